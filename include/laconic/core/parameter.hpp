@@ -1,0 +1,134 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/matrix.hpp>
+#include <laconic/core/random.hpp>
+
+#include <cmath>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// What a parameter is to an optimiser.
+enum class Role {
+  weight,     ///< trained by its gradient
+  statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
+};
+
+/// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
+/// `(channels, 1, kernel)`. `value` shows it as a matrix: the first dimension, times all others.
+/// The gradient is scratch of training: a tape fills it also through a const model.
+template <class T>
+class Parameter {
+ public:
+  using Scalar = T;
+
+  Parameter() = default;
+  /// Zeros. Allocates.
+  explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
+    Index rows = shape_.empty() ? 1 : shape_[0], cols = 1;
+    for (std::size_t i = 1; i < shape_.size(); ++i) cols *= shape_[i];
+    if (shape_.size() == 1) std::swap(rows, cols);  // a vector is one row
+    value.setZero(rows, cols);
+  }
+
+  const std::vector<Index>& shape() const { return shape_; }
+  Index size() const { return value.size(); }
+  Role role() const { return role_; }
+
+  Matrix<T> value;
+
+  /// Frozen parameters get no gradient.
+  bool trainable = true;
+
+  bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
+  /// The gradient, zeroed when asked for the first time. Allocates then.
+  Matrix<T>& gradient() const {
+    if (!has_gradient()) gradient_.setZero(value.rows(), value.cols());
+    return gradient_;
+  }
+  void clear_gradient() const {
+    if (has_gradient()) gradient_.setZero();
+  }
+
+ private:
+  std::vector<Index> shape_;
+  Role role_ = Role::weight;
+  mutable Matrix<T> gradient_;
+};
+
+namespace detail {
+
+template <class>
+inline constexpr bool is_parameter = false;
+template <class T>
+inline constexpr bool is_parameter<Parameter<T>> = true;
+
+/// Calls `visit(dotted_name, parameter)` for every parameter below a module.
+template <class Visit>
+struct ParameterWalk {
+  Visit& visit;
+  std::string path;
+
+  template <class Child>
+  void operator()(std::string_view name, Child& child) {
+    const std::size_t length = path.size();
+    if (length > 0) path += '.';
+    path += name;
+    if constexpr (is_parameter<std::remove_const_t<Child>>)
+      visit(std::string_view(path), child);
+    else
+      std::remove_const_t<Child>::each_parameter(child, *this);
+    path.resize(length);
+  }
+  /// Numbered children: "layers.0", "layers.1" ...
+  template <class Child>
+  void operator()(std::string_view name, std::vector<Child>& children) {
+    for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
+  }
+  template <class Child>
+  void operator()(std::string_view name, const std::vector<Child>& children) {
+    for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
+  }
+};
+
+}  // namespace detail
+
+/// Base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in
+/// `static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`;
+/// loading, saving, counting, optimising and converting all go through it.
+template <class Self>
+class Module {
+ public:
+  /// Calls `visit(std::string_view dotted_name, Parameter<T>&)` for every parameter, in a fixed order.
+  template <class Visit>
+  void parameters(Visit&& visit) {
+    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
+    Self::each_parameter(static_cast<Self&>(*this), walk);
+  }
+  template <class Visit>
+  void parameters(Visit&& visit) const {
+    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
+    Self::each_parameter(static_cast<const Self&>(*this), walk);
+  }
+
+  /// Numbers held in trained parameters (statistics of batch norm do not count).
+  Index count_parameters() const {
+    Index count = 0;
+    parameters([&](std::string_view, const auto& p) { count += p.role() == Role::weight ? p.size() : 0; });
+    return count;
+  }
+};
+
+/// Fills with uniform numbers in [-bound, bound).
+template <class T>
+void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
+  for (Index i = 0; i < parameter.size(); ++i)
+    parameter.value.data()[i] = static_cast<T>(bound * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+}
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,78 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/extent.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <string_view>
+#include <utility>
+
+namespace laconic::inline v0 {
+
+/// What all randomness of a run is derived from.
+struct Seed {
+  std::uint64_t value = 0;
+  constexpr Seed() = default;
+  constexpr explicit Seed(std::uint64_t v) : value(v) {}
+};
+
+/// Counter-based random numbers: number i of a stream is a function of (seed, stream, i) alone, so results depend
+/// neither on threads nor on the order of evaluation. Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers:
+/// as easy as 1, 2, 3"); equal to the authors' known answers. Nothing allocates.
+class Random {
+ public:
+  constexpr Random(Seed seed, std::uint64_t stream) : seed_(seed.value), stream_(stream) {}
+  /// The stream of a name: a parameter's initial values do not depend on which other parameters exist.
+  constexpr Random(Seed seed, std::string_view name) : Random(seed, hash(name)) {}
+
+  /// Four 32-bit numbers for each counter.
+  constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
+    std::array<std::uint32_t, 4> x{low(counter), high(counter), low(stream_), high(stream_)};
+    std::uint32_t k0 = low(seed_), k1 = high(seed_);
+    for (int round = 0; round < 10; ++round) {
+      const std::uint64_t a = std::uint64_t{0xD2511F53} * x[0], b = std::uint64_t{0xCD9E8D57} * x[2];
+      x = {high(b) ^ x[1] ^ k0, low(b), high(a) ^ x[3] ^ k1, low(a)};
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    return x;
+  }
+
+  constexpr std::uint32_t bits(std::uint64_t i) const { return block(i / 4)[i % 4]; }
+  /// Uniform in [0, 1), a multiple of 2^-32.
+  constexpr double uniform(std::uint64_t i) const { return bits(i) * 0x1p-32; }
+  /// Uniform among 0 .. n-1.
+  constexpr Index below(Index n, std::uint64_t i) const {
+    return static_cast<Index>((static_cast<std::uint64_t>(bits(i)) * static_cast<std::uint64_t>(n)) >> 32);
+  }
+  /// Standard normal (Box-Muller).
+  double normal(std::uint64_t i) const {
+    const auto x = block(i / 2);
+    const std::size_t pair = 2 * (i % 2);
+    const double radius = std::sqrt(-2 * std::log((x[pair] + 1.0) * 0x1p-32));
+    return radius * std::cos(2 * std::numbers::pi * (x[pair + 1] * 0x1p-32));
+  }
+
+ private:
+  static constexpr std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
+  static constexpr std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
+  static constexpr std::uint64_t hash(std::string_view name) {  // FNV-1a
+    std::uint64_t h = 0xcbf29ce484222325;
+    for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+    return h;
+  }
+
+  std::uint64_t seed_, stream_;
+};
+
+/// Puts the items in random order (Fisher-Yates), the same on every machine for the same seed and stream.
+template <class Container>
+void shuffle(Container& items, const Random& random) {
+  for (std::size_t i = items.size(); i > 1; --i)
+    std::swap(items[i - 1], items[static_cast<std::size_t>(random.below(static_cast<Index>(i), i))]);
+}
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,69 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/arena.hpp>
+
+#include <algorithm>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
+/// sequence n is the rows [begin(n), end(n)); nothing is padded.
+class Sequences {
+ public:
+  Sequences() : own_{0}, offsets_(own_) {}
+  /// Allocates from the heap.
+  explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
+  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
+  Sequences(const Sequences& other)
+      : own_(other.own_), buffer_(other.buffer_), offsets_(buffer_.empty() ? std::span<const Index>(own_) : other.offsets_) {}
+  Sequences& operator=(Sequences other) noexcept {
+    own_.swap(other.own_);
+    std::swap(buffer_, other.buffer_);
+    offsets_ = buffer_.empty() ? std::span<const Index>(own_) : other.offsets_;
+    return *this;
+  }
+
+  /// The sequences whose lengths are `map(length)` of these, in memory of the arena: once warm, it allocates nothing.
+  template <class Map>
+  Sequences map_lengths(Arena& arena, Map&& map) const {
+    Sequences out(arena, size());
+    auto* offsets = static_cast<Index*>(out.buffer_.data());
+    offsets[0] = 0;
+    for (Index n = 0; n < size(); ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, map(length(n)));
+    return out;
+  }
+
+  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index rows() const { return offsets_.back(); }
+  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  Index length(Index n) const { return end(n) - begin(n); }
+  Index max_length() const {
+    Index longest = 0;
+    for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
+    return longest;
+  }
+  friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
+
+ private:
+  Sequences(Arena& arena, Index size)
+      : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
+        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
+
+  static void fill(std::vector<Index>& offsets, std::span<const Index> lengths) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
+      offsets[n + 1] = offsets[n] + lengths[n];
+    }
+  }
+
+  std::vector<Index> own_;
+  Buffer buffer_;
+  std::span<const Index> offsets_;
+};
+
+}  // namespace laconic::inline v0
