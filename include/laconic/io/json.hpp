@@ -1,0 +1,255 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/enum.hpp>
+#include <laconic/io/file.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+// Strict JSON, and configuration structs to and from it.
+//
+// A configuration struct lists its members once:
+//   struct EncoderConfig {
+//     Index d_model = 256;
+//     Norm norm = Norm::layer;
+//     static constexpr void fields(auto& self, auto&& visit) {
+//       visit("d_model", self.d_model);
+//       visit("norm", self.norm);
+//     }
+//   };
+// Members are bool, integers, floating point, std::string, enumerations with names (core/enum.hpp), std::vector of
+// these, or further configuration structs.
+
+namespace laconic::inline v0 {
+
+/// A struct with a `fields` list, as described at the top of this file.
+template <class T>
+concept ConfigStruct = std::is_class_v<T> && requires(T& config) { T::fields(config, [](std::string_view, auto&) {}); };
+
+namespace detail {
+
+/// Text from a file, fit for a message: quoted, cut at 60 characters, control characters and non-ASCII as '?'.
+inline std::string in_quotes(std::string_view word) {
+  std::string out = "'";
+  for (const char c : word.substr(0, 60)) out += c >= ' ' && c <= '~' ? c : '?';
+  return out + (word.size() > 60 ? "...'" : "'");
+}
+
+/// A value for a message: the JSON text if it is short.
+inline std::string shown(const nlohmann::json& value) {
+  if (value.is_object()) return "an object";
+  if (value.is_array()) return text("an array of ", value.size());
+  if (value.is_string()) return in_quotes(value.get_ref<const std::string&>());
+  return value.dump();
+}
+
+/// Watches a parse: the nesting, and the keys of the objects that are open.
+class StrictParse {
+ public:
+  static constexpr int max_depth = 32;
+
+  explicit StrictParse(const std::string& where) : where_(where) {}
+
+  void operator()(int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
+    using Event = nlohmann::json::parse_event_t;
+    if (event == Event::object_start || event == Event::array_start)
+      require(depth < max_depth, where_, ": JSON nested more than ", max_depth, " deep");
+    if (event == Event::object_start) keys_.emplace_back();
+    if (event == Event::object_end) keys_.pop_back();
+    if (event == Event::key) {
+      const auto& key = value.get_ref<const std::string&>();
+      require(keys_.back().insert(key).second, where_, ": key ", in_quotes(key), " appears twice in one JSON object");
+    }
+  }
+
+ private:
+  const std::string& where_;
+  std::vector<std::unordered_set<std::string>> keys_;
+};
+
+/// Parses strictly; `watch(depth, event, value)` may return false to drop a value (see nlohmann::json::parse).
+template <class Watch>
+nlohmann::json parse_json(std::string_view source, const std::string& where, Watch&& watch) {
+  StrictParse strict(where);
+  try {
+    return nlohmann::json::parse(source.begin(), source.end(),
+                                 [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
+                                   strict(depth, event, value);
+                                   return watch(depth, event, value);
+                                 });
+  } catch (const nlohmann::json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 7: ..."
+    std::string_view reason = e.what();
+    if (const auto end = reason.find("] "); end != std::string_view::npos) reason.remove_prefix(end + 2);
+    std::string out(reason.substr(0, 200));
+    for (char& c : out) c = c >= ' ' && c <= '~' ? c : '?';
+    throw Error(text(where, ": not valid JSON: ", out));
+  }
+}
+
+}  // namespace detail
+
+/// Reads one JSON value. Throws `Error` naming `where` (a file, say) and the position for anything that is not JSON in
+/// valid UTF-8, for bytes after it, for a key that appears twice in one object and for nesting beyond 32.
+inline nlohmann::json parse_json(std::string_view source, const std::string& where) {
+  return detail::parse_json(source, where, [](int, nlohmann::json::parse_event_t, nlohmann::json&) { return true; });
+}
+
+/// Reads a JSON file of at most `max_bytes`.
+inline nlohmann::json read_json(const std::filesystem::path& path, std::size_t max_bytes = std::size_t{64} << 20) {
+  return parse_json(read_file(path, max_bytes), path.string());
+}
+
+/// Writes a JSON file, indented, whole or not at all. Throws `Error` for strings that are not UTF-8.
+inline void write_json(const std::filesystem::path& path, const nlohmann::json& value) {
+  std::string out;
+  try {
+    out = value.dump(2);
+  } catch (const nlohmann::json::exception&) {
+    throw Error(text(path.string(), ": cannot write as JSON: a string is not valid UTF-8"));
+  }
+  out += '\n';
+  write_file(path, out);
+}
+
+namespace detail {
+
+/// Where a value stands, for messages: "DIR/config.json: 'encoder.num_layers'".
+struct JsonPlace {
+  const std::string& where;
+  std::string path;
+
+  JsonPlace member(std::string_view name) const {
+    return {where, path.empty() ? std::string(name) : text(path, '.', name)};
+  }
+  JsonPlace element(std::size_t i) const { return {where, text(path, '[', i, ']')}; }
+
+  [[noreturn]] void fail(const nlohmann::json& given, std::string_view expected) const {
+    const std::string name = path.empty() ? std::string() : in_quotes(path) + " is ";
+    throw Error(text(where, ": ", name, shown(given), path.empty() ? " given, " : ", ", expected, " expected"));
+  }
+};
+
+template <class T>
+inline constexpr bool is_vector = false;
+template <class T>
+inline constexpr bool is_vector<std::vector<T>> = true;
+
+template <class T>
+T read_value(const nlohmann::json& value, const JsonPlace& place);
+
+template <std::integral T>
+T read_integer(const nlohmann::json& value, const JsonPlace& place) {
+  using Limits = std::numeric_limits<T>;
+  // The checks come first: nlohmann's own get<T>() turns -1 into 18446744073709551615 and 2^64 into 0.
+  const bool fits = value.is_number_unsigned()  ? std::in_range<T>(value.get<std::uint64_t>())
+                    : value.is_number_integer() ? std::in_range<T>(value.get<std::int64_t>())
+                                                : false;
+  if (!fits) place.fail(value, text("an integer from ", Limits::min(), " to ", Limits::max()));
+  return value.get<T>();
+}
+
+template <ConfigStruct T>
+T read_config(const nlohmann::json& value, const JsonPlace& place) {
+  if (!value.is_object()) place.fail(value, "an object");
+  T out{};
+  std::unordered_set<std::string_view> known;
+  std::string names;
+  T::fields(out, [&](std::string_view name, auto& member) {
+    const auto found = value.find(name);
+    require(found != value.end(), place.where, ": ", in_quotes(place.member(name).path), " is missing");
+    member = read_value<std::remove_reference_t<decltype(member)>>(*found, place.member(name));
+    known.insert(name);
+    names += names.empty() ? "" : ", ";
+    names += name;
+  });
+  for (const auto& [key, unused] : value.items())
+    require(known.contains(key), place.where, ": unknown key ", in_quotes(place.member(key).path), " (known: ", names, ")");
+  return out;
+}
+
+template <class T>
+T read_value(const nlohmann::json& value, const JsonPlace& place) {
+  if constexpr (std::same_as<T, bool>) {
+    if (!value.is_boolean()) place.fail(value, "true or false");
+    return value.get<bool>();
+  } else if constexpr (std::integral<T>) {
+    return read_integer<T>(value, place);
+  } else if constexpr (std::floating_point<T>) {
+    if (!value.is_number()) place.fail(value, "a number");
+    const auto number = value.get<T>();
+    if (!std::isfinite(number)) place.fail(value, text("a number up to ", std::numeric_limits<T>::max()));
+    return number;
+  } else if constexpr (std::same_as<T, std::string>) {
+    if (!value.is_string()) place.fail(value, "a string");
+    return value.get<std::string>();
+  } else if constexpr (NamedEnum<T>) {
+    const auto found = value.is_string() ? from_name<T>(value.get_ref<const std::string&>()) : std::nullopt;
+    if (!found) place.fail(value, text("one of ", all_names<T>()));
+    return *found;
+  } else if constexpr (is_vector<T>) {
+    if (!value.is_array()) place.fail(value, "an array");
+    T out;
+    for (std::size_t i = 0; i < value.size(); ++i)
+      out.push_back(read_value<typename T::value_type>(value[i], place.element(i)));
+    return out;
+  } else {
+    static_assert(ConfigStruct<T>, "laconic: a member of a configuration is bool, a number, std::string, an enumeration with "
+                             "enum_names, a std::vector of these or a struct with fields");
+    return read_config<T>(value, place);
+  }
+}
+
+}  // namespace detail
+
+/// A configuration struct (or a number, string, vector ... ) from JSON. Throws `Error` naming `where` and the member for
+/// a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an enumeration.
+template <class T>
+T from_json(const nlohmann::json& value, const std::string& where) {
+  return detail::read_value<T>(value, {where, {}});
+}
+
+/// The member `key` of an object, checked as by `from_json`.
+template <class T>
+T json_member(const nlohmann::json& object, std::string_view key, const std::string& where) {
+  require(object.is_object(), where, ": ", detail::shown(object), " given, an object expected");
+  const auto found = object.find(key);
+  require(found != object.end(), where, ": ", detail::in_quotes(key), " is missing");
+  return detail::read_value<T>(*found, {where, std::string(key)});
+}
+
+/// A configuration struct (or a number, string, vector ... ) as JSON. Throws `Error` for a number that is not finite,
+/// which JSON cannot hold.
+template <class T>
+nlohmann::json to_json(const T& value) {
+  if constexpr (NamedEnum<T>) {
+    return std::string(to_name(value));
+  } else if constexpr (detail::is_vector<T>) {
+    nlohmann::json out = nlohmann::json::array();
+    for (const auto& element : value) out.push_back(to_json<typename T::value_type>(element));
+    return out;
+  } else if constexpr (ConfigStruct<T>) {
+    nlohmann::json out = nlohmann::json::object();
+    T::fields(value, [&](std::string_view name, const auto& member) { out[std::string(name)] = to_json(member); });
+    return out;
+  } else {
+    static_assert(std::is_arithmetic_v<T> || std::same_as<T, std::string>,
+                  "laconic: a member of a configuration is bool, a number, std::string, an enumeration with enum_names, "
+                  "a std::vector of these or a struct with fields");
+    if constexpr (std::floating_point<T>) require(std::isfinite(value), "JSON cannot hold the number ", value);
+    return value;
+  }
+}
+
+}  // namespace laconic::inline v0

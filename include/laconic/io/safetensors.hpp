@@ -1,0 +1,366 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/enum.hpp>
+#include <laconic/core/extent.hpp>
+#include <laconic/io/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+// The safetensors format: 8 bytes N (unsigned, little endian), N bytes of JSON, then the tensors' bytes end to end.
+// The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...} and may hold
+// {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation (github.com/huggingface/safetensors).
+
+namespace laconic::inline v0 {
+
+static_assert(std::endian::native == std::endian::little,
+              "laconic: safetensors files are little endian, and so must the machine be");
+
+enum class Dtype { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f16, bf16, i32, u32, f32, f64, i64, u64 };
+
+constexpr auto enum_names(Dtype) {
+  using enum Dtype;
+  return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"}, {u8, "U8"}, {i8, "I8"}, {f8_e5m2, "F8_E5M2"},
+                                         {f8_e4m3, "F8_E4M3"}, {i16, "I16"}, {u16, "U16"}, {f16, "F16"}, {bf16, "BF16"},
+                                         {i32, "I32"}, {u32, "U32"}, {f32, "F32"}, {f64, "F64"}, {i64, "I64"}, {u64, "U64"}});
+}
+
+constexpr std::size_t dtype_bytes(Dtype dtype) {
+  return dtype >= Dtype::f64 ? 8 : dtype >= Dtype::i32 ? 4 : dtype >= Dtype::i16 ? 2 : 1;
+}
+
+/// A shape for messages: "(2, 3)".
+inline std::string shape_text(std::span<const Index> shape) {
+  std::string out = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) out += text(i > 0 ? ", " : "", shape[i]);
+  return out + ")";
+}
+
+/// A tensor in a file. `bytes` lie in the mapped file, without any alignment.
+struct TensorInfo {
+  Dtype dtype;
+  std::vector<Index> shape;
+  std::span<const std::byte> bytes;
+};
+
+namespace detail {
+
+struct SafetensorsLimits {
+  static constexpr std::size_t header_bytes = 100'000'000, tensors = 1'000'000, rank = 8, name_bytes = 1024;
+};
+
+/// Number of values of a shape, or false where the product overflows.
+inline bool checked_size(std::span<const Index> shape, Index& size) {
+  size = 1;
+  for (const Index extent : shape) {
+    if (extent < 0 || (extent > 0 && size > std::numeric_limits<Index>::max() / extent)) return false;
+    size *= extent;
+  }
+  return true;
+}
+
+/// IEEE half precision to single, exactly.
+inline float half_to_float(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
+  const std::uint32_t exponent = (half >> 10) & 31, fraction = half & 0x3ff;
+  if (exponent == 0) {  // zero and subnormal: fraction * 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+inline float bfloat_to_float(std::uint16_t value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16); }
+
+/// Reads the header: everything a file claims is checked here, so that using a tensor later needs no checks.
+class SafetensorsHeader {
+ public:
+  struct Entry {
+    std::string name;
+    TensorInfo info;
+    std::size_t begin, end;
+  };
+
+  SafetensorsHeader(const std::string& where, std::string_view json, std::span<const std::byte> data)
+      : where_(where), data_(data) {
+    require(!json.empty() && json.front() == '{', where_, ": not a safetensors file: the header does not begin with '{'");
+    parse_json(json, where_, [this](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
+      return watch(depth, event, value);
+    });
+    check_layout();
+  }
+
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+
+ private:
+  using Event = nlohmann::json::parse_event_t;
+
+  /// Takes each entry as soon as it is complete and drops its JSON, so that memory stays near the header's size.
+  bool watch(int depth, Event event, nlohmann::json& value) {
+    if (event == Event::key && depth == 1) {
+      name_ = value.get<std::string>();
+      values_ = 0;
+      require(name_.size() <= SafetensorsLimits::name_bytes, where_, ": tensor name ", in_quotes(name_), " of ", name_.size(),
+              " bytes, at most ", SafetensorsLimits::name_bytes, " expected");
+      return true;
+    }
+    if ((event == Event::value || event == Event::array_start) && depth == 1) fail("is not a JSON object");
+    const bool metadata_entry = name_ == "__metadata__";
+    if ((event == Event::value || event == Event::array_start || event == Event::object_start) && depth > 1 &&
+        ++values_ > (metadata_entry ? 100'000u : 64u))
+      fail("has too many values");
+    if (event != Event::object_end || depth != 1) return true;
+    if (metadata_entry)
+      take_metadata(value);
+    else
+      take_tensor(value);
+    return false;
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    throw Error(text(where_, ": header entry ", in_quotes(name_), ' ', parts...));
+  }
+
+  void take_metadata(const nlohmann::json& value) {
+    for (const auto& [key, member] : value.items()) {
+      if (!member.is_string()) fail("has ", shown(member), " for ", in_quotes(key), ", a string expected");
+      metadata[key] = member.get<std::string>();
+    }
+  }
+
+  void take_tensor(const nlohmann::json& value) {
+    for (const auto& [key, member] : value.items())
+      if (key != "dtype" && key != "shape" && key != "data_offsets")
+        fail("has an unknown key ", in_quotes(key), " (known: dtype, shape, data_offsets)");
+    if (value.size() != 3) fail("must have dtype, shape and data_offsets");
+    const auto& dtype = value["dtype"];
+    const auto known = dtype.is_string() ? from_name<Dtype>(dtype.get_ref<const std::string&>()) : std::nullopt;
+    if (!known) fail("has dtype ", shown(dtype), ", one of ", all_names<Dtype>(), " expected");
+
+    const auto shape = numbers(value["shape"], "shape");
+    const auto offsets = numbers(value["data_offsets"], "data_offsets");
+    if (shape.size() > SafetensorsLimits::rank)
+      fail("has ", shape.size(), " dimensions, at most ", SafetensorsLimits::rank, " expected");
+    if (offsets.size() != 2) fail("has ", offsets.size(), " data_offsets, 2 expected");
+    const Index begin = offsets[0], end = offsets[1];
+    if (begin < 0 || begin > end || static_cast<std::size_t>(end) > data_.size())
+      fail("has data_offsets [", begin, ", ", end, "], but the file holds ", data_.size(), " bytes of data");
+
+    Index size = 0, bytes = 0;
+    const auto width = static_cast<Index>(dtype_bytes(*known));
+    if (!checked_size(shape, size) || !checked_size(std::array{size, width}, bytes))
+      fail("has shape ", shape_text(shape), ", whose size is negative or overflows");
+    if (bytes != end - begin)
+      fail("has shape ", shape_text(shape), " and dtype ", to_name(*known), ", which is ", bytes, " bytes, but data_offsets [",
+           begin, ", ", end, "], which is ", end - begin);
+
+    require(entries.size() < SafetensorsLimits::tensors, where_, ": more than ", SafetensorsLimits::tensors, " tensors");
+    const auto from = static_cast<std::size_t>(begin), to = static_cast<std::size_t>(end);
+    entries.push_back({name_, {*known, shape, data_.subspan(from, to - from)}, from, to});
+  }
+
+  std::vector<Index> numbers(const nlohmann::json& value, std::string_view key) const {
+    return read_value<std::vector<Index>>(value, {where_, text(name_, '.', key)});
+  }
+
+  /// No holes, no overlaps, nothing behind the last tensor: every byte of the file belongs to exactly one thing.
+  void check_layout() {
+    std::ranges::stable_sort(entries, {}, [](const Entry& e) { return std::pair(e.begin, e.end); });
+    std::size_t expected = 0;
+    for (const Entry& entry : entries) {
+      require(entry.begin == expected, where_, ": tensor ", in_quotes(entry.name), " begins at byte ", entry.begin,
+              " of the data, ", expected, " expected: tensors must lie end to end");
+      expected = entry.end;
+    }
+    require(expected == data_.size(), where_, ": the tensors end at byte ", expected, " of the data, but the file holds ",
+            data_.size(), " bytes of data");
+  }
+
+  const std::string& where_;
+  std::span<const std::byte> data_;
+  std::string name_;
+  std::size_t values_ = 0;
+};
+
+}  // namespace detail
+
+/// A safetensors file, memory-mapped and fully checked when opened: throws `Error` for anything that the format does not
+/// allow, so that what can be opened can be read. Tensor bytes come from the disk only when they are touched.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
+    const auto bytes = file_.bytes();
+    require(bytes.size() >= 8, path_, ": not a safetensors file: ", bytes.size(), " bytes, at least 8 expected");
+    std::uint64_t header_bytes = 0;
+    std::memcpy(&header_bytes, bytes.data(), 8);
+    require(header_bytes <= detail::SafetensorsLimits::header_bytes, path_, ": not a safetensors file: a header of ",
+            header_bytes, " bytes, at most ", detail::SafetensorsLimits::header_bytes, " expected");
+    require(header_bytes <= bytes.size() - 8, path_, ": cut short: a header of ", header_bytes, " bytes, but only ",
+            bytes.size() - 8, " follow");
+    const auto n = static_cast<std::size_t>(header_bytes);
+    const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + 8, n);
+    detail::SafetensorsHeader header(path_, json, bytes.subspan(8 + n));
+    metadata_ = std::move(header.metadata);
+    for (auto& entry : header.entries) {
+      infos_.emplace(entry.name, std::move(entry.info));
+      names_.push_back(std::move(entry.name));
+    }
+  }
+
+  const std::string& path() const { return path_; }
+  /// Tensor names in the order of their bytes in the file.
+  const std::vector<std::string>& names() const { return names_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool contains(std::string_view name) const { return infos_.contains(std::string(name)); }
+
+  /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
+  const TensorInfo& info(std::string_view name) const {
+    const auto found = infos_.find(std::string(name));
+    require(found != infos_.end(), path_, ": no tensor ", detail::in_quotes(name));
+    return found->second;
+  }
+
+  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double). Throws `Error` for other types, a
+  /// number of values other than `out.size()`, and a finite value that is too large for `T`.
+  template <std::floating_point T>
+  void read(std::string_view name, std::span<T> out) const {
+    const TensorInfo& tensor = info(name);
+    const std::size_t count = tensor.bytes.size() / dtype_bytes(tensor.dtype);
+    require(count == out.size(), path_, ": tensor ", detail::in_quotes(name), " has ", count, " values, ", out.size(),
+            " expected");
+    switch (tensor.dtype) {
+      case Dtype::f32: return convert<float>(name, tensor.bytes, out, [](float x) { return x; });
+      case Dtype::f64: return convert<double>(name, tensor.bytes, out, [](double x) { return x; });
+      case Dtype::f16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
+      case Dtype::bf16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
+      default:
+        throw Error(text(path_, ": tensor ", detail::in_quotes(name), " has dtype ", to_name(tensor.dtype),
+                         ", one of F32, F64, F16, BF16 expected"));
+    }
+  }
+
+ private:
+  template <class Stored, class T, class Decode>
+  void convert(std::string_view name, std::span<const std::byte> bytes, std::span<T> out, Decode&& decode) const {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      Stored stored;
+      std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
+      const auto value = decode(stored);
+      if constexpr (sizeof(value) > sizeof(T))
+        require(!std::isfinite(value) || std::abs(value) <= std::numeric_limits<T>::max(), path_, ": tensor ",
+                detail::in_quotes(name), " holds ", value, ", too large for single precision");
+      out[i] = static_cast<T>(value);
+    }
+  }
+
+  std::string path_;
+  MappedFile file_;
+  std::vector<std::string> names_;
+  std::unordered_map<std::string, TensorInfo> infos_;
+  std::map<std::string, std::string> metadata_;
+};
+
+/// Collects tensors and writes them as one safetensors file, whole or not at all. Borrows the values until `write`:
+/// nothing is copied but the header.
+class SafetensorsWriter {
+ public:
+  /// Texts kept in the file beside the tensors.
+  std::map<std::string, std::string> metadata;
+
+  /// Throws `Error` for a name given twice or reserved, and for a shape that is not that of the values.
+  void add(std::string_view name, std::span<const Index> shape, std::span<const float> values) {
+    add(name, Dtype::f32, shape, values.size(), std::as_bytes(values));
+  }
+  void add(std::string_view name, std::span<const Index> shape, std::span<const double> values) {
+    add(name, Dtype::f64, shape, values.size(), std::as_bytes(values));
+  }
+
+  void write(const std::filesystem::path& path) const {
+    // As the Rust implementation: wide types first, which keeps every tensor aligned; then by name.
+    std::vector<const Tensor*> order;
+    for (const auto& [name, tensor] : tensors_) order.push_back(&tensor);
+    std::ranges::stable_sort(order, {}, [](const Tensor* t) { return -static_cast<int>(t->info.dtype); });
+
+    std::string header = "{";
+    std::size_t begin = 0;
+    const auto member = [&](const std::string& key, const std::string& json) {
+      if (header.size() > 1) header += ',';
+      header += escaped(path, key);
+      header += ':';
+      header += json;
+    };
+    if (!metadata.empty()) {
+      std::string texts;
+      for (const auto& [key, value] : metadata)
+        texts += text(texts.empty() ? "{" : ",", escaped(path, key), ':', escaped(path, value));
+      member("__metadata__", texts + "}");
+    }
+    for (const Tensor* tensor : order) {
+      const std::size_t end = begin + tensor->info.bytes.size();
+      std::string shape;
+      for (const Index extent : tensor->info.shape) shape += text(shape.empty() ? "" : ",", extent);
+      member(tensor->name, text(R"({"dtype":")", to_name(tensor->info.dtype), R"(","shape":[)", shape,
+                                R"(],"data_offsets":[)", begin, ',', end, "]}"));
+      begin = end;
+    }
+    header += '}';
+    header.append((8 - header.size() % 8) % 8, ' ');
+    require(header.size() <= detail::SafetensorsLimits::header_bytes, path.string(), ": a header of ", header.size(),
+            " bytes, at most ", detail::SafetensorsLimits::header_bytes, " can be read back");
+
+    FileWriter file(path);
+    const std::uint64_t header_bytes = header.size();
+    file.write(std::as_bytes(std::span(&header_bytes, 1)));
+    file.write(header);
+    for (const Tensor* tensor : order) file.write(tensor->info.bytes);
+    file.commit();
+  }
+
+ private:
+  struct Tensor {
+    std::string name;
+    TensorInfo info;
+  };
+
+  void add(std::string_view name, Dtype dtype, std::span<const Index> shape, std::size_t count,
+           std::span<const std::byte> bytes) {
+    using Limits = detail::SafetensorsLimits;
+    require(name != "__metadata__" && name.size() <= Limits::name_bytes, "safetensors: a tensor cannot be named ",
+            detail::in_quotes(name));
+    Index size = 0;
+    require(shape.size() <= Limits::rank && detail::checked_size(shape, size) && static_cast<std::size_t>(size) == count,
+            "safetensors: tensor ", detail::in_quotes(name), " has ", count, " values and shape ", shape_text(shape),
+            "; as many values as the shape says and at most ", Limits::rank, " dimensions expected");
+    Tensor tensor{std::string(name), {dtype, {shape.begin(), shape.end()}, bytes}};
+    require(tensors_.emplace(tensor.name, tensor).second, "safetensors: tensor ", detail::in_quotes(name), " added twice");
+  }
+
+  static std::string escaped(const std::filesystem::path& path, const std::string& word) {
+    try {
+      return nlohmann::json(word).dump();
+    } catch (const nlohmann::json::exception&) {
+      throw Error(text(path.string(), ": cannot write: ", detail::in_quotes(word), " is not valid UTF-8"));
+    }
+  }
+
+  std::map<std::string, Tensor> tensors_;
+};
+
+}  // namespace laconic::inline v0
