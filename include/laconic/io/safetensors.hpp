@@ -245,15 +245,21 @@ class SafetensorsFile {
     const std::size_t count = tensor.bytes.size() / dtype_bytes(tensor.dtype);
     require(count == out.size(), path_, ": tensor ", detail::in_quotes(name), " has ", count, " values, ", out.size(),
             " expected");
+    require_floating(name);
     switch (tensor.dtype) {
       case Dtype::f32: return convert<float>(name, tensor.bytes, out, [](float x) { return x; });
       case Dtype::f64: return convert<double>(name, tensor.bytes, out, [](double x) { return x; });
       case Dtype::f16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
       case Dtype::bf16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
-      default:
-        throw Error(text(path_, ": tensor ", detail::in_quotes(name), " has dtype ", to_name(tensor.dtype),
-                         ", one of F32, F64, F16, BF16 expected"));
+      default: return;
     }
+  }
+
+  /// Throws `Error` unless the tensor is of a type that `read` converts.
+  void require_floating(std::string_view name) const {
+    const Dtype dtype = info(name).dtype;
+    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path_, ": tensor ",
+            detail::in_quotes(name), " has dtype ", to_name(dtype), ", one of F32, F64, F16, BF16 expected");
   }
 
  private:
