@@ -1,0 +1,19 @@
+# Headers, targets and the files that let `find_package(laconic)` work. Component `laconic`: all but the program.
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/laconic)
+
+install(DIRECTORY include/laconic DESTINATION include COMPONENT laconic)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT laconic)
+
+# One export set a component, so that the core can be used where the dependencies of the others are missing.
+foreach(part laconic laconic_io laconic_speech)
+  install(TARGETS ${part} EXPORT ${part}Targets)
+  install(EXPORT ${part}Targets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT laconic)
+endforeach()
+
+configure_package_config_file(cmake/laconicConfig.cmake.in laconicConfig.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(laconicConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/laconicConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/laconicConfigVersion.cmake
+              cmake/laconicDependencies.cmake
+        DESTINATION ${package_dir} COMPONENT laconic)

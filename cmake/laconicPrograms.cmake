@@ -1,0 +1,9 @@
+# For laconic's own programs, never for its users: every warning is an error, and the code fits this machine.
+# (`cmake --compile-no-warning-as-error` lets warnings pass, for compilers newer than those tested here.)
+function(laconic_program target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow)
+  set_target_properties(${target} PROPERTIES COMPILE_WARNING_AS_ERROR ON CXX_EXTENSIONS OFF)
+  if(LACONIC_NATIVE)
+    target_compile_options(${target} PRIVATE -march=native)
+  endif()
+endfunction()
