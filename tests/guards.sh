@@ -40,7 +40,7 @@ caught 'which does not exist' floors
 plant include/laconic/cellar/new.hpp '#pragma once'
 caught 'no floor is called cellar' floors
 plant include/laconic/core/forgotten.hpp '#pragma once'
-caught 'laconic.hpp does not lead to: laconic/core/forgotten.hpp' floors
+caught ' laconic/core/forgotten.hpp ' floors
 
 plant include/laconic/core/error.hpp 'struct New {};'
 caught 'run scripts/amalgamate' bash "$project/scripts/amalgamate" --check "$work/copy"
