@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Proves that each check of the project fails when it should: plants an error in a copy and demands the complaint.
-#   usage: guards.sh PROJECT_DIR COMPILER FLAGS_FILE
+#   usage: guards.sh PROJECT_DIR CMAKE COMPILER FLAGS_FILE
 set -euo pipefail
-project=$1 compiler=$2 flags=$3
+project=$1 cmake=$2 compiler=$3 flags=$4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 planted=0
@@ -62,5 +62,12 @@ printf '%s\n' '// expect: the second' 'static_assert(false, "first");' 'static_a
 caught 'the first error is' rejects
 printf '%s\n' 'static_assert(false, "no sentence expected");' >"$work/case.cpp"
 caught "no line '// expect: ...'" rejects
+
+plant tests/consumer/new.txt ''
+cp -r "$project/cmake" "$project/CMakeLists.txt" "$work/copy/"
+cp -r "$project/tests/consumer" "$work/copy/tests/"
+echo 'target_compile_options(laconic INTERFACE -march=native)' >>"$work/copy/CMakeLists.txt"
+caught 'laconic brings flags:  -march' bash "$project/tests/consumer/check.sh" add_subdirectory "$cmake" "$compiler" \
+  "$work/copy" "" "$work/consumer"
 
 echo "$planted planted errors, all caught"

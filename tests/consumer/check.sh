@@ -6,6 +6,7 @@
 #   add_subdirectory              from its source folder
 #   usage: check.sh WAY CMAKE COMPILER SOURCE_DIR BUILD_DIR WORK_DIR
 set -euo pipefail
+unset CXXFLAGS
 way=$1 cmake=$2 compiler=$3 source=$4 build=$5 work=$6
 rm -rf "$work"
 mkdir -p "$work"
@@ -47,10 +48,10 @@ case $way in
     ;;
   *) fail "no such way" ;;
 esac
-quietly "$cmake" --build "$work/build"
-for program in $programs; do "$work/build/$program" || fail "$program exits $?"; done
-
 # A user's flags are the user's: laconic brings none for the processor, warnings or optimisation.
 if flags=$(grep -oE -e ' -(march|mtune|m[a-z]*avx|W|O|f(fast|sanitize|no))[^ "]*' "$work/build/compile_commands.json"); then
   fail "laconic brings flags: $flags"
 fi
+
+quietly "$cmake" --build "$work/build"
+for program in $programs; do "$work/build/$program" || fail "$program exits $?"; done
