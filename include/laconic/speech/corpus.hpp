@@ -1,0 +1,193 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <sndfile.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <laconic/io/json.hpp>
+#include <laconic/speech/words.hpp>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// One recording and what is said in it.
+struct Utterance {
+  std::filesystem::path audio_filepath;
+  double duration = 0;  ///< in seconds
+  std::string text;
+  std::string speaker;  ///< empty where it is not known
+};
+
+namespace detail {
+
+/// True for a file that can be seen; false, not an exception, for anything else.
+inline bool is_file(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(path, ignored);
+}
+
+/// A text file of at most 1 GiB as lines, without their ends ("\n" or "\r\n").
+inline std::vector<std::string> read_lines(const std::filesystem::path& path) {
+  require(is_file(path), path.string(), ": no such file");
+  const std::string all = read_file(path, std::size_t{1} << 30);
+  std::vector<std::string> lines;
+  for (std::size_t begin = 0; begin < all.size();) {
+    const std::size_t end = std::min(all.find('\n', begin), all.size());
+    lines.push_back(all.substr(begin, end - begin - (end > begin && all[end - 1] == '\r' ? 1 : 0)));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+/// All files below a folder, sorted: a corpus' order does not depend on the file system.
+inline std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::vector<std::filesystem::path> files;
+  std::filesystem::recursive_directory_iterator entry(
+      folder, std::filesystem::directory_options::follow_directory_symlink, error);
+  for (; !error && entry != std::filesystem::recursive_directory_iterator(); entry.increment(error))
+    if (is_file(entry->path())) files.push_back(entry->path());
+  require(!error, folder.string(), ": cannot list: ", error.message());
+  std::ranges::sort(files);
+  return files;
+}
+
+/// The length of a recording in seconds, from its header.
+inline double audio_duration(const std::filesystem::path& path) {
+  SF_INFO info{};
+  const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open(path.c_str(), SFM_READ, &info), sf_close);
+  require(file != nullptr, path.string(), ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
+  require(info.frames > 0 && info.samplerate > 0, path.string(), ": holds no audio");
+  return static_cast<double>(info.frames) / info.samplerate;
+}
+
+inline constexpr std::string_view transcript_ending = ".trans.txt";
+
+}  // namespace detail
+
+/// Reads a NeMo-style manifest: one JSON object a line with `audio_filepath` (relative to the manifest's folder unless
+/// absolute), `duration` in seconds, `text` and, if known, `speaker`. Other keys are ignored, blank lines too.
+/// Throws with file and line number for bad JSON, a missing key, a wrong type and audio that does not exist, and for a
+/// manifest without utterances.
+inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
+  const std::vector<std::string> lines = detail::read_lines(path);
+  const std::filesystem::path folder = path.parent_path();
+  std::vector<Utterance> utterances;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (detail::split_words(lines[i]).empty()) continue;
+    const std::string where = text(path.string(), ':', i + 1);
+    const nlohmann::json json = parse_json(lines[i], where);
+    Utterance one;
+    const auto file = json_member<std::string>(json, "audio_filepath", where);
+    require(!file.empty(), where, ": 'audio_filepath' is empty");
+    one.audio_filepath = folder / file;  // an absolute path stays as it is
+    one.duration = json_member<double>(json, "duration", where);
+    one.text = json_member<std::string>(json, "text", where);
+    if (json.contains("speaker")) one.speaker = json_member<std::string>(json, "speaker", where);
+    require(one.duration >= 0, where, ": 'duration' is ", one.duration, ", seconds expected");
+    require(detail::is_file(one.audio_filepath), where, ": audio file ", one.audio_filepath.string(),
+            " does not exist");
+    utterances.push_back(std::move(one));
+  }
+  require(!utterances.empty(), path.string(), ": holds no utterances");
+  return utterances;
+}
+
+/// Writes a manifest that `read_manifest` reads, whole or not at all. Audio below the manifest's folder is named
+/// relative to it, so that the folder can be moved; other audio by its absolute path.
+inline void write_manifest(const std::filesystem::path& path, std::span<const Utterance> utterances) {
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path().lexically_normal();
+  std::string out;
+  for (const Utterance& one : utterances) {
+    const std::filesystem::path audio = std::filesystem::absolute(one.audio_filepath).lexically_normal();
+    const std::filesystem::path relative = audio.lexically_relative(folder);
+    const bool below = !relative.empty() && *relative.begin() != "..";
+    nlohmann::ordered_json json;
+    json["audio_filepath"] = (below ? relative : audio).string();
+    json["duration"] = one.duration;
+    json["text"] = one.text;
+    if (!one.speaker.empty()) json["speaker"] = one.speaker;
+    try {
+      out += json.dump();
+    } catch (const nlohmann::json::exception&) {
+      throw Error(text(path.string(), ": cannot write as JSON: path, text or speaker of ", audio.string(),
+                       " is not valid UTF-8"));
+    }
+    out += '\n';
+  }
+  write_file(path, out);
+}
+
+/// Reads a corpus in the layout of LibriSpeech: below `folder`, at any depth, SPEAKER/CHAPTER/ with *.trans.txt files
+/// of lines "SPEAKER-CHAPTER-NUMBER TEXT" and a .flac of that name for each. Throws where one is without the other.
+inline std::vector<Utterance> read_librispeech(const std::filesystem::path& folder) {
+  std::error_code error;
+  require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
+  std::vector<std::filesystem::path> audio, transcripts;
+  for (const std::filesystem::path& file : detail::files_below(folder)) {
+    if (file.extension() == ".flac") audio.push_back(file);
+    if (file.string().ends_with(detail::transcript_ending)) transcripts.push_back(file);
+  }
+  require(!transcripts.empty(), folder.string(), ": no *", detail::transcript_ending,
+          " below it, as LibriSpeech has them");
+
+  std::vector<Utterance> utterances;
+  std::vector<std::filesystem::path> used;
+  for (const std::filesystem::path& transcript : transcripts) {
+    const std::vector<std::string> lines = detail::read_lines(transcript);
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      if (detail::split_words(lines[i]).empty()) continue;
+      const std::string where = text(transcript.string(), ':', i + 1);
+      const std::size_t space = lines[i].find(' ');
+      require(space != std::string::npos && space > 0, where, ": \"SPEAKER-CHAPTER-NUMBER TEXT\" expected");
+      const std::string id = lines[i].substr(0, space);
+      Utterance one;
+      one.audio_filepath = transcript.parent_path() / (id + ".flac");
+      one.text = detail::join_words(lines[i].substr(space));
+      one.speaker = id.substr(0, id.find('-'));
+      require(detail::is_file(one.audio_filepath), where, ": audio file ", one.audio_filepath.string(),
+              " does not exist");
+      one.duration = detail::audio_duration(one.audio_filepath);
+      used.push_back(one.audio_filepath);
+      utterances.push_back(std::move(one));
+    }
+  }
+  std::ranges::sort(used);
+  const auto twice = std::ranges::adjacent_find(used);
+  require(twice == used.end(), twice == used.end() ? std::string() : twice->string(), ": has two transcripts");
+  for (const std::filesystem::path& file : audio)
+    require(std::ranges::binary_search(used, file), file.string(), ": has no line in a *", detail::transcript_ending,
+            " of its folder");
+  return utterances;
+}
+
+/// Reads a corpus: a .jsonl or .json file as a manifest, a folder with *.trans.txt below it as LibriSpeech.
+inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
+  constexpr std::string_view expected =
+      "; a manifest (.jsonl or .json) or a folder with *.trans.txt files (LibriSpeech) expected";
+  std::error_code error;
+  require(std::filesystem::exists(path, error), path.string(), ": no such file or folder", expected);
+  if (!std::filesystem::is_directory(path, error)) {
+    require(path.extension() == ".jsonl" || path.extension() == ".json", path.string(), ": is none", expected);
+    return read_manifest(path);
+  }
+  bool librispeech = false;
+  std::string manifests;
+  for (const std::filesystem::path& file : detail::files_below(path)) {
+    librispeech |= file.string().ends_with(detail::transcript_ending);
+    if (file.extension() == ".jsonl" && file.parent_path() == path)
+      manifests += (manifests.empty() ? "" : ", ") + file.filename().string();
+  }
+  require(librispeech, path.string(), ": a folder with neither", expected,
+          manifests.empty() ? "" : " (in it are the manifests " + manifests + ')');
+  return read_librispeech(path);
+}
+
+}  // namespace laconic::inline v0

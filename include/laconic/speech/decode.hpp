@@ -1,0 +1,44 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/matrix.hpp>
+#include <laconic/core/sequences.hpp>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// Greedy (best path) CTC decoding: the likeliest class of each frame, runs of one class collapsed, blanks dropped
+/// (Graves et al. 2006, section 3.2). `logits` is `(frames, classes)`, unnormalised or not; of equal logits the first
+/// wins. Throws where a frame holds NaN: such a model says nothing, and it must not read as silence.
+inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
+  require(blank >= 0 && blank < logits.cols(), "greedy_ctc: blank ", blank, " given for ", logits.cols(), " classes");
+  std::vector<int> out;
+  int previous = blank;
+  for (Index t = 0; t < logits.rows(); ++t) {
+    Index best = 0;
+    for (Index c = 0; c < logits.cols(); ++c) {
+      const float value = logits(t, c);
+      require(value == value, "greedy_ctc: frame ", t, ", class ", c, " is NaN");
+      if (value > logits(t, best)) best = c;
+    }
+    const int label = static_cast<int>(best);
+    if (label != previous && label != blank) out.push_back(label);
+    previous = label;
+  }
+  return out;
+}
+
+/// The same for each sequence of a packed batch.
+inline std::vector<std::vector<int>> greedy_ctc(MatrixView<const float> logits, const Sequences& sequences,
+                                                int blank = 0) {
+  require(sequences.rows() == logits.rows(), "greedy_ctc: ", logits.rows(), " frames given, the sequences have ",
+          sequences.rows());
+  std::vector<std::vector<int>> out;
+  for (Index n = 0; n < sequences.size(); ++n)
+    out.push_back(greedy_ctc(matrix_view(logits.data() + sequences.begin(n) * logits.outerStride(), sequences.length(n),
+                                         logits.cols(), logits.outerStride()),
+                             blank));
+  return out;
+}
+
+}  // namespace laconic::inline v0

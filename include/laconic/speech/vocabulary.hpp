@@ -1,0 +1,175 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <laconic/core/enum.hpp>
+#include <laconic/core/extent.hpp>
+#include <laconic/speech/words.hpp>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// What a vocabulary is made of: characters (UTF-8 code points, the space among them) or whole words.
+enum class Tokens { characters, words };
+
+/// As config.json, corpus.json and the command line say it.
+constexpr auto enum_names(Tokens) {
+  return std::to_array<EnumName<Tokens>>({{Tokens::characters, "characters"}, {Tokens::words, "words"}});
+}
+
+/// The output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that the
+/// same texts give the same vocabulary in whatever order they come.
+/// Texts are seen as words with one space between them: other white space is the same as a space.
+class Vocabulary {
+ public:
+  static constexpr std::string_view blank_token = "<blank>";
+
+  /// The blank alone.
+  Vocabulary() : Vocabulary(Tokens::characters, {}) {}
+
+  /// All characters of `texts`, a range of strings. Throws where a text holds '|': vocab.json writes the space so.
+  template <class Texts>
+  static Vocabulary characters(const Texts& texts) {
+    std::set<std::string, std::less<>> tokens;
+    for (const auto& one : texts) {
+      const std::string joined = detail::join_words(one);
+      for (const std::string_view c : detail::split_characters(joined)) {
+        require(c != "|", "vocabulary: '|' stands for the space and may not occur in a text: \"", joined, '"');
+        tokens.emplace(c);
+      }
+    }
+    return Vocabulary(Tokens::characters, tokens);
+  }
+
+  /// All words of `texts`, a range of strings.
+  template <class Texts>
+  static Vocabulary words(const Texts& texts) {
+    std::set<std::string, std::less<>> tokens;
+    for (const auto& one : texts)
+      for (const std::string_view word : detail::split_words(one)) tokens.emplace(word);
+    return Vocabulary(Tokens::words, tokens);
+  }
+
+  /// Either, as `kind` says.
+  template <class Texts>
+  static Vocabulary of(Tokens kind, const Texts& texts) {
+    return kind == Tokens::words ? words(texts) : characters(texts);
+  }
+
+  Tokens kind() const { return kind_; }
+  /// Classes, the blank included.
+  Index size() const { return static_cast<Index>(tokens_.size()); }
+  const std::string& token(Index i) const {
+    require(i >= 0 && i < size(), "vocabulary: token ", i, " asked for, ", size(), " are known");
+    return tokens_[static_cast<std::size_t>(i)];
+  }
+
+  /// The indices of a text's tokens; never the blank. An unknown token throws.
+  std::vector<int> encode(std::string_view text) const {
+    const std::string joined = detail::join_words(text);
+    std::vector<int> out;
+    for (const std::string_view token :
+         kind_ == Tokens::words ? detail::split_words(joined) : detail::split_characters(joined)) {
+      const auto found = index_.find(std::string(token));
+      require(found != index_.end() && found->second != 0, "vocabulary: unknown token \"", token, "\" in \"", joined,
+              "\"; known ", to_name(kind_), ": ", known());
+      out.push_back(found->second);
+    }
+    return out;
+  }
+
+  /// The text of token indices; blanks say nothing. `decode(encode(text))` is the text with single spaces.
+  std::string decode(std::span<const int> indices) const {
+    std::string out;
+    for (const int i : indices) {
+      const std::string& one = token(i);
+      if (i == 0) continue;
+      if (kind_ == Tokens::words && !out.empty()) out += ' ';
+      out += one;
+    }
+    return detail::join_words(out);  // a model may say two spaces in a row
+  }
+
+  /// Token to index, as Hugging Face writes vocab.json: "|" is the space among characters. It does not hold the kind,
+  /// which belongs into config.json.
+  nlohmann::json to_json() const {
+    nlohmann::json out = nlohmann::json::object();
+    for (std::size_t i = 0; i < tokens_.size(); ++i) out[written(tokens_[i])] = i;
+    return out;
+  }
+
+  /// The inverse of `to_json`. Throws unless the indices are 0 .. n-1, each once, and 0 is "<blank>".
+  /// `where` begins the texts of errors (a file's name).
+  static Vocabulary from_json(Tokens kind, const nlohmann::json& json, std::string_view where = "vocab.json") {
+    require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
+    std::vector<std::string> tokens(json.size());
+    std::vector<bool> seen(json.size(), false);
+    for (const auto& [name, value] : json.items()) {
+      require(value.is_number_integer(), where, ": token \"", name, "\" has ", value.type_name(),
+              ", an integer index expected");
+      const auto i = value.get<std::int64_t>();
+      require(i >= 0 && i < static_cast<std::int64_t>(tokens.size()), where, ": token \"", name, "\" has index ", i,
+              ", 0 to ", static_cast<std::int64_t>(tokens.size()) - 1, " expected for ", tokens.size(), " tokens");
+      const auto slot = static_cast<std::size_t>(i);
+      require(!seen[slot], where, ": index ", i, " belongs to \"", tokens[slot], "\" and to \"", name, '"');
+      seen[slot] = true;
+      tokens[slot] = kind == Tokens::characters && name == "|" ? " " : name;
+    }
+    require(!tokens.empty() && tokens[0] == blank_token, where, ": index 0 is ", tokens.empty() ? "missing" : tokens[0],
+            ", ", blank_token, " expected");
+    Vocabulary out(kind, {});
+    for (std::size_t i = 1; i < tokens.size(); ++i) {
+      const std::string& one = tokens[i];
+      const bool whole = kind == Tokens::words ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
+                                               : detail::split_characters(one).size() == 1;
+      require(whole, where, ": token \"", one, "\" is not one of ", to_name(kind));
+      out.add(one);
+    }
+    return out;
+  }
+
+  friend bool operator==(const Vocabulary& a, const Vocabulary& b) {
+    return a.kind_ == b.kind_ && a.tokens_ == b.tokens_;
+  }
+
+ private:
+  Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens) : kind_(kind) {
+    add(std::string(blank_token));
+    for (const std::string& one : tokens) add(one);
+  }
+
+  void add(const std::string& token) {
+    require(index_.emplace(token, static_cast<int>(tokens_.size())).second, "vocabulary: token \"", token,
+            "\" occurs twice or is the blank's name");
+    tokens_.push_back(token);
+  }
+
+  std::string written(const std::string& token) const {
+    return kind_ == Tokens::characters && token == " " ? "|" : token;
+  }
+
+  /// The tokens for an error's text; of many, the first ones.
+  std::string known() const {
+    constexpr std::size_t shown = 40;
+    std::string out;
+    for (std::size_t i = 1; i < std::min(tokens_.size(), shown + 1); ++i)
+      out += (i > 1 ? " " : "") + written(tokens_[i]);
+    if (tokens_.size() > shown + 1) out += text(" ... (", size() - 1, " in all)");
+    return out.empty() ? "none" : out;
+  }
+
+  Tokens kind_;
+  std::vector<std::string> tokens_;
+  std::unordered_map<std::string, int> index_;
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,109 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <laconic/core/random.hpp>
+#include <laconic/speech/words.hpp>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// What separates hypotheses from references, counted in words. Summed over a corpus, `rate()` is the corpus' word
+/// error rate, which is not the mean of the utterances' rates.
+struct WordErrors {
+  Index substitutions = 0, deletions = 0, insertions = 0;
+  Index reference_words = 0;
+
+  Index errors() const { return substitutions + deletions + insertions; }
+  /// A fraction, (S + D + I) / N; more than 1 is possible. Without reference words the number of insertions, as jiwer
+  /// has it.
+  double rate() const {
+    return static_cast<double>(errors()) / static_cast<double>(std::max<Index>(reference_words, 1));
+  }
+
+  WordErrors& operator+=(const WordErrors& other) {
+    substitutions += other.substitutions;
+    deletions += other.deletions;
+    insertions += other.insertions;
+    reference_words += other.reference_words;
+    return *this;
+  }
+  friend bool operator==(const WordErrors&, const WordErrors&) = default;
+};
+
+/// The fewest edits that turn the reference into the hypothesis (Levenshtein), both split at white space. Words are
+/// compared byte by byte: case and spelling are the caller's. Of alignments of equal cost one that
+/// prefers substitutions is counted; only the total is comparable with other programs.
+/// Time and memory grow with (reference words) x (hypothesis words). Allocates.
+inline WordErrors word_errors(std::string_view reference, std::string_view hypothesis) {
+  const auto r = detail::split_words(reference), h = detail::split_words(hypothesis);
+  const std::size_t width = h.size() + 1;
+  std::vector<Index> cost((r.size() + 1) *
+                          width);  // cost[i * width + j]: first i reference words, first j of the hypothesis
+  for (std::size_t j = 0; j < width; ++j) cost[j] = static_cast<Index>(j);
+  for (std::size_t i = 1; i <= r.size(); ++i) {
+    cost[i * width] = static_cast<Index>(i);
+    for (std::size_t j = 1; j < width; ++j)
+      cost[i * width + j] = std::min({cost[(i - 1) * width + j - 1] + (r[i - 1] == h[j - 1] ? 0 : 1),
+                                      cost[(i - 1) * width + j] + 1, cost[i * width + j - 1] + 1});
+  }
+
+  WordErrors out{.reference_words = static_cast<Index>(r.size())};
+  for (std::size_t i = r.size(), j = h.size(); i > 0 || j > 0;) {
+    const Index here = cost[i * width + j];
+    const bool both = i > 0 && j > 0;
+    if (both && here == cost[(i - 1) * width + j - 1] + (r[i - 1] == h[j - 1] ? 0 : 1)) {
+      out.substitutions += r[--i] == h[--j] ? 0 : 1;
+    } else if (i > 0 && here == cost[(i - 1) * width + j] + 1) {
+      ++out.deletions;
+      --i;
+    } else {
+      ++out.insertions;
+      --j;
+    }
+  }
+  return out;
+}
+
+/// The sum over a corpus.
+inline WordErrors total(std::span<const WordErrors> per_utterance) {
+  WordErrors out;
+  for (const WordErrors& one : per_utterance) out += one;
+  return out;
+}
+
+struct Interval {
+  double low = 0, high = 0;
+};
+
+/// The percentile bootstrap interval of a corpus' word error rate, utterances being drawn with replacement (Bisani and
+/// Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance evaluation"). Fractions, as `rate()`.
+/// It knows only the errors that were made: without any it is [0, 0], which says little about a small test set.
+inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, double level = 0.95, int resamples = 1000,
+                                   Seed seed = Seed(0)) {
+  require(!per_utterance.empty(), "bootstrap_interval: no utterances given");
+  require(level > 0 && level < 1, "bootstrap_interval: level ", level, " given, between 0 and 1 expected");
+  require(resamples > 0, "bootstrap_interval: ", resamples, " resamples given, at least 1 expected");
+  const Random random(seed, "bootstrap");
+  const auto n = static_cast<Index>(per_utterance.size());
+  std::vector<double> rates;
+  for (int resample = 0; resample < resamples; ++resample) {
+    WordErrors sum;
+    for (Index i = 0; i < n; ++i)
+      sum += per_utterance[static_cast<std::size_t>(random.below(n, static_cast<std::uint64_t>(resample * n + i)))];
+    rates.push_back(sum.rate());
+  }
+  std::ranges::sort(rates);
+  const auto quantile = [&](double q) {  // linear between the two nearest, as numpy.percentile
+    const double position = q * static_cast<double>(rates.size() - 1);
+    const auto below = static_cast<std::size_t>(position);
+    const std::size_t above = std::min(below + 1, rates.size() - 1);
+    return rates[below] + (position - static_cast<double>(below)) * (rates[above] - rates[below]);
+  };
+  return {quantile((1 - level) / 2), quantile((1 + level) / 2)};
+}
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,58 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <laconic/core/error.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+namespace detail {
+
+/// The words of a text, split at any white space. The views point into `text`.
+inline std::vector<std::string_view> split_words(std::string_view text) {
+  constexpr std::string_view space = " \t\r\n\v\f";
+  std::vector<std::string_view> words;
+  for (std::size_t begin = text.find_first_not_of(space); begin != std::string_view::npos;) {
+    const std::size_t end = std::min(text.find_first_of(space, begin), text.size());
+    words.push_back(text.substr(begin, end - begin));
+    begin = text.find_first_not_of(space, end);
+  }
+  return words;
+}
+
+/// The words with one space between them.
+inline std::string join_words(std::string_view text) {
+  std::string out;
+  for (const std::string_view word : split_words(text)) {
+    if (!out.empty()) out += ' ';
+    out += word;
+  }
+  return out;
+}
+
+/// The UTF-8 code points of a text. Throws on bytes that are no UTF-8.
+inline std::vector<std::string_view> split_characters(std::string_view text) {
+  std::vector<std::string_view> characters;
+  for (std::size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xC2 ? 0
+                               : lead < 0xE0 ? 2
+                               : lead < 0xF0 ? 3
+                               : lead < 0xF5 ? 4
+                                             : 0;
+    bool valid = length > 0 && i + length <= text.size();
+    for (std::size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xC0) == 0x80;
+    require(valid, "text: byte ", i, " is not UTF-8");
+    characters.push_back(text.substr(i, length));
+    i += length;
+  }
+  return characters;
+}
+
+}  // namespace detail
+
+}  // namespace laconic::inline v0

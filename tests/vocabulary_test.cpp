@@ -1,0 +1,88 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/io/json.hpp>
+#include <laconic/speech/vocabulary.hpp>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+
+using namespace laconic;
+using Labels = std::vector<int>;
+using Texts = std::vector<std::string>;
+
+TEST_CASE("a vocabulary of words", "[vocabulary]") {
+  const auto words = Vocabulary::words(Texts{"two one", "three  two\t"});
+  CHECK(words.kind() == Tokens::words);
+  REQUIRE(words.size() == 4);
+  CHECK(words.token(0) == "<blank>");
+  CHECK(words.token(1) == "one");  // in byte order, whatever order the texts have
+  CHECK(words == Vocabulary::words(Texts{"three", "two", "one"}));
+  CHECK(words.encode("one two  two three ") == Labels{1, 3, 3, 2});
+  CHECK(words.encode("").empty());
+  CHECK(words.decode(Labels{1, 3, 0, 3, 2}) == "one two two three");
+  CHECK_THROWS_WITH(words.encode("one four"),
+                    "vocabulary: unknown token \"four\" in \"one four\"; known words: one three two");
+  CHECK_THROWS_WITH(words.encode("<blank>"),
+                    Catch::Matchers::StartsWith("vocabulary: unknown token \"<blank>\" in \"<blank>\"; "));
+  CHECK_THROWS_WITH(words.decode(Labels{4}), "vocabulary: token 4 asked for, 4 are known");
+  CHECK_THROWS_WITH(words.decode(Labels{-1}), "vocabulary: token -1 asked for, 4 are known");
+  CHECK_THROWS_WITH(Vocabulary::words(Texts{"a <blank>"}),
+                    "vocabulary: token \"<blank>\" occurs twice or is the blank's name");
+}
+
+TEST_CASE("a vocabulary of characters", "[vocabulary]") {
+  const auto characters = Vocabulary::characters(Texts{"ab c", "d'a", "\u00e9"});
+  CHECK(characters.kind() == Tokens::characters);
+  REQUIRE(characters.size() == 8);  // blank, space, ', a, b, c, d, e acute
+  CHECK(characters.token(1) == " ");
+  CHECK(characters.token(7) == "\u00e9");  // a code point, not a byte
+  for (const std::string one : {"ab c", "d'a", "\u00e9 \u00e9", ""})
+    CHECK(characters.decode(characters.encode(one)) == one);
+  CHECK(characters.encode("  a   b ") == characters.encode("a b"));
+  CHECK(characters.decode(Labels{1, 3, 1, 0, 1, 4, 1}) == "a b");
+  CHECK_THROWS_WITH(characters.encode("abx"),
+                    "vocabulary: unknown token \"x\" in \"abx\"; known characters: | ' a b c d \u00e9");
+  CHECK_THROWS_WITH(characters.encode("a\xff"), "text: byte 1 is not UTF-8");
+  CHECK_THROWS_WITH(characters.encode("\xc3"), "text: byte 0 is not UTF-8");
+  CHECK_THROWS_WITH(Vocabulary::characters(Texts{"a|b"}),
+                    "vocabulary: '|' stands for the space and may not occur in a text: \"a|b\"");
+}
+
+TEST_CASE("a vocabulary goes to vocab.json and back", "[vocabulary]") {
+  const auto characters = Vocabulary::characters(Texts{"one two"});
+  const auto words = Vocabulary::words(Texts{"one two"});
+  CHECK(words.to_json() == nlohmann::json::parse(R"({"<blank>": 0, "one": 1, "two": 2})"));
+  CHECK(characters.to_json().at("|") == 1);
+  for (const Vocabulary& one : {characters, words})
+    CHECK(Vocabulary::from_json(one.kind(), nlohmann::json::parse(one.to_json().dump())) == one);
+  CHECK(Vocabulary::of(from_name<Tokens>("words").value(), Texts{"one two"}) == words);
+  CHECK(to_name(words.kind()) == "words");
+  CHECK(Vocabulary().size() == 1);
+
+  const auto reading = [](const char* json, Tokens kind = Tokens::words) {
+    return [=] { Vocabulary::from_json(kind, nlohmann::json::parse(json), "DIR/vocab.json"); };
+  };
+  CHECK_THROWS_WITH(reading("[1]")(), "DIR/vocab.json: an object of token to index expected, array given");
+  CHECK_THROWS_WITH(reading("{}")(), "DIR/vocab.json: index 0 is missing, <blank> expected");
+  CHECK_THROWS_WITH(reading(R"({"a": 0})")(), "DIR/vocab.json: index 0 is a, <blank> expected");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "a": "1"})")(),
+                    "DIR/vocab.json: token \"a\" has string, an integer index expected");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "a": 2})")(),
+                    "DIR/vocab.json: token \"a\" has index 2, 0 to 1 expected for 2 tokens");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "a": -1})")(),
+                    "DIR/vocab.json: token \"a\" has index -1, 0 to 1 expected for 2 tokens");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "a": 1, "b": 1})")(),
+                    "DIR/vocab.json: index 1 belongs to \"a\" and to \"b\"");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "a b": 1})")(), "DIR/vocab.json: token \"a b\" is not one of words");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "": 1})")(), "DIR/vocab.json: token \"\" is not one of words");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, "ab": 1})", Tokens::characters)(),
+                    "DIR/vocab.json: token \"ab\" is not one of characters");
+  CHECK_THROWS_WITH(reading(R"({"<blank>": 0, " ": 1, "|": 2})", Tokens::characters)(),
+                    "vocabulary: token \" \" occurs twice or is the blank's name");
+}
+
+TEST_CASE("of a large vocabulary an error shows the beginning", "[vocabulary]") {
+  Texts many;
+  for (int i = 100; i < 200; ++i) many.push_back("w" + std::to_string(i));
+  CHECK_THROWS_WITH(Vocabulary::words(many).encode("x"), Catch::Matchers::EndsWith("w138 w139 ... (100 in all)"));
+}

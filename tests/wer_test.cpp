@@ -1,0 +1,101 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/speech/wer.hpp>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+
+using namespace laconic;
+
+namespace {
+
+/// The edit distance by its recursive definition, to compare with.
+Index distance(const std::vector<int>& a, const std::vector<int>& b, std::size_t i, std::size_t j) {
+  if (i == 0 || j == 0) return static_cast<Index>(i + j);
+  return std::min({distance(a, b, i - 1, j - 1) + (a[i - 1] != b[j - 1]), distance(a, b, i - 1, j) + 1,
+                   distance(a, b, i, j - 1) + 1});
+}
+
+std::string sentence(const std::vector<int>& words) {
+  std::string out;
+  for (const int w : words) out += text("w", w, ' ');
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("word errors are counted by kind", "[wer]") {
+  CHECK(word_errors("one two three", "one two three") == WordErrors{0, 0, 0, 3});
+  CHECK(word_errors("one two three", "one four three") == WordErrors{1, 0, 0, 3});
+  CHECK(word_errors("one two three", "one three") == WordErrors{0, 1, 0, 3});
+  CHECK(word_errors("one two three", "one two two three") == WordErrors{0, 0, 1, 3});
+  CHECK(word_errors("one two three", "") == WordErrors{0, 3, 0, 3});
+  CHECK(word_errors("", "one two") == WordErrors{0, 0, 2, 0});
+  CHECK(word_errors("", "") == WordErrors{0, 0, 0, 0});
+  CHECK(word_errors("one", "One") == WordErrors{1, 0, 0, 1});
+  CHECK(word_errors("  one\ttwo\r\n", "one two") == WordErrors{0, 0, 0, 2});
+  CHECK(word_errors("the cat sat on the mat", "cat sat in the the mat") == WordErrors{1, 1, 1, 6});
+}
+
+TEST_CASE("word errors are as few as the definition allows", "[wer]") {
+  const Random random(Seed(1), "wer");
+  std::uint64_t counter = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<int> a(static_cast<std::size_t>(random.below(7, counter++))),
+        b(static_cast<std::size_t>(random.below(7, counter++)));
+    for (int& word : a) word = static_cast<int>(random.below(3, counter++));
+    for (int& word : b) word = static_cast<int>(random.below(3, counter++));
+    const WordErrors errors = word_errors(sentence(a), sentence(b));
+    CAPTURE(sentence(a), sentence(b));
+    CHECK(errors.errors() == distance(a, b, a.size(), b.size()));
+    CHECK(errors.insertions - errors.deletions == static_cast<Index>(b.size()) - static_cast<Index>(a.size()));
+    CHECK(errors.reference_words == static_cast<Index>(a.size()));
+  }
+}
+
+TEST_CASE("a corpus' rate is that of its sum", "[wer]") {
+  const std::vector<WordErrors> corpus{word_errors("one two three four", "one two three four"),
+                                       word_errors("five", "six")};
+  CHECK(total(corpus) == WordErrors{1, 0, 0, 5});
+  CHECK(total(corpus).rate() == Approx(0.2));                               // the mean of the utterances' rates is 0.5
+  CHECK((word_errors("one", "one two three four")).rate() == Approx(3.0));  // may exceed 1
+  CHECK(word_errors("", "one two").rate() == 2);  // no reference words: the number of insertions
+  CHECK(WordErrors{}.rate() == 0);
+}
+
+TEST_CASE("the bootstrap interval is that of the resampled rate", "[wer]") {
+  // 1000 utterances of one word, each wrong with probability 0.1: the rate is binomial, of standard deviation
+  // sqrt(0.1 * 0.9 / 1000) = 0.0095, and 95% of it lie within 1.96 of these.
+  std::vector<WordErrors> corpus(1000, WordErrors{0, 0, 0, 1});
+  for (std::size_t i = 0; i < 100; ++i) corpus[10 * i].substitutions = 1;
+  const Interval interval = bootstrap_interval(corpus, 0.95, 2000);
+  CHECK(interval.low == Approx(0.1 - 0.0186).margin(0.002));
+  CHECK(interval.high == Approx(0.1 + 0.0186).margin(0.002));
+  const Interval wider = bootstrap_interval(corpus, 0.99, 2000);
+  CHECK(wider.low < interval.low);
+  CHECK(wider.high > interval.high);
+
+  SECTION("utterances are resampled, not words: the errors of one stay together") {
+    std::vector<WordErrors> clustered(100, WordErrors{0, 0, 0, 10});
+    for (std::size_t i = 0; i < 10; ++i) clustered[10 * i].deletions = 10;
+    const Interval one = bootstrap_interval(clustered, 0.95, 2000);
+    CHECK(one.low == Approx(0.1 - 0.0588).margin(0.012));
+    CHECK(one.high == Approx(0.1 + 0.0588).margin(0.012));
+  }
+  SECTION("the same seed gives the same interval, another seed nearly") {
+    CHECK(bootstrap_interval(corpus, 0.95, 2000).low == interval.low);
+    const Interval other = bootstrap_interval(corpus, 0.95, 2000, Seed(7));
+    CHECK(other.high == Approx(interval.high).margin(0.004));
+  }
+  SECTION("without spread it is a point") {
+    const std::vector<WordErrors> same(20, WordErrors{1, 0, 0, 4});
+    CHECK(bootstrap_interval(same).low == 0.25);
+    CHECK(bootstrap_interval(same).high == 0.25);
+  }
+  SECTION("what cannot be asked") {
+    CHECK_THROWS_WITH(bootstrap_interval({}), "bootstrap_interval: no utterances given");
+    CHECK_THROWS_WITH(bootstrap_interval(corpus, 95), "bootstrap_interval: level 95 given, between 0 and 1 expected");
+    CHECK_THROWS_WITH(bootstrap_interval(corpus, 0.95, 0),
+                      "bootstrap_interval: 0 resamples given, at least 1 expected");
+  }
+}
