@@ -80,6 +80,7 @@ TEST_CASE("JSON is read strictly", "[io][json]") {
         "read: '1] x'; expected end of input");
   CHECK(parse_message("{\"a\":\n \"\xff\"}").starts_with("f.json: not valid JSON: parse error at line 2, column 3: "));
   CHECK(parse_message("[\"\xed\xa0\x80\"]").starts_with("f.json: not valid JSON: "));  // a surrogate is not UTF-8
+  CHECK(parse_message(std::string_view("[1]\0 x", 6)) == "f.json: not valid JSON: a zero byte at byte 3");
   CHECK(parse_message("").starts_with("f.json: not valid JSON: parse error at line 1, column 1: "));
   CHECK(parse_message("[1,]").starts_with("f.json: not valid JSON: "));
   CHECK(parse_message("[NaN]").starts_with("f.json: not valid JSON: "));

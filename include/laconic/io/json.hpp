@@ -81,6 +81,9 @@ class StrictParse {
 /// Parses strictly; `watch(depth, event, value)` may return false to drop a value (see nlohmann::json::parse).
 template <class Watch>
 nlohmann::json parse_json(std::string_view source, const std::string& where, Watch&& watch) {
+  // nlohmann's parser takes a zero byte for the end and would not see what follows.
+  const std::size_t zero = source.find('\0');
+  require(zero == std::string_view::npos, where, ": not valid JSON: a zero byte at byte ", zero);
   StrictParse strict(where);
   try {
     return nlohmann::json::parse(source.begin(), source.end(),
