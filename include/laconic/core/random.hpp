@@ -12,11 +12,28 @@
 
 namespace laconic::inline v0 {
 
-/// What all randomness of a run is derived from.
+namespace detail {
+
+constexpr std::uint64_t hash(std::string_view name, std::uint64_t h = 0xcbf29ce484222325) {  // FNV-1a
+  for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return h;
+}
+
+}  // namespace detail
+
+/// What all randomness of a run is derived from. `seed / "layers" / 3` is a seed of its own for that part, so that what
+/// one part draws does not depend on which other parts exist.
 struct Seed {
   std::uint64_t value = 0;
   constexpr Seed() = default;
   constexpr explicit Seed(std::uint64_t v) : value(v) {}
+
+  friend constexpr Seed operator/(Seed seed, std::string_view part) {
+    return Seed(detail::hash(part, (seed.value + 1) * 0x9E3779B97F4A7C15));
+  }
+  friend constexpr Seed operator/(Seed seed, Index part) {
+    return Seed((seed / "#").value + static_cast<std::uint64_t>(part) * 0xD1B54A32D192ED03);
+  }
 };
 
 /// Counter-based random numbers: number i of a stream is a function of (seed, stream, i) alone, so results depend
@@ -25,8 +42,7 @@ struct Seed {
 class Random {
  public:
   constexpr Random(Seed seed, std::uint64_t stream) : seed_(seed.value), stream_(stream) {}
-  /// The stream of a name: a parameter's initial values do not depend on which other parameters exist.
-  constexpr Random(Seed seed, std::string_view name) : Random(seed, hash(name)) {}
+  constexpr Random(Seed seed, std::string_view name) : Random(seed, detail::hash(name)) {}
 
   /// Four 32-bit numbers for each counter.
   constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
@@ -59,11 +75,6 @@ class Random {
  private:
   static constexpr std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
   static constexpr std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
-  static constexpr std::uint64_t hash(std::string_view name) {  // FNV-1a
-    std::uint64_t h = 0xcbf29ce484222325;
-    for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-    return h;
-  }
 
   std::uint64_t seed_, stream_;
 };

@@ -1,0 +1,199 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// The context that trains: computes with `Backend` and records each primitive on a tape. `backward(loss)` walks the
+/// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
+/// terms of a context's primitives, so the same code runs and trains.
+///
+/// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
+/// norm follow `training`; call number n of dropout draws from stream n of the seed.
+template <class Backend>
+class Autodiff {
+  using Value = typename Backend::Tensor;
+
+ public:
+  using Scalar = typename Backend::Scalar;
+
+  /// A value and its place on the tape (-1: a constant, which needs no derivative).
+  class Tensor {
+   public:
+    Tensor() = default;
+    Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
+    Index rows() const { return value.rows(); }
+    Index cols() const { return value.cols(); }
+    bool empty() const { return value.empty(); }
+    Value value;
+    Index node = -1;
+  };
+
+  explicit Autodiff(Backend& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
+  Autodiff(const Autodiff&) = delete;
+  Autodiff& operator=(const Autodiff&) = delete;
+
+  const bool training;
+  Backend& backend() { return backend_; }
+  Arena& arena() { return backend_.arena(); }
+
+  // -- values -------------------------------------------------------------------------------------------------------
+  Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  Tensor input(Tensor x) { return x; }
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
+  }
+  /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
+  Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  /// Empty where the loss does not depend on the variable.
+  const Value& gradient(const Tensor& variable) const { return nodes_.at(static_cast<std::size_t>(variable.node)).gradient; }
+
+  /// Derivatives of `weight` times `loss` (1, 1) by everything on the tape, which is used up by this.
+  void backward(const Tensor& loss, double weight = 1) {
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
+    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
+    nodes_[static_cast<std::size_t>(loss.node)].gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    for (std::size_t i = nodes_.size(); i-- > 0;) {
+      if (nodes_[i].step == nullptr) continue;
+      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+      const Value gradient = std::move(nodes_[i].gradient);
+      nodes_[i].gradient = Value();
+      if (!gradient.empty()) step->backward(gradient);
+    }
+  }
+  /// Forgets everything.
+  void clear() { nodes_.clear(); }
+
+  // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
+  using P = Parameter<Scalar>;
+
+  Tensor linear(const Tensor& x, const P& weight, const P* bias) {
+    return op(backend_.linear(x.value, weight, bias), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias](const Value& dy) { give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x))); });
+  }
+  Tensor activation(Activation kind, const Tensor& x) {
+    return op(backend_.activation(kind, x.value), needs(x),
+              [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
+  }
+  Tensor glu(const Tensor& x) {
+    return op(backend_.glu(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
+  }
+  Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
+    Value moments;
+    Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, moments](const Value& dy) {
+      give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
+    });
+  }
+  Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
+    Value moments;
+    Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
+              [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
+  }
+  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
+    return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, shape, from, to](const Value& dy) {
+                give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
+  }
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, Index left) {
+    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, left),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, left](const Value& dy) {
+                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, left, needs(x)));
+              });
+  }
+  /// `dropout` is of the attention probabilities, in training.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
+                const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
+    const kernels::DropoutMask mask = next_mask(dropout);
+    Value log_sums;
+    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
+    return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
+      auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
+      give(q, std::move(d.dq));
+      give(k, std::move(d.dk));
+      give(v, std::move(d.dv));
+      if (!table.empty()) give(table, std::move(d.dtable));
+    });
+  }
+  Tensor dropout(const Tensor& x, double probability) {
+    const kernels::DropoutMask mask = next_mask(probability);
+    if (!mask.any()) return x;
+    return op(backend_.dropout_train(x.value, mask), needs(x),
+              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
+  }
+  Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
+    return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
+              [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
+                give(xn, dz);
+                if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
+              });
+  }
+  Tensor log_softmax(const Tensor& x) {
+    Value y = backend_.log_softmax(x.value);
+    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) { give(xn, backend_.log_softmax_backward(dy, y)); });
+  }
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
+    Value derivative;
+    Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
+    return op(std::move(losses), needs(logits), [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
+      give(xn, backend_.ctc_backward(dy, sequences, derivative));
+    });
+  }
+  Tensor mean_finite(const Tensor& x) {
+    return op(backend_.mean_finite(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
+  }
+
+ private:
+  struct Step {
+    virtual ~Step() = default;
+    virtual void backward(const Value& gradient) = 0;
+  };
+  template <class F>
+  struct StepOf final : Step {
+    explicit StepOf(F f) : function(std::move(f)) {}
+    void backward(const Value& gradient) override { function(gradient); }
+    F function;
+  };
+  struct Node {
+    std::unique_ptr<Step> step;  // null for a leaf, whose gradient stays
+    Value gradient;
+  };
+
+  static bool needs(const Tensor& x) { return x.node >= 0; }
+
+  Tensor record(Value value, std::unique_ptr<Step> step) {
+    nodes_.push_back({std::move(step), Value()});
+    return {std::move(value), static_cast<Index>(nodes_.size()) - 1};
+  }
+  /// A result; its derivative is recorded only if something before it needs one.
+  template <class F>
+  Tensor op(Value value, bool needed, F&& backward) {
+    if (!needed) return {std::move(value), -1};
+    return record(std::move(value), std::make_unique<StepOf<std::remove_cvref_t<F>>>(std::forward<F>(backward)));
+  }
+  /// Adds to the gradient of x.
+  void give(const Tensor& x, Value gradient) {
+    if (!needs(x)) return;
+    Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
+    sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
+  }
+  kernels::DropoutMask next_mask(double probability) {
+    return kernels::DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
+  }
+
+  Backend& backend_;
+  Seed seed_;
+  std::uint64_t calls_ = 0;
+  std::vector<Node> nodes_;
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,176 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/core/sequences.hpp>
+
+namespace laconic::inline v0 {
+
+/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
+/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+struct Conv2dShape {
+  static constexpr Index kernel = 3;
+  Index in_channels, out_channels, in_freqs;
+  Index stride = 2;  ///< in time and in frequency
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index out_freqs() const { return out_length(in_freqs); }
+  constexpr Index in_cols() const { return in_freqs * in_channels; }
+  constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  constexpr Index patch() const { return kernel * kernel * in_channels; }
+};
+
+namespace kernels {
+
+/// y[t] = bias + sum_k weight[c, k] x[t + k - left] within each sequence, zero outside: depthwise convolution of rows.
+/// `taps` is the weight as (kernel, channels). With `flipped`, the taps run backwards (the derivative by x).
+template <class T>
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, Index left, bool flipped,
+                    const T* x, const T* taps, const T* bias, T* y) {
+  for (Index n = 0; n < sequences.size(); ++n) {
+    const Index first = sequences.begin(n), length = sequences.length(n);
+    parallel_blocks(threads, length, 64, [&](Index begin, Index end) {
+      const auto column = [&](Index c, Index count) {
+        for (Index t = begin; t < end; ++t) {
+          const Index k0 = std::max<Index>(0, left - t), k1 = std::min(kernel, length - t + left);
+          Batch<T> sum = bias == nullptr ? Batch<T>(T(0)) : load_part(bias + c, count);
+          for (Index k = k0; k < k1; ++k) {
+            const T* tap = taps + (flipped ? kernel - 1 - k : k) * channels + c;
+            const T* row = x + (first + t + k - left) * channels + c;
+            sum = count == lanes<T> ? xsimd::fma(load(tap), load(row), sum)
+                                    : xsimd::fma(load_part(tap, count), load_part(row, count), sum);
+          }
+          store_part(y + (first + t) * channels + c, sum, count);
+        }
+      };
+      for (Index c = 0; c < channels; c += lanes<T>) column(c, std::min(lanes<T>, channels - c));
+    });
+  }
+}
+
+/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c].
+template <class T>
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, Index left,
+                                  const T* dy, const T* x, T* dtaps) {
+  parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), length = sequences.length(n);
+      for (Index k = 0; k < kernel; ++k) {
+        Local<T, 2 * lanes<T>> sum = {};
+        for (Index t = std::max<Index>(0, left - k); t < std::min(length, length + left - k); ++t) {
+          const T *g = dy + (first + t) * channels, *row = x + (first + t + k - left) * channels;
+          for (Index c = begin; c < end; ++c) sum[c - begin] += g[c] * row[c];
+        }
+        for (Index c = begin; c < end; ++c) dtaps[k * channels + c] += sum[c - begin];
+      }
+    }
+  });
+}
+
+/// The (out, in, time, frequency) weight as (out, time, frequency, in), to match patches that are whole runs of memory;
+/// and back, adding.
+template <class T>
+void conv2d_reorder(const Conv2dShape& s, const T* weight, T* ordered) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < 9; ++k) ordered[(o * 9 + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * 9 + k];
+}
+template <class T>
+void conv2d_add_reordered(const Conv2dShape& s, const T* ordered, T* weight) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < 9; ++k) weight[(o * s.in_channels + i) * 9 + k] += ordered[(o * 9 + k) * s.in_channels + i];
+}
+
+/// Frames of output handled at once, so that their patches stay in a second-level cache.
+inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
+
+/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency, in).
+template <class T>
+void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
+  const Index run = Conv2dShape::kernel * s.in_channels;
+  for (Index t = t0; t < t1; ++t)
+    for (Index f = 0; f < s.out_freqs(); ++f)
+      for (Index k = 0; k < Conv2dShape::kernel; ++k) {
+        const T* from = x + (t * s.stride + k) * s.in_cols() + f * s.stride * s.in_channels;
+        std::copy(from, from + run, patches);
+        patches += run;
+      }
+}
+
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols); `ordered` is the reordered weight.
+template <class T>
+void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
+            const T* ordered, const T* bias, T* y) {
+  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Index each = rows * s.patch() + gemm_scratch<T>();
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  for (Index n = 0; n < from.size(); ++n) {
+    const Index tasks = (to.length(n) + block - 1) / block;
+    parallel_for(threads, tasks, [&](Index task, int thread) {
+      T* patches = static_cast<T*>(scratch.data()) + thread * each;
+      const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
+      conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
+      gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
+                    Operand<T>{ordered, s.patch()}.transposed(), y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
+                    false, bias, patches + rows * s.patch());
+    });
+  }
+}
+
+/// dordered (out, patch) += dy^T patches. Threads share the columns of the result, so each sum has one order.
+template <class T>
+void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                            const T* dy, const T* x, T* dordered) {
+  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Index pieces = std::min<Index>(threads, Conv2dShape::kernel);
+  const Index each = rows * s.patch() + gemm_scratch<T>();
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces * each) * sizeof(T));
+  parallel_for(threads, pieces, [&](Index piece, int) {
+    const Index begin = s.patch() * piece / pieces, end = s.patch() * (piece + 1) / pieces;
+    T* patches = static_cast<T*>(scratch.data()) + piece * each;
+    for (Index n = 0; n < from.size(); ++n)
+      for (Index t0 = 0; t0 < to.length(n); t0 += block) {
+        const Index t1 = std::min(to.length(n), t0 + block);
+        conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
+        gemm_block<T>(s.out_channels, end - begin, (t1 - t0) * s.out_freqs(),
+                      Operand<T>{dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}.transposed(),
+                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr, patches + rows * s.patch());
+      }
+  });
+}
+
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from.
+template <class T>
+void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* ordered, T* dx) {
+  constexpr Index kernel = Conv2dShape::kernel;
+  const Index block = conv2d_block(s) * threads, run = kernel * s.in_channels;
+  const Buffer buffer = arena.allocate(static_cast<std::size_t>(block * s.out_freqs() * s.patch()) * sizeof(T));
+  T* patches = static_cast<T*>(buffer.data());
+  for (Index n = 0; n < from.size(); ++n)
+    for (Index t0 = 0; t0 < to.length(n); t0 += block) {
+      const Index t1 = std::min(to.length(n), t0 + block);
+      gemm<T>(threads, arena, (t1 - t0) * s.out_freqs(), s.patch(), s.out_channels,
+              {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, {ordered, s.patch()}, patches, s.patch(), false,
+              nullptr);
+      const Index first = t0 * s.stride, frames = (t1 - 1) * s.stride + kernel - first;
+      parallel_blocks(threads, frames, 4, [&](Index begin, Index end) {
+        for (Index t = first + begin; t < first + end; ++t) {
+          T* row = dx + (from.begin(n) + t) * s.in_cols();
+          for (Index k = 0; k < kernel; ++k) {
+            const Index out = (t - k) / s.stride;
+            if (t < k || (t - k) % s.stride != 0 || out < t0 || out >= t1) continue;
+            for (Index f = 0; f < s.out_freqs(); ++f) {
+              const T* g = patches + ((out - t0) * s.out_freqs() + f) * s.patch() + k * run;
+              T* d = row + f * s.stride * s.in_channels;
+              for (Index i = 0; i < run; ++i) d[i] += g[i];
+            }
+          }
+        }
+      });
+    }
+}
+
+}  // namespace kernels
+}  // namespace laconic::inline v0

@@ -1,0 +1,127 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/core/matrix.hpp>
+#include <laconic/core/random.hpp>
+
+#include <cstdint>
+#include <numbers>
+
+namespace laconic::inline v0 {
+
+/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+enum class Activation { relu, silu, gelu };
+
+namespace kernels {
+
+template <class T>
+Batch<T> activate(Activation kind, const Batch<T>& x) {
+  switch (kind) {
+    case Activation::relu: return xsimd::max(x, Batch<T>(T(0)));
+    case Activation::silu: return x * sigmoid(x);
+    default: return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
+  }
+}
+
+/// dy times the derivative of the activation at x.
+template <class T>
+Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& x) {
+  using B = Batch<T>;
+  switch (kind) {
+    case Activation::relu: return xsimd::select(x > B(T(0)), dy, B(T(0)));
+    case Activation::silu: {
+      const B s = sigmoid(x);
+      return dy * s * (B(T(1)) + x * (B(T(1)) - s));
+    }
+    default: {
+      const B cdf = B(T(0.5)) * (B(T(1)) + xsimd::erf(x * B(T(0.5 * std::numbers::sqrt2))));
+      const B pdf = B(T(0.5 * std::numbers::inv_sqrtpi * std::numbers::sqrt2)) * xsimd::exp(B(T(-0.5)) * x * x);
+      return dy * (cdf + x * pdf);
+    }
+  }
+}
+
+/// GLU (Dauphin 2017): x (rows, 2 cols) = [a, b] to a * sigmoid(b) (rows, cols).
+template <class T>
+void glu(int threads, Index rows, Index cols, const T* x, T* y) {
+  parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      map_span(cols, y + r * cols, [](auto a, auto b) { return a * sigmoid(b); }, x + 2 * r * cols, x + (2 * r + 1) * cols);
+  });
+}
+
+template <class T>
+void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, T* dx) {
+  parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T *g = dy + r * cols, *a = x + 2 * r * cols, *b = a + cols;
+      map_span(cols, dx + 2 * r * cols, [](auto d, auto q) { return d * sigmoid(q); }, g, b);
+      map_span(cols, dx + (2 * r + 1) * cols,
+               [](auto d, auto p, auto q) {
+                 const auto s = sigmoid(q);
+                 return d * p * s * (decltype(s)(T(1)) - s);
+               },
+               g, a, b);
+    }
+  });
+}
+
+/// Column sums of x (rows, cols), added to `sum`. A fixed order for each column, whatever the number of threads.
+template <class T>
+void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
+  constexpr Index width = 4 * lanes<T>;
+  parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+    Local<T, width> total = {};
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = begin; c < end; ++c) total[c - begin] += x[r * cols + c];
+    for (Index c = begin; c < end; ++c) sum[c] += total[c - begin];
+  });
+}
+
+/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
+/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+class DropoutMask {
+ public:
+  DropoutMask(double probability, const Random& random)
+      : threshold_(static_cast<std::uint32_t>(probability * 65536 + 0.5)), random_(random) {}
+
+  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  bool any() const { return threshold_ > 0; }
+  bool keeps(std::uint64_t i) const {
+    const auto block = random_.block(i / 8);
+    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+  }
+
+  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  template <class T>
+  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
+    const T factor = static_cast<T>(scale());
+    Index j = 0;
+    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
+      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+    for (; j + 8 <= n; j += 8) {
+      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
+      for (std::size_t half = 0; half < 8; ++half) {
+        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
+        const Index at = j + static_cast<Index>(half);
+        y[at] = keep ? x[at] * factor : T(0);
+      }
+    }
+    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+  }
+
+ private:
+  std::uint32_t threshold_;
+  Random random_;
+};
+
+template <class T>
+void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
+  parallel_blocks(threads, n, 8192, [&](Index begin, Index end) {
+    mask.apply(end - begin, static_cast<std::uint64_t>(begin), x + begin, y + begin);
+  });
+}
+
+}  // namespace kernels
+}  // namespace laconic::inline v0

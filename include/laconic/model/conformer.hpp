@@ -1,0 +1,203 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/attention.hpp>
+#include <laconic/nn/depthwise_conv.hpp>
+#include <laconic/nn/feed_forward.hpp>
+#include <laconic/nn/norm.hpp>
+#include <laconic/nn/subsampling.hpp>
+
+namespace laconic::inline v0 {
+
+/// All numbers of a Conformer with a CTC head. Those of the attention may be left 0 where its type says them.
+struct ConformerConfig {
+  Index num_mels = 80;
+  Index d_model = 256;
+  Index num_layers = 12;
+  Index vocab_size = 29;
+  Index num_heads = 0;
+  Index num_kv_heads = 0;
+  Index kv_lora_rank = 0;
+  Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model
+  Index conv_kernel = 31;           ///< frames, odd
+  Index subsampling = 4;            ///< 2 or 4
+  Index subsampling_channels = 0;   ///< 0: d_model
+  double dropout = 0.1;
+
+  constexpr AttentionConfig attention() const { return {d_model, num_heads, num_kv_heads, kv_lora_rank}; }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("num_mels", self.num_mels);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("vocab_size", self.vocab_size);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("ffn_expansion", self.ffn_expansion);
+    visit("conv_kernel", self.conv_kernel);
+    visit("subsampling", self.subsampling);
+    visit("subsampling_channels", self.subsampling_channels);
+    visit("dropout", self.dropout);
+  }
+};
+
+/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
+/// norm, SiLU, pointwise, dropout.
+template <class T>
+class ConvolutionModule : public Module<ConvolutionModule<T>> {
+ public:
+  ConvolutionModule(Index d_model, Index kernel, double dropout, Seed seed)
+      : layer_norm(d_model), pointwise_conv1(Linear<T>::pointwise_conv(d_model, 2 * d_model, seed / "pointwise_conv1")),
+        depthwise_conv(d_model, kernel, seed / "depthwise_conv"), batch_norm(d_model),
+        pointwise_conv2(Linear<T>::pointwise_conv(d_model, d_model, seed / "pointwise_conv2")), dropout_(dropout) {}
+
+  template <class Context, class Tensor>
+  Tensor operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
+    auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
+    y = batch_norm(context, depthwise_conv(context, y, sequences));
+    y = pointwise_conv2(context, context.activation(Activation::silu, std::move(y)));
+    return context.dropout(std::move(y), dropout_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("layer_norm", self.layer_norm);
+    visit("pointwise_conv1", self.pointwise_conv1);
+    visit("depthwise_conv", self.depthwise_conv);
+    visit("batch_norm", self.batch_norm);
+    visit("pointwise_conv2", self.pointwise_conv2);
+  }
+
+  LayerNorm<T> layer_norm;
+  Linear<T> pointwise_conv1;
+  DepthwiseConv<T> depthwise_conv;
+  BatchNorm<T> batch_norm;
+  Linear<T> pointwise_conv2;
+
+ private:
+  double dropout_;
+};
+
+/// One block (Gulati et al. 2020, equation 1): half a feed-forward, attention, convolution, half a feed-forward, norm.
+template <class AttentionPolicy, class T>
+class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
+ public:
+  ConformerBlock(const ConformerConfig& c, Seed seed)
+      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
+        self_attn(c.attention(), c.dropout, seed / "self_attn"), conv_module(c.d_model, c.conv_kernel, c.dropout, seed / "conv_module"),
+        ffn2_layer_norm(c.d_model), ffn2(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model),
+        dropout_(c.dropout) {}
+
+  template <class Context, class Tensor>
+  Tensor operator()(Context& context, Tensor x, const Sequences& sequences, const Tensor& table) const {
+    x = context.add(std::move(x), ffn1(context, ffn1_layer_norm(context, x)), 0.5);
+    auto attended = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
+    x = context.add(std::move(x), context.dropout(std::move(attended), dropout_));
+    x = context.add(std::move(x), conv_module(context, x, sequences));
+    x = context.add(std::move(x), ffn2(context, ffn2_layer_norm(context, x)), 0.5);
+    return final_layer_norm(context, x);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("ffn1_layer_norm", self.ffn1_layer_norm);
+    visit("ffn1", self.ffn1);
+    visit("self_attn_layer_norm", self.self_attn_layer_norm);
+    visit("self_attn", self.self_attn);
+    visit("conv_module", self.conv_module);
+    visit("ffn2_layer_norm", self.ffn2_layer_norm);
+    visit("ffn2", self.ffn2);
+    visit("final_layer_norm", self.final_layer_norm);
+  }
+
+  LayerNorm<T> ffn1_layer_norm;
+  FeedForward<T> ffn1;
+  LayerNorm<T> self_attn_layer_norm;
+  AttentionLayer<AttentionPolicy, T> self_attn;
+  ConvolutionModule<T> conv_module;
+  LayerNorm<T> ffn2_layer_norm;
+  FeedForward<T> ffn2;
+  LayerNorm<T> final_layer_norm;
+
+ private:
+  double dropout_;
+};
+
+/// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
+template <class Tensor>
+struct Logits {
+  Tensor rows;
+  Sequences sequences;
+};
+
+/// A Conformer encoder (Gulati et al. 2020) with convolutional subsampling and a CTC head. Parameter names and layout
+/// are those of the Hugging Face Conformer.
+///
+///     Conformer<Mha<8>> model(config, Seed(1));
+///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
+///
+/// Construction allocates and throws `Error` where the numbers do not fit; the forward pass takes memory from the
+/// context's arena only. A sequence too short for the subsampling gives no rows.
+template <class AttentionPolicy, class T = float>
+class Conformer : public Module<Conformer<AttentionPolicy, T>> {
+ public:
+  using Scalar = T;
+  using Policy = AttentionPolicy;
+  using Config = ConformerConfig;
+
+  Conformer(const ConformerConfig& config, Seed seed)
+      : subsampling(config.num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
+                    config.subsampling, seed / "subsampling"),
+        layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+    const AttentionDims d = Policy::dims(config.attention());
+    config_.num_heads = d.num_heads;
+    config_.num_kv_heads = d.num_kv_heads;
+    config_.kv_lora_rank = d.kv_lora_rank;
+    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
+            " tokens given, at least 1 and 2 expected");
+    layers.reserve(static_cast<std::size_t>(config.num_layers));
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+  }
+
+  /// With every number said, also those that came from the type.
+  const ConformerConfig& config() const { return config_; }
+
+  /// features (rows, num_mels) of a Matrix or of a tensor of the context.
+  template <class Context, class Features>
+  auto operator()(Context& context, const Features& features, const Sequences& sequences) const {
+    auto [x, out] = subsampling(context, context.input(features), sequences);
+    x = encode(context, context.dropout(std::move(x), config_.dropout), out);
+    return Logits<decltype(x)>{lm_head(context, x), out};
+  }
+
+  /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
+  template <class Context, class Tensor>
+  Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
+    auto entered = Policy::Position::enter(context, x, sequences);
+    x = std::move(entered.x);
+    entered.x = Tensor();
+    for (const auto& layer : layers) x = layer(context, std::move(x), sequences, entered.table);
+    return layer_norm(context, x);
+  }
+
+  /// Bytes of key-value cache for this many encoder frames, all layers.
+  static constexpr Index cache_bytes(const ConformerConfig& config, Frames n, Index bytes_per_number = 4) {
+    return config.num_layers * Policy::cache_bytes(config.attention(), n, bytes_per_number);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("subsampling", self.subsampling);
+    visit("layers", self.layers);
+    visit("layer_norm", self.layer_norm);
+    visit("lm_head", self.lm_head);
+  }
+
+  Conv2dSubsampling<T> subsampling;
+  std::vector<ConformerBlock<AttentionPolicy, T>> layers;
+  LayerNorm<T> layer_norm;
+  Linear<T> lm_head;
+
+ private:
+  ConformerConfig config_;
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,34 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+#include <laconic/nn/linear.hpp>
+
+namespace laconic::inline v0 {
+
+/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
+/// dropout.
+template <class T>
+class FeedForward : public Module<FeedForward<T>> {
+ public:
+  FeedForward(Index d_model, Index hidden, double dropout, Seed seed)
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"), dropout_(dropout) {}
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    auto hidden = context.activation(Activation::silu, intermediate_dense(context, x));
+    return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("intermediate_dense", self.intermediate_dense);
+    visit("output_dense", self.output_dense);
+  }
+
+  Linear<T> intermediate_dense, output_dense;
+
+ private:
+  double dropout_;
+};
+
+}  // namespace laconic::inline v0

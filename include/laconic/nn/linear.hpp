@@ -1,0 +1,46 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/parameter.hpp>
+
+namespace laconic::inline v0 {
+
+/// Whether a layer has a bias.
+enum class Bias { no, yes };
+
+/// y = x W^T + b for every row: (rows, in) to (rows, out). Also a convolution of kernel 1 over time, whose weight is
+/// stored as `(out, in, 1)`. Initial values as PyTorch's: uniform within 1/sqrt(in).
+template <class T>
+class Linear : public Module<Linear<T>> {
+ public:
+  Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
+  static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
+
+  Index in() const { return weight.value.cols(); }
+  Index out() const { return weight.value.rows(); }
+  bool has_bias() const { return bias.size() > 0; }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.linear(x, weight, has_bias() ? &bias : nullptr);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.has_bias()) visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
+    const double bound = 1 / std::sqrt(static_cast<double>(in()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({out()});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,60 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+
+namespace laconic::inline v0 {
+
+/// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
+template <class T>
+class LayerNorm : public Module<LayerNorm<T>> {
+ public:
+  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.layer_norm(x, weight, bias, eps_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  double eps_;
+};
+
+/// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
+/// (Ioffe and Szegedy 2015). Rows are packed, so padding cannot enter the statistics.
+template <class T>
+class BatchNorm : public Module<BatchNorm<T>> {
+ public:
+  explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
+      : weight({channels}), bias({channels}), running_mean({channels}, Role::statistic), running_var({channels}, Role::statistic),
+        eps_(eps), momentum_(momentum) {
+    weight.value.setOnes();
+    running_var.value.setOnes();
+  }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+    visit("running_mean", self.running_mean);
+    visit("running_var", self.running_var);
+  }
+
+  Parameter<T> weight, bias, running_mean, running_var;
+
+ private:
+  double eps_, momentum_;
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,93 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+#include <laconic/nn/linear.hpp>
+
+namespace laconic::inline v0 {
+
+/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`.
+template <class T>
+class Conv2d : public Module<Conv2d<T>> {
+ public:
+  Conv2d(const Conv2dShape& shape, Seed seed)
+      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}), bias({shape.out_channels}), shape_(shape) {
+    const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    fill_uniform(bias, bound, Random(seed, "bias"));
+  }
+  const Conv2dShape& shape() const { return shape_; }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
+    return context.conv2d(x, weight, bias, shape_, from, to);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  Conv2dShape shape_;
+};
+
+/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over (time,
+/// mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
+/// ((T - 1) / 2 - 1) / 2, or (T - 1) / 2 - 2. Columns between the layers are (frequency, channel), channel innermost.
+template <class T>
+class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
+ public:
+  Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
+      : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
+
+  static constexpr Index out_length(Index frames, Index factor) {
+    const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
+    return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
+  }
+
+  /// The rows that come out, and where their sequences lie.
+  template <class Tensor>
+  struct Output {
+    Tensor rows;
+    Sequences sequences;
+  };
+
+  template <class Context, class Tensor>
+  Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
+    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(), " mels, the model expects ",
+            conv0.shape().in_freqs);
+    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(), " rows of features given, their sequences have ",
+            sequences.rows());
+    const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
+    const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
+    auto x = context.activation(Activation::relu, conv0(context, features, sequences, half));
+    x = context.activation(Activation::relu, conv1(context, x, half, out));
+    return {linear(context, x), out};
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("conv0", self.conv0);
+    visit("conv1", self.conv1);
+    visit("linear", self.linear);
+  }
+
+  Conv2d<T> conv0, conv1;
+  Linear<T> linear;
+
+ private:
+  Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
+      : conv0(first, seed / "conv0"), conv1(second(first, factor), seed / "conv1"),
+        linear(conv1.shape().out_cols(), d_model, seed / "linear") {}
+
+  static Conv2dShape second(const Conv2dShape& first, Index factor) {
+    require(factor == 2 || factor == 4, "subsampling: factor ", factor, " given, 2 or 4 expected");
+    const Conv2dShape shape{first.out_channels, first.out_channels, first.out_freqs(), factor / 2};
+    require(shape.out_freqs() > 0, "subsampling: ", first.in_freqs, " mels given, at least 7 expected");
+    return shape;
+  }
+};
+
+}  // namespace laconic::inline v0
