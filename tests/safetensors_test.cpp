@@ -216,7 +216,7 @@ TEST_CASE("attack: a header that is not the JSON it should be", "[io][safetensor
   CHECK(header_message("{\"a\":" + std::string(1'000'000, '['), 0) == "header entry 'a' is not a JSON object");
   CHECK(header_message("{\"a\":{\"shape\":" + std::string(1'000'000, '['), 0) == "JSON nested more than 32 deep");
   CHECK(header_message("{\"" + std::string(1025, 'a') + "\":{}}", 0) ==
-        "tensor name '" + std::string(60, 'a') + "...' of 1025 bytes, at most 1024 expected");
+        "header entry '" + std::string(60, 'a') + "...' has a name of 1025 bytes, at most 1024 expected");
 }
 
 TEST_CASE("attack: a name twice", "[io][safetensors]") {

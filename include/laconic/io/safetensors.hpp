@@ -116,8 +116,8 @@ class SafetensorsHeader {
     if (event == Event::key && depth == 1) {
       name_ = value.get<std::string>();
       values_ = 0;
-      require(name_.size() <= SafetensorsLimits::name_bytes, where_, ": tensor name ", in_quotes(name_), " of ", name_.size(),
-              " bytes, at most ", SafetensorsLimits::name_bytes, " expected");
+      if (name_.size() > SafetensorsLimits::name_bytes)
+        fail("has a name of ", name_.size(), " bytes, at most ", SafetensorsLimits::name_bytes, " expected");
       return true;
     }
     if ((event == Event::value || event == Event::array_start) && depth == 1) fail("is not a JSON object");
@@ -270,8 +270,8 @@ class SafetensorsFile {
       std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
       const auto value = decode(stored);
       if constexpr (sizeof(value) > sizeof(T))
-        require(!std::isfinite(value) || std::abs(value) <= std::numeric_limits<T>::max(), path_, ": tensor ",
-                detail::in_quotes(name), " holds ", value, ", too large for single precision");
+        if (std::isfinite(value) && std::abs(value) > std::numeric_limits<T>::max())
+          throw Error(text(path_, ": tensor ", detail::in_quotes(name), " holds ", value, ", too large for single precision"));
       out[i] = static_cast<T>(value);
     }
   }

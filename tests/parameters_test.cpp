@@ -1,0 +1,191 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/io/folder.hpp>
+#include <laconic/io/parameters.hpp>
+
+#include "catch.hpp"
+#include "temporary_folder.hpp"
+
+using namespace laconic;
+
+namespace {
+
+template <class T>
+struct Layer : Module<Layer<T>> {
+  Parameter<T> weight{3, 1, 2};
+  Parameter<T> mean{Parameter<T>({3}, Role::statistic)};
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("mean", self.mean);
+  }
+};
+
+template <class T>
+struct Model : Module<Model<T>> {
+  explicit Model(std::size_t num_layers = 2) : layers(num_layers) {}
+  std::vector<Layer<T>> layers;
+  Parameter<T> bias{4};
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("layers", self.layers);
+    visit("bias", self.bias);
+  }
+};
+
+/// A model whose every value is different.
+template <class T>
+Model<T> numbered(std::size_t num_layers = 2) {
+  Model<T> model(num_layers);
+  T next = T(0.5);
+  model.parameters([&](std::string_view, auto& p) {
+    for (Index i = 0; i < p.size(); ++i) p.value.data()[i] = next++;
+  });
+  return model;
+}
+
+template <class T>
+std::vector<double> all_values(const Model<T>& model) {
+  std::vector<double> out;
+  model.parameters([&](std::string_view, const auto& p) { out.insert(out.end(), p.value.data(), p.value.data() + p.size()); });
+  return out;
+}
+
+template <class Run>
+std::string message_of(Run&& run) {
+  try {
+    run();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("parameters go to a file and back", "[io][parameters]") {
+  const TemporaryFolder folder;
+  const auto model = numbered<float>();
+  save_parameters(model, folder / "f", {{"format", "pt"}});
+  const SafetensorsFile file(folder / "f");
+  CHECK(file.names() == std::vector<std::string>{"bias", "layers.0.mean", "layers.0.weight", "layers.1.mean", "layers.1.weight"});
+  CHECK(file.metadata().at("format") == "pt");
+  CHECK(file.info("layers.1.weight").shape == std::vector<Index>{3, 1, 2});
+  Model<float> back;
+  load_parameters(back, file);
+  CHECK(all_values(back) == all_values(model));
+  Model<double> wide;  // single precision in the file, double in the model, and back
+  load_parameters(wide, file);
+  CHECK(all_values(wide) == all_values(model));
+  save_parameters(wide, folder / "d");
+  Model<float> narrow;
+  load_parameters(narrow, SafetensorsFile(folder / "d"));
+  CHECK(all_values(narrow) == all_values(model));
+}
+
+TEST_CASE("a prefix picks a part of a file", "[io][parameters]") {
+  const TemporaryFolder folder;
+  const auto first = numbered<float>(1);
+  const auto second = numbered<double>(3);
+  SafetensorsWriter writer;
+  append_parameters(writer, first, "first.");
+  append_parameters(writer, second, "second.");
+  writer.write(folder / "f");
+  const SafetensorsFile file(folder / "f");
+  Model<float> one(1);
+  Model<double> three(3);
+  load_parameters(one, file, "first.");
+  load_parameters(three, file, "second.");
+  CHECK(all_values(one) == all_values(first));
+  CHECK(all_values(three) == all_values(second));
+  CHECK(message_of([&] { load_parameters(one, file); }) ==
+        file.path() + ": 3 of the model's 3 tensors are missing: 'layers.0.weight', 'layers.0.mean', 'bias'");
+}
+
+TEST_CASE("a file that does not fit the model is refused and the model kept", "[io][parameters]") {
+  const TemporaryFolder folder;
+  const auto path = folder / "f";
+  auto model = numbered<float>(2);
+  const auto before = all_values(model);
+  const auto load_from = [&](const SafetensorsWriter& writer) {
+    writer.write(path);
+    const std::string message = message_of([&] { load_parameters(model, SafetensorsFile(path)); });
+    CHECK(all_values(model) == before);
+    return message;
+  };
+  const auto small = numbered<float>(1), large = numbered<float>(5);
+
+  SafetensorsWriter missing;
+  append_parameters(missing, small);
+  CHECK(load_from(missing) ==
+        path.string() + ": 2 of the model's 5 tensors are missing: 'layers.1.weight', 'layers.1.mean'");
+
+  SafetensorsWriter unknown;
+  append_parameters(unknown, large);
+  CHECK(load_from(unknown) == path.string() +
+                                  ": 6 tensors that the model does not have: 'layers.2.mean', 'layers.2.weight', "
+                                  "'layers.3.mean', 'layers.3.weight', 'layers.4.mean' and 1 more");
+
+  const std::vector<float> zeros(6);
+  const auto with = [&](std::vector<Index> shape) {  // the model's tensors, one of them with another shape
+    SafetensorsWriter writer;
+    model.parameters([&](std::string_view name, const auto& p) {
+      const bool other = name == "layers.1.weight";
+      writer.add(name, other ? shape : p.shape(),
+                 std::span<const float>(zeros).first(other ? zeros.size() : static_cast<std::size_t>(p.size())));
+    });
+    return writer;
+  };
+  CHECK(load_from(with({3, 2})) == path.string() + ": tensor 'layers.1.weight' has shape (3, 2), (3, 1, 2) expected");
+  CHECK(load_from(with({2, 1, 3})) == path.string() + ": tensor 'layers.1.weight' has shape (2, 1, 3), (3, 1, 2) expected");
+
+  with({3, 1, 2}).write(path);
+  std::string bytes = read_file(path, 10000);  // "F32" of the tensor becomes "I32": as many bytes, another meaning
+  const auto at = bytes.find("F32", bytes.find("layers.1.weight"));
+  bytes[at] = 'I';
+  write_file(path, bytes);
+  CHECK(message_of([&] { load_parameters(model, SafetensorsFile(path)); }) ==
+        path.string() + ": tensor 'layers.1.weight' has dtype I32, one of F32, F64, F16, BF16 expected");
+  CHECK(all_values(model) == before);
+}
+
+TEST_CASE("a model folder goes out and back", "[io][folder]") {
+  const TemporaryFolder folder;
+  const auto path = folder / "model";
+  const auto model = numbered<float>();
+  save_model_folder(path, model, {{"d_model", 4}}, nlohmann::json::array({"a", "b"}));
+  CHECK(folder.names() == std::vector<std::string>{"model"});
+  CHECK(read_model_config(path) == nlohmann::json{{"d_model", 4}});
+  CHECK(read_model_vocab(path) == nlohmann::json::array({"a", "b"}));
+  Model<float> back;
+  load_parameters(back, open_model_tensors(path));
+  CHECK(all_values(back) == all_values(model));
+
+  // Replaced as a whole, beside what else the folder holds.
+  write_file(path / "log.csv", "1");
+  save_model_folder(path, numbered<float>(1), {{"d_model", 8}}, nlohmann::json::array({"c"}));
+  CHECK(read_model_config(path)["d_model"] == 8);
+  CHECK(read_model_vocab(path)[0] == "c");
+  CHECK(open_model_tensors(path).names().size() == 3);
+  CHECK(read_file(path / "log.csv", 10) == "1");
+  CHECK(folder.names() == std::vector<std::string>{"model"});
+}
+
+TEST_CASE("a model folder that cannot be written leaves the older one", "[io][folder]") {
+  const TemporaryFolder folder;
+  const auto path = folder / "model";
+  save_model_folder(path, numbered<float>(), {{"d_model", 4}}, nlohmann::json::array());
+  CHECK(message_of([&] { save_model_folder(path, numbered<float>(1), {{"d_model", 8}}, "\xff"); })
+            .ends_with("vocab.json: cannot write as JSON: a string is not valid UTF-8"));
+  CHECK(read_model_config(path)["d_model"] == 4);
+  CHECK(folder.names() == std::vector<std::string>{"model"});
+}
+
+TEST_CASE("a folder that is no model folder is named", "[io][folder]") {
+  const TemporaryFolder folder;
+  const std::string path = folder.path.string(), none = (folder / "none").string();
+  const std::string expected = ": expected a model folder written by `laconic train` or `laconic convert`";
+  CHECK(message_of([&] { read_model_config(none); }) == none + ": no such folder" + expected);
+  CHECK(message_of([&] { read_model_config(path); }) == path + ": no config.json" + expected);
+  CHECK(message_of([&] { read_model_vocab(path); }) == path + ": no vocab.json" + expected);
+  CHECK(message_of([&] { open_model_tensors(path); }) == path + ": no model.safetensors" + expected);
+  write_file(folder / "config.json", "{");
+  CHECK(message_of([&] { read_model_config(path); }).starts_with((folder / "config.json").string() + ": not valid JSON: "));
+}
