@@ -1,15 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <laconic/io/file.hpp>
-
-#include "catch.hpp"
-#include "temporary_folder.hpp"
-
 #include <sys/mount.h>
 #include <sys/resource.h>
 
 #include <csignal>
 #include <iostream>
+#include <laconic/io/file.hpp>
 #include <memory>
+
+#include "catch.hpp"
+#include "temporary_folder.hpp"
 
 using namespace laconic;
 using Names = std::vector<std::string>;
@@ -133,7 +132,8 @@ TEST_CASE("reading a file is bounded", "[io][file]") {
   const std::string path = (folder / "a").string(), none = (folder / "b").string();
   write_file(path, std::string(100000, 'x'));
   CHECK(read_file(path, 100000) == std::string(100000, 'x'));
-  CHECK(message_of([&] { read_file(path, 99999); }) == path + ": more than 99999 bytes, which is the most that is read here");
+  CHECK(message_of([&] { read_file(path, 99999); }) ==
+        path + ": more than 99999 bytes, which is the most that is read here");
   CHECK(message_of([&] { read_file("/dev/zero", 99999); }) ==
         "/dev/zero: more than 99999 bytes, which is the most that is read here");
   CHECK(message_of([&] { read_file(none, 10); }) == none + ": cannot open: No such file or directory");
@@ -153,7 +153,8 @@ TEST_CASE("a mapped file shows the file's bytes", "[io][file]") {
   CHECK(moved.bytes()[0] == std::byte{'a'});
   moved = MappedFile(folder / "empty");
   CHECK(moved.bytes().empty());
-  CHECK(message_of([&] { MappedFile(folder.path); }) == folder.path.string() + ": not a regular file, so it cannot be mapped");
+  CHECK(message_of([&] { MappedFile(folder.path); }) ==
+        folder.path.string() + ": not a regular file, so it cannot be mapped");
 }
 
 TEST_CASE("a folder is there after commit and not before", "[io][folder]") {
@@ -212,7 +213,9 @@ TEST_CASE("an empty folder is replaced, a file is not", "[io][folder]") {
   write_file(folder / "file", "x");
   CHECK(message_of([&] { FolderWriter(folder / "file"); }) ==
         (folder / "file").string() + ": is a file, the name of a folder expected");
-  CHECK(message_of([&] { FolderWriter(folder / "file/dir"); }).starts_with((folder / "file/dir").string() + ": cannot create: "));
+  CHECK(message_of([&] {
+          FolderWriter(folder / "file/dir");
+        }).starts_with((folder / "file/dir").string() + ": cannot create: "));
 }
 
 TEST_CASE("two writers of one folder do not meet", "[io][folder]") {

@@ -1,10 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <cstdint>
 #include <laconic/io/json.hpp>
 
 #include "catch.hpp"
 #include "temporary_folder.hpp"
-
-#include <cstdint>
 
 using namespace laconic;
 
@@ -76,7 +75,8 @@ TEST_CASE("JSON is read strictly", "[io][json]") {
   CHECK(parse_message(nested(33)) == "f.json: JSON nested more than 32 deep");
   CHECK(parse_message(std::string(2'000'000, '[')) == "f.json: JSON nested more than 32 deep");
   CHECK(parse_message("[1] x") ==
-        "f.json: not valid JSON: parse error at line 1, column 5: syntax error while parsing value - invalid literal; last "
+        "f.json: not valid JSON: parse error at line 1, column 5: syntax error while parsing value - invalid literal; "
+        "last "
         "read: '1] x'; expected end of input");
   CHECK(parse_message("{\"a\":\n \"\xff\"}").starts_with("f.json: not valid JSON: parse error at line 2, column 3: "));
   CHECK(parse_message("[\"\xed\xa0\x80\"]").starts_with("f.json: not valid JSON: "));  // a surrogate is not UTF-8
@@ -136,7 +136,8 @@ TEST_CASE("a configuration that is wrong is refused, with its place", "[io][json
   CHECK(config_message("/scale", 1e300) == "f.json: 'scale' is 1e+300, a number up to 3.4028235e+38 expected");
   CHECK(config_message("/causal", 1) == "f.json: 'causal' is 1, true or false expected");
   CHECK(config_message("/attention", nullptr) == "f.json: 'attention' is null, a string expected");
-  CHECK(config_message("/encoder", nlohmann::json::array({1})) == "f.json: 'encoder' is an array of 1, an object expected");
+  CHECK(config_message("/encoder", nlohmann::json::array({1})) ==
+        "f.json: 'encoder' is an array of 1, an object expected");
   CHECK(config_message("/encoder/layers", 1) ==
         "f.json: unknown key 'encoder.layers' (known: num_layers, dropout, norm)");
   nlohmann::json json = to_json(ModelConfig{});

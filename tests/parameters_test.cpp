@@ -44,7 +44,8 @@ Model<T> numbered(std::size_t num_layers = 2) {
 template <class T>
 std::vector<double> all_values(const Model<T>& model) {
   std::vector<double> out;
-  model.parameters([&](std::string_view, const auto& p) { out.insert(out.end(), p.value.data(), p.value.data() + p.size()); });
+  model.parameters(
+      [&](std::string_view, const auto& p) { out.insert(out.end(), p.value.data(), p.value.data() + p.size()); });
   return out;
 }
 
@@ -65,7 +66,8 @@ TEST_CASE("parameters go to a file and back", "[io][parameters]") {
   const auto model = numbered<float>();
   save_parameters(model, folder / "f", {{"format", "pt"}});
   const SafetensorsFile file(folder / "f");
-  CHECK(file.names() == std::vector<std::string>{"bias", "layers.0.mean", "layers.0.weight", "layers.1.mean", "layers.1.weight"});
+  CHECK(file.names() ==
+        std::vector<std::string>{"bias", "layers.0.mean", "layers.0.weight", "layers.1.mean", "layers.1.weight"});
   CHECK(file.metadata().at("format") == "pt");
   CHECK(file.info("layers.1.weight").shape == std::vector<Index>{3, 1, 2});
   Model<float> back;
@@ -134,7 +136,8 @@ TEST_CASE("a file that does not fit the model is refused and the model kept", "[
     return writer;
   };
   CHECK(load_from(with({3, 2})) == path.string() + ": tensor 'layers.1.weight' has shape (3, 2), (3, 1, 2) expected");
-  CHECK(load_from(with({2, 1, 3})) == path.string() + ": tensor 'layers.1.weight' has shape (2, 1, 3), (3, 1, 2) expected");
+  CHECK(load_from(with({2, 1, 3})) ==
+        path.string() + ": tensor 'layers.1.weight' has shape (2, 1, 3), (3, 1, 2) expected");
 
   with({3, 1, 2}).write(path);
   std::string bytes = read_file(path, 10000);  // "F32" of the tensor becomes "I32": as many bytes, another meaning
@@ -172,8 +175,9 @@ TEST_CASE("a model folder that cannot be written leaves the older one", "[io][fo
   const TemporaryFolder folder;
   const auto path = folder / "model";
   save_model_folder(path, numbered<float>(), {{"d_model", 4}}, nlohmann::json::array());
-  CHECK(message_of([&] { save_model_folder(path, numbered<float>(1), {{"d_model", 8}}, "\xff"); })
-            .ends_with("vocab.json: cannot write as JSON: a string is not valid UTF-8"));
+  CHECK(message_of([&] {
+          save_model_folder(path, numbered<float>(1), {{"d_model", 8}}, "\xff");
+        }).ends_with("vocab.json: cannot write as JSON: a string is not valid UTF-8"));
   CHECK(read_model_config(path)["d_model"] == 4);
   CHECK(folder.names() == std::vector<std::string>{"model"});
 }
@@ -187,5 +191,7 @@ TEST_CASE("a folder that is no model folder is named", "[io][folder]") {
   CHECK(message_of([&] { read_model_vocab(path); }) == path + ": no vocab.json" + expected);
   CHECK(message_of([&] { open_model_tensors(path); }) == path + ": no model.safetensors" + expected);
   write_file(folder / "config.json", "{");
-  CHECK(message_of([&] { read_model_config(path); }).starts_with((folder / "config.json").string() + ": not valid JSON: "));
+  CHECK(message_of([&] {
+          read_model_config(path);
+        }).starts_with((folder / "config.json").string() + ": not valid JSON: "));
 }

@@ -1,11 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <cmath>
+#include <fstream>
 #include <laconic/io/safetensors.hpp>
 
 #include "catch.hpp"
 #include "temporary_folder.hpp"
-
-#include <cmath>
-#include <fstream>
 
 using namespace laconic;
 
@@ -43,7 +42,9 @@ std::string open_message(std::string_view bytes) {
   return "no error";
 }
 
-std::string header_message(std::string_view header, std::size_t data_bytes) { return open_message(file_of(header, data_bytes)); }
+std::string header_message(std::string_view header, std::size_t data_bytes) {
+  return open_message(file_of(header, data_bytes));
+}
 
 template <class Run>
 std::string message_of(Run&& run) {
@@ -71,7 +72,8 @@ using Shape = std::vector<Index>;
 
 TEST_CASE("a file of the Python package is read", "[io][safetensors]") {
   const SafetensorsFile file(golden);
-  CHECK(file.names() == std::vector<std::string>{"steps", "encoder.bias", "empty", "encoder.weight", "scalar", "brain", "half", "flags"});
+  CHECK(file.names() == std::vector<std::string>{"steps", "encoder.bias", "empty", "encoder.weight", "scalar", "brain",
+                                                 "half", "flags"});
   CHECK(file.metadata() == std::map<std::string, std::string>{{"format", "pt"}, {"note", "a \"quoted\" ä"}});
   CHECK(file.info("encoder.weight").shape == Shape{2, 3});
   CHECK(file.info("scalar").shape.empty());
@@ -89,7 +91,8 @@ TEST_CASE("a file of the Python package is read", "[io][safetensors]") {
   CHECK(half[2] == 0x1p-24F);
   CHECK(half[3] == 65504.0F);
   CHECK(std::isinf(half[4]));
-  CHECK(values<double>(file, "brain", 2) == std::vector<double>{3.140625, static_cast<double>(std::bit_cast<float>(0xfe960000U))});
+  CHECK(values<double>(file, "brain", 2) ==
+        std::vector<double>{3.140625, static_cast<double>(std::bit_cast<float>(0xfe960000U))});
 }
 
 TEST_CASE("reading a tensor says what is wrong with it", "[io][safetensors]") {
@@ -97,7 +100,8 @@ TEST_CASE("reading a tensor says what is wrong with it", "[io][safetensors]") {
   CHECK(file.contains("half"));
   CHECK_FALSE(file.contains("hal"));
   CHECK(message_of([&] { file.info("none"); }) == file.path() + ": no tensor 'none'");
-  CHECK(message_of([&] { values<float>(file, "half", 6); }) == file.path() + ": tensor 'half' has 5 values, 6 expected");
+  CHECK(message_of([&] { values<float>(file, "half", 6); }) ==
+        file.path() + ": tensor 'half' has 5 values, 6 expected");
   CHECK(message_of([&] { values<float>(file, "steps", 2); }) ==
         file.path() + ": tensor 'steps' has dtype I64, one of F32, F64, F16, BF16 expected");
   const TemporaryFolder folder;
@@ -164,15 +168,22 @@ TEST_CASE("the writer refuses what could not be read", "[io][safetensors]") {
   SafetensorsWriter writer;
   writer.add("w", Shape{2, 3}, six);
   CHECK(message_of([&] { writer.add("w", Shape{6}, six); }) == "safetensors: tensor 'w' added twice");
-  CHECK(message_of([&] { writer.add("v", Shape{2, 2}, six); }) ==
-        "safetensors: tensor 'v' has 6 values and shape (2, 2); as many values as the shape says and at most 8 dimensions expected");
-  CHECK(message_of([&] { writer.add("v", Shape{1, 1, 1, 1, 1, 1, 1, 6, 1}, six); }).starts_with("safetensors: tensor 'v' has 6"));
-  CHECK(message_of([&] { writer.add("__metadata__", Shape{6}, six); }) == "safetensors: a tensor cannot be named '__metadata__'");
+  CHECK(message_of([&] {
+          writer.add("v", Shape{2, 2}, six);
+        }) ==
+        "safetensors: tensor 'v' has 6 values and shape (2, 2); as many values as the shape says and at most 8 "
+        "dimensions expected");
+  CHECK(message_of([&] {
+          writer.add("v", Shape{1, 1, 1, 1, 1, 1, 1, 6, 1}, six);
+        }).starts_with("safetensors: tensor 'v' has 6"));
+  CHECK(message_of([&] { writer.add("__metadata__", Shape{6}, six); }) ==
+        "safetensors: a tensor cannot be named '__metadata__'");
   const TemporaryFolder folder;
   const std::string path = (folder / "f").string();
   writer.add("\xff", Shape{6}, six);
   CHECK(message_of([&] { writer.write(path); }) == path + ": cannot write: '?' is not valid UTF-8");
-  CHECK(message_of([&] { SafetensorsWriter().write("/dev/full"); }) == "/dev/full: cannot write: No space left on device");
+  CHECK(message_of([&] { SafetensorsWriter().write("/dev/full"); }) ==
+        "/dev/full: cannot write: No space left on device");
   CHECK(folder.names().empty());
 }
 
@@ -220,25 +231,31 @@ TEST_CASE("attack: a header that is not the JSON it should be", "[io][safetensor
 }
 
 TEST_CASE("attack: a name twice", "[io][safetensors]") {
-  CHECK(header_message(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2) ==
-        "key 'a' appears twice in one JSON object");
+  CHECK(
+      header_message(
+          R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+          2) == "key 'a' appears twice in one JSON object");
   CHECK(header_message(R"({"a":{"dtype":"U8","dtype":"F32","shape":[2],"data_offsets":[0,2]}})", 2) ==
         "key 'dtype' appears twice in one JSON object");
 }
 
 TEST_CASE("attack: metadata that is not text", "[io][safetensors]") {
   CHECK(header_message(R"({"__metadata__":{"a":"b"}})", 0) == "no error");
-  CHECK(header_message(R"({"__metadata__":{"a":1}})", 0) == "header entry '__metadata__' has 1 for 'a', a string expected");
-  CHECK(header_message(R"({"__metadata__":{"a":{}}})", 0) == "header entry '__metadata__' has an object for 'a', a string expected");
+  CHECK(header_message(R"({"__metadata__":{"a":1}})", 0) ==
+        "header entry '__metadata__' has 1 for 'a', a string expected");
+  CHECK(header_message(R"({"__metadata__":{"a":{}}})", 0) ==
+        "header entry '__metadata__' has an object for 'a', a string expected");
   CHECK(header_message(R"({"__metadata__":"a"})", 0) == "header entry '__metadata__' is not a JSON object");
   CHECK(header_message(R"({"__metadata__":null})", 0) == "header entry '__metadata__' is not a JSON object");
 }
 
 TEST_CASE("attack: an unknown type", "[io][safetensors]") {
   CHECK(header_message(R"({"a":{"dtype":"F99","shape":[0],"data_offsets":[0,0]}})", 0) ==
-        "header entry 'a' has dtype 'F99', one of BOOL, U8, I8, F8_E5M2, F8_E4M3, I16, U16, F16, BF16, I32, U32, F32, F64, "
+        "header entry 'a' has dtype 'F99', one of BOOL, U8, I8, F8_E5M2, F8_E4M3, I16, U16, F16, BF16, I32, U32, F32, "
+        "F64, "
         "I64, U64 expected");
-  CHECK(header_message(R"({"a":{"dtype":4,"shape":[0],"data_offsets":[0,0]}})", 0).starts_with("header entry 'a' has dtype 4, one of "));
+  CHECK(header_message(R"({"a":{"dtype":4,"shape":[0],"data_offsets":[0,0]}})", 0)
+            .starts_with("header entry 'a' has dtype 4, one of "));
 }
 
 TEST_CASE("attack: shapes that overflow", "[io][safetensors]") {
@@ -261,10 +278,16 @@ TEST_CASE("attack: shapes that overflow", "[io][safetensors]") {
   CHECK(shape("3") == "'a.shape' is 3, an array expected");
   CHECK(shape("[0,1,1,1,1,1,1,1]") == "no error");
   CHECK(shape("[0,1,1,1,1,1,1,1,1]") == "header entry 'a' has 9 dimensions, at most 8 expected");
-  CHECK(shape("[0" + [] { std::string s; for (int i = 0; i < 1'000'000; ++i) s += ",1"; return s; }() + "]") ==
-        "header entry 'a' has too many values");
-  CHECK(shape("[" + [] { std::string s = "[]"; for (int i = 0; i < 1'000'000; ++i) s += ",[]"; return s; }() + "]") ==
-        "header entry 'a' has too many values");
+  CHECK(shape("[0" + [] {
+          std::string s;
+          for (int i = 0; i < 1'000'000; ++i) s += ",1";
+          return s;
+        }() + "]") == "header entry 'a' has too many values");
+  CHECK(shape("[" + [] {
+          std::string s = "[]";
+          for (int i = 0; i < 1'000'000; ++i) s += ",[]";
+          return s;
+        }() + "]") == "header entry 'a' has too many values");
 }
 
 TEST_CASE("attack: offsets that lie", "[io][safetensors]") {
@@ -277,7 +300,8 @@ TEST_CASE("attack: offsets that lie", "[io][safetensors]") {
         "header entry 'a' has shape (4) and dtype U8, which is 4 bytes, but data_offsets [0, 3], which is 3");
   CHECK(offsets("[4,0]") == "header entry 'a' has data_offsets [4, 0], but the file holds 4 bytes of data");
   CHECK(offsets("[-4,0]") == "header entry 'a' has data_offsets [-4, 0], but the file holds 4 bytes of data");
-  CHECK(offsets("[18446744073709551612,0]").starts_with("'a.data_offsets[0]' is 18446744073709551612, an integer from "));
+  CHECK(
+      offsets("[18446744073709551612,0]").starts_with("'a.data_offsets[0]' is 18446744073709551612, an integer from "));
   CHECK(offsets("[0]") == "header entry 'a' has 1 data_offsets, 2 expected");
   CHECK(offsets("[0,4,4]") == "header entry 'a' has 3 data_offsets, 2 expected");
 }
@@ -285,7 +309,8 @@ TEST_CASE("attack: offsets that lie", "[io][safetensors]") {
 TEST_CASE("attack: holes, overlaps and bytes that belong to nobody", "[io][safetensors]") {
   const auto two = [](const std::string& first, const std::string& second, std::size_t data_bytes) {
     return header_message(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":)" + first +
-                              R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":)" + second + "}}", data_bytes);
+                              R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":)" + second + "}}",
+                          data_bytes);
   };
   CHECK(two("[0,2]", "[2,4]", 4) == "no error");
   CHECK(two("[2,4]", "[0,2]", 4) == "no error");  // the order in the header is free

@@ -1,9 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/error.hpp>
-
 #include <array>
+#include <laconic/core/error.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,7 +23,9 @@ struct EnumName {
 ///   }
 /// (inside a class: `friend constexpr`). It is found by argument-dependent lookup.
 template <class Enum>
-concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) { enum_names(e); };
+concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) {
+  enum_names(e);
+};
 
 /// The name of a value. Throws `Error` for a number that is none of the enumeration's values.
 template <NamedEnum Enum>

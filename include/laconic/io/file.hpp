@@ -1,8 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/error.hpp>
-
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -13,6 +11,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
+#include <laconic/core/error.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -218,8 +217,8 @@ class FolderWriter {
     require(target_ != target_.root_path(), path.string(), ": cannot be replaced");
     std::filesystem::create_directories(target_.parent_path(), error);
     require(!error, path.string(), ": cannot create: ", error.message());
-    partial_ = detail::make_partial(
-        target_, [](const std::filesystem::path& name) { return ::mkdir(name.c_str(), 0777) == 0; });
+    partial_ = detail::make_partial(target_,
+                                    [](const std::filesystem::path& name) { return ::mkdir(name.c_str(), 0777) == 0; });
   }
   FolderWriter(const FolderWriter&) = delete;
   FolderWriter& operator=(const FolderWriter&) = delete;
@@ -256,7 +255,8 @@ class FolderWriter {
     if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) return;
     if (errno != EINVAL && errno != ENOSYS) detail::fail_system(name_, "put in place");
 #endif
-    std::filesystem::path aside = partial_;  // a file system without exchange: two steps, the first taken back on failure
+    std::filesystem::path aside =
+        partial_;  // a file system without exchange: two steps, the first taken back on failure
     aside += ".old";
     if (::rename(target_.c_str(), aside.c_str()) != 0) detail::fail_system(name_, "put in place");
     if (::rename(partial_.c_str(), target_.c_str()) != 0) {
@@ -275,7 +275,8 @@ class FolderWriter {
       names.push_back(entry->path().filename());
     for (std::size_t i = 0; !error && i < names.size(); ++i) {
       struct stat status {};
-      if (::lstat((target_ / names[i]).c_str(), &status) != 0) std::filesystem::rename(old / names[i], target_ / names[i], error);
+      if (::lstat((target_ / names[i]).c_str(), &status) != 0)
+        std::filesystem::rename(old / names[i], target_ / names[i], error);
     }
     require(!error, name_.string(), ": in place, but the older one is left as ", old.string(), ": ", error.message());
   }

@@ -1,12 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <filesystem>
 #include <laconic/io/file.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/io/parameters.hpp>
 #include <laconic/io/safetensors.hpp>
-
-#include <filesystem>
 #include <string_view>
 #include <system_error>
 

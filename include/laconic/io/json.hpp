@@ -1,15 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/enum.hpp>
-#include <laconic/io/file.hpp>
-
-#include <nlohmann/json.hpp>
-
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <laconic/core/enum.hpp>
+#include <laconic/io/file.hpp>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -35,7 +33,9 @@ namespace laconic::inline v0 {
 
 /// A struct with a `fields` list, as described at the top of this file.
 template <class T>
-concept ConfigStruct = std::is_class_v<T> && requires(T& config) { T::fields(config, [](std::string_view, auto&) {}); };
+concept ConfigStruct = std::is_class_v<T> && requires(T& config) {
+  T::fields(config, [](std::string_view, auto&) {});
+};
 
 namespace detail {
 
@@ -178,7 +178,8 @@ T read_config(const nlohmann::json& value, const JsonPlace& place) {
     names += name;
   });
   for (const auto& [key, unused] : value.items())
-    require(known.contains(key), place.where, ": unknown key ", in_quotes(place.member(key).path), " (known: ", names, ")");
+    require(known.contains(key), place.where, ": unknown key ", in_quotes(place.member(key).path), " (known: ", names,
+            ")");
   return out;
 }
 
@@ -208,16 +209,17 @@ T read_value(const nlohmann::json& value, const JsonPlace& place) {
       out.push_back(read_value<typename T::value_type>(value[i], place.element(i)));
     return out;
   } else {
-    static_assert(ConfigStruct<T>, "laconic: a member of a configuration is bool, a number, std::string, an enumeration with "
-                             "enum_names, a std::vector of these or a struct with fields");
+    static_assert(ConfigStruct<T>,
+                  "laconic: a member of a configuration is bool, a number, std::string, an enumeration with "
+                  "enum_names, a std::vector of these or a struct with fields");
     return read_config<T>(value, place);
   }
 }
 
 }  // namespace detail
 
-/// A configuration struct (or a number, string, vector ... ) from JSON. Throws `Error` naming `where` and the member for
-/// a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an enumeration.
+/// A configuration struct (or a number, string, vector ... ) from JSON. Throws `Error` naming `where` and the member
+/// for a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an enumeration.
 template <class T>
 T from_json(const nlohmann::json& value, const std::string& where) {
   return detail::read_value<T>(value, {where, {}});
@@ -247,9 +249,10 @@ nlohmann::json to_json(const T& value) {
     T::fields(value, [&](std::string_view name, const auto& member) { out[std::string(name)] = to_json(member); });
     return out;
   } else {
-    static_assert(std::is_arithmetic_v<T> || std::same_as<T, std::string>,
-                  "laconic: a member of a configuration is bool, a number, std::string, an enumeration with enum_names, "
-                  "a std::vector of these or a struct with fields");
+    static_assert(
+        std::is_arithmetic_v<T> || std::same_as<T, std::string>,
+        "laconic: a member of a configuration is bool, a number, std::string, an enumeration with enum_names, "
+        "a std::vector of these or a struct with fields");
     if constexpr (std::floating_point<T>) require(std::isfinite(value), "JSON cannot hold the number ", value);
     return value;
   }

@@ -1,11 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/parameter.hpp>
-#include <laconic/io/safetensors.hpp>
-
 #include <algorithm>
 #include <filesystem>
+#include <laconic/core/parameter.hpp>
+#include <laconic/io/safetensors.hpp>
 #include <map>
 #include <span>
 #include <string>
@@ -27,7 +26,8 @@ void append_parameters(SafetensorsWriter& writer, const Model& model, std::strin
 
 /// Writes a model's parameters as a safetensors file, whole or not at all.
 template <class Model>
-void save_parameters(const Model& model, const std::filesystem::path& path, std::map<std::string, std::string> metadata = {}) {
+void save_parameters(const Model& model, const std::filesystem::path& path,
+                     std::map<std::string, std::string> metadata = {}) {
   SafetensorsWriter writer;
   writer.metadata = std::move(metadata);
   append_parameters(writer, model);
@@ -69,10 +69,11 @@ void load_parameters(Model& model, const SafetensorsFile& file, std::string_view
     if (name.starts_with(prefix) && !known.contains(name)) unknown.push_back(name);
   require(missing.empty(), file.path(), ": ", missing.size(), " of the model's ", known.size(),
           " tensors are missing: ", detail::some_names(missing));
-  require(unknown.empty(), file.path(), ": ", unknown.size(), " tensors that the model does not have: ",
-          detail::some_names(unknown));
+  require(unknown.empty(), file.path(), ": ", unknown.size(),
+          " tensors that the model does not have: ", detail::some_names(unknown));
 
-  model.parameters([&](std::string_view name, const auto& p) { detail::check_loadable(file, text(prefix, name), p.shape()); });
+  model.parameters(
+      [&](std::string_view name, const auto& p) { detail::check_loadable(file, text(prefix, name), p.shape()); });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
     file.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));
   });

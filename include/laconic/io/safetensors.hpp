@@ -1,10 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/enum.hpp>
-#include <laconic/core/extent.hpp>
-#include <laconic/io/json.hpp>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -12,6 +8,9 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <laconic/core/enum.hpp>
+#include <laconic/core/extent.hpp>
+#include <laconic/io/json.hpp>
 #include <limits>
 #include <map>
 #include <span>
@@ -22,8 +21,10 @@
 #include <vector>
 
 // The safetensors format: 8 bytes N (unsigned, little endian), N bytes of JSON, then the tensors' bytes end to end.
-// The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...} and may hold
-// {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation (github.com/huggingface/safetensors).
+// The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...} and may
+// hold
+// {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
+// (github.com/huggingface/safetensors).
 
 namespace laconic::inline v0 {
 
@@ -34,9 +35,21 @@ enum class Dtype { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f16, bf16, i32, 
 
 constexpr auto enum_names(Dtype) {
   using enum Dtype;
-  return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"}, {u8, "U8"}, {i8, "I8"}, {f8_e5m2, "F8_E5M2"},
-                                         {f8_e4m3, "F8_E4M3"}, {i16, "I16"}, {u16, "U16"}, {f16, "F16"}, {bf16, "BF16"},
-                                         {i32, "I32"}, {u32, "U32"}, {f32, "F32"}, {f64, "F64"}, {i64, "I64"}, {u64, "U64"}});
+  return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"},
+                                         {u8, "U8"},
+                                         {i8, "I8"},
+                                         {f8_e5m2, "F8_E5M2"},
+                                         {f8_e4m3, "F8_E4M3"},
+                                         {i16, "I16"},
+                                         {u16, "U16"},
+                                         {f16, "F16"},
+                                         {bf16, "BF16"},
+                                         {i32, "I32"},
+                                         {u32, "U32"},
+                                         {f32, "F32"},
+                                         {f64, "F64"},
+                                         {i64, "I64"},
+                                         {u64, "U64"}});
 }
 
 constexpr std::size_t dtype_bytes(Dtype dtype) {
@@ -85,7 +98,9 @@ inline float half_to_float(std::uint16_t half) {
   return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
 }
 
-inline float bfloat_to_float(std::uint16_t value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16); }
+inline float bfloat_to_float(std::uint16_t value) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
+}
 
 /// Reads the header: everything a file claims is checked here, so that using a tensor later needs no checks.
 class SafetensorsHeader {
@@ -98,7 +113,8 @@ class SafetensorsHeader {
 
   SafetensorsHeader(const std::string& where, std::string_view json, std::span<const std::byte> data)
       : where_(where), data_(data) {
-    require(!json.empty() && json.front() == '{', where_, ": not a safetensors file: the header does not begin with '{'");
+    require(!json.empty() && json.front() == '{', where_,
+            ": not a safetensors file: the header does not begin with '{'");
     parse_json(json, where_, [this](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
       return watch(depth, event, value);
     });
@@ -168,10 +184,11 @@ class SafetensorsHeader {
     if (!checked_size(shape, size) || !checked_size(std::array{size, width}, bytes))
       fail("has shape ", shape_text(shape), ", whose size is negative or overflows");
     if (bytes != end - begin)
-      fail("has shape ", shape_text(shape), " and dtype ", to_name(*known), ", which is ", bytes, " bytes, but data_offsets [",
-           begin, ", ", end, "], which is ", end - begin);
+      fail("has shape ", shape_text(shape), " and dtype ", to_name(*known), ", which is ", bytes,
+           " bytes, but data_offsets [", begin, ", ", end, "], which is ", end - begin);
 
-    require(entries.size() < SafetensorsLimits::tensors, where_, ": more than ", SafetensorsLimits::tensors, " tensors");
+    require(entries.size() < SafetensorsLimits::tensors, where_, ": more than ", SafetensorsLimits::tensors,
+            " tensors");
     const auto from = static_cast<std::size_t>(begin), to = static_cast<std::size_t>(end);
     entries.push_back({name_, {*known, shape, data_.subspan(from, to - from)}, from, to});
   }
@@ -189,8 +206,8 @@ class SafetensorsHeader {
               " of the data, ", expected, " expected: tensors must lie end to end");
       expected = entry.end;
     }
-    require(expected == data_.size(), where_, ": the tensors end at byte ", expected, " of the data, but the file holds ",
-            data_.size(), " bytes of data");
+    require(expected == data_.size(), where_, ": the tensors end at byte ", expected,
+            " of the data, but the file holds ", data_.size(), " bytes of data");
   }
 
   const std::string& where_;
@@ -201,8 +218,8 @@ class SafetensorsHeader {
 
 }  // namespace detail
 
-/// A safetensors file, memory-mapped and fully checked when opened: throws `Error` for anything that the format does not
-/// allow, so that what can be opened can be read. Tensor bytes come from the disk only when they are touched.
+/// A safetensors file, memory-mapped and fully checked when opened: throws `Error` for anything that the format does
+/// not allow, so that what can be opened can be read. Tensor bytes come from the disk only when they are touched.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
@@ -247,19 +264,25 @@ class SafetensorsFile {
             " expected");
     require_floating(name);
     switch (tensor.dtype) {
-      case Dtype::f32: return convert<float>(name, tensor.bytes, out, [](float x) { return x; });
-      case Dtype::f64: return convert<double>(name, tensor.bytes, out, [](double x) { return x; });
-      case Dtype::f16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
-      case Dtype::bf16: return convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
-      default: return;
+      case Dtype::f32:
+        return convert<float>(name, tensor.bytes, out, [](float x) { return x; });
+      case Dtype::f64:
+        return convert<double>(name, tensor.bytes, out, [](double x) { return x; });
+      case Dtype::f16:
+        return convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
+      case Dtype::bf16:
+        return convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
+      default:
+        return;
     }
   }
 
   /// Throws `Error` unless the tensor is of a type that `read` converts.
   void require_floating(std::string_view name) const {
     const Dtype dtype = info(name).dtype;
-    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path_, ": tensor ",
-            detail::in_quotes(name), " has dtype ", to_name(dtype), ", one of F32, F64, F16, BF16 expected");
+    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path_,
+            ": tensor ", detail::in_quotes(name), " has dtype ", to_name(dtype),
+            ", one of F32, F64, F16, BF16 expected");
   }
 
  private:
@@ -271,7 +294,8 @@ class SafetensorsFile {
       const auto value = decode(stored);
       if constexpr (sizeof(value) > sizeof(T))
         if (std::isfinite(value) && std::abs(value) > std::numeric_limits<T>::max())
-          throw Error(text(path_, ": tensor ", detail::in_quotes(name), " holds ", value, ", too large for single precision"));
+          throw Error(
+              text(path_, ": tensor ", detail::in_quotes(name), " holds ", value, ", too large for single precision"));
       out[i] = static_cast<T>(value);
     }
   }
@@ -351,11 +375,13 @@ class SafetensorsWriter {
     require(name != "__metadata__" && name.size() <= Limits::name_bytes, "safetensors: a tensor cannot be named ",
             detail::in_quotes(name));
     Index size = 0;
-    require(shape.size() <= Limits::rank && detail::checked_size(shape, size) && static_cast<std::size_t>(size) == count,
-            "safetensors: tensor ", detail::in_quotes(name), " has ", count, " values and shape ", shape_text(shape),
-            "; as many values as the shape says and at most ", Limits::rank, " dimensions expected");
+    require(
+        shape.size() <= Limits::rank && detail::checked_size(shape, size) && static_cast<std::size_t>(size) == count,
+        "safetensors: tensor ", detail::in_quotes(name), " has ", count, " values and shape ", shape_text(shape),
+        "; as many values as the shape says and at most ", Limits::rank, " dimensions expected");
     Tensor tensor{std::string(name), {dtype, {shape.begin(), shape.end()}, bytes}};
-    require(tensors_.emplace(tensor.name, tensor).second, "safetensors: tensor ", detail::in_quotes(name), " added twice");
+    require(tensors_.emplace(tensor.name, tensor).second, "safetensors: tensor ", detail::in_quotes(name),
+            " added twice");
   }
 
   static std::string escaped(const std::filesystem::path& path, const std::string& word) {
