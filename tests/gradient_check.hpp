@@ -1,0 +1,161 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/autodiff.hpp>
+
+#include "catch.hpp"
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace laconic {
+
+/// Standard normal numbers times `scale`.
+template <class T = double>
+Matrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale = 1) {
+  const Random random(Seed(seed), "random_matrix");
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(scale * random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
+
+template <class T = double>
+Parameter<T> random_parameter(std::initializer_list<Index> shape, std::uint64_t seed, double scale = 1) {
+  Parameter<T> out(shape);
+  out.value = random_matrix<T>(out.value.rows(), out.value.cols(), seed, scale);
+  return out;
+}
+
+/// Moves every parameter off its initial value, so that none is zero or one; running variances stay positive.
+template <class Model>
+void randomize(Model& model, std::uint64_t seed) {
+  model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
+    Matrix<T> noise = random_matrix<T>(p.value.rows(), p.value.cols(), ++seed, 0.2);
+    if (name.ends_with("running_var")) noise = noise.cwiseAbs();
+    p.value += noise;
+  });
+}
+
+/// Pointers to all parameters that are trained by gradient.
+template <class Model>
+std::vector<Parameter<double>*> weights_of(Model& model) {
+  std::vector<Parameter<double>*> out;
+  model.parameters([&](std::string_view, Parameter<double>& p) {
+    if (p.role() == Role::weight) out.push_back(&p);
+  });
+  return out;
+}
+
+/// Compares derivatives with central differences. `build(tape, inputs)` computes any value from the inputs; it is run
+/// again on a fresh tape of the same seed for each difference, so dropout stays the same. A value of other shape than
+/// (1, 1) is mixed to one number in a way that gives each of its entries another derivative.
+struct GradientCheck {
+  bool training = true;
+  double step = 1e-5;
+  Index samples = 40;  ///< entries tried of each tensor
+  int threads = 1;
+
+  /// The greatest difference, relative to the greatest derivative of the same tensor (at least a thousandth of that of
+  /// all tensors).
+  template <class Backend = Cpu<double>, class Build>
+  double operator()(std::vector<Matrix<double>> inputs, const std::vector<Parameter<double>*>& parameters, Build&& build) const {
+    using Tape = Autodiff<Backend>;
+    using Tensor = typename Tape::Tensor;
+    Backend backend(threads);
+    std::optional<Parameter<double>> mix;
+    const auto loss = [&](Tape& tape, std::vector<Tensor>& variables) {
+      for (const auto& x : inputs) variables.push_back(tape.variable(x));
+      const Tensor y = build(tape, variables);
+      if (y.rows() == 1 && y.cols() == 1) return y;
+      if (!mix) {
+        mix = random_parameter({3, y.cols()}, 77, 1 / std::sqrt(static_cast<double>(y.cols())));
+        mix->trainable = false;
+      }
+      const Random random(Seed(5), "offset");
+      const Tensor offset = tape.constant(y.rows(), y.cols(), [&](Index r, Index c) {
+        return random.normal(static_cast<std::uint64_t>(r * y.cols() + c));
+      });
+      return tape.mean_finite(tape.activation(Activation::silu, tape.linear(tape.add(y, offset), *mix, nullptr)));
+    };
+    const auto evaluate = [&] {
+      Tape tape(backend, Seed(9), training);
+      std::vector<Tensor> variables;
+      return loss(tape, variables).value.row(0)[0];
+    };
+
+    struct Checked {
+      std::string name;
+      Matrix<double>* value;
+      Matrix<double> derivative;
+    };
+    std::vector<Checked> all;
+    {
+      for (const auto* p : parameters) p->gradient().setZero();
+      Tape tape(backend, Seed(9), training);
+      std::vector<Tensor> variables;
+      const Tensor y = loss(tape, variables);
+      tape.backward(y);
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const auto& got = tape.gradient(variables[i]);
+        Matrix<double> derivative = Matrix<double>::Zero(inputs[i].rows(), inputs[i].cols());
+        if (!got.empty()) {
+          REQUIRE(got.rows() == derivative.rows());
+          REQUIRE(got.cols() == derivative.cols());
+          derivative = got.view();
+        }
+        all.push_back({text("input ", i), &inputs[i], derivative});
+      }
+      for (std::size_t i = 0; i < parameters.size(); ++i)
+        all.push_back({text("parameter ", i), &parameters[i]->value, parameters[i]->gradient()});
+    }
+
+    struct Worst {
+      double difference, scale;
+      std::string where;
+    };
+    std::vector<Worst> worsts;
+    double greatest = 0;
+    for (std::size_t n = 0; n < all.size(); ++n) {
+      Matrix<double>& x = *all[n].value;
+      std::vector<Index> entries(static_cast<std::size_t>(x.size()));
+      for (std::size_t i = 0; i < entries.size(); ++i) entries[i] = static_cast<Index>(i);
+      shuffle(entries, Random(Seed(n), "entries"));
+      if (x.size() > samples) entries.resize(static_cast<std::size_t>(samples));
+      Worst worst{0, 0, {}};
+      for (const Index i : entries) {
+        const double kept = x.data()[i];
+        x.data()[i] = kept + step;
+        const double above = evaluate();
+        x.data()[i] = kept - step;
+        const double below = evaluate();
+        x.data()[i] = kept;
+        const double numeric = (above - below) / (2 * step), given = all[n].derivative.data()[i];
+        worst.scale = std::max({worst.scale, std::abs(numeric), std::abs(given)});
+        if (!(std::abs(numeric - given) <= worst.difference)) {
+          worst.difference = std::isnan(numeric - given) ? 1e300 : std::abs(numeric - given);
+          worst.where = text(all[n].name, " (", x.rows(), ", ", x.cols(), ") at (", i / x.cols(), ", ", i % x.cols(), "): ", given,
+                             " given, ", numeric, " by differences");
+        }
+      }
+      greatest = std::max(greatest, worst.scale);
+      worsts.push_back(worst);
+    }
+    std::string where;
+    if (greatest == 0) return 1e300;  // a check of nothing but zeros has checked nothing
+    double error = 0;
+    for (const Worst& worst : worsts) {
+      const double relative = worst.difference / std::max(worst.scale, 1e-3 * greatest);
+      if (!(relative <= error)) {
+        error = relative;
+        where = worst.where;
+      }
+    }
+    UNSCOPED_INFO("worst derivative: " << where);
+    return error;
+  }
+};
+
+}  // namespace laconic
