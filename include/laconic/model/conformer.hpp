@@ -90,11 +90,15 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
 
   template <class Context, class Tensor>
   Tensor operator()(Context& context, Tensor x, const Sequences& sequences, const Tensor& table) const {
-    x = context.add(std::move(x), ffn1(context, ffn1_layer_norm(context, x)), 0.5);
-    auto attended = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
-    x = context.add(std::move(x), context.dropout(std::move(attended), dropout_));
-    x = context.add(std::move(x), conv_module(context, x, sequences));
-    x = context.add(std::move(x), ffn2(context, ffn2_layer_norm(context, x)), 0.5);
+    // Each result before `x` is moved from: arguments are evaluated in any order.
+    Tensor y = ffn1(context, ffn1_layer_norm(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    y = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
+    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
+    y = conv_module(context, x, sequences);
+    x = context.add(std::move(x), y);
+    y = ffn2(context, ffn2_layer_norm(context, x));
+    x = context.add(std::move(x), y, 0.5);
     return final_layer_norm(context, x);
   }
 
@@ -145,15 +149,13 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   using Config = ConformerConfig;
 
   Conformer(const ConformerConfig& config, Seed seed)
-      : subsampling(config.num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
+      : subsampling(checked(config).num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
                     config.subsampling, seed / "subsampling"),
         layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
     const AttentionDims d = Policy::dims(config.attention());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
     config_.kv_lora_rank = d.kv_lora_rank;
-    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
-            " tokens given, at least 1 and 2 expected");
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
   }
@@ -172,6 +174,7 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
+    require(x.rows() == sequences.rows(), "conformer: ", x.rows(), " rows given, their sequences have ", sequences.rows());
     auto entered = Policy::Position::enter(context, x, sequences);
     x = std::move(entered.x);
     entered.x = Tensor();
@@ -190,6 +193,10 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
     visit("layer_norm", self.layer_norm);
     visit("lm_head", self.lm_head);
   }
+  /// Calls `visit(dotted_name, attention_layer)` for every layer.
+  static void each_attention(auto& self, auto&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i) visit(std::string_view(text("layers.", i, ".self_attn")), self.layers[i].self_attn);
+  }
 
   Conv2dSubsampling<T> subsampling;
   std::vector<ConformerBlock<AttentionPolicy, T>> layers;
@@ -197,6 +204,20 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   Linear<T> lm_head;
 
  private:
+  /// Looks at every number before anything is built from it.
+  static const ConformerConfig& checked(const ConformerConfig& config) {
+    Policy::dims(config.attention());
+    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
+            " tokens given, at least 1 and 2 expected");
+    require(config.ffn_expansion > 0, "conformer: ffn_expansion ", config.ffn_expansion, " given, at least 1 expected");
+    require(config.subsampling_channels >= 0, "conformer: subsampling_channels ", config.subsampling_channels, " given, at least 0 expected");
+    require(config.conv_kernel > 0 && config.conv_kernel % 2 == 1, "conformer: conv_kernel ", config.conv_kernel,
+            " given, an odd number expected");
+    require(config.num_mels >= 7, "conformer: num_mels ", config.num_mels, " given, at least 7 expected");
+    require(config.dropout >= 0 && config.dropout < 1, "conformer: dropout ", config.dropout, " given, expected from 0 to less than 1");
+    return config;
+  }
+
   ConformerConfig config_;
 };
 

@@ -1,0 +1,115 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/attention.hpp>
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// How far one thing is from another, as sums of squares, so that deviations add up over layers.
+struct Deviation {
+  double error = 0, reference = 0;
+
+  void add(double value, double expected) {
+    error += (value - expected) * (value - expected);
+    reference += expected * expected;
+  }
+  Deviation& operator+=(const Deviation& other) {
+    error += other.error;
+    reference += other.reference;
+    return *this;
+  }
+  /// |value - expected| / |expected| (Frobenius).
+  double relative() const { return error > 0 ? std::sqrt(error / reference) : 0; }
+};
+
+/// Every number of `value` against that of `expected`.
+template <class A, class B>
+Deviation deviation(const A& value, const B& expected) {
+  Deviation out;
+  for (Index r = 0; r < expected.rows(); ++r)
+    for (Index c = 0; c < expected.cols(); ++c) out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
+  return out;
+}
+
+/// One attention layer before and after; all errors are relative (Frobenius).
+struct LayerReport {
+  std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< of the converted layer
+  Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
+  double predicted_error = 0;  ///< of keys and values, from the weights alone: right for white inputs
+  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< of the layer's output, measured by a forward pass
+};
+
+/// What a conversion did.
+struct ConversionReport {
+  std::string input;                ///< what was measured on: "white noise" or "features"
+  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
+  double predicted_error = 0;       ///< these three: all layers together
+  double key_value_error = 0;
+  double output_error = 0;
+  double logits_error = 0;          ///< of the whole model's output
+};
+
+/// The CPU, keeping what flows into chosen linear layers: `inputs[&layer.weight]` is filled where it exists.
+template <class T>
+class InputRecorder : public Cpu<T> {
+ public:
+  using typename Cpu<T>::Tensor;
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+    if (const auto at = inputs.find(&weight); at != inputs.end()) at->second = x.view();
+    return Cpu<T>::linear(x, weight, bias);
+  }
+
+  std::map<const Parameter<T>*, Matrix<T>> inputs;
+};
+
+/// Keys and values of both layers for the same rows x (rows, d_model), every query head its own. Biases are left out, for
+/// a conversion may move them: a constant in all keys changes no probability, one in all values goes to the output.
+template <class To, class From, class T>
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+  Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
+  rows.topRows(x.rows()) = x;
+  const auto expand = [&](const auto& layer) { return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows))); };
+  const auto now = expand(target), before = expand(source);
+  const AttentionDims &to = target.dims(), &from = source.dims();
+  Deviation out;
+  const auto add = [&](const auto& value, const auto& expected) {
+    for (Index r = 0; r < x.rows(); ++r)
+      for (Index h = 0; h < from.num_heads; ++h)
+        for (Index c = 0; c < from.head_dim(); ++c) {
+          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim() + c;
+          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim() + c;
+          out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
+                  static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
+        }
+  };
+  add(now.k, before.k);
+  add(now.v, before.v);
+  return out;
+}
+
+/// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
+template <class To, class From, class T>
+Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x,
+                           const Sequences& sequences) {
+  const auto rows = cpu.input(x);
+  const auto table = From::Position::enter(cpu, rows, sequences).table;
+  return deviation(target(cpu, rows, sequences, table).view(), source(cpu, rows, sequences, table).view());
+}
+
+/// Rows of independent standard normal numbers, the same for the same name.
+template <class T>
+Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
+  const Random random(Seed(), name);
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
+
+}  // namespace laconic::inline v0
