@@ -1,0 +1,47 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+#include <laconic/speech/dataset.hpp>
+#include <laconic/speech/decode.hpp>
+#include <laconic/speech/wer.hpp>
+
+#include <chrono>
+
+namespace laconic::inline v0 {
+
+/// What a model wrote for a dataset, and how wrong it was.
+struct Evaluation {
+  std::vector<std::string> hypotheses;  ///< by example
+  std::vector<WordErrors> errors;       ///< by example
+  double audio_seconds = 0, compute_seconds = 0;
+
+  WordErrors total_errors() const { return total(errors); }
+  double wer() const { return total_errors().rate(); }
+  /// 95% interval of the WER by resampling utterances.
+  Interval interval() const { return bootstrap_interval(errors); }
+};
+
+/// Transcribes a dataset by greedy CTC decoding, in batches of `batch_frames` feature frames, and counts word errors.
+template <class Model, class T>
+Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames = 8000) {
+  Evaluation out;
+  out.hypotheses.resize(data.examples.size());
+  out.errors.resize(data.examples.size());
+  out.audio_seconds = data.seconds();
+  const auto start = std::chrono::steady_clock::now();
+  for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
+    const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
+    const auto logits = model(cpu, batch.features, batch.sequences);
+    const auto tokens = greedy_ctc(logits.rows.view(), logits.sequences);
+    for (std::size_t n = 0; n < indices.size(); ++n) {
+      const auto i = static_cast<std::size_t>(indices[n]);
+      out.hypotheses[i] = vocabulary.decode(tokens[n]);
+      out.errors[i] = word_errors(data.examples[i].text, out.hypotheses[i]);
+    }
+  }
+  out.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return out;
+}
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,103 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/core/parameter.hpp>
+
+#include <cstdint>
+
+namespace laconic::inline v0 {
+
+struct AdamWConfig {
+  double beta1 = 0.9, beta2 = 0.98;
+  double eps = 1e-9;
+  double weight_decay = 0.01;  ///< of matrices and kernels; vectors (biases, norms) do not decay
+  double clip_norm = 5;        ///< of all gradients together; 0: none
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("beta1", self.beta1);
+    visit("beta2", self.beta2);
+    visit("eps", self.eps);
+    visit("weight_decay", self.weight_decay);
+    visit("clip_norm", self.clip_norm);
+  }
+};
+
+/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the
+/// gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get their gathered update added.
+template <class T>
+class AdamW {
+ public:
+  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {}
+
+  struct Moments {
+    Matrix<T> first, second;
+  };
+  /// By parameter, in the model's order; empty for those never stepped. For checkpoints.
+  std::vector<Moments>& moments() { return moments_; }
+  const std::vector<Moments>& moments() const { return moments_; }
+  std::int64_t steps() const { return steps_; }
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+
+  /// Gives the norm of all gradients before clipping. Where that is not finite the whole step is skipped (weights,
+  /// moments and statistics stay) and the caller must say so.
+  template <class Model>
+  double step(Model& model, double learning_rate) {
+    double square = 0;
+    model.parameters([&](std::string_view, const Parameter<T>& p) {
+      if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();
+    });
+    const double norm = std::sqrt(square);
+    if (!std::isfinite(norm)) {
+      model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
+      return norm;
+    }
+    ++steps_;
+    const double clip = config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1;
+    std::size_t i = 0;
+    model.parameters([&](std::string_view, Parameter<T>& p) {
+      if (moments_.size() <= i) moments_.emplace_back();
+      Moments& m = moments_[i++];
+      if (!p.trainable || !p.has_gradient()) return;
+      if (p.role() == Role::statistic)
+        p.value += p.gradient();
+      else
+        update(p, m, learning_rate, clip);
+      p.clear_gradient();
+    });
+    return norm;
+  }
+
+ private:
+  void update(Parameter<T>& p, Moments& m, double learning_rate, double clip) {
+    using B = kernels::Batch<T>;
+    if (m.first.size() == 0) {
+      m.first.setZero(p.value.rows(), p.value.cols());
+      m.second.setZero(p.value.rows(), p.value.cols());
+    }
+    const bool decays = p.shape().size() > 1;
+    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(steps_));
+    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(steps_));
+    const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
+    const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
+    const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
+    const B eps(static_cast<T>(config_.eps)), keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
+    T *value = p.value.data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
+    kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
+      const Index n = end - begin;
+      kernels::map_span(n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin, gradient + begin);
+      kernels::map_span(n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
+                        gradient + begin);
+      kernels::map_span(n, value + begin,
+                        [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); }, value + begin,
+                        first + begin, second + begin);
+    });
+  }
+
+  AdamWConfig config_;
+  int threads_;
+  std::int64_t steps_ = 0;
+  std::vector<Moments> moments_;
+};
+
+}  // namespace laconic::inline v0

@@ -1,0 +1,284 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/autodiff.hpp>
+#include <laconic/io/parameters.hpp>
+#include <laconic/io/json.hpp>
+#include <laconic/speech/evaluate.hpp>
+#include <laconic/train/adamw.hpp>
+#include <laconic/train/ctc_loss.hpp>
+#include <laconic/train/schedule.hpp>
+
+#include <limits>
+
+namespace laconic::inline v0 {
+
+struct TrainConfig {
+  Index epochs = 20;
+  Index batch_frames = 5000;      ///< feature frames a batch, about 100 a second
+  Index accumulate = 1;           ///< batches summed before each update
+  double learning_rate = 2e-3;    ///< at its peak
+  double warmup = 0.1;            ///< of all steps
+  Decay decay = Decay::cosine;
+  Index patience = 0;             ///< epochs without a better validation WER before stopping; 0: never
+  AdamWConfig adamw;
+  SpecAugmentConfig spec_augment;
+  std::vector<std::string> freeze;  ///< a parameter stays fixed whose name contains one of these
+  std::int64_t seed = 0;
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("epochs", self.epochs);
+    visit("batch_frames", self.batch_frames);
+    visit("accumulate", self.accumulate);
+    visit("learning_rate", self.learning_rate);
+    visit("warmup", self.warmup);
+    visit("decay", self.decay);
+    visit("patience", self.patience);
+    visit("adamw", self.adamw);
+    visit("spec_augment", self.spec_augment);
+    visit("freeze", self.freeze);
+    visit("seed", self.seed);
+  }
+};
+
+/// Where a training run stands; all that a resumed run needs beside parameters and moments.
+struct TrainState {
+  std::int64_t step = 0;   ///< updates done
+  Index epoch = 0;         ///< epochs done
+  Index batch = 0;         ///< batches done in this epoch
+  Index best_epoch = 0;    ///< with the best model; 0: none yet
+  double best_wer = 0, best_loss = 0;
+  double epoch_loss = 0;   ///< sum over the batches of this epoch
+  double seconds = 0;      ///< of training, over all runs
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("step", self.step);
+    visit("epoch", self.epoch);
+    visit("batch", self.batch);
+    visit("best_epoch", self.best_epoch);
+    visit("best_wer", self.best_wer);
+    visit("best_loss", self.best_loss);
+    visit("epoch_loss", self.epoch_loss);
+    visit("seconds", self.seconds);
+  }
+};
+
+/// What a progress line says.
+struct TrainProgress {
+  const TrainState& state;
+  std::int64_t total_steps;
+  double loss, learning_rate, gradient_norm;
+  double audio_speed;        ///< seconds of speech trained on a second
+  double seconds_left;
+  double valid_wer;          ///< NaN except at the end of an epoch
+  bool skipped;              ///< the gradient was not finite and the step was left out
+};
+
+/// Freezes the parameters whose names contain one of the patterns, and frees all others. A pattern that matches nothing
+/// throws.
+template <class Model>
+void freeze(Model& model, std::span<const std::string> patterns) {
+  std::vector<bool> used(patterns.size(), false);
+  model.parameters([&](std::string_view name, auto& p) {
+    p.trainable = true;
+    for (std::size_t i = 0; i < patterns.size(); ++i)
+      if (name.find(patterns[i]) != std::string_view::npos) {
+        p.trainable = false;
+        used[i] = true;
+      }
+  });
+  for (std::size_t i = 0; i < patterns.size(); ++i)
+    require(used[i], "freeze: no parameter's name contains \"", patterns[i], '"');
+}
+
+/// Trains a CTC model on a dataset and keeps the parameters of the epoch with the best validation WER (then loss).
+/// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
+/// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
+/// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
+template <class Model>
+class Trainer {
+ public:
+  using T = typename Model::Scalar;
+
+  Trainer(Model& model, Cpu<T>& cpu, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary, const TrainConfig& config,
+          std::filesystem::path folder = {})
+      : model_(model), cpu_(cpu), train_(train), valid_(valid), vocabulary_(vocabulary), config_(config), folder_(std::move(folder)),
+        best_(model), optimizer_(config.adamw, cpu.threads()) {
+    require(train.size() > 0, "train: no utterances to train on");
+    require(valid.size() > 0, "train: no utterances to validate on");
+    require(config.epochs > 0 && config.batch_frames > 0 && config.accumulate > 0, "train: epochs ", config.epochs, ", batch_frames ",
+            config.batch_frames, ", accumulate ", config.accumulate, " given, all must be positive");
+    freeze(model_, config_.freeze);
+    for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
+    schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
+    if (!folder_.empty() && std::filesystem::exists(checkpoint_path())) resume();
+  }
+
+  const TrainState& state() const { return state_; }
+  std::int64_t total_steps() const { return total_steps_; }
+  std::filesystem::path checkpoint_path() const { return folder_ / "checkpoint.safetensors"; }
+  std::filesystem::path losses_path() const { return folder_ / "losses.csv"; }
+
+  /// Trains to the end, or until `stop(state)` says so after an update (then a checkpoint is left), and puts the best
+  /// parameters into the model. `progress(TrainProgress)` is called after every update and every epoch; `better()` when
+  /// the model, as it then is, is the best so far.
+  template <class Progress, class Better, class Stop>
+  void run(Progress&& progress, Better&& better, Stop&& stop, std::int64_t checkpoint_steps = 0) {
+    Index failures = 0;
+    while (!finished()) {
+      const auto plan = batches(state_.epoch);
+      while (state_.batch < static_cast<Index>(plan.size())) {
+        const auto start = std::chrono::steady_clock::now();
+        TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, std::numeric_limits<double>::quiet_NaN(), false};
+        double audio = 0;
+        const Index end = std::min<Index>(static_cast<Index>(plan.size()), state_.batch + config_.accumulate);
+        const double weight = 1.0 / static_cast<double>(end - state_.batch);
+        for (Index b = state_.batch; b < end; ++b) report.loss += weight * train_batch(plan[static_cast<std::size_t>(b)], b, weight, audio);
+        report.gradient_norm = optimizer_.step(model_, report.learning_rate);
+        report.skipped = !std::isfinite(report.gradient_norm);
+        failures = report.skipped ? failures + 1 : 0;
+        require(failures < 10, "train: the gradient was not finite ", failures, " times in a row at step ", state_.step,
+                "; a lower learning rate may help");
+        state_.epoch_loss += report.loss * static_cast<double>(end - state_.batch);
+        state_.batch = end;
+        ++state_.step;
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        state_.seconds += seconds;
+        report.audio_speed = audio / seconds;
+        report.seconds_left = state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
+        log_row(report);
+        progress(report);
+        const bool last = state_.batch == static_cast<Index>(plan.size());
+        if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) save();
+        if (!last && stop(state_)) return save();
+      }
+      end_epoch(progress, better, static_cast<double>(plan.size()));
+      if (!finished() && stop(state_)) return;
+    }
+    copy_values(best_, model_);
+  }
+  template <class Progress>
+  void run(Progress&& progress) {
+    run(progress, [] {}, [](const TrainState&) { return false; });
+  }
+
+  bool finished() const {
+    return state_.epoch >= config_.epochs || (config_.patience > 0 && state_.epoch - state_.best_epoch >= config_.patience);
+  }
+
+ private:
+  Seed seed() const { return Seed(static_cast<std::uint64_t>(config_.seed)); }
+  std::vector<std::vector<Index>> batches(Index epoch) const { return length_buckets(train_, config_.batch_frames, seed() / "order" / epoch); }
+  Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
+
+  double train_batch(const std::vector<Index>& indices, Index b, double weight, double& audio) {
+    const SpeechBatch batch = make_batch(train_, indices, &config_.spec_augment, seed() / "augment" / state_.epoch);
+    audio += batch.seconds;
+    Autodiff<Cpu<T>> tape(cpu_, seed() / "dropout" / state_.epoch / b);
+    const auto loss = ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels);
+    tape.backward(loss, weight);
+    return static_cast<double>(loss.value.row(0)[0]);
+  }
+
+  template <class Progress, class Better>
+  void end_epoch(Progress& progress, Better& better, double batch_count) {
+    const double wer = evaluate(model_, cpu_, valid_, vocabulary_).wer(), loss = state_.epoch_loss / batch_count;
+    ++state_.epoch;
+    state_.batch = 0;
+    state_.epoch_loss = 0;
+    if (state_.best_epoch == 0 || wer < state_.best_wer || (wer == state_.best_wer && loss < state_.best_loss)) {
+      state_.best_epoch = state_.epoch;
+      state_.best_wer = wer;
+      state_.best_loss = loss;
+      copy_values(model_, best_);
+      better();
+    }
+    const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0, 0,
+                               state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step), wer, false};
+    log_row(report);
+    progress(report);
+    save();
+  }
+
+  static void copy_values(const Model& from, Model& to) {
+    std::vector<const Parameter<T>*> values;
+    from.parameters([&](std::string_view, const Parameter<T>& p) { values.push_back(&p); });
+    std::size_t i = 0;
+    to.parameters([&](std::string_view, Parameter<T>& p) { p.value = values[i++]->value; });
+  }
+
+  void log_row(const TrainProgress& r) {
+    const bool epoch_end = !std::isnan(r.valid_wer);
+    rows_ += text(state_.step, ',', state_.epoch, ',', r.loss, ',', r.learning_rate, ',', epoch_end ? std::string() : text(r.gradient_norm), ',',
+                  epoch_end ? text(r.valid_wer) : std::string(), '\n');
+  }
+
+  /// What a checkpoint must share with the run that takes it up.
+  std::string run_description() const {
+    nlohmann::json out{{"train", to_json(config_)}, {"utterances", train_.size()}, {"valid_utterances", valid_.size()}, {"steps", total_steps_}};
+    if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
+    return out.dump();
+  }
+
+  void save() const {
+    if (folder_.empty()) return;
+    std::filesystem::create_directories(folder_);
+    write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer\n", rows_));
+    SafetensorsWriter writer;
+    writer.metadata = {{"laconic_run", run_description()}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())}};
+    append_parameters(writer, model_, "model.");
+    append_parameters(writer, best_, "best.");
+    std::size_t i = 0;
+    model_.parameters([&](std::string_view name, const Parameter<T>& p) {
+      if (i >= optimizer_.moments().size()) return;
+      const auto& m = optimizer_.moments()[i++];
+      if (m.first.size() == 0) return;
+      writer.add(text("first.", name), p.shape(), std::span<const T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
+      writer.add(text("second.", name), p.shape(), std::span<const T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
+    });
+    writer.write(checkpoint_path());
+  }
+
+  void resume() {
+    const SafetensorsFile file(checkpoint_path());
+    const auto& metadata = file.metadata();
+    const auto value = [&](const char* key) {
+      const auto found = metadata.find(key);
+      require(found != metadata.end(), file.path(), ": not a checkpoint of a training run: no \"", key, "\" in its metadata");
+      return found->second;
+    };
+    require(value("laconic_run") == run_description(), file.path(), ": belongs to a run with other settings or data:\n  there: ",
+            value("laconic_run"), "\n  here:  ", run_description(), "\nchoose another folder, or delete it to start anew");
+    load_parameters(model_, file, "model.");
+    load_parameters(best_, file, "best.");
+    state_ = from_json<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
+    optimizer_.set_steps(std::stoll(value("adamw_steps")));
+    optimizer_.moments().clear();
+    model_.parameters([&](std::string_view name, const Parameter<T>& p) {
+      auto& m = optimizer_.moments().emplace_back();
+      if (!file.contains(text("first.", name))) return;
+      m.first.resize(p.value.rows(), p.value.cols());
+      m.second.resize(p.value.rows(), p.value.cols());
+      file.read(text("first.", name), std::span<T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
+      file.read(text("second.", name), std::span<T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
+    });
+    const std::string csv = read_file(losses_path(), std::size_t{1} << 30);
+    rows_ = csv.substr(std::min(csv.size(), csv.find('\n') + 1));
+  }
+
+  Model& model_;
+  Cpu<T>& cpu_;
+  const Dataset& train_;
+  const Dataset& valid_;
+  const Vocabulary& vocabulary_;
+  TrainConfig config_;
+  std::filesystem::path folder_;
+  Model best_;
+  AdamW<T> optimizer_;
+  Schedule schedule_;
+  TrainState state_;
+  std::int64_t total_steps_ = 0;
+  std::string rows_;
+};
+
+}  // namespace laconic::inline v0

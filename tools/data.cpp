@@ -1,0 +1,128 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <cstdio>
+#include <laconic/speech/digits.hpp>
+#include <laconic/speech/speak.hpp>
+#include <memory>
+#include <string>
+
+// laconic data: makes corpora.
+
+void add_data_command(CLI::App& app);
+
+namespace {
+
+using namespace laconic;
+
+/// What both subcommands ask.
+struct DataOptions {
+  std::string out, tokens = "word", json;
+  std::uint64_t seed = 0;
+};
+
+void add_options(CLI::App& command, DataOptions& options, ConnectedDigitsConfig& config) {
+  command.add_option("--out", options.out, "folder to make; must not exist or be empty")->required()->type_name("DIR");
+  command.add_option("--seed", options.seed, "all random choices follow from it")->capture_default_str();
+  command.add_option("--tokens", options.tokens, "what a recogniser of it shall write: whole words or characters")
+      ->check(CLI::IsMember({"word", "char"}))
+      ->capture_default_str();
+  command.add_option("--train", config.train_utterances, "utterances to train on")->capture_default_str();
+  command.add_option("--valid", config.valid_utterances, "utterances to choose a model by")->capture_default_str();
+  command.add_option("--test", config.test_utterances, "utterances to test on; held-out speakers get as many")
+      ->capture_default_str();
+  command.add_option("--sample-rate", config.sample_rate, "of the files written, in Hz")->capture_default_str();
+  command.add_option("--json", options.json, "write what was made to this file, too")->type_name("FILE");
+}
+
+void apply(const DataOptions& options, ConnectedDigitsConfig& config) {
+  config.out = options.out;
+  config.seed = Seed(options.seed);
+  config.tokens = options.tokens == "char" ? Tokens::characters : Tokens::words;
+}
+
+/// A progress line on stderr: rewritten in place on a terminal, elsewhere one line for each tenth.
+Progress progress_line() {
+  return [terminal = ::isatty(STDERR_FILENO) == 1, shown = Index{-1}, last = std::string()](
+             std::string_view stage, Index done, Index total) mutable {
+    const Index step = done * (terminal ? 100 : 10) / total;
+    if (last == stage && step == shown) return;
+    last = stage;
+    shown = step;
+    std::fprintf(stderr, terminal ? "\r%s: %td of %td " : "%s: %td of %td\n", last.c_str(), done, total);
+    if (terminal && done == total) std::fputc('\n', stderr);
+  };
+}
+
+/// Says what was made, from the corpus' own description.
+void report(const DataOptions& options) {
+  const std::filesystem::path out = options.out;
+  const nlohmann::json made = read_json(out / "corpus.json");
+  std::printf("%s: connected digits, made from %s; tokens: %s\n", options.out.c_str(),
+              made.at("made_from").get<std::string>().c_str(), made.at("tokens").get<std::string>().c_str());
+  for (const char* name : {"train", "valid", "test", "holdout"}) {
+    if (!made.at("splits").contains(name)) continue;
+    const nlohmann::json& split = made.at("splits").at(name);
+    const std::string file = (out / (std::string(name) + ".jsonl")).string();
+    std::printf("  %-40s %6td utterances  %6.1f min  speakers: %zu\n", file.c_str(),
+                split.at("utterances").get<Index>(), split.at("seconds").get<double>() / 60,
+                split.at("speakers").size());
+  }
+  std::printf("  %-40s how it was made\n", (out / "corpus.json").c_str());
+  if (!options.json.empty()) write_json(options.json, made);
+}
+
+void add_digits(CLI::App& data) {
+  CLI::App* command = data.add_subcommand("digits", "connected digits, joined from recordings of single digits");
+  const auto options = std::make_shared<DataOptions>();
+  const auto config = std::make_shared<DigitsConfig>();
+  const auto recordings = std::make_shared<std::string>();
+  command->add_option("--recordings", *recordings, "folder of {digit}_{speaker}_{index}.wav; indices 0-4 are for tests")
+      ->required()
+      ->type_name("DIR");
+  add_options(*command, *options, *config);
+  command->add_option("--holdout-speaker", config->holdout_speaker, "speaker who is only tested on, in holdout.jsonl")
+      ->type_name("NAME");
+  command->footer(
+      "An utterance is 3 to 7 digits of one speaker with gaps of 0 to 200 ms.\n"
+      "Recordings with index 0-4 are for tests, 5-7 for validation, the others for training.\n\n"
+      "Example:\n"
+      "  laconic data digits --recordings free-spoken-digit-dataset/recordings --out digits --seed 1 "
+      "--holdout-speaker jackson");
+  command->callback([=] {
+    apply(*options, *config);
+    config->recordings = *recordings;
+    make_digits_corpus(*config, progress_line());
+    report(*options);
+  });
+}
+
+void add_speak(CLI::App& data) {
+  CLI::App* command = data.add_subcommand("speak", "connected digits, spoken by the program espeak-ng in many voices");
+  const auto options = std::make_shared<DataOptions>();
+  const auto config = std::make_shared<SpeakConfig>();
+  add_options(*command, *options, *config);
+  command->footer(
+      "An utterance is 3 to 7 digits of one voice at one speed and pitch with gaps of 0 to 200 ms.\n"
+      "Three voices are only tested on, in holdout.jsonl.\n\n"
+      "Example:\n"
+      "  laconic data speak --out spoken --seed 1 --train 1500");
+  command->callback([=] {
+    apply(*options, *config);
+    make_spoken_corpus(*config, progress_line());
+    report(*options);
+  });
+}
+
+}  // namespace
+
+/// Adds `laconic data digits` and `laconic data speak`.
+void add_data_command(CLI::App& app) {
+  CLI::App* data = app.add_subcommand("data", "make a corpus to train and test on");
+  data->require_subcommand(1);
+  data->footer("Example:\n  laconic data speak --out spoken --seed 1");
+  add_digits(*data);
+  add_speak(*data);
+}

@@ -1,0 +1,128 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic train: trains a recogniser, or fine-tunes one.
+#include "progress.hpp"
+
+namespace {
+
+using namespace laconic;
+
+struct TrainOptions : CommonOptions {
+  std::string data, train, valid, out, init, attention = "mha", tokens, normalization = "utterance", decay = "cosine";
+  int sample_rate = 0, num_mels = 40;
+  Index heads = 8, kv_heads = 0, latent_dim = 0;
+  std::int64_t checkpoint_steps = 0;
+  ConformerConfig encoder{.d_model = 128, .num_layers = 4, .conv_kernel = 15, .subsampling_channels = 32};
+  TrainConfig training;
+};
+
+/// The tokens that the corpus was made for, if it says so.
+Tokens corpus_tokens(const std::filesystem::path& folder) {
+  const auto path = folder / "corpus.json";
+  if (!std::filesystem::exists(path)) return Tokens::characters;
+  const auto tokens = from_name<Tokens>(read_json(path).value("tokens", ""));
+  require(tokens.has_value(), path.string(), ": \"tokens\" is neither of ", all_names<Tokens>());
+  return *tokens;
+}
+
+Recognizer begin(const TrainOptions& o, const std::vector<Utterance>& utterances) {
+  RecognizerConfig config;
+  config.attention = from_name<AttentionName>(o.attention).value();
+  config.encoder = o.encoder;
+  config.encoder.num_heads = o.heads;
+  config.encoder.num_kv_heads = o.kv_heads;
+  config.encoder.kv_lora_rank = o.latent_dim;
+  config.encoder.num_mels = o.num_mels;
+  config.features.fbank.num_mels = o.num_mels;
+  config.features.fbank.sample_rate = o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
+  config.features.normalization = from_name<Normalization>(o.normalization).value();
+  if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
+  config.tokens = o.tokens.empty() ? corpus_tokens(o.data) : o.tokens == "word" ? Tokens::words : Tokens::characters;
+  std::vector<std::string> texts;
+  for (const Utterance& u : utterances) texts.push_back(u.text);
+  return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
+}
+
+void train(TrainOptions& o) {
+  const std::filesystem::path data = o.data, out = o.out;
+  const auto training = read_corpus(o.train.empty() ? data / "train.jsonl" : std::filesystem::path(o.train));
+  const auto validation = read_corpus(o.valid.empty() ? data / "valid.jsonl" : std::filesystem::path(o.valid));
+  require(!training.empty(), "train: the training corpus is empty");
+  Recognizer recognizer = o.init.empty() ? begin(o, training) : Recognizer::load(o.init);
+  say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
+  const Dataset train_set = load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads);
+  const Dataset valid_set = load_dataset(validation, recognizer.config.features, &recognizer.vocabulary, o.threads);
+  say_notes(train_set);
+  say_notes(valid_set);
+  say_infeasible(train_set, recognizer.config);
+
+  Cpu<float> cpu(o.threads);
+  o.training.seed = o.seed;
+  o.training.decay = from_name<Decay>(o.decay).value();
+  say(to_name(recognizer.config.attention), ", ", recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1),
+      " min of speech, ", o.threads, " threads");
+  ProgressLine line;
+  const auto model_folder = out / "model";
+  const TrainState state =
+      recognizer.train(cpu, train_set, valid_set, o.training,
+                       {std::ref(line), [&] { recognizer.save(model_folder); }, out, o.checkpoint_steps});
+  recognizer.save(model_folder);
+  const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
+  o.write({{"model", model_folder.string()},
+           {"steps", state.step},
+           {"epochs", state.epoch},
+           {"best_epoch", state.best_epoch},
+           {"valid_wer", 100 * evaluation.wer()},
+           {"seconds", state.seconds},
+           {"parameters", recognizer.count_parameters()}});
+  std::printf("validation WER %s%% (epoch %td of %td, %s s of training)\nmodel:  %s\nlosses: %s\n", fixed(100 * evaluation.wer(), 2).c_str(),
+              state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(), model_folder.c_str(), (out / "losses.csv").c_str());
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("train", "train a recogniser, or fine-tune one with --init");
+  const auto o = std::make_shared<TrainOptions>();
+  o->add_to(*command);
+  CLI::Option* data = command->add_option("--data", o->data, "folder with train.jsonl and valid.jsonl, as `laconic data` makes it")->type_name("DIR");
+  CLI::Option* train_path = command->add_option("--train", o->train, "manifest or LibriSpeech folder to train on, instead")->type_name("PATH");
+  command->add_option("--valid", o->valid, "manifest or LibriSpeech folder to choose the model by, instead")->type_name("PATH")->needs(train_path);
+  command->add_option("--out", o->out, "folder of the run: DIR/model, DIR/losses.csv and a checkpoint; an unfinished run goes on")->required()->type_name("DIR");
+  CLI::Option* init = command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
+  for (CLI::Option* option : {
+           command->add_option("--attention", o->attention, "attention")->capture_default_str()->check(CLI::IsMember({"mha", "gqa", "mqa", "mla-simple"})),
+           command->add_option("--heads", o->heads, "query heads")->capture_default_str(),
+           command->add_option("--kv-heads", o->kv_heads, "key-value heads of gqa"),
+           command->add_option("--latent-dim", o->latent_dim, "numbers cached a frame and layer by mla-simple"),
+           command->add_option("--d-model", o->encoder.d_model, "width of the model")->capture_default_str(),
+           command->add_option("--layers", o->encoder.num_layers, "Conformer blocks")->capture_default_str(),
+           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolution, odd")->capture_default_str(),
+           command->add_option("--subsampling", o->encoder.subsampling, "2 or 4")->capture_default_str(),
+           command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")->capture_default_str(),
+           command->add_option("--dropout", o->encoder.dropout, "probability")->capture_default_str()->check(CLI::Range(0.0, 0.9)),
+           command->add_option("--mels", o->num_mels, "mel channels")->capture_default_str(),
+           command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")->capture_default_str(),
+           command->add_option("--normalization", o->normalization, "of features")->capture_default_str()->check(CLI::IsMember({"utterance", "global"})),
+           command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")->check(CLI::IsMember({"word", "char"})),
+       })
+    option->excludes(init);
+  command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
+  command->add_option("--lr", o->training.learning_rate, "learning rate at its peak")->capture_default_str();
+  command->add_option("--warmup", o->training.warmup, "part of all steps")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  command->add_option("--decay", o->decay, "of the learning rate")->capture_default_str()->check(CLI::IsMember({"cosine", "noam"}));
+  command->add_option("--weight-decay", o->training.adamw.weight_decay, "of AdamW")->capture_default_str();
+  command->add_option("--clip-norm", o->training.adamw.clip_norm, "of the gradient; 0: none")->capture_default_str();
+  command->add_option("--batch-frames", o->training.batch_frames, "feature frames a batch")->capture_default_str();
+  command->add_option("--accumulate", o->training.accumulate, "batches an update")->capture_default_str();
+  command->add_option("--patience", o->training.patience, "epochs without a better WER before stopping; 0: never")->capture_default_str();
+  command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
+  command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
+  command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
+                  "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4");
+  command->callback([=] {
+    if (data->empty() && train_path->empty()) throw CLI::RequiredError("--data or --train");
+    require(!o->data.empty() || !o->valid.empty(), "train: --train needs --valid");
+    train(*o);
+  });
+}
