@@ -140,7 +140,8 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from.
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier output
+/// frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -158,7 +159,7 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
       parallel_blocks(threads, frames, 4, [&](Index begin, Index end) {
         for (Index t = first + begin; t < first + end; ++t) {
           T* row = dx + (from.begin(n) + t) * s.in_cols();
-          for (Index k = 0; k < kernel; ++k) {
+          for (Index k = kernel; k-- > 0;) {
             const Index out = (t - k) / s.stride;
             if (t < k || (t - k) % s.stride != 0 || out < t0 || out >= t1) continue;
             for (Index f = 0; f < s.out_freqs(); ++f) {
