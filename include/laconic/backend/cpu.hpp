@@ -168,6 +168,10 @@ class Cpu {
                 const Sequences& from, const Sequences& to) {
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
+    require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), "conv2d: length ", to.length(n), " out given for ", from.length(n),
+              " in, ", shape.out_length(from.length(n)), " expected");
     Tensor y = make(to.rows(), shape.out_cols());
     const Tensor ordered = conv2d_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
@@ -304,6 +308,8 @@ class Cpu {
             sequences.size(), " sequences of logits");
     require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
             " labels given, their sequences hold ", labels.sequences.rows());
+    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ", sequences.rows());
+    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
     for (const int token : labels.tokens)
       require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
               logits.cols() - 1, " except the blank ", blank);
@@ -333,17 +339,18 @@ class Cpu {
     return dx;
   }
 
-  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch.
+  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What is
+  /// not a number stays so: it is a fault, and must show.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
-    for (Index i = 0; i < x.size(); ++i) sum += std::isfinite(x.data()[i]) ? static_cast<double>(x.data()[i]) : 0.0;
+    for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
     Tensor y = make(1, 1);
     y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
     return y;
   }
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = make(x.rows(), x.cols());
-    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isfinite(x.data()[i]) ? dy.row(0)[0] / static_cast<T>(x.size()) : T(0);
+    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
     return dx;
   }
 
@@ -372,8 +379,8 @@ class Cpu {
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                              const Sequences& q_sequences, const Sequences& kv_sequences,
                                              const RelativeTerm<Tensor, T>& relative) {
-    const Index width = q.cols() / shape.num_heads;
-    require(shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
+    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
                 k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
             shape.num_kv_heads, " key-value heads do not divide");
@@ -381,15 +388,20 @@ class Cpu {
                 q_sequences.size() == kv_sequences.size(),
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
             " and ", kv_sequences.rows());
+    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
+            " given, at least 1 and 0 expected");
     kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
     if (!relative.table.empty()) {
       in.p = relative.table.data();
       in.u = relative.pos_bias_u->value.data();
       in.w = relative.pos_bias_v->value.data();
       in.span = (relative.table.rows() + 1) / 2;
-      require(relative.table.cols() == q.cols() && in.span >= kv_sequences.max_length(), "attend: the table of relative positions is (",
-              relative.table.rows(), ", ", relative.table.cols(), "), expected (", 2 * kv_sequences.max_length() - 1, " or more, ",
-              q.cols(), ")");
+      require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
+              "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
+              q.cols(), ") with n at least ", kv_sequences.max_length());
+      for (Index n = 0; n < q_sequences.size(); ++n)
+        require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
+                kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
     }
     return in;
   }

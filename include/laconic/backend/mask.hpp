@@ -21,10 +21,12 @@ struct Mask {
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  /// The keys that the query at `position` sees, among `num_keys`.
+  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
+
+  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
   constexpr Keys keys(Index position, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
-    const Index start = position / chunk * chunk;
+    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
     return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
   }
 };

@@ -184,7 +184,8 @@ struct AttendGradients {
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
                      const AttendGradients<T>& to) {
-  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size(), longest = in.kv_sequences->max_length();
+  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
+  const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, cols = in.q_cols(), span = in.p == nullptr ? 0 : 2 * longest - 1;
   const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + 2 * kw);
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));

@@ -84,7 +84,7 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
 class DropoutMask {
  public:
   DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(probability * 65536 + 0.5)), random_(random) {}
+      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
 
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
   bool any() const { return threshold_ > 0; }
@@ -112,6 +112,11 @@ class DropoutMask {
   }
 
  private:
+  static double checked(double probability) {
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    return probability;
+  }
+
   std::uint32_t threshold_;
   Random random_;
 };
