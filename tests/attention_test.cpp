@@ -1,0 +1,203 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// Softmax attention against the plain formula, and attention layers' derivatives.
+#include <laconic/attention/attention.hpp>
+
+#include "gradient_check.hpp"
+
+using namespace laconic;
+
+namespace {
+
+/// Operands of one attention, all random.
+template <class T>
+struct Operands {
+  Index num_heads, num_kv_heads, key_width, value_width;
+  Sequences q_sequences, kv_sequences;
+  Mask mask;
+  Index span;  // 0: no relative positions
+  double scale = 0.6;
+  Matrix<T> q = random_matrix<T>(q_sequences.rows(), num_heads * key_width, 1);
+  Matrix<T> k = random_matrix<T>(kv_sequences.rows(), num_kv_heads * key_width, 2);
+  Matrix<T> v = random_matrix<T>(kv_sequences.rows(), num_kv_heads * value_width, 3);
+  Matrix<T> table = random_matrix<T>(span > 0 ? 2 * span - 1 : 0, num_heads * key_width, 4, 0.5);
+  Parameter<T> bias_u = random_parameter<T>({num_heads, key_width}, 5, 0.5);
+  Parameter<T> bias_v = random_parameter<T>({num_heads, key_width}, 6, 0.5);
+};
+
+/// The formula, one number at a time: softmax_j of ((q_i + u) . k_j + (q_i + v) . p[i - j]) scale, times V.
+template <class T>
+Matrix<double> reference(const Operands<T>& in) {
+  Matrix<double> out = Matrix<double>::Zero(in.q.rows(), in.num_heads * in.value_width);
+  const auto at = [](const Matrix<T>& m, Index r, Index c) { return static_cast<double>(m(r, c)); };
+  for (Index n = 0; n < in.q_sequences.size(); ++n) {
+    const Index queries = in.q_sequences.length(n), keys = in.kv_sequences.length(n);
+    for (Index h = 0; h < in.num_heads; ++h)
+      for (Index i = 0; i < queries; ++i) {
+        const Index g = h / (in.num_heads / in.num_kv_heads), position = keys - queries + i, row = in.q_sequences.begin(n) + i;
+        std::vector<double> p(static_cast<std::size_t>(keys), -std::numeric_limits<double>::infinity());
+        for (Index j = 0; j < keys; ++j) {
+          if (in.mask.chunk > 0) {
+            const auto chunk_of = [&](Index t) { return t >= 0 ? t / in.mask.chunk : (t + 1) / in.mask.chunk - 1; };
+            const Index start = chunk_of(position) * in.mask.chunk;
+            if (j >= start + in.mask.chunk) continue;
+            if (in.mask.left_context >= 0 && j < start - in.mask.left_context) continue;
+          }
+          double score = 0;
+          for (Index c = 0; c < in.key_width; ++c) {
+            const double q = at(in.q, row, h * in.key_width + c);
+            const bool relative = in.span > 0;
+            score += (q + (relative ? at(in.bias_u.value, h, c) : 0)) * at(in.k, in.kv_sequences.begin(n) + j, g * in.key_width + c);
+            if (relative)
+              score += (q + at(in.bias_v.value, h, c)) * at(in.table, in.span - 1 - (position - j), h * in.key_width + c);
+          }
+          p[static_cast<std::size_t>(j)] = score * in.scale;
+        }
+        double sum = 0;
+        const double most = p.empty() ? 0 : *std::max_element(p.begin(), p.end());
+        if (std::isinf(most)) continue;
+        for (double& x : p) sum += x = std::exp(x - most);
+        for (Index j = 0; j < keys; ++j)
+          for (Index c = 0; c < in.value_width; ++c)
+            out(row, h * in.value_width + c) +=
+                p[static_cast<std::size_t>(j)] / sum * at(in.v, in.kv_sequences.begin(n) + j, g * in.value_width + c);
+      }
+  }
+  return out;
+}
+
+template <class T>
+double error_of(const Operands<T>& in, int threads = 1) {
+  Cpu<T> cpu(threads);
+  RelativeTerm<Tensor<T>, T> term;
+  if (in.span > 0) term = {cpu.input(in.table), &in.bias_u, &in.bias_v};
+  const auto out = cpu.attend(cpu.input(in.q), cpu.input(in.k), cpu.input(in.v), {in.num_heads, in.num_kv_heads, in.scale, in.mask},
+                              in.q_sequences, in.kv_sequences, term);
+  const Matrix<double> expected = reference(in);
+  REQUIRE(out.rows() == expected.rows());
+  REQUIRE(out.cols() == expected.cols());
+  REQUIRE(out.view().allFinite());
+  return (out.view().template cast<double>() - expected).cwiseAbs().maxCoeff();
+}
+
+template <class Policy>
+void check_layer(const AttentionConfig& config, const Sequences& sequences) {
+  for (const double dropout : {0.0, 0.2}) {
+    AttentionLayer<Policy, double> layer(config, dropout, Seed(3));
+    randomize(layer, 40);
+    CHECK(layer.count_parameters() == Policy::parameter_count(config));
+    const GradientCheck check{.samples = 16};
+    CHECK(check({random_matrix(sequences.rows(), config.d_model, 1)}, weights_of(layer), [&](auto& tape, const auto& v) {
+            const auto entered = Policy::Position::enter(tape, v[0], sequences);
+            return layer(tape, entered.x, sequences, entered.table);
+          }) < 1e-6);
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
+  const double tolerance = std::is_same_v<TestType, double> ? 1e-13 : 2e-5;
+  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(4, 0), Mask::chunked(16, 8), Mask::chunked(5, Mask::unlimited)};
+  for (const Mask mask : masks)
+    for (const Index span : {0, 150})
+      for (const int threads : {1, 3}) {
+        INFO("chunk " << mask.chunk << ", left " << mask.left_context << ", span " << span << ", threads " << threads);
+        const Sequences uneven{70, 0, 5, 129, 1};
+        CHECK(error_of<TestType>({4, 4, 8, 8, uneven, uneven, mask, span}, threads) < tolerance);
+        CHECK(error_of<TestType>({6, 2, 5, 7, uneven, uneven, mask, span}, threads) < tolerance);
+        CHECK(error_of<TestType>({3, 1, 17, 33, uneven, uneven, mask, span}, threads) < tolerance);
+        CHECK(error_of<TestType>({4, 2, 6, 6, {1, 66, 3}, {10, 140, 3}, mask, span}, threads) < tolerance);
+      }
+  // Two sequences that have nothing in common.
+  CHECK(error_of<TestType>({4, 2, 6, 3, {70, 5, 2, 0}, {30, 80, 0, 4}, Mask::bidirectional(), 0}) < tolerance);
+  // A table for just as many frames as there are.
+  CHECK(error_of<TestType>({2, 2, 4, 4, {70}, {70}, Mask::bidirectional(), 70}) < tolerance);
+  // More queries than keys: those before the first key see nothing, or the chunk that they share with it.
+  for (const Mask mask : masks) {
+    INFO("chunk " << mask.chunk << ", left " << mask.left_context);
+    CHECK(error_of<TestType>({2, 2, 4, 4, {9, 70}, {5, 3}, mask, 0}) < tolerance);
+  }
+}
+
+TEST_CASE("great scores give no infinities", "[attention]") {
+  Operands<float> in{2, 2, 4, 4, {40}, {40}, Mask::causal(), 0};
+  in.q *= 1e3F;
+  in.k *= 1e3F;
+  CHECK(error_of(in) < 1e-5);
+}
+
+TEST_CASE("attention refuses operands that do not fit", "[attention]") {
+  Cpu<double> cpu(1);
+  const Matrix<double> x = random_matrix(6, 8, 1), narrow = random_matrix(6, 7, 1), table = random_matrix(9, 8, 1);
+  const Parameter<double> bias = random_parameter({2, 4}, 1);
+  const Sequences six{4, 2}, five{5}, one{6};
+  const auto attend = [&](const Matrix<double>& k, const Sequences& keys, AttendShape shape = {2, 2, 1}) {
+    return cpu.attend(cpu.input(x), cpu.input(k), cpu.input(x), shape, six, keys);
+  };
+  CHECK_THROWS_WITH(attend(narrow, six), "attend: q, k, v have 8, 7, 8 channels, which 2 heads over 2 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(x, six, {2, 0, 1}), "attend: q, k, v have 8, 8, 8 channels, which 2 heads over 0 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(x, six, {3, 2, 1}), "attend: q, k, v have 8, 8, 8 channels, which 3 heads over 2 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(x, five), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 5");
+  CHECK_THROWS_WITH(attend(x, one), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 6");
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(0, 1)}), "attend: a mask of chunk 0 and left context 1 given, at least 1 and 0 expected");
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(4, -3)}), "attend: a mask of chunk 4 and left context -3 given, at least 1 and 0 expected");
+  const auto relative = [&](const Matrix<double>& k, const Sequences& keys, const Matrix<double>& p) {
+    return cpu.attend(cpu.input(x), cpu.input(k), cpu.input(k), {2, 2, 1}, six, keys, {cpu.input(p), &bias, &bias});
+  };
+  CHECK_NOTHROW(relative(x, six, table));
+  CHECK_THROWS_WITH(relative(x, six, random_matrix(5, 8, 1)), "attend: the table of relative positions is (5, 8), expected (2 n - 1, 8) with n at least 4");
+  CHECK_THROWS_WITH(relative(x, six, random_matrix(8, 8, 1)), "attend: the table of relative positions is (8, 8), expected (2 n - 1, 8) with n at least 4");
+  CHECK_THROWS_WITH(relative(random_matrix(5, 8, 1), {3, 2}, table),
+                    "attend: sequence 0 has 4 queries and 3 keys, at least as many keys expected with relative positions");
+}
+
+TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
+  const Sequences sequences{6, 0, 3, 1};
+  check_layer<Mha<2>>({8}, sequences);
+  check_layer<Mha<2, NoPosition>>({8}, sequences);
+  check_layer<Mha<2, Sinusoidal>>({8}, sequences);
+  check_layer<Gqa<4, 2>>({8}, sequences);
+  check_layer<Gqa<4, 2, Sinusoidal>>({12}, sequences);
+  check_layer<Mqa<4>>({8}, sequences);
+  check_layer<Mqa<2, NoPosition>>({10}, sequences);
+  check_layer<MlaSimple<4, 3>>({8}, sequences);
+  check_layer<MlaSimple<2, 5, NoPosition>>({8}, sequences);
+  check_layer<MlaSimple<dyn, dyn, Sinusoidal>>({8, 2, 0, 5}, sequences);
+}
+
+TEST_CASE("relative positions depend on distance alone", "[attention]") {
+  // With equal rows everywhere, the scores of a query are those of its distances; so the first sequence's frames see the
+  // second's distances when the second begins earlier in a longer table.
+  using Policy = Mha<2>;
+  AttentionLayer<Policy, double> layer(AttentionConfig{8}, 0, Seed(3));
+  randomize(layer, 40);
+  const Matrix<double> x = random_matrix(5, 8, 1);
+  Cpu<double> cpu(1);
+  const Sequences alone{5}, beside{5, 9};
+  Matrix<double> both(14, 8);
+  both << x, random_matrix(9, 8, 2);
+  const auto run = [&](const Matrix<double>& rows, const Sequences& sequences) {
+    const auto entered = Policy::Position::enter(cpu, cpu.input(rows), sequences);
+    return Matrix<double>(layer(cpu, entered.x, sequences, entered.table).view().topRows(5));
+  };
+  CHECK((run(x, alone) - run(both, beside)).cwiseAbs().maxCoeff() < 1e-13);
+}
+
+TEST_CASE("sinusoids", "[attention]") {
+  CHECK(sinusoid(0, 0, 8) == 0);
+  CHECK(sinusoid(0, 1, 8) == 1);
+  CHECK(sinusoid(3, 2, 8) == Approx(std::sin(3 / 10.0)));
+  CHECK(sinusoid(-3, 5, 8) == Approx(std::cos(3 / 100.0)));
+  Cpu<double> cpu(1);
+  const Matrix<double> zero = Matrix<double>::Zero(3, 8);
+  const auto table = RelativePosition::enter(cpu, cpu.input(zero), Sequences{3}).table;
+  REQUIRE(table.rows() == 5);
+  for (Index r = 0; r < 5; ++r)
+    for (Index c = 0; c < 8; ++c) CHECK(table.view()(r, c) == sinusoid(static_cast<double>(2 - r), c, 8));
+  const auto absolute = Sinusoidal::enter(cpu, cpu.input(zero), Sequences{0, 1, 0, 2}).x;
+  for (Index c = 0; c < 8; ++c) {
+    CHECK(absolute.view()(0, c) == sinusoid(0, c, 8));
+    CHECK(absolute.view()(1, c) == sinusoid(0, c, 8));
+    CHECK(absolute.view()(2, c) == sinusoid(1, c, 8));
+  }
+}
