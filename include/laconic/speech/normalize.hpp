@@ -1,0 +1,100 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/matrix.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace laconic::inline v0 {
+
+/// One mean and one inverse standard deviation a channel, to be kept with a model (it is a configuration struct).
+struct GlobalNormalization {
+  std::vector<float> mean, inverse_std;
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("mean", self.mean);
+    visit("inverse_std", self.inverse_std);
+  }
+  friend bool operator==(const GlobalNormalization&, const GlobalNormalization&) = default;
+
+  /// (x - mean) * inverse_std in place. Throws `Error` if features `(frames, channels)` have another number of channels.
+  void operator()(MatrixView<float> features) const {
+    const auto channels = static_cast<Index>(mean.size());
+    require(inverse_std.size() == mean.size(), "normalization: ", mean.size(), " means and ", inverse_std.size(),
+            " inverse standard deviations given, as many of each expected");
+    require(features.cols() == channels, "normalization: features of ", features.cols(), " channels given, ", channels,
+            " expected");
+    const Eigen::Map<const Eigen::RowVectorXf> m(mean.data(), channels), s(inverse_std.data(), channels);
+    for (Index t = 0; t < features.rows(); ++t)
+      features.row(t) = (features.row(t) - m).cwiseProduct(s);
+  }
+};
+
+/// Mean and variance of each channel over any number of feature matrices, in double. Matrices are merged with the
+/// update of Chan, Golub and LeVeque (1979), which does not lose digits as a sum of squares does.
+class FeatureStatistics {
+ public:
+  /// Takes in features `(frames, channels)`. The first ones say how many channels there are; others throw `Error`.
+  void add(MatrixView<const float> features) {
+    if (features.rows() == 0) return;
+    FeatureStatistics one;
+    const Eigen::MatrixXd x = features.cast<double>();
+    one.frames_ = x.rows();
+    one.mean_ = x.colwise().mean();
+    one.squares_ = (x.rowwise() - one.mean_).colwise().squaredNorm();
+    merge(one);
+  }
+
+  /// Takes in what another one has seen (of another thread, say).
+  void merge(const FeatureStatistics& other) {
+    if (other.frames_ == 0) return;
+    if (frames_ == 0) {
+      *this = other;
+      return;
+    }
+    require(other.mean_.size() == mean_.size(), "feature statistics: ", other.mean_.size(), " channels given, ",
+            mean_.size(), " expected");
+    const auto n = static_cast<double>(frames_), m = static_cast<double>(other.frames_);
+    const Eigen::RowVectorXd apart = other.mean_ - mean_;
+    mean_ += apart * (m / (n + m));
+    squares_ += other.squares_ + apart.cwiseAbs2() * (n * m / (n + m));
+    frames_ += other.frames_;
+  }
+
+  Index frames() const { return frames_; }
+  /// The unbiased variance (over n - 1); 0 for a single frame.
+  Eigen::RowVectorXd variance() const { return squares_ / static_cast<double>(std::max<Index>(frames_ - 1, 1)); }
+  const Eigen::RowVectorXd& mean() const { return mean_; }
+
+  /// x becomes (x - mean) / (std + 1e-5), as in NeMo: a channel that never changes becomes 0, not infinite.
+  /// Throws `Error` if nothing was seen or something that is not finite.
+  GlobalNormalization normalization() const {
+    require(frames_ > 0, "feature statistics: no frames given");
+    const Eigen::RowVectorXd inverse = (variance().cwiseSqrt().array() + 1e-5).inverse();
+    GlobalNormalization out;
+    for (Index c = 0; c < mean_.size(); ++c) {
+      require(std::isfinite(mean_[c]) && std::isfinite(inverse[c]), "feature statistics: channel ", c,
+              " has values that are not finite");
+      out.mean.push_back(static_cast<float>(mean_[c]));
+      out.inverse_std.push_back(static_cast<float>(inverse[c]));
+    }
+    return out;
+  }
+
+ private:
+  Index frames_ = 0;
+  Eigen::RowVectorXd mean_, squares_;  // squares_: sums of squared distances from the mean
+};
+
+/// Mean 0 and variance 1 in each channel of one utterance `(frames, channels)`, in place; NeMo's "per_feature".
+/// Throws `Error` for values that are not finite. Without frames nothing happens.
+inline void normalize_utterance(MatrixView<float> features) {
+  if (features.rows() == 0) return;
+  FeatureStatistics statistics;
+  statistics.add(matrix_view<const float>(features.data(), features.rows(), features.cols(), features.outerStride()));
+  statistics.normalization()(features);
+}
+
+}  // namespace laconic::inline v0
