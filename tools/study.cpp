@@ -1,0 +1,273 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic study: trains an MHA baseline, converts it to smaller caches, fine-tunes, and reports WER against cache size.
+#include "progress.hpp"
+#include "study_report.hpp"
+
+#include <laconic/speech/digits.hpp>
+#include <laconic/speech/speak.hpp>
+
+namespace {
+
+using namespace laconic;
+
+/// How much a study does.
+struct Preset {
+  std::string name;
+  Index seeds;
+  Index train_utterances, valid_utterances, test_utterances;  ///< of a corpus that the study makes
+  ConformerConfig encoder;
+  TrainConfig baseline, finetune;
+};
+
+constexpr Index num_mels = 40;
+constexpr Index num_heads = 8;  ///< so that GQA can meet 50, 25 and 12.5%
+
+Preset preset(const std::string& name) {
+  Preset p;
+  p.name = name;
+  p.encoder = {.num_mels = num_mels, .num_heads = num_heads, .conv_kernel = 15};
+  // Digits are short: wide time masks would hide whole words.
+  p.baseline.spec_augment = {.num_time_masks = 2, .max_time_width = 12, .max_time_fraction = 0.1, .num_freq_masks = 2, .max_freq_width = 6};
+  if (name == "quick") {
+    p.seeds = 1;
+    p.train_utterances = 1200, p.valid_utterances = 100, p.test_utterances = 200;
+    p.encoder.d_model = 96, p.encoder.num_layers = 3, p.encoder.subsampling_channels = 16;
+    p.baseline.epochs = 12;
+    p.baseline.batch_frames = 3000;
+  } else {
+    p.seeds = 3;
+    p.train_utterances = 5000, p.valid_utterances = 300, p.test_utterances = 500;
+    p.encoder.d_model = 128, p.encoder.num_layers = 4, p.encoder.subsampling_channels = 32;
+    p.baseline.epochs = 20;
+    p.baseline.batch_frames = 4000;
+  }
+  p.finetune = p.baseline;
+  p.finetune.epochs = p.baseline.epochs / 5;
+  p.finetune.learning_rate = p.baseline.learning_rate / 4;
+  return p;
+}
+
+struct StudyOptions : CommonOptions {
+  std::string data, out, preset = "quick", holdout_speaker;
+  Index seeds = 0;
+};
+
+/// A test set of the corpus.
+struct TestSet {
+  std::string name;
+  Dataset data;
+};
+
+class Study {
+ public:
+  Study(const StudyOptions& options)
+      : o_(options), out_(options.out), preset_(preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
+    if (o_.seeds > 0) preset_.seeds = o_.seeds;
+    require_gnuplot();
+    std::filesystem::create_directories(out_);
+    check_same_study();
+    corpus_ = find_corpus();
+  }
+
+  void run() {
+    const auto start = std::chrono::steady_clock::now();
+    const std::string test = (corpus_ / "test.jsonl").string();
+    for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i);
+    write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
+                                             preset_.seeds, " --seed ", o_.seed,
+                                             o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"), o_.threads);
+    o_.write(results_.rows());
+    say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1), " min");
+    std::printf("%s\ntable:   %s\nplots:   %s, %s\nresults: %s\nmodels:  %s\n", read_file(out_ / "summary.txt", 1 << 20).c_str(),
+                (out_ / "report.md").c_str(), (out_ / "wer_cache.png").c_str(), (out_ / "conversion_error.png").c_str(),
+                (out_ / "results.json").c_str(), (out_ / "models").c_str());
+  }
+
+ private:
+  /// A folder can go on only with the study that began it.
+  void check_same_study() {
+    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+                             {"preset", preset_.name},
+                             {"seed", o_.seed},
+                             {"holdout_speaker", o_.holdout_speaker}};
+    const auto path = out_ / "study.json";
+    if (std::filesystem::exists(path)) {
+      const auto before = read_json(path);
+      require(before == now, path.string(), ": this folder belongs to another study: ", before.dump(), ", now ", now.dump());
+      say("going on with the study in ", out_.string());
+    }
+    write_json(path, now);
+  }
+
+  std::filesystem::path find_corpus() {
+    const std::filesystem::path data = o_.data, made = out_ / "corpus";
+    if (!o_.data.empty() && std::filesystem::exists(data / "train.jsonl")) {
+      require(o_.holdout_speaker.empty(), "--holdout-speaker: ", o_.data, " is a finished corpus; its own held-out speaker is used if it has one");
+      return data;
+    }
+    if (std::filesystem::exists(made / "corpus.json")) return made;
+    const auto set = [&](ConnectedDigitsConfig& config) {
+      config.out = made;
+      config.seed = Seed(static_cast<std::uint64_t>(o_.seed));
+      config.train_utterances = preset_.train_utterances;
+      config.valid_utterances = preset_.valid_utterances;
+      config.test_utterances = preset_.test_utterances;
+    };
+    if (o_.data.empty()) {
+      require(o_.holdout_speaker.empty(), "--holdout-speaker: the spoken corpus holds out voices of its own");
+      say("making a corpus of connected digits with espeak-ng ...");
+      SpeakConfig config;
+      set(config);
+      make_spoken_corpus(config);
+    } else {
+      say("making a corpus of connected digits from the recordings in ", o_.data, " ...");
+      DigitsConfig config;
+      set(config);
+      config.recordings = data;
+      config.holdout_speaker = o_.holdout_speaker;
+      make_digits_corpus(config);
+    }
+    return made;
+  }
+
+  /// Reads the corpus when something has to be computed, not before.
+  void load_data(const RecognizerConfig& config, const Vocabulary& vocabulary) {
+    if (train_.size() > 0) return;
+    const auto load = [&](const char* name, const Vocabulary* v) {
+      return load_dataset(read_corpus(corpus_ / name), config.features, v, o_.threads);
+    };
+    train_ = load("train.jsonl", &vocabulary);
+    valid_ = load("valid.jsonl", &vocabulary);
+    tests_.push_back({"known speakers", load("test.jsonl", nullptr)});
+    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) tests_.push_back({"held-out speaker", load("holdout.jsonl", nullptr)});
+    say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
+  }
+
+  Recognizer untrained(Seed seed) const {
+    const auto utterances = read_corpus(corpus_ / "train.jsonl");
+    RecognizerConfig config;
+    config.encoder = preset_.encoder;
+    config.features.fbank.num_mels = num_mels;
+    config.features.fbank.sample_rate = read_audio(utterances.at(0).audio_filepath).sample_rate;
+    config.tokens = from_name<Tokens>(read_json(corpus_ / "corpus.json").value("tokens", "")).value_or(Tokens::characters);
+    std::vector<std::string> texts;
+    for (const Utterance& u : utterances) texts.push_back(u.text);
+    return Recognizer::create(config, Vocabulary::of(config.tokens, texts), seed);
+  }
+
+  void run_seed(std::int64_t seed) {
+    const auto folder = out_ / "models" / text("seed", seed);
+    Recognizer baseline = untrained(Seed(static_cast<std::uint64_t>(seed)));
+    load_data(baseline.config, baseline.vocabulary);
+    full_bytes_ = baseline.cache_bytes_per_second();
+    train(baseline, folder / "mha", preset_.baseline, seed, "mha");
+    measure(baseline, seed, "mha", "baseline", nlohmann::json::object(), seconds_);
+
+    const Index d = preset_.encoder.d_model;
+    for (const Index rank : {d, d / 2, d / 4, d / 8})
+      variant(baseline, folder, seed, text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank);
+    for (const Index kv_heads : {num_heads / 2, num_heads / 4, num_heads / 8})
+      variant(baseline, folder, seed, kv_heads == 1 ? "mqa" : text("gqa G=", kv_heads), text("gqa-", kv_heads),
+              kv_heads == 1 ? AttentionName::mqa : AttentionName::gqa, kv_heads, 0);
+  }
+
+  /// Converts, measures, fine-tunes, measures.
+  void variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed, const std::string& name,
+               const std::string& file, AttentionName attention, Index kv_heads, Index rank) {
+    nlohmann::json report;
+    std::vector<Index> some(static_cast<std::size_t>(std::min<Index>(valid_.size(), 32)));
+    std::iota(some.begin(), some.end(), Index{0});
+    const SpeechBatch speech = make_batch(valid_, some, nullptr, Seed());
+    Recognizer model = baseline.convert(attention, kv_heads, rank, &speech, report);
+    measure(model, seed, name, "converted", report, 0);
+    train(model, folder / file, preset_.finetune, seed, name);
+    measure(model, seed, name, "finetuned", report, seconds_);
+  }
+
+  /// Trains, or takes the model that an earlier run of this study finished.
+  void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed, const std::string& name) {
+    config.seed = seed;
+    if (std::filesystem::exists(folder / "finished.json")) {
+      model = Recognizer::load(folder / "model");
+      seconds_ = read_json(folder / "finished.json").at("seconds").get<double>();
+      return;
+    }
+    ProgressLine line(text("seed ", seed, "  ", name));
+    const TrainState state = model.train(cpu_, train_, valid_, config, {std::ref(line), [] {}, folder, 0});
+    model.save(folder / "model");
+    seconds_ = state.seconds;
+    write_json(folder / "finished.json", {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
+    std::filesystem::remove(folder / "checkpoint.safetensors");
+  }
+
+  /// A row for each test set.
+  void measure(const Recognizer& model, std::int64_t seed, const std::string& name, const std::string& stage, const nlohmann::json& report,
+               double train_seconds) {
+    const ConformerConfig& encoder = model.config.encoder;
+    for (const TestSet& test : tests_) {
+      const Evaluation evaluation = model.evaluate(cpu_, test.data);
+      if (stage == "baseline") baseline_hypotheses_[test.name] = evaluation.hypotheses;
+      Index changed = 0;
+      for (std::size_t i = 0; i < evaluation.hypotheses.size(); ++i) changed += evaluation.hypotheses[i] != baseline_hypotheses_[test.name][i];
+      const WordErrors errors = evaluation.total_errors();
+      const Interval interval = evaluation.interval();
+      std::vector<Index> by_utterance;
+      for (const WordErrors& e : evaluation.errors) by_utterance.push_back(e.errors());
+      results_.put({{"name", name},
+                    {"attention", to_name(model.config.attention)},
+                    {"stage", stage},
+                    {"rank", encoder.kv_lora_rank},
+                    {"kv_heads", encoder.num_kv_heads},
+                    {"cache_fraction", model.cache_bytes_per_second() / full_bytes_},
+                    {"cache_bytes_per_second", model.cache_bytes_per_second()},
+                    {"parameters", model.count_parameters()},
+                    {"wer", 100 * errors.rate()},
+                    {"wer_low", 100 * interval.low},
+                    {"wer_high", 100 * interval.high},
+                    {"substitutions", errors.substitutions},
+                    {"deletions", errors.deletions},
+                    {"insertions", errors.insertions},
+                    {"reference_words", errors.reference_words},
+                    {"transcripts_changed", changed},
+                    {"utterances", test.data.size()},
+                    {"errors_by_utterance", by_utterance},
+                    {"predicted_error", report.value("predicted_error", 0.0)},
+                    {"key_value_error", report.value("key_value_error", 0.0)},
+                    {"output_error", report.value("output_error", 0.0)},
+                    {"logits_error", report.value("logits_error", 0.0)},
+                    {"train_seconds", train_seconds},
+                    {"test_set", test.name},
+                    {"seed", seed}});
+      say("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [", fixed(100 * interval.low, 2), ", ",
+          fixed(100 * interval.high, 2), "]", stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
+    }
+  }
+
+  StudyOptions o_;
+  std::filesystem::path out_, corpus_;
+  Preset preset_;
+  Cpu<float> cpu_;
+  StudyResults results_;
+  Dataset train_, valid_;
+  std::vector<TestSet> tests_;
+  std::map<std::string, std::vector<std::string>> baseline_hypotheses_;
+  double full_bytes_ = 0, seconds_ = 0;
+};
+
+}  // namespace
+
+void add_study_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("study", "word error rate against cache size: MHA, converted to MLA and GQA, before and after fine-tuning");
+  const auto o = std::make_shared<StudyOptions>();
+  o->add_to(*command);
+  command->add_option("--data", o->data, "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
+      ->type_name("DIR");
+  command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
+  command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
+  command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
+  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");
+  command->footer("Example:\n  laconic study --out study --preset quick\n"
+                  "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset full");
+  command->callback([=] { Study(*o).run(); });
+}

@@ -1,0 +1,28 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/io/json.hpp>
+
+#include <filesystem>
+#include <string>
+
+/// results.json: a list of rows, one for each model, stage, test set and seed; written anew with every row.
+class StudyResults {
+ public:
+  explicit StudyResults(std::filesystem::path path) : path_(std::move(path)) {
+    if (std::filesystem::exists(path_)) rows_ = laconic::read_json(path_);
+  }
+  const nlohmann::json& rows() const { return rows_; }
+  /// Adds a row, in place of an earlier one of the same name, stage, test set and seed.
+  void put(nlohmann::json row);
+
+ private:
+  std::filesystem::path path_;
+  nlohmann::json rows_ = nlohmann::json::array();
+};
+
+/// Throws unless the program gnuplot is there, so that a study does not fail at its end.
+void require_gnuplot();
+
+/// Writes report.md, summary.txt, wer_cache.{gp,dat,png,svg} and conversion_error.{gp,dat,png,svg} into the folder.
+void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command, int threads);
