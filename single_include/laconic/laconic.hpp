@@ -758,7 +758,7 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
 class DropoutMask {
  public:
   DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(probability * 65536 + 0.5)), random_(random) {}
+      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
 
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
   bool any() const { return threshold_ > 0; }
@@ -786,6 +786,11 @@ class DropoutMask {
   }
 
  private:
+  static double checked(double probability) {
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    return probability;
+  }
+
   std::uint32_t threshold_;
   Random random_;
 };
@@ -1165,10 +1170,12 @@ struct Mask {
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  /// The keys that the query at `position` sees, among `num_keys`.
+  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
+
+  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
   constexpr Keys keys(Index position, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
-    const Index start = position / chunk * chunk;
+    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
     return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
   }
 };
@@ -1413,7 +1420,8 @@ struct AttendGradients {
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
                      const AttendGradients<T>& to) {
-  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size(), longest = in.kv_sequences->max_length();
+  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
+  const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, cols = in.q_cols(), span = in.p == nullptr ? 0 : 2 * longest - 1;
   const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + 2 * kw);
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
@@ -1647,7 +1655,8 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from.
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier output
+/// frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -1665,7 +1674,7 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
       parallel_blocks(threads, frames, 4, [&](Index begin, Index end) {
         for (Index t = first + begin; t < first + end; ++t) {
           T* row = dx + (from.begin(n) + t) * s.in_cols();
-          for (Index k = 0; k < kernel; ++k) {
+          for (Index k = kernel; k-- > 0;) {
             const Index out = (t - k) / s.stride;
             if (t < k || (t - k) % s.stride != 0 || out < t0 || out >= t1) continue;
             for (Index f = 0; f < s.out_freqs(); ++f) {
@@ -2072,6 +2081,10 @@ class Cpu {
                 const Sequences& from, const Sequences& to) {
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
+    require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), "conv2d: length ", to.length(n), " out given for ", from.length(n),
+              " in, ", shape.out_length(from.length(n)), " expected");
     Tensor y = make(to.rows(), shape.out_cols());
     const Tensor ordered = conv2d_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
@@ -2208,6 +2221,8 @@ class Cpu {
             sequences.size(), " sequences of logits");
     require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
             " labels given, their sequences hold ", labels.sequences.rows());
+    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ", sequences.rows());
+    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
     for (const int token : labels.tokens)
       require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
               logits.cols() - 1, " except the blank ", blank);
@@ -2237,17 +2252,18 @@ class Cpu {
     return dx;
   }
 
-  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch.
+  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What is
+  /// not a number stays so: it is a fault, and must show.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
-    for (Index i = 0; i < x.size(); ++i) sum += std::isfinite(x.data()[i]) ? static_cast<double>(x.data()[i]) : 0.0;
+    for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
     Tensor y = make(1, 1);
     y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
     return y;
   }
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = make(x.rows(), x.cols());
-    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isfinite(x.data()[i]) ? dy.row(0)[0] / static_cast<T>(x.size()) : T(0);
+    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
     return dx;
   }
 
@@ -2276,8 +2292,8 @@ class Cpu {
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                              const Sequences& q_sequences, const Sequences& kv_sequences,
                                              const RelativeTerm<Tensor, T>& relative) {
-    const Index width = q.cols() / shape.num_heads;
-    require(shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
+    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
                 k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
             shape.num_kv_heads, " key-value heads do not divide");
@@ -2285,15 +2301,20 @@ class Cpu {
                 q_sequences.size() == kv_sequences.size(),
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
             " and ", kv_sequences.rows());
+    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
+            " given, at least 1 and 0 expected");
     kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
     if (!relative.table.empty()) {
       in.p = relative.table.data();
       in.u = relative.pos_bias_u->value.data();
       in.w = relative.pos_bias_v->value.data();
       in.span = (relative.table.rows() + 1) / 2;
-      require(relative.table.cols() == q.cols() && in.span >= kv_sequences.max_length(), "attend: the table of relative positions is (",
-              relative.table.rows(), ", ", relative.table.cols(), "), expected (", 2 * kv_sequences.max_length() - 1, " or more, ",
-              q.cols(), ")");
+      require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
+              "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
+              q.cols(), ") with n at least ", kv_sequences.max_length());
+      for (Index n = 0; n < q_sequences.size(); ++n)
+        require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
+                kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
     }
     return in;
   }
@@ -2981,11 +3002,15 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
 
   template <class Context, class Tensor>
   Tensor operator()(Context& context, Tensor x, const Sequences& sequences, const Tensor& table) const {
-    x = context.add(std::move(x), ffn1(context, ffn1_layer_norm(context, x)), 0.5);
-    auto attended = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
-    x = context.add(std::move(x), context.dropout(std::move(attended), dropout_));
-    x = context.add(std::move(x), conv_module(context, x, sequences));
-    x = context.add(std::move(x), ffn2(context, ffn2_layer_norm(context, x)), 0.5);
+    // Each result before `x` is moved from: arguments are evaluated in any order.
+    Tensor y = ffn1(context, ffn1_layer_norm(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    y = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
+    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
+    y = conv_module(context, x, sequences);
+    x = context.add(std::move(x), y);
+    y = ffn2(context, ffn2_layer_norm(context, x));
+    x = context.add(std::move(x), y, 0.5);
     return final_layer_norm(context, x);
   }
 
@@ -3036,15 +3061,13 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   using Config = ConformerConfig;
 
   Conformer(const ConformerConfig& config, Seed seed)
-      : subsampling(config.num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
+      : subsampling(checked(config).num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
                     config.subsampling, seed / "subsampling"),
         layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
     const AttentionDims d = Policy::dims(config.attention());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
     config_.kv_lora_rank = d.kv_lora_rank;
-    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
-            " tokens given, at least 1 and 2 expected");
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
   }
@@ -3063,6 +3086,7 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
+    require(x.rows() == sequences.rows(), "conformer: ", x.rows(), " rows given, their sequences have ", sequences.rows());
     auto entered = Policy::Position::enter(context, x, sequences);
     x = std::move(entered.x);
     entered.x = Tensor();
@@ -3081,6 +3105,10 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
     visit("layer_norm", self.layer_norm);
     visit("lm_head", self.lm_head);
   }
+  /// Calls `visit(dotted_name, attention_layer)` for every layer.
+  static void each_attention(auto& self, auto&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i) visit(std::string_view(text("layers.", i, ".self_attn")), self.layers[i].self_attn);
+  }
 
   Conv2dSubsampling<T> subsampling;
   std::vector<ConformerBlock<AttentionPolicy, T>> layers;
@@ -3088,6 +3116,20 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   Linear<T> lm_head;
 
  private:
+  /// Looks at every number before anything is built from it.
+  static const ConformerConfig& checked(const ConformerConfig& config) {
+    Policy::dims(config.attention());
+    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
+            " tokens given, at least 1 and 2 expected");
+    require(config.ffn_expansion > 0, "conformer: ffn_expansion ", config.ffn_expansion, " given, at least 1 expected");
+    require(config.subsampling_channels >= 0, "conformer: subsampling_channels ", config.subsampling_channels, " given, at least 0 expected");
+    require(config.conv_kernel > 0 && config.conv_kernel % 2 == 1, "conformer: conv_kernel ", config.conv_kernel,
+            " given, an odd number expected");
+    require(config.num_mels >= 7, "conformer: num_mels ", config.num_mels, " given, at least 7 expected");
+    require(config.dropout >= 0 && config.dropout < 1, "conformer: dropout ", config.dropout, " given, expected from 0 to less than 1");
+    return config;
+  }
+
   ConformerConfig config_;
 };
 
