@@ -36,26 +36,26 @@ std::size_t of(std::align_val_t alignment) { return static_cast<std::size_t>(ali
 
 }  // namespace
 
-void* operator new(std::size_t n) { return counted_or_throw(n, plain); }
-void* operator new[](std::size_t n) { return counted_or_throw(n, plain); }
-void* operator new(std::size_t n, std::align_val_t a) { return counted_or_throw(n, of(a)); }
-void* operator new[](std::size_t n, std::align_val_t a) { return counted_or_throw(n, of(a)); }
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
-void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
-void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
-void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
-void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
+[[gnu::noinline]] void* operator new(std::size_t n) { return counted_or_throw(n, plain); }
+[[gnu::noinline]] void* operator new[](std::size_t n) { return counted_or_throw(n, plain); }
+[[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t a) { return counted_or_throw(n, of(a)); }
+[[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a) { return counted_or_throw(n, of(a)); }
+[[gnu::noinline]] void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
+[[gnu::noinline]] void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
+[[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
+[[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
 
 using namespace laconic;
 
@@ -105,8 +105,8 @@ void check_warm_passes(const ConformerConfig& numbers) {
 }  // namespace
 
 TEST_CASE("the counter counts", "[allocation]") {
-  CHECK(allocations_of([] { delete new int(3); }) == 1);
-  CHECK(allocations_of([] { delete[] new char[100]; }) == 1);
+  CHECK(allocations_of([] { int* volatile p = new int(3); delete p; }) == 1);
+  CHECK(allocations_of([] { char* volatile p = new char[100]; delete[] p; }) == 1);
   CHECK(allocations_of([] { ::operator delete(::operator new(10, std::align_val_t(64)), std::align_val_t(64)); }) == 1);
   CHECK(allocations_of([] { ::operator delete(::operator new(10, std::nothrow)); }) == 1);
   CHECK(allocations_of([] { Cpu<float>(1).make(3, 4); }) == 1);

@@ -1,0 +1,294 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// The Conformer against Hugging Face's (tests/golden/conformer.py), its derivatives, and what it refuses.
+#include <laconic/io/parameters.hpp>
+#include <laconic/model/conformer.hpp>
+
+#include "gradient_check.hpp"
+
+using namespace laconic;
+
+namespace {
+
+constexpr ConformerConfig golden{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 9, .ffn_expansion = 2, .conv_kernel = 7,
+                                 .subsampling = 4, .subsampling_channels = 6, .dropout = 0};
+
+SafetensorsFile golden_file(const std::string& name) { return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name); }
+
+/// A tensor as a matrix: its first dimension times all others, or one row.
+template <class T>
+Matrix<T> tensor(const SafetensorsFile& file, const std::string& name) {
+  const auto& shape = file.info(name).shape;
+  Parameter<T> out;  // knows how a shape is laid out
+  if (shape.size() == 1) out = Parameter<T>({shape[0]});
+  if (shape.size() == 2) out = Parameter<T>({shape[0], shape[1]});
+  if (shape.size() == 3) out = Parameter<T>({shape[0], shape[1], shape[2]});
+  if (shape.size() == 4) out = Parameter<T>({shape[0], shape[1], shape[2], shape[3]});
+  file.read(name, std::span<T>(out.value.data(), static_cast<std::size_t>(out.size())));
+  return out.value;
+}
+
+/// Integers are stored as I64.
+std::vector<Index> integers(const SafetensorsFile& file, const std::string& name) {
+  const auto& info = file.info(name);
+  std::vector<Index> out;
+  if (info.dtype == Dtype::i64) {
+    out.resize(info.bytes.size() / 8);
+    std::memcpy(out.data(), info.bytes.data(), info.bytes.size());
+  } else {
+    const Matrix<double> numbers = tensor<double>(file, name);
+    out.assign(numbers.data(), numbers.data() + numbers.size());
+  }
+  return out;
+}
+Sequences sequences_of(const SafetensorsFile& file, const std::string& name) {
+  const auto lengths = integers(file, name);
+  return Sequences(std::span<const Index>(lengths));
+}
+
+/// The greatest difference, relative to the greatest number expected, or to `least` where all are smaller.
+template <class T>
+double difference(const Matrix<T>& got, const Matrix<T>& expected, double least = 0) {
+  REQUIRE(got.rows() == expected.rows());
+  REQUIRE(got.cols() == expected.cols());
+  if (!got.allFinite()) return 1e300;
+  return static_cast<double>((got - expected).cwiseAbs().maxCoeff()) / std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
+}
+
+/// sum(y * weight) of all entries, from primitives: the trace of y weight^T, the rest of which counts as infinite.
+template <class Tape, class Tensor, class T>
+void backward_of_sum(Tape& tape, const Tensor& y, const Parameter<T>& weight) {
+  const auto off_diagonal = tape.constant(y.rows(), y.rows(), [](Index r, Index c) {
+    return r == c ? T(0) : std::numeric_limits<T>::infinity();
+  });
+  tape.backward(tape.mean_finite(tape.add(tape.linear(y, weight, nullptr), off_diagonal)), static_cast<double>(y.rows() * y.rows()));
+}
+
+/// Compares the gradient of every parameter of the model that the file names, and the running statistics after the step.
+/// Gradients that cancel (the bias of the keys) are measured beside the others.
+template <class Model, class T>
+void check_gradients(const SafetensorsFile& file, const std::string& name_of_case, const Model& model, const Matrix<T>& input_gradient,
+                     double tolerance) {
+  CHECK(difference<T>(input_gradient, tensor<T>(file, name_of_case + "/grad/input")) < tolerance);
+  double greatest = 0;
+  for (const std::string& name : file.names())
+    if (name.starts_with(name_of_case + "/grad/")) greatest = std::max(greatest, static_cast<double>(tensor<T>(file, name).cwiseAbs().maxCoeff()));
+  std::size_t compared = 1;
+  model.parameters([&](std::string_view name, const Parameter<T>& p) {
+    const std::string grad = text(name_of_case, "/grad/", name), after = text(name_of_case, "/after/", name);
+    INFO(grad);
+    if (file.contains(grad)) {
+      CHECK(difference<T>(p.gradient(), tensor<T>(file, grad), 1e-2 * greatest) < tolerance);
+      ++compared;
+    }
+    if (file.contains(after)) {
+      CHECK(difference<T>(p.value + p.gradient(), tensor<T>(file, after)) < tolerance);
+      ++compared;
+    }
+  });
+  std::size_t expected = 0;
+  for (const std::string& name : file.names())
+    expected += name.starts_with(name_of_case + "/grad/") || name.starts_with(name_of_case + "/after/") ? 1 : 0;
+  CHECK(compared == expected);
+}
+
+template <class T>
+constexpr double tolerance = std::is_same_v<T, float> ? 1e-4 : 1e-6;
+
+const std::vector<std::string> cases{"eval", "train", "eval_pair", "train_pair"};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golden]", float, double) {
+  using T = TestType;
+  const auto file = golden_file("conformer.safetensors");
+  for (const std::string& name : cases) {
+    INFO(name);
+    ConformerBlock<Mha<4>, T> block(golden, Seed(1));
+    load_parameters(block, file, "param/");
+    const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output");
+    const Sequences sequences = sequences_of(file, name + "/lengths");
+    Parameter<T> weight({expected.rows(), expected.cols()});
+    weight.value = tensor<T>(file, name + "/weight");
+    weight.trainable = false;
+
+    Cpu<T> cpu(2);
+    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    const auto x = tape.variable(input);
+    const auto entered = RelativePosition::enter(tape, x, sequences);
+    const auto y = block(tape, entered.x, sequences, entered.table);
+    CHECK(difference<T>(y.value.view(), expected) < tolerance<T>);
+    backward_of_sum(tape, y, weight);
+    check_gradients<decltype(block), T>(file, name, block, tape.gradient(x).view(), tolerance<T>);
+    if (!tape.training) {  // the same without a tape
+      const auto table = RelativePosition::enter(cpu, cpu.input(input), sequences).table;
+      CHECK(difference<T>(block(cpu, cpu.input(input), sequences, table).view(), expected) < tolerance<T>);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][golden]", float, double) {
+  using T = TestType;
+  const auto file = golden_file("conformer_encoder.safetensors");
+  for (const std::string& name : cases) {
+    INFO(name);
+    Conformer<Mha<4>, T> model(golden, Seed(1));
+    for (auto& [layers, norm] : {std::pair{&model.layers, &model.layer_norm}}) {
+      for (std::size_t i = 0; i < layers->size(); ++i) load_parameters((*layers)[i], file, text("param/layers.", i, "."));
+      load_parameters(*norm, file, "param/layer_norm.");
+    }
+    const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output");
+    const Sequences sequences = sequences_of(file, name + "/lengths");
+    Parameter<T> weight({expected.rows(), expected.cols()});
+    weight.value = tensor<T>(file, name + "/weight");
+    weight.trainable = false;
+
+    Cpu<T> cpu(2);
+    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    const auto x = tape.variable(input);
+    const auto y = model.encode(tape, x, sequences);
+    CHECK(difference<T>(y.value.view(), expected) < tolerance<T>);
+    backward_of_sum(tape, y, weight);
+    check_gradients<decltype(model), T>(file, name, model, tape.gradient(x).view(), tolerance<T>);
+  }
+}
+
+TEMPLATE_TEST_CASE("a Conformer with subsampling and CTC equals Hugging Face's", "[conformer][golden]", float, double) {
+  using T = TestType;
+  const auto file = golden_file("conformer_ctc.safetensors");
+  for (const std::string& name : cases) {
+    INFO(name);
+    Conformer<Mha<4>, T> model(golden, Seed(1));
+    load_parameters(model, file, "param/");
+    const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output"),
+                    losses = tensor<T>(file, name + "/loss");
+    const Sequences sequences = sequences_of(file, name + "/lengths");
+    const auto tokens = integers(file, name + "/labels");
+    Labels labels{{}, sequences_of(file, name + "/label_lengths")};
+    for (const Index token : tokens) labels.tokens.push_back(static_cast<int>(token));
+
+    Cpu<T> cpu(2);
+    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    const auto x = tape.variable(input);
+    const auto logits = model(tape, x, sequences);
+    CHECK(logits.sequences == sequences_of(file, name + "/output_lengths"));
+    CHECK(difference<T>(logits.rows.value.view(), expected) < tolerance<T>);
+    const auto loss = tape.ctc(logits.rows, logits.sequences, labels, 0);
+    CHECK(difference<T>(loss.value.view(), losses.reshaped(losses.size(), 1)) < tolerance<T>);
+    tape.backward(tape.mean_finite(loss), static_cast<double>(sequences.size()));
+    check_gradients<decltype(model), T>(file, name, model, tape.gradient(x).view(), tolerance<T>);
+  }
+}
+
+TEST_CASE("derivatives of a Conformer block", "[conformer][gradient]") {
+  const ConformerConfig config{.d_model = 8, .ffn_expansion = 2, .conv_kernel = 3, .dropout = 0.1};
+  ConformerBlock<Mqa<2>, double> block(config, Seed(1));
+  randomize(block, 3);
+  const Sequences sequences{6, 1, 3};
+  for (const bool training : {true, false})
+    CHECK((GradientCheck{.training = training, .samples = 12}({random_matrix(10, 8, 1)}, weights_of(block), [&](auto& tape, const auto& v) {
+            const auto entered = RelativePosition::enter(tape, v[0], sequences);
+            return block(tape, entered.x, sequences, entered.table);
+          })) < 1e-6);
+}
+
+TEMPLATE_TEST_CASE("derivatives of a whole Conformer", "[conformer][gradient]", (Mha<2>), (Mqa<2, NoPosition>), (Gqa<4, 2, Sinusoidal>),
+                   (MlaSimple<2, 3>)) {
+  for (const Index subsampling : {2, 4}) {
+    const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 3,
+                                 .subsampling = subsampling, .subsampling_channels = 3, .dropout = 0.1};
+    Conformer<TestType, double> model(config, Seed(1));
+    randomize(model, 3);
+    const Sequences sequences{23, 17, 2};
+    const Labels labels{{1, 2, 3}, Sequences{2, 1, 0}};
+    // A small step: a ReLU whose input changes sign within it has no derivative to compare.
+    CHECK((GradientCheck{.step = 1e-6, .samples = 6}({random_matrix(42, 11, 1)}, weights_of(model), [&](auto& tape, const auto& v) {
+            const auto logits = model(tape, v[0], sequences);
+            return tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0));
+          })) < 1e-5);
+  }
+}
+
+TEST_CASE("utterances too short for the subsampling give no rows", "[conformer]") {
+  const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const Conformer<Mha<2>, float> model(config, Seed(1));
+  Cpu<float> cpu(2);
+  for (const Sequences& sequences : {Sequences{6}, Sequences{0, 3, 6}, Sequences{0}, Sequences{}}) {
+    const Matrix<float> features = random_matrix<float>(sequences.rows(), 11, 1);
+    const auto logits = model(cpu, features, sequences);
+    CHECK(logits.rows.rows() == 0);
+    CHECK(logits.rows.cols() == 5);
+    CHECK(logits.sequences.size() == sequences.size());
+    model.parameters([](std::string_view, const auto& p) { p.clear_gradient(); });
+    Autodiff<Cpu<float>> tape(cpu);
+    const auto trained = model(tape, features, sequences);
+    const std::vector<Index> none(static_cast<std::size_t>(sequences.size()), 0);
+    tape.backward(tape.mean_finite(tape.ctc(trained.rows, trained.sequences, {{}, Sequences(std::span<const Index>(none))}, 0)));
+    model.parameters([](std::string_view name, const auto& p) {
+      INFO(std::string(name));
+      CHECK((p.gradient().size() == 0 || p.gradient().cwiseAbs().maxCoeff() == 0));
+    });
+  }
+  for (Index frames = 0; frames < 40; ++frames) {
+    CHECK(Conv2dSubsampling<float>::out_length(frames, 4) == (frames < 7 ? 0 : ((frames - 1) / 2 - 1) / 2));
+    CHECK(Conv2dSubsampling<float>::out_length(frames, 2) == (frames < 7 ? 0 : (frames - 1) / 2 - 2));
+  }
+}
+
+TEST_CASE("a Conformer's parameters have Hugging Face's names", "[conformer]") {
+  const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const Conformer<MlaSimple<2, 3>> model(config, Seed(1));
+  std::vector<std::string> names;
+  model.parameters([&](std::string_view name, const auto&) { names.emplace_back(name); });
+  std::vector<std::string> expected{"subsampling.conv0.weight", "subsampling.conv0.bias", "subsampling.conv1.weight",
+                                    "subsampling.conv1.bias", "subsampling.linear.weight", "subsampling.linear.bias"};
+  for (const char* name : {"ffn1_layer_norm.weight", "ffn1_layer_norm.bias", "ffn1.intermediate_dense.weight",
+                           "ffn1.intermediate_dense.bias", "ffn1.output_dense.weight", "ffn1.output_dense.bias",
+                           "self_attn_layer_norm.weight", "self_attn_layer_norm.bias", "self_attn.linear_q.weight",
+                           "self_attn.linear_q.bias", "self_attn.linear_kv_down.weight", "self_attn.linear_kv_down.bias",
+                           "self_attn.linear_k_up.weight", "self_attn.linear_k_up.bias", "self_attn.linear_v_up.weight",
+                           "self_attn.linear_v_up.bias", "self_attn.linear_out.weight", "self_attn.linear_out.bias",
+                           "self_attn.linear_pos.weight", "self_attn.pos_bias_u", "self_attn.pos_bias_v",
+                           "conv_module.layer_norm.weight", "conv_module.layer_norm.bias", "conv_module.pointwise_conv1.weight",
+                           "conv_module.depthwise_conv.weight", "conv_module.batch_norm.weight", "conv_module.batch_norm.bias",
+                           "conv_module.batch_norm.running_mean", "conv_module.batch_norm.running_var",
+                           "conv_module.pointwise_conv2.weight", "ffn2_layer_norm.weight", "ffn2_layer_norm.bias",
+                           "ffn2.intermediate_dense.weight", "ffn2.intermediate_dense.bias", "ffn2.output_dense.weight",
+                           "ffn2.output_dense.bias", "final_layer_norm.weight", "final_layer_norm.bias"})
+    expected.push_back(text("layers.0.", name));
+  for (const char* name : {"layer_norm.weight", "layer_norm.bias", "lm_head.weight", "lm_head.bias"}) expected.emplace_back(name);
+  CHECK(names == expected);
+}
+
+TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conformer]") {
+  const ConformerConfig good{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const auto error_of = [&](auto change) -> std::string {
+    ConformerConfig config = good;
+    change(config);
+    try {
+      const Conformer<Mha<2>> model(config, Seed(1));
+      return "no error";
+    } catch (const Error& e) {
+      return e.what();
+    }
+  };
+  CHECK(error_of([](auto&) {}) == "no error");
+  CHECK(error_of([](auto& c) { c.d_model = 9; }) == "num_heads: 2 heads given, a divisor of d_model = 9 expected");
+  CHECK(error_of([](auto& c) { c.d_model = -8; }) == "num_heads: 2 heads given, a divisor of d_model = -8 expected");
+  CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "conformer: 0 layers and 5 tokens given, at least 1 and 2 expected");
+  CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "conformer: 1 layers and 1 tokens given, at least 1 and 2 expected");
+  CHECK(error_of([](auto& c) { c.ffn_expansion = 0; }) == "conformer: ffn_expansion 0 given, at least 1 expected");
+  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "conformer: subsampling_channels -1 given, at least 0 expected");
+  CHECK(error_of([](auto& c) { c.conv_kernel = 4; }) == "conformer: conv_kernel 4 given, an odd number expected");
+  CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "conformer: conv_kernel -3 given, an odd number expected");
+  CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "conformer: num_mels 6 given, at least 7 expected");
+  CHECK(error_of([](auto& c) { c.dropout = 1; }) == "conformer: dropout 1 given, expected from 0 to less than 1");
+  CHECK(error_of([](auto& c) { c.dropout = -0.1; }) == "conformer: dropout -0.1 given, expected from 0 to less than 1");
+  CHECK(error_of([](auto& c) { c.subsampling = 3; }) == "subsampling: factor 3 given, 2 or 4 expected");
+
+  const Conformer<Mha<2>> model(good, Seed(1));
+  Cpu<float> cpu(1);
+  const Matrix<float> features = random_matrix<float>(20, 11, 1), narrow = random_matrix<float>(20, 10, 1), x = random_matrix<float>(20, 8, 1);
+  CHECK_THROWS_WITH(model(cpu, narrow, Sequences{20}), "subsampling: features have 10 mels, the model expects 11");
+  CHECK_THROWS_WITH(model(cpu, features, Sequences{20, 1}), "subsampling: 20 rows of features given, their sequences have 21");
+  CHECK_THROWS_WITH(model.encode(cpu, cpu.input(x), Sequences{19}), "conformer: 20 rows given, their sequences have 19");
+}
