@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/speech/corpus.hpp>
+
+#include "catch.hpp"
+#include "temporary_folder.hpp"
+
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
-#include <laconic/speech/corpus.hpp>
 #include <string>
 #include <vector>
-
-#include "catch.hpp"
-#include "temporary_folder.hpp"
 
 using namespace laconic;
 namespace fs = std::filesystem;

@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/speech/decode.hpp>
+
+#include "catch.hpp"
+
 #include <limits>
 #include <utility>
 #include <vector>
-
-#include "catch.hpp"
 
 using namespace laconic;
 using Labels = std::vector<int>;

@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/io/json.hpp>
 #include <laconic/speech/vocabulary.hpp>
-#include <string>
-#include <vector>
 
 #include "catch.hpp"
+
+#include <string>
+#include <vector>
 
 using namespace laconic;
 using Labels = std::vector<int>;

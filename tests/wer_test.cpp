@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/speech/wer.hpp>
-#include <string>
-#include <vector>
 
 #include "catch.hpp"
+
+#include <string>
+#include <vector>
 
 using namespace laconic;
 

@@ -1,17 +1,16 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <unistd.h>
+#include "cli.hpp"
 
-#include <CLI/CLI.hpp>
-#include <cstdint>
-#include <cstdio>
 #include <laconic/speech/digits.hpp>
 #include <laconic/speech/speak.hpp>
+
+#include <unistd.h>
+
+#include <cstdio>
 #include <memory>
 #include <string>
 
 // laconic data: makes corpora.
-
-void add_data_command(CLI::App& app);
 
 namespace {
 
@@ -19,13 +18,12 @@ using namespace laconic;
 
 /// What both subcommands ask.
 struct DataOptions {
-  std::string out, tokens = "word", json;
-  std::uint64_t seed = 0;
+  CommonOptions common;
+  std::string out, tokens = "word";
 };
 
 void add_options(CLI::App& command, DataOptions& options, ConnectedDigitsConfig& config) {
   command.add_option("--out", options.out, "folder to make; must not exist or be empty")->required()->type_name("DIR");
-  command.add_option("--seed", options.seed, "all random choices follow from it")->capture_default_str();
   command.add_option("--tokens", options.tokens, "what a recogniser of it shall write: whole words or characters")
       ->check(CLI::IsMember({"word", "char"}))
       ->capture_default_str();
@@ -34,12 +32,13 @@ void add_options(CLI::App& command, DataOptions& options, ConnectedDigitsConfig&
   command.add_option("--test", config.test_utterances, "utterances to test on; held-out speakers get as many")
       ->capture_default_str();
   command.add_option("--sample-rate", config.sample_rate, "of the files written, in Hz")->capture_default_str();
-  command.add_option("--json", options.json, "write what was made to this file, too")->type_name("FILE");
+  options.common.add_to(command);
 }
 
 void apply(const DataOptions& options, ConnectedDigitsConfig& config) {
   config.out = options.out;
-  config.seed = Seed(options.seed);
+  config.seed = Seed(static_cast<std::uint64_t>(options.common.seed));
+  config.threads = options.common.threads;
   config.tokens = options.tokens == "char" ? Tokens::characters : Tokens::words;
 }
 
@@ -71,7 +70,7 @@ void report(const DataOptions& options) {
                 split.at("speakers").size());
   }
   std::printf("  %-40s how it was made\n", (out / "corpus.json").c_str());
-  if (!options.json.empty()) write_json(options.json, made);
+  options.common.write(made);
 }
 
 void add_digits(CLI::App& data) {

@@ -1,13 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/io/json.hpp>
+#include <laconic/speech/words.hpp>
+
 #include <sndfile.h>
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <laconic/io/json.hpp>
-#include <laconic/speech/words.hpp>
 #include <memory>
 #include <span>
 #include <string>

@@ -3,6 +3,7 @@
 
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/sequences.hpp>
+
 #include <vector>
 
 namespace laconic::inline v0 {

@@ -1,13 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cstdint>
 #include <laconic/core/enum.hpp>
 #include <laconic/core/extent.hpp>
 #include <laconic/speech/words.hpp>
+
 #include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <set>
 #include <span>
 #include <string>

@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <laconic/core/random.hpp>
 #include <laconic/speech/words.hpp>
+
+#include <algorithm>
+#include <cmath>
 #include <span>
 #include <string_view>
 #include <vector>

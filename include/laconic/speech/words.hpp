@@ -1,8 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <laconic/core/error.hpp>
+
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>

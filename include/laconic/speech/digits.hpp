@@ -1,0 +1,347 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/random.hpp>
+#include <laconic/io/json.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/corpus.hpp>
+#include <laconic/speech/dataset.hpp>
+#include <laconic/speech/vocabulary.hpp>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// Corpora of connected digits ("three one four one five"), joined from recordings of single digits.
+
+namespace laconic::inline v0 {
+
+inline constexpr std::array<std::string_view, 10> digit_words{"zero", "one", "two",   "three", "four",
+                                                              "five", "six", "seven", "eight", "nine"};
+
+/// What corpora of connected digits have in common, wherever the single digits come from.
+struct ConnectedDigitsConfig {
+  std::filesystem::path out;  ///< a folder that does not exist or is empty
+  Seed seed;
+  Index train_utterances = 4000, valid_utterances = 200, test_utterances = 500;  ///< as many are held out as test
+  Index min_digits = 3, max_digits = 7;                                          ///< in an utterance
+  Index max_gap_ms = 200;  ///< before, between and after digits lies 0 to this much quiet
+  int sample_rate = 8000;  ///< of the files written, in Hz
+  Tokens tokens = Tokens::words;
+  int threads = hardware_threads();  ///< the corpus does not depend on it
+};
+
+/// What is being done and how much of it is done, for a progress line. Called by one thread at a time.
+using Progress = std::function<void(std::string_view stage, Index done, Index total)>;
+
+/// One recorded digit.
+struct DigitClip {
+  std::vector<float> samples;
+  float floor = 0;  ///< RMS of its quietest 10 ms: the room it was recorded in
+};
+
+/// One speaker's recordings of each digit.
+struct DigitSpeaker {
+  std::string name;
+  std::array<std::vector<DigitClip>, 10> digits;
+};
+
+/// A part of a corpus, NAME.jsonl: `utterances` evenly over `speakers`.
+struct DigitSplit {
+  std::string name;
+  Index utterances = 0;
+  std::vector<DigitSpeaker> speakers;
+};
+
+namespace detail {
+
+/// The smallest amplitude of 16-bit audio.
+inline constexpr float least_amplitude = 1.0f / 32768;
+
+/// A clip from samples: the first and last 5 ms fade, so that recordings that were cut do not click.
+inline DigitClip make_clip(std::vector<float> samples, int sample_rate) {
+  const auto window = static_cast<std::size_t>(std::max(sample_rate / 100, 1));
+  DigitClip clip{std::move(samples), 1};
+  std::vector<float>& x = clip.samples;
+  for (std::size_t begin = 0; begin == 0 || begin + window <= x.size(); begin += window) {
+    float energy = 0;
+    const std::size_t end = std::min(begin + window, x.size());
+    for (std::size_t i = begin; i < end; ++i) energy += x[i] * x[i];
+    clip.floor = std::min(clip.floor, std::sqrt(energy / static_cast<float>(std::max<std::size_t>(end - begin, 1))));
+  }
+  const std::size_t fade = std::min(window / 2, x.size() / 2);
+  for (std::size_t i = 0; i < fade; ++i) {
+    const float gain = (static_cast<float>(i) + 0.5f) / static_cast<float>(fade);
+    x[i] *= gain;
+    x[x.size() - 1 - i] *= gain;
+  }
+  return clip;
+}
+
+/// The digits of a speaker's utterances: lengths drawn evenly, each digit equally often (to one), in any order.
+inline std::vector<std::vector<int>> draw_digits(const ConnectedDigitsConfig& config, Index utterances,
+                                                 std::string_view stream) {
+  const Random lengths(config.seed, text(stream, " lengths"));
+  std::vector<std::vector<int>> out;
+  std::size_t total = 0;
+  for (Index u = 0; u < utterances; ++u) {
+    const Index n =
+        config.min_digits + lengths.below(config.max_digits - config.min_digits + 1, static_cast<std::uint64_t>(u));
+    out.emplace_back(static_cast<std::size_t>(n));
+    total += static_cast<std::size_t>(n);
+  }
+  std::vector<int> deck(total);
+  const Index first = lengths.below(10, static_cast<std::uint64_t>(utterances));
+  for (std::size_t i = 0; i < total; ++i) deck[i] = static_cast<int>((i + static_cast<std::size_t>(first)) % 10);
+  shuffle(deck, Random(config.seed, text(stream, " digits")));
+  for (auto& digits : out)
+    for (int& digit : digits) {
+      digit = deck.back();
+      deck.pop_back();
+    }
+  return out;
+}
+
+/// Joins clips with gaps. A gap is filled with noise as loud as the quieter of its neighbours' rooms, and digital
+/// silence anywhere with noise of 1 LSB: the log energies of zeros are far below any recording's, and a model would
+/// learn to cut at them.
+inline std::vector<float> join_clips(std::span<const DigitClip* const> clips, const ConnectedDigitsConfig& config,
+                                     const Random& random) {
+  std::vector<float> out;
+  std::uint64_t counter = 0;
+  const auto noise = [&](float rms) {
+    return std::sqrt(3.0f) * rms * static_cast<float>(2 * random.uniform(counter++) - 1);
+  };
+  const auto gap = [&](float floor) {
+    const double ms = static_cast<double>(config.max_gap_ms) * random.uniform(counter++);
+    const long samples = std::lround(ms * config.sample_rate / 1000);
+    for (long i = 0; i < samples; ++i) out.push_back(noise(std::max(floor, least_amplitude)));
+  };
+  for (std::size_t i = 0; i < clips.size(); ++i) {
+    gap(i == 0 ? clips[i]->floor : std::min(clips[i - 1]->floor, clips[i]->floor));
+    for (const float sample : clips[i]->samples)
+      out.push_back(clips[i]->floor < least_amplitude ? sample + noise(least_amplitude) : sample);
+  }
+  gap(clips.back()->floor);
+  return out;
+}
+
+inline void check(const ConnectedDigitsConfig& config) {
+  const std::string out = config.out.string();
+  require(!out.empty(), "connected digits: no folder to write to given");
+  std::error_code error;
+  if (std::filesystem::exists(config.out, error))
+    require(std::filesystem::is_directory(config.out, error) && std::filesystem::is_empty(config.out, error), out,
+            ": exists and is not an empty folder; give another or remove it");
+  require(config.train_utterances > 0 && config.valid_utterances > 0 && config.test_utterances > 0, out, ": ",
+          config.train_utterances, " training, ", config.valid_utterances, " validation and ", config.test_utterances,
+          " test utterances asked for, at least 1 of each expected");
+  require(1 <= config.min_digits && config.min_digits <= config.max_digits && config.max_digits <= 1000, out, ": ",
+          config.min_digits, " to ", config.max_digits, " digits asked for, 1 to 1000 expected");
+  require(0 <= config.max_gap_ms && config.max_gap_ms <= 10000, out, ": gaps to ", config.max_gap_ms,
+          " ms asked for, 0 to 10000 expected");
+  require(4000 <= config.sample_rate && config.sample_rate <= 192000, out, ": ", config.sample_rate,
+          " Hz asked for, 4000 to 192000 expected");
+  require(config.threads > 0, out, ": ", config.threads, " threads asked for, at least 1 expected");
+}
+
+/// Counts what several threads have done.
+class SharedProgress {
+ public:
+  SharedProgress(const Progress& progress, std::string_view stage, Index total)
+      : progress_(progress), stage_(stage), total_(total) {}
+  void one_done() {
+    const std::lock_guard lock(mutex_);
+    ++done_;
+    if (progress_) progress_(stage_, done_, total_);
+  }
+
+ private:
+  std::mutex mutex_;
+  const Progress& progress_;
+  std::string_view stage_;
+  Index done_ = 0, total_;
+};
+
+/// Digits of a speaker, each drawn among the recordings there are, joined.
+inline std::vector<float> say_digits(const ConnectedDigitsConfig& config, const DigitSpeaker& speaker,
+                                     std::span<const int> digits, const std::string& stream) {
+  const Random pick(config.seed, stream + " clips");
+  std::vector<const DigitClip*> clips;
+  for (const int digit : digits) {
+    const auto& choice = speaker.digits[static_cast<std::size_t>(digit)];
+    clips.push_back(&choice[static_cast<std::size_t>(pick.below(static_cast<Index>(choice.size()), clips.size()))]);
+  }
+  return join_clips(clips, config, Random(config.seed, stream));
+}
+
+/// Writes NAME.jsonl and its audio; returns what corpus.json says of it.
+inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const DigitSplit& split,
+                                  const std::filesystem::path& folder, SharedProgress& progress) {
+  struct Plan {
+    const DigitSpeaker* speaker;
+    std::string stream;
+    std::vector<int> digits;
+  };
+  std::vector<Plan> plans;
+  std::set<std::string> names;
+  const auto speakers = static_cast<Index>(split.speakers.size());
+  for (Index s = 0; s < speakers; ++s) {
+    const DigitSpeaker& speaker = split.speakers[static_cast<std::size_t>(s)];
+    const Index share = split.utterances / speakers + (s < split.utterances % speakers ? 1 : 0);
+    const std::string stream = text(split.name, ' ', s);
+    for (auto& digits : draw_digits(config, share, stream))
+      plans.push_back({&speaker, text(stream, ' ', plans.size()), std::move(digits)});
+    if (share > 0) names.insert(speaker.name);
+  }
+
+  std::vector<Utterance> utterances(plans.size());
+  parallel_or_throw(config.threads, static_cast<Index>(plans.size()), [&](std::size_t i) {
+    Utterance& one = utterances[i];
+    for (const int digit : plans[i].digits) {
+      if (!one.text.empty()) one.text += ' ';
+      one.text += digit_words[static_cast<std::size_t>(digit)];
+    }
+    const Audio audio{say_digits(config, *plans[i].speaker, plans[i].digits, plans[i].stream), config.sample_rate};
+    std::string number = text(i);
+    number.insert(0, number.size() < 6 ? 6 - number.size() : 0, '0');
+    one.audio_filepath = folder / "wav" / text(split.name, '_', number, ".wav");
+    one.duration = audio.duration();
+    one.speaker = plans[i].speaker->name;
+    write_wav(one.audio_filepath, audio);
+    progress.one_done();
+  });
+  shuffle(utterances, Random(config.seed, text(split.name, " order")));
+  write_manifest(folder / (split.name + ".jsonl"), utterances);
+  double seconds = 0;
+  for (const Utterance& one : utterances) seconds += one.duration;
+  return {{"utterances", split.utterances}, {"seconds", seconds}, {"speakers", names}};
+}
+
+/// Writes the corpus: wav/, a manifest a split, and corpus.json with `made` (how it was made), all or nothing.
+inline void write_connected_digits(const ConnectedDigitsConfig& config, std::span<const DigitSplit> splits,
+                                   nlohmann::json made, const Progress& progress) {
+  FolderWriter folder(config.out);
+  std::filesystem::create_directory(folder.path() / "wav");
+  Index total = 0;
+  for (const DigitSplit& split : splits) total += split.utterances;
+  SharedProgress shared(progress, "writing utterances", total);
+  for (const DigitSplit& split : splits) made["splits"][split.name] = write_split(config, split, folder.path(), shared);
+  made["seed"] = config.seed.value;
+  made["tokens"] = to_json(config.tokens);
+  made["digits"] = {config.min_digits, config.max_digits};
+  made["gap_ms"] = {0, config.max_gap_ms};
+  made["sample_rate"] = config.sample_rate;
+  write_json(folder.path() / "corpus.json", made);
+  folder.commit();
+}
+
+/// The recordings of a folder by speaker, digit and index.
+struct DigitRecordings {
+  std::map<std::string, std::array<std::map<Index, std::filesystem::path>, 10>> speakers;
+
+  explicit DigitRecordings(const std::filesystem::path& folder) {
+    std::error_code error;
+    require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
+    for (const std::filesystem::path& file : files_below(folder)) {
+      if (file.extension() != ".wav" || file.parent_path() != folder) continue;
+      const std::string name = file.stem().string();
+      const std::size_t first = name.find('_'), last = name.rfind('_');
+      Index index = -1;
+      const bool three_parts =
+          first == 1 && last > first + 1 && last != std::string::npos && name[0] >= '0' && name[0] <= '9';
+      const char* end = name.data() + name.size();
+      const bool number = three_parts && std::from_chars(name.data() + last + 1, end, index).ptr == end && index >= 0;
+      require(number, file.string(), ": the name of a recording is {digit}_{speaker}_{index}.wav");
+      auto& same = speakers[name.substr(2, last - 2)][static_cast<std::size_t>(name[0] - '0')];
+      const auto [entry, is_new] = same.emplace(index, file);
+      require(is_new, file.string(), ": the same digit, speaker and index as ", entry->second.string());
+    }
+    require(!speakers.empty(), folder.string(), ": holds no recordings {digit}_{speaker}_{index}.wav");
+  }
+
+  /// A speaker's recordings with indices first .. last, read.
+  DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate) const {
+    DigitSpeaker out{name, {}};
+    for (std::size_t digit = 0; digit < 10; ++digit) {
+      for (const auto& [index, file] : speakers.at(name)[digit])
+        if (first <= index && index <= last) {
+          Audio audio = read_audio(file, sample_rate);
+          require(!audio.samples.empty(), file.string(), ": holds no audio");
+          out.digits[digit].push_back(make_clip(std::move(audio.samples), sample_rate));
+        }
+      require(!out.digits[digit].empty(), "recordings of ", name, ": no digit ", digit, " with an index from ", first,
+              " to ", last);
+    }
+    return out;
+  }
+
+  std::string names() const {
+    std::string out;
+    for (const auto& [name, unused] : speakers) out += (out.empty() ? "" : ", ") + name;
+    return out;
+  }
+};
+
+}  // namespace detail
+
+struct DigitsConfig : ConnectedDigitsConfig {
+  std::filesystem::path recordings;  ///< a folder of {digit}_{speaker}_{index}.wav
+  std::string holdout_speaker;       ///< heard only in holdout.jsonl; empty: none
+};
+
+/// Makes a corpus of connected digits from recordings as those of the Free Spoken Digit Dataset, whose own split is
+/// kept: recordings 0-4 of each digit and speaker are for tests, the rest for training. An utterance is digits of one
+/// speaker with gaps between them; speakers and digits are balanced.
+///   train.jsonl    recordings 8 and on
+///   valid.jsonl    recordings 5-7, which train.jsonl does not use: choosing a model neither sees test recordings nor
+///                  rewards learning recordings by heart
+///   test.jsonl     recordings 0-4 of the same speakers
+///   holdout.jsonl  all recordings of the speaker held out, who is in no other part
+/// `corpus.json` says how it was made. The folder appears when it is complete; equal configurations give equal bytes.
+/// Throws for an unreadable, empty or misnamed recording, a digit that a part lacks, an unknown speaker and an `out`
+/// that is not empty.
+inline void make_digits_corpus(const DigitsConfig& config, const Progress& progress = {}) {
+  detail::check(config);
+  const detail::DigitRecordings recordings(config.recordings);
+  const std::string& held_out = config.holdout_speaker;
+  require(held_out.empty() || recordings.speakers.contains(held_out), config.recordings.string(), ": no speaker \"",
+          held_out, "\" to hold out; known: ", recordings.names());
+  require(held_out.empty() || recordings.speakers.size() > 1, config.recordings.string(), ": ", held_out,
+          " is the only speaker and cannot be held out");
+
+  constexpr Index last = std::numeric_limits<Index>::max();
+  std::vector<DigitSplit> splits{{"train", config.train_utterances, {}},
+                                 {"valid", config.valid_utterances, {}},
+                                 {"test", config.test_utterances, {}}};
+  for (const auto& [name, unused] : recordings.speakers) {
+    if (name == held_out) continue;
+    splits[0].speakers.push_back(recordings.read(name, 8, last, config.sample_rate));
+    splits[1].speakers.push_back(recordings.read(name, 5, 7, config.sample_rate));
+    splits[2].speakers.push_back(recordings.read(name, 0, 4, config.sample_rate));
+  }
+  if (!held_out.empty())
+    splits.push_back({"holdout", config.test_utterances, {recordings.read(held_out, 0, last, config.sample_rate)}});
+  detail::write_connected_digits(
+      config, splits,
+      {{"made_from", "recordings of single digits"},
+       {"recordings", config.recordings.string()},
+       {"holdout_speaker", held_out},
+       {"recordings_used", {{"train", "8 and on"}, {"valid", "5-7"}, {"test", "0-4"}, {"holdout", "all"}}}},
+      progress);
+}
+
+}  // namespace laconic::inline v0
