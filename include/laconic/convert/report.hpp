@@ -23,7 +23,7 @@ struct Deviation {
     return *this;
   }
   /// |value - expected| / |expected| (Frobenius).
-  double relative() const { return error > 0 ? std::sqrt(error / reference) : 0; }
+  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
 };
 
 /// Every number of `value` against that of `expected`.
@@ -31,7 +31,8 @@ template <class A, class B>
 Deviation deviation(const A& value, const B& expected) {
   Deviation out;
   for (Index r = 0; r < expected.rows(); ++r)
-    for (Index c = 0; c < expected.cols(); ++c) out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
+    for (Index c = 0; c < expected.cols(); ++c)
+      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
   return out;
 }
 
@@ -69,13 +70,16 @@ class InputRecorder : public Cpu<T> {
   std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
 
-/// Keys and values of both layers for the same rows x (rows, d_model), every query head its own. Biases are left out, for
-/// a conversion may move them: a constant in all keys changes no probability, one in all values goes to the output.
+/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them. Biases are left
+/// out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
 template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
   Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
   rows.topRows(x.rows()) = x;
-  const auto expand = [&](const auto& layer) { return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows))); };
+  const auto expand = [&](const auto& layer) {
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows)));
+  };
   const auto now = expand(target), before = expand(source);
   const AttentionDims &to = target.dims(), &from = source.dims();
   Deviation out;
@@ -96,8 +100,8 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
 template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x,
-                           const Sequences& sequences) {
+Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                           const Matrix<T>& x, const Sequences& sequences) {
   const auto rows = cpu.input(x);
   const auto table = From::Position::enter(cpu, rows, sequences).table;
   return deviation(target(cpu, rows, sequences, table).view(), source(cpu, rows, sequences, table).view());
