@@ -87,7 +87,7 @@ void check_gradients(const SafetensorsFile& file, const std::string& name_of_cas
   });
   std::size_t expected = 0;
   for (const std::string& name : file.names())
-    expected += name.starts_with(name_of_case + "/grad/") || name.starts_with(name_of_case + "/after/") ? 1 : 0;
+    if (name.starts_with(name_of_case + "/grad/") || name.starts_with(name_of_case + "/after/")) ++expected;
   CHECK(compared == expected);
 }
 
