@@ -37,13 +37,13 @@ Preset preset(const std::string& name) {
     p.baseline.batch_frames = 3000;
   } else {
     p.seeds = 3;
-    p.train_utterances = 5000, p.valid_utterances = 300, p.test_utterances = 500;
+    p.train_utterances = 2500, p.valid_utterances = 200, p.test_utterances = 500;
     p.encoder.d_model = 128, p.encoder.num_layers = 4, p.encoder.subsampling_channels = 32;
-    p.baseline.epochs = 20;
+    p.baseline.epochs = 10;
     p.baseline.batch_frames = 4000;
   }
   p.finetune = p.baseline;
-  p.finetune.epochs = p.baseline.epochs / 5;
+  p.finetune.epochs = 2;
   p.finetune.learning_rate = p.baseline.learning_rate / 4;
   return p;
 }
@@ -109,6 +109,7 @@ class Study {
     if (std::filesystem::exists(made / "corpus.json")) return made;
     const auto set = [&](ConnectedDigitsConfig& config) {
       config.out = made;
+      config.threads = o_.threads;
       config.seed = Seed(static_cast<std::uint64_t>(o_.seed));
       config.train_utterances = preset_.train_utterances;
       config.valid_utterances = preset_.valid_utterances;
