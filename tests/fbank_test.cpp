@@ -1,19 +1,18 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <complex>
+#include <cstdlib>
+#include <iostream>
 #include <laconic/core/random.hpp>
 #include <laconic/io/safetensors.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/fbank.hpp>
 #include <laconic/speech/normalize.hpp>
-
-#include "catch.hpp"
-
-#include <complex>
-#include <cstdlib>
-#include <iostream>
 #include <numbers>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "catch.hpp"
 
 using namespace laconic;
 namespace fs = std::filesystem;
@@ -94,8 +93,8 @@ TEST_CASE("fbank is its definition", "[fbank]") {
     const Matrix<float> features = Fbank(config)(samples);
     REQUIRE(features.rows() == static_cast<Index>(1 + (1000 - frame) / shift));
     for (Index t = 0; t < features.rows(); ++t) {
-      const auto expected = slow_frame(
-          config, std::span(samples).subspan(static_cast<std::size_t>(t) * shift, frame), frame == 400 ? 512 : 256);
+      const auto expected = slow_frame(config, std::span(samples).subspan(static_cast<std::size_t>(t) * shift, frame),
+                                       frame == 400 ? 512 : 256);
       for (Index m = 0; m < features.cols(); ++m)
         REQUIRE(features(t, m) == Approx(expected[static_cast<std::size_t>(m)]).margin(1e-4));
     }
@@ -166,7 +165,8 @@ TEST_CASE("fbank: configurations that make no sense", "[fbank]") {
   CHECK(message({.low_hz = -1}) == "fbank: a band from -1 to 8000 Hz, 0 <= low < high <= 8000 expected");
   CHECK(message({.low_hz = std::nan("")}).find("a band from nan to 8000 Hz") != std::string::npos);
   CHECK(message({.preemphasis = 2}) == "fbank: preemphasis 2 given, 0 to 1 expected");
-  CHECK(message({.num_mels = 200}).find("of 200 has no frequency of the transform of 512 samples") != std::string::npos);
+  CHECK(message({.num_mels = 200}).find("of 200 has no frequency of the transform of 512 samples") !=
+        std::string::npos);
 }
 
 TEST_CASE("features are normalised", "[normalize]") {
@@ -179,8 +179,7 @@ TEST_CASE("features are normalised", "[normalize]") {
     normalize_utterance(view(normal));
     for (Index c = 0; c < 4; ++c) {
       const double mean = x.col(c).mean(), std = std::sqrt((x.col(c).array() - mean).square().sum() / 49);
-      for (Index t = 0; t < 50; ++t)
-        REQUIRE(normal(t, c) == Approx((x(t, c) - mean) / (std + 1e-5)).margin(1e-4));
+      for (Index t = 0; t < 50; ++t) REQUIRE(normal(t, c) == Approx((x(t, c) - mean) / (std + 1e-5)).margin(1e-4));
     }
     CHECK(normal.col(2).isZero());
     CHECK(std::abs(normal.col(0).mean()) < 1e-5F);
@@ -236,8 +235,8 @@ TEST_CASE("features are normalised", "[normalize]") {
 
 TEST_CASE("features of real speech", "[fbank]") {
   const char* told = std::getenv("LACONIC_DATA");
-  const fs::path path = fs::path(told != nullptr ? told : LACONIC_DATA_DIR) /
-                        "librispeech/test-clean/1089/134686/1089-134686-0000.flac";
+  const fs::path path =
+      fs::path(told != nullptr ? told : LACONIC_DATA_DIR) / "librispeech/test-clean/1089/134686/1089-134686-0000.flac";
   if (!fs::exists(path)) {
     std::cout << "skipped: no " << path.string() << " (set LACONIC_DATA)\n";
     return;

@@ -1,10 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/io/json.hpp>
 #include <laconic/speech/spec_augment.hpp>
+#include <set>
 
 #include "catch.hpp"
-
-#include <set>
 
 using namespace laconic;
 

@@ -1,19 +1,18 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/matrix.hpp>
-
 #include <kiss_fft.h>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdlib>
+#include <laconic/core/matrix.hpp>
 #include <limits>
 #include <memory>
 #include <numbers>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace laconic::inline v0 {
@@ -50,22 +49,25 @@ class Fbank {
     require(config.sample_rate > 0 && config.sample_rate <= 10'000'000, "fbank: sample_rate ", config.sample_rate,
             " Hz given, 1 to 10000000 expected");
     require(config.num_mels > 0, "fbank: num_mels ", config.num_mels, " given, at least 1 expected");
-    require(std::isfinite(config.preemphasis) && config.preemphasis >= 0 && config.preemphasis <= 1, "fbank: preemphasis ",
-            config.preemphasis, " given, 0 to 1 expected");
+    require(std::isfinite(config.preemphasis) && config.preemphasis >= 0 && config.preemphasis <= 1,
+            "fbank: preemphasis ", config.preemphasis, " given, 0 to 1 expected");
     const Index frame = samples_in(config.frame_length_ms, "frame_length_ms");
     shift_ = samples_in(config.frame_shift_ms, "frame_shift_ms");
-    require(frame >= 2, "fbank: frame_length_ms ", config.frame_length_ms, " is ", frame, " samples, at least 2 expected");
+    require(frame >= 2, "fbank: frame_length_ms ", config.frame_length_ms, " is ", frame,
+            " samples, at least 2 expected");
     const auto fft = std::max<std::size_t>(4, std::bit_ceil(static_cast<std::size_t>(frame)));
 
     for (Index i = 0; i < frame; ++i) {
-      const double hann = 0.5 - 0.5 * std::cos(2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(frame - 1));
+      const double hann =
+          0.5 - 0.5 * std::cos(2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(frame - 1));
       window_.push_back(static_cast<float>(std::pow(hann, 0.85)));
     }
     for (std::size_t k = 0; k < fft / 2; ++k) {
       const double angle = 2 * std::numbers::pi * static_cast<double>(k) / static_cast<double>(fft);
       twiddles_.push_back({static_cast<float>(-std::sin(angle)), static_cast<float>(-std::cos(angle))});
     }
-    plan_ = {kiss_fft_alloc(static_cast<int>(fft / 2), 0, nullptr, nullptr), [](kiss_fft_cfg plan) { kiss_fft_free(plan); }};
+    plan_ = {kiss_fft_alloc(static_cast<int>(fft / 2), 0, nullptr, nullptr),
+             [](kiss_fft_cfg plan) { kiss_fft_free(plan); }};
     require(plan_ != nullptr, "fbank: no memory for a transform of ", fft, " samples");
     make_filters(fft);
   }
@@ -104,8 +106,8 @@ class Fbank {
 
   Index samples_in(double ms, const char* name) const {
     const double samples = config_.sample_rate * ms * 0.001;  // rounded as torchaudio does
-    require(samples >= 1 && samples <= 1 << 20, "fbank: ", name, ' ', ms, " given, which is ", samples, " samples; 1 to ",
-            1 << 20, " expected");
+    require(samples >= 1 && samples <= 1 << 20, "fbank: ", name, ' ', ms, " given, which is ", samples,
+            " samples; 1 to ", 1 << 20, " expected");
     return static_cast<Index>(samples);
   }
 
@@ -140,7 +142,7 @@ class Fbank {
     const auto mean = static_cast<float>(sum / static_cast<double>(samples.size()));
     const auto c = static_cast<float>(config_.preemphasis);
     float* out = &frame[0].r;  // as floats: even samples are real parts, odd ones imaginary parts
-    out[0] = (samples[0] - mean) * (1 - c) * window_[0];
+    out[0] = 0;                // the window begins with 0
     for (std::size_t i = 1; i < samples.size(); ++i)
       out[i] = (samples[i] - mean - c * (samples[i - 1] - mean)) * window_[i];
   }
@@ -149,7 +151,7 @@ class Fbank {
   /// X[k] = (Z[k] + Z*[-k]) / 2 - i exp(-2 pi i k / N) (Z[k] - Z*[-k]) / 2. kissfft's own (kiss_fftr) does the same
   /// with scratch inside the plan, so that threads could not share it.
   void power_spectrum(std::span<const kiss_fft_cpx> z, std::span<float> power) const {
-    power[0] = (z[0].r + z[0].i) * (z[0].r + z[0].i);
+    power[0] = 0;  // 0 Hz lies in no triangle: their band begins there or above
     for (std::size_t k = 1; k < z.size(); ++k) {
       const kiss_fft_cpx a = z[k], b = z[z.size() - k], t = twiddles_[k];
       const float odd_r = a.r - b.r, odd_i = a.i + b.i;

@@ -1,10 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/matrix.hpp>
-
 #include <algorithm>
 #include <cmath>
+#include <laconic/core/matrix.hpp>
 #include <vector>
 
 namespace laconic::inline v0 {
@@ -19,7 +18,8 @@ struct GlobalNormalization {
   }
   friend bool operator==(const GlobalNormalization&, const GlobalNormalization&) = default;
 
-  /// (x - mean) * inverse_std in place. Throws `Error` if features `(frames, channels)` have another number of channels.
+  /// (x - mean) * inverse_std in place. Throws `Error` if features `(frames, channels)` have another number of
+  /// channels.
   void operator()(MatrixView<float> features) const {
     const auto channels = static_cast<Index>(mean.size());
     require(inverse_std.size() == mean.size(), "normalization: ", mean.size(), " means and ", inverse_std.size(),
@@ -27,8 +27,7 @@ struct GlobalNormalization {
     require(features.cols() == channels, "normalization: features of ", features.cols(), " channels given, ", channels,
             " expected");
     const Eigen::Map<const Eigen::RowVectorXf> m(mean.data(), channels), s(inverse_std.data(), channels);
-    for (Index t = 0; t < features.rows(); ++t)
-      features.row(t) = (features.row(t) - m).cwiseProduct(s);
+    for (Index t = 0; t < features.rows(); ++t) features.row(t) = (features.row(t) - m).cwiseProduct(s);
   }
 };
 

@@ -1,11 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/matrix.hpp>
-#include <laconic/core/random.hpp>
-
 #include <algorithm>
 #include <cstdint>
+#include <laconic/core/matrix.hpp>
+#include <laconic/core/random.hpp>
 
 namespace laconic::inline v0 {
 
@@ -25,16 +24,19 @@ struct SpecAugmentConfig {
   friend bool operator==(const SpecAugmentConfig&, const SpecAugmentConfig&) = default;
 };
 
-/// Hides random spans of time and bands of frequency of one utterance's features `(frames, channels)`, in place, under 0:
-/// the mean, as features are normalised (Park et al. 2019, "SpecAugment", without time warping). Each mask has a width
-/// uniform in 0 .. max and a place uniform among those where it fits; masks may overlap. The same `random` gives the
-/// same masks. Allocates nothing. Throws `Error` for negative numbers and a fraction outside 0 to 1.
+/// Hides random spans of time and bands of frequency of one utterance's features `(frames, channels)`, in place, under
+/// 0: the mean, as features are normalised (Park et al. 2019, "SpecAugment", without time warping). Each mask has a
+/// width uniform in 0 .. max and a place uniform among those where it fits; masks may overlap. The same `random` gives
+/// the same masks. Allocates nothing. Throws `Error` for negative numbers and a fraction outside 0 to 1.
 inline void spec_augment(MatrixView<float> features, const SpecAugmentConfig& config, const Random& random) {
-  require(config.num_time_masks >= 0 && config.max_time_width >= 0 && config.num_freq_masks >= 0 && config.max_freq_width >= 0,
+  require(config.num_time_masks >= 0 && config.max_time_width >= 0 && config.num_freq_masks >= 0 &&
+              config.max_freq_width >= 0,
           "spec_augment: ", config.num_time_masks, " time masks up to ", config.max_time_width, " frames and ",
-          config.num_freq_masks, " frequency masks up to ", config.max_freq_width, " channels given, at least 0 expected");
+          config.num_freq_masks, " frequency masks up to ", config.max_freq_width,
+          " channels given, at least 0 expected");
   require(config.max_time_fraction >= 0 && config.max_time_fraction <= 1, "spec_augment: max_time_fraction ",
           config.max_time_fraction, " given, 0 to 1 expected");
+  if (features.size() == 0) return;
   std::uint64_t draw = 0;
   const auto hide = [&](Index masks, Index size, Index widest, auto&& clear) {
     for (Index i = 0; i < masks; ++i) {

@@ -1,0 +1,358 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <laconic/speech/audio.hpp>
+#include <limits>
+#include <numbers>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "catch.hpp"
+#include "temporary_folder.hpp"
+
+using namespace laconic;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::vector<float> tone(double hz, int rate, double seconds, double amplitude = 0.5) {
+  std::vector<float> out;
+  for (int i = 0; i < static_cast<int>(seconds * rate); ++i)
+    out.push_back(static_cast<float>(amplitude * std::sin(2 * std::numbers::pi * hz * i / rate)));
+  return out;
+}
+
+/// Interleaved samples through libsndfile, in any format it writes.
+void put(const fs::path& path, int format, int channels, int rate, const std::vector<float>& samples) {
+  SF_INFO info{};
+  info.channels = channels;
+  info.samplerate = rate;
+  info.format = format;
+  const detail::SoundFile file(sf_open(path.c_str(), SFM_WRITE, &info), sf_close);
+  REQUIRE(file != nullptr);
+  const auto count = static_cast<sf_count_t>(samples.size());
+  REQUIRE(sf_write_float(file.get(), samples.data(), count) == count);
+}
+
+std::string bytes_of(const fs::path& path) { return read_file(path, std::size_t{1} << 26); }
+
+std::string error_of(const fs::path& path, int rate = 0) {
+  try {
+    read_audio(path, rate);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+bool contains(const std::string& all, const std::string& part) {
+  if (all.find(part) != std::string::npos) return true;
+  UNSCOPED_INFO("\"" << part << "\" is not in \"" << all << '"');
+  return false;
+}
+
+/// The largest difference, the first and last `edge` samples aside.
+float difference(const std::vector<float>& a, const std::vector<float>& b, std::size_t edge = 0) {
+  REQUIRE(a.size() == b.size());
+  float most = 0;
+  for (std::size_t i = edge; i + edge < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]));
+  return most;
+}
+
+/// The folder of data sets, or an empty path with a line that says so.
+fs::path data_folder(const char* set) {
+  const char* told = std::getenv("LACONIC_DATA");
+  const fs::path folder = fs::path(told != nullptr ? told : LACONIC_DATA_DIR) / set;
+  if (fs::is_directory(folder)) return folder;
+  std::cout << "skipped: no " << folder.string() << " (set LACONIC_DATA)\n";
+  return {};
+}
+
+constexpr int wav16 = SF_FORMAT_WAV | SF_FORMAT_PCM_16;
+
+}  // namespace
+
+TEST_CASE("WAV is written and read", "[audio]") {
+  TemporaryFolder folder;
+  const Audio audio{tone(440, 16000, 0.25), 16000};
+  write_wav(folder / "a.wav", audio);
+  CHECK(fs::file_size(folder / "a.wav") == 44 + 2 * 4000);
+  std::string note = "old";
+  const Audio back = read_audio(folder / "a.wav", 16000, &note);
+  CHECK(note.empty());
+  CHECK(back.sample_rate == 16000);
+  CHECK(back.duration() == 0.25);
+  CHECK(difference(back.samples, audio.samples) <= 0.5F / 32768);
+
+  // What was read is written back bit for bit, and libsndfile agrees with the format.
+  write_wav(folder / "b.wav", back);
+  CHECK(bytes_of(folder / "a.wav") == bytes_of(folder / "b.wav"));
+  put(folder / "c.wav", wav16, 1, 16000, back.samples);
+  CHECK(read_audio(folder / "c.wav").samples == back.samples);
+}
+
+TEST_CASE("written samples are clipped and rounded", "[audio]") {
+  TemporaryFolder folder;
+  write_wav(folder / "a.wav", {{-2, -1, -0.6F / 32768, 0.4F / 32768, 0.6F / 32768, 1, 1e30F}, 8000});
+  CHECK(read_audio(folder / "a.wav").samples ==
+        std::vector<float>{-1, -1, -1.0F / 32768, 0, 1.0F / 32768, 32767.0F / 32768, 32767.0F / 32768});
+}
+
+TEST_CASE("what cannot be written leaves nothing, and the old file as it was", "[audio]") {
+  TemporaryFolder folder;
+  const fs::path path = folder / "a.wav";
+  CHECK_THROWS_WITH(write_wav(path, {{}, 16000}), path.string() + ": no samples to write");
+  CHECK_THROWS_WITH(write_wav(path, {{0, std::numeric_limits<float>::quiet_NaN()}, 16000}),
+                    path.string() + ": sample 1 to write is not a finite number");
+  CHECK_THROWS_WITH(write_wav(path, {{0}, 0}), path.string() + ": a sample rate of 0 Hz, at least 1 expected");
+  CHECK_THROWS_AS(write_wav(folder / "none/a.wav", {{0}, 16000}), Error);
+  CHECK(folder.names().empty());
+
+  write_wav(path, {{0.5F}, 16000});
+  CHECK_THROWS_AS(write_wav(path, {{std::numeric_limits<float>::infinity()}, 16000}), Error);
+  CHECK(read_audio(path).samples == std::vector<float>{0.5F});
+  CHECK(folder.names() == std::vector<std::string>{"a.wav"});
+  if (fs::exists("/dev/full"))
+    CHECK_THROWS_WITH(write_wav("/dev/full", {{0}, 16000}), "/dev/full: cannot write: No space left on device");
+}
+
+TEST_CASE("every format, depth, number of channels and rate", "[audio]") {
+  TemporaryFolder folder;
+  struct {
+    const char* name;
+    int format, channels, rate;
+    float tolerance;
+    const char* note;
+  } const cases[] = {
+      {"a.wav", wav16, 1, 16000, 1e-4F, ""},
+      {"a.wav", wav16, 2, 16000, 1e-4F, "2 channels averaged"},
+      {"a.wav", wav16, 6, 16000, 1e-4F, "6 channels averaged"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_PCM_U8, 1, 16000, 1e-2F, "8-bit samples converted"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_PCM_24, 1, 16000, 1e-6F, "24-bit samples converted"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_PCM_32, 1, 16000, 1e-6F, "32-bit samples converted"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_FLOAT, 1, 16000, 0, ""},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_DOUBLE, 1, 16000, 0, "64-bit float samples converted"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_ULAW, 1, 16000, 2e-2F, ""},
+      {"a.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 16000, 1e-4F, ""},
+      {"a.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_24, 2, 16000, 1e-6F, "24-bit samples converted; 2 channels averaged"},
+      {"a.aiff", SF_FORMAT_AIFF | SF_FORMAT_PCM_16, 1, 16000, 1e-4F, ""},
+      {"a.wav", wav16, 1, 44100, 2e-4F, "44100 Hz resampled to 16000 Hz"},
+      {"a.wav", wav16, 1, 8000, 2e-4F, "8000 Hz resampled to 16000 Hz"},
+      {"a.wav", SF_FORMAT_WAV | SF_FORMAT_PCM_24, 2, 48000, 2e-4F,
+       "24-bit samples converted; 2 channels averaged; 48000 Hz resampled to 16000 Hz"},
+  };
+  for (const auto& c : cases) {
+    INFO(c.name << ' ' << std::hex << c.format << std::dec << ' ' << c.channels << ' ' << c.rate);
+    const fs::path path = folder / c.name;
+    // The mean of the channels is the tone; no channel alone is.
+    const std::vector<float> mono = tone(440, c.rate, 0.5, 0.4);
+    std::vector<float> samples;
+    for (const float x : mono)
+      for (int k = 0; k < c.channels; ++k)
+        samples.push_back(x + 0.1F * static_cast<float>(k) - 0.05F * static_cast<float>(c.channels - 1));
+    put(path, c.format, c.channels, c.rate, samples);
+    std::string note;
+    const Audio audio = read_audio(path, 16000, &note);
+    CHECK(note == (*c.note == 0 ? "" : path.string() + ": " + c.note));
+    CHECK(audio.sample_rate == 16000);
+    CHECK(difference(audio.samples, tone(440, 16000, 0.5, 0.4), c.rate == 16000 ? 0 : 400) <= c.tolerance);
+    CHECK(read_audio(path).sample_rate == c.rate);
+  }
+}
+
+TEST_CASE("Ogg Opus", "[audio]") {
+  TemporaryFolder folder;
+  put(folder / "a.opus", SF_FORMAT_OGG | SF_FORMAT_OPUS, 1, 16000, tone(440, 16000, 1));
+  std::string note;
+  const Audio audio = read_audio(folder / "a.opus", 16000, &note);
+  CHECK(note.empty());
+  CHECK(audio.sample_rate == 16000);
+  CHECK(std::abs(audio.duration() - 1) < 0.02);
+  double energy = 0;
+  for (const float x : audio.samples) energy += static_cast<double>(x * x);
+  CHECK(energy / static_cast<double>(audio.samples.size()) == Approx(0.125).epsilon(0.05));
+}
+
+TEST_CASE("audio that is none, or not whole", "[audio]") {
+  TemporaryFolder folder;
+  const fs::path path = folder / "a.wav";
+  const std::string name = path.string();
+
+  CHECK(error_of(path) == name + ": cannot open: No such file or directory");
+  CHECK(error_of(folder.path) == folder.path.string() + ": not a regular file, an audio file expected");
+  CHECK(contains(error_of("/dev/zero"), "not a regular file"));
+  REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  CHECK(contains(error_of(folder / "pipe"), "not a regular file"));  // and does not wait for a writer
+  write_file(path, "");
+  CHECK(error_of(path) == name + ": an empty file, an audio file expected");
+  write_file(path, "RIFF");
+  CHECK(contains(error_of(path), name + ": cannot read as audio: "));
+  write_file(path, "This is a text, and no sound.\n");
+  CHECK(contains(error_of(path), name + ": cannot read as audio: "));
+  CHECK(error_of(path).find('\n') == std::string::npos);
+
+  write_wav(path, {tone(440, 16000, 0.5), 16000});
+  const std::string whole = bytes_of(path);
+  CHECK(error_of(path, -1) == name + ": a sample rate of -1 Hz asked for, 0 or more expected");
+  CHECK(contains(error_of(path, 16000 * 300),
+                 ": resample: from 16000 Hz to 4800000 Hz given, a ratio from 1/256 to 256"));
+  write_file(path, whole.substr(0, 9044));
+  CHECK(error_of(path) == name + ": cut short: the header says 16000 bytes of samples, but 9000 follow");
+  write_file(path, whole.substr(0, 44));
+  CHECK(error_of(path) == name + ": cut short: the header says 16000 bytes of samples, but 0 follow");
+  std::string lying = whole;
+  lying.replace(40, 4, "\xff\xff\xff\x7e");
+  write_file(path, lying);
+  CHECK(error_of(path) == name + ": cut short: the header says 2130706431 bytes of samples, but 16000 follow");
+  lying.replace(40, 4, "\xff\xff\xff\xff");  // as written to a pipe: the size was not known
+  write_file(path, lying);
+  CHECK(read_audio(path).samples.size() == 8000);
+  lying.replace(40, 4, std::string(4, '\0'));
+  write_file(path, lying.substr(0, 44));
+  CHECK(error_of(path) == name + ": holds no samples");
+
+  put(path, SF_FORMAT_WAV | SF_FORMAT_FLOAT, 1, 16000, {0, 0.5F, std::numeric_limits<float>::quiet_NaN(), 0});
+  CHECK(error_of(path) == name + ": sample 2 is not a finite number");
+  put(path, SF_FORMAT_WAV | SF_FORMAT_FLOAT, 2, 16000, {0, 0, 0, -std::numeric_limits<float>::infinity()});
+  CHECK(error_of(path) == name + ": sample 1 is not a finite number");
+
+  const fs::path flac = folder / "a.flac";
+  put(flac, SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 16000, tone(440, 16000, 2));
+  const std::string compressed = bytes_of(flac);
+  for (const std::size_t part : {2U, 3U, 10U}) {
+    write_file(flac, compressed.substr(0, compressed.size() * (part - 1) / part));
+    INFO(error_of(flac));
+    CHECK(error_of(flac).starts_with(flac.string() + ": c"));  // cannot read, or cut short
+  }
+  std::string damaged = compressed;
+  damaged.replace(damaged.size() / 2, 50, std::string(50, 'U'));
+  write_file(flac, damaged);
+  CHECK(contains(error_of(flac), ": cannot read as audio after "));
+  damaged = compressed;
+  damaged[23] = 1;  // of the header's number of samples: 32000 + 65536
+  write_file(flac, damaged);
+  CHECK(error_of(flac) == flac.string() + ": cut short: the header says 97536 samples, but 32000 could be read");
+}
+
+TEST_CASE("damaged bytes give samples or an Error, never anything else", "[audio]") {
+  TemporaryFolder folder;
+  const struct {
+    const char* name;
+    int format;
+  } files[] = {
+      {"a.wav", wav16}, {"a.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_16}, {"a.opus", SF_FORMAT_OGG | SF_FORMAT_OPUS}};
+  std::uint32_t state = 1;
+  const auto random = [&](std::size_t n) { return (state = state * 1664525 + 1013904223) / 65536 % n; };
+  int errors = 0;
+  for (const auto& f : files) {
+    const fs::path path = folder / f.name;
+    put(path, f.format, 1, 16000, tone(440, 16000, 0.2));
+    const std::string whole = bytes_of(path);
+    for (int round = 0; round < 300; ++round) {
+      std::string damaged = whole;
+      // Mostly in the header, where sizes, rates and numbers of channels are.
+      const std::size_t range = round % 4 == 0 ? whole.size() : std::min<std::size_t>(whole.size(), 60);
+      for (int k = 0; k < 1 + round % 3; ++k) damaged[random(range)] = static_cast<char>(random(256));
+      if (round % 5 == 0) damaged.resize(random(damaged.size()));
+      std::ofstream(path, std::ios::binary) << damaged;  // not write_file: its fsync would make this slow
+      try {
+        const Audio audio = read_audio(path);
+        CHECK(!audio.samples.empty());
+        CHECK(audio.samples.size() < 1 << 22);
+        CHECK(std::ranges::all_of(audio.samples, [](float x) { return std::isfinite(x); }));
+      } catch (const Error& e) {
+        CHECK(contains(e.what(), path.string()));
+        ++errors;
+      }
+    }
+  }
+  CHECK(errors > 100);
+}
+
+TEST_CASE("resampling keeps what fits into the band and removes the rest", "[audio]") {
+  const std::pair<int, int> rates[] = {{16000, 8000}, {8000, 16000}, {44100, 16000}, {16000, 22050},
+                                       {11, 10},      {9, 10},       {48000, 16000}, {16000, 16000}};
+  for (const auto& [from, to] : rates) {
+    INFO(from << " to " << to);
+    const int low = std::min(from, to);
+    const double seconds = 20000.0 / low;
+    const std::vector<float> in = tone(0.4 * low, from, seconds);
+    const std::vector<float> out = resample(in, from, to);
+    CHECK(out.size() == static_cast<std::size_t>((static_cast<Index>(in.size()) * to + from - 1) / from));
+    std::vector<float> expected = tone(0.4 * low, to, seconds + 1);
+    expected.resize(out.size());
+    CHECK(difference(out, expected, 1000) < 1e-4F);  // in time too: no delay
+    if (from > to) {
+      const std::vector<float> gone = resample(tone(0.51 * low, from, seconds), from, to);
+      CHECK(difference(gone, std::vector<float>(gone.size()), 1000) < 1e-3F);
+    }
+  }
+}
+
+TEST_CASE("resampling short signals and impossible rates", "[audio]") {
+  CHECK(resample({}, 8000, 16000).empty());
+  for (std::size_t n = 1; n < 40; ++n) {
+    const std::vector<float> in(n, 0.5F);
+    CHECK(resample(in, 8000, 16000).size() == 2 * n);
+    CHECK(resample(in, 48000, 16000).size() == (n + 2) / 3);
+    CHECK(resample(in, 256, 1).size() == 1);
+    CHECK(resample(in, 1, 256).size() == 256 * n);
+  }
+  const std::vector<float> one{1};
+  CHECK_THROWS_WITH(resample(one, 0, 16000), "resample: from 0 Hz to 16000 Hz given, positive rates expected");
+  CHECK_THROWS_WITH(resample(one, 257, 1), "resample: from 257 Hz to 1 Hz given, a ratio from 1/256 to 256 expected");
+}
+
+TEST_CASE("audio is read from several threads", "[audio]") {
+  TemporaryFolder folder;
+  std::vector<fs::path> paths;
+  std::vector<std::vector<float>> expected;
+  for (int i = 0; i < 4; ++i) {
+    paths.push_back(folder / (std::to_string(i) + ".flac"));
+    put(paths.back(), SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 44100, tone(200 + 100 * i, 44100, 0.2));
+    expected.push_back(read_audio(paths.back(), 16000).samples);
+  }
+  std::vector<int> same(8);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < same.size(); ++i)
+    threads.emplace_back([&, i] {
+      for (int k = 0; k < 5; ++k) same[i] += read_audio(paths[i % 4], 16000).samples == expected[i % 4] ? 1 : 0;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(same == std::vector<int>(8, 5));
+}
+
+TEST_CASE("real recordings", "[audio]") {
+  if (const fs::path folder = data_folder("fsdd"); !folder.empty()) {
+    std::string note;
+    const Audio audio = read_audio(folder / "0_george_0.wav", 16000, &note);
+    CHECK(note == (folder / "0_george_0.wav").string() + ": 8000 Hz resampled to 16000 Hz");
+    CHECK(audio.samples.size() == 2 * read_audio(folder / "0_george_0.wav").samples.size());
+    int count = 0;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.path().extension() != ".wav" || count >= 200) continue;
+      CHECK(read_audio(entry.path(), 8000, &note).duration() > 0.1);
+      CHECK(note.empty());
+      ++count;
+    }
+    CHECK(count > 0);
+  }
+  if (const fs::path folder = data_folder("librispeech"); !folder.empty()) {
+    const Audio audio = read_audio(folder / "test-clean/1089/134686/1089-134686-0000.flac");
+    CHECK(audio.sample_rate == 16000);
+    CHECK(audio.samples.size() == 166960);
+  }
+  if (const fs::path folder = data_folder("speechocean762/train"); !folder.empty()) {
+    int count = 0;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.path().extension() != ".opus" || count >= 50) continue;
+      const Audio audio = read_audio(entry.path(), 16000);
+      CHECK(audio.duration() > 0.5);
+      CHECK(std::ranges::any_of(audio.samples, [](float x) { return std::abs(x) > 0.01F; }));
+      ++count;
+    }
+    CHECK(count > 0);
+  }
+}
