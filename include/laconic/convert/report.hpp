@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/attention/attention.hpp>
+#include <laconic/backend/cpu.hpp>
 
 #include <map>
 #include <string>
