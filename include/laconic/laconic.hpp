@@ -6,6 +6,7 @@
 #include <laconic/attention/attention.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
+#include <laconic/convert/convert.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>

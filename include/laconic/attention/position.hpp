@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/backend/cpu.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
 namespace laconic::inline v0 {

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu.hpp>
+#include <laconic/backend/backend.hpp>
 
 #include <memory>
 #include <optional>
@@ -9,18 +9,18 @@
 
 namespace laconic::inline v0 {
 
-/// The context that trains: computes with `Backend` and records each primitive on a tape. `backward(loss)` walks the
+/// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
 /// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
 /// terms of a context's primitives, so the same code runs and trains.
 ///
 /// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
 /// norm follow `training`; call number n of dropout draws from stream n of the seed.
-template <class Backend>
+template <Backend B>
 class Autodiff {
-  using Value = typename Backend::Tensor;
+  using Value = typename B::Tensor;
 
  public:
-  using Scalar = typename Backend::Scalar;
+  using Scalar = typename B::Scalar;
 
   /// A value and its place on the tape (-1: a constant, which needs no derivative).
   class Tensor {
@@ -34,12 +34,12 @@ class Autodiff {
     Index node = -1;
   };
 
-  explicit Autodiff(Backend& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
+  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
   Autodiff(const Autodiff&) = delete;
   Autodiff& operator=(const Autodiff&) = delete;
 
   const bool training;
-  Backend& backend() { return backend_; }
+  B& backend() { return backend_; }
   Arena& arena() { return backend_.arena(); }
 
   // -- values -------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Autodiff {
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
                 const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
     const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
-    const kernels::DropoutMask mask = next_mask(dropout);
+    const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
     return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
@@ -125,7 +125,7 @@ class Autodiff {
     });
   }
   Tensor dropout(const Tensor& x, double probability) {
-    const kernels::DropoutMask mask = next_mask(probability);
+    const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
     return op(backend_.dropout_train(x.value, mask), needs(x),
               [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
@@ -186,11 +186,11 @@ class Autodiff {
     Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
     sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
   }
-  kernels::DropoutMask next_mask(double probability) {
-    return kernels::DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
+  DropoutMask next_mask(double probability) {
+    return DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
   }
 
-  Backend& backend_;
+  B& backend_;
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;

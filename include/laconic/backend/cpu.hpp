@@ -11,22 +11,6 @@
 
 namespace laconic::inline v0 {
 
-/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
-template <class Tensor, class T>
-struct RelativeTerm {
-  Tensor table{};
-  const Parameter<T>* pos_bias_u = nullptr;
-  const Parameter<T>* pos_bias_v = nullptr;
-};
-
-/// The parameters of a batch norm.
-template <class T>
-struct BatchNormParameters {
-  const Parameter<T>&weight, &bias, &running_mean, &running_var;
-  double eps, momentum;
-};
-
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
 ///
@@ -236,7 +220,7 @@ class Cpu {
   }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const kernels::DropoutMask& dropout,
+                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
                       Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
@@ -250,7 +234,7 @@ class Cpu {
   };
   AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                    const Sequences& q_sequences, const Sequences& kv_sequences,
-                                   const RelativeTerm<Tensor, T>& relative, const kernels::DropoutMask& dropout,
+                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
                                    const Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
@@ -268,7 +252,7 @@ class Cpu {
 
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
-  Tensor dropout_train(const Tensor& x, const kernels::DropoutMask& mask) {
+  Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
     Tensor y = make(x.rows(), x.cols());
     kernels::dropout(threads_, x.size(), mask, x.data(), y.data());
     return y;

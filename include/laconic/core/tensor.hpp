@@ -4,6 +4,8 @@
 #include <laconic/core/arena.hpp>
 #include <laconic/core/matrix.hpp>
 
+#include <utility>
+
 namespace laconic::inline v0 {
 
 /// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
@@ -15,6 +17,18 @@ class Tensor {
   using Scalar = T;
 
   Tensor() = default;
+  Tensor(const Tensor&) = default;
+  /// The other is empty afterwards.
+  Tensor(Tensor&& other) noexcept
+      : buffer_(std::move(other.buffer_)), data_(std::exchange(other.data_, nullptr)), rows_(std::exchange(other.rows_, 0)),
+        cols_(std::exchange(other.cols_, 0)) {}
+  Tensor& operator=(Tensor other) noexcept {
+    std::swap(buffer_, other.buffer_);
+    std::swap(data_, other.data_);
+    std::swap(rows_, other.rows_);
+    std::swap(cols_, other.cols_);
+    return *this;
+  }
   Tensor(Arena& arena, Index rows, Index cols)
       : buffer_(arena.allocate(static_cast<std::size_t>(rows * cols) * sizeof(T))),
         data_(static_cast<T*>(buffer_.data())),

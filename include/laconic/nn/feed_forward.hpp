@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
 namespace laconic::inline v0 {

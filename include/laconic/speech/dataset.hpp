@@ -1,7 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/ctc.hpp>
+#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/fbank.hpp>

@@ -3,20 +3,12 @@
 
 #include <laconic/backend/cpu/elementwise.hpp>
 #include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/mask.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <cmath>
 
 namespace laconic::inline v0 {
-
-/// What one softmax attention is about, apart from its values.
-struct AttendShape {
-  Index num_heads, num_kv_heads;
-  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
-  Mask mask = {};
-};
-
 namespace kernels {
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).

@@ -2,23 +2,10 @@
 #pragma once
 
 #include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
 namespace laconic::inline v0 {
-
-/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
-/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
-struct Conv2dShape {
-  static constexpr Index kernel = 3;
-  Index in_channels, out_channels, in_freqs;
-  Index stride = 2;  ///< in time and in frequency
-
-  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index out_freqs() const { return out_length(in_freqs); }
-  constexpr Index in_cols() const { return in_freqs * in_channels; }
-  constexpr Index out_cols() const { return out_freqs() * out_channels; }
-  constexpr Index patch() const { return kernel * kernel * in_channels; }
-};
 
 namespace kernels {
 

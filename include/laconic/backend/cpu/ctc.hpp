@@ -2,18 +2,13 @@
 #pragma once
 
 #include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <cmath>
 #include <limits>
 
 namespace laconic::inline v0 {
-
-/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
-struct Labels {
-  std::vector<int> tokens;
-  Sequences sequences;
-};
 
 namespace kernels {
 

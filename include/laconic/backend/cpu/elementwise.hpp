@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/simd.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
@@ -9,9 +10,6 @@
 #include <numbers>
 
 namespace laconic::inline v0 {
-
-/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
-enum class Activation { relu, silu, gelu };
 
 namespace kernels {
 
@@ -78,48 +76,6 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
     for (Index c = begin; c < end; ++c) sum[c] += total[c - begin];
   });
 }
-
-/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
-/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
-class DropoutMask {
- public:
-  DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
-
-  double scale() const { return 65536.0 / (65536.0 - threshold_); }
-  bool any() const { return threshold_ > 0; }
-  bool keeps(std::uint64_t i) const {
-    const auto block = random_.block(i / 8);
-    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
-  }
-
-  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
-  template <class T>
-  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
-    const T factor = static_cast<T>(scale());
-    Index j = 0;
-    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
-      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-    for (; j + 8 <= n; j += 8) {
-      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
-      for (std::size_t half = 0; half < 8; ++half) {
-        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
-        const Index at = j + static_cast<Index>(half);
-        y[at] = keep ? x[at] * factor : T(0);
-      }
-    }
-    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-  }
-
- private:
-  static double checked(double probability) {
-    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
-    return probability;
-  }
-
-  std::uint32_t threshold_;
-  Random random_;
-};
 
 template <class T>
 void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {

@@ -1,0 +1,69 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/primitives.hpp>
+
+#include <concepts>
+
+// The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
+// on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
+
+namespace laconic::inline v0 {
+
+/// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
+template <class C>
+concept Context = requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+                           const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
+                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
+                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
+                           const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
+  { x.rows() } -> std::convertible_to<Index>;
+  { x.cols() } -> std::convertible_to<Index>;
+  { c.arena() } -> std::same_as<Arena&>;
+  { c.input(matrix) } -> std::same_as<typename C::Tensor>;
+  { c.input(x) } -> std::same_as<typename C::Tensor>;
+  { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
+  { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
+  { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
+  { c.glu(x) } -> std::same_as<typename C::Tensor>;
+  { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
+  { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
+  { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.depthwise_conv(x, weight, bias, sequences, count) } -> std::same_as<typename C::Tensor>;
+  { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
+  { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
+  { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
+  { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
+  { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
+  { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
+};
+
+/// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
+/// compute something else or keep something for the derivative (batch norm, attention, dropout).
+template <class B>
+concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
+                                         const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
+                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+                                         const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
+                                         const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
+                                         Index count) {
+  { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
+  { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
+  { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
+  { b.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename B::Tensor>;
+  { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
+  { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
+  { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
+  b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x);
+  { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
+  { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
+  { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
+  { b.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename B::Tensor>;
+  { b.ctc_backward(x, sequences, x) } -> std::same_as<typename B::Tensor>;
+  { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
+};
+
+}  // namespace laconic::inline v0

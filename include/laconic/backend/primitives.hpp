@@ -1,0 +1,104 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/mask.hpp>
+#include <laconic/core/parameter.hpp>
+#include <laconic/core/sequences.hpp>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+// What the primitives of every context are told beside their tensors.
+
+namespace laconic::inline v0 {
+
+/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+enum class Activation { relu, silu, gelu };
+
+/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
+/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+struct Conv2dShape {
+  static constexpr Index kernel = 3;
+  Index in_channels, out_channels, in_freqs;
+  Index stride = 2;  ///< in time and in frequency
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index out_freqs() const { return out_length(in_freqs); }
+  constexpr Index in_cols() const { return in_freqs * in_channels; }
+  constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  constexpr Index patch() const { return kernel * kernel * in_channels; }
+};
+
+/// What one softmax attention is about, apart from its values.
+struct AttendShape {
+  Index num_heads, num_kv_heads;
+  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
+  Mask mask = {};
+};
+
+/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
+template <class Tensor, class T>
+struct RelativeTerm {
+  Tensor table{};
+  const Parameter<T>* pos_bias_u = nullptr;
+  const Parameter<T>* pos_bias_v = nullptr;
+};
+
+/// The parameters of a batch norm.
+template <class T>
+struct BatchNormParameters {
+  const Parameter<T>&weight, &bias, &running_mean, &running_var;
+  double eps, momentum;
+};
+
+/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
+struct Labels {
+  std::vector<int> tokens;
+  Sequences sequences;
+};
+
+/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
+/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+class DropoutMask {
+ public:
+  DropoutMask(double probability, const Random& random)
+      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
+
+  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  bool any() const { return threshold_ > 0; }
+  bool keeps(std::uint64_t i) const {
+    const auto block = random_.block(i / 8);
+    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+  }
+
+  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  template <class T>
+  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
+    const T factor = static_cast<T>(scale());
+    Index j = 0;
+    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
+      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+    for (; j + 8 <= n; j += 8) {
+      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
+      for (std::size_t half = 0; half < 8; ++half) {
+        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
+        const Index at = j + static_cast<Index>(half);
+        y[at] = keep ? x[at] * factor : T(0);
+      }
+    }
+    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+  }
+
+ private:
+  static double checked(double probability) {
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    return probability;
+  }
+
+  std::uint32_t threshold_;
+  Random random_;
+};
+
+}  // namespace laconic::inline v0
