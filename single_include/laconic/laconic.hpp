@@ -537,6 +537,764 @@ struct SharedLatent {
 
 #include <algorithm>
 
+namespace laconic::inline v0 {
+
+/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+struct Mask {
+  struct Keys {
+    Index begin, end;
+  };
+
+  static constexpr Index unlimited = -1;
+  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
+  Index left_context = unlimited;  ///< frames seen before the own chunk
+
+  static constexpr Mask bidirectional() { return {}; }
+  static constexpr Mask causal() { return {1, unlimited}; }
+  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
+
+  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
+
+  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
+  constexpr Keys keys(Index position, Index num_keys) const {
+    if (chunk == unlimited) return {0, num_keys};
+    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
+  }
+};
+
+}  // namespace laconic::inline v0
+
+#include <bit>
+#include <new>
+
+namespace laconic::inline v0 {
+
+class Buffer;
+
+/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
+/// so that a computation repeated with the same shapes allocates only the first time.
+/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { trim(); }
+
+  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised.
+  Buffer allocate(std::size_t bytes);
+
+  /// Bytes taken from the system, in use or kept for reuse.
+  std::size_t reserved_bytes() const { return reserved_; }
+  /// Bytes in use now, and the most that ever were.
+  std::size_t used_bytes() const { return used_; }
+  std::size_t peak_bytes() const { return peak_; }
+
+  /// Gives back what is not in use.
+  void trim() {
+    for (auto& list : free_)
+      while (list != nullptr) {
+        Block* block = std::exchange(list, list->next);
+        reserved_ -= block->bytes;
+        ::operator delete(block, std::align_val_t(alignment));
+      }
+  }
+
+ private:
+  friend class Buffer;
+  static constexpr std::size_t alignment = 64;
+
+  struct alignas(alignment) Block {
+    Arena* arena;
+    Block* next;
+    std::size_t bytes;
+    std::uint32_t size_class;
+    std::uint32_t owners;
+  };
+
+  /// Four classes to each power of two: at most a quarter of a block is unused.
+  static constexpr std::uint32_t size_class_of(std::size_t bytes) {
+    const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
+    const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
+    return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
+  }
+  static constexpr std::size_t class_bytes(std::uint32_t size_class) {
+    return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
+  }
+
+  std::array<Block*, 256> free_{};
+  std::size_t reserved_ = 0, used_ = 0, peak_ = 0;
+};
+
+/// A counted reference to a block of an arena. Copies share the block; the last one gives it back.
+/// The arena must live longer than its buffers.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer& other) : block_(other.block_) {
+    if (block_ != nullptr) ++block_->owners;
+  }
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
+  Buffer& operator=(Buffer other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Buffer() {
+    if (block_ == nullptr || --block_->owners > 0) return;
+    Arena& arena = *block_->arena;
+    arena.used_ -= block_->bytes;
+    block_->next = std::exchange(arena.free_[block_->size_class], block_);
+  }
+
+  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  bool empty() const { return block_ == nullptr; }
+  /// True when nobody else holds the block, so that it may be overwritten.
+  bool unique() const { return block_ != nullptr && block_->owners == 1; }
+
+ private:
+  friend class Arena;
+  explicit Buffer(Arena::Block* block) : block_(block) {}
+  Arena::Block* block_ = nullptr;
+};
+
+inline Buffer Arena::allocate(std::size_t bytes) {
+  const std::uint32_t size_class = size_class_of(bytes);
+  Block* block = free_[size_class];
+  if (block != nullptr) {
+    free_[size_class] = block->next;
+  } else {
+    const std::size_t size = class_bytes(size_class);
+    block = new (::operator new(size + sizeof(Block), std::align_val_t(alignment))) Block{};
+    block->arena = this;
+    block->bytes = size;
+    block->size_class = size_class;
+    reserved_ += size;
+  }
+  block->owners = 1;
+  used_ += block->bytes;
+  if (used_ > peak_) peak_ = used_;
+  return Buffer(block);
+}
+
+}  // namespace laconic::inline v0
+
+#include <span>
+
+namespace laconic::inline v0 {
+
+/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
+/// sequence n is the rows [begin(n), end(n)); nothing is padded.
+class Sequences {
+ public:
+  Sequences() : own_{0}, offsets_(own_) {}
+  /// Allocates from the heap.
+  explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
+  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
+  Sequences(const Sequences& other)
+      : own_(other.own_), buffer_(other.buffer_), offsets_(buffer_.empty() ? std::span<const Index>(own_) : other.offsets_) {}
+  Sequences& operator=(Sequences other) noexcept {
+    own_.swap(other.own_);
+    std::swap(buffer_, other.buffer_);
+    offsets_ = buffer_.empty() ? std::span<const Index>(own_) : other.offsets_;
+    return *this;
+  }
+
+  /// The sequences whose lengths are `map(length)` of these, in memory of the arena: once warm, it allocates nothing.
+  template <class Map>
+  Sequences map_lengths(Arena& arena, Map&& map) const {
+    Sequences out(arena, size());
+    auto* offsets = static_cast<Index*>(out.buffer_.data());
+    offsets[0] = 0;
+    for (Index n = 0; n < size(); ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, map(length(n)));
+    return out;
+  }
+
+  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index rows() const { return offsets_.back(); }
+  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  Index length(Index n) const { return end(n) - begin(n); }
+  Index max_length() const {
+    Index longest = 0;
+    for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
+    return longest;
+  }
+  friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
+
+ private:
+  Sequences(Arena& arena, Index size)
+      : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
+        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
+
+  static void fill(std::vector<Index>& offsets, std::span<const Index> lengths) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
+      offsets[n + 1] = offsets[n] + lengths[n];
+    }
+  }
+
+  std::vector<Index> own_;
+  Buffer buffer_;
+  std::span<const Index> offsets_;
+};
+
+}  // namespace laconic::inline v0
+
+// What the primitives of every context are told beside their tensors.
+
+namespace laconic::inline v0 {
+
+/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+enum class Activation { relu, silu, gelu };
+
+/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
+/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+struct Conv2dShape {
+  static constexpr Index kernel = 3;
+  Index in_channels, out_channels, in_freqs;
+  Index stride = 2;  ///< in time and in frequency
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index out_freqs() const { return out_length(in_freqs); }
+  constexpr Index in_cols() const { return in_freqs * in_channels; }
+  constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  constexpr Index patch() const { return kernel * kernel * in_channels; }
+};
+
+/// What one softmax attention is about, apart from its values.
+struct AttendShape {
+  Index num_heads, num_kv_heads;
+  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
+  Mask mask = {};
+};
+
+/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
+template <class Tensor, class T>
+struct RelativeTerm {
+  Tensor table{};
+  const Parameter<T>* pos_bias_u = nullptr;
+  const Parameter<T>* pos_bias_v = nullptr;
+};
+
+/// The parameters of a batch norm.
+template <class T>
+struct BatchNormParameters {
+  const Parameter<T>&weight, &bias, &running_mean, &running_var;
+  double eps, momentum;
+};
+
+/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
+struct Labels {
+  std::vector<int> tokens;
+  Sequences sequences;
+};
+
+/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
+/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+class DropoutMask {
+ public:
+  DropoutMask(double probability, const Random& random)
+      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
+
+  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  bool any() const { return threshold_ > 0; }
+  bool keeps(std::uint64_t i) const {
+    const auto block = random_.block(i / 8);
+    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+  }
+
+  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  template <class T>
+  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
+    const T factor = static_cast<T>(scale());
+    Index j = 0;
+    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
+      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+    for (; j + 8 <= n; j += 8) {
+      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
+      for (std::size_t half = 0; half < 8; ++half) {
+        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
+        const Index at = j + static_cast<Index>(half);
+        y[at] = keep ? x[at] * factor : T(0);
+      }
+    }
+    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
+  }
+
+ private:
+  static double checked(double probability) {
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    return probability;
+  }
+
+  std::uint32_t threshold_;
+  Random random_;
+};
+
+}  // namespace laconic::inline v0
+
+namespace laconic::inline v0 {
+
+// A position policy says how attention knows the order of frames. It has
+//   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
+//   parameter_count(dims), flops(dims, frames)   constexpr, a layer
+//   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
+//   Layer<T>: term(context, table)         what one layer adds to the scores
+
+/// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
+inline double sinusoid(double position, Index column, Index d_model) {
+  const double rate = std::pow(10000.0, -static_cast<double>(column / 2 * 2) / static_cast<double>(d_model));
+  return column % 2 == 0 ? std::sin(position * rate) : std::cos(position * rate);
+}
+
+/// Rows as they enter the first layer, and the table that all layers share (empty where there is none).
+template <class Tensor>
+struct Positioned {
+  Tensor x, table;
+};
+
+/// For policies without parameters.
+struct NoPositionLayer {
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims&, Seed) {}
+    template <class Context, class Tensor>
+    RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
+      return {};
+    }
+    static void each_parameter(auto&, auto&&) {}
+  };
+  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
+  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
+};
+
+/// Order is known from elsewhere (convolutions) or not at all.
+struct NoPosition : NoPositionLayer {
+  static constexpr bool key_bias_cancels = true;
+  template <class Context, class Tensor>
+  static Positioned<Tensor> enter(Context&, const Tensor& x, const Sequences&) {
+    return {x, {}};
+  }
+};
+
+/// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
+struct Sinusoidal : NoPositionLayer {
+  static constexpr bool key_bias_cancels = true;
+  template <class Context, class Tensor>
+  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
+    Index n = 0;
+    const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
+      while (row >= sequences.end(n)) ++n;
+      return sinusoid(static_cast<double>(row - sequences.begin(n)), column, x.cols());
+    });
+    return {context.add(x, positions), {}};
+  }
+};
+
+/// Scores gain (q + v) . W_pos r(i - j), and content scores use q + u (Dai et al. 2019, section 3.3; as in ESPnet's
+/// "latest" and the Hugging Face Conformer). Keys are untouched by position, so any key-value policy goes with it.
+struct RelativePosition {
+  static constexpr bool key_bias_cancels = true;
+  static constexpr Index parameter_count(const AttentionDims& d) { return d.d_model * d.d_model + 2 * d.d_model; }
+  static constexpr Index flops(const AttentionDims& d, Index frames) {
+    return 2 * (2 * frames - 1) * d.d_model * (d.d_model + frames);
+  }
+
+  /// The table (2 * longest - 1, d_model): row `longest` - 1 - r is the sinusoid of distance r = i - j.
+  template <class Context, class Tensor>
+  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
+    const Index longest = std::max<Index>(1, sequences.max_length()), d_model = x.cols();
+    return {x, context.constant(2 * longest - 1, d_model, [&](Index row, Index column) {
+              return sinusoid(static_cast<double>(longest - 1 - row), column, d_model);
+            })};
+  }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_pos(d.d_model, d.d_model, seed / "linear_pos", Bias::no),
+          pos_bias_u({d.num_heads, d.head_dim()}), pos_bias_v({d.num_heads, d.head_dim()}) {}
+
+    template <class Context, class Tensor>
+    RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
+      return {linear_pos(context, table), &pos_bias_u, &pos_bias_v};
+    }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_pos", self.linear_pos);
+      visit("pos_bias_u", self.pos_bias_u);
+      visit("pos_bias_v", self.pos_bias_v);
+    }
+
+    Linear<T> linear_pos;
+    Parameter<T> pos_bias_u, pos_bias_v;
+  };
+};
+
+}  // namespace laconic::inline v0
+
+namespace laconic::inline v0 {
+
+/// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
+struct Frames {
+  Index count;
+};
+constexpr Frames frames(Index count) { return {count}; }
+
+template <class Policy, class T>
+class AttentionLayer;
+
+/// Softmax attention as a choice of independent policies, with its costs known at compile time. The layer that computes
+/// it is `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
+template <class HeadsPolicy, class KeyValuePolicy, class PositionPolicy = RelativePosition>
+struct Attention {
+  using Heads = HeadsPolicy;
+  using KeyValue = KeyValuePolicy;
+  using Position = PositionPolicy;
+  template <class T>
+  using Layer = AttentionLayer<Attention, T>;
+
+  /// Throws where type and configuration contradict each other or the numbers do not fit.
+  static constexpr AttentionDims dims(const AttentionConfig& config) {
+    const Index heads = resolve<Heads::num_heads>(config.num_heads, "num_heads");
+    const Index kv_heads = resolve<Heads::num_kv_heads>(
+        Heads::num_kv_heads == dyn && config.num_kv_heads == 0 ? heads : config.num_kv_heads, "num_kv_heads");
+    require(config.d_model > 0 && config.d_model % heads == 0, "num_heads: ", heads, " heads given, a divisor of d_model = ",
+            config.d_model, " expected");
+    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads, " key-value heads given, a divisor of num_heads = ", heads, " expected");
+    return {config.d_model, heads, kv_heads, KeyValue::resolved_rank(config)};
+  }
+
+  /// Bytes that one layer caches for this many frames.
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Index bytes_per_number = 4) {
+    return KeyValue::cache_floats(dims(config)) * n.count * bytes_per_number;
+  }
+  /// Trained numbers of one layer.
+  static constexpr Index parameter_count(const AttentionConfig& config) {
+    const AttentionDims d = dims(config);
+    return 2 * d.d_model * (d.d_model + 1) + KeyValue::parameter_count(d) + Position::parameter_count(d);
+  }
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, every frame seeing all.
+  static constexpr Index flops(const AttentionConfig& config, Frames n) {
+    const AttentionDims d = dims(config);
+    const Index t = n.count;
+    return t * (2 * 2 * d.d_model * d.d_model + KeyValue::flops(d)) + 4 * t * t * d.d_model + Position::flops(d, t);
+  }
+};
+
+template <Index H, class Position = RelativePosition>
+using Mha = Attention<Heads<H, H>, FullRank, Position>;
+template <Index H, Index G, class Position = RelativePosition>
+using Gqa = Attention<Heads<H, G>, FullRank, Position>;
+template <Index H, class Position = RelativePosition>
+using Mqa = Attention<Heads<H, 1>, FullRank, Position>;
+template <Index H, Index R, class Position = RelativePosition>
+using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
+
+/// Self-attention of packed rows, (rows, d_model) to (rows, d_model), by the policy. Parameter names are those of the
+/// Hugging Face Conformer.
+template <class Policy, class T>
+class AttentionLayer : public Module<AttentionLayer<Policy, T>> {
+ public:
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : AttentionLayer(Policy::dims(config), dropout, seed) {}
+
+  const AttentionDims& dims() const { return dims_; }
+
+  /// `table` is what Position::enter gave for these sequences.
+  template <class Context, class Tensor>
+  Tensor operator()(Context& context, const Tensor& x, const Sequences& sequences, const Tensor& table, const Mask& mask = {}) const {
+    const auto [k, v] = key_value.expand(context, key_value.remember(context, x));
+    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, 1 / std::sqrt(static_cast<double>(dims_.head_dim())), mask};
+    const auto q = linear_q(context, x);
+    const auto term = position.term(context, table);
+    return linear_out(context, context.attend(q, k, v, shape, sequences, sequences, term, dropout_));
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("linear_q", self.linear_q);
+    std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
+    visit("linear_out", self.linear_out);
+    std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
+  }
+
+  Linear<T> linear_q;
+  typename Policy::KeyValue::template Layer<T> key_value;
+  Linear<T> linear_out;
+  typename Policy::Position::template Layer<T> position;
+
+ private:
+  AttentionLayer(const AttentionDims& d, double dropout, Seed seed)
+      : linear_q(d.d_model, d.d_model, seed / "linear_q"), key_value(d, seed), linear_out(d.d_model, d.d_model, seed / "linear_out"),
+        position(d, seed), dims_(d), dropout_(dropout) {}
+
+  AttentionDims dims_;
+  double dropout_;
+};
+
+}  // namespace laconic::inline v0
+
+// The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
+// on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
+
+namespace laconic::inline v0 {
+
+/// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
+template <class C>
+concept Context = requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+                           const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
+                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
+                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
+                           const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
+  { x.rows() } -> std::convertible_to<Index>;
+  { x.cols() } -> std::convertible_to<Index>;
+  { c.arena() } -> std::same_as<Arena&>;
+  { c.input(matrix) } -> std::same_as<typename C::Tensor>;
+  { c.input(x) } -> std::same_as<typename C::Tensor>;
+  { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
+  { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
+  { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
+  { c.glu(x) } -> std::same_as<typename C::Tensor>;
+  { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
+  { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
+  { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.depthwise_conv(x, weight, bias, sequences, count) } -> std::same_as<typename C::Tensor>;
+  { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
+  { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
+  { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
+  { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
+  { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
+  { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
+};
+
+/// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
+/// compute something else or keep something for the derivative (batch norm, attention, dropout).
+template <class B>
+concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
+                                         const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
+                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+                                         const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
+                                         const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
+                                         Index count) {
+  { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
+  { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
+  { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
+  { b.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename B::Tensor>;
+  { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
+  { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
+  { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
+  b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x);
+  { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
+  { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
+  { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
+  { b.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename B::Tensor>;
+  { b.ctc_backward(x, sequences, x) } -> std::same_as<typename B::Tensor>;
+  { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
+};
+
+}  // namespace laconic::inline v0
+
+#include <memory>
+#include <optional>
+
+namespace laconic::inline v0 {
+
+/// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
+/// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
+/// terms of a context's primitives, so the same code runs and trains.
+///
+/// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
+/// norm follow `training`; call number n of dropout draws from stream n of the seed.
+template <Backend B>
+class Autodiff {
+  using Value = typename B::Tensor;
+
+ public:
+  using Scalar = typename B::Scalar;
+
+  /// A value and its place on the tape (-1: a constant, which needs no derivative).
+  class Tensor {
+   public:
+    Tensor() = default;
+    Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
+    Index rows() const { return value.rows(); }
+    Index cols() const { return value.cols(); }
+    bool empty() const { return value.empty(); }
+    Value value;
+    Index node = -1;
+  };
+
+  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
+  Autodiff(const Autodiff&) = delete;
+  Autodiff& operator=(const Autodiff&) = delete;
+
+  const bool training;
+  B& backend() { return backend_; }
+  Arena& arena() { return backend_.arena(); }
+
+  // -- values -------------------------------------------------------------------------------------------------------
+  Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  Tensor input(Tensor x) { return x; }
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
+  }
+  /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
+  Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  /// Empty where the loss does not depend on the variable.
+  const Value& gradient(const Tensor& variable) const { return nodes_.at(static_cast<std::size_t>(variable.node)).gradient; }
+
+  /// Derivatives of `weight` times `loss` (1, 1) by everything on the tape, which is used up by this.
+  void backward(const Tensor& loss, double weight = 1) {
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
+    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
+    nodes_[static_cast<std::size_t>(loss.node)].gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    for (std::size_t i = nodes_.size(); i-- > 0;) {
+      if (nodes_[i].step == nullptr) continue;
+      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+      const Value gradient = std::move(nodes_[i].gradient);
+      nodes_[i].gradient = Value();
+      if (!gradient.empty()) step->backward(gradient);
+    }
+  }
+  /// Forgets everything.
+  void clear() { nodes_.clear(); }
+
+  // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
+  using P = Parameter<Scalar>;
+
+  Tensor linear(const Tensor& x, const P& weight, const P* bias) {
+    return op(backend_.linear(x.value, weight, bias), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias](const Value& dy) { give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x))); });
+  }
+  Tensor activation(Activation kind, const Tensor& x) {
+    return op(backend_.activation(kind, x.value), needs(x),
+              [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
+  }
+  Tensor glu(const Tensor& x) {
+    return op(backend_.glu(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
+  }
+  Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
+    Value moments;
+    Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, moments](const Value& dy) {
+      give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
+    });
+  }
+  Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
+    Value moments;
+    Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
+              [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
+  }
+  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
+    return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, shape, from, to](const Value& dy) {
+                give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
+  }
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, Index left) {
+    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, left),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, left](const Value& dy) {
+                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, left, needs(x)));
+              });
+  }
+  /// `dropout` is of the attention probabilities, in training.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
+                const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
+    const DropoutMask mask = next_mask(dropout);
+    Value log_sums;
+    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
+    return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
+      auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
+      give(q, std::move(d.dq));
+      give(k, std::move(d.dk));
+      give(v, std::move(d.dv));
+      if (!table.empty()) give(table, std::move(d.dtable));
+    });
+  }
+  Tensor dropout(const Tensor& x, double probability) {
+    const DropoutMask mask = next_mask(probability);
+    if (!mask.any()) return x;
+    return op(backend_.dropout_train(x.value, mask), needs(x),
+              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
+  }
+  Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
+    return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
+              [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
+                give(xn, dz);
+                if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
+              });
+  }
+  Tensor log_softmax(const Tensor& x) {
+    Value y = backend_.log_softmax(x.value);
+    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) { give(xn, backend_.log_softmax_backward(dy, y)); });
+  }
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
+    Value derivative;
+    Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
+    return op(std::move(losses), needs(logits), [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
+      give(xn, backend_.ctc_backward(dy, sequences, derivative));
+    });
+  }
+  Tensor mean_finite(const Tensor& x) {
+    return op(backend_.mean_finite(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
+  }
+
+ private:
+  struct Step {
+    virtual ~Step() = default;
+    virtual void backward(const Value& gradient) = 0;
+  };
+  template <class F>
+  struct StepOf final : Step {
+    explicit StepOf(F f) : function(std::move(f)) {}
+    void backward(const Value& gradient) override { function(gradient); }
+    F function;
+  };
+  struct Node {
+    std::unique_ptr<Step> step;  // null for a leaf, whose gradient stays
+    Value gradient;
+  };
+
+  static bool needs(const Tensor& x) { return x.node >= 0; }
+
+  Tensor record(Value value, std::unique_ptr<Step> step) {
+    nodes_.push_back({std::move(step), Value()});
+    return {std::move(value), static_cast<Index>(nodes_.size()) - 1};
+  }
+  /// A result; its derivative is recorded only if something before it needs one.
+  template <class F>
+  Tensor op(Value value, bool needed, F&& backward) {
+    if (!needed) return {std::move(value), -1};
+    return record(std::move(value), std::make_unique<StepOf<std::remove_cvref_t<F>>>(std::forward<F>(backward)));
+  }
+  /// Adds to the gradient of x.
+  void give(const Tensor& x, Value gradient) {
+    if (!needs(x)) return;
+    Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
+    sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
+  }
+  DropoutMask next_mask(double probability) {
+    return DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
+  }
+
+  B& backend_;
+  Seed seed_;
+  std::uint64_t calls_ = 0;
+  std::vector<Node> nodes_;
+};
+
+}  // namespace laconic::inline v0
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -684,9 +1442,6 @@ Batch<T> sigmoid(const Batch<T>& x) {
 
 namespace laconic::inline v0 {
 
-/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
-enum class Activation { relu, silu, gelu };
-
 namespace kernels {
 
 template <class T>
@@ -753,48 +1508,6 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
   });
 }
 
-/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
-/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
-class DropoutMask {
- public:
-  DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
-
-  double scale() const { return 65536.0 / (65536.0 - threshold_); }
-  bool any() const { return threshold_ > 0; }
-  bool keeps(std::uint64_t i) const {
-    const auto block = random_.block(i / 8);
-    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
-  }
-
-  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
-  template <class T>
-  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
-    const T factor = static_cast<T>(scale());
-    Index j = 0;
-    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
-      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-    for (; j + 8 <= n; j += 8) {
-      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
-      for (std::size_t half = 0; half < 8; ++half) {
-        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
-        const Index at = j + static_cast<Index>(half);
-        y[at] = keep ? x[at] * factor : T(0);
-      }
-    }
-    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-  }
-
- private:
-  static double checked(double probability) {
-    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
-    return probability;
-  }
-
-  std::uint32_t threshold_;
-  Random random_;
-};
-
 template <class T>
 void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
   parallel_blocks(threads, n, 8192, [&](Index begin, Index end) {
@@ -803,120 +1516,6 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
-
-#include <bit>
-#include <new>
-
-namespace laconic::inline v0 {
-
-class Buffer;
-
-/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
-/// so that a computation repeated with the same shapes allocates only the first time.
-/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { trim(); }
-
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised.
-  Buffer allocate(std::size_t bytes);
-
-  /// Bytes taken from the system, in use or kept for reuse.
-  std::size_t reserved_bytes() const { return reserved_; }
-  /// Bytes in use now, and the most that ever were.
-  std::size_t used_bytes() const { return used_; }
-  std::size_t peak_bytes() const { return peak_; }
-
-  /// Gives back what is not in use.
-  void trim() {
-    for (auto& list : free_)
-      while (list != nullptr) {
-        Block* block = std::exchange(list, list->next);
-        reserved_ -= block->bytes;
-        ::operator delete(block, std::align_val_t(alignment));
-      }
-  }
-
- private:
-  friend class Buffer;
-  static constexpr std::size_t alignment = 64;
-
-  struct alignas(alignment) Block {
-    Arena* arena;
-    Block* next;
-    std::size_t bytes;
-    std::uint32_t size_class;
-    std::uint32_t owners;
-  };
-
-  /// Four classes to each power of two: at most a quarter of a block is unused.
-  static constexpr std::uint32_t size_class_of(std::size_t bytes) {
-    const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
-    const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
-    return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
-  }
-  static constexpr std::size_t class_bytes(std::uint32_t size_class) {
-    return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
-  }
-
-  std::array<Block*, 256> free_{};
-  std::size_t reserved_ = 0, used_ = 0, peak_ = 0;
-};
-
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back.
-/// The arena must live longer than its buffers.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Buffer& other) : block_(other.block_) {
-    if (block_ != nullptr) ++block_->owners;
-  }
-  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
-  Buffer& operator=(Buffer other) noexcept {
-    std::swap(block_, other.block_);
-    return *this;
-  }
-  ~Buffer() {
-    if (block_ == nullptr || --block_->owners > 0) return;
-    Arena& arena = *block_->arena;
-    arena.used_ -= block_->bytes;
-    block_->next = std::exchange(arena.free_[block_->size_class], block_);
-  }
-
-  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
-  bool empty() const { return block_ == nullptr; }
-  /// True when nobody else holds the block, so that it may be overwritten.
-  bool unique() const { return block_ != nullptr && block_->owners == 1; }
-
- private:
-  friend class Arena;
-  explicit Buffer(Arena::Block* block) : block_(block) {}
-  Arena::Block* block_ = nullptr;
-};
-
-inline Buffer Arena::allocate(std::size_t bytes) {
-  const std::uint32_t size_class = size_class_of(bytes);
-  Block* block = free_[size_class];
-  if (block != nullptr) {
-    free_[size_class] = block->next;
-  } else {
-    const std::size_t size = class_bytes(size_class);
-    block = new (::operator new(size + sizeof(Block), std::align_val_t(alignment))) Block{};
-    block->arena = this;
-    block->bytes = size;
-    block->size_class = size_class;
-    reserved_ += size;
-  }
-  block->owners = 1;
-  used_ += block->bytes;
-  if (used_ > peak_) peak_ = used_;
-  return Buffer(block);
-}
-
 }  // namespace laconic::inline v0
 
 namespace laconic::inline v0 {
@@ -930,6 +1529,18 @@ class Tensor {
   using Scalar = T;
 
   Tensor() = default;
+  Tensor(const Tensor&) = default;
+  /// The other is empty afterwards.
+  Tensor(Tensor&& other) noexcept
+      : buffer_(std::move(other.buffer_)), data_(std::exchange(other.data_, nullptr)), rows_(std::exchange(other.rows_, 0)),
+        cols_(std::exchange(other.cols_, 0)) {}
+  Tensor& operator=(Tensor other) noexcept {
+    std::swap(buffer_, other.buffer_);
+    std::swap(data_, other.data_);
+    std::swap(rows_, other.rows_);
+    std::swap(cols_, other.cols_);
+    return *this;
+  }
   Tensor(Arena& arena, Index rows, Index cols)
       : buffer_(arena.allocate(static_cast<std::size_t>(rows * cols) * sizeof(T))),
         data_(static_cast<T*>(buffer_.data())),
@@ -1155,104 +1766,6 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }  // namespace laconic::inline v0
 
 namespace laconic::inline v0 {
-
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
-struct Mask {
-  struct Keys {
-    Index begin, end;
-  };
-
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk
-
-  static constexpr Mask bidirectional() { return {}; }
-  static constexpr Mask causal() { return {1, unlimited}; }
-  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
-
-  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
-
-  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
-  constexpr Keys keys(Index position, Index num_keys) const {
-    if (chunk == unlimited) return {0, num_keys};
-    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
-  }
-};
-
-}  // namespace laconic::inline v0
-
-#include <span>
-
-namespace laconic::inline v0 {
-
-/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
-/// sequence n is the rows [begin(n), end(n)); nothing is padded.
-class Sequences {
- public:
-  Sequences() : own_{0}, offsets_(own_) {}
-  /// Allocates from the heap.
-  explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
-  Sequences(const Sequences& other)
-      : own_(other.own_), buffer_(other.buffer_), offsets_(buffer_.empty() ? std::span<const Index>(own_) : other.offsets_) {}
-  Sequences& operator=(Sequences other) noexcept {
-    own_.swap(other.own_);
-    std::swap(buffer_, other.buffer_);
-    offsets_ = buffer_.empty() ? std::span<const Index>(own_) : other.offsets_;
-    return *this;
-  }
-
-  /// The sequences whose lengths are `map(length)` of these, in memory of the arena: once warm, it allocates nothing.
-  template <class Map>
-  Sequences map_lengths(Arena& arena, Map&& map) const {
-    Sequences out(arena, size());
-    auto* offsets = static_cast<Index*>(out.buffer_.data());
-    offsets[0] = 0;
-    for (Index n = 0; n < size(); ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, map(length(n)));
-    return out;
-  }
-
-  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
-  Index rows() const { return offsets_.back(); }
-  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
-  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
-  Index length(Index n) const { return end(n) - begin(n); }
-  Index max_length() const {
-    Index longest = 0;
-    for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
-    return longest;
-  }
-  friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
-
- private:
-  Sequences(Arena& arena, Index size)
-      : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
-        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
-
-  static void fill(std::vector<Index>& offsets, std::span<const Index> lengths) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      offsets[n + 1] = offsets[n] + lengths[n];
-    }
-  }
-
-  std::vector<Index> own_;
-  Buffer buffer_;
-  std::span<const Index> offsets_;
-};
-
-}  // namespace laconic::inline v0
-
-namespace laconic::inline v0 {
-
-/// What one softmax attention is about, apart from its values.
-struct AttendShape {
-  Index num_heads, num_kv_heads;
-  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
-  Mask mask = {};
-};
-
 namespace kernels {
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
@@ -1521,20 +2034,6 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
 
 namespace laconic::inline v0 {
 
-/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
-/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
-struct Conv2dShape {
-  static constexpr Index kernel = 3;
-  Index in_channels, out_channels, in_freqs;
-  Index stride = 2;  ///< in time and in frequency
-
-  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index out_freqs() const { return out_length(in_freqs); }
-  constexpr Index in_cols() const { return in_freqs * in_channels; }
-  constexpr Index out_cols() const { return out_freqs() * out_channels; }
-  constexpr Index patch() const { return kernel * kernel * in_channels; }
-};
-
 namespace kernels {
 
 /// y[t] = bias + sum_k weight[c, k] x[t + k - left] within each sequence, zero outside: depthwise convolution of rows.
@@ -1692,12 +2191,6 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
 }  // namespace laconic::inline v0
 
 namespace laconic::inline v0 {
-
-/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
-struct Labels {
-  std::vector<int> tokens;
-  Sequences sequences;
-};
 
 namespace kernels {
 
@@ -1924,22 +2417,6 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 
 namespace laconic::inline v0 {
 
-/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
-template <class Tensor, class T>
-struct RelativeTerm {
-  Tensor table{};
-  const Parameter<T>* pos_bias_u = nullptr;
-  const Parameter<T>* pos_bias_v = nullptr;
-};
-
-/// The parameters of a batch norm.
-template <class T>
-struct BatchNormParameters {
-  const Parameter<T>&weight, &bias, &running_mean, &running_var;
-  double eps, momentum;
-};
-
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
 ///
@@ -2149,7 +2626,7 @@ class Cpu {
   }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const kernels::DropoutMask& dropout,
+                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
                       Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
@@ -2163,7 +2640,7 @@ class Cpu {
   };
   AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                    const Sequences& q_sequences, const Sequences& kv_sequences,
-                                   const RelativeTerm<Tensor, T>& relative, const kernels::DropoutMask& dropout,
+                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
                                    const Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
@@ -2181,7 +2658,7 @@ class Cpu {
 
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
-  Tensor dropout_train(const Tensor& x, const kernels::DropoutMask& mask) {
+  Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
     Tensor y = make(x.rows(), x.cols());
     kernels::dropout(threads_, x.size(), mask, x.data(), y.data());
     return y;
@@ -2325,400 +2802,422 @@ class Cpu {
 
 }  // namespace laconic::inline v0
 
+#include <Eigen/Eigenvalues>
+
 namespace laconic::inline v0 {
 
-// A position policy says how attention knows the order of frames. It has
-//   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
-//   parameter_count(dims), flops(dims, frames)   constexpr, a layer
-//   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
-//   Layer<T>: term(context, table)         what one layer adds to the scores
+/// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
+struct JointFactors {
+  Matrix<double> down;                  ///< (rank, d_model), orthonormal rows
+  Matrix<double> k_up, v_up;            ///< (key or value channels, rank)
+  std::vector<double> singular_values;  ///< of the stacked weights, all d_model of them, falling
+  double discarded = 0;                 ///< sum of squares of the singular values beyond the rank
+  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
+};
 
-/// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
-inline double sinusoid(double position, Index column, Index d_model) {
-  const double rate = std::pow(10000.0, -static_cast<double>(column / 2 * 2) / static_cast<double>(d_model));
-  return column % 2 == 0 ? std::sin(position * rate) : std::cos(position * rate);
+/// Truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best latent of its size
+/// for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs no calibration.
+struct JointSvd {
+  /// k (key channels, d_model), v (value channels, d_model), rank 1 .. d_model. Allocates. Throws `Error` for other
+  /// ranks and for weights that are not finite. (A template so that only who converts compiles it.)
+  template <std::same_as<double> T>
+  static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
+    const Index d_model = k.cols();
+    require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
+            " inputs given, equal numbers expected");
+    require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
+    Matrix<T> stacked(k.rows() + v.rows(), d_model);
+    stacked << k, v;
+    require(stacked.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
+
+    // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
+    // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
+    const Eigen::SelfAdjointEigenSolver<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>> eigen(stacked.transpose() *
+                                                                                                stacked);
+    require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", d_model, ", ", d_model,
+            ") Gram matrix did not converge");
+    const Matrix<T> basis = eigen.eigenvectors().rowwise().reverse();  // largest first
+    const Matrix<T> up = stacked * basis;
+
+    // All of S goes to `up`: then the latent has the scale of its input, and also channels of singular value 0 (as of
+    // repeated heads) can learn; with sqrt(S) on both sides both of their gradients would vanish.
+    JointFactors out;
+    out.down = basis.leftCols(rank).transpose();
+    out.k_up = up.topLeftCorner(k.rows(), rank);
+    out.v_up = up.bottomLeftCorner(v.rows(), rank);
+    out.singular_values.reserve(static_cast<std::size_t>(d_model));
+    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(up.col(i).norm());
+    out.discarded = up.rightCols(d_model - rank).squaredNorm();
+    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
+    return out;
+  }
+};
+
+}  // namespace laconic::inline v0
+
+#include <map>
+
+namespace laconic::inline v0 {
+
+/// How far one thing is from another, as sums of squares, so that deviations add up over layers.
+struct Deviation {
+  double error = 0, reference = 0;
+
+  void add(double value, double expected) {
+    error += (value - expected) * (value - expected);
+    reference += expected * expected;
+  }
+  Deviation& operator+=(const Deviation& other) {
+    error += other.error;
+    reference += other.reference;
+    return *this;
+  }
+  /// |value - expected| / |expected| (Frobenius).
+  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+};
+
+/// Every number of `value` against that of `expected`.
+template <class A, class B>
+Deviation deviation(const A& value, const B& expected) {
+  Deviation out;
+  for (Index r = 0; r < expected.rows(); ++r)
+    for (Index c = 0; c < expected.cols(); ++c)
+      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
+  return out;
 }
 
-/// Rows as they enter the first layer, and the table that all layers share (empty where there is none).
-template <class Tensor>
-struct Positioned {
-  Tensor x, table;
+/// One attention layer before and after; all errors are relative (Frobenius).
+struct LayerReport {
+  std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< of the converted layer
+  Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
+  double predicted_error = 0;  ///< of keys and values, from the weights alone: right for white inputs
+  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< of the layer's output, measured by a forward pass
 };
 
-/// For policies without parameters.
-struct NoPositionLayer {
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims&, Seed) {}
-    template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
-      return {};
-    }
-    static void each_parameter(auto&, auto&&) {}
-  };
-  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
-  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
+/// What a conversion did.
+struct ConversionReport {
+  std::string input;                ///< what was measured on: "white noise" or "features"
+  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
+  double predicted_error = 0;       ///< these three: all layers together
+  double key_value_error = 0;
+  double output_error = 0;
+  double logits_error = 0;          ///< of the whole model's output
 };
 
-/// Order is known from elsewhere (convolutions) or not at all.
-struct NoPosition : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
-  template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context&, const Tensor& x, const Sequences&) {
-    return {x, {}};
-  }
-};
-
-/// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
-struct Sinusoidal : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
-  template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    Index n = 0;
-    const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
-      while (row >= sequences.end(n)) ++n;
-      return sinusoid(static_cast<double>(row - sequences.begin(n)), column, x.cols());
-    });
-    return {context.add(x, positions), {}};
-  }
-};
-
-/// Scores gain (q + v) . W_pos r(i - j), and content scores use q + u (Dai et al. 2019, section 3.3; as in ESPnet's
-/// "latest" and the Hugging Face Conformer). Keys are untouched by position, so any key-value policy goes with it.
-struct RelativePosition {
-  static constexpr bool key_bias_cancels = true;
-  static constexpr Index parameter_count(const AttentionDims& d) { return d.d_model * d.d_model + 2 * d.d_model; }
-  static constexpr Index flops(const AttentionDims& d, Index frames) {
-    return 2 * (2 * frames - 1) * d.d_model * (d.d_model + frames);
-  }
-
-  /// The table (2 * longest - 1, d_model): row `longest` - 1 - r is the sinusoid of distance r = i - j.
-  template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    const Index longest = std::max<Index>(1, sequences.max_length()), d_model = x.cols();
-    return {x, context.constant(2 * longest - 1, d_model, [&](Index row, Index column) {
-              return sinusoid(static_cast<double>(longest - 1 - row), column, d_model);
-            })};
-  }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_pos(d.d_model, d.d_model, seed / "linear_pos", Bias::no),
-          pos_bias_u({d.num_heads, d.head_dim()}), pos_bias_v({d.num_heads, d.head_dim()}) {}
-
-    template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
-      return {linear_pos(context, table), &pos_bias_u, &pos_bias_v};
-    }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_pos", self.linear_pos);
-      visit("pos_bias_u", self.pos_bias_u);
-      visit("pos_bias_v", self.pos_bias_v);
-    }
-
-    Linear<T> linear_pos;
-    Parameter<T> pos_bias_u, pos_bias_v;
-  };
-};
-
-}  // namespace laconic::inline v0
-
-namespace laconic::inline v0 {
-
-/// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
-struct Frames {
-  Index count;
-};
-constexpr Frames frames(Index count) { return {count}; }
-
-template <class Policy, class T>
-class AttentionLayer;
-
-/// Softmax attention as a choice of independent policies, with its costs known at compile time. The layer that computes
-/// it is `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
-template <class HeadsPolicy, class KeyValuePolicy, class PositionPolicy = RelativePosition>
-struct Attention {
-  using Heads = HeadsPolicy;
-  using KeyValue = KeyValuePolicy;
-  using Position = PositionPolicy;
-  template <class T>
-  using Layer = AttentionLayer<Attention, T>;
-
-  /// Throws where type and configuration contradict each other or the numbers do not fit.
-  static constexpr AttentionDims dims(const AttentionConfig& config) {
-    const Index heads = resolve<Heads::num_heads>(config.num_heads, "num_heads");
-    const Index kv_heads = resolve<Heads::num_kv_heads>(
-        Heads::num_kv_heads == dyn && config.num_kv_heads == 0 ? heads : config.num_kv_heads, "num_kv_heads");
-    require(config.d_model > 0 && config.d_model % heads == 0, "num_heads: ", heads, " heads given, a divisor of d_model = ",
-            config.d_model, " expected");
-    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads, " key-value heads given, a divisor of num_heads = ", heads, " expected");
-    return {config.d_model, heads, kv_heads, KeyValue::resolved_rank(config)};
-  }
-
-  /// Bytes that one layer caches for this many frames.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Index bytes_per_number = 4) {
-    return KeyValue::cache_floats(dims(config)) * n.count * bytes_per_number;
-  }
-  /// Trained numbers of one layer.
-  static constexpr Index parameter_count(const AttentionConfig& config) {
-    const AttentionDims d = dims(config);
-    return 2 * d.d_model * (d.d_model + 1) + KeyValue::parameter_count(d) + Position::parameter_count(d);
-  }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, every frame seeing all.
-  static constexpr Index flops(const AttentionConfig& config, Frames n) {
-    const AttentionDims d = dims(config);
-    const Index t = n.count;
-    return t * (2 * 2 * d.d_model * d.d_model + KeyValue::flops(d)) + 4 * t * t * d.d_model + Position::flops(d, t);
-  }
-};
-
-template <Index H, class Position = RelativePosition>
-using Mha = Attention<Heads<H, H>, FullRank, Position>;
-template <Index H, Index G, class Position = RelativePosition>
-using Gqa = Attention<Heads<H, G>, FullRank, Position>;
-template <Index H, class Position = RelativePosition>
-using Mqa = Attention<Heads<H, 1>, FullRank, Position>;
-template <Index H, Index R, class Position = RelativePosition>
-using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
-
-/// Self-attention of packed rows, (rows, d_model) to (rows, d_model), by the policy. Parameter names are those of the
-/// Hugging Face Conformer.
-template <class Policy, class T>
-class AttentionLayer : public Module<AttentionLayer<Policy, T>> {
+/// The CPU, keeping what flows into chosen linear layers: `inputs[&layer.weight]` is filled where it exists.
+template <class T>
+class InputRecorder : public Cpu<T> {
  public:
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : AttentionLayer(Policy::dims(config), dropout, seed) {}
+  using typename Cpu<T>::Tensor;
 
-  const AttentionDims& dims() const { return dims_; }
-
-  /// `table` is what Position::enter gave for these sequences.
-  template <class Context, class Tensor>
-  Tensor operator()(Context& context, const Tensor& x, const Sequences& sequences, const Tensor& table, const Mask& mask = {}) const {
-    const auto [k, v] = key_value.expand(context, key_value.remember(context, x));
-    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, 1 / std::sqrt(static_cast<double>(dims_.head_dim())), mask};
-    const auto q = linear_q(context, x);
-    const auto term = position.term(context, table);
-    return linear_out(context, context.attend(q, k, v, shape, sequences, sequences, term, dropout_));
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+    if (const auto at = inputs.find(&weight); at != inputs.end()) at->second = x.view();
+    return Cpu<T>::linear(x, weight, bias);
   }
 
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("linear_q", self.linear_q);
-    std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
-    visit("linear_out", self.linear_out);
-    std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
-  }
-
-  Linear<T> linear_q;
-  typename Policy::KeyValue::template Layer<T> key_value;
-  Linear<T> linear_out;
-  typename Policy::Position::template Layer<T> position;
-
- private:
-  AttentionLayer(const AttentionDims& d, double dropout, Seed seed)
-      : linear_q(d.d_model, d.d_model, seed / "linear_q"), key_value(d, seed), linear_out(d.d_model, d.d_model, seed / "linear_out"),
-        position(d, seed), dims_(d), dropout_(dropout) {}
-
-  AttentionDims dims_;
-  double dropout_;
+  std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
+
+/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them. Biases are left
+/// out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+template <class To, class From, class T>
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
+  Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
+  rows.topRows(x.rows()) = x;
+  const auto expand = [&](const auto& layer) {
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows)));
+  };
+  const auto now = expand(target), before = expand(source);
+  const AttentionDims &to = target.dims(), &from = source.dims();
+  Deviation out;
+  const auto add = [&](const auto& value, const auto& expected) {
+    for (Index r = 0; r < x.rows(); ++r)
+      for (Index h = 0; h < from.num_heads; ++h)
+        for (Index c = 0; c < from.head_dim(); ++c) {
+          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim() + c;
+          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim() + c;
+          out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
+                  static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
+        }
+  };
+  add(now.k, before.k);
+  add(now.v, before.v);
+  return out;
+}
+
+/// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
+template <class To, class From, class T>
+Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                           const Matrix<T>& x, const Sequences& sequences) {
+  const auto rows = cpu.input(x);
+  const auto table = From::Position::enter(cpu, rows, sequences).table;
+  return deviation(target(cpu, rows, sequences, table).view(), source(cpu, rows, sequences, table).view());
+}
+
+/// Rows of independent standard normal numbers, the same for the same name.
+template <class T>
+Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
+  const Random random(Seed(), name);
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
 
 }  // namespace laconic::inline v0
 
-#include <memory>
-#include <optional>
-
 namespace laconic::inline v0 {
 
-/// The context that trains: computes with `Backend` and records each primitive on a tape. `backward(loss)` walks the
-/// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
-/// terms of a context's primitives, so the same code runs and trains.
+/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
+/// key-value head for every head.
+struct ConversionConfig {
+  Index num_kv_heads = 0;
+  Index kv_lora_rank = 0;
+};
+
+/// `auto [small, report] = convert<Small>(model);`
+template <class Target>
+struct Conversion {
+  Target model;
+  ConversionReport report;
+};
+
+namespace detail {
+
+template <class Target, class Source>
+inline constexpr bool same_model = false;
+template <template <class, class> class Model, class To, class From, class T>
+inline constexpr bool same_model<Model<To, T>, Model<From, T>> = true;
+
+template <class From, class To>
+inline constexpr bool conversion_known = false;
+template <>
+inline constexpr bool conversion_known<FullRank, FullRank> = true;
+template <Index R>
+inline constexpr bool conversion_known<FullRank, SharedLatent<R>> = true;
+template <Index A, Index B>
+inline constexpr bool conversion_known<SharedLatent<A>, SharedLatent<B>> = true;
+
+/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+struct KeyValueMap {
+  Matrix<double> k, v;
+  auto k_weight() const { return k.leftCols(k.cols() - 1); }
+  auto v_weight() const { return v.leftCols(v.cols() - 1); }
+  auto v_bias() const { return v.rightCols(1); }
+};
+
+template <class T>
+Matrix<double> with_bias(const Linear<T>& linear) {
+  Matrix<double> out(linear.out(), linear.in() + 1);
+  out << linear.weight.value.template cast<double>(), linear.bias.value.transpose().template cast<double>();
+  return out;
+}
+template <class T>
+void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
+  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
+  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+}
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  linear.weight.value = weight.template cast<T>();
+  linear.bias.value.setZero();
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  const Matrix<double> k_up = with_bias(layer.linear_k_up), v_up = with_bias(layer.linear_v_up);
+  const Index rank = down.rows();
+  KeyValueMap out{k_up.leftCols(rank) * down, v_up.leftCols(rank) * down};
+  out.k.rightCols(1) += k_up.rightCols(1);
+  out.v.rightCols(1) += v_up.rightCols(1);
+  return out;
+}
+
+/// Every head's rows from those of the key-value head that it reads.
+inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
+  return out;
+}
+/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
+  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
+  return out / static_cast<double>(group);
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error of its weights.
+template <class Layer, class Method>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
+  assign(layer.linear_k, wanted.k);
+  assign(layer.linear_v, wanted.v);
+  return 0;
+}
+template <Index R, class Layer, class Method>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+
+/// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
+template <class To, class From, class T, class Method>
+Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                        const Method& method) {
+  const AttentionDims &to = target.dims(), &from = source.dims();
+  const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
+  require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
+          " have weights that are not finite");
+  const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
+  Deviation out = deviation(shared.k_weight(), before.k_weight());
+  out += deviation(shared.v_weight(), before.v_weight());
+  const bool same_latent = from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank;
+  if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
+
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, method);
+  out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+
+  // Probabilities sum to 1, so a bias on the values is one on the output.
+  const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
+  const Matrix<double> moved =
+      target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
+  target.linear_out.bias.value += moved.transpose().template cast<T>();
+  return out;
+}
+
+/// Copies by name. Only keys and values may be missing in the source or have another shape there.
+template <class Target, class Source>
+void copy_parameters(Target& target, const Source& source) {
+  using P = Parameter<typename Source::Scalar>;
+  std::map<std::string, const P*, std::less<>> from;
+  source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
+  std::vector<const P*> converted;
+  Target::each_attention(target, [&](std::string_view, const auto& layer) {
+    layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+  });
+  target.parameters([&](std::string_view name, P& p) {
+    const auto found = from.find(name);
+    if (found != from.end() && found->second->shape() == p.shape())
+      p.value = found->second->value;
+    else
+      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
+              "convert: the source has no parameter ", name, " of the target's shape");
+  });
+}
+
+template <class Target, class Source>
+constexpr bool types_fit() {
+  static_assert(same_model<Target, Source>,
+                "laconic: convert changes a model's attention, neither its kind nor its number type");
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
+  static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
+  static_assert(std::is_same_v<typename From::Position, typename To::Position>,
+                "laconic: convert keeps the position policy");
+  static_assert(conversion_known<typename From::KeyValue, typename To::KeyValue>,
+                "laconic: no conversion is known between these two key-value policies");
+  static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
+                "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  return true;
+}
+
+/// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
+template <class Target, class Method, class Source>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
+                           bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  using T = typename Source::Scalar;
+  using From = AttentionLayer<typename Source::Policy, T>;
+  using To = AttentionLayer<typename Target::Policy, T>;
+
+  auto config = source.config();
+  config.num_kv_heads = numbers.num_kv_heads;
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  Conversion<Target> out{Target(config, Seed()), {}};
+  copy_parameters(out.model, source);
+
+  InputRecorder<T> cpu;
+  std::vector<const From*> layers;
+  Source::each_attention(source, [&](std::string_view, const From& layer) {
+    layers.push_back(&layer);
+    cpu.inputs[&layer.linear_q.weight];
+  });
+  const auto logits = source(cpu, features, sequences);
+  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
+          " sequences, of which the subsampling leaves none");
+
+  Deviation predicted, key_value, output;
+  auto layer = layers.begin();
+  Target::each_attention(out.model, [&](std::string_view name, To& to) {
+    const From& from = **layer++;
+    Matrix<T>& x = cpu.inputs[&from.linear_q.weight];
+    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    const Deviation of_weights = convert_layer(name, to, from, method);
+    const Deviation of_key_value = key_value_deviation(cpu, to, from, x);
+    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences);
+    out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
+                                 of_weights.relative(), of_key_value.relative(), of_output.relative()});
+    predicted += of_weights;
+    key_value += of_key_value;
+    output += of_output;
+  });
+  out.report.input = measure_on_noise ? "white noise" : "features";
+  out.report.predicted_error = predicted.relative();
+  out.report.key_value_error = key_value.relative();
+  out.report.output_error = output.relative();
+  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+  return out;
+}
+
+}  // namespace detail
+
+/// The model with another attention: what both have in common is copied, keys and values are converted.
 ///
-/// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
-/// norm follow `training`; call number n of dropout draws from stream n of the seed.
-template <class Backend>
-class Autodiff {
-  using Value = typename Backend::Tensor;
+///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
+///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
+///
+/// Full rank to a latent, and a latent to one of another rank: by `method`. More key-value heads to fewer: the mean of
+/// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
+/// softmax ignores one on the keys, and one on the values goes to `linear_out`.
+///
+/// The report compares both models by forward passes on white noise: 260 rows of features, and as many rows of noise
+/// into every attention layer as these leave after the subsampling. Throws `Error` where the numbers do not fit (a
+/// latent larger than d_model) or weights are not finite. Allocates.
+template <class Target, class Source, class Method = JointSvd>
+Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
+  const auto noise = white_noise<typename Source::Scalar>(260, source.config().num_mels, "features");
+  return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
+}
 
- public:
-  using Scalar = typename Backend::Scalar;
-
-  /// A value and its place on the tape (-1: a constant, which needs no derivative).
-  class Tensor {
-   public:
-    Tensor() = default;
-    Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
-    Index rows() const { return value.rows(); }
-    Index cols() const { return value.cols(); }
-    bool empty() const { return value.empty(); }
-    Value value;
-    Index node = -1;
-  };
-
-  explicit Autodiff(Backend& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
-  Autodiff(const Autodiff&) = delete;
-  Autodiff& operator=(const Autodiff&) = delete;
-
-  const bool training;
-  Backend& backend() { return backend_; }
-  Arena& arena() { return backend_.arena(); }
-
-  // -- values -------------------------------------------------------------------------------------------------------
-  Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
-  Tensor input(Tensor x) { return x; }
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
-  }
-  /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
-  Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
-  /// Empty where the loss does not depend on the variable.
-  const Value& gradient(const Tensor& variable) const { return nodes_.at(static_cast<std::size_t>(variable.node)).gradient; }
-
-  /// Derivatives of `weight` times `loss` (1, 1) by everything on the tape, which is used up by this.
-  void backward(const Tensor& loss, double weight = 1) {
-    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
-    require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    nodes_[static_cast<std::size_t>(loss.node)].gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
-    for (std::size_t i = nodes_.size(); i-- > 0;) {
-      if (nodes_[i].step == nullptr) continue;
-      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
-      const Value gradient = std::move(nodes_[i].gradient);
-      nodes_[i].gradient = Value();
-      if (!gradient.empty()) step->backward(gradient);
-    }
-  }
-  /// Forgets everything.
-  void clear() { nodes_.clear(); }
-
-  // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
-  using P = Parameter<Scalar>;
-
-  Tensor linear(const Tensor& x, const P& weight, const P* bias) {
-    return op(backend_.linear(x.value, weight, bias), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
-              [this, x, &weight, bias](const Value& dy) { give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x))); });
-  }
-  Tensor activation(Activation kind, const Tensor& x) {
-    return op(backend_.activation(kind, x.value), needs(x),
-              [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
-  }
-  Tensor glu(const Tensor& x) {
-    return op(backend_.glu(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
-  }
-  Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
-    Value moments;
-    Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, moments](const Value& dy) {
-      give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
-    });
-  }
-  Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
-    Value moments;
-    Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
-              [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
-  }
-  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
-    return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
-              [this, x, &weight, &bias, shape, from, to](const Value& dy) {
-                give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
-              });
-  }
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, Index left) {
-    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, left),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, left](const Value& dy) {
-                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, left, needs(x)));
-              });
-  }
-  /// `dropout` is of the attention probabilities, in training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
-    const kernels::DropoutMask mask = next_mask(dropout);
-    Value log_sums;
-    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-    return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
-      auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-      give(q, std::move(d.dq));
-      give(k, std::move(d.dk));
-      give(v, std::move(d.dv));
-      if (!table.empty()) give(table, std::move(d.dtable));
-    });
-  }
-  Tensor dropout(const Tensor& x, double probability) {
-    const kernels::DropoutMask mask = next_mask(probability);
-    if (!mask.any()) return x;
-    return op(backend_.dropout_train(x.value, mask), needs(x),
-              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
-  }
-  Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
-    return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
-              [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
-                give(xn, dz);
-                if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
-              });
-  }
-  Tensor log_softmax(const Tensor& x) {
-    Value y = backend_.log_softmax(x.value);
-    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) { give(xn, backend_.log_softmax_backward(dy, y)); });
-  }
-  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
-    Value derivative;
-    Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
-    return op(std::move(losses), needs(logits), [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
-      give(xn, backend_.ctc_backward(dy, sequences, derivative));
-    });
-  }
-  Tensor mean_finite(const Tensor& x) {
-    return op(backend_.mean_finite(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
-  }
-
- private:
-  struct Step {
-    virtual ~Step() = default;
-    virtual void backward(const Value& gradient) = 0;
-  };
-  template <class F>
-  struct StepOf final : Step {
-    explicit StepOf(F f) : function(std::move(f)) {}
-    void backward(const Value& gradient) override { function(gradient); }
-    F function;
-  };
-  struct Node {
-    std::unique_ptr<Step> step;  // null for a leaf, whose gradient stays
-    Value gradient;
-  };
-
-  static bool needs(const Tensor& x) { return x.node >= 0; }
-
-  Tensor record(Value value, std::unique_ptr<Step> step) {
-    nodes_.push_back({std::move(step), Value()});
-    return {std::move(value), static_cast<Index>(nodes_.size()) - 1};
-  }
-  /// A result; its derivative is recorded only if something before it needs one.
-  template <class F>
-  Tensor op(Value value, bool needed, F&& backward) {
-    if (!needed) return {std::move(value), -1};
-    return record(std::move(value), std::make_unique<StepOf<std::remove_cvref_t<F>>>(std::forward<F>(backward)));
-  }
-  /// Adds to the gradient of x.
-  void give(const Tensor& x, Value gradient) {
-    if (!needs(x)) return;
-    Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
-    sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
-  }
-  kernels::DropoutMask next_mask(double probability) {
-    return kernels::DropoutMask(training ? probability : 0.0, Random(seed_, calls_++));
-  }
-
-  Backend& backend_;
-  Seed seed_;
-  std::uint64_t calls_ = 0;
-  std::vector<Node> nodes_;
-};
+/// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
+/// layer on the input that it has in the source model.
+template <class Target, class Source, class Method>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+  return detail::convert<Target>(source, method, numbers, features, sequences, false);
+}
 
 }  // namespace laconic::inline v0
 
