@@ -53,6 +53,8 @@ struct StudyOptions : CommonOptions {
   Index seeds = 0;
 };
 
+constexpr const char *known = "known speakers", *held_out = "held-out speaker";
+
 /// A test set of the corpus.
 struct TestSet {
   std::string name;
@@ -72,7 +74,6 @@ class Study {
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
-    const std::string test = (corpus_ / "test.jsonl").string();
     for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i);
     write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
                                              preset_.seeds, " --seed ", o_.seed,
@@ -140,8 +141,8 @@ class Study {
     };
     train_ = load("train.jsonl", &vocabulary);
     valid_ = load("valid.jsonl", &vocabulary);
-    tests_.push_back({"known speakers", load("test.jsonl", nullptr)});
-    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) tests_.push_back({"held-out speaker", load("holdout.jsonl", nullptr)});
+    tests_.push_back({known, load("test.jsonl", nullptr)});
+    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) tests_.push_back({held_out, load("holdout.jsonl", nullptr)});
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
@@ -157,7 +158,17 @@ class Study {
     return Recognizer::create(config, Vocabulary::of(config.tokens, texts), seed);
   }
 
+  /// A seed's last row is that of its last variant.
+  bool is_finished(std::int64_t seed) const {
+    return std::ranges::any_of(results_.rows(), [&](const auto& row) {
+      return row.at("seed") == seed && row.at("name") == variant_name(num_heads / 8) && row.at("stage") == "finetuned" &&
+             row.at("test_set") == (std::filesystem::exists(corpus_ / "holdout.jsonl") ? held_out : known);
+    });
+  }
+  static std::string variant_name(Index kv_heads) { return kv_heads == 1 ? "mqa" : text("gqa G=", kv_heads); }
+
   void run_seed(std::int64_t seed) {
+    if (is_finished(seed)) return say("seed ", seed, " is finished");
     const auto folder = out_ / "models" / text("seed", seed);
     Recognizer baseline = untrained(Seed(static_cast<std::uint64_t>(seed)));
     load_data(baseline.config, baseline.vocabulary);
@@ -169,7 +180,7 @@ class Study {
     for (const Index rank : {d, d / 2, d / 4, d / 8})
       variant(baseline, folder, seed, text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank);
     for (const Index kv_heads : {num_heads / 2, num_heads / 4, num_heads / 8})
-      variant(baseline, folder, seed, kv_heads == 1 ? "mqa" : text("gqa G=", kv_heads), text("gqa-", kv_heads),
+      variant(baseline, folder, seed, variant_name(kv_heads), text("gqa-", kv_heads),
               kv_heads == 1 ? AttentionName::mqa : AttentionName::gqa, kv_heads, 0);
   }
 

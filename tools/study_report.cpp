@@ -10,8 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <map>
+#include <tuple>
 #include <numeric>
 #include <vector>
 
@@ -91,11 +91,70 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
 
 void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
   for (const std::string format : {"png", "svg"}) {
-    const std::string terminal = format == "png" ? "set terminal pngcairo size 1100,700 font 'sans,13'" : "set terminal svg size 900,560 font 'sans,13'";
+    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,560 font 'sans,13'" : "set terminal svg size 1000,470 font 'sans,13'";
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
     write_file(script, text(terminal, "\nset output '", image.string(), "'\n", body));
     require(run_program({"gnuplot", script.string()}) == 0, "gnuplot failed on ", script.string());
   }
+}
+
+/// "mha", "mla" or "gqa".
+std::string family(const Summary& s) { return s.name == "mha" ? "mha" : s.name.starts_with("mla") ? "mla" : "gqa"; }
+
+constexpr const char* cache_axis =
+    "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
+    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\n";
+
+/// One panel a test set; a series for each family and stage, set apart a little so that intervals do not hide each other.
+void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
+  struct Series {
+    const char *family, *stage, *title, *style;
+    double shift;
+  };
+  static constexpr Series series[] = {
+      {"mha", "baseline", "MHA", "lc rgb '#222222' pt 7", 1},
+      {"mla", "converted", "MLA, converted", "lc rgb '#7fb2e5' pt 6", 0.95},
+      {"mla", "finetuned", "MLA, fine-tuned", "lc rgb '#0060ad' pt 7", 0.985},
+      {"gqa", "converted", "GQA, converted", "lc rgb '#f0bb88' pt 4", 1.015},
+      {"gqa", "finetuned", "GQA, fine-tuned", "lc rgb '#dd7711' pt 5", 1.05},
+  };
+  std::string data, body = text(cache_axis, "DATA = '", (folder / "wer_cache.dat").string(), "'\nset yrange [0:*]\nset ylabel 'word error rate, %'\n",
+                                "set multiplot layout 1,", sets.size(), "\n");
+  int index = 0;
+  for (const std::string& set : sets) {
+    std::string list;
+    for (const Series& one : series) {
+      std::string block;
+      for (const Summary& s : all)
+        if (s.test_set == set && family(s) == one.family && s.stage == one.stage)
+          block += text(fixed(100 * s.cache_fraction * one.shift, 4), ' ', fixed(s.wer, 4), ' ', fixed(s.low, 4), ' ', fixed(s.high, 4), '\n');
+      if (block.empty()) continue;
+      data += block + "\n\n";
+      list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 2 ", one.style, " title '", one.title, "'");
+    }
+    body += text("set title '", set, "'\nplot ", list, '\n');
+  }
+  write_file(folder / "wer_cache.dat", data);
+  plot(folder, "wer_cache", body + "unset multiplot\n");
+}
+
+/// Relative error of keys and values after conversion.
+void plot_conversion(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::string& set) {
+  std::string data, list;
+  int index = 0;
+  for (const auto& [kind, title, style] : {std::tuple{"mla", "MLA (joint SVD)", "lc rgb '#0060ad' pt 7"}, std::tuple{"gqa", "GQA (mean of heads)", "lc rgb '#dd7711' pt 5"}}) {
+    std::string block;
+    for (const Summary& s : all)
+      if (s.test_set == set && family(s) == kind && s.stage == "converted")
+        block += text(fixed(100 * s.cache_fraction, 4), ' ', fixed(s.key_value_error, 6), '\n');
+    if (block.empty()) continue;
+    data += block + "\n\n";
+    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", style, " title '", title, "'");
+  }
+  write_file(folder / "conversion_error.dat", data);
+  plot(folder, "conversion_error",
+       text(cache_axis, "DATA = '", (folder / "conversion_error.dat").string(), "'\nset yrange [0:1]\n",
+            "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ", list, '\n'));
 }
 
 }  // namespace
@@ -146,44 +205,6 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
   write_file(folder / "report.md", report);
   write_file(folder / "summary.txt", summary);
 
-  // One block of data a series, for gnuplot's `index`.
-  const auto family = [](const Summary& s) { return s.name == "mha" ? "mha" : s.name.starts_with("mla") ? "mla" : "gqa"; };
-  std::string data, errors, body = text(
-      "set datafile missing '?'\nset logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\n"
-      "set xrange [5:125]\nset yrange [0:*]\nset grid\nset key top right\nset xlabel 'key-value cache, of the MHA baseline'\n"
-      "set ylabel 'word error rate, %'\nset bars small\n");
-  std::string series;
-  int index = 0;
-  for (std::size_t k = 0; k < sets.size(); ++k)
-    for (const auto& [kind, stage, title, colour] : std::vector<std::tuple<std::string, std::string, std::string, std::string>>{
-             {"mha", "baseline", "MHA", "#222222"}, {"mla", "finetuned", "MLA, fine-tuned", "#0060ad"}, {"gqa", "finetuned", "GQA, fine-tuned", "#dd7711"}}) {
-      std::string block;
-      for (const Summary& s : all)
-        if (s.test_set == sets[k] && family(s) == kind && s.stage == stage)
-          block += text(fixed(100 * s.cache_fraction * (1 + 0.02 * static_cast<double>(k)), 4), ' ', fixed(s.wer, 4), ' ', fixed(s.low, 4), ' ', fixed(s.high, 4), '\n');
-      if (block.empty()) continue;
-      data += block + "\n\n";
-      series += text(series.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lc rgb '", colour, "' lw 2 pt ", k == 0 ? 7 : 6,
-                     " dt ", k + 1, " title '", title, sets.size() > 1 ? text(" (", sets[k], ")") : "", "'");
-    }
-  write_file(folder / "wer_cache.dat", data);
-  const std::string source = text("DATA = '", (folder / "wer_cache.dat").string(), "'\n");
-  plot(folder, "wer_cache", text(source, body, "set title 'Word error rate against cache: one model, trained with MHA, converted and fine-tuned'\nplot ", series, '\n'));
-
-  series.clear();
-  index = 0;
-  for (const auto& [kind, title, colour] : std::vector<std::tuple<std::string, std::string, std::string>>{{"mla", "MLA (joint SVD)", "#0060ad"}, {"gqa", "GQA (mean of heads)", "#dd7711"}}) {
-    std::string block;
-    for (const Summary& s : all)
-      if (s.test_set == sets[0] && family(s) == kind && s.stage == "converted")
-        block += text(fixed(100 * s.cache_fraction, 4), ' ', fixed(s.key_value_error, 6), ' ', fixed(s.wer, 4), '\n');
-    errors += block + "\n\n";
-    series += text(series.empty() ? "" : ", \\\n  ", "DATA index ", index, " using 1:2 with linespoints lc rgb '", colour, "' lw 2 pt 7 title '", title,
-                   ": error of keys and values', \\\n  DATA index ", index, " using 1:($3/100) with linespoints lc rgb '", colour, "' lw 2 dt 2 pt 6 title '", title, ": WER'");
-    ++index;
-  }
-  write_file(folder / "conversion_error.dat", errors);
-  plot(folder, "conversion_error",
-       text("DATA = '", (folder / "conversion_error.dat").string(), "'\n", body,
-            "set ylabel 'relative error; word error rate as a fraction'\nset title 'After conversion, before fine-tuning'\nplot ", series, '\n'));
+  plot_wer(folder, all, sets);
+  plot_conversion(folder, all, sets.front());
 }
