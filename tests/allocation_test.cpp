@@ -15,6 +15,7 @@ std::atomic<long> allocations{0};
 #define eigen_assert(condition) (static_cast<bool>(condition) ? void() : void(++allocations))
 
 #include <laconic/backend/autodiff.hpp>
+#include <laconic/backend/cpu.hpp>
 #include <laconic/model/conformer.hpp>
 
 #include "catch.hpp"

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // CTC against PyTorch (tests/golden/ctc.py), against the sum over all paths, and on targets that are impossible.
 #include <laconic/backend/autodiff.hpp>
+#include <laconic/backend/cpu.hpp>
 #include <laconic/io/safetensors.hpp>
 
 #include "gradient_check.hpp"

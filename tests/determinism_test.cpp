@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Equal numbers, bit for bit, however the work is dealt out.
 #include <laconic/backend/autodiff.hpp>
+#include <laconic/backend/cpu.hpp>
 #include <laconic/model/conformer.hpp>
 
 #include "gradient_check.hpp"

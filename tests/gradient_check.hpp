@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/autodiff.hpp>
+#include <laconic/backend/cpu.hpp>
 
 #include "catch.hpp"
 

@@ -6,6 +6,7 @@
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/trainer.hpp>
 
+#include <functional>
 #include <variant>
 
 namespace laconic::inline v0 {

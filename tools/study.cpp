@@ -7,6 +7,9 @@
 #include <laconic/speech/digits.hpp>
 #include <laconic/speech/speak.hpp>
 
+#include <algorithm>
+#include <map>
+
 namespace {
 
 using namespace laconic;
