@@ -32,6 +32,7 @@ int run(int argc, char** argv) {
   add_study_command(app);
   try {
     app.parse(argc, argv);
+    laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, "standard output: cannot write the result");  // a full disk
     return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
