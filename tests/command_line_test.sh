@@ -1,0 +1,267 @@
+#!/usr/bin/env bash
+# The program `laconic` from outside: a corpus, a model, its conversions, and every bad input.
+#   usage: command_line_test.sh PROGRAM
+set -uo pipefail
+export LC_ALL=C
+laconic=$(realpath "$1")
+work=$(mktemp -d)
+mounted=
+cleanup() {
+  [ -z "$mounted" ] || umount "$mounted"
+  rm -rf "$work"
+}
+trap cleanup EXIT
+cd "$work" || exit 1
+checks=0
+
+fail() {
+  echo "FAILED: $*"
+  for log in out err; do [ ! -s "$log" ] || { echo "--- std$log:"; head -c 3000 "$log"; }; done
+  exit 1
+}
+# ok ARGUMENTS...: laconic does its job. One thread: tests run beside others.
+ok() {
+  "$laconic" "$@" --threads 1 >out 2>err || fail "laconic $* (exit code $?)"
+  checks=$((checks + 1))
+}
+says() { grep -qF -- "$2" "$1" || fail "std$1 does not say: $2"; }
+# refused OFFENDER... -- ARGUMENTS...: a non-zero exit, one line of explanation that names the offenders, nothing new in
+# the folder (so no partial file, no folder `new`).
+refused() {
+  local offenders=() before code
+  while [ "$1" != -- ]; do
+    offenders+=("$1")
+    shift
+  done
+  shift
+  before=$(find . -path ./out -o -path ./err -o -print | sort)
+  "$laconic" "$@" --threads 1 >out 2>err
+  code=$?
+  [ "$code" -ne 0 ] || fail "accepted: laconic $*"
+  [ "$code" -lt 126 ] || fail "crashed with exit code $code: laconic $*"
+  [ "$(grep -vc -e '^reading ' -e '^note: ' -e ' parameters, ' -e '^epoch ' err)" -eq 1 ] || fail "not one line: laconic $*"
+  [ "$(grep -c '^laconic: ' err)" -eq 1 ] || fail "no line 'laconic: ...': laconic $*"
+  for offender in "${offenders[@]}"; do
+    grep '^laconic: ' err | grep -qF -- "$offender" || fail "does not name '$offender': laconic $*"
+  done
+  [ "$before" = "$(find . -path ./out -o -path ./err -o -print | sort)" ] || fail "left something: laconic $*: $(find . -newer out)"
+  checks=$((checks + 1))
+}
+# misused TEXT ARGUMENTS...: a wrong command line; CLI11 words these.
+misused() {
+  local text=$1
+  shift
+  "$laconic" "$@" >out 2>err && fail "accepted: laconic $*"
+  says err "$text"
+  says err 'Run with --help'
+  checks=$((checks + 1))
+}
+
+# number VALUE BYTES: little endian, as escapes of printf.
+number() {
+  local i value=$1
+  for ((i = 0; i < $2; i++)); do printf '\\x%02x' $((value >> (8 * i) & 255)); done
+}
+# wav FILE RATE CHANNELS FRAMES HZ [HZ]: a 16-bit WAV file of one tone, or two.
+wav() {
+  local bytes=$(($4 * $3 * 2))
+  {
+    printf "RIFF$(number $((36 + bytes)) 4)WAVEfmt $(number 16 4)$(number 1 2)$(number "$3" 2)"
+    printf "$(number "$2" 4)$(number $(($2 * $3 * 2)) 4)$(number $(($3 * 2)) 2)$(number 16 2)data$(number "$bytes" 4)"
+    printf "$(awk -v rate="$2" -v channels="$3" -v frames="$4" -v f="$5" -v g="${6:-$5}" 'BEGIN {
+      for (t = 0; t < frames; ++t) {
+        x = int(6000 * sin(6.2831853 * f * t / rate) + 6000 * sin(6.2831853 * g * t / rate))
+        if (x < 0) x += 65536
+        for (c = 0; c < channels; ++c) printf "\\%03o\\%03o", x % 256, int(x / 256)
+      }
+    }')"
+  } >"$1"
+}
+
+# --- Help and version.
+"$laconic" --version >out 2>err || fail "laconic --version"
+grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
+for command in "" data "data digits" "data speak" train convert eval transcribe study; do
+  # shellcheck disable=SC2086
+  "$laconic" $command --help >out 2>err || fail "laconic $command --help"
+  says out 'Example:'
+done
+misused 'subcommand is required'
+misused '--no-such-option' eval --model m --data d --no-such-option
+misused '--attention' train --data corpus --out new --attention mla-full
+misused '--data' train --out new
+misused '--out' train --data corpus
+misused '--threads' eval --model m --data d --threads 0
+misused '--latent-dim' train --data corpus --out new --init model --latent-dim 4
+
+# --- A corpus of tones in place of digits.
+mkdir recordings
+for digit in 0 1 2 3 4 5 6 7 8 9; do
+  wav "recordings/${digit}_tone_0.wav" 8000 1 960 $((250 + 110 * digit)) $((3400 - 220 * digit))
+  for index in 5 8; do cp "recordings/${digit}_tone_0.wav" "recordings/${digit}_tone_$index.wav"; done
+done
+ok data digits --recordings recordings --out corpus --train 24 --valid 4 --test 4
+[ -s corpus/train.jsonl ] || fail "no corpus/train.jsonl"
+says out 'corpus/test.jsonl'
+refused corpus -- data digits --recordings recordings --out corpus
+refused nowhere -- data digits --recordings nowhere --out new
+refused nobody -- data digits --recordings recordings --out new --holdout-speaker nobody
+touch recordings/notes.wav
+refused notes.wav -- data digits --recordings recordings --out new
+rm recordings/notes.wav
+mv recordings/7_tone_8.wav kept.wav
+refused 'no digit 7' -- data digits --recordings recordings --out new
+: >recordings/7_tone_8.wav
+refused 7_tone_8.wav -- data digits --recordings recordings --out new
+mv kept.wav recordings/7_tone_8.wav
+
+# --- Training, measuring, transcribing, converting, fine-tuning.
+tiny="--d-model 16 --layers 1 --heads 2 --conv-kernel 3 --subsampling-channels 4 --mels 20 --epochs 1 --batch-frames 800"
+# shellcheck disable=SC2086
+ok train --data corpus --out run $tiny --json train.json --seed 3
+for file in run/model/config.json run/model/vocab.json run/model/model.safetensors run/losses.csv run/checkpoint.safetensors; do
+  [ -s "$file" ] || fail "no $file"
+done
+says err 'valid WER'
+grep -q '"valid_wer"' train.json || fail "train.json does not hold the WER"
+# shellcheck disable=SC2086
+ok train --data corpus --out run2 $tiny --seed 3
+cmp run/model/model.safetensors run2/model/model.safetensors || fail "the same seed gives another model"
+
+ok eval --model run --data corpus/test.jsonl --json eval.json --transcripts mha.jsonl
+says out 'WER '
+for key in wer wer_low wer_high substitutions deletions insertions cache_bytes_per_second parameters; do
+  grep -q "\"$key\"" eval.json || fail "eval.json does not hold $key"
+done
+[ "$(grep -c '"hypothesis"' mha.jsonl)" -eq 4 ] || fail "mha.jsonl does not hold 4 transcripts"
+ok transcribe --model run/model recordings/3_tone_0.wav recordings/4_tone_0.wav
+[ "$(grep -c '^recordings/[34]_tone_0.wav: ' out)" -eq 2 ] || fail "not two transcripts"
+
+wav stereo.wav 44100 2 20000 440
+ok transcribe --model run stereo.wav
+says err '2 channels averaged; 44100 Hz resampled to 8000 Hz'
+
+ok convert --input run --output mla --attention mla-simple --latent-dim 16 --speech corpus/valid.jsonl --json convert.json
+says out '(50.00%)'
+grep -q '"output_error"' convert.json || fail "convert.json does not hold the error"
+ok eval --model mla --data corpus/test.jsonl --transcripts mla.jsonl
+cmp mha.jsonl mla.jsonl || fail "R = d does not give the same transcripts"
+ok convert --input run --output gqa --attention gqa --kv-heads 1
+says out '(50.00%)'
+ok eval --model gqa --data corpus/test.jsonl
+ok train --data corpus --init mla --out tuned --epochs 1 --freeze subsampling --accumulate 2
+ok eval --model tuned --data corpus/test.jsonl
+# A run that is done has nothing to do; with other settings it is another one.
+# shellcheck disable=SC2086
+ok train --data corpus --out run2 $tiny --seed 3
+cmp run/model/model.safetensors run2/model/model.safetensors || fail "a finished run changed"
+
+# --- Model folders that are not whole.
+# broken MODEL COMMAND...: the model refused by eval.
+refused_model() { refused "$@" -- eval --model broken --data corpus/test.jsonl --json new.json; }
+fresh() { rm -rf broken && cp -r run/model broken; }
+size=$(stat -c %s run/model/model.safetensors)
+for cut in 0 4 40 $((size - 1)); do
+  fresh
+  head -c "$cut" run/model/model.safetensors >broken/model.safetensors
+  refused_model broken/model.safetensors
+done
+fresh # a header that says it is longer than the file
+printf '\377\377\377\377\377\377\377\177' | dd of=broken/model.safetensors conv=notrunc status=none
+refused_model broken/model.safetensors
+fresh # one whose offsets lie; the same number of bytes
+sed -i 's/"data_offsets":\[0,/"data_offsets":[9,/' broken/model.safetensors
+cmp -s broken/model.safetensors run/model/model.safetensors && fail "no offset was changed"
+refused_model broken/model.safetensors
+fresh
+sed -i 's/"lm_head.bias"/"lm_head.bios"/' broken/model.safetensors
+refused_model broken/model.safetensors lm_head.bias missing
+fresh
+sed -i 's/"F32"/"F99"/' broken/model.safetensors
+refused_model broken/model.safetensors F99
+fresh # a model that the tensors do not fit
+sed -i 's/"ffn_expansion": 4/"ffn_expansion": 2/' broken/config.json
+refused_model broken/model.safetensors shape
+fresh
+sed -i 's/heads": 2/heads": 3/' broken/config.json
+refused_model broken/config.json 'heads' 3 16
+fresh
+sed -i 's/"num_layers": 1/"num_layers": "one"/' broken/config.json
+refused_model broken/config.json num_layers
+fresh
+echo '{' >broken/config.json
+refused_model broken/config.json
+fresh
+rm broken/vocab.json
+refused_model broken vocab.json
+refused nowhere -- eval --model nowhere --data corpus/test.jsonl
+refused corpus config.json -- transcribe --model corpus stereo.wav
+refused nowhere -- convert --input nowhere --output new --latent-dim 4
+fresh
+head -c 100 run/model/model.safetensors >broken/model.safetensors
+refused broken/model.safetensors -- convert --input broken --output new --latent-dim 4
+refused broken/model.safetensors -- train --init broken --data corpus --out new
+
+# --- Audio that is none.
+: >empty.wav
+echo 'These are words about speech, not speech.' >words.wav
+head -c 1000 stereo.wav >cut.wav
+wav silent.wav 8000 1 0 440
+for file in empty.wav words.wav cut.wav silent.wav missing.wav recordings; do
+  refused "$file" -- transcribe --model run recordings/3_tone_0.wav "$file" --json new.json
+done
+
+# --- Manifests.
+line='{"audio_filepath":"stereo.wav","duration":0.4,"text":"one"}'
+{ echo "$line"; echo '{"audio_filepath":"missing.wav","duration":1,"text":"one"}'; } >m.jsonl
+refused m.jsonl:2 missing.wav -- eval --model run --data m.jsonl --transcripts new.jsonl
+refused m.jsonl:2 missing.wav -- train --train m.jsonl --valid m.jsonl --out new
+{ echo "$line"; echo '{"audio_filepath":"stereo.wav","duration":1,'; } >m.jsonl
+refused m.jsonl:2 -- eval --model run --data m.jsonl
+{ echo "$line"; echo '{"audio_filepath":"stereo.wav","duration":1}'; } >m.jsonl
+refused m.jsonl:2 text -- eval --model run --data m.jsonl
+{ echo "$line"; echo '{"audio_filepath":"words.wav","duration":1,"text":"one"}'; } >m.jsonl
+refused words.wav -- eval --model run --data m.jsonl
+refused words.wav -- train --train m.jsonl --valid corpus/valid.jsonl --out new
+: >m.jsonl
+refused m.jsonl -- eval --model run --data m.jsonl
+refused nowhere.jsonl -- eval --model run --data nowhere.jsonl
+refused corpus -- eval --model run --data corpus
+refused train.jsonl -- train --data recordings --out new
+echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"one eleven"}' >m.jsonl
+refused '"eleven"' -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
+refused '"eleven"' -- train --init run --train corpus/train.jsonl --valid m.jsonl --out new
+
+# --- Numbers that do not fit.
+refused 17 16 -- convert --input run --output new --attention mla-simple --latent-dim 17
+refused latent-dim -- convert --input run --output new --attention mla-simple
+refused kv-heads -- convert --input run --output new --attention gqa
+refused 3 2 -- convert --input run --output new --attention gqa --kv-heads 3
+refused mla-simple gqa -- convert --input mla --output new --attention gqa --kv-heads 1
+refused 17 16 -- train --data corpus --out new --d-model 16 --heads 2 --attention mla-simple --latent-dim 17
+refused 3 16 -- train --data corpus --out new --d-model 16 --heads 3
+refused 3 4 -- train --data corpus --out new --d-model 16 --heads 4 --attention gqa --kv-heads 3
+refused 5 -- train --data corpus --out new --d-model 16 --heads 2 --subsampling 5
+refused 4 -- train --data corpus --out new --d-model 16 --heads 2 --conv-kernel 4
+refused epochs 0 -- train --data corpus --out new --d-model 16 --heads 2 --epochs 0
+refused decoder -- train --init run --data corpus --out new --freeze decoder
+
+# --- A disk that is full.
+refused /dev/full -- eval --model run --data corpus/test.jsonl --json /dev/full
+refused /dev/full -- transcribe --model run stereo.wav --json /dev/full
+refused nowhere -- eval --model run --data corpus/test.jsonl --json nowhere/new.json
+"$laconic" eval --model run --data corpus/test.jsonl --threads 1 >/dev/full 2>err && fail "accepted: results to a full standard output"
+says err 'laconic: standard output: cannot write'
+mkdir small
+if mount -t tmpfs -o size=64k none small 2>/dev/null; then
+  mounted=$work/small
+  head -c 60000 /dev/zero >small/filler
+  refused small/model space -- convert --input run --output small/model --latent-dim 8
+  refused small/corpus -- data digits --recordings recordings --out small/corpus --train 24 --valid 4 --test 4
+  mkdir small/run
+  refused small/run space -- train --init run --data corpus --out small/run --epochs 1
+else
+  echo "skipped: a full tmpfs (may not mount one here)"
+fi
+
+echo "$checks checks passed"

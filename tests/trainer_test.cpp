@@ -1,0 +1,507 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// Training of a small Conformer: it learns, and a run is a function of model, data and configuration alone, however
+// often it was stopped or killed. Batches.
+#include <laconic/model/conformer.hpp>
+#include <laconic/train/trainer.hpp>
+
+#include "catch.hpp"
+#include "temporary_folder.hpp"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <map>
+#include <set>
+
+using namespace laconic;
+
+namespace {
+
+using Model = Conformer<Mha<2>>;
+constexpr Index mels = 8;
+const std::vector<std::string> words{"ba", "da", "ga", "ma"};
+
+/// "Speech": each word is a ridge at its own channels for some frames; between words there is noise alone.
+Dataset corpus(Index utterances, Seed seed) {
+  const Vocabulary vocabulary = Vocabulary::words(words);
+  Dataset out;
+  for (Index u = 0; u < utterances; ++u) {
+    const Random random(seed, static_cast<std::uint64_t>(u));
+    std::uint64_t draw = 0;
+    Example e;
+    std::vector<int> channel;
+    const auto put = [&](Index frames, int of) { channel.insert(channel.end(), static_cast<std::size_t>(frames), of); };
+    const Index count = 2 + random.below(3, draw++);
+    put(4, -1);
+    for (Index i = 0; i < count; ++i) {
+      const auto word = static_cast<std::size_t>(random.below(static_cast<Index>(words.size()), draw++));
+      e.text += (i > 0 ? " " : "") + words[word];
+      put(5 + random.below(3, draw++), 2 * static_cast<int>(word));
+      put(3 + random.below(3, draw++), -1);
+    }
+    e.features.resize(static_cast<Index>(channel.size()), mels);
+    for (Index t = 0; t < e.features.rows(); ++t)
+      for (Index f = 0; f < mels; ++f) {
+        const int at = channel[static_cast<std::size_t>(t)];
+        e.features(t, f) = static_cast<float>(0.4 * random.uniform(draw++) - 0.2 + (at == f || at + 1 == f ? 1.5 : -0.3));
+      }
+    e.labels = vocabulary.encode(e.text);
+    e.name = text("utterance", u);
+    e.seconds = 0.01 * static_cast<double>(e.features.rows());
+    out.examples.push_back(std::move(e));
+  }
+  return out;
+}
+
+Model small_model() {
+  return Model({.num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 5, .subsampling = 2,
+                .subsampling_channels = 4, .dropout = 0.1},
+               Seed(3));
+}
+
+TrainConfig small_config() {
+  TrainConfig config;
+  config.epochs = 3;
+  config.batch_frames = 250;
+  config.learning_rate = 5e-3;
+  config.spec_augment = {.num_time_masks = 1, .max_time_width = 3, .max_time_fraction = 0.1, .num_freq_masks = 1, .max_freq_width = 1};
+  config.seed = 7;
+  return config;
+}
+
+/// All parameters, statistics too, to be compared bit for bit.
+std::map<std::string, std::vector<float>> values(const Model& model) {
+  std::map<std::string, std::vector<float>> out;
+  model.parameters([&](std::string_view name, const Parameter<float>& p) {
+    out[std::string(name)].assign(p.value.data(), p.value.data() + p.size());
+  });
+  return out;
+}
+bool same_bits(const std::map<std::string, std::vector<float>>& a, const std::map<std::string, std::vector<float>>& b) {
+  if (a.size() != b.size()) return false;
+  for (const auto& [name, numbers] : a) {
+    const auto other = b.find(name);
+    if (other == b.end() || other->second.size() != numbers.size()) return false;
+    if (std::memcmp(numbers.data(), other->second.data(), numbers.size() * sizeof(float)) != 0) return false;
+  }
+  return true;
+}
+
+const auto silent = [](const TrainProgress&) {};
+const auto never = [](const TrainState&) { return false; };
+
+/// The corpora that most tests use, and what an unbroken run on them gives.
+struct Runs {
+  Dataset train = corpus(40, Seed(1)), valid = corpus(12, Seed(2));
+  Vocabulary vocabulary = Vocabulary::words(words);
+  Cpu<float> cpu{1};
+
+  struct Result {
+    std::map<std::string, std::vector<float>> values;
+    std::string losses;
+    TrainState state;
+  };
+  Result unbroken(const TrainConfig& config, Cpu<float>& on, const std::filesystem::path& folder) const {
+    Model model = small_model();
+    Trainer trainer(model, on, train, valid, vocabulary, config, folder);
+    trainer.run(silent);
+    return {values(model), read_file(trainer.losses_path(), 1 << 20), trainer.state()};
+  }
+};
+
+std::string error_of(auto&& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
+  Runs r;
+  // One that the model cannot learn (more labels than frames) and one without any frame after the subsampling.
+  r.train.examples[3].labels.assign(200, 1);
+  r.train.examples[5].features = Matrix<float>(r.train.examples[5].features.topRows(3));
+  const TrainConfig config = small_config();
+  TemporaryFolder folder;
+  const Runs::Result whole = r.unbroken(config, r.cpu, folder / "whole");
+  const Index updates = whole.state.step / config.epochs;
+  REQUIRE(updates >= 4);
+  const auto finish = [&](const std::filesystem::path& run) { return r.unbroken(config, r.cpu, run); };
+  const auto check_same = [&](const Runs::Result& got) {
+    CHECK(same_bits(got.values, whole.values));
+    CHECK(got.losses == whole.losses);
+    CHECK(got.state.best_epoch == whole.state.best_epoch);
+    CHECK(got.state.best_wer == whole.state.best_wer);
+    CHECK(got.state.best_loss == whole.state.best_loss);
+  };
+
+  SECTION("without a folder") {
+    Model model = small_model();
+    Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config).run(silent);
+    CHECK(same_bits(values(model), whole.values));
+  }
+  SECTION("stopped") {
+    // In the middle of an epoch, at the end of one, and after every single update.
+    for (const std::int64_t step : {std::int64_t{1}, updates + 2, 2 * updates}) {
+      const auto run = folder / text("stopped", step);
+      {
+        Model model = small_model();
+        Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
+        trainer.run(silent, [] {}, [&](const TrainState& s) { return s.step >= step; });
+        CHECK(trainer.state().step == step);
+      }
+      check_same(finish(run));
+    }
+    const auto run = folder / "often";
+    for (int part = 0;; ++part) {
+      REQUIRE(part < 100);
+      Model model = small_model();
+      Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
+      if (trainer.finished()) break;
+      trainer.run(silent, [] {}, [](const TrainState&) { return true; });
+    }
+    check_same(finish(run));
+  }
+  SECTION("killed") {
+    for (const std::int64_t every : {1, 3}) {
+      const auto run = folder / text("killed", every);
+      const std::int64_t fatal = updates + 3;
+      const pid_t child = ::fork();
+      if (child == 0) {
+        Model model = small_model();
+        Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
+        trainer.run([&](const TrainProgress& p) { if (p.state.step == fatal) ::_exit(9); }, [] {}, never, every);
+        ::_exit(0);
+      }
+      int status = 0;
+      REQUIRE(::waitpid(child, &status, 0) == child);
+      REQUIRE((WIFEXITED(status) && WEXITSTATUS(status) == 9));
+      {
+        Model model = small_model();
+        const Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
+        CHECK(trainer.state().step == (fatal - 1) / every * every);  // not from the start
+      }
+      check_same(finish(run));
+    }
+  }
+}
+
+TEST_CASE("A run does not depend on the number of threads", "[trainer]") {
+  Runs r;
+  TrainConfig config = small_config();
+  config.epochs = 2;
+  TemporaryFolder folder;
+  Cpu<float> two(2), three(3);
+  const auto one = r.unbroken(config, r.cpu, folder / "one");
+  CHECK(same_bits(one.values, r.unbroken(config, two, folder / "two").values));
+  const auto other = r.unbroken(config, three, folder / "three");
+  CHECK(same_bits(one.values, other.values));
+  CHECK(one.losses == other.losses);
+
+  config.seed = 8;
+  CHECK_FALSE(same_bits(one.values, r.unbroken(config, r.cpu, folder / "seed").values));
+}
+
+TEST_CASE("A small model learns", "[trainer]") {
+  Runs r;
+  TrainConfig config = small_config();
+  config.epochs = 40;
+  Model model = small_model();
+  std::vector<double> losses, wers;
+  Index better = 0;
+  Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config);
+  std::int64_t steps = 0;
+  trainer.run(
+      [&](const TrainProgress& p) {
+        CHECK(p.total_steps == trainer.total_steps());
+        CHECK(std::isfinite(p.loss));
+        if (std::isnan(p.valid_wer)) {
+          CHECK(p.state.step == ++steps);
+          CHECK(p.gradient_norm > 0);
+          CHECK_FALSE(p.skipped);
+          return;
+        }
+        losses.push_back(p.loss);
+        wers.push_back(p.valid_wer);
+      },
+      [&] { ++better; }, never);
+  REQUIRE(losses.size() == 40);
+  CHECK(steps == trainer.total_steps());
+  CHECK(losses.back() < 0.2 * losses.front());
+  const double best = *std::min_element(wers.begin(), wers.end());
+  CHECK(best <= 0.05);
+  CHECK(trainer.state().best_wer == best);
+  CHECK(better >= 1);
+  CHECK(evaluate(model, r.cpu, r.valid, r.vocabulary).wer() == best);
+}
+
+TEST_CASE("Accumulated batches are one batch", "[trainer]") {
+  // Equal lengths, so that each batch weighs the same, and neither dropout nor masks. Batch norm sees each batch alone,
+  // so it must not see a difference: all utterances are the same one, under other texts.
+  Runs r;
+  Dataset train;
+  for (std::size_t i = 0; i < 8; ++i) {
+    Example e = r.train.examples[0];
+    e.labels = {static_cast<int>(1 + i % 4), static_cast<int>(1 + i / 4)};
+    train.examples.push_back(e);
+  }
+  const Index frames = train.examples[0].features.rows();
+  const auto run = [&](Index utterances, Index accumulate, std::int64_t steps) {
+    ConformerConfig shape = small_model().config();
+    shape.dropout = 0;
+    Model model(shape, Seed(3));
+    TrainConfig config = small_config();
+    config.epochs = 1;
+    config.spec_augment = {.num_time_masks = 0, .num_freq_masks = 0};
+    config.warmup = 1;
+    config.adamw.eps = 1e-3;  // a step in proportion to the gradient also where that is rounding alone
+    config.batch_frames = utterances * frames;
+    config.accumulate = accumulate;
+    Trainer trainer(model, r.cpu, train, train, r.vocabulary, config);
+    CHECK(trainer.total_steps() == steps);
+    std::vector<double> out;
+    trainer.run([&](const TrainProgress& p) {
+      if (std::isnan(p.valid_wer)) out.insert(out.end(), {p.loss, p.gradient_norm});
+    });
+    return std::pair(values(model), out);
+  };
+  const auto [at_once, report] = run(8, 1, 1);
+  const auto compare = [&](Index utterances, Index accumulate) {
+    const auto [in_parts, other] = run(utterances, accumulate, 1);
+    REQUIRE(other.size() == report.size());
+    CHECK(other[0] == Approx(report[0]).epsilon(1e-5));
+    CHECK(other[1] == Approx(report[1]).epsilon(1e-4));
+    for (const auto& [name, numbers] : at_once) {
+      if (name.find("running") != std::string::npos) continue;  // two gathered updates are not one
+      double worst = 0;
+      for (std::size_t i = 0; i < numbers.size(); ++i)
+        worst = std::max(worst, static_cast<double>(std::abs(numbers[i] - in_parts.at(name)[i])));
+      INFO(name);
+      CHECK(worst < 1e-5);
+    }
+  };
+  compare(4, 2);
+  compare(2, 4);
+  compare(1, 8);
+  // What is left at an epoch's end makes an update of its own.
+  run(1, 3, 3);
+}
+
+TEST_CASE("Training stops early without progress", "[trainer]") {
+  Runs r;
+  TrainConfig config = small_config();
+  config.epochs = 50;
+  config.learning_rate = 0;  // nothing changes but by chance of dropout
+  config.patience = 2;
+  TemporaryFolder folder;
+  Model model = small_model();
+  Index epochs = 0;
+  std::map<std::string, std::vector<float>> best, last;
+  Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, folder / "run");
+  const auto progress = [&](const TrainProgress& p) {
+    epochs += !std::isnan(p.valid_wer);
+    last = values(model);
+  };
+  trainer.run(progress, [&] { best = values(model); }, never);
+  CHECK(trainer.state().epoch < 50);
+  CHECK(trainer.state().epoch - trainer.state().best_epoch == 2);
+  CHECK(epochs == trainer.state().epoch);
+  CHECK(trainer.finished());
+  // What is left is the best model, not the last (batch norm has gathered since).
+  CHECK(same_bits(values(model), best));
+  CHECK_FALSE(same_bits(values(model), last));
+
+  // Taken up again it has nothing to do and gives the same model.
+  Model again = small_model();
+  Trainer resumed(again, r.cpu, r.train, r.valid, r.vocabulary, config, folder / "run");
+  CHECK(resumed.finished());
+  resumed.run([](const TrainProgress&) { FAIL("nothing was left to do"); });
+  CHECK(same_bits(values(again), values(model)));
+}
+
+TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
+  Runs r;
+  TrainConfig config = small_config();
+  config.epochs = 1;
+  TemporaryFolder folder;
+  const auto run = folder / "run";
+  r.unbroken(config, r.cpu, run);
+  const std::string path = (run / "checkpoint.safetensors").string();
+  Model model = small_model();
+  const auto resume = [&](const TrainConfig& with, const Dataset& data) {
+    return error_of([&] { Trainer(model, r.cpu, data, r.valid, r.vocabulary, with, run); });
+  };
+  using Catch::Matchers::Contains;
+
+  SECTION("of other settings") {
+    TrainConfig other = config;
+    other.learning_rate = 0.25;
+    const std::string error = resume(other, r.train);
+    CHECK_THAT(error, Contains(path) && Contains("other settings") && Contains("learning_rate") && Contains("0.25") && Contains("0.005"));
+    other = config;
+    other.freeze = {"subsampling"};
+    CHECK_THAT(resume(other, r.train), Contains("freeze"));
+  }
+  SECTION("of other data") { CHECK_THAT(resume(config, r.valid), Contains(path) && Contains("utterances") && Contains("40") && Contains("12")); }
+  SECTION("cut short") {
+    const std::string bytes = read_file(path, 1 << 24);
+    for (const std::size_t size : {bytes.size() - 1, bytes.size() / 2, std::size_t{20}, std::size_t{0}}) {
+      write_file(path, std::string_view(bytes).substr(0, size));
+      CHECK_THAT(resume(config, r.train), Contains(path));
+    }
+  }
+  SECTION("no checkpoint at all") {
+    save_parameters(model, path);
+    CHECK_THAT(resume(config, r.train), Contains(path) && Contains("not a checkpoint"));
+  }
+  SECTION("without its losses") {
+    std::filesystem::remove(run / "losses.csv");
+    CHECK_THAT(resume(config, r.train), Contains("losses.csv"));
+  }
+  CHECK(std::filesystem::exists(path));
+}
+
+TEST_CASE("Trainer refuses what it cannot train", "[trainer]") {
+  Runs r;
+  Model model = small_model();
+  const Dataset none;
+  TrainConfig config = small_config();
+  CHECK_THROWS_WITH(Trainer(model, r.cpu, none, r.valid, r.vocabulary, config), "train: no utterances to train on");
+  CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, none, r.vocabulary, config), "train: no utterances to validate on");
+  config.epochs = 0;
+  CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config),
+                    "train: epochs 0, batch_frames 250, accumulate 1 given, all must be positive");
+}
+
+TEST_CASE("An utterance whose labels do not fit trains nothing and spoils nothing", "[trainer]") {
+  Runs r;
+  Dataset good, both, bad;
+  for (std::size_t i = 0; i < 4; ++i) good.examples.push_back(r.train.examples[i]);
+  bad.examples.push_back(r.train.examples[4]);
+  bad.examples[0].labels.assign(100, 2);
+  both = good;
+  both.examples.push_back(bad.examples[0]);
+
+  const Model model = small_model();
+  const auto gradients = [&](const Dataset& data, double& loss) {
+    model.parameters([](std::string_view, const Parameter<float>& p) { p.clear_gradient(); });
+    std::vector<Index> all(data.examples.size());
+    std::iota(all.begin(), all.end(), Index{0});
+    const SpeechBatch batch = make_batch(data, all, nullptr, Seed());
+    Autodiff<Cpu<float>> tape(r.cpu, Seed(1));
+    const auto l = ctc_loss(tape, model(tape, batch.features, batch.sequences), batch.labels);
+    tape.backward(l);
+    loss = static_cast<double>(l.value.row(0)[0]);
+    double square = 0;
+    model.parameters([&](std::string_view, const Parameter<float>& p) {
+      if (p.role() != Role::weight) return;
+      REQUIRE(p.gradient().allFinite());
+      square += static_cast<double>(p.gradient().squaredNorm());
+    });
+    return square;
+  };
+  double loss_bad = -1, loss_both = -1;
+  CHECK(gradients(bad, loss_bad) == 0);
+  CHECK(loss_bad == 0);
+  CHECK(gradients(both, loss_both) > 0);
+  CHECK(std::isfinite(loss_both));
+  CHECK(loss_both > 0);
+
+  // Alone it leaves the weights as they are but for their decay.
+  TrainConfig config = small_config();
+  config.adamw.weight_decay = 0;
+  config.epochs = 1;
+  Model trained = small_model();
+  const auto before = values(trained);
+  Trainer(trained, r.cpu, bad, r.valid, r.vocabulary, config).run(silent);
+  for (const auto& [name, numbers] : values(trained)) {
+    INFO(name);
+    if (name.find("running") == std::string::npos) CHECK(numbers == before.at(name));
+  }
+}
+
+TEST_CASE("Length buckets", "[trainer]") {
+  const Dataset data = corpus(300, Seed(4));
+  const Index most = 150;
+  const auto frames = [&](Index i) { return data.examples[static_cast<std::size_t>(i)].features.rows(); };
+  const auto check_whole = [&](const std::vector<std::vector<Index>>& batches) {
+    std::multiset<Index> seen;
+    for (const auto& batch : batches) {
+      REQUIRE_FALSE(batch.empty());
+      Index sum = 0;
+      for (const Index i : batch) sum += frames(i);
+      CHECK((sum <= most || batch.size() == 1));
+      seen.insert(batch.begin(), batch.end());
+    }
+    CHECK(seen.size() == 300);
+    CHECK(std::set<Index>(seen.begin(), seen.end()).size() == 300);
+    CHECK((*seen.begin() == 0 && *seen.rbegin() == 299));
+  };
+  const auto first = length_buckets(data, most, Seed(1));
+  check_whole(first);
+  CHECK(length_buckets(data, most, Seed(1)) == first);
+  const auto second = length_buckets(data, most, Seed(2));
+  check_whole(second);
+  CHECK(second != first);
+  // Other company, too, not only another order of the same batches.
+  CHECK(std::set<std::vector<Index>>(first.begin(), first.end()) != std::set<std::vector<Index>>(second.begin(), second.end()));
+
+  // Like lengths together: far closer within a batch than among all.
+  Index shortest = 1000, longest = 0;
+  double within = 0;
+  for (const auto& batch : first) {
+    Index low = 1000, high = 0;
+    for (const Index i : batch) low = std::min(low, frames(i)), high = std::max(high, frames(i));
+    within += static_cast<double>(high - low) / static_cast<double>(first.size());
+    shortest = std::min(shortest, low), longest = std::max(longest, high);
+  }
+  CHECK(within < 0.25 * static_cast<double>(longest - shortest));
+
+  const auto sorted = length_buckets(data, most, std::nullopt);
+  check_whole(sorted);
+  Index last = 0;
+  for (const auto& batch : sorted)
+    for (const Index i : batch) {
+      CHECK(frames(i) >= last);
+      last = frames(i);
+    }
+
+  // Longer than a batch may be: each alone, none left out.
+  const auto alone = length_buckets(data, 1, Seed(1));
+  CHECK(alone.size() == 300);
+  CHECK(length_buckets(Dataset{}, most, Seed(1)).empty());
+}
+
+TEST_CASE("Batches are packed", "[trainer]") {
+  const Dataset data = corpus(6, Seed(5));
+  const std::vector<Index> some{4, 0, 5};
+  const SpeechBatch batch = make_batch(data, some, nullptr, Seed());
+  REQUIRE(batch.sequences.size() == 3);
+  REQUIRE(batch.labels.sequences.size() == 3);
+  CHECK(batch.features.rows() == batch.sequences.rows());
+  double seconds = 0;
+  for (Index n = 0; n < 3; ++n) {
+    const Example& e = data.examples[static_cast<std::size_t>(some[static_cast<std::size_t>(n)])];
+    REQUIRE(batch.sequences.length(n) == e.features.rows());
+    CHECK(batch.features.middleRows(batch.sequences.begin(n), batch.sequences.length(n)) == e.features);
+    const auto begin = batch.labels.tokens.begin() + batch.labels.sequences.begin(n);
+    CHECK(std::vector<int>(begin, begin + batch.labels.sequences.length(n)) == e.labels);
+    seconds += e.seconds;
+  }
+  CHECK(batch.seconds == Approx(seconds));
+
+  // An utterance's masks do not depend on the company it is in, but on the seed.
+  const SpecAugmentConfig masks{.num_time_masks = 2, .max_time_width = 8, .max_time_fraction = 0.5, .num_freq_masks = 1, .max_freq_width = 4};
+  const SpeechBatch masked = make_batch(data, some, &masks, Seed(9)), again = make_batch(data, some, &masks, Seed(9));
+  CHECK(masked.features == again.features);
+  CHECK(masked.features != batch.features);
+  const SpeechBatch one = make_batch(data, std::vector<Index>{5}, &masks, Seed(9));
+  CHECK(one.features == masked.features.middleRows(masked.sequences.begin(2), masked.sequences.length(2)));
+  CHECK(make_batch(data, some, &masks, Seed(10)).features != masked.features);
+  CHECK(make_batch(data, {}, nullptr, Seed()).sequences.size() == 0);
+}
