@@ -270,7 +270,9 @@ TEST_CASE("Accumulated batches are one batch", "[trainer]") {
     });
     return std::pair(values(model), out);
   };
-  const auto [at_once, report] = run(8, 1, 1);
+  const auto whole = run(8, 1, 1);
+  const auto& at_once = whole.first;
+  const auto& report = whole.second;
   const auto compare = [&](Index utterances, Index accumulate) {
     const auto [in_parts, other] = run(utterances, accumulate, 1);
     REQUIRE(other.size() == report.size());
