@@ -23,7 +23,8 @@ struct TrainStep {
 
   explicit TrainStep(int threads)
       : cpu(threads), model({.num_mels = 80, .d_model = 144, .num_layers = 4, .vocab_size = 29, .dropout = 0.1}, Seed(1)),
-        optimizer({}, threads), features(num_utterances * num_frames, 80) {
+        optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads), features(num_utterances * num_frames, 80) {
+    require(model.count_parameters() == 2'611'469, "train_step: not the model of bench/peers/train_step.py");
     const Random random(Seed(2), 0);
     for (Index i = 0; i < features.size(); ++i) features.data()[i] = static_cast<float>(random.normal(static_cast<std::uint64_t>(i)));
     const std::vector<Index> lengths(num_utterances, num_frames), label_lengths(num_utterances, labels_each);

@@ -189,6 +189,16 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
       check_same(finish(run));
     }
   }
+  SECTION("killed between the losses and the checkpoint") {
+    const auto run = folder / "between";
+    {
+      Model model = small_model();
+      Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
+      trainer.run(silent, [] {}, [&](const TrainState& s) { return s.step >= 2; });
+    }
+    write_file(run / "losses.csv", read_file(run / "losses.csv", 1 << 20) + "3,0,1.5,0.001,2,\n");
+    check_same(finish(run));
+  }
 }
 
 TEST_CASE("A run does not depend on the number of threads", "[trainer]") {
@@ -345,11 +355,13 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
     other.learning_rate = 0.25;
     const std::string error = resume(other, r.train);
     CHECK_THAT(error, Contains(path) && Contains("other settings") && Contains("learning_rate") && Contains("0.25") && Contains("0.005"));
+    CHECK(error.find('\n') == std::string::npos);
+    CHECK(error.find("batch_frames") == std::string::npos);  // only what differs
     other = config;
     other.freeze = {"subsampling"};
     CHECK_THAT(resume(other, r.train), Contains("freeze"));
   }
-  SECTION("of other data") { CHECK_THAT(resume(config, r.valid), Contains(path) && Contains("utterances") && Contains("40") && Contains("12")); }
+  SECTION("of other data") { CHECK_THAT(resume(config, r.valid), Contains(path) && Contains("utterances: 40") && Contains("12")); }
   SECTION("cut short") {
     const std::string bytes = read_file(path, 1 << 24);
     for (const std::size_t size : {bytes.size() - 1, bytes.size() / 2, std::size_t{20}, std::size_t{0}}) {

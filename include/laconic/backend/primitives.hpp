@@ -5,7 +5,9 @@
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -80,12 +82,20 @@ class DropoutMask {
     Index j = 0;
     for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
       y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-    for (; j + 8 <= n; j += 8) {
-      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
-      for (std::size_t half = 0; half < 8; ++half) {
-        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
-        const Index at = j + static_cast<Index>(half);
-        y[at] = keep ? x[at] * factor : T(0);
+    constexpr int count = 16;
+    for (; j + 8 * count <= n; j += 8 * count) {
+      std::uint64_t w[4][count], pairs[2 * count];
+      random_.template blocks<count>((first + static_cast<std::uint64_t>(j)) / 8, w[0], w[1], w[2], w[3]);
+      for (int b = 0; b < count; ++b) {
+        pairs[2 * b] = w[0][b] | w[1][b] << 32;
+        pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
+      }
+      static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
+      std::uint16_t bits[8 * count];
+      std::memcpy(bits, pairs, sizeof bits);
+      for (int i = 0; i < 8 * count; ++i) {
+        const T kept = x[j + i] * factor;
+        y[j + i] = bits[i] >= threshold_ ? kept : T(0);
       }
     }
     for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);

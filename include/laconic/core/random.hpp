@@ -46,15 +46,33 @@ class Random {
 
   /// Four 32-bit numbers for each counter.
   constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
-    std::array<std::uint32_t, 4> x{low(counter), high(counter), low(stream_), high(stream_)};
-    std::uint32_t k0 = low(seed_), k1 = high(seed_);
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t a = std::uint64_t{0xD2511F53} * x[0], b = std::uint64_t{0xCD9E8D57} * x[2];
-      x = {high(b) ^ x[1] ^ k0, low(b), high(a) ^ x[3] ^ k1, low(a)};
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
+    std::uint64_t x[4];
+    blocks<1>(counter, x, x + 1, x + 2, x + 3);
+    return {low(x[0]), low(x[1]), low(x[2]), low(x[3])};
+  }
+  /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
+  /// makes vectors of it.
+  template <int Count>
+  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2, std::uint64_t* w3) const {
+    constexpr std::uint64_t half = 0xffffffff;
+    for (int i = 0; i < Count; ++i) {
+      w0[i] = (first + static_cast<std::uint64_t>(i)) & half;
+      w1[i] = (first + static_cast<std::uint64_t>(i)) >> 32;
+      w2[i] = stream_ & half;
+      w3[i] = stream_ >> 32;
     }
-    return x;
+    std::uint64_t k0 = seed_ & half, k1 = seed_ >> 32;
+    for (int round = 0; round < 10; ++round) {
+      for (int i = 0; i < Count; ++i) {
+        const std::uint64_t a = 0xD2511F53 * w0[i], b = 0xCD9E8D57 * w2[i];
+        w0[i] = (b >> 32) ^ w1[i] ^ k0;
+        w1[i] = b & half;
+        w2[i] = (a >> 32) ^ w3[i] ^ k1;
+        w3[i] = a & half;
+      }
+      k0 = (k0 + 0x9E3779B9) & half;
+      k1 = (k1 + 0xBB67AE85) & half;
+    }
   }
 
   constexpr std::uint32_t bits(std::uint64_t i) const { return block(i / 4)[i % 4]; }
@@ -74,7 +92,6 @@ class Random {
 
  private:
   static constexpr std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
-  static constexpr std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
 
   std::uint64_t seed_, stream_;
 };

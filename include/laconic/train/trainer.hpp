@@ -9,6 +9,7 @@
 #include <laconic/train/ctc_loss.hpp>
 #include <laconic/train/schedule.hpp>
 
+#include <charconv>
 #include <limits>
 
 namespace laconic::inline v0 {
@@ -220,12 +221,28 @@ class Trainer {
     return out.dump();
   }
 
+  /// Says in one line which settings differ.
+  void require_same_run(const std::string& before, const std::string& path) const {
+    const std::string now = run_description();
+    if (before == now) return;
+    const nlohmann::json there = parse_json(before, path).flatten(), here = nlohmann::json::parse(now).flatten();
+    nlohmann::json names = there;
+    names.update(here);
+    std::string differences;
+    for (const auto& [name, unused] : names.items())
+      if (there.value(name, nlohmann::json()) != here.value(name, nlohmann::json()))
+        differences += text(differences.empty() ? "" : ", ", name.substr(1), ": ", there.value(name, nlohmann::json()).dump(), " there and ",
+                            here.value(name, nlohmann::json()).dump(), " here");
+    throw Error(text(path, ": belongs to a run with other settings or data (", differences, "); choose another folder, or delete it to start anew"));
+  }
+
   void save() const {
     if (folder_.empty()) return;
     std::filesystem::create_directories(folder_);
     write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer\n", rows_));
     SafetensorsWriter writer;
-    writer.metadata = {{"laconic_run", run_description()}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())}};
+    writer.metadata = {{"laconic_run", run_description()}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())},
+                       {"losses_bytes", text(rows_.size())}};
     append_parameters(writer, model_, "model.");
     append_parameters(writer, best_, "best.");
     std::size_t i = 0;
@@ -247,12 +264,18 @@ class Trainer {
       require(found != metadata.end(), file.path(), ": not a checkpoint of a training run: no \"", key, "\" in its metadata");
       return found->second;
     };
-    require(value("laconic_run") == run_description(), file.path(), ": belongs to a run with other settings or data:\n  there: ",
-            value("laconic_run"), "\n  here:  ", run_description(), "\nchoose another folder, or delete it to start anew");
+    const auto number = [&](const char* key) {
+      const std::string written = value(key);
+      std::int64_t out = -1;
+      const auto end = std::from_chars(written.data(), written.data() + written.size(), out).ptr;
+      require(end == written.data() + written.size() && out >= 0, file.path(), ": \"", key, "\" is \"", written, "\", a number expected");
+      return out;
+    };
+    require_same_run(value("laconic_run"), file.path());
     load_parameters(model_, file, "model.");
     load_parameters(best_, file, "best.");
     state_ = from_json<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
-    optimizer_.set_steps(std::stoll(value("adamw_steps")));
+    optimizer_.set_steps(number("adamw_steps"));
     optimizer_.moments().clear();
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
       auto& m = optimizer_.moments().emplace_back();
@@ -263,7 +286,10 @@ class Trainer {
       file.read(text("second.", name), std::span<T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
     });
     const std::string csv = read_file(losses_path(), std::size_t{1} << 30);
-    rows_ = csv.substr(std::min(csv.size(), csv.find('\n') + 1));
+    // A run killed between the two files leaves rows that are newer than the checkpoint.
+    const std::size_t begin = std::min(csv.size(), csv.find('\n') + 1), bytes = static_cast<std::size_t>(number("losses_bytes"));
+    require(csv.size() - begin >= bytes, losses_path().string(), ": shorter than its checkpoint says");
+    rows_ = csv.substr(begin, bytes);
   }
 
   Model& model_;

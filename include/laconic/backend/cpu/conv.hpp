@@ -92,6 +92,11 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
   const Index each = rows * s.patch() + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  // (patch, out): every block packs the weight anew, which is cheap in this order.
+  const Buffer by_patch = arena.allocate(static_cast<std::size_t>(s.patch() * s.out_channels) * sizeof(T));
+  T* weight = static_cast<T*>(by_patch.data());
+  for (Index i = 0; i < s.patch(); ++i)
+    for (Index o = 0; o < s.out_channels; ++o) weight[i * s.out_channels + o] = ordered[o * s.patch() + i];
   for (Index n = 0; n < from.size(); ++n) {
     const Index tasks = (to.length(n) + block - 1) / block;
     parallel_for(threads, tasks, [&](Index task, int thread) {
@@ -99,7 +104,7 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
       gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    Operand<T>{ordered, s.patch()}.transposed(), y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
+                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
                     false, bias, patches + rows * s.patch());
     });
   }
