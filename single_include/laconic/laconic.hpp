@@ -233,15 +233,33 @@ class Random {
 
   /// Four 32-bit numbers for each counter.
   constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
-    std::array<std::uint32_t, 4> x{low(counter), high(counter), low(stream_), high(stream_)};
-    std::uint32_t k0 = low(seed_), k1 = high(seed_);
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t a = std::uint64_t{0xD2511F53} * x[0], b = std::uint64_t{0xCD9E8D57} * x[2];
-      x = {high(b) ^ x[1] ^ k0, low(b), high(a) ^ x[3] ^ k1, low(a)};
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
+    std::uint64_t x[4];
+    blocks<1>(counter, x, x + 1, x + 2, x + 3);
+    return {low(x[0]), low(x[1]), low(x[2]), low(x[3])};
+  }
+  /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
+  /// makes vectors of it.
+  template <int Count>
+  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2, std::uint64_t* w3) const {
+    constexpr std::uint64_t half = 0xffffffff;
+    for (int i = 0; i < Count; ++i) {
+      w0[i] = (first + static_cast<std::uint64_t>(i)) & half;
+      w1[i] = (first + static_cast<std::uint64_t>(i)) >> 32;
+      w2[i] = stream_ & half;
+      w3[i] = stream_ >> 32;
     }
-    return x;
+    std::uint64_t k0 = seed_ & half, k1 = seed_ >> 32;
+    for (int round = 0; round < 10; ++round) {
+      for (int i = 0; i < Count; ++i) {
+        const std::uint64_t a = 0xD2511F53 * w0[i], b = 0xCD9E8D57 * w2[i];
+        w0[i] = (b >> 32) ^ w1[i] ^ k0;
+        w1[i] = b & half;
+        w2[i] = (a >> 32) ^ w3[i] ^ k1;
+        w3[i] = a & half;
+      }
+      k0 = (k0 + 0x9E3779B9) & half;
+      k1 = (k1 + 0xBB67AE85) & half;
+    }
   }
 
   constexpr std::uint32_t bits(std::uint64_t i) const { return block(i / 4)[i % 4]; }
@@ -261,7 +279,6 @@ class Random {
 
  private:
   static constexpr std::uint32_t low(std::uint64_t x) { return static_cast<std::uint32_t>(x); }
-  static constexpr std::uint32_t high(std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); }
 
   std::uint64_t seed_, stream_;
 };
@@ -741,6 +758,8 @@ class Sequences {
 
 }  // namespace laconic::inline v0
 
+#include <cstring>
+
 // What the primitives of every context are told beside their tensors.
 
 namespace laconic::inline v0 {
@@ -812,12 +831,20 @@ class DropoutMask {
     Index j = 0;
     for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
       y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-    for (; j + 8 <= n; j += 8) {
-      const auto block = random_.block((first + static_cast<std::uint64_t>(j)) / 8);
-      for (std::size_t half = 0; half < 8; ++half) {
-        const bool keep = ((block[half / 2] >> (16 * (half % 2))) & 0xffff) >= threshold_;
-        const Index at = j + static_cast<Index>(half);
-        y[at] = keep ? x[at] * factor : T(0);
+    constexpr int count = 16;
+    for (; j + 8 * count <= n; j += 8 * count) {
+      std::uint64_t w[4][count], pairs[2 * count];
+      random_.template blocks<count>((first + static_cast<std::uint64_t>(j)) / 8, w[0], w[1], w[2], w[3]);
+      for (int b = 0; b < count; ++b) {
+        pairs[2 * b] = w[0][b] | w[1][b] << 32;
+        pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
+      }
+      static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
+      std::uint16_t bits[8 * count];
+      std::memcpy(bits, pairs, sizeof bits);
+      for (int i = 0; i < 8 * count; ++i) {
+        const T kept = x[j + i] * factor;
+        y[j + i] = bits[i] >= threshold_ ? kept : T(0);
       }
     }
     for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
@@ -1340,7 +1367,6 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
 
 #include <xsimd/xsimd.hpp>
 
-#include <cstring>
 #include <limits>
 
 #if defined(__clang__)
@@ -2119,6 +2145,11 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
   const Index each = rows * s.patch() + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  // (patch, out): every block packs the weight anew, which is cheap in this order.
+  const Buffer by_patch = arena.allocate(static_cast<std::size_t>(s.patch() * s.out_channels) * sizeof(T));
+  T* weight = static_cast<T*>(by_patch.data());
+  for (Index i = 0; i < s.patch(); ++i)
+    for (Index o = 0; o < s.out_channels; ++o) weight[i * s.out_channels + o] = ordered[o * s.patch() + i];
   for (Index n = 0; n < from.size(); ++n) {
     const Index tasks = (to.length(n) + block - 1) / block;
     parallel_for(threads, tasks, [&](Index task, int thread) {
@@ -2126,7 +2157,7 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
       gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    Operand<T>{ordered, s.patch()}.transposed(), y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
+                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
                     false, bias, patches + rows * s.patch());
     });
   }
