@@ -164,7 +164,7 @@ class Vocabulary {
     constexpr std::size_t shown = 40;
     std::string out;
     for (std::size_t i = 1; i < std::min(tokens_.size(), shown + 1); ++i)
-      out += (i > 1 ? " " : "") + written(tokens_[i]);
+      out += text(i > 1 ? " " : "", written(tokens_[i]));
     if (tokens_.size() > shown + 1) out += text(" ... (", size() - 1, " in all)");
     return out.empty() ? "none" : out;
   }
