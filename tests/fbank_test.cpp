@@ -54,7 +54,7 @@ std::vector<double> slow_frame(const FbankConfig& config, std::span<const float>
   for (std::size_t k = 0; k < fft / 2; ++k) {
     std::complex<double> sum = 0;
     for (std::size_t i = 0; i < n; ++i)
-      sum += std::polar(x[i], -2 * pi * static_cast<double>(k * i % fft) / static_cast<double>(fft));
+      sum += x[i] * std::polar(1.0, -2 * pi * static_cast<double>(k * i % fft) / static_cast<double>(fft));
     const double at = mel(static_cast<double>(k) * config.sample_rate / static_cast<double>(fft));
     for (std::size_t m = 0; m < energy.size(); ++m) {
       const double left = low + static_cast<double>(m) * step;
