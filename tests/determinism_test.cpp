@@ -146,6 +146,19 @@ TEST_CASE("dropout is a function of the seed", "[determinism]") {
   CHECK(evaluation.dropout(evaluation.input(x), 0.3).value.view() == x);
 }
 
+TEST_CASE("dropout in vectors is its definition", "[determinism]") {
+  for (const double probability : {0.1, 0.5, 0.9999999}) {
+    const DropoutMask mask(probability, Random(Seed(3), 5));
+    for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{5}, std::uint64_t{127}, std::uint64_t{9} << 24})
+      for (const Index n : {1, 7, 73, 128, 129, 300}) {
+        const std::vector<double> x(static_cast<std::size_t>(n), 2.0);
+        std::vector<double> y(x.size(), -1.0);
+        mask.apply(n, first, x.data(), y.data());
+        for (std::size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == (mask.keeps(first + i) ? 2 * mask.scale() : 0.0));
+      }
+  }
+}
+
 TEST_CASE("gathering micro-batches is gathering gradients", "[determinism]") {
   // Two backward passes into the same gradients equal the sum of two alone.
   Linear<double> layer(5, 3, Seed(1));
