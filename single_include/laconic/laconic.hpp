@@ -815,10 +815,11 @@ struct Labels {
 class DropoutMask {
  public:
   DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(checked(probability) * 65536 + 0.5)), random_(random) {}
+      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))), random_(random) {}
 
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
   bool any() const { return threshold_ > 0; }
+  /// The definition, one decision at a time.
   bool keeps(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
     return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
@@ -828,32 +829,42 @@ class DropoutMask {
   template <class T>
   void apply(Index n, std::uint64_t first, const T* x, T* y) const {
     const T factor = static_cast<T>(scale());
-    Index j = 0;
-    for (; j < n && (first + static_cast<std::uint64_t>(j)) % 8 != 0; ++j)
-      y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
-    constexpr int count = 16;
-    for (; j + 8 * count <= n; j += 8 * count) {
-      std::uint64_t w[4][count], pairs[2 * count];
-      random_.template blocks<count>((first + static_cast<std::uint64_t>(j)) / 8, w[0], w[1], w[2], w[3]);
-      for (int b = 0; b < count; ++b) {
-        pairs[2 * b] = w[0][b] | w[1][b] << 32;
-        pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
-      }
-      static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
-      std::uint16_t bits[8 * count];
-      std::memcpy(bits, pairs, sizeof bits);
-      for (int i = 0; i < 8 * count; ++i) {
-        const T kept = x[j + i] * factor;
-        y[j + i] = bits[i] >= threshold_ ? kept : T(0);
-      }
+    std::uint16_t bits[together];
+    for (Index j = 0; j < n;) {
+      const std::uint64_t at = first + static_cast<std::uint64_t>(j);
+      const Index skip = static_cast<Index>(at % together), count = std::min(together - skip, n - j);
+      draw(at / together, bits);
+      const auto put = [&](Index size) {
+        for (Index i = 0; i < size; ++i) {
+          const T kept = x[j + i] * factor;
+          y[j + i] = bits[skip + i] >= threshold_ ? kept : T(0);
+        }
+      };
+      count == together ? put(together) : put(count);  // a constant length makes the better loop
+      j += count;
     }
-    for (; j < n; ++j) y[j] = keeps(first + static_cast<std::uint64_t>(j)) ? x[j] * factor : T(0);
   }
 
  private:
   static double checked(double probability) {
     require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
     return probability;
+  }
+
+  /// Decisions drawn at once, so that the random blocks are computed in vectors.
+  static constexpr Index together = 128;
+
+  /// The 16 bits of decisions group * together and on.
+  void draw(std::uint64_t group, std::uint16_t* bits) const {
+    constexpr int count = together / 8;
+    std::uint64_t w[4][count], pairs[2 * count];
+    random_.template blocks<count>(group * count, w[0], w[1], w[2], w[3]);
+    for (int b = 0; b < count; ++b) {
+      pairs[2 * b] = w[0][b] | w[1][b] << 32;
+      pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
+    }
+    static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
+    std::memcpy(bits, pairs, sizeof pairs);
   }
 
   std::uint32_t threshold_;
