@@ -39,7 +39,7 @@ refused() {
   code=$?
   [ "$code" -ne 0 ] || fail "accepted: laconic $*"
   [ "$code" -lt 126 ] || fail "crashed with exit code $code: laconic $*"
-  [ "$(grep -vc -e '^reading ' -e '^note: ' -e ' parameters, ' -e '^epoch ' err)" -eq 1 ] || fail "not one line: laconic $*"
+  [ "$(grep -vc -e '^reading ' -e '^making ' -e '^note: ' -e ' parameters, ' -e '^epoch ' err)" -eq 1 ] || fail "not one line: laconic $*"
   [ "$(grep -c '^laconic: ' err)" -eq 1 ] || fail "no line 'laconic: ...': laconic $*"
   for offender in "${offenders[@]}"; do
     grep '^laconic: ' err | grep -qF -- "$offender" || fail "does not name '$offender': laconic $*"
@@ -156,6 +156,23 @@ ok eval --model tuned --data corpus/test.jsonl
 ok train --data corpus --out run2 $tiny --seed 3
 cmp run/model/model.safetensors run2/model/model.safetensors || fail "a finished run changed"
 
+# --- The study: all of it, on the same few tones; again, it only reports.
+ok study --data corpus --out study --json study.json
+for file in results.json report.md wer_cache.png wer_cache.svg conversion_error.png models/seed1/mha/model/model.safetensors; do
+  [ -s "study/$file" ] || fail "no study/$file"
+done
+for key in name attention stage rank kv_heads cache_fraction cache_bytes_per_second parameters wer wer_low wer_high test_set seed; do
+  [ "$(grep -c "\"$key\":" study/results.json)" -eq 16 ] || fail "results.json does not hold 16 rows with $key"
+done
+for stage in baseline converted finetuned; do says study/results.json "\"$stage\""; done
+grep -q '| mla-simple R=96 | converted | 50% .* | 0 of 4 |' study/report.md || fail "R = d changed a transcript"
+cp study/results.json before.json
+ok study --data corpus --out study
+cmp before.json study/results.json || fail "a finished study changed"
+refused study.json -- study --data corpus --out study --preset full
+refused nowhere -- study --data nowhere --out new
+refused nobody -- study --data recordings --out new --holdout-speaker nobody
+
 # --- Model folders that are not whole.
 # broken MODEL COMMAND...: the model refused by eval.
 refused_model() { refused "$@" -- eval --model broken --data corpus/test.jsonl --json new.json; }
@@ -185,6 +202,9 @@ refused_model broken/model.safetensors shape
 fresh
 sed -i 's/heads": 2/heads": 3/' broken/config.json
 refused_model broken/config.json 'heads' 3 16
+fresh # one that contradicts itself
+sed -i 's/"num_kv_heads": 2/"num_kv_heads": 1/' broken/config.json
+refused_model broken/config.json num_kv_heads mha
 fresh
 sed -i 's/"num_layers": 1/"num_layers": "one"/' broken/config.json
 refused_model broken/config.json num_layers
@@ -229,7 +249,7 @@ refused nowhere.jsonl -- eval --model run --data nowhere.jsonl
 refused corpus -- eval --model run --data corpus
 refused train.jsonl -- train --data recordings --out new
 echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"one eleven"}' >m.jsonl
-refused '"eleven"' -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
+refused '"eleven"' stereo.wav -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
 refused '"eleven"' -- train --init run --train corpus/train.jsonl --valid m.jsonl --out new
 
 # --- Numbers that do not fit.

@@ -13,12 +13,12 @@ using LatentModel = std::variant_alternative_t<1, AnyModel>;
 /// The key-value heads that an attention's name means; throws where it contradicts what was asked for.
 Index kv_heads_of(AttentionName attention, Index num_heads, Index asked) {
   const auto only = [&](Index heads) {
-    require(asked == 0 || asked == heads, "--kv-heads ", asked, ": ", to_name(attention), " has ", heads, " key-value heads here");
+    require(asked == 0 || asked == heads, "num_kv_heads (--kv-heads): ", asked, " given, but ", to_name(attention), " has ", heads, " here");
     return heads;
   };
   if (attention == AttentionName::mqa) return only(1);
   if (attention != AttentionName::gqa) return only(num_heads);
-  require(asked > 0, "--kv-heads: gqa needs a number of key-value heads, a divisor of ", num_heads);
+  require(asked > 0, "num_kv_heads (--kv-heads): gqa needs a number of key-value heads, a divisor of ", num_heads);
   return asked;
 }
 
@@ -53,7 +53,7 @@ Recognizer Recognizer::create(RecognizerConfig config, Vocabulary vocabulary, Se
   require(encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ", encoder.num_mels, ", the features have ",
           config.features.fbank.num_mels);
   encoder.num_kv_heads = kv_heads_of(config.attention, encoder.num_heads, encoder.num_kv_heads);
-  require(config.attention != AttentionName::mla_simple || encoder.kv_lora_rank > 0, "--latent-dim: mla-simple needs one, at most d_model = ",
+  require(config.attention != AttentionName::mla_simple || encoder.kv_lora_rank > 0, "kv_lora_rank (--latent-dim): mla-simple needs one, at most d_model = ",
           encoder.d_model);
   return {config, std::move(vocabulary), make_model(config.attention, encoder, seed)};
 }
@@ -86,8 +86,8 @@ Recognizer Recognizer::convert(AttentionName attention, Index kv_heads, Index la
   out.config.attention = attention;
   ConversionConfig numbers{kv_heads_of(attention, config.encoder.num_heads, kv_heads), 0};
   if (attention == AttentionName::mla_simple) {
-    require(latent_dim > 0 && latent_dim <= config.encoder.d_model, "--latent-dim ", latent_dim, ": 1 to d_model = ", config.encoder.d_model,
-            " expected");
+    require(latent_dim > 0 && latent_dim <= config.encoder.d_model, "kv_lora_rank (--latent-dim): ", latent_dim, " given, 1 to d_model = ",
+            config.encoder.d_model, " expected");
     numbers.kv_lora_rank = latent_dim;
   }
   out.config.encoder.num_kv_heads = numbers.num_kv_heads;

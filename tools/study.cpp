@@ -70,9 +70,16 @@ class Study {
       : o_(options), out_(options.out), preset_(preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
+    const nlohmann::json description = check_same_study();
+    try {
+      corpus_ = find_corpus();
+    } catch (...) {
+      std::error_code ignored;
+      std::filesystem::remove(out_, ignored);  // only if nothing is in it
+      throw;
+    }
     std::filesystem::create_directories(out_);
-    check_same_study();
-    corpus_ = find_corpus();
+    write_json(out_ / "study.json", description);
   }
 
   void run() {
@@ -89,9 +96,9 @@ class Study {
   }
 
  private:
-  /// A folder can go on only with the study that began it.
-  void check_same_study() {
-    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+  /// A folder can go on only with the study that began it, described by what is given here.
+  nlohmann::json check_same_study() const {
+    nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
                              {"preset", preset_.name},
                              {"seed", o_.seed},
                              {"holdout_speaker", o_.holdout_speaker}};
@@ -101,7 +108,7 @@ class Study {
       require(before == now, path.string(), ": this folder belongs to another study: ", before.dump(), ", now ", now.dump());
       say("going on with the study in ", out_.string());
     }
-    write_json(path, now);
+    return now;
   }
 
   std::filesystem::path find_corpus() {
@@ -178,6 +185,10 @@ class Study {
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");
     measure(baseline, seed, "mha", "baseline", nlohmann::json::object(), seconds_);
+    // The control: what the same fine-tuning does where nothing was converted.
+    Recognizer control = baseline;
+    train(control, folder / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
+    measure(control, seed, "mha", "finetuned", nlohmann::json::object(), seconds_);
 
     const Index d = preset_.encoder.d_model;
     for (const Index rank : {d, d / 2, d / 4, d / 8})

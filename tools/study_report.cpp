@@ -89,11 +89,18 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   return out;
 }
 
+/// For gnuplot: in single quotes, those inside doubled.
+std::string quoted(const std::filesystem::path& path) {
+  std::string out = "'";
+  for (const char c : path.string()) out += c == '\'' ? std::string("''") : std::string(1, c);
+  return out + "'";
+}
+
 void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
   for (const std::string format : {"png", "svg"}) {
-    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,560 font 'sans,13'" : "set terminal svg size 1000,470 font 'sans,13'";
+    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,640 font 'sans,13'" : "set terminal svg size 1000,540 font 'sans,13'";
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, text(terminal, "\nset output '", image.string(), "'\n", body));
+    write_file(script, text(terminal, "\nset output ", quoted(image), '\n', body));
     require(run_program({"gnuplot", script.string()}) == 0, "gnuplot failed on ", script.string());
   }
 }
@@ -103,7 +110,7 @@ std::string family(const Summary& s) { return s.name == "mha" ? "mha" : s.name.s
 
 constexpr const char* cache_axis =
     "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
-    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\n";
+    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below\n";
 
 /// One panel a test set; a series for each family and stage, set apart a little so that intervals do not hide each other.
 void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
@@ -112,13 +119,14 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
     double shift;
   };
   static constexpr Series series[] = {
-      {"mha", "baseline", "MHA", "lc rgb '#222222' pt 7", 1},
+      {"mha", "baseline", "MHA", "lc rgb '#999999' pt 6", 0.985},
+      {"mha", "finetuned", "MHA, fine-tuned alike", "lc rgb '#222222' pt 7", 1.015},
       {"mla", "converted", "MLA, converted", "lc rgb '#7fb2e5' pt 6", 0.95},
       {"mla", "finetuned", "MLA, fine-tuned", "lc rgb '#0060ad' pt 7", 0.985},
       {"gqa", "converted", "GQA, converted", "lc rgb '#f0bb88' pt 4", 1.015},
       {"gqa", "finetuned", "GQA, fine-tuned", "lc rgb '#dd7711' pt 5", 1.05},
   };
-  std::string data, body = text(cache_axis, "DATA = '", (folder / "wer_cache.dat").string(), "'\nset yrange [0:*]\nset ylabel 'word error rate, %'\n",
+  std::string data, body = text(cache_axis, "DATA = ", quoted(folder / "wer_cache.dat"), "\nset yrange [0:*]\nset ylabel 'word error rate, %'\n",
                                 "set multiplot layout 1,", sets.size(), "\n");
   int index = 0;
   for (const std::string& set : sets) {
@@ -153,7 +161,7 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   }
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
-       text(cache_axis, "DATA = '", (folder / "conversion_error.dat").string(), "'\nset yrange [0:1]\n",
+       text(cache_axis, "DATA = ", quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\n",
             "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ", list, '\n'));
 }
 

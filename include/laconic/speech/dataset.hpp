@@ -11,8 +11,6 @@
 #include <laconic/speech/vocabulary.hpp>
 
 #include <algorithm>
-#include <exception>
-#include <functional>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -69,32 +67,14 @@ struct Dataset {
   }
 };
 
-namespace detail {
-
-/// body(i) for all i on several threads; the first failure, by index, is thrown again here.
-template <class Body>
-void parallel_or_throw(int threads, Index n, Body&& body) {
-  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(n));
-  kernels::parallel_for(threads, n, [&](Index i, int) {
-    try {
-      body(static_cast<std::size_t>(i));
-    } catch (...) {
-      failures[static_cast<std::size_t>(i)] = std::current_exception();
-    }
-  });
-  for (const auto& failure : failures)
-    if (failure) std::rethrow_exception(failure);
-}
-
-}  // namespace detail
-
-/// Reads all audio into memory as features. With a vocabulary the texts become labels, and an unknown token throws.
+/// Reads all audio into memory as features. With a vocabulary the texts become labels; an unknown token throws and
+/// names the audio file.
 inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config, const Vocabulary* vocabulary, int threads) {
   const Fbank fbank(config.fbank);
   Dataset out;
   out.examples.resize(utterances.size());
   std::vector<std::string> notes(utterances.size());
-  detail::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
+  kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
     const Utterance& u = utterances[i];
     const Audio audio = read_audio(u.audio_filepath, config.fbank.sample_rate, &notes[i]);
     Example& e = out.examples[i];
@@ -103,7 +83,11 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     e.name = u.audio_filepath.stem().string();
     e.speaker = u.speaker;
     e.seconds = static_cast<double>(audio.samples.size()) / config.fbank.sample_rate;
-    if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
+    try {
+      if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
+    } catch (const Error& error) {
+      throw Error(text(u.audio_filepath.string(), ": ", error.what()));
+    }
   });
   for (std::string& note : notes)
     if (!note.empty()) out.notes.push_back(std::move(note));
@@ -114,7 +98,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
 inline void fit_normalization(std::span<const Utterance> utterances, FeatureConfig& config, int threads) {
   const Fbank fbank(config.fbank);
   std::vector<FeatureStatistics> each(utterances.size());
-  detail::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
+  kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
     const Matrix<float> features = fbank(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
     each[i].add(view(features));
   });

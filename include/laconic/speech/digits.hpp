@@ -1,11 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/core/random.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
-#include <laconic/speech/dataset.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
 #include <algorithm>
@@ -209,7 +209,7 @@ inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const Dig
   }
 
   std::vector<Utterance> utterances(plans.size());
-  parallel_or_throw(config.threads, static_cast<Index>(plans.size()), [&](std::size_t i) {
+  kernels::parallel_or_throw(config.threads, static_cast<Index>(plans.size()), [&](std::size_t i) {
     Utterance& one = utterances[i];
     for (const int digit : plans[i].digits) {
       if (!one.text.empty()) one.text += ' ';

@@ -167,7 +167,7 @@ inline void make_spoken_corpus(const SpeakConfig& config, const Progress& progre
   {
     const FolderWriter scratch(config.out);  // never committed: removed again, whatever happens
     detail::SharedProgress shared(progress, "rendering voices", static_cast<Index>(plan.size()));
-    detail::parallel_or_throw(config.threads, static_cast<Index>(plan.size()), [&](std::size_t i) {
+    kernels::parallel_or_throw(config.threads, static_cast<Index>(plan.size()), [&](std::size_t i) {
       spoken[i] = detail::render_digits(plan[i].voice, plan[i].speed, plan[i].pitch, config.sample_rate,
                                         scratch.path() / text(i, ".wav"));
       shared.one_done();

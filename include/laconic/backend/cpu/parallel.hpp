@@ -4,6 +4,8 @@
 #include <laconic/core/extent.hpp>
 
 #include <algorithm>
+#include <exception>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -43,6 +45,21 @@ template <class Body>
 void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
   parallel_for(threads, (size + grain - 1) / grain,
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
+}
+
+/// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
+template <class Body>
+void parallel_or_throw(int threads, Index tasks, Body&& body) {
+  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
+  parallel_for(threads, tasks, [&](Index i, int) {
+    try {
+      body(static_cast<std::size_t>(i));
+    } catch (...) {
+      failures[static_cast<std::size_t>(i)] = std::current_exception();
+    }
+  });
+  for (const auto& failure : failures)
+    if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace kernels
