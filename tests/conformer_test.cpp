@@ -273,17 +273,19 @@ TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conforme
   };
   CHECK(error_of([](auto&) {}) == "no error");
   CHECK(error_of([](auto& c) { c.d_model = 9; }) == "num_heads: 2 heads given, a divisor of d_model = 9 expected");
-  CHECK(error_of([](auto& c) { c.d_model = -8; }) == "num_heads: 2 heads given, a divisor of d_model = -8 expected");
-  CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "conformer: 0 layers and 5 tokens given, at least 1 and 2 expected");
-  CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "conformer: 1 layers and 1 tokens given, at least 1 and 2 expected");
-  CHECK(error_of([](auto& c) { c.ffn_expansion = 0; }) == "conformer: ffn_expansion 0 given, at least 1 expected");
-  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "conformer: subsampling_channels -1 given, at least 0 expected");
+  CHECK(error_of([](auto& c) { c.d_model = -8; }) == "conformer: d_model -8 given, 1 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.d_model = 200'000; }) == "conformer: d_model 200000 given, 1 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "conformer: num_layers 0 given, 1 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "conformer: vocab_size 1 given, 2 to 16777216 expected");
+  CHECK(error_of([](auto& c) { c.ffn_expansion = Index{1} << 61; }) ==
+        "conformer: ffn_expansion 2305843009213693952 given, 1 to 64 expected");
+  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "conformer: subsampling_channels -1 given, 0 to 65536 expected");
   CHECK(error_of([](auto& c) { c.conv_kernel = 4; }) == "conformer: conv_kernel 4 given, an odd number expected");
-  CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "conformer: conv_kernel -3 given, an odd number expected");
-  CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "conformer: num_mels 6 given, at least 7 expected");
+  CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "conformer: conv_kernel -3 given, 1 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "conformer: num_mels 6 given, 7 to 4096 expected");
   CHECK(error_of([](auto& c) { c.dropout = 1; }) == "conformer: dropout 1 given, expected from 0 to less than 1");
   CHECK(error_of([](auto& c) { c.dropout = -0.1; }) == "conformer: dropout -0.1 given, expected from 0 to less than 1");
-  CHECK(error_of([](auto& c) { c.subsampling = 3; }) == "subsampling: factor 3 given, 2 or 4 expected");
+  CHECK(error_of([](auto& c) { c.subsampling = 3; }) == "conformer: subsampling 3 given, 2 or 4 expected");
 
   const Conformer<Mha<2>> model(good, Seed(1));
   Cpu<float> cpu(1);

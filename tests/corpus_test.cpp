@@ -104,6 +104,8 @@ TEST_CASE("a bad manifest is refused with file and line", "[corpus]") {
   };
   CHECK(message(good) == "nothing");
   CHECK(read_manifest(path).size() == 3);  // the blank line and the unknown key are no utterance and no mistake
+  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "offset": 2.5})") ==
+        "'offset' is not 0: parts of a recording are not read; cut them into files of their own");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1)").starts_with("not valid JSON: "));
   CHECK(message(R"([1, 2])") == "an array of 2 given, an object expected");
   CHECK(message(R"({"duration": 1, "text": "one"})") == "'audio_filepath' is missing");
@@ -175,9 +177,9 @@ TEST_CASE("what is no corpus is refused with what is one", "[corpus]") {
   CHECK_THROWS_WITH(read_corpus(folder / "none"), (folder / "none").string() + ": no such file or folder" + expected);
   put(folder / "a.txt", "x");
   CHECK_THROWS_WITH(read_corpus(folder / "a.txt"), (folder / "a.txt").string() + ": is none" + expected);
-  CHECK_THROWS_WITH(read_corpus(folder.path), folder.path.string() + ": a folder with neither" + expected);
+  CHECK_THROWS_WITH(read_corpus(folder.path), folder.path.string() + ": a folder without *.trans.txt files (LibriSpeech) below it");
   put(folder / "train.jsonl", "x");
-  CHECK_THROWS_WITH(read_corpus(folder.path), Catch::Matchers::EndsWith("(in it are the manifests train.jsonl)"));
+  CHECK_THROWS_WITH(read_corpus(folder.path), Catch::Matchers::EndsWith(" below it; in it are the manifests train.jsonl: give one of them"));
 }
 
 TEST_CASE("real corpora are read", "[corpus][data]") {

@@ -72,6 +72,7 @@ template <class Policy>
 void check_count(const ConformerConfig& c) {
   const Conformer<Policy> model(c, Seed(1));
   CHECK(model.layers[0].self_attn.count_parameters() == Policy::parameter_count(c.attention()));
+  CHECK(model.count_parameters() == Conformer<Policy>::parameter_count(c));
   CHECK(model.layers[1].self_attn.dims().kv_lora_rank == model.config().kv_lora_rank);
 }
 
@@ -102,6 +103,9 @@ TEST_CASE("a layer holds as many numbers as its type says", "[cost]") {
   check_count<MlaSimple<4, 7>>(typed);
   check_count<MlaSimple<4, 24, NoPosition>>(typed);
   open.kv_lora_rank = 3;
+  open.subsampling = 2;
+  open.subsampling_channels = 5;
+  open.ffn_expansion = 3;
   check_count<MlaSimple<dyn, dyn>>(open);
 }
 

@@ -247,7 +247,9 @@ TEST_CASE("A small model learns", "[trainer]") {
   CHECK(best <= 0.05);
   CHECK(trainer.state().best_wer == best);
   CHECK(better >= 1);
-  CHECK(evaluate(model, r.cpu, r.valid, r.vocabulary).wer() == best);
+  const Evaluation evaluation = evaluate(model, r.cpu, r.valid, r.vocabulary);
+  CHECK(evaluation.wer() == best);
+  CHECK(evaluation.loss == Approx(trainer.state().best_loss).epsilon(1e-9));
 }
 
 TEST_CASE("Accumulated batches are one batch", "[trainer]") {
@@ -304,6 +306,26 @@ TEST_CASE("Accumulated batches are one batch", "[trainer]") {
   run(1, 3, 3);
 }
 
+TEST_CASE("Patience counts epochs without a lower error, also where the loss still falls", "[trainer]") {
+  Runs r;
+  TrainConfig config = small_config();
+  config.epochs = 50;
+  config.learning_rate = 1e-5;  // too little to say a first word
+  config.patience = 3;
+  Model model = small_model();
+  std::vector<double> wers, losses;
+  Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config);
+  trainer.run([&](const TrainProgress& p) {
+    if (std::isnan(p.valid_wer)) return;
+    wers.push_back(p.valid_wer);
+    losses.push_back(p.valid_loss);
+  });
+  REQUIRE(wers.size() == 4);
+  for (const double wer : wers) CHECK(wer == wers[0]);
+  // Of equal errors the lowest loss.
+  CHECK(trainer.state().best_epoch == 1 + (std::min_element(losses.begin(), losses.end()) - losses.begin()));
+}
+
 TEST_CASE("Training stops early without progress", "[trainer]") {
   Runs r;
   TrainConfig config = small_config();
@@ -321,7 +343,7 @@ TEST_CASE("Training stops early without progress", "[trainer]") {
   };
   trainer.run(progress, [&] { best = values(model); }, never);
   CHECK(trainer.state().epoch < 50);
-  CHECK(trainer.state().epoch - trainer.state().best_epoch == 2);
+  CHECK(trainer.state().epoch - trainer.state().lower_epoch == 2);
   CHECK(epochs == trainer.state().epoch);
   CHECK(trainer.finished());
   // What is left is the best model, not the last (batch norm has gathered since).
@@ -362,6 +384,24 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
     CHECK_THAT(resume(other, r.train), ContainsSubstring("freeze"));
   }
   SECTION("of other data") { CHECK_THAT(resume(config, r.valid), ContainsSubstring(path) && ContainsSubstring("utterances: 40") && ContainsSubstring("12")); }
+  SECTION("of as much other data, or another beginning") {
+    Dataset other = r.train;
+    other.examples[7].features(0, 0) += 1e-3F;
+    CHECK_THAT(resume(config, other), ContainsSubstring(path) && ContainsSubstring("(data: "));
+    other = r.train;
+    other.examples[7].text += " more";
+    CHECK_THAT(resume(config, other), ContainsSubstring("(data: "));
+    model.lm_head.bias.value(0, 0) += 1e-3F;
+    CHECK_THAT(resume(config, r.train), ContainsSubstring("(initial_parameters: "));
+  }
+  SECTION("with a state that is none") {
+    std::string bytes = read_file(path, 1 << 24);
+    const std::size_t at = bytes.find(R"(\"batch\":0)");
+    REQUIRE(at != std::string::npos);
+    bytes[at + 10] = '9';
+    write_file(path, bytes);
+    CHECK_THAT(resume(config, r.train), ContainsSubstring(path) && ContainsSubstring("its state is none of this run") && ContainsSubstring("batch 9"));
+  }
   SECTION("cut short") {
     const std::string bytes = read_file(path, 1 << 24);
     for (const std::size_t size : {bytes.size() - 1, bytes.size() / 2, std::size_t{20}, std::size_t{0}}) {
@@ -389,7 +429,39 @@ TEST_CASE("Trainer refuses what it cannot train", "[trainer]") {
   CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, none, r.vocabulary, config), "train: no utterances to validate on");
   config.epochs = 0;
   CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config),
-                    "train: epochs 0, batch_frames 250, accumulate 1 given, all must be positive");
+                    "train: epochs 0 given, 1 to 10000 expected");
+  config = small_config();
+  config.learning_rate = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config), "train: learning_rate nan given, 0 to 1000 expected");
+}
+
+TEST_CASE("A step whose gradient is not finite is left out, and its loss too", "[trainer]") {
+  Runs r;
+  r.train.examples[3].features.setConstant(std::numeric_limits<float>::quiet_NaN());
+  TrainConfig config = small_config();
+  config.epochs = 2;
+  config.spec_augment = {.num_time_masks = 0, .num_freq_masks = 0};
+  TemporaryFolder folder;
+  Model model = small_model();
+  Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, folder / "run");
+  Index skipped = 0, epochs = 0;
+  trainer.run(
+      [&](const TrainProgress& p) {
+        skipped += p.skipped;
+        if (std::isnan(p.valid_wer)) return;
+        ++epochs;
+        CHECK(std::isfinite(p.loss));
+        CHECK(std::isfinite(p.valid_loss));
+      },
+      [] {}, never, 1);
+  CHECK(skipped == 2);  // one an epoch
+  CHECK(epochs == 2);
+
+  for (Example& e : r.train.examples) e.features.setConstant(std::numeric_limits<float>::quiet_NaN());
+  Trainer hopeless(model, r.cpu, r.train, r.valid, r.vocabulary, config);
+  const auto plan = hopeless.total_steps() / 2;
+  CHECK_THROWS_WITH(hopeless.run(silent), Catch::Matchers::StartsWith(text("train: the gradient was not finite ", std::min<std::int64_t>(10, plan),
+                                                                           " times in a row at step ")));
 }
 
 TEST_CASE("An utterance whose labels do not fit trains nothing and spoils nothing", "[trainer]") {

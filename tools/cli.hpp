@@ -8,8 +8,10 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 // What the subcommands of `laconic` share. Results go to stdout, progress and notes to stderr.
 
@@ -30,6 +32,11 @@ struct CommonOptions {
     command.add_option("--threads", threads, "CPU threads")->capture_default_str()->check(CLI::PositiveNumber);
     command.add_option("--seed", seed, "all random choices follow from it")->capture_default_str()->check(CLI::NonNegativeNumber);
     command.add_option("--json", json, "write the result to this file, too")->type_name("FILE");
+    command.parse_complete_callback([this] {  // before the work is done, not after
+      if (json.empty()) return;
+      json = std::filesystem::absolute(json).string();
+      laconic::require(std::filesystem::is_directory(std::filesystem::path(json).parent_path()), json, ": no such folder");
+    });
   }
   void write(const nlohmann::json& result) const {
     if (!json.empty()) laconic::write_json(json, result);
@@ -40,6 +47,12 @@ struct CommonOptions {
 template <class... Parts>
 void say(const Parts&... parts) {
   std::fprintf(stderr, "%s\n", laconic::text(parts...).c_str());
+}
+
+/// What had to be converted to be read: the first few files, and how many more.
+inline void say_notes(const std::vector<std::string>& notes) {
+  for (std::size_t i = 0; i < notes.size() && i < 3; ++i) say("note: ", notes[i]);
+  if (notes.size() > 3) say("note: and ", notes.size() - 3, " more such files");
 }
 
 /// A number with some digits after the point.

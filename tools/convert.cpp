@@ -21,6 +21,7 @@ void convert(const ConvertOptions& o) {
     require(!utterances.empty(), o.speech, ": no utterances to measure on");
     utterances.resize(std::min<std::size_t>(utterances.size(), 32));
     const Dataset data = load_dataset(utterances, source.config.features, nullptr, o.threads);
+    say_notes(data.notes);
     std::vector<Index> all(utterances.size());
     std::iota(all.begin(), all.end(), Index{0});
     batch = make_batch(data, all, nullptr, Seed());
@@ -30,6 +31,7 @@ void convert(const ConvertOptions& o) {
       source.convert(from_name<AttentionName>(o.attention).value(), o.kv_heads, o.latent_dim, o.speech.empty() ? nullptr : &batch, report);
   target.save(o.output);
   report["model"] = o.output;
+  if (!o.speech.empty()) report["measured_on"] = o.speech;
   report["cache_bytes_per_second"] = target.cache_bytes_per_second();
   report["source_cache_bytes_per_second"] = source.cache_bytes_per_second();
   o.write(report);

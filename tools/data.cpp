@@ -93,7 +93,7 @@ void add_digits(CLI::App& data) {
   command->callback([=] {
     apply(*options, *config);
     config->recordings = *recordings;
-    make_digits_corpus(*config, progress_line());
+    say_notes(make_digits_corpus(*config, progress_line()));
     report(*options);
   });
 }

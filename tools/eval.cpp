@@ -26,7 +26,7 @@ void eval(const EvalOptions& o) {
   require(!utterances.empty(), o.data, ": no utterances");
   say("reading ", utterances.size(), " utterances ...");
   const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
-  say_notes(data);
+  say_notes(data.notes);
   Cpu<float> cpu(o.threads);
   const Evaluation evaluation = recognizer.evaluate(cpu, data);
   const WordErrors errors = evaluation.total_errors();
@@ -60,7 +60,7 @@ void transcribe(const EvalOptions& o) {
   std::vector<Utterance> utterances;
   for (const std::string& file : o.files) utterances.push_back({file, 0, "", ""});
   const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
-  say_notes(data);
+  say_notes(data.notes);
   Cpu<float> cpu(o.threads);
   const Evaluation evaluation = recognizer.evaluate(cpu, data);
   nlohmann::json result = nlohmann::json::array();

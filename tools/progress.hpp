@@ -35,12 +35,6 @@ class ProgressLine {
   std::time_t shown_ = 0;
 };
 
-/// What had to be converted to be read: the first few, and how many more.
-inline void say_notes(const laconic::Dataset& data) {
-  for (std::size_t i = 0; i < data.notes.size() && i < 3; ++i) say("note: ", data.notes[i]);
-  if (data.notes.size() > 3) say("note: and ", data.notes.size() - 3, " more files converted likewise");
-}
-
 /// Utterances whose labels cannot fit the frames have an infinite loss and teach nothing.
 inline void say_infeasible(const laconic::Dataset& data, const laconic::RecognizerConfig& config) {
   laconic::Index count = 0;

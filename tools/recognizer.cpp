@@ -22,6 +22,17 @@ Index kv_heads_of(AttentionName attention, Index num_heads, Index asked) {
   return asked;
 }
 
+/// The latent that an attention's name means: none, or one that must be asked for.
+Index latent_of(AttentionName attention, Index d_model, Index asked) {
+  if (attention != AttentionName::mla_simple) {
+    require(asked == 0, "kv_lora_rank (--latent-dim): ", asked, " given, but ", to_name(attention), " has no latent");
+    return 0;
+  }
+  require(asked > 0 && asked <= d_model, "kv_lora_rank (--latent-dim): ", asked, " given, 1 to d_model = ", d_model, " expected for ",
+          to_name(attention));
+  return asked;
+}
+
 AnyModel make_model(AttentionName attention, const ConformerConfig& config, Seed seed) {
   if (attention == AttentionName::mla_simple) return LatentModel(config, seed);
   return FullRankModel(config, seed);
@@ -44,39 +55,60 @@ nlohmann::json report_json(const ConversionReport& report) {
           {"logits_error", report.logits_error}};
 }
 
-}  // namespace
-
-Recognizer Recognizer::create(RecognizerConfig config, Vocabulary vocabulary, Seed seed) {
+/// With the numbers that follow from the attention's name; throws where they contradict it.
+RecognizerConfig completed(RecognizerConfig config, const Vocabulary& vocabulary) {
   require(config.model == "conformer", "model: \"", config.model, "\" given, \"conformer\" expected");
   ConformerConfig& encoder = config.encoder;
   encoder.vocab_size = vocabulary.size();
   require(encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ", encoder.num_mels, ", the features have ",
           config.features.fbank.num_mels);
   encoder.num_kv_heads = kv_heads_of(config.attention, encoder.num_heads, encoder.num_kv_heads);
-  require(config.attention != AttentionName::mla_simple || encoder.kv_lora_rank > 0, "kv_lora_rank (--latent-dim): mla-simple needs one, at most d_model = ",
-          encoder.d_model);
-  return {config, std::move(vocabulary), make_model(config.attention, encoder, seed)};
+  encoder.kv_lora_rank = latent_of(config.attention, encoder.d_model, encoder.kv_lora_rank);
+  return config;
+}
+
+Index parameter_count(AttentionName attention, const ConformerConfig& config) {
+  return attention == AttentionName::mla_simple ? LatentModel::parameter_count(config) : FullRankModel::parameter_count(config);
+}
+
+}  // namespace
+
+Tokens corpus_tokens(const std::filesystem::path& folder) {
+  const auto path = folder / "corpus.json";
+  return std::filesystem::exists(path) ? json_member<Tokens>(read_json(path), "tokens", path.string()) : Tokens::characters;
+}
+
+Recognizer Recognizer::create(RecognizerConfig config, Vocabulary vocabulary, Seed seed) {
+  config = completed(std::move(config), vocabulary);
+  return {config, std::move(vocabulary), make_model(config.attention, config.encoder, seed)};
 }
 
 Recognizer Recognizer::load(const std::filesystem::path& folder) {
-  const auto path = std::filesystem::exists(folder / "model" / "config.json") ? folder / "model" : folder;  // a run's folder will do
+  const bool is_run = !std::filesystem::exists(folder / "config.json") && std::filesystem::exists(folder / "model" / "config.json");
+  const auto path = is_run ? folder / "model" : folder;
   const std::string where = (path / "config.json").string();
-  const auto config = from_json<RecognizerConfig>(read_model_config(path), where);
+  auto config = from_json<RecognizerConfig>(read_model_config(path), where);
   auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
   require(vocabulary.size() == config.encoder.vocab_size, where, ": vocab_size is ", config.encoder.vocab_size, ", vocab.json has ",
           vocabulary.size(), " tokens");
-  Recognizer out = [&] {
-    try {
-      return create(config, std::move(vocabulary), Seed());
-    } catch (const Error& error) {
-      throw Error(text(where, ": ", error.what()));
-    }
-  }();
-  std::visit([&](auto& model) { load_parameters(model, open_model_tensors(path)); }, out.model);
+  const SafetensorsFile tensors = open_model_tensors(path);
+  try {
+    config = completed(std::move(config), vocabulary);
+    // Before memory is taken for a model that the file cannot fill.
+    const Index described = parameter_count(config.attention, config.encoder);
+    require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but model.safetensors holds ",
+            tensors.count_values());
+  } catch (const Error& error) {
+    throw Error(text(where, ": ", error.what()));
+  }
+  Recognizer out{config, std::move(vocabulary), make_model(config.attention, config.encoder, Seed())};
+  std::visit([&](auto& model) { load_parameters(model, tensors); }, out.model);
   return out;
 }
 
 void Recognizer::save(const std::filesystem::path& folder) const {
+  require(!std::filesystem::exists(folder / "model" / "config.json"), folder.string(),
+          ": is the folder of a training run, which has a model in it; choose another for this one");
   std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json()); }, model);
 }
 
@@ -84,12 +116,8 @@ Recognizer Recognizer::convert(AttentionName attention, Index kv_heads, Index la
                                nlohmann::json& report) const {
   Recognizer out{config, vocabulary, model};
   out.config.attention = attention;
-  ConversionConfig numbers{kv_heads_of(attention, config.encoder.num_heads, kv_heads), 0};
-  if (attention == AttentionName::mla_simple) {
-    require(latent_dim > 0 && latent_dim <= config.encoder.d_model, "kv_lora_rank (--latent-dim): ", latent_dim, " given, 1 to d_model = ",
-            config.encoder.d_model, " expected");
-    numbers.kv_lora_rank = latent_dim;
-  }
+  const ConversionConfig numbers{kv_heads_of(attention, config.encoder.num_heads, kv_heads),
+                                 latent_of(attention, config.encoder.d_model, latent_dim)};
   out.config.encoder.num_kv_heads = numbers.num_kv_heads;
   out.config.encoder.kv_lora_rank = numbers.kv_lora_rank;
   const auto to = [&]<class Target>(const auto& source) {

@@ -41,6 +41,9 @@ struct RecognizerConfig {
 /// many key-value heads as query heads, and with one.
 using AnyModel = std::variant<Conformer<Gqa<dyn, dyn>>, Conformer<Attention<Heads<dyn, dyn>, SharedLatent<dyn>>>>;
 
+/// The tokens that a corpus was made for, if a corpus.json in its folder says so; else characters.
+Tokens corpus_tokens(const std::filesystem::path& folder);
+
 /// A model with its features and its vocabulary.
 struct Recognizer {
   RecognizerConfig config;
@@ -50,7 +53,9 @@ struct Recognizer {
   /// A new one, randomly initialised. Fills in the numbers that follow from the attention's name, and throws where they
   /// contradict it.
   static Recognizer create(RecognizerConfig config, Vocabulary vocabulary, Seed seed);
+  /// From a model folder, or from a run's folder, which has one called "model" in it.
   static Recognizer load(const std::filesystem::path& folder);
+  /// Not into a run's folder: there the model would lie beside another one.
   void save(const std::filesystem::path& folder) const;
 
   /// The same speech model with another attention: `report` says what it cost, measured on `speech` if given.

@@ -47,7 +47,7 @@ Preset preset(const std::string& name) {
   }
   p.finetune = p.baseline;
   p.finetune.epochs = 2;
-  p.finetune.learning_rate = p.baseline.learning_rate / 4;
+  p.finetune.learning_rate = p.baseline.learning_rate / 10;  // more makes unseen speakers worse
   return p;
 }
 
@@ -78,7 +78,7 @@ class Study {
       std::filesystem::remove(out_, ignored);  // only if nothing is in it
       throw;
     }
-    std::filesystem::create_directories(out_);
+    make_folder(out_);
     write_json(out_ / "study.json", description);
   }
 
@@ -99,13 +99,17 @@ class Study {
   /// A folder can go on only with the study that began it, described by what is given here.
   nlohmann::json check_same_study() const {
     nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
-                             {"preset", preset_.name},
-                             {"seed", o_.seed},
-                             {"holdout_speaker", o_.holdout_speaker}};
+                       {"preset", preset_.name},
+                       {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
+                       {"encoder", to_json(preset_.encoder)},
+                       {"baseline", to_json(preset_.baseline)},
+                       {"finetune", to_json(preset_.finetune)},
+                       {"seed", o_.seed},
+                       {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "study.json";
     if (std::filesystem::exists(path)) {
       const auto before = read_json(path);
-      require(before == now, path.string(), ": this folder belongs to another study: ", before.dump(), ", now ", now.dump());
+      require(before == now, path.string(), ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
       say("going on with the study in ", out_.string());
     }
     return now;
@@ -138,7 +142,7 @@ class Study {
       set(config);
       config.recordings = data;
       config.holdout_speaker = o_.holdout_speaker;
-      make_digits_corpus(config);
+      say_notes(make_digits_corpus(config));
     }
     return made;
   }
@@ -147,7 +151,9 @@ class Study {
   void load_data(const RecognizerConfig& config, const Vocabulary& vocabulary) {
     if (train_.size() > 0) return;
     const auto load = [&](const char* name, const Vocabulary* v) {
-      return load_dataset(read_corpus(corpus_ / name), config.features, v, o_.threads);
+      Dataset data = load_dataset(read_corpus(corpus_ / name), config.features, v, o_.threads);
+      say_notes(data.notes);
+      return data;
     };
     train_ = load("train.jsonl", &vocabulary);
     valid_ = load("valid.jsonl", &vocabulary);
@@ -162,20 +168,40 @@ class Study {
     config.encoder = preset_.encoder;
     config.features.fbank.num_mels = num_mels;
     config.features.fbank.sample_rate = read_audio(utterances.at(0).audio_filepath).sample_rate;
-    config.tokens = from_name<Tokens>(read_json(corpus_ / "corpus.json").value("tokens", "")).value_or(Tokens::characters);
+    config.tokens = corpus_tokens(corpus_);
     std::vector<std::string> texts;
     for (const Utterance& u : utterances) texts.push_back(u.text);
     return Recognizer::create(config, Vocabulary::of(config.tokens, texts), seed);
   }
 
-  /// A seed's last row is that of its last variant.
-  bool is_finished(std::int64_t seed) const {
-    return std::ranges::any_of(results_.rows(), [&](const auto& row) {
-      return row.at("seed") == seed && row.at("name") == variant_name(num_heads / 8) && row.at("stage") == "finetuned" &&
-             row.at("test_set") == (std::filesystem::exists(corpus_ / "holdout.jsonl") ? held_out : known);
-    });
+  /// What is compared: name, folder, attention and its numbers.
+  struct Variant {
+    std::string name, folder;
+    AttentionName attention;
+    Index kv_heads, rank;
+  };
+  std::vector<Variant> variants() const {
+    std::vector<Variant> out;
+    const Index d = preset_.encoder.d_model;
+    for (const Index rank : {d, d / 2, d / 4, d / 8})
+      out.push_back({text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank});
+    for (const Index kv_heads : {num_heads / 2, num_heads / 4})
+      out.push_back({text("gqa G=", kv_heads), text("gqa-", kv_heads), AttentionName::gqa, kv_heads, 0});
+    out.push_back({"mqa", "mqa", AttentionName::mqa, 1, 0});
+    return out;
   }
-  static std::string variant_name(Index kv_heads) { return kv_heads == 1 ? "mqa" : text("gqa G=", kv_heads); }
+
+  /// Every row of the seed is there.
+  bool is_finished(std::int64_t seed) const {
+    std::vector<std::string> sets{known};
+    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) sets.emplace_back(held_out);
+    for (const std::string& set : sets) {
+      if (!results_.has("mha", "baseline", set, seed) || !results_.has("mha", "finetuned", set, seed)) return false;
+      for (const Variant& v : variants())
+        if (!results_.has(v.name, "converted", set, seed) || !results_.has(v.name, "finetuned", set, seed)) return false;
+    }
+    return true;
+  }
 
   void run_seed(std::int64_t seed) {
     if (is_finished(seed)) return say("seed ", seed, " is finished");
@@ -190,25 +216,19 @@ class Study {
     train(control, folder / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
     measure(control, seed, "mha", "finetuned", nlohmann::json::object(), seconds_);
 
-    const Index d = preset_.encoder.d_model;
-    for (const Index rank : {d, d / 2, d / 4, d / 8})
-      variant(baseline, folder, seed, text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank);
-    for (const Index kv_heads : {num_heads / 2, num_heads / 4, num_heads / 8})
-      variant(baseline, folder, seed, variant_name(kv_heads), text("gqa-", kv_heads),
-              kv_heads == 1 ? AttentionName::mqa : AttentionName::gqa, kv_heads, 0);
+    for (const Variant& v : variants()) run_variant(baseline, folder, seed, v);
   }
 
   /// Converts, measures, fine-tunes, measures.
-  void variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed, const std::string& name,
-               const std::string& file, AttentionName attention, Index kv_heads, Index rank) {
+  void run_variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed, const Variant& v) {
     nlohmann::json report;
     std::vector<Index> some(static_cast<std::size_t>(std::min<Index>(valid_.size(), 32)));
     std::iota(some.begin(), some.end(), Index{0});
     const SpeechBatch speech = make_batch(valid_, some, nullptr, Seed());
-    Recognizer model = baseline.convert(attention, kv_heads, rank, &speech, report);
-    measure(model, seed, name, "converted", report, 0);
-    train(model, folder / file, preset_.finetune, seed, name);
-    measure(model, seed, name, "finetuned", report, seconds_);
+    Recognizer model = baseline.convert(v.attention, v.kv_heads, v.rank, &speech, report);
+    measure(model, seed, v.name, "converted", report, 0);
+    train(model, folder / v.folder, preset_.finetune, seed, v.name);
+    measure(model, seed, v.name, "finetuned", report, seconds_);
   }
 
   /// Trains, or takes the model that an earlier run of this study finished.
@@ -238,8 +258,11 @@ class Study {
       for (std::size_t i = 0; i < evaluation.hypotheses.size(); ++i) changed += evaluation.hypotheses[i] != baseline_hypotheses_[test.name][i];
       const WordErrors errors = evaluation.total_errors();
       const Interval interval = evaluation.interval();
-      std::vector<Index> by_utterance;
-      for (const WordErrors& e : evaluation.errors) by_utterance.push_back(e.errors());
+      std::vector<Index> by_utterance, words_by_utterance;
+      for (const WordErrors& e : evaluation.errors) {
+        by_utterance.push_back(e.errors());
+        words_by_utterance.push_back(e.reference_words);
+      }
       results_.put({{"name", name},
                     {"attention", to_name(model.config.attention)},
                     {"stage", stage},
@@ -258,6 +281,7 @@ class Study {
                     {"transcripts_changed", changed},
                     {"utterances", test.data.size()},
                     {"errors_by_utterance", by_utterance},
+                    {"words_by_utterance", words_by_utterance},
                     {"predicted_error", report.value("predicted_error", 0.0)},
                     {"key_value_error", report.value("key_value_error", 0.0)},
                     {"output_error", report.value("output_error", 0.0)},

@@ -3,7 +3,7 @@
 
 #include "cli.hpp"
 
-#include <laconic/core/random.hpp>
+#include <laconic/speech/wer.hpp>
 
 #include <spawn.h>
 #include <sys/wait.h>
@@ -49,7 +49,7 @@ Summary summarize(const std::vector<const nlohmann::json*>& rows) {
             .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
-  std::vector<double> errors(first["errors_by_utterance"].size(), 0.0);
+  std::vector<WordErrors> errors(first["errors_by_utterance"].size());
   std::vector<double> wers;
   for (const nlohmann::json* row : rows) {
     wers.push_back((*row)["wer"]);
@@ -58,20 +58,14 @@ Summary summarize(const std::vector<const nlohmann::json*>& rows) {
     s.train_seconds += (*row)["train_seconds"].get<double>() / n;
     s.changed += (*row)["transcripts_changed"].get<Index>();
     s.utterances += (*row)["utterances"].get<Index>();
-    for (std::size_t i = 0; i < errors.size(); ++i) errors[i] += (*row)["errors_by_utterance"].at(i).get<double>() / n;
+    for (std::size_t i = 0; i < errors.size(); ++i)
+      errors[i] += {.substitutions = (*row)["errors_by_utterance"].at(i), .reference_words = (*row)["words_by_utterance"].at(i)};
   }
   for (const double wer : wers) s.spread += (wer - s.wer) * (wer - s.wer) / std::max(1.0, n - 1);
   s.spread = std::sqrt(s.spread);
-
-  const double words = first["reference_words"];
-  const Random random(Seed(1), "study");
-  std::vector<double> resampled(1000, 0.0);
-  for (std::size_t r = 0; r < resampled.size(); ++r)
-    for (std::size_t i = 0; i < errors.size(); ++i)
-      resampled[r] += 100 * errors[static_cast<std::size_t>(random.below(static_cast<Index>(errors.size()), r * errors.size() + i))] / words;
-  std::sort(resampled.begin(), resampled.end());
-  s.low = resampled[25];
-  s.high = resampled[974];
+  const Interval interval = bootstrap_interval(errors);
+  s.low = 100 * interval.low;
+  s.high = 100 * interval.high;
   return s;
 }
 
@@ -167,13 +161,30 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
 
 }  // namespace
 
+StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)) {
+  if (!std::filesystem::exists(path_)) return;
+  rows_ = read_json(path_);
+  require(rows_.is_array(), path_.string(), ": not the results of a study: a list of rows expected");
+  for (const auto& row : rows_) {
+    for (const char* key : {"name", "stage", "test_set"}) json_member<std::string>(row, key, path_.string());
+    json_member<std::int64_t>(row, "seed", path_.string());
+  }
+}
+
+bool StudyResults::has(const std::string& name, const std::string& stage, const std::string& test_set, std::int64_t seed) const {
+  return std::ranges::any_of(rows_, [&](const nlohmann::json& row) {
+    return row["name"] == name && row["stage"] == stage && row["test_set"] == test_set && row["seed"] == seed;
+  });
+}
+
 void StudyResults::put(nlohmann::json row) {
-  for (auto& old : rows_)
-    if (old["name"] == row["name"] && old["stage"] == row["stage"] && old["test_set"] == row["test_set"] && old["seed"] == row["seed"]) {
-      old = std::move(row);
-      return write_json(path_, rows_);
-    }
-  rows_.push_back(std::move(row));
+  const auto old = std::ranges::find_if(rows_, [&](const nlohmann::json& one) {
+    return one["name"] == row["name"] && one["stage"] == row["stage"] && one["test_set"] == row["test_set"] && one["seed"] == row["seed"];
+  });
+  if (old != rows_.end())
+    *old = std::move(row);
+  else
+    rows_.push_back(std::move(row));
   write_json(path_, rows_);
 }
 

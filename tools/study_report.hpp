@@ -3,16 +3,17 @@
 
 #include <laconic/io/json.hpp>
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
 /// results.json: a list of rows, one for each model, stage, test set and seed; written anew with every row.
 class StudyResults {
  public:
-  explicit StudyResults(std::filesystem::path path) : path_(std::move(path)) {
-    if (std::filesystem::exists(path_)) rows_ = laconic::read_json(path_);
-  }
+  /// Takes up the rows of an earlier run. Throws where the file holds something else.
+  explicit StudyResults(std::filesystem::path path);
   const nlohmann::json& rows() const { return rows_; }
+  bool has(const std::string& name, const std::string& stage, const std::string& test_set, std::int64_t seed) const;
   /// Adds a row, in place of an earlier one of the same name, stage, test set and seed.
   void put(nlohmann::json row);
 

@@ -16,16 +16,7 @@ struct TrainOptions : CommonOptions {
   TrainConfig training;
 };
 
-/// The tokens that the corpus was made for, if it says so.
-Tokens corpus_tokens(const std::filesystem::path& folder) {
-  const auto path = folder / "corpus.json";
-  if (!std::filesystem::exists(path)) return Tokens::characters;
-  const auto tokens = from_name<Tokens>(read_json(path).value("tokens", ""));
-  require(tokens.has_value(), path.string(), ": \"tokens\" is neither of ", all_names<Tokens>());
-  return *tokens;
-}
-
-Recognizer begin(const TrainOptions& o, const std::vector<Utterance>& utterances) {
+Recognizer begin(const TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
   RecognizerConfig config;
   config.attention = from_name<AttentionName>(o.attention).value();
   config.encoder = o.encoder;
@@ -37,7 +28,7 @@ Recognizer begin(const TrainOptions& o, const std::vector<Utterance>& utterances
   config.features.fbank.sample_rate = o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
   config.features.normalization = from_name<Normalization>(o.normalization).value();
   if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
-  config.tokens = o.tokens.empty() ? corpus_tokens(o.data) : o.tokens == "word" ? Tokens::words : Tokens::characters;
+  config.tokens = o.tokens.empty() ? corpus_tokens(corpus.parent_path()) : o.tokens == "word" ? Tokens::words : Tokens::characters;
   std::vector<std::string> texts;
   for (const Utterance& u : utterances) texts.push_back(u.text);
   return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
@@ -45,20 +36,22 @@ Recognizer begin(const TrainOptions& o, const std::vector<Utterance>& utterances
 
 void train(TrainOptions& o) {
   const std::filesystem::path data = o.data, out = o.out;
-  const auto training = read_corpus(o.train.empty() ? data / "train.jsonl" : std::filesystem::path(o.train));
+  o.training.seed = o.seed;
+  o.training.decay = from_name<Decay>(o.decay).value();
+  o.training.check();
+  const auto corpus = o.train.empty() ? data / "train.jsonl" : std::filesystem::path(o.train);
+  const auto training = read_corpus(corpus);
   const auto validation = read_corpus(o.valid.empty() ? data / "valid.jsonl" : std::filesystem::path(o.valid));
   require(!training.empty(), "train: the training corpus is empty");
-  Recognizer recognizer = o.init.empty() ? begin(o, training) : Recognizer::load(o.init);
+  Recognizer recognizer = o.init.empty() ? begin(o, corpus, training) : Recognizer::load(o.init);
   say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
   const Dataset train_set = load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads);
   const Dataset valid_set = load_dataset(validation, recognizer.config.features, &recognizer.vocabulary, o.threads);
-  say_notes(train_set);
-  say_notes(valid_set);
+  say_notes(train_set.notes);
+  say_notes(valid_set.notes);
   say_infeasible(train_set, recognizer.config);
 
   Cpu<float> cpu(o.threads);
-  o.training.seed = o.seed;
-  o.training.decay = from_name<Decay>(o.decay).value();
   say(to_name(recognizer.config.attention), ", ", recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1),
       " min of speech, ", o.threads, " threads");
   ProgressLine line;
@@ -115,7 +108,7 @@ void add_train_command(CLI::App& app) {
   command->add_option("--clip-norm", o->training.adamw.clip_norm, "of the gradient; 0: none")->capture_default_str();
   command->add_option("--batch-frames", o->training.batch_frames, "feature frames a batch")->capture_default_str();
   command->add_option("--accumulate", o->training.accumulate, "batches an update")->capture_default_str();
-  command->add_option("--patience", o->training.patience, "epochs without a better WER before stopping; 0: never")->capture_default_str();
+  command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")->capture_default_str();
   command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
   command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
   command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"

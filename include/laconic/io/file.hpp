@@ -82,7 +82,8 @@ std::filesystem::path make_partial(const std::filesystem::path& path, Make&& mak
 }  // namespace detail
 
 /// Writes a file whole or not at all: bytes go to a temporary name beside it, and `commit` puts that in its place.
-/// Without `commit` (an exception, say) nothing is left and an older file of that name stays as it was.
+/// Without `commit` (an exception, say) nothing is left and an older file of that name stays as it was; a program that
+/// is killed leaves the temporary one.
 /// Devices and pipes (`/dev/stdout`) are written directly. Every failed write, a full disk too, throws `Error`
 /// with the file and the reason. Not buffered: hand over large pieces.
 class FileWriter {
@@ -204,9 +205,16 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+/// Makes a folder and those above it, if they are not there.
+inline void make_folder(const std::filesystem::path& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  require(!error, path.string(), ": cannot create: ", error.message());
+}
+
 /// Writes a folder whole or not at all: fill `path()`, "DIR.partial-PID" beside DIR, then `commit` puts it in place of
 /// DIR in one step. What an older DIR held under other names is kept (moved over); under the same names it is replaced.
-/// Without `commit` nothing is left. Folders above DIR are made.
+/// Without `commit` nothing is left, unless the program is killed. Folders above DIR are made.
 class FolderWriter {
  public:
   explicit FolderWriter(const std::filesystem::path& path) : name_(path), target_(detail::resolved(path)) {
@@ -215,8 +223,7 @@ class FolderWriter {
     require(!exists || std::filesystem::is_directory(target_, error), path.string(),
             ": is a file, the name of a folder expected");
     require(target_ != target_.root_path(), path.string(), ": cannot be replaced");
-    std::filesystem::create_directories(target_.parent_path(), error);
-    require(!error, path.string(), ": cannot create: ", error.message());
+    make_folder(target_.parent_path());
     partial_ = detail::make_partial(target_,
                                     [](const std::filesystem::path& name) { return ::mkdir(name.c_str(), 0777) == 0; });
   }

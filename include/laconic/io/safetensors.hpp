@@ -245,6 +245,12 @@ class SafetensorsFile {
   /// Tensor names in the order of their bytes in the file.
   const std::vector<std::string>& names() const { return names_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// Numbers in all tensors together.
+  Index count_values() const {
+    Index count = 0;
+    for (const auto& [name, tensor] : infos_) count += static_cast<Index>(tensor.bytes.size() / dtype_bytes(tensor.dtype));
+    return count;
+  }
   bool contains(std::string_view name) const { return infos_.contains(std::string(name)); }
 
   /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.

@@ -149,8 +149,7 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   using Config = ConformerConfig;
 
   Conformer(const ConformerConfig& config, Seed seed)
-      : subsampling(checked(config).num_mels, config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model, config.d_model,
-                    config.subsampling, seed / "subsampling"),
+      : subsampling(checked(config).num_mels, channels(config), config.d_model, config.subsampling, seed / "subsampling"),
         layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
     const AttentionDims d = Policy::dims(config.attention());
     config_.num_heads = d.num_heads;
@@ -187,6 +186,17 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
     return config.num_layers * Policy::cache_bytes(config.attention(), n, bytes_per_number);
   }
 
+  /// Trained numbers of the whole model.
+  static constexpr Index parameter_count(const ConformerConfig& config) {
+    const ConformerConfig& c = checked(config);
+    const Index d = c.d_model, hidden = c.ffn_expansion * d;
+    const Index norms = 5 * 2 * d, feed_forwards = 2 * (2 * d * hidden + hidden + d);
+    const Index convolution = 2 * d * d + c.conv_kernel * d + 2 * d + d * d;
+    const Index block = norms + feed_forwards + convolution + Policy::parameter_count(c.attention());
+    return Conv2dSubsampling<T>::parameter_count(c.num_mels, channels(c), d, c.subsampling) + c.num_layers * block + 2 * d +
+           (d + 1) * c.vocab_size;
+  }
+
   static void each_parameter(auto& self, auto&& visit) {
     visit("subsampling", self.subsampling);
     visit("layers", self.layers);
@@ -204,17 +214,26 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   Linear<T> lm_head;
 
  private:
-  /// Looks at every number before anything is built from it.
-  static const ConformerConfig& checked(const ConformerConfig& config) {
-    Policy::dims(config.attention());
-    require(config.num_layers > 0 && config.vocab_size > 1, "conformer: ", config.num_layers, " layers and ", config.vocab_size,
-            " tokens given, at least 1 and 2 expected");
-    require(config.ffn_expansion > 0, "conformer: ffn_expansion ", config.ffn_expansion, " given, at least 1 expected");
-    require(config.subsampling_channels >= 0, "conformer: subsampling_channels ", config.subsampling_channels, " given, at least 0 expected");
-    require(config.conv_kernel > 0 && config.conv_kernel % 2 == 1, "conformer: conv_kernel ", config.conv_kernel,
-            " given, an odd number expected");
-    require(config.num_mels >= 7, "conformer: num_mels ", config.num_mels, " given, at least 7 expected");
+  static constexpr Index channels(const ConformerConfig& config) {
+    return config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model;
+  }
+
+  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
+  static constexpr const ConformerConfig& checked(const ConformerConfig& config) {
+    const auto within = [](Index value, Index least, Index most, const char* name) {
+      require(value >= least && value <= most, "conformer: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+    };
+    within(config.num_mels, 7, 1 << 12, "num_mels");
+    within(config.d_model, 1, 1 << 16, "d_model");
+    within(config.num_layers, 1, 1 << 12, "num_layers");
+    within(config.vocab_size, 2, 1 << 24, "vocab_size");
+    within(config.ffn_expansion, 1, 1 << 6, "ffn_expansion");
+    within(config.conv_kernel, 1, 1 << 12, "conv_kernel");
+    within(config.subsampling_channels, 0, 1 << 16, "subsampling_channels");
+    require(config.conv_kernel % 2 == 1, "conformer: conv_kernel ", config.conv_kernel, " given, an odd number expected");
+    require(config.subsampling == 2 || config.subsampling == 4, "conformer: subsampling ", config.subsampling, " given, 2 or 4 expected");
     require(config.dropout >= 0 && config.dropout < 1, "conformer: dropout ", config.dropout, " given, expected from 0 to less than 1");
+    Policy::dims(config.attention());
     return config;
   }
 

@@ -43,9 +43,14 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
       : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
 
+  /// Of time and of frequency alike.
   static constexpr Index out_length(Index frames, Index factor) {
     const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
     return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
+  }
+
+  static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
+    return channels * (9 + 1) + channels * (9 * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
   /// The rows that come out, and where their sequences lie.

@@ -47,17 +47,24 @@ inline std::vector<std::string> read_lines(const std::filesystem::path& path) {
   return lines;
 }
 
-/// All files below a folder, sorted: a corpus' order does not depend on the file system.
-inline std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder) {
+/// All files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted: a corpus' order
+/// does not depend on the file system.
+template <class Iterator>
+std::vector<std::filesystem::path> list_files(const std::filesystem::path& folder) {
   std::error_code error;
   std::vector<std::filesystem::path> files;
-  std::filesystem::recursive_directory_iterator entry(
-      folder, std::filesystem::directory_options::follow_directory_symlink, error);
-  for (; !error && entry != std::filesystem::recursive_directory_iterator(); entry.increment(error))
+  Iterator entry(folder, std::filesystem::directory_options::follow_directory_symlink, error);
+  for (; !error && entry != Iterator(); entry.increment(error))
     if (is_file(entry->path())) files.push_back(entry->path());
   require(!error, folder.string(), ": cannot list: ", error.message());
   std::ranges::sort(files);
   return files;
+}
+inline std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder) {
+  return list_files<std::filesystem::recursive_directory_iterator>(folder);
+}
+inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder) {
+  return list_files<std::filesystem::directory_iterator>(folder);
 }
 
 /// The length of a recording in seconds, from its header.
@@ -75,8 +82,8 @@ inline constexpr std::string_view transcript_ending = ".trans.txt";
 
 /// Reads a NeMo-style manifest: one JSON object a line with `audio_filepath` (relative to the manifest's folder unless
 /// absolute), `duration` in seconds, `text` and, if known, `speaker`. Other keys are ignored, blank lines too.
-/// Throws with file and line number for bad JSON, a missing key, a wrong type and audio that does not exist, and for a
-/// manifest without utterances.
+/// Throws with file and line number for bad JSON, a missing key, a wrong type, an `offset` into a recording and audio
+/// that does not exist, and for a manifest without utterances.
 inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
   const std::vector<std::string> lines = detail::read_lines(path);
   const std::filesystem::path folder = path.parent_path();
@@ -91,6 +98,8 @@ inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
     one.audio_filepath = folder / file;  // an absolute path stays as it is
     one.duration = json_member<double>(json, "duration", where);
     one.text = json_member<std::string>(json, "text", where);
+    require(!json.contains("offset") || json["offset"] == 0, where,
+            ": 'offset' is not 0: parts of a recording are not read; cut them into files of their own");
     if (json.contains("speaker")) one.speaker = json_member<std::string>(json, "speaker", where);
     require(one.duration >= 0, where, ": 'duration' is ", one.duration, ", seconds expected");
     require(detail::is_file(one.audio_filepath), where, ": audio file ", one.audio_filepath.string(),
@@ -179,15 +188,14 @@ inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
     require(path.extension() == ".jsonl" || path.extension() == ".json", path.string(), ": is none", expected);
     return read_manifest(path);
   }
-  bool librispeech = false;
   std::string manifests;
-  for (const std::filesystem::path& file : detail::files_below(path)) {
-    librispeech |= file.string().ends_with(detail::transcript_ending);
-    if (file.extension() == ".jsonl" && file.parent_path() == path)
-      manifests += (manifests.empty() ? "" : ", ") + file.filename().string();
-  }
-  require(librispeech, path.string(), ": a folder with neither", expected,
-          manifests.empty() ? "" : " (in it are the manifests " + manifests + ')');
+  for (const std::filesystem::path& file : detail::files_in(path))
+    if (file.extension() == ".jsonl") manifests += (manifests.empty() ? "" : ", ") + file.filename().string();
+  const bool librispeech = std::ranges::any_of(detail::files_below(path), [](const std::filesystem::path& file) {
+    return file.string().ends_with(detail::transcript_ending);
+  });
+  require(librispeech, path.string(), ": a folder without *", detail::transcript_ending, " files (LibriSpeech) below it",
+          manifests.empty() ? "" : "; in it are the manifests " + manifests + ": give one of them");
   return read_librispeech(path);
 }
 

@@ -11,6 +11,7 @@
 #include <laconic/speech/vocabulary.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -59,7 +60,7 @@ struct Example {
 
 struct Dataset {
   std::vector<Example> examples;
-  std::vector<std::string> notes;  ///< what had to be converted to be read
+  std::vector<std::string> notes;  ///< what had to be converted to be read, or is not as its manifest says
 
   Index size() const { return static_cast<Index>(examples.size()); }
   double seconds() const {
@@ -78,12 +79,15 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     const Utterance& u = utterances[i];
     const Audio audio = read_audio(u.audio_filepath, config.fbank.sample_rate, &notes[i]);
     Example& e = out.examples[i];
-    e.features = extract_features(fbank, config, audio.samples);
     e.text = u.text;
     e.name = u.audio_filepath.stem().string();
     e.speaker = u.speaker;
     e.seconds = static_cast<double>(audio.samples.size()) / config.fbank.sample_rate;
+    if (u.duration > 0 && std::abs(u.duration - e.seconds) > 0.1 + 0.01 * e.seconds)
+      notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds, " s, all of which are used, though its duration is given as ",
+                       u.duration, " s");
     try {
+      e.features = extract_features(fbank, config, audio.samples);
       if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
     } catch (const Error& error) {
       throw Error(text(u.audio_filepath.string(), ": ", error.what()));
@@ -150,12 +154,12 @@ inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index
   std::vector<std::vector<Index>> batches;
   for (std::size_t begin = 0, end; begin < order.size(); begin = end) {
     Index pool = 0;
-    for (end = begin; end < order.size() && (!seed || pool < 20 * max_frames); ++end) pool += frames(order[end]);
+    for (end = begin; end < order.size() && (!seed || pool / 20 < max_frames); ++end) pool += frames(order[end]);
     std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end),
                      [&](Index a, Index b) { return frames(a) < frames(b); });
     Index used = max_frames;
     for (std::size_t i = begin; i < end; ++i) {
-      if (i == begin || used + frames(order[i]) > max_frames) {
+      if (i == begin || frames(order[i]) > max_frames - used) {
         batches.emplace_back();
         used = 0;
       }

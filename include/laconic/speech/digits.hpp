@@ -256,8 +256,8 @@ struct DigitRecordings {
   explicit DigitRecordings(const std::filesystem::path& folder) {
     std::error_code error;
     require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
-    for (const std::filesystem::path& file : files_below(folder)) {
-      if (file.extension() != ".wav" || file.parent_path() != folder) continue;
+    for (const std::filesystem::path& file : files_in(folder)) {
+      if (file.extension() != ".wav") continue;
       const std::string name = file.stem().string();
       const std::size_t first = name.find('_'), last = name.rfind('_');
       Index index = -1;
@@ -273,14 +273,15 @@ struct DigitRecordings {
     require(!speakers.empty(), folder.string(), ": holds no recordings {digit}_{speaker}_{index}.wav");
   }
 
-  /// A speaker's recordings with indices first .. last, read.
-  DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate) const {
+  /// A speaker's recordings with indices first .. last, read; adds to `notes` what had to be converted.
+  DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate, std::vector<std::string>& notes) const {
     DigitSpeaker out{name, {}};
     for (std::size_t digit = 0; digit < 10; ++digit) {
       for (const auto& [index, file] : speakers.at(name)[digit])
         if (first <= index && index <= last) {
-          Audio audio = read_audio(file, sample_rate);
-          require(!audio.samples.empty(), file.string(), ": holds no audio");
+          std::string note;
+          Audio audio = read_audio(file, sample_rate, &note);
+          if (!note.empty()) notes.push_back(std::move(note));
           out.digits[digit].push_back(make_clip(std::move(audio.samples), sample_rate));
         }
       require(!out.digits[digit].empty(), "recordings of ", name, ": no digit ", digit, " with an index from ", first,
@@ -312,9 +313,10 @@ struct DigitsConfig : ConnectedDigitsConfig {
 ///   test.jsonl     recordings 0-4 of the same speakers
 ///   holdout.jsonl  all recordings of the speaker held out, who is in no other part
 /// `corpus.json` says how it was made. The folder appears when it is complete; equal configurations give equal bytes.
+/// Gives a note for each recording that had to be converted to be read.
 /// Throws for an unreadable, empty or misnamed recording, a digit that a part lacks, an unknown speaker and an `out`
 /// that is not empty.
-inline void make_digits_corpus(const DigitsConfig& config, const Progress& progress = {}) {
+inline std::vector<std::string> make_digits_corpus(const DigitsConfig& config, const Progress& progress = {}) {
   detail::check(config);
   const detail::DigitRecordings recordings(config.recordings);
   const std::string& held_out = config.holdout_speaker;
@@ -324,17 +326,21 @@ inline void make_digits_corpus(const DigitsConfig& config, const Progress& progr
           " is the only speaker and cannot be held out");
 
   constexpr Index last = std::numeric_limits<Index>::max();
+  std::vector<std::string> notes;
+  const auto read = [&](const std::string& name, Index from, Index to) {
+    return recordings.read(name, from, to, config.sample_rate, notes);
+  };
   std::vector<DigitSplit> splits{{"train", config.train_utterances, {}},
                                  {"valid", config.valid_utterances, {}},
                                  {"test", config.test_utterances, {}}};
   for (const auto& [name, unused] : recordings.speakers) {
     if (name == held_out) continue;
-    splits[0].speakers.push_back(recordings.read(name, 8, last, config.sample_rate));
-    splits[1].speakers.push_back(recordings.read(name, 5, 7, config.sample_rate));
-    splits[2].speakers.push_back(recordings.read(name, 0, 4, config.sample_rate));
+    splits[0].speakers.push_back(read(name, 8, last));
+    splits[1].speakers.push_back(read(name, 5, 7));
+    splits[2].speakers.push_back(read(name, 0, 4));
   }
   if (!held_out.empty())
-    splits.push_back({"holdout", config.test_utterances, {recordings.read(held_out, 0, last, config.sample_rate)}});
+    splits.push_back({"holdout", config.test_utterances, {read(held_out, 0, last)}});
   detail::write_connected_digits(
       config, splits,
       {{"made_from", "recordings of single digits"},
@@ -342,6 +348,7 @@ inline void make_digits_corpus(const DigitsConfig& config, const Progress& progr
        {"holdout_speaker", held_out},
        {"recordings_used", {{"train", "8 and on"}, {"valid", "5-7"}, {"test", "0-4"}, {"holdout", "all"}}}},
       progress);
+  return notes;
 }
 
 }  // namespace laconic::inline v0

@@ -7,6 +7,7 @@
 #include <laconic/speech/wer.hpp>
 
 #include <chrono>
+#include <cmath>
 
 namespace laconic::inline v0 {
 
@@ -14,6 +15,7 @@ namespace laconic::inline v0 {
 struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
+  double loss = 0;  ///< mean CTC loss of the examples that have labels which fit their frames
   double audio_seconds = 0, compute_seconds = 0;
 
   WordErrors total_errors() const { return total(errors); }
@@ -29,17 +31,28 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
   out.audio_seconds = data.seconds();
+  Index losses = 0;
   const auto start = std::chrono::steady_clock::now();
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
     const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
     const auto logits = model(cpu, batch.features, batch.sequences);
     const auto tokens = greedy_ctc(logits.rows.view(), logits.sequences);
+    if (!batch.labels.tokens.empty()) {
+      const auto loss = cpu.ctc(logits.rows, logits.sequences, batch.labels, 0);
+      for (std::size_t n = 0; n < indices.size(); ++n) {
+        const double one = static_cast<double>(loss.row(static_cast<Index>(n))[0]);
+        if (data.examples[static_cast<std::size_t>(indices[n])].labels.empty() || std::isinf(one)) continue;
+        out.loss += one;
+        ++losses;
+      }
+    }
     for (std::size_t n = 0; n < indices.size(); ++n) {
       const auto i = static_cast<std::size_t>(indices[n]);
       out.hypotheses[i] = vocabulary.decode(tokens[n]);
       out.errors[i] = word_errors(data.examples[i].text, out.hypotheses[i]);
     }
   }
+  if (losses > 0) out.loss /= static_cast<double>(losses);
   out.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return out;
 }

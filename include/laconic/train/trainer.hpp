@@ -10,6 +10,7 @@
 #include <laconic/train/schedule.hpp>
 
 #include <charconv>
+#include <cstring>
 #include <limits>
 
 namespace laconic::inline v0 {
@@ -21,11 +22,33 @@ struct TrainConfig {
   double learning_rate = 2e-3;    ///< at its peak
   double warmup = 0.1;            ///< of all steps
   Decay decay = Decay::cosine;
-  Index patience = 0;             ///< epochs without a better validation WER before stopping; 0: never
+  Index patience = 0;             ///< epochs without a lower validation WER before stopping; 0: never
   AdamWConfig adamw;
   SpecAugmentConfig spec_augment;
   std::vector<std::string> freeze;  ///< a parameter stays fixed whose name contains one of these
   std::int64_t seed = 0;
+
+  /// Throws where a number makes no sense.
+  void check() const {
+    const auto at_least_one = [](Index value, Index most, const char* name) {
+      require(value >= 1 && value <= most, "train: ", name, ' ', value, " given, 1 to ", most, " expected");
+    };
+    const auto within = [](double value, double least, double most, const char* name) {
+      require(value >= least && value <= most, "train: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+    };
+    at_least_one(epochs, 10'000, "epochs");
+    at_least_one(batch_frames, 100'000'000, "batch_frames");
+    at_least_one(accumulate, 1'000'000, "accumulate");
+    require(patience >= 0, "train: patience ", patience, " given, at least 0 expected");
+    within(learning_rate, 0, 1e3, "learning_rate");
+    within(warmup, 0, 1, "warmup");
+    within(adamw.beta1, 0, 1, "beta1");
+    within(adamw.beta2, 0, 1, "beta2");
+    within(adamw.eps, 0, 1, "eps");
+    within(adamw.weight_decay, 0, 1e3, "weight_decay");
+    within(adamw.clip_norm, 0, 1e12, "clip_norm");
+    require(seed >= 0, "train: seed ", seed, " given, at least 0 expected");
+  }
 
   static constexpr void fields(auto& self, auto&& visit) {
     visit("epochs", self.epochs);
@@ -48,8 +71,10 @@ struct TrainState {
   Index epoch = 0;         ///< epochs done
   Index batch = 0;         ///< batches done in this epoch
   Index best_epoch = 0;    ///< with the best model; 0: none yet
-  double best_wer = 0, best_loss = 0;
-  double epoch_loss = 0;   ///< sum over the batches of this epoch
+  Index lower_epoch = 0;   ///< the last whose WER was lower than all before
+  double best_wer = 0, best_loss = 0;  ///< on the validation set
+  double epoch_loss = 0;   ///< sum over `epoch_counted`
+  Index epoch_counted = 0; ///< batches of this epoch whose step was not skipped
   double seconds = 0;      ///< of training, over all runs
 
   static constexpr void fields(auto& self, auto&& visit) {
@@ -57,9 +82,11 @@ struct TrainState {
     visit("epoch", self.epoch);
     visit("batch", self.batch);
     visit("best_epoch", self.best_epoch);
+    visit("lower_epoch", self.lower_epoch);
     visit("best_wer", self.best_wer);
     visit("best_loss", self.best_loss);
     visit("epoch_loss", self.epoch_loss);
+    visit("epoch_counted", self.epoch_counted);
     visit("seconds", self.seconds);
   }
 };
@@ -71,7 +98,8 @@ struct TrainProgress {
   double loss, learning_rate, gradient_norm;
   double audio_speed;        ///< seconds of speech trained on a second
   double seconds_left;
-  double valid_wer;          ///< NaN except at the end of an epoch
+  double valid_wer;          ///< these two: NaN except at the end of an epoch
+  double valid_loss;         ///< mean CTC loss of an utterance
   bool skipped;              ///< the gradient was not finite and the step was left out
 };
 
@@ -92,7 +120,53 @@ void freeze(Model& model, std::span<const std::string> patterns) {
     require(used[i], "freeze: no parameter's name contains \"", patterns[i], '"');
 }
 
-/// Trains a CTC model on a dataset and keeps the parameters of the epoch with the best validation WER (then loss).
+namespace detail {
+
+/// A number that tells values apart: of parameters, or of a dataset with its texts. Not for security.
+class Fingerprint {
+ public:
+  void add(const void* data, std::size_t bytes) {
+    const auto* from = static_cast<const unsigned char*>(data);
+    for (std::uint64_t word; bytes > 0; from += sizeof word, bytes -= std::min(bytes, sizeof word)) {
+      word = bytes;
+      std::memcpy(&word, from, std::min(bytes, sizeof word));
+      value_ = (value_ ^ word) * 0x9E3779B97F4A7C15;
+      value_ ^= value_ >> 29;
+    }
+  }
+  void add(std::string_view word) {
+    const std::size_t size = word.size();
+    add(&size, sizeof size);
+    add(word.data(), size);
+  }
+  template <class T>
+  void add(const Matrix<T>& values) {
+    add(values.data(), static_cast<std::size_t>(values.size()) * sizeof(T));
+  }
+
+  static std::string of(const Dataset& data) {
+    Fingerprint out;
+    for (const Example& e : data.examples) {
+      out.add(e.text);
+      out.add(e.labels.data(), e.labels.size() * sizeof(int));
+      out.add(e.features);
+    }
+    return text(out.value_);
+  }
+  template <class Model>
+  static std::string of_parameters(const Model& model) {
+    Fingerprint out;
+    model.parameters([&](std::string_view, const auto& p) { out.add(p.value); });
+    return text(out.value_);
+  }
+
+ private:
+  std::uint64_t value_ = 0xcbf29ce484222325;
+};
+
+}  // namespace detail
+
+/// Trains a CTC model on a dataset and keeps the parameters of the epoch with the lowest validation WER, then loss.
 /// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
 /// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
 /// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
@@ -107,15 +181,17 @@ class Trainer {
         best_(model), optimizer_(config.adamw, cpu.threads()) {
     require(train.size() > 0, "train: no utterances to train on");
     require(valid.size() > 0, "train: no utterances to validate on");
-    require(config.epochs > 0 && config.batch_frames > 0 && config.accumulate > 0, "train: epochs ", config.epochs, ", batch_frames ",
-            config.batch_frames, ", accumulate ", config.accumulate, " given, all must be positive");
+    config.check();
     freeze(model_, config_.freeze);
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
     schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
-    if (!folder_.empty() && std::filesystem::exists(checkpoint_path())) resume();
+    if (folder_.empty()) return;
+    description_ = run_description();
+    if (std::filesystem::exists(checkpoint_path())) resume();
   }
 
   const TrainState& state() const { return state_; }
+  /// Updates of all epochs together.
   std::int64_t total_steps() const { return total_steps_; }
   std::filesystem::path checkpoint_path() const { return folder_ / "checkpoint.safetensors"; }
   std::filesystem::path losses_path() const { return folder_ / "losses.csv"; }
@@ -130,7 +206,7 @@ class Trainer {
       const auto plan = batches(state_.epoch);
       while (state_.batch < static_cast<Index>(plan.size())) {
         const auto start = std::chrono::steady_clock::now();
-        TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, std::numeric_limits<double>::quiet_NaN(), false};
+        TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, unknown, unknown, false};
         double audio = 0;
         const Index end = std::min<Index>(static_cast<Index>(plan.size()), state_.batch + config_.accumulate);
         const double weight = 1.0 / static_cast<double>(end - state_.batch);
@@ -138,9 +214,11 @@ class Trainer {
         report.gradient_norm = optimizer_.step(model_, report.learning_rate);
         report.skipped = !std::isfinite(report.gradient_norm);
         failures = report.skipped ? failures + 1 : 0;
-        require(failures < 10, "train: the gradient was not finite ", failures, " times in a row at step ", state_.step,
-                "; a lower learning rate may help");
-        state_.epoch_loss += report.loss * static_cast<double>(end - state_.batch);
+        if (failures == 10) fail_diverged(failures);
+        if (!report.skipped) {
+          state_.epoch_loss += report.loss * static_cast<double>(end - state_.batch);
+          state_.epoch_counted += end - state_.batch;
+        }
         state_.batch = end;
         ++state_.step;
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -153,7 +231,8 @@ class Trainer {
         if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) save();
         if (!last && stop(state_)) return save();
       }
-      end_epoch(progress, better, static_cast<double>(plan.size()));
+      if (state_.epoch_counted == 0) fail_diverged(failures);
+      end_epoch(progress, better);
       if (!finished() && stop(state_)) return;
     }
     copy_values(best_, model_);
@@ -164,10 +243,17 @@ class Trainer {
   }
 
   bool finished() const {
-    return state_.epoch >= config_.epochs || (config_.patience > 0 && state_.epoch - state_.best_epoch >= config_.patience);
+    return state_.epoch >= config_.epochs || (config_.patience > 0 && state_.epoch - state_.lower_epoch >= config_.patience);
   }
 
  private:
+  static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
+  [[noreturn]] void fail_diverged(Index failures) const {
+    throw Error(text("train: the gradient was not finite ", failures, " times in a row at step ", state_.step,
+                     "; a lower learning rate may help"));
+  }
+
   Seed seed() const { return Seed(static_cast<std::uint64_t>(config_.seed)); }
   std::vector<std::vector<Index>> batches(Index epoch) const { return length_buckets(train_, config_.batch_frames, seed() / "order" / epoch); }
   Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
@@ -182,20 +268,24 @@ class Trainer {
   }
 
   template <class Progress, class Better>
-  void end_epoch(Progress& progress, Better& better, double batch_count) {
-    const double wer = evaluate(model_, cpu_, valid_, vocabulary_).wer(), loss = state_.epoch_loss / batch_count;
+  void end_epoch(Progress& progress, Better& better) {
+    const Evaluation validation = evaluate(model_, cpu_, valid_, vocabulary_);
+    const double wer = validation.wer(), loss = state_.epoch_loss / static_cast<double>(state_.epoch_counted);
+    const bool first = state_.best_epoch == 0, lower = first || wer < state_.best_wer;
     ++state_.epoch;
     state_.batch = 0;
     state_.epoch_loss = 0;
-    if (state_.best_epoch == 0 || wer < state_.best_wer || (wer == state_.best_wer && loss < state_.best_loss)) {
+    state_.epoch_counted = 0;
+    if (lower) state_.lower_epoch = state_.epoch;
+    if (lower || (wer == state_.best_wer && validation.loss < state_.best_loss)) {
       state_.best_epoch = state_.epoch;
       state_.best_wer = wer;
-      state_.best_loss = loss;
+      state_.best_loss = validation.loss;
       copy_values(model_, best_);
       better();
     }
-    const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0, 0,
-                               state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step), wer, false};
+    const double left = state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
+    const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0, 0, left, wer, validation.loss, false};
     log_row(report);
     progress(report);
     save();
@@ -211,21 +301,26 @@ class Trainer {
   void log_row(const TrainProgress& r) {
     const bool epoch_end = !std::isnan(r.valid_wer);
     rows_ += text(state_.step, ',', state_.epoch, ',', r.loss, ',', r.learning_rate, ',', epoch_end ? std::string() : text(r.gradient_norm), ',',
-                  epoch_end ? text(r.valid_wer) : std::string(), '\n');
+                  epoch_end ? text(r.valid_wer, ',', r.valid_loss) : std::string(","), '\n');
   }
 
-  /// What a checkpoint must share with the run that takes it up.
+  /// What a checkpoint must share with the run that takes it up; asked before the model changes.
   std::string run_description() const {
-    nlohmann::json out{{"train", to_json(config_)}, {"utterances", train_.size()}, {"valid_utterances", valid_.size()}, {"steps", total_steps_}};
+    nlohmann::json out{{"train", to_json(config_)},
+                       {"utterances", train_.size()},
+                       {"valid_utterances", valid_.size()},
+                       {"steps", total_steps_},
+                       {"data", detail::Fingerprint::of(train_)},
+                       {"valid_data", detail::Fingerprint::of(valid_)},
+                       {"initial_parameters", detail::Fingerprint::of_parameters(model_)}};
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
 
   /// Says in one line which settings differ.
   void require_same_run(const std::string& before, const std::string& path) const {
-    const std::string now = run_description();
-    if (before == now) return;
-    const nlohmann::json there = parse_json(before, path).flatten(), here = nlohmann::json::parse(now).flatten();
+    if (before == description_) return;
+    const nlohmann::json there = parse_json(before, path).flatten(), here = nlohmann::json::parse(description_).flatten();
     nlohmann::json names = there;
     names.update(here);
     std::string differences;
@@ -238,10 +333,10 @@ class Trainer {
 
   void save() const {
     if (folder_.empty()) return;
-    std::filesystem::create_directories(folder_);
-    write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer\n", rows_));
+    make_folder(folder_);
+    write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer,valid_loss\n", rows_));
     SafetensorsWriter writer;
-    writer.metadata = {{"laconic_run", run_description()}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())},
+    writer.metadata = {{"laconic_run", description_}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())},
                        {"losses_bytes", text(rows_.size())}};
     append_parameters(writer, model_, "model.");
     append_parameters(writer, best_, "best.");
@@ -275,6 +370,11 @@ class Trainer {
     load_parameters(model_, file, "model.");
     load_parameters(best_, file, "best.");
     state_ = from_json<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
+    require(state_.epoch >= 0 && state_.epoch <= config_.epochs && state_.step >= 0 && state_.step <= total_steps_ && state_.batch >= 0 &&
+                (state_.epoch == config_.epochs ? state_.batch == 0 : state_.batch < static_cast<Index>(batches(state_.epoch).size())) &&
+                state_.lower_epoch >= 0 && state_.lower_epoch <= state_.best_epoch && state_.best_epoch <= state_.epoch,
+            file.path(), ": its state is none of this run: step ", state_.step, ", epoch ", state_.epoch, ", batch ", state_.batch,
+            ", best epoch ", state_.best_epoch);
     optimizer_.set_steps(number("adamw_steps"));
     optimizer_.moments().clear();
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
@@ -304,7 +404,7 @@ class Trainer {
   Schedule schedule_;
   TrainState state_;
   std::int64_t total_steps_ = 0;
-  std::string rows_;
+  std::string description_, rows_;
 };
 
 }  // namespace laconic::inline v0
