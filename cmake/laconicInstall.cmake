@@ -1,9 +1,8 @@
 # Headers, targets and the files that let `find_package(laconic)` work. Component `laconic`: all but the program.
 include(CMakePackageConfigHelpers)
-include(GNUInstallDirs)
 set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/laconic)
 
-install(DIRECTORY include/laconic DESTINATION include COMPONENT laconic)
+install(DIRECTORY include/laconic DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT laconic)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT laconic)
 
 # One export set a component, so that the core can be used where the dependencies of the others are missing.

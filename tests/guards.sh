@@ -53,6 +53,20 @@ plant include/laconic/core/escaped.h 'struct Escaped {};'
 (cd "$project/include" && find . -name '*.hpp') | sed "s|^\./\(.*\)|$work/\1.cpp|" >"$work/compiled.txt"
 caught '< laconic/core/escaped.h' bash "$project/tests/headers/check.sh" "$work" "$work/copy/include"
 
+# Files compiled for different processors do not link.
+if [ "$(uname -m)" = x86_64 ]; then
+  echo '#include <laconic/core/sequences.hpp>
+laconic::Index rows(const laconic::Sequences& s) { return s.rows(); }' >"$work/one.cpp"
+  echo '#include <laconic/core/sequences.hpp>
+laconic::Index rows(const laconic::Sequences&);
+int main() { return static_cast<int>(rows(laconic::Sequences{1})); }' >"$work/other.cpp"
+  for processor in x86-64 x86-64-v3; do
+    "$compiler" "@$flags" -march=$processor -c "$work/one.cpp" -o "$work/$processor.o"
+  done
+  "$compiler" "@$flags" -march=x86-64 "$work/other.cpp" "$work/x86-64.o" -o "$work/linked"
+  caught 'undefined reference' "$compiler" "@$flags" -march=x86-64 "$work/other.cpp" "$work/x86-64-v3.o" -o "$work/linked"
+fi
+
 rejects() { bash "$project/tests/compile_fail/check.sh" "$compiler" "$flags" "$work/case.cpp"; }
 printf '%s\n' '// expect: anything' 'int main() {}' >"$work/case.cpp"
 caught 'compiles, but should not' rejects
@@ -62,6 +76,11 @@ printf '%s\n' '// expect: the second' 'static_assert(false, "first");' 'static_a
 caught 'the first error is' rejects
 printf '%s\n' 'static_assert(false, "no sentence expected");' >"$work/case.cpp"
 caught "no line '// expect: ...'" rejects
+
+plant README.md ''
+cp -r "$project/examples" "$work/copy/"
+sed 's/std::printf/std::puts/' "$project/README.md" >"$work/copy/README.md"
+caught "the README's example is not" bash "$project/tests/documentation/check.sh" "$work/copy"
 
 plant tests/consumer/new.txt ''
 cp -r "$project/cmake" "$project/CMakeLists.txt" "$work/copy/"

@@ -3,7 +3,7 @@
 
 #include <laconic/convert/convert.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace {
 
@@ -159,4 +159,4 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
       model);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,7 +9,7 @@
 #include <functional>
 #include <variant>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The attentions that a command line can name.
 enum class AttentionName { mha, gqa, mqa, mla_simple };
@@ -75,4 +75,4 @@ struct Recognizer {
   TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& config, const Training& how);
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,6 +9,18 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
+// The inline namespace of everything. What a processor's instructions change, the width of vectors and the alignment of
+// matrices, is part of each name: files compiled for different processors do not link, where they would crash.
+#if defined(__AVX512F__)
+#define LACONIC_ABI v0_avx512
+#elif defined(__AVX2__)
+#define LACONIC_ABI v0_avx2
+#elif defined(__AVX__)
+#define LACONIC_ABI v0_avx
+#else
+#define LACONIC_ABI v0
+#endif
+
 // Masked scores are -inf and infeasible CTC losses are +inf: a build that assumes there are no infinities breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
@@ -20,7 +32,7 @@
 #include <string>
 #include <string_view>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What every run-time failure throws. The text says where, what was given and what was expected.
 class Error : public std::runtime_error {
@@ -58,11 +70,11 @@ constexpr void require(bool condition, const Parts&... parts) {
     throw Error(text(parts...));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <cstddef>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
@@ -112,9 +124,9 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
   }
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
@@ -142,13 +154,13 @@ struct Heads {
   static constexpr Index num_heads = H, num_kv_heads = G;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <Eigen/Core>
 
 #include <type_traits>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
@@ -189,7 +201,7 @@ MatrixView<T> view(Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <array>
 #include <cmath>
@@ -197,7 +209,7 @@ MatrixView<T> view(Matrix<T>& matrix) {
 #include <numbers>
 #include <utility>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
@@ -290,12 +302,12 @@ void shuffle(Container& items, const Random& random) {
     std::swap(items[i - 1], items[static_cast<std::size_t>(random.below(static_cast<Index>(i), i))]);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <initializer_list>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What a parameter is to an optimiser.
 enum class Role {
@@ -415,9 +427,9 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
     parameter.value.data()[i] = static_cast<T>(bound * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Whether a layer has a bias.
 enum class Bias { no, yes };
@@ -457,9 +469,9 @@ class Linear : public Module<Linear<T>> {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 // A key-value policy says what is kept of each frame and how keys and values come from it. It has
 //   cache_floats(dims), parameter_count(dims), flops(dims)   constexpr, a frame and layer
@@ -550,11 +562,11 @@ struct SharedLatent {
   };
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <algorithm>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
 struct Mask {
@@ -580,12 +592,12 @@ struct Mask {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <bit>
 #include <new>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 class Buffer;
 
@@ -694,11 +706,11 @@ inline Buffer Arena::allocate(std::size_t bytes) {
   return Buffer(block);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <span>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
@@ -756,13 +768,13 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <cstring>
 
 // What the primitives of every context are told beside their tensors.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
@@ -871,9 +883,9 @@ class DropoutMask {
   Random random_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 // A position policy says how attention knows the order of frames. It has
 //   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
@@ -973,9 +985,9 @@ struct RelativePosition {
   };
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
 struct Frames {
@@ -1074,12 +1086,12 @@ class AttentionLayer : public Module<AttentionLayer<Policy, T>> {
   double dropout_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 // The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
 // on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
@@ -1137,12 +1149,12 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <memory>
 #include <optional>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
 /// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
@@ -1331,7 +1343,7 @@ class Autodiff {
   std::vector<Node> nodes_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <exception>
 
@@ -1339,7 +1351,7 @@ class Autodiff {
 #include <omp.h>
 #endif
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Threads the machine offers this process.
 inline int hardware_threads() {
@@ -1391,7 +1403,7 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <xsimd/xsimd.hpp>
 
@@ -1405,7 +1417,7 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 #define LACONIC_UNROLL
 #endif
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 template <class T>
@@ -1492,9 +1504,9 @@ Batch<T> sigmoid(const Batch<T>& x) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -1570,9 +1582,9 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
 /// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
@@ -1629,9 +1641,9 @@ class Tensor {
   Index rows_ = 0, cols_ = 0;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
@@ -1817,9 +1829,9 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
@@ -2084,9 +2096,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -2247,9 +2259,9 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -2313,9 +2325,9 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
@@ -2472,9 +2484,9 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
@@ -2859,11 +2871,11 @@ class Cpu {
   Arena arena_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <Eigen/Eigenvalues>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
@@ -2912,11 +2924,11 @@ struct JointSvd {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
 #include <map>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How far one thing is from another, as sums of squares, so that deviations add up over layers.
 struct Deviation {
@@ -3025,9 +3037,9 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
 /// key-value head for every head.
@@ -3278,9 +3290,9 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A kernel of its own for each channel, over time, within each sequence; as many frames out as in. The kernel is
 /// centred, so it sees (kernel - 1) / 2 frames to either side. No bias: a batch norm follows.
@@ -3302,9 +3314,9 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   Parameter<T> weight;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
 /// dropout.
@@ -3331,9 +3343,9 @@ class FeedForward : public Module<FeedForward<T>> {
   double dropout_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
 template <class T>
@@ -3387,9 +3399,9 @@ class BatchNorm : public Module<BatchNorm<T>> {
   double eps_, momentum_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`.
 template <class T>
@@ -3480,9 +3492,9 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// All numbers of a Conformer with a CTC head. Those of the attention may be left 0 where its type says them.
 struct ConformerConfig {
@@ -3715,9 +3727,9 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   ConformerConfig config_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.98;
@@ -3811,9 +3823,9 @@ class AdamW {
   std::vector<Moments> moments_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences), labels)`.
 /// Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et al. 2006.
@@ -3822,9 +3834,9 @@ auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int 
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// One value of an enumeration and how files and command lines spell it.
 template <class Enum>
@@ -3870,9 +3882,9 @@ std::string all_names() {
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How the learning rate falls after its linear warm-up.
 enum class Decay {
@@ -3908,4 +3920,4 @@ struct Schedule {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -4,6 +4,8 @@
 #   find_package_without_extras   installed, on a machine without nlohmann_json, libsndfile and OpenMP: the core alone
 #   find_package_missing          there, a project that asks for speech is told what is missing
 #   add_subdirectory              from its source folder
+#   fetch_content                 the same by FetchContent
+#   include_folder                without CMake: an include path is enough
 #   usage: check.sh WAY CMAKE COMPILER SOURCE_DIR BUILD_DIR WORK_DIR
 set -euo pipefail
 unset CXXFLAGS
@@ -26,7 +28,7 @@ configure() {
 without_extras=(-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON -DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON
   -DCMAKE_DISABLE_FIND_PACKAGE_SndFile=ON -DLACONIC_SndFile_LIBRARY:FILEPATH=)
 
-[ "$way" = add_subdirectory ] || quietly "$cmake" --install "$build" --component laconic --prefix "$work/prefix"
+case $way in find_package*) quietly "$cmake" --install "$build" --component laconic --prefix "$work/prefix" ;; esac
 programs=core
 case $way in
   find_package)
@@ -45,6 +47,11 @@ case $way in
   add_subdirectory)
     programs="core speech"
     quietly configure -DUSE=add_subdirectory -DLACONIC_SOURCE_DIR="$source" "-DPARTS=io;speech"
+    ;;
+  fetch_content) quietly configure -DUSE=fetch_content -DLACONIC_SOURCE_DIR="$source" ;;
+  include_folder)
+    quietly "$compiler" "@$build/tests/user_flags.txt" -O1 "$source/tests/consumer/main.cpp" -o "$work/core"
+    exec "$work/core"
     ;;
   *) fail "no such way" ;;
 esac

@@ -1,18 +1,16 @@
-// A program that uses laconic::speech, and with it laconic::io: what they need must come with the targets.
-#include <laconic/laconic.hpp>
-
-#include <kiss_fftr.h>
-#include <samplerate.h>
-#include <sndfile.h>
+// A program that uses laconic::speech, and with it laconic::io: their headers and what they need come with the targets.
+#include <laconic/io/folder.hpp>
+#include <laconic/speech/evaluate.hpp>
+#include <laconic/train/trainer.hpp>
 
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 int main() {
-  kiss_fftr_cfg fft = kiss_fftr_alloc(512, 0, nullptr, nullptr);
-  const bool transforms = fft != nullptr;
-  kiss_fftr_free(fft);
-  const nlohmann::json json{{"sndfile", sf_version_string()}, {"samplerate", src_get_version()}};
-  std::printf("%s\n", json.dump().c_str());
-  return transforms ? 0 : 1;
+  using namespace laconic;
+  const std::vector<float> second(16000, 0.1F);
+  const std::vector<float> half = resample(second, 16000, 8000);
+  const Fbank fbank(FbankConfig{.sample_rate = 8000, .num_mels = 20});
+  const nlohmann::json json = to_json(fbank.config());
+  std::printf("%s: %td frames; %s\n", json.dump().c_str(), fbank(half).rows(), sf_version_string());
+  return fbank(half).rows() == 98 ? 0 : 1;
 }

@@ -4,7 +4,7 @@
 #include <laconic/attention/key_value.hpp>
 #include <laconic/attention/position.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
 struct Frames {
@@ -103,4 +103,4 @@ class AttentionLayer : public Module<AttentionLayer<Policy, T>> {
   double dropout_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -3,7 +3,7 @@
 
 #include <laconic/core/extent.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
@@ -31,4 +31,4 @@ struct Heads {
   static constexpr Index num_heads = H, num_kv_heads = G;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

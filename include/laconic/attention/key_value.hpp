@@ -4,7 +4,7 @@
 #include <laconic/attention/heads.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 // A key-value policy says what is kept of each frame and how keys and values come from it. It has
 //   cache_floats(dims), parameter_count(dims), flops(dims)   constexpr, a frame and layer
@@ -95,4 +95,4 @@ struct SharedLatent {
   };
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

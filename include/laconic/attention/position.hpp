@@ -5,7 +5,7 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 // A position policy says how attention knows the order of frames. It has
 //   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
@@ -105,4 +105,4 @@ struct RelativePosition {
   };
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
 /// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
@@ -196,4 +196,4 @@ class Autodiff {
   std::vector<Node> nodes_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

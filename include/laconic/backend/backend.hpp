@@ -8,7 +8,7 @@
 // The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
 // on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
@@ -66,4 +66,4 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

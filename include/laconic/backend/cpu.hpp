@@ -9,7 +9,7 @@
 
 #include <utility>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
@@ -394,4 +394,4 @@ class Cpu {
   Arena arena_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

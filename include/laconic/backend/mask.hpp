@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
 struct Mask {
@@ -31,4 +31,4 @@ struct Mask {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -14,7 +14,7 @@
 
 // What the primitives of every context are told beside their tensors.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
@@ -123,4 +123,4 @@ class DropoutMask {
   Random random_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
 /// key-value head for every head.
@@ -261,4 +261,4 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,7 +9,7 @@
 #include <concepts>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
@@ -58,4 +58,4 @@ struct JointSvd {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

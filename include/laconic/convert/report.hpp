@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How far one thing is from another, as sums of squares, so that deviations add up over layers.
 struct Deviation {
@@ -117,4 +117,4 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -10,7 +10,7 @@
 #include <new>
 #include <utility>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 class Buffer;
 
@@ -119,4 +119,4 @@ inline Buffer Arena::allocate(std::size_t bytes) {
   return Buffer(block);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <type_traits>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// One value of an enumeration and how files and command lines spell it.
 template <class Enum>
@@ -54,4 +54,4 @@ std::string all_names() {
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What every run-time failure throws. The text says where, what was given and what was expected.
 class Error : public std::runtime_error {
@@ -47,4 +47,4 @@ constexpr void require(bool condition, const Parts&... parts) {
     throw Error(text(parts...));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
@@ -55,4 +55,4 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
   }
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
@@ -48,4 +48,4 @@ MatrixView<T> view(Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

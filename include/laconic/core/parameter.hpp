@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What a parameter is to an optimiser.
 enum class Role {
@@ -131,4 +131,4 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
     parameter.value.data()[i] = static_cast<T>(bound * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <utility>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
@@ -103,4 +103,4 @@ void shuffle(Container& items, const Random& random) {
     std::swap(items[i - 1], items[static_cast<std::size_t>(random.below(static_cast<Index>(i), i))]);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
@@ -66,4 +66,4 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -6,7 +6,7 @@
 
 #include <utility>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
 /// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
@@ -63,4 +63,4 @@ class Tensor {
   Index rows_ = 0, cols_ = 0;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

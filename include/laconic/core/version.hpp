@@ -6,6 +6,18 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
+// The inline namespace of everything. What a processor's instructions change, the width of vectors and the alignment of
+// matrices, is part of each name: files compiled for different processors do not link, where they would crash.
+#if defined(__AVX512F__)
+#define LACONIC_ABI v0_avx512
+#elif defined(__AVX2__)
+#define LACONIC_ABI v0_avx2
+#elif defined(__AVX__)
+#define LACONIC_ABI v0_avx
+#else
+#define LACONIC_ABI v0
+#endif
+
 // Masked scores are -inf and infeasible CTC losses are +inf: a build that assumes there are no infinities breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"

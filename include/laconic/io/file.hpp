@@ -21,7 +21,7 @@
 
 // Files and folders that are written whole or not at all. POSIX.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
@@ -291,4 +291,4 @@ class FolderWriter {
   std::filesystem::path name_, target_, partial_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

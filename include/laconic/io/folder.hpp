@@ -12,7 +12,7 @@
 // A model folder is all that is needed to use a model again: config.json (what it is), model.safetensors (its
 // parameters) and vocab.json (what its outputs mean).
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Writes a model folder, whole or not at all; other files in an older folder of that name are kept.
 template <class Model>
@@ -54,4 +54,4 @@ inline SafetensorsFile open_model_tensors(const std::filesystem::path& folder) {
   return SafetensorsFile(detail::model_file(folder, "model.safetensors"));
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

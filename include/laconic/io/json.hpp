@@ -29,7 +29,7 @@
 // Members are bool, integers, floating point, std::string, enumerations with names (core/enum.hpp), std::vector of
 // these, or further configuration structs.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A struct with a `fields` list, as described at the top of this file.
 template <class T>
@@ -258,4 +258,4 @@ nlohmann::json to_json(const T& value) {
   }
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Adds every parameter of a model, statistics too, under `prefix` + its dotted name ("encoder." for a part of a file).
 /// Borrows the values: the model must not change or go until the writer has written.
@@ -79,4 +79,4 @@ void load_parameters(Model& model, const SafetensorsFile& file, std::string_view
   });
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -26,7 +26,7 @@
 // {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
 // (github.com/huggingface/safetensors).
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 static_assert(std::endian::native == std::endian::little,
               "laconic: safetensors files are little endian, and so must the machine be");
@@ -401,4 +401,4 @@ class SafetensorsWriter {
   std::map<std::string, Tensor> tensors_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

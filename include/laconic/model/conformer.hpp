@@ -7,7 +7,7 @@
 #include <laconic/nn/norm.hpp>
 #include <laconic/nn/subsampling.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// All numbers of a Conformer with a CTC head. Those of the attention may be left 0 where its type says them.
 struct ConformerConfig {
@@ -240,4 +240,4 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   ConformerConfig config_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

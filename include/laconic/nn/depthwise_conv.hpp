@@ -4,7 +4,7 @@
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/sequences.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A kernel of its own for each channel, over time, within each sequence; as many frames out as in. The kernel is
 /// centred, so it sees (kernel - 1) / 2 frames to either side. No bias: a batch norm follows.
@@ -26,4 +26,4 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   Parameter<T> weight;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -4,7 +4,7 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
 /// dropout.
@@ -31,4 +31,4 @@ class FeedForward : public Module<FeedForward<T>> {
   double dropout_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

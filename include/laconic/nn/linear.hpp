@@ -3,7 +3,7 @@
 
 #include <laconic/core/parameter.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Whether a layer has a bias.
 enum class Bias { no, yes };
@@ -43,4 +43,4 @@ class Linear : public Module<Linear<T>> {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

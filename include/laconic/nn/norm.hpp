@@ -3,7 +3,7 @@
 
 #include <laconic/backend/primitives.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
 template <class T>
@@ -57,4 +57,4 @@ class BatchNorm : public Module<BatchNorm<T>> {
   double eps_, momentum_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

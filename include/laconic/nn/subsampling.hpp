@@ -4,7 +4,7 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`.
 template <class T>
@@ -95,4 +95,4 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -17,7 +17,7 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Mono sound. Full scale is [-1, 1].
 struct Audio {
@@ -207,4 +207,4 @@ inline void write_wav(const std::filesystem::path& path, const Audio& audio) {
   write_file(path, bytes);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

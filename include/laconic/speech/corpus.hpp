@@ -16,7 +16,7 @@
 #include <system_error>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// One recording and what is said in it.
 struct Utterance {
@@ -199,4 +199,4 @@ inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
   return read_librispeech(path);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

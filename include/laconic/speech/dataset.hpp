@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How features are brought to mean 0 and variance 1: by each utterance's own statistics, or by those of the training
 /// corpus, which then belong to the model.
@@ -171,4 +171,4 @@ inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index
   return batches;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

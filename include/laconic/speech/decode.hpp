@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Greedy (best path) CTC decoding: the likeliest class of each frame, runs of one class collapsed, blanks dropped
 /// (Graves et al. 2006, section 3.2). `logits` is `(frames, classes)`, unnormalised or not; of equal logits the first
@@ -42,4 +42,4 @@ inline std::vector<std::vector<int>> greedy_ctc(MatrixView<const float> logits, 
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -27,7 +27,7 @@
 
 // Corpora of connected digits ("three one four one five"), joined from recordings of single digits.
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 inline constexpr std::array<std::string_view, 10> digit_words{"zero", "one", "two",   "three", "four",
                                                               "five", "six", "seven", "eight", "nine"};
@@ -351,4 +351,4 @@ inline std::vector<std::string> make_digits_corpus(const DigitsConfig& config, c
   return notes;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,7 +9,7 @@
 #include <chrono>
 #include <cmath>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What a model wrote for a dataset, and how wrong it was.
 struct Evaluation {
@@ -57,4 +57,4 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   return out;
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What log-mel features are made of. The defaults are Kaldi's with 80 channels.
 struct FbankConfig {
@@ -175,4 +175,4 @@ class Fbank {
   std::shared_ptr<kiss_fft_state> plan_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -6,7 +6,7 @@
 #include <laconic/core/matrix.hpp>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// One mean and one inverse standard deviation a channel, to be kept with a model (it is a configuration struct).
 struct GlobalNormalization {
@@ -96,4 +96,4 @@ inline void normalize_utterance(MatrixView<float> features) {
   statistics.normalization()(features);
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

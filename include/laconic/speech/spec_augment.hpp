@@ -6,7 +6,7 @@
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How much SpecAugment hides. The defaults are WeNet's, with at most a fifth of an utterance under each time mask.
 struct SpecAugmentConfig {
@@ -52,4 +52,4 @@ inline void spec_augment(MatrixView<float> features, const SpecAugmentConfig& co
        [&](Index start, Index width) { features.middleCols(start, width).setZero(); });
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What a vocabulary is made of: characters (UTF-8 code points, the space among them) or whole words.
 enum class Tokens { characters, words };
@@ -174,4 +174,4 @@ class Vocabulary {
   std::unordered_map<std::string, int> index_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

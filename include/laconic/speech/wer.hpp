@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// What separates hypotheses from references, counted in words. Summed over a corpus, `rate()` is the corpus' word
 /// error rate, which is not the mean of the utterances' rates.
@@ -107,4 +107,4 @@ inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, do
   return {quantile((1 - level) / 2), quantile((1 + level) / 2)};
 }
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
@@ -56,4 +56,4 @@ inline std::vector<std::string_view> split_characters(std::string_view text) {
 
 }  // namespace detail
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.98;
@@ -100,4 +100,4 @@ class AdamW {
   std::vector<Moments> moments_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

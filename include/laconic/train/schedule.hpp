@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <numbers>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// How the learning rate falls after its linear warm-up.
 enum class Decay {
@@ -45,4 +45,4 @@ struct Schedule {
   }
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -13,7 +13,7 @@
 #include <cstring>
 #include <limits>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 struct TrainConfig {
   Index epochs = 20;
@@ -407,4 +407,4 @@ class Trainer {
   std::string description_, rows_;
 };
 
-}  // namespace laconic::inline v0
+}  // namespace laconic

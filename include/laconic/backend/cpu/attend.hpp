@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
@@ -273,4 +273,4 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

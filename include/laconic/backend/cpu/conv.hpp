@@ -5,7 +5,7 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -166,4 +166,4 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

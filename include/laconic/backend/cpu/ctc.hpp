@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -72,4 +72,4 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <numbers>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
@@ -85,4 +85,4 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

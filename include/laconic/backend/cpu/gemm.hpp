@@ -5,7 +5,7 @@
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/tensor.hpp>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
@@ -191,4 +191,4 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
@@ -162,4 +162,4 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

@@ -11,7 +11,7 @@
 #include <omp.h>
 #endif
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 
 /// Threads the machine offers this process.
 inline int hardware_threads() {
@@ -63,4 +63,4 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic

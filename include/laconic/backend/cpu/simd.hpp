@@ -17,7 +17,7 @@
 #define LACONIC_UNROLL
 #endif
 
-namespace laconic::inline v0 {
+namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
 template <class T>
@@ -104,4 +104,4 @@ Batch<T> sigmoid(const Batch<T>& x) {
 }
 
 }  // namespace kernels
-}  // namespace laconic::inline v0
+}  // namespace laconic
