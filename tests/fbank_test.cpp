@@ -73,7 +73,7 @@ TEST_CASE("fbank is torchaudio's", "[fbank]") {
   REQUIRE(cases.size() == 6);
   for (const auto& [name, json] : cases.items()) {
     INFO(name);
-    const Fbank fbank(from_json<FbankConfig>(json, name));
+    const Fbank fbank(json_value<FbankConfig>(json, name));
     const std::vector<float> samples = read(file, name + "/samples"), expected = read(file, name + "/features");
     const Matrix<float> features = fbank(samples);
     const auto& shape = file.info(name + "/features").shape;
@@ -141,7 +141,7 @@ TEST_CASE("fbank: the configuration as JSON", "[fbank]") {
   const FbankConfig config{.sample_rate = 8000, .num_mels = 40, .high_hz = -400, .preemphasis = 0.9};
   const nlohmann::json json = to_json(config);
   CHECK(json.size() == 7);
-  CHECK(from_json<FbankConfig>(json, "here") == config);
+  CHECK(json_value<FbankConfig>(json, "here") == config);
 }
 
 TEST_CASE("fbank: configurations that make no sense", "[fbank]") {
@@ -205,7 +205,7 @@ TEST_CASE("features are normalised", "[normalize]") {
     normalize_utterance(view(utterance));
     CHECK((global - utterance).cwiseAbs().maxCoeff() < 1e-5F);
     const GlobalNormalization kept = pieces.normalization();
-    CHECK(from_json<GlobalNormalization>(to_json(kept), "here") == kept);
+    CHECK(json_value<GlobalNormalization>(to_json(kept), "here") == kept);
   }
   SECTION("a large offset costs no digits") {
     FeatureStatistics statistics;

@@ -215,7 +215,7 @@ TEST_CASE("an empty folder is replaced, a file is not", "[io][folder]") {
         (folder / "file").string() + ": is a file, the name of a folder expected");
   CHECK(message_of([&] {
           FolderWriter(folder / "file/dir");
-        }).starts_with((folder / "file/dir").string() + ": cannot create: "));
+        }).starts_with((folder / "file").string() + ": cannot create: "));
 }
 
 TEST_CASE("two writers of one folder do not meet", "[io][folder]") {

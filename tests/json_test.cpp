@@ -60,7 +60,7 @@ std::string parse_message(std::string_view source) {
 std::string config_message(const std::string& member, nlohmann::json value) {
   nlohmann::json json = to_json(ModelConfig{});
   json[nlohmann::json::json_pointer(member)] = std::move(value);
-  return message_of([&] { from_json<ModelConfig>(json, "f.json"); });
+  return message_of([&] { json_value<ModelConfig>(json, "f.json"); });
 }
 
 std::string nested(std::size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); }
@@ -99,7 +99,7 @@ TEST_CASE("a configuration goes to JSON and back", "[io][json]") {
   config.ranks = {};
   const TemporaryFolder folder;
   write_json(folder / "config.json", to_json(config));
-  const auto back = from_json<ModelConfig>(read_json(folder / "config.json"), "f.json");
+  const auto back = json_value<ModelConfig>(read_json(folder / "config.json"), "f.json");
   CHECK(back.encoder.num_layers == 12);
   CHECK(back.encoder.dropout == 1.0 / 3);
   CHECK(back.encoder.norm == Norm::layer);
@@ -142,8 +142,8 @@ TEST_CASE("a configuration that is wrong is refused, with its place", "[io][json
         "f.json: unknown key 'encoder.layers' (known: num_layers, dropout, norm)");
   nlohmann::json json = to_json(ModelConfig{});
   json["encoder"].erase("norm");
-  CHECK(message_of([&] { from_json<ModelConfig>(json, "f.json"); }) == "f.json: 'encoder.norm' is missing");
-  CHECK(message_of([] { from_json<ModelConfig>(3, "f.json"); }) == "f.json: 3 given, an object expected");
+  CHECK(message_of([&] { json_value<ModelConfig>(json, "f.json"); }) == "f.json: 'encoder.norm' is missing");
+  CHECK(message_of([] { json_value<ModelConfig>(3, "f.json"); }) == "f.json: 3 given, an object expected");
 }
 
 TEST_CASE("single members are checked alike", "[io][json]") {

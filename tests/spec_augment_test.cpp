@@ -89,7 +89,7 @@ TEST_CASE("small features and no masks", "[spec_augment]") {
 TEST_CASE("SpecAugment's configuration", "[spec_augment]") {
   const SpecAugmentConfig config{3, 20, 0.1, 4, 5};
   CHECK(to_json(config).size() == 5);
-  CHECK(from_json<SpecAugmentConfig>(to_json(config), "here") == config);
+  CHECK(json_value<SpecAugmentConfig>(to_json(config), "here") == config);
   CHECK_THROWS_WITH(augmented(5, 5, {2, 50, 1.5, 2, 10}, 1),
                     "spec_augment: max_time_fraction 1.5 given, 0 to 1 expected");
   CHECK_THROWS_WITH(augmented(5, 5, {-1, 50, 0.2, 2, 10}, 1),

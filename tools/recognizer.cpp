@@ -87,7 +87,7 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
   const bool is_run = !std::filesystem::exists(folder / "config.json") && std::filesystem::exists(folder / "model" / "config.json");
   const auto path = is_run ? folder / "model" : folder;
   const std::string where = (path / "config.json").string();
-  auto config = from_json<RecognizerConfig>(read_model_config(path), where);
+  auto config = json_value<RecognizerConfig>(read_model_config(path), where);
   auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
   require(vocabulary.size() == config.encoder.vocab_size, where, ": vocab_size is ", config.encoder.vocab_size, ", vocab.json has ",
           vocabulary.size(), " tokens");

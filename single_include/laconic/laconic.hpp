@@ -21,7 +21,7 @@
 #define LACONIC_ABI v0
 #endif
 
-// Masked scores are -inf and infeasible CTC losses are +inf: a build that assumes there are no infinities breaks both.
+// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif
@@ -476,7 +476,8 @@ namespace laconic::inline LACONIC_ABI {
 // A key-value policy says what is kept of each frame and how keys and values come from it. It has
 //   cache_floats(dims), parameter_count(dims), flops(dims)   constexpr, a frame and layer
 //   resolved_rank(config)                                     its latent rank, 0 where it has none
-//   Layer<T>: remember(context, x) -> Memory, expand(context, memory) -> KeysAndValues
+//   Layer<T>, a Module with a constructor (dims, seed):
+//     remember(context, x) -> Memory, expand(context, memory) -> KeysAndValues
 
 template <class Tensor>
 struct KeysAndValues {
@@ -576,13 +577,16 @@ struct Mask {
 
   static constexpr Index unlimited = -1;
   Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk
+  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
 
   static constexpr Mask bidirectional() { return {}; }
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
+  constexpr bool is_valid() const { 
+    if (chunk == unlimited) return left_context == unlimited;
+    return chunk > 0 && (left_context == unlimited || left_context >= 0);
+  }
 
   /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
   constexpr Keys keys(Index position, Index num_keys) const {
@@ -595,52 +599,75 @@ struct Mask {
 }  // namespace laconic
 
 #include <bit>
+#include <limits>
 #include <new>
 
 namespace laconic::inline LACONIC_ABI {
 
 class Buffer;
 
+namespace detail {
+
+struct ArenaBlock;
+
+/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
+struct ArenaState {
+  std::array<ArenaBlock*, 256> free{};
+  std::size_t reserved = 0, used = 0, peak = 0;
+  bool orphaned = false;
+};
+
+inline constexpr std::size_t arena_alignment = 64;
+
+struct alignas(arena_alignment) ArenaBlock {
+  ArenaState* state;
+  ArenaBlock* next;
+  std::size_t bytes;
+  std::uint32_t size_class;
+  std::uint32_t owners;
+};
+
+}  // namespace detail
+
 /// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
 /// so that a computation repeated with the same shapes allocates only the first time.
 /// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
 class Arena {
  public:
-  Arena() = default;
+  Arena() : state_(new detail::ArenaState) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  ~Arena() { trim(); }
+  ~Arena() {
+    trim();
+    if (state_->used == 0)
+      delete state_;
+    else
+      state_->orphaned = true;
+  }
 
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised.
+  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
   Buffer allocate(std::size_t bytes);
 
   /// Bytes taken from the system, in use or kept for reuse.
-  std::size_t reserved_bytes() const { return reserved_; }
+  std::size_t reserved_bytes() const { return state_->reserved; }
   /// Bytes in use now, and the most that ever were.
-  std::size_t used_bytes() const { return used_; }
-  std::size_t peak_bytes() const { return peak_; }
+  std::size_t used_bytes() const { return state_->used; }
+  std::size_t peak_bytes() const { return state_->peak; }
 
   /// Gives back what is not in use.
   void trim() {
-    for (auto& list : free_)
+    for (auto& list : state_->free)
       while (list != nullptr) {
-        Block* block = std::exchange(list, list->next);
-        reserved_ -= block->bytes;
-        ::operator delete(block, std::align_val_t(alignment));
+        detail::ArenaBlock* block = std::exchange(list, list->next);
+        state_->reserved -= block->bytes;
+        release(block);
       }
   }
 
  private:
   friend class Buffer;
-  static constexpr std::size_t alignment = 64;
 
-  struct alignas(alignment) Block {
-    Arena* arena;
-    Block* next;
-    std::size_t bytes;
-    std::uint32_t size_class;
-    std::uint32_t owners;
-  };
+  static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
@@ -652,12 +679,11 @@ class Arena {
     return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
   }
 
-  std::array<Block*, 256> free_{};
-  std::size_t reserved_ = 0, used_ = 0, peak_ = 0;
+  detail::ArenaState* state_;
 };
 
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back.
-/// The arena must live longer than its buffers.
+/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
+/// arena is gone.
 class Buffer {
  public:
   Buffer() = default;
@@ -671,9 +697,14 @@ class Buffer {
   }
   ~Buffer() {
     if (block_ == nullptr || --block_->owners > 0) return;
-    Arena& arena = *block_->arena;
-    arena.used_ -= block_->bytes;
-    block_->next = std::exchange(arena.free_[block_->size_class], block_);
+    detail::ArenaState& state = *block_->state;
+    state.used -= block_->bytes;
+    if (!state.orphaned) {
+      block_->next = std::exchange(state.free[block_->size_class], block_);
+      return;
+    }
+    Arena::release(block_);
+    if (state.used == 0) delete &state;
   }
 
   void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
@@ -683,26 +714,25 @@ class Buffer {
 
  private:
   friend class Arena;
-  explicit Buffer(Arena::Block* block) : block_(block) {}
-  Arena::Block* block_ = nullptr;
+  explicit Buffer(detail::ArenaBlock* block) : block_(block) {}
+  detail::ArenaBlock* block_ = nullptr;
 };
 
 inline Buffer Arena::allocate(std::size_t bytes) {
+  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
   const std::uint32_t size_class = size_class_of(bytes);
-  Block* block = free_[size_class];
+  detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {
-    free_[size_class] = block->next;
+    state_->free[size_class] = block->next;
   } else {
     const std::size_t size = class_bytes(size_class);
-    block = new (::operator new(size + sizeof(Block), std::align_val_t(alignment))) Block{};
-    block->arena = this;
-    block->bytes = size;
-    block->size_class = size_class;
-    reserved_ += size;
+    block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+        detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+    state_->reserved += size;
   }
   block->owners = 1;
-  used_ += block->bytes;
-  if (used_ > peak_) peak_ = used_;
+  state_->used += block->bytes;
+  if (state_->used > state_->peak) state_->peak = state_->used;
   return Buffer(block);
 }
 
@@ -744,6 +774,10 @@ class Sequences {
   Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
   Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
   Index length(Index n) const { return end(n) - begin(n); }
+  /// The sequence that a row belongs to.
+  Index sequence_of(Index row) const {
+    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
+  }
   Index max_length() const {
     Index longest = 0;
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
@@ -801,7 +835,8 @@ struct AttendShape {
 };
 
 /// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty where
+/// there is none.
 template <class Tensor, class T>
 struct RelativeTerm {
   Tensor table{};
@@ -891,7 +926,7 @@ namespace laconic::inline LACONIC_ABI {
 //   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
 //   parameter_count(dims), flops(dims, frames)   constexpr, a layer
 //   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
-//   Layer<T>: term(context, table)         what one layer adds to the scores
+//   Layer<T>, a Module with a constructor (dims, seed): term(context, table)   what one layer adds to the scores
 
 /// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
 inline double sinusoid(double position, Index column, Index d_model) {
@@ -935,10 +970,8 @@ struct Sinusoidal : NoPositionLayer {
   static constexpr bool key_bias_cancels = true;
   template <class Context, class Tensor>
   static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    Index n = 0;
     const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
-      while (row >= sequences.end(n)) ++n;
-      return sinusoid(static_cast<double>(row - sequences.begin(n)), column, x.cols());
+      return sinusoid(static_cast<double>(row - sequences.begin(sequences.sequence_of(row))), column, x.cols());
     });
     return {context.add(x, positions), {}};
   }
@@ -1036,6 +1069,7 @@ struct Attention {
   }
 };
 
+// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives num_kv_heads = 0.
 template <Index H, class Position = RelativePosition>
 using Mha = Attention<Heads<H, H>, FullRank, Position>;
 template <Index H, Index G, class Position = RelativePosition>
@@ -1095,15 +1129,17 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
-concept Context = requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> && requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
                            const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
                            const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
                            const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
+  { x.empty() } -> std::same_as<bool>;
   { c.arena() } -> std::same_as<Arena&>;
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
+  { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
   { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
   { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
@@ -1140,7 +1176,10 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x);
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dq } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dk } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dv } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dtable } -> std::convertible_to<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
@@ -1177,6 +1216,7 @@ class Autodiff {
     Index rows() const { return value.rows(); }
     Index cols() const { return value.cols(); }
     bool empty() const { return value.empty(); }
+    auto view() const { return value.view(); }
     Value value;
     Index node = -1;
   };
@@ -1191,6 +1231,8 @@ class Autodiff {
 
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
+  Tensor input(Value x) { return {std::move(x), -1}; }
   Tensor input(Tensor x) { return x; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
@@ -1198,14 +1240,20 @@ class Autodiff {
   }
   /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
   Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
   /// Empty where the loss does not depend on the variable.
-  const Value& gradient(const Tensor& variable) const { return nodes_.at(static_cast<std::size_t>(variable.node)).gradient; }
+  const Value& gradient(const Tensor& variable) const {
+    require(variable.node >= 0, "gradient: of a constant; of a variable expected");
+    const Node& node = nodes_[place(variable)];
+    require(node.leaf, "gradient: of an intermediate value, which is not kept; of a variable expected");
+    return node.gradient;
+  }
 
-  /// Derivatives of `weight` times `loss` (1, 1) by everything on the tape, which is used up by this.
+  /// Derivatives of `weight` times `loss` (1, 1) by everything that it was computed from, which is used up by this.
   void backward(const Tensor& loss, double weight = 1) {
     require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    nodes_[static_cast<std::size_t>(loss.node)].gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
     for (std::size_t i = nodes_.size(); i-- > 0;) {
       if (nodes_[i].step == nullptr) continue;
       const std::unique_ptr<Step> step = std::move(nodes_[i].step);
@@ -1214,8 +1262,11 @@ class Autodiff {
       if (!gradient.empty()) step->backward(gradient);
     }
   }
-  /// Forgets everything.
-  void clear() { nodes_.clear(); }
+  /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
+  void clear() {
+    cleared_ += static_cast<Index>(nodes_.size());
+    nodes_.clear();
+  }
 
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
@@ -1263,7 +1314,9 @@ class Autodiff {
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-    return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
+    const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed, [=, this, table = relative.table](const Value& dy) {
       auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
       give(q, std::move(d.dq));
       give(k, std::move(d.dk));
@@ -1311,15 +1364,28 @@ class Autodiff {
     F function;
   };
   struct Node {
-    std::unique_ptr<Step> step;  // null for a leaf, whose gradient stays
-    Value gradient;
+    std::unique_ptr<Step> step;  // null for a leaf, and once it is used up
+    Value gradient;              // that of a leaf stays
+    bool leaf;
   };
 
-  static bool needs(const Tensor& x) { return x.node >= 0; }
+  /// Whether a derivative by x is wanted. Not by what was recorded before `clear`.
+  bool needs(const Tensor& x) const { return x.node >= cleared_; }
+  std::size_t place(const Tensor& x) const {
+    require(x.node >= cleared_ && x.node < cleared_ + static_cast<Index>(nodes_.size()),
+            "autodiff: a value of another tape, or from before clear()");
+    return static_cast<std::size_t>(x.node - cleared_);
+  }
+  Node& unused(const Tensor& x) {
+    Node& node = nodes_[place(x)];
+    require(node.leaf || node.step != nullptr, "backward: this value was used up by an earlier backward(); compute it again");
+    return node;
+  }
 
   Tensor record(Value value, std::unique_ptr<Step> step) {
-    nodes_.push_back({std::move(step), Value()});
-    return {std::move(value), static_cast<Index>(nodes_.size()) - 1};
+    const bool leaf = step == nullptr;
+    nodes_.push_back({std::move(step), Value(), leaf});
+    return {std::move(value), cleared_ + static_cast<Index>(nodes_.size()) - 1};
   }
   /// A result; its derivative is recorded only if something before it needs one.
   template <class F>
@@ -1330,7 +1396,7 @@ class Autodiff {
   /// Adds to the gradient of x.
   void give(const Tensor& x, Value gradient) {
     if (!needs(x)) return;
-    Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
+    Value& sum = unused(x).gradient;
     sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
   }
   DropoutMask next_mask(double probability) {
@@ -1341,6 +1407,7 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
+  Index cleared_ = 0;  // nodes that `clear` has forgotten, which keep their numbers
 };
 
 }  // namespace laconic
@@ -1406,8 +1473,6 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 }  // namespace laconic
 
 #include <xsimd/xsimd.hpp>
-
-#include <limits>
 
 #if defined(__clang__)
 #define LACONIC_UNROLL _Pragma("unroll")
@@ -1513,7 +1578,7 @@ namespace kernels {
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
-    case Activation::relu: return xsimd::max(x, Batch<T>(T(0)));
+    case Activation::relu: return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
     case Activation::silu: return x * sigmoid(x);
     default: return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
@@ -1608,7 +1673,7 @@ class Tensor {
     return *this;
   }
   Tensor(Arena& arena, Index rows, Index cols)
-      : buffer_(arena.allocate(static_cast<std::size_t>(rows * cols) * sizeof(T))),
+      : buffer_(arena.allocate(bytes(rows, cols))),
         data_(static_cast<T*>(buffer_.data())),
         rows_(rows),
         cols_(cols) {}
@@ -1636,6 +1701,13 @@ class Tensor {
   MatrixView<T> view() { return matrix_view<T>(data_, rows_, cols_); }
 
  private:
+  static std::size_t bytes(Index rows, Index cols) {
+    constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T));
+    require(rows >= 0 && cols >= 0 && (cols == 0 || rows <= most / cols), "tensor: (", rows, ", ", cols,
+            ") given, sizes of at least 0 that fit the memory expected");
+    return static_cast<std::size_t>(rows * cols) * sizeof(T);
+  }
+
   Buffer buffer_;
   T* data_ = nullptr;
   Index rows_ = 0, cols_ = 0;
@@ -2516,10 +2588,16 @@ class Cpu {
     std::fill_n(out.data(), out.size(), T(0));
     return out;
   }
-  /// Borrows the caller's matrix, which must live as long as what is computed from it.
+  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
+  /// also what any other Eigen expression becomes.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
   Tensor input(Tensor x) { return x; }
-  /// A value that is filled here and has no derivative: fill(row, col).
+  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
     Tensor out = make(rows, cols);
@@ -2533,6 +2611,7 @@ class Cpu {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
     kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(), out, false,
                      bias == nullptr ? nullptr : bias->value.data());
@@ -2578,7 +2657,8 @@ class Cpu {
 
   /// `moments`, if given, receives mean and 1/std of each row, for the derivative.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size(), "layer_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(), " channels, weight and bias expect ",
+            weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
     kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(), static_cast<T>(eps),
@@ -2603,14 +2683,18 @@ class Cpu {
     const Index cols = x.cols();
     moments = make(2, cols);
     if (x.rows() == 0) return make(0, cols);
+    check_batch_norm(cols, p);
     kernels::column_moments(threads_, x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
-    if (p.running_mean.trainable)
-      for (Index c = 0; c < cols; ++c) {
-        p.running_mean.gradient().data()[c] += rate * (moments.row(0)[c] - p.running_mean.value.data()[c]);
-        p.running_var.gradient().data()[c] += rate * (moments.row(1)[c] * unbiased - p.running_var.value.data()[c]);
-      }
+    // One batch after the other, so that many before an update are what PyTorch does in as many passes.
+    const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
+      if (!statistic.trainable) return;
+      T* update = statistic.gradient().data();
+      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+    };
+    gather(p.running_mean, 0, T(1));
+    gather(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
@@ -2627,6 +2711,10 @@ class Cpu {
   /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to) {
+    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
+                bias.size() == shape.out_channels,
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ", bias.size(),
+            " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
@@ -2660,6 +2748,8 @@ class Cpu {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
     require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
             "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
+            channels, " channels");
     Tensor y = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, left, false, x.data(), taps.data(),
@@ -2720,8 +2810,8 @@ class Cpu {
     if (in.p != nullptr) {
       d.dtable = make(relative.table.rows(), relative.table.cols());
       to.dp = d.dtable.data();
-      to.du = gradient(*relative.pos_bias_u);
-      to.dw = gradient(*relative.pos_bias_v);
+      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
+      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
     }
     kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
     return d;
@@ -2819,8 +2909,12 @@ class Cpu {
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
   static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
+  static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
+    for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
+      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ", one->size());
+  }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
-    require(x.cols() == p.weight.size(), "batch_norm: input has ", x.cols(), " channels, the weight expects ", p.weight.size());
+    check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean, variance,
@@ -2850,12 +2944,15 @@ class Cpu {
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
             " and ", kv_sequences.rows());
     require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given, at least 1 and 0 expected");
+            " given, at least 1 and 0 expected, or neither");
     kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
     if (!relative.table.empty()) {
       in.p = relative.table.data();
-      in.u = relative.pos_bias_u->value.data();
-      in.w = relative.pos_bias_v->value.data();
+      for (const auto* bias : {relative.pos_bias_u, relative.pos_bias_v})
+        require(bias == nullptr || bias->size() == q.cols(), "attend: a position bias of ", bias == nullptr ? 0 : bias->size(), " given, ", q.cols(),
+                " expected");
+      if (relative.pos_bias_u != nullptr) in.u = relative.pos_bias_u->value.data();
+      if (relative.pos_bias_v != nullptr) in.w = relative.pos_bias_v->value.data();
       in.span = (relative.table.rows() + 1) / 2;
       require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
               "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
@@ -3649,10 +3746,11 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   /// With every number said, also those that came from the type.
   const ConformerConfig& config() const { return config_; }
 
-  /// features (rows, num_mels) of a Matrix or of a tensor of the context.
+  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
+  /// or a tensor of the context.
   template <class Context, class Features>
-  auto operator()(Context& context, const Features& features, const Sequences& sequences) const {
-    auto [x, out] = subsampling(context, context.input(features), sequences);
+  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
+    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     x = encode(context, context.dropout(std::move(x), config_.dropout), out);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }

@@ -53,6 +53,7 @@ struct Attention {
   }
 };
 
+// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives num_kv_heads = 0.
 template <Index H, class Position = RelativePosition>
 using Mha = Attention<Heads<H, H>, FullRank, Position>;
 template <Index H, Index G, class Position = RelativePosition>

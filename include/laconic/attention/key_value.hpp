@@ -9,7 +9,8 @@ namespace laconic::inline LACONIC_ABI {
 // A key-value policy says what is kept of each frame and how keys and values come from it. It has
 //   cache_floats(dims), parameter_count(dims), flops(dims)   constexpr, a frame and layer
 //   resolved_rank(config)                                     its latent rank, 0 where it has none
-//   Layer<T>: remember(context, x) -> Memory, expand(context, memory) -> KeysAndValues
+//   Layer<T>, a Module with a constructor (dims, seed):
+//     remember(context, x) -> Memory, expand(context, memory) -> KeysAndValues
 
 template <class Tensor>
 struct KeysAndValues {

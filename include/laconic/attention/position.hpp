@@ -11,7 +11,7 @@ namespace laconic::inline LACONIC_ABI {
 //   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
 //   parameter_count(dims), flops(dims, frames)   constexpr, a layer
 //   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
-//   Layer<T>: term(context, table)         what one layer adds to the scores
+//   Layer<T>, a Module with a constructor (dims, seed): term(context, table)   what one layer adds to the scores
 
 /// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
 inline double sinusoid(double position, Index column, Index d_model) {
@@ -55,10 +55,8 @@ struct Sinusoidal : NoPositionLayer {
   static constexpr bool key_bias_cancels = true;
   template <class Context, class Tensor>
   static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    Index n = 0;
     const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
-      while (row >= sequences.end(n)) ++n;
-      return sinusoid(static_cast<double>(row - sequences.begin(n)), column, x.cols());
+      return sinusoid(static_cast<double>(row - sequences.begin(sequences.sequence_of(row))), column, x.cols());
     });
     return {context.add(x, positions), {}};
   }

@@ -30,6 +30,7 @@ class Autodiff {
     Index rows() const { return value.rows(); }
     Index cols() const { return value.cols(); }
     bool empty() const { return value.empty(); }
+    auto view() const { return value.view(); }
     Value value;
     Index node = -1;
   };
@@ -44,6 +45,8 @@ class Autodiff {
 
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
+  Tensor input(Value x) { return {std::move(x), -1}; }
   Tensor input(Tensor x) { return x; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
@@ -51,14 +54,20 @@ class Autodiff {
   }
   /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
   Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
   /// Empty where the loss does not depend on the variable.
-  const Value& gradient(const Tensor& variable) const { return nodes_.at(static_cast<std::size_t>(variable.node)).gradient; }
+  const Value& gradient(const Tensor& variable) const {
+    require(variable.node >= 0, "gradient: of a constant; of a variable expected");
+    const Node& node = nodes_[place(variable)];
+    require(node.leaf, "gradient: of an intermediate value, which is not kept; of a variable expected");
+    return node.gradient;
+  }
 
-  /// Derivatives of `weight` times `loss` (1, 1) by everything on the tape, which is used up by this.
+  /// Derivatives of `weight` times `loss` (1, 1) by everything that it was computed from, which is used up by this.
   void backward(const Tensor& loss, double weight = 1) {
     require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    nodes_[static_cast<std::size_t>(loss.node)].gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
     for (std::size_t i = nodes_.size(); i-- > 0;) {
       if (nodes_[i].step == nullptr) continue;
       const std::unique_ptr<Step> step = std::move(nodes_[i].step);
@@ -67,8 +76,11 @@ class Autodiff {
       if (!gradient.empty()) step->backward(gradient);
     }
   }
-  /// Forgets everything.
-  void clear() { nodes_.clear(); }
+  /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
+  void clear() {
+    cleared_ += static_cast<Index>(nodes_.size());
+    nodes_.clear();
+  }
 
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
@@ -116,7 +128,9 @@ class Autodiff {
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-    return op(std::move(y), true, [=, this, table = relative.table](const Value& dy) {
+    const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed, [=, this, table = relative.table](const Value& dy) {
       auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
       give(q, std::move(d.dq));
       give(k, std::move(d.dk));
@@ -164,15 +178,28 @@ class Autodiff {
     F function;
   };
   struct Node {
-    std::unique_ptr<Step> step;  // null for a leaf, whose gradient stays
-    Value gradient;
+    std::unique_ptr<Step> step;  // null for a leaf, and once it is used up
+    Value gradient;              // that of a leaf stays
+    bool leaf;
   };
 
-  static bool needs(const Tensor& x) { return x.node >= 0; }
+  /// Whether a derivative by x is wanted. Not by what was recorded before `clear`.
+  bool needs(const Tensor& x) const { return x.node >= cleared_; }
+  std::size_t place(const Tensor& x) const {
+    require(x.node >= cleared_ && x.node < cleared_ + static_cast<Index>(nodes_.size()),
+            "autodiff: a value of another tape, or from before clear()");
+    return static_cast<std::size_t>(x.node - cleared_);
+  }
+  Node& unused(const Tensor& x) {
+    Node& node = nodes_[place(x)];
+    require(node.leaf || node.step != nullptr, "backward: this value was used up by an earlier backward(); compute it again");
+    return node;
+  }
 
   Tensor record(Value value, std::unique_ptr<Step> step) {
-    nodes_.push_back({std::move(step), Value()});
-    return {std::move(value), static_cast<Index>(nodes_.size()) - 1};
+    const bool leaf = step == nullptr;
+    nodes_.push_back({std::move(step), Value(), leaf});
+    return {std::move(value), cleared_ + static_cast<Index>(nodes_.size()) - 1};
   }
   /// A result; its derivative is recorded only if something before it needs one.
   template <class F>
@@ -183,7 +210,7 @@ class Autodiff {
   /// Adds to the gradient of x.
   void give(const Tensor& x, Value gradient) {
     if (!needs(x)) return;
-    Value& sum = nodes_[static_cast<std::size_t>(x.node)].gradient;
+    Value& sum = unused(x).gradient;
     sum = sum.empty() ? std::move(gradient) : backend_.add(std::move(sum), gradient, 1);
   }
   DropoutMask next_mask(double probability) {
@@ -194,6 +221,7 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
+  Index cleared_ = 0;  // nodes that `clear` has forgotten, which keep their numbers
 };
 
 }  // namespace laconic

@@ -12,15 +12,17 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
-concept Context = requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> && requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
                            const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
                            const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
                            const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
+  { x.empty() } -> std::same_as<bool>;
   { c.arena() } -> std::same_as<Arena&>;
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
+  { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
   { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
   { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
@@ -57,7 +59,10 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x);
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dq } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dk } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dv } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dtable } -> std::convertible_to<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;

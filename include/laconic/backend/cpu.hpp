@@ -39,10 +39,16 @@ class Cpu {
     std::fill_n(out.data(), out.size(), T(0));
     return out;
   }
-  /// Borrows the caller's matrix, which must live as long as what is computed from it.
+  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
+  /// also what any other Eigen expression becomes.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
   Tensor input(Tensor x) { return x; }
-  /// A value that is filled here and has no derivative: fill(row, col).
+  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
     Tensor out = make(rows, cols);
@@ -56,6 +62,7 @@ class Cpu {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
     kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(), out, false,
                      bias == nullptr ? nullptr : bias->value.data());
@@ -101,7 +108,8 @@ class Cpu {
 
   /// `moments`, if given, receives mean and 1/std of each row, for the derivative.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size(), "layer_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(), " channels, weight and bias expect ",
+            weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
     kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(), static_cast<T>(eps),
@@ -126,14 +134,18 @@ class Cpu {
     const Index cols = x.cols();
     moments = make(2, cols);
     if (x.rows() == 0) return make(0, cols);
+    check_batch_norm(cols, p);
     kernels::column_moments(threads_, x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
-    if (p.running_mean.trainable)
-      for (Index c = 0; c < cols; ++c) {
-        p.running_mean.gradient().data()[c] += rate * (moments.row(0)[c] - p.running_mean.value.data()[c]);
-        p.running_var.gradient().data()[c] += rate * (moments.row(1)[c] * unbiased - p.running_var.value.data()[c]);
-      }
+    // One batch after the other, so that many before an update are what PyTorch does in as many passes.
+    const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
+      if (!statistic.trainable) return;
+      T* update = statistic.gradient().data();
+      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+    };
+    gather(p.running_mean, 0, T(1));
+    gather(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
@@ -150,6 +162,10 @@ class Cpu {
   /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to) {
+    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
+                bias.size() == shape.out_channels,
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ", bias.size(),
+            " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
@@ -183,6 +199,8 @@ class Cpu {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
     require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
             "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
+            channels, " channels");
     Tensor y = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, left, false, x.data(), taps.data(),
@@ -243,8 +261,8 @@ class Cpu {
     if (in.p != nullptr) {
       d.dtable = make(relative.table.rows(), relative.table.cols());
       to.dp = d.dtable.data();
-      to.du = gradient(*relative.pos_bias_u);
-      to.dw = gradient(*relative.pos_bias_v);
+      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
+      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
     }
     kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
     return d;
@@ -342,8 +360,12 @@ class Cpu {
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
   static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
+  static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
+    for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
+      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ", one->size());
+  }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
-    require(x.cols() == p.weight.size(), "batch_norm: input has ", x.cols(), " channels, the weight expects ", p.weight.size());
+    check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean, variance,
@@ -373,12 +395,15 @@ class Cpu {
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
             " and ", kv_sequences.rows());
     require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given, at least 1 and 0 expected");
+            " given, at least 1 and 0 expected, or neither");
     kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
     if (!relative.table.empty()) {
       in.p = relative.table.data();
-      in.u = relative.pos_bias_u->value.data();
-      in.w = relative.pos_bias_v->value.data();
+      for (const auto* bias : {relative.pos_bias_u, relative.pos_bias_v})
+        require(bias == nullptr || bias->size() == q.cols(), "attend: a position bias of ", bias == nullptr ? 0 : bias->size(), " given, ", q.cols(),
+                " expected");
+      if (relative.pos_bias_u != nullptr) in.u = relative.pos_bias_u->value.data();
+      if (relative.pos_bias_v != nullptr) in.w = relative.pos_bias_v->value.data();
       in.span = (relative.table.rows() + 1) / 2;
       require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
               "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",

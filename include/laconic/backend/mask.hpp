@@ -15,13 +15,16 @@ struct Mask {
 
   static constexpr Index unlimited = -1;
   Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk
+  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
 
   static constexpr Mask bidirectional() { return {}; }
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  constexpr bool is_valid() const { return (chunk == unlimited || chunk > 0) && (left_context == unlimited || left_context >= 0); }
+  constexpr bool is_valid() const { 
+    if (chunk == unlimited) return left_context == unlimited;
+    return chunk > 0 && (left_context == unlimited || left_context >= 0);
+  }
 
   /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
   constexpr Keys keys(Index position, Index num_keys) const {

@@ -41,7 +41,8 @@ struct AttendShape {
 };
 
 /// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v. Empty where there is none.
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty where
+/// there is none.
 template <class Tensor, class T>
 struct RelativeTerm {
   Tensor table{};

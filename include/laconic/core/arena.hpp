@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -14,46 +15,68 @@ namespace laconic::inline LACONIC_ABI {
 
 class Buffer;
 
+namespace detail {
+
+struct ArenaBlock;
+
+/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
+struct ArenaState {
+  std::array<ArenaBlock*, 256> free{};
+  std::size_t reserved = 0, used = 0, peak = 0;
+  bool orphaned = false;
+};
+
+inline constexpr std::size_t arena_alignment = 64;
+
+struct alignas(arena_alignment) ArenaBlock {
+  ArenaState* state;
+  ArenaBlock* next;
+  std::size_t bytes;
+  std::uint32_t size_class;
+  std::uint32_t owners;
+};
+
+}  // namespace detail
+
 /// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
 /// so that a computation repeated with the same shapes allocates only the first time.
 /// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
 class Arena {
  public:
-  Arena() = default;
+  Arena() : state_(new detail::ArenaState) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  ~Arena() { trim(); }
+  ~Arena() {
+    trim();
+    if (state_->used == 0)
+      delete state_;
+    else
+      state_->orphaned = true;
+  }
 
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised.
+  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
   Buffer allocate(std::size_t bytes);
 
   /// Bytes taken from the system, in use or kept for reuse.
-  std::size_t reserved_bytes() const { return reserved_; }
+  std::size_t reserved_bytes() const { return state_->reserved; }
   /// Bytes in use now, and the most that ever were.
-  std::size_t used_bytes() const { return used_; }
-  std::size_t peak_bytes() const { return peak_; }
+  std::size_t used_bytes() const { return state_->used; }
+  std::size_t peak_bytes() const { return state_->peak; }
 
   /// Gives back what is not in use.
   void trim() {
-    for (auto& list : free_)
+    for (auto& list : state_->free)
       while (list != nullptr) {
-        Block* block = std::exchange(list, list->next);
-        reserved_ -= block->bytes;
-        ::operator delete(block, std::align_val_t(alignment));
+        detail::ArenaBlock* block = std::exchange(list, list->next);
+        state_->reserved -= block->bytes;
+        release(block);
       }
   }
 
  private:
   friend class Buffer;
-  static constexpr std::size_t alignment = 64;
 
-  struct alignas(alignment) Block {
-    Arena* arena;
-    Block* next;
-    std::size_t bytes;
-    std::uint32_t size_class;
-    std::uint32_t owners;
-  };
+  static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
@@ -65,12 +88,11 @@ class Arena {
     return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
   }
 
-  std::array<Block*, 256> free_{};
-  std::size_t reserved_ = 0, used_ = 0, peak_ = 0;
+  detail::ArenaState* state_;
 };
 
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back.
-/// The arena must live longer than its buffers.
+/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
+/// arena is gone.
 class Buffer {
  public:
   Buffer() = default;
@@ -84,9 +106,14 @@ class Buffer {
   }
   ~Buffer() {
     if (block_ == nullptr || --block_->owners > 0) return;
-    Arena& arena = *block_->arena;
-    arena.used_ -= block_->bytes;
-    block_->next = std::exchange(arena.free_[block_->size_class], block_);
+    detail::ArenaState& state = *block_->state;
+    state.used -= block_->bytes;
+    if (!state.orphaned) {
+      block_->next = std::exchange(state.free[block_->size_class], block_);
+      return;
+    }
+    Arena::release(block_);
+    if (state.used == 0) delete &state;
   }
 
   void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
@@ -96,26 +123,25 @@ class Buffer {
 
  private:
   friend class Arena;
-  explicit Buffer(Arena::Block* block) : block_(block) {}
-  Arena::Block* block_ = nullptr;
+  explicit Buffer(detail::ArenaBlock* block) : block_(block) {}
+  detail::ArenaBlock* block_ = nullptr;
 };
 
 inline Buffer Arena::allocate(std::size_t bytes) {
+  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
   const std::uint32_t size_class = size_class_of(bytes);
-  Block* block = free_[size_class];
+  detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {
-    free_[size_class] = block->next;
+    state_->free[size_class] = block->next;
   } else {
     const std::size_t size = class_bytes(size_class);
-    block = new (::operator new(size + sizeof(Block), std::align_val_t(alignment))) Block{};
-    block->arena = this;
-    block->bytes = size;
-    block->size_class = size_class;
-    reserved_ += size;
+    block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+        detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+    state_->reserved += size;
   }
   block->owners = 1;
-  used_ += block->bytes;
-  if (used_ > peak_) peak_ = used_;
+  state_->used += block->bytes;
+  if (state_->used > state_->peak) state_->peak = state_->used;
   return Buffer(block);
 }
 

@@ -42,6 +42,10 @@ class Sequences {
   Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
   Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
   Index length(Index n) const { return end(n) - begin(n); }
+  /// The sequence that a row belongs to.
+  Index sequence_of(Index row) const {
+    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
+  }
   Index max_length() const {
     Index longest = 0;
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));

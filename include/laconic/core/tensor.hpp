@@ -4,6 +4,7 @@
 #include <laconic/core/arena.hpp>
 #include <laconic/core/matrix.hpp>
 
+#include <limits>
 #include <utility>
 
 namespace laconic::inline LACONIC_ABI {
@@ -30,7 +31,7 @@ class Tensor {
     return *this;
   }
   Tensor(Arena& arena, Index rows, Index cols)
-      : buffer_(arena.allocate(static_cast<std::size_t>(rows * cols) * sizeof(T))),
+      : buffer_(arena.allocate(bytes(rows, cols))),
         data_(static_cast<T*>(buffer_.data())),
         rows_(rows),
         cols_(cols) {}
@@ -58,6 +59,13 @@ class Tensor {
   MatrixView<T> view() { return matrix_view<T>(data_, rows_, cols_); }
 
  private:
+  static std::size_t bytes(Index rows, Index cols) {
+    constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T));
+    require(rows >= 0 && cols >= 0 && (cols == 0 || rows <= most / cols), "tensor: (", rows, ", ", cols,
+            ") given, sizes of at least 0 that fit the memory expected");
+    return static_cast<std::size_t>(rows * cols) * sizeof(T);
+  }
+
   Buffer buffer_;
   T* data_ = nullptr;
   Index rows_ = 0, cols_ = 0;

@@ -18,7 +18,7 @@
 #define LACONIC_ABI v0
 #endif
 
-// Masked scores are -inf and infeasible CTC losses are +inf: a build that assumes there are no infinities breaks both.
+// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif

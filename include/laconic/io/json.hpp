@@ -221,11 +221,11 @@ T read_value(const nlohmann::json& value, const JsonPlace& place) {
 /// A configuration struct (or a number, string, vector ... ) from JSON. Throws `Error` naming `where` and the member
 /// for a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an enumeration.
 template <class T>
-T from_json(const nlohmann::json& value, const std::string& where) {
+T json_value(const nlohmann::json& value, const std::string& where) {
   return detail::read_value<T>(value, {where, {}});
 }
 
-/// The member `key` of an object, checked as by `from_json`.
+/// The member `key` of an object, checked as by `json_value`.
 template <class T>
 T json_member(const nlohmann::json& object, std::string_view key, const std::string& where) {
   require(object.is_object(), where, ": ", detail::shown(object), " given, an object expected");

@@ -162,10 +162,11 @@ class Conformer : public Module<Conformer<AttentionPolicy, T>> {
   /// With every number said, also those that came from the type.
   const ConformerConfig& config() const { return config_; }
 
-  /// features (rows, num_mels) of a Matrix or of a tensor of the context.
+  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
+  /// or a tensor of the context.
   template <class Context, class Features>
-  auto operator()(Context& context, const Features& features, const Sequences& sequences) const {
-    auto [x, out] = subsampling(context, context.input(features), sequences);
+  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
+    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     x = encode(context, context.dropout(std::move(x), config_.dropout), out);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }

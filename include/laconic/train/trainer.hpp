@@ -369,7 +369,7 @@ class Trainer {
     require_same_run(value("laconic_run"), file.path());
     load_parameters(model_, file, "model.");
     load_parameters(best_, file, "best.");
-    state_ = from_json<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
+    state_ = json_value<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
     require(state_.epoch >= 0 && state_.epoch <= config_.epochs && state_.step >= 0 && state_.step <= total_steps_ && state_.batch >= 0 &&
                 (state_.epoch == config_.epochs ? state_.batch == 0 : state_.batch < static_cast<Index>(batches(state_.epoch).size())) &&
                 state_.lower_epoch >= 0 && state_.lower_epoch <= state_.best_epoch && state_.best_epoch <= state_.epoch,

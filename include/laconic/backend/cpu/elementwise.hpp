@@ -16,7 +16,7 @@ namespace kernels {
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
-    case Activation::relu: return xsimd::max(x, Batch<T>(T(0)));
+    case Activation::relu: return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
     case Activation::silu: return x * sigmoid(x);
     default: return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
