@@ -10,11 +10,12 @@
 
 namespace {
 
-/// libgomp's waiting threads spin by default, which costs a busy machine more than it gains here (docs/architecture.md).
-/// The library reads its settings before main, so the program starts itself again with one.
-void let_threads_sleep(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
-  ::setenv("OMP_WAIT_POLICY", "passive", 1);
+/// libgomp's waiting threads spin for long by default, which costs a busy machine dearly, and sleep at once if told to, which
+/// costs a quiet one (docs/architecture.md has the numbers). The library reads its settings before main, so the program
+/// starts itself again with one.
+void let_threads_wait_shortly(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  ::setenv("GOMP_SPINCOUNT", "300", 1);
   ::execv("/proc/self/exe", argv);  // where that fails, the job is done all the same
 }
 
@@ -47,6 +48,6 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  let_threads_sleep(argv);
+  let_threads_wait_shortly(argv);
   return run(argc, argv);
 }
