@@ -92,7 +92,7 @@ std::string quoted(const std::filesystem::path& path) {
 
 void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
   for (const std::string format : {"png", "svg"}) {
-    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,640 font 'sans,13'" : "set terminal svg size 1000,540 font 'sans,13'";
+    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,580 font 'sans,13'" : "set terminal svg size 1000,500 font 'sans,13'";
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
     write_file(script, text(terminal, "\nset output ", quoted(image), '\n', body));
     require(run_program({"gnuplot", script.string()}) == 0, "gnuplot failed on ", script.string());
@@ -104,7 +104,7 @@ std::string family(const Summary& s) { return s.name == "mha" ? "mha" : s.name.s
 
 constexpr const char* cache_axis =
     "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
-    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below\n";
+    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below maxrows 3 samplen 1.5 width 1 font ',11'\nset bmargin 7\n";
 
 /// One panel a test set; a series for each family and stage, set apart a little so that intervals do not hide each other.
 void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
@@ -120,21 +120,24 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
       {"gqa", "converted", "GQA, converted", "lc rgb '#f0bb88' pt 4", 1.015},
       {"gqa", "finetuned", "GQA, fine-tuned", "lc rgb '#dd7711' pt 5", 1.05},
   };
-  std::string data, body = text(cache_axis, "DATA = ", quoted(folder / "wer_cache.dat"), "\nset yrange [0:*]\nset ylabel 'word error rate, %'\n",
+  std::string data, body = text(cache_axis, "DATA = ", quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
                                 "set multiplot layout 1,", sets.size(), "\n");
   int index = 0;
   for (const std::string& set : sets) {
     std::string list;
+    double most = 1;
     for (const Series& one : series) {
       std::string block;
       for (const Summary& s : all)
-        if (s.test_set == set && family(s) == one.family && s.stage == one.stage)
+        if (s.test_set == set && family(s) == one.family && s.stage == one.stage) {
+          most = std::max(most, s.high);
           block += text(fixed(100 * s.cache_fraction * one.shift, 4), ' ', fixed(s.wer, 4), ' ', fixed(s.low, 4), ' ', fixed(s.high, 4), '\n');
+        }
       if (block.empty()) continue;
       data += block + "\n\n";
       list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 2 ", one.style, " title '", one.title, "'");
     }
-    body += text("set title '", set, "'\nplot ", list, '\n');
+    body += text("set title '", set, "'\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ", list, '\n');
   }
   write_file(folder / "wer_cache.dat", data);
   plot(folder, "wer_cache", body + "unset multiplot\n");
