@@ -7,10 +7,10 @@
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
+#include <laconic/train/fingerprint.hpp>
 #include <laconic/train/schedule.hpp>
 
 #include <charconv>
-#include <cstring>
 #include <limits>
 
 namespace laconic::inline LACONIC_ABI {
@@ -119,52 +119,6 @@ void freeze(Model& model, std::span<const std::string> patterns) {
   for (std::size_t i = 0; i < patterns.size(); ++i)
     require(used[i], "freeze: no parameter's name contains \"", patterns[i], '"');
 }
-
-namespace detail {
-
-/// A number that tells values apart: of parameters, or of a dataset with its texts. Not for security.
-class Fingerprint {
- public:
-  void add(const void* data, std::size_t bytes) {
-    const auto* from = static_cast<const unsigned char*>(data);
-    for (std::uint64_t word; bytes > 0; from += sizeof word, bytes -= std::min(bytes, sizeof word)) {
-      word = bytes;
-      std::memcpy(&word, from, std::min(bytes, sizeof word));
-      value_ = (value_ ^ word) * 0x9E3779B97F4A7C15;
-      value_ ^= value_ >> 29;
-    }
-  }
-  void add(std::string_view word) {
-    const std::size_t size = word.size();
-    add(&size, sizeof size);
-    add(word.data(), size);
-  }
-  template <class T>
-  void add(const Matrix<T>& values) {
-    add(values.data(), static_cast<std::size_t>(values.size()) * sizeof(T));
-  }
-
-  static std::string of(const Dataset& data) {
-    Fingerprint out;
-    for (const Example& e : data.examples) {
-      out.add(e.text);
-      out.add(e.labels.data(), e.labels.size() * sizeof(int));
-      out.add(e.features);
-    }
-    return text(out.value_);
-  }
-  template <class Model>
-  static std::string of_parameters(const Model& model) {
-    Fingerprint out;
-    model.parameters([&](std::string_view, const auto& p) { out.add(p.value); });
-    return text(out.value_);
-  }
-
- private:
-  std::uint64_t value_ = 0xcbf29ce484222325;
-};
-
-}  // namespace detail
 
 /// Trains a CTC model on a dataset and keeps the parameters of the epoch with the lowest validation WER, then loss.
 /// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
@@ -310,9 +264,9 @@ class Trainer {
                        {"utterances", train_.size()},
                        {"valid_utterances", valid_.size()},
                        {"steps", total_steps_},
-                       {"data", detail::Fingerprint::of(train_)},
-                       {"valid_data", detail::Fingerprint::of(valid_)},
-                       {"initial_parameters", detail::Fingerprint::of_parameters(model_)}};
+                       {"data", Fingerprint::of(train_)},
+                       {"valid_data", Fingerprint::of(valid_)},
+                       {"initial_parameters", Fingerprint::of_parameters(model_)}};
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
