@@ -1,10 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Training of a small Conformer: it learns, and a run is a function of model, data and configuration alone, however
-// often it was stopped or killed. Batches.
+// often it was stopped or killed.
 #include <laconic/model/conformer.hpp>
 #include <laconic/train/trainer.hpp>
 
-#include "catch.hpp"
+#include "ridge_speech.hpp"
 #include "temporary_folder.hpp"
 
 #include <sys/wait.h>
@@ -12,48 +12,12 @@
 
 #include <cstring>
 #include <map>
-#include <set>
 
 using namespace laconic;
 
 namespace {
 
 using Model = Conformer<Mha<2>>;
-constexpr Index mels = 8;
-const std::vector<std::string> words{"ba", "da", "ga", "ma"};
-
-/// "Speech": each word is a ridge at its own channels for some frames; between words there is noise alone.
-Dataset corpus(Index utterances, Seed seed) {
-  const Vocabulary vocabulary = Vocabulary::words(words);
-  Dataset out;
-  for (Index u = 0; u < utterances; ++u) {
-    const Random random(seed, static_cast<std::uint64_t>(u));
-    std::uint64_t draw = 0;
-    Example e;
-    std::vector<int> channel;
-    const auto put = [&](Index frames, int of) { channel.insert(channel.end(), static_cast<std::size_t>(frames), of); };
-    const Index count = 2 + random.below(3, draw++);
-    put(4, -1);
-    for (Index i = 0; i < count; ++i) {
-      const auto word = static_cast<std::size_t>(random.below(static_cast<Index>(words.size()), draw++));
-      e.text += (i > 0 ? " " : "") + words[word];
-      put(5 + random.below(3, draw++), 2 * static_cast<int>(word));
-      put(3 + random.below(3, draw++), -1);
-    }
-    e.features.resize(static_cast<Index>(channel.size()), mels);
-    for (Index t = 0; t < e.features.rows(); ++t)
-      for (Index f = 0; f < mels; ++f) {
-        const int at = channel[static_cast<std::size_t>(t)];
-        e.features(t, f) = static_cast<float>(0.4 * random.uniform(draw++) - 0.2 + (at == f || at + 1 == f ? 1.5 : -0.3));
-      }
-    e.labels = vocabulary.encode(e.text);
-    e.name = text("utterance", u);
-    e.seconds = 0.01 * static_cast<double>(e.features.rows());
-    out.examples.push_back(std::move(e));
-  }
-  return out;
-}
-
 Model small_model() {
   return Model({.num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 5, .subsampling = 2,
                 .subsampling_channels = 4, .dropout = 0.1},
@@ -509,85 +473,4 @@ TEST_CASE("An utterance whose labels do not fit trains nothing and spoils nothin
     INFO(name);
     if (name.find("running") == std::string::npos) CHECK(numbers == before.at(name));
   }
-}
-
-TEST_CASE("Length buckets", "[trainer]") {
-  const Dataset data = corpus(300, Seed(4));
-  const Index most = 150;
-  const auto frames = [&](Index i) { return data.examples[static_cast<std::size_t>(i)].features.rows(); };
-  const auto check_whole = [&](const std::vector<std::vector<Index>>& batches) {
-    std::multiset<Index> seen;
-    for (const auto& batch : batches) {
-      REQUIRE_FALSE(batch.empty());
-      Index sum = 0;
-      for (const Index i : batch) sum += frames(i);
-      CHECK((sum <= most || batch.size() == 1));
-      seen.insert(batch.begin(), batch.end());
-    }
-    CHECK(seen.size() == 300);
-    CHECK(std::set<Index>(seen.begin(), seen.end()).size() == 300);
-    CHECK((*seen.begin() == 0 && *seen.rbegin() == 299));
-  };
-  const auto first = length_buckets(data, most, Seed(1));
-  check_whole(first);
-  CHECK(length_buckets(data, most, Seed(1)) == first);
-  const auto second = length_buckets(data, most, Seed(2));
-  check_whole(second);
-  CHECK(second != first);
-  // Other company, too, not only another order of the same batches.
-  CHECK(std::set<std::vector<Index>>(first.begin(), first.end()) != std::set<std::vector<Index>>(second.begin(), second.end()));
-
-  // Like lengths together: far closer within a batch than among all.
-  Index shortest = 1000, longest = 0;
-  double within = 0;
-  for (const auto& batch : first) {
-    Index low = 1000, high = 0;
-    for (const Index i : batch) low = std::min(low, frames(i)), high = std::max(high, frames(i));
-    within += static_cast<double>(high - low) / static_cast<double>(first.size());
-    shortest = std::min(shortest, low), longest = std::max(longest, high);
-  }
-  CHECK(within < 0.25 * static_cast<double>(longest - shortest));
-
-  const auto sorted = length_buckets(data, most, std::nullopt);
-  check_whole(sorted);
-  Index last = 0;
-  for (const auto& batch : sorted)
-    for (const Index i : batch) {
-      CHECK(frames(i) >= last);
-      last = frames(i);
-    }
-
-  // Longer than a batch may be: each alone, none left out.
-  const auto alone = length_buckets(data, 1, Seed(1));
-  CHECK(alone.size() == 300);
-  CHECK(length_buckets(Dataset{}, most, Seed(1)).empty());
-}
-
-TEST_CASE("Batches are packed", "[trainer]") {
-  const Dataset data = corpus(6, Seed(5));
-  const std::vector<Index> some{4, 0, 5};
-  const SpeechBatch batch = make_batch(data, some, nullptr, Seed());
-  REQUIRE(batch.sequences.size() == 3);
-  REQUIRE(batch.labels.sequences.size() == 3);
-  CHECK(batch.features.rows() == batch.sequences.rows());
-  double seconds = 0;
-  for (Index n = 0; n < 3; ++n) {
-    const Example& e = data.examples[static_cast<std::size_t>(some[static_cast<std::size_t>(n)])];
-    REQUIRE(batch.sequences.length(n) == e.features.rows());
-    CHECK(batch.features.middleRows(batch.sequences.begin(n), batch.sequences.length(n)) == e.features);
-    const auto begin = batch.labels.tokens.begin() + batch.labels.sequences.begin(n);
-    CHECK(std::vector<int>(begin, begin + batch.labels.sequences.length(n)) == e.labels);
-    seconds += e.seconds;
-  }
-  CHECK(batch.seconds == Approx(seconds));
-
-  // An utterance's masks do not depend on the company it is in, but on the seed.
-  const SpecAugmentConfig masks{.num_time_masks = 2, .max_time_width = 8, .max_time_fraction = 0.5, .num_freq_masks = 1, .max_freq_width = 4};
-  const SpeechBatch masked = make_batch(data, some, &masks, Seed(9)), again = make_batch(data, some, &masks, Seed(9));
-  CHECK(masked.features == again.features);
-  CHECK(masked.features != batch.features);
-  const SpeechBatch one = make_batch(data, std::vector<Index>{5}, &masks, Seed(9));
-  CHECK(one.features == masked.features.middleRows(masked.sequences.begin(2), masked.sequences.length(2)));
-  CHECK(make_batch(data, some, &masks, Seed(10)).features != masked.features);
-  CHECK(make_batch(data, {}, nullptr, Seed()).sequences.size() == 0);
 }
