@@ -102,7 +102,7 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
     throw Error(text(where, ": ", error.what()));
   }
   Recognizer out{config, std::move(vocabulary), make_model(config.attention, config.encoder, Seed())};
-  std::visit([&](auto& model) { load_parameters(model, tensors); }, out.model);
+  std::visit([&](auto& m) { load_parameters(m, tensors); }, out.model);
   return out;
 }
 

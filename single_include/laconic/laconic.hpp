@@ -243,12 +243,6 @@ class Random {
   constexpr Random(Seed seed, std::uint64_t stream) : seed_(seed.value), stream_(stream) {}
   constexpr Random(Seed seed, std::string_view name) : Random(seed, detail::hash(name)) {}
 
-  /// Four 32-bit numbers for each counter.
-  constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
-    std::uint64_t x[4];
-    blocks<1>(counter, x, x + 1, x + 2, x + 3);
-    return {low(x[0]), low(x[1]), low(x[2]), low(x[3])};
-  }
   /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
   /// makes vectors of it.
   template <int Count>
@@ -272,6 +266,12 @@ class Random {
       k0 = (k0 + 0x9E3779B9) & half;
       k1 = (k1 + 0xBB67AE85) & half;
     }
+  }
+  /// Four 32-bit numbers for each counter.
+  constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
+    std::uint64_t x[4];
+    blocks<1>(counter, x, x + 1, x + 2, x + 3);
+    return {low(x[0]), low(x[1]), low(x[2]), low(x[3])};
   }
 
   constexpr std::uint32_t bits(std::uint64_t i) const { return block(i / 4)[i % 4]; }
