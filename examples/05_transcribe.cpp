@@ -5,6 +5,7 @@
 #include <laconic/speech/dataset.hpp>
 #include <laconic/speech/decode.hpp>
 
+#include <cmath>
 #include <cstdio>
 
 using namespace laconic;

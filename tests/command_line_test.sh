@@ -302,8 +302,9 @@ refused 5 -- train --data corpus --out new --d-model 16 --heads 2 --subsampling 
 refused 4 -- train --data corpus --out new --d-model 16 --heads 2 --conv-kernel 4
 for wrong in '--epochs 0' '--epochs 1000000000' '--batch-frames 9223372036854775807' '--accumulate 9223372036854775807' '--lr nan' \
   '--lr -1' '--clip-norm nan' '--weight-decay -5' '--patience -1'; do
+  name=${wrong%% *} name=${name#--} name=${name//-/_}
   # shellcheck disable=SC2086
-  refused train: "${wrong#* }" -- train --data corpus --out new $wrong
+  refused "${name/lr/learning_rate} ${wrong#* } given" -- train --data corpus --out new $wrong
 done
 refused decoder -- train --init run --data corpus --out new --freeze decoder
 

@@ -151,6 +151,14 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
   }
 }
 
+TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
+  CHECK_THROWS_WITH(AdamW<float>({.beta1 = 1}), "adamw: beta1 1 and beta2 0.98 given, expected from 0 to less than 1");
+  CHECK_THROWS_WITH(AdamW<float>({.beta2 = -0.5}), "adamw: beta1 0.9 and beta2 -0.5 given, expected from 0 to less than 1");
+  CHECK_THROWS_WITH(AdamW<float>({.eps = 0}), "adamw: eps 0 given, a positive number expected");
+  CHECK_THROWS_WITH(AdamW<float>({.weight_decay = -1}), "adamw: weight_decay -1 given, at least 0 expected");
+  CHECK_THROWS_WITH(AdamW<float>({.clip_norm = std::numeric_limits<double>::quiet_NaN()}), "adamw: clip_norm nan given, at least 0 expected");
+}
+
 TEST_CASE("A frozen parameter's gradient counts for nothing", "[train]") {
   Small<double> model;
   const Matrix<double> frozen = model.frozen.value;

@@ -70,16 +70,15 @@ class Study {
       : o_(options), out_(options.out), preset_(preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
-    const nlohmann::json description = check_same_study();
+    const bool begun = begin_or_go_on();
     try {
       corpus_ = find_corpus();
     } catch (...) {
       std::error_code ignored;
+      if (begun) std::filesystem::remove(out_ / "study.json", ignored);
       std::filesystem::remove(out_, ignored);  // only if nothing is in it
       throw;
     }
-    make_folder(out_);
-    write_json(out_ / "study.json", description);
   }
 
   void run() {
@@ -96,9 +95,9 @@ class Study {
   }
 
  private:
-  /// A folder can go on only with the study that began it, described by what is given here.
-  nlohmann::json check_same_study() const {
-    nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+  /// A folder can go on only with the study that began it, described in study.json. Whether it begins here.
+  bool begin_or_go_on() const {
+    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
                        {"preset", preset_.name},
                        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
                        {"encoder", to_json(preset_.encoder)},
@@ -111,8 +110,11 @@ class Study {
       const auto before = read_json(path);
       require(before == now, path.string(), ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
       say("going on with the study in ", out_.string());
+      return false;
     }
-    return now;
+    make_folder(out_);
+    write_json(path, now);
+    return true;
   }
 
   std::filesystem::path find_corpus() {

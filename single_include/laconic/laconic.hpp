@@ -9,8 +9,8 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What a processor's instructions change, the width of vectors and the alignment of
-// matrices, is part of each name: files compiled for different processors do not link, where they would crash.
+// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of matrices,
+// is part of each name: files compiled for different ones do not link, where they would crash.
 #if defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
@@ -583,7 +583,7 @@ struct Mask {
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  constexpr bool is_valid() const { 
+  constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;
     return chunk > 0 && (left_context == unlimited || left_context >= 0);
   }
@@ -1129,7 +1129,8 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
-concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> && requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
+                  requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
                            const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
                            const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
@@ -1157,6 +1158,15 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
+/// What `attend_backward` gives: the derivatives by queries, keys, values and the table of positions.
+template <class D, class Tensor>
+concept AttendDerivativeOf = requires(D d) {
+  { d.dq } -> std::convertible_to<Tensor>;
+  { d.dk } -> std::convertible_to<Tensor>;
+  { d.dv } -> std::convertible_to<Tensor>;
+  { d.dtable } -> std::convertible_to<Tensor>;
+};
+
 /// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
 /// compute something else or keep something for the derivative (batch norm, attention, dropout).
 template <class B>
@@ -1176,10 +1186,7 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dq } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dk } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dv } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dtable } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x) } -> AttendDerivativeOf<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
@@ -1232,7 +1239,6 @@ class Autodiff {
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
   Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
-  Tensor input(Value x) { return {std::move(x), -1}; }
   Tensor input(Tensor x) { return x; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
@@ -3544,7 +3550,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
-    return channels * (9 + 1) + channels * (9 * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
   /// The rows that come out, and where their sequences lie.
@@ -3835,6 +3842,15 @@ struct AdamWConfig {
   double weight_decay = 0.01;  ///< of matrices and kernels; vectors (biases, norms) do not decay
   double clip_norm = 5;        ///< of all gradients together; 0: none
 
+  /// Throws where a number makes no sense.
+  void check() const {
+    require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
+            " given, expected from 0 to less than 1");
+    require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
+    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay, " given, at least 0 expected");
+    require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
+  }
+
   static constexpr void fields(auto& self, auto&& visit) {
     visit("beta1", self.beta1);
     visit("beta2", self.beta2);
@@ -3849,7 +3865,7 @@ struct AdamWConfig {
 template <class T>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {}
+  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
 
   struct Moments {
     Matrix<T> first, second;

@@ -46,7 +46,6 @@ class Autodiff {
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
   Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
-  Tensor input(Value x) { return {std::move(x), -1}; }
   Tensor input(Tensor x) { return x; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {

@@ -12,7 +12,8 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
-concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> && requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
+                  requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
                            const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
                            const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
@@ -40,6 +41,15 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
+/// What `attend_backward` gives: the derivatives by queries, keys, values and the table of positions.
+template <class D, class Tensor>
+concept AttendDerivativeOf = requires(D d) {
+  { d.dq } -> std::convertible_to<Tensor>;
+  { d.dk } -> std::convertible_to<Tensor>;
+  { d.dv } -> std::convertible_to<Tensor>;
+  { d.dtable } -> std::convertible_to<Tensor>;
+};
+
 /// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
 /// compute something else or keep something for the derivative (batch norm, attention, dropout).
 template <class B>
@@ -59,10 +69,7 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dq } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dk } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dv } -> std::convertible_to<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x).dtable } -> std::convertible_to<typename B::Tensor>;
+  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x) } -> AttendDerivativeOf<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;

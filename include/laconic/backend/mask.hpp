@@ -21,7 +21,7 @@ struct Mask {
   static constexpr Mask causal() { return {1, unlimited}; }
   static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
 
-  constexpr bool is_valid() const { 
+  constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;
     return chunk > 0 && (left_context == unlimited || left_context >= 0);
   }

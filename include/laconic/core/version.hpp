@@ -6,8 +6,8 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What a processor's instructions change, the width of vectors and the alignment of
-// matrices, is part of each name: files compiled for different processors do not link, where they would crash.
+// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of matrices,
+// is part of each name: files compiled for different ones do not link, where they would crash.
 #if defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)

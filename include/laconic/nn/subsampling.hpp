@@ -50,7 +50,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
-    return channels * (9 + 1) + channels * (9 * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
   /// The rows that come out, and where their sequences lie.

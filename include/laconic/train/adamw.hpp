@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/simd.hpp>
 #include <laconic/core/parameter.hpp>
 
+#include <cmath>
 #include <cstdint>
 
 namespace laconic::inline LACONIC_ABI {
@@ -13,6 +14,15 @@ struct AdamWConfig {
   double eps = 1e-9;
   double weight_decay = 0.01;  ///< of matrices and kernels; vectors (biases, norms) do not decay
   double clip_norm = 5;        ///< of all gradients together; 0: none
+
+  /// Throws where a number makes no sense.
+  void check() const {
+    require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
+            " given, expected from 0 to less than 1");
+    require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
+    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay, " given, at least 0 expected");
+    require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
+  }
 
   static constexpr void fields(auto& self, auto&& visit) {
     visit("beta1", self.beta1);
@@ -28,7 +38,7 @@ struct AdamWConfig {
 template <class T>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {}
+  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
 
   struct Moments {
     Matrix<T> first, second;

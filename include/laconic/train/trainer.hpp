@@ -42,11 +42,7 @@ struct TrainConfig {
     require(patience >= 0, "train: patience ", patience, " given, at least 0 expected");
     within(learning_rate, 0, 1e3, "learning_rate");
     within(warmup, 0, 1, "warmup");
-    within(adamw.beta1, 0, 1, "beta1");
-    within(adamw.beta2, 0, 1, "beta2");
-    within(adamw.eps, 0, 1, "eps");
-    within(adamw.weight_decay, 0, 1e3, "weight_decay");
-    within(adamw.clip_norm, 0, 1e12, "clip_norm");
+    adamw.check();
     require(seed >= 0, "train: seed ", seed, " given, at least 0 expected");
   }
 
@@ -225,7 +221,7 @@ class Trainer {
   void end_epoch(Progress& progress, Better& better) {
     const Evaluation validation = evaluate(model_, cpu_, valid_, vocabulary_);
     const double wer = validation.wer(), loss = state_.epoch_loss / static_cast<double>(state_.epoch_counted);
-    const bool first = state_.best_epoch == 0, lower = first || wer < state_.best_wer;
+    const bool lower = state_.best_epoch == 0 || wer < state_.best_wer;
     ++state_.epoch;
     state_.batch = 0;
     state_.epoch_loss = 0;
