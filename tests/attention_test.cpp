@@ -37,8 +37,7 @@ Matrix<double> reference(const Operands<T>& in) {
         std::vector<double> p(static_cast<std::size_t>(keys), -std::numeric_limits<double>::infinity());
         for (Index j = 0; j < keys; ++j) {
           if (in.mask.chunk > 0) {
-            const auto chunk_of = [&](Index t) { return t >= 0 ? t / in.mask.chunk : (t + 1) / in.mask.chunk - 1; };
-            const Index start = chunk_of(position) * in.mask.chunk;
+            const Index start = keys - queries + i / in.mask.chunk * in.mask.chunk;  // chunks are counted from the first query
             if (j >= start + in.mask.chunk) continue;
             if (in.mask.left_context >= 0 && j < start - in.mask.left_context) continue;
           }
@@ -79,6 +78,16 @@ double error_of(const Operands<T>& in, int threads = 1) {
   return (out.view().template cast<double>() - expected).cwiseAbs().maxCoeff();
 }
 
+/// A layer as a model runs it.
+template <class Context, class Layer, class Tensor>
+Tensor apply(Context& context, const Layer& layer, const Tensor& x, const Sequences& sequences, const Mask& mask = {},
+             AttentionPath path = AttentionPath::by_cost) {
+  Pass<Tensor> pass{sequences, mask};
+  const Tensor entered = layer.enter(context, x, pass);
+  pass.table = layer.table(context, pass);
+  return layer(context, entered, pass, nullptr, path);
+}
+
 template <class Policy>
 void check_layer(const AttentionConfig& config, const Sequences& sequences) {
   for (const double dropout : {0.0, 0.2}) {
@@ -87,8 +96,7 @@ void check_layer(const AttentionConfig& config, const Sequences& sequences) {
     CHECK(layer.count_parameters() == Policy::parameter_count(config));
     const GradientCheck check{.samples = 16};
     CHECK(check({random_matrix(sequences.rows(), config.d_model, 1)}, weights_of(layer), [&](auto& tape, const auto& v) {
-            const auto entered = Policy::Position::enter(tape, v[0], sequences);
-            return layer(tape, entered.x, sequences, entered.table);
+            return apply(tape, layer, v[0], sequences);
           }) < 1e-6);
   }
 }
@@ -156,48 +164,75 @@ TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
   check_layer<Mha<2>>({8}, sequences);
   check_layer<Mha<2, NoPosition>>({8}, sequences);
   check_layer<Mha<2, Sinusoidal>>({8}, sequences);
+  check_layer<Mha<2, Rotary<>>>({8}, sequences);
+  check_layer<Gqa<4, 2, Rotary<RotaryPairs::halves>>>({16}, sequences);
+  check_layer<Mha<2, InputRotary<>>>({8}, sequences);
   check_layer<Gqa<4, 2>>({8}, sequences);
   check_layer<Gqa<4, 2, Sinusoidal>>({12}, sequences);
   check_layer<Mqa<4>>({8}, sequences);
   check_layer<Mqa<2, NoPosition>>({10}, sequences);
+  check_layer<Mla<2, 3>>({8}, sequences);
   check_layer<MlaSimple<4, 3>>({8}, sequences);
   check_layer<MlaSimple<2, 5, NoPosition>>({8}, sequences);
   check_layer<MlaSimple<dyn, dyn, Sinusoidal>>({8, 2, 0, 5}, sequences);
+  check_layer<MlaSplit<2, 3, 5>>({8}, sequences);
+  check_layer<MlaSplit<2, 3, 5, InputRotary<>>>({8}, sequences);
+  check_layer<MlaHead<2, 3>>({8}, sequences);
+  check_layer<MlaHead<2, 3, 2>>({8}, sequences);
+  check_layer<Attention<Heads<4, 2>, HeadLatent<2>, InputRotary<RotaryPairs::interleaved>>>({8}, sequences);
+  check_layer<MlaDecoupled<2, 3, 4>>({8}, sequences);
+  check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5>, LayerNorm>>({8}, sequences);
+  check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5, NoNorm>, NoNorm>>({.d_model = 8, .head_dim = 3, .attention_bias = false}, sequences);
+  check_layer<CachedInput<2>>({8}, sequences);
+  check_layer<CachedInput<4, 2, NoPosition>>({8}, sequences);
+  check_layer<LinearAttention<2>>({8}, sequences);
+  check_layer<LinearAttention<4, 2, Sinusoidal>>({8}, sequences);
 }
 
 TEST_CASE("relative positions depend on distance alone", "[attention]") {
   // With equal rows everywhere, the scores of a query are those of its distances; so the first sequence's frames see the
   // second's distances when the second begins earlier in a longer table.
-  using Policy = Mha<2>;
-  AttentionLayer<Policy, double> layer(AttentionConfig{8}, 0, Seed(3));
+  AttentionLayer<Mha<2>, double> layer(AttentionConfig{8}, 0, Seed(3));
   randomize(layer, 40);
   const Matrix<double> x = random_matrix(5, 8, 1);
   Cpu<double> cpu(1);
-  const Sequences alone{5}, beside{5, 9};
   Matrix<double> both(14, 8);
   both << x, random_matrix(9, 8, 2);
   const auto run = [&](const Matrix<double>& rows, const Sequences& sequences) {
-    const auto entered = Policy::Position::enter(cpu, cpu.input(rows), sequences);
-    return Matrix<double>(layer(cpu, entered.x, sequences, entered.table).view().topRows(5));
+    return Matrix<double>(apply(cpu, layer, cpu.input(rows), sequences).view().topRows(5));
   };
-  CHECK((run(x, alone) - run(both, beside)).cwiseAbs().maxCoeff() < 1e-13);
+  CHECK((run(x, {5}) - run(both, {5, 9})).cwiseAbs().maxCoeff() < 1e-13);
 }
 
 TEST_CASE("sinusoids", "[attention]") {
-  CHECK(sinusoid(0, 0, 8) == 0);
-  CHECK(sinusoid(0, 1, 8) == 1);
-  CHECK(sinusoid(3, 2, 8) == Approx(std::sin(3 / 10.0)));
-  CHECK(sinusoid(-3, 5, 8) == Approx(std::cos(3 / 100.0)));
+  const auto sinusoid = [](double position, Index column, double d_model) {
+    const double angle = position / std::pow(10000.0, static_cast<double>(column / 2 * 2) / d_model);
+    return column % 2 == 0 ? std::sin(angle) : std::cos(angle);
+  };
   Cpu<double> cpu(1);
-  const Matrix<double> zero = Matrix<double>::Zero(3, 8);
-  const auto table = RelativePosition::enter(cpu, cpu.input(zero), Sequences{3}).table;
+  const Sequences three{3};
+  const AttentionDims dims = Mha<2>::dims({8});
+  const auto table = RelativePosition::table(cpu, dims, 4, Pass<Tensor<double>>{three});
   REQUIRE(table.rows() == 5);
   for (Index r = 0; r < 5; ++r)
-    for (Index c = 0; c < 8; ++c) CHECK(table.view()(r, c) == sinusoid(static_cast<double>(2 - r), c, 8));
-  const auto absolute = Sinusoidal::enter(cpu, cpu.input(zero), Sequences{0, 1, 0, 2}).x;
-  for (Index c = 0; c < 8; ++c) {
-    CHECK(absolute.view()(0, c) == sinusoid(0, c, 8));
-    CHECK(absolute.view()(1, c) == sinusoid(0, c, 8));
-    CHECK(absolute.view()(2, c) == sinusoid(1, c, 8));
+    for (Index c = 0; c < 8; ++c) CHECK(table.view()(r, c) == Approx(sinusoid(static_cast<double>(2 - r), c, 8)).margin(1e-15));
+  const Matrix<double> zero = Matrix<double>::Zero(3, 8);
+  const Sequences uneven{0, 1, 0, 2};
+  const std::vector<Index> firsts{7, 3, 0, 20};
+  Pass<Tensor<double>> pass{uneven};
+  for (const bool later : {false, true}) {
+    if (later) pass.firsts = firsts;
+    const auto absolute = Sinusoidal::enter(cpu, cpu.input(zero), pass);
+    for (Index c = 0; c < 8; ++c) {
+      CHECK(absolute.view()(0, c) == Approx(sinusoid(later ? 3 : 0, c, 8)).margin(1e-15));
+      CHECK(absolute.view()(1, c) == Approx(sinusoid(later ? 20 : 0, c, 8)).margin(1e-15));
+      CHECK(absolute.view()(2, c) == Approx(sinusoid(later ? 21 : 1, c, 8)).margin(1e-15));
+    }
+    const auto angles = Rotary<>::table(cpu, dims, 4, pass);
+    for (Index m = 0; m < 2; ++m) {
+      const double angle = (later ? 21 : 1) / std::pow(10000.0, static_cast<double>(2 * m) / 4);
+      CHECK(angles.view()(2, m) == Approx(std::cos(angle)).margin(1e-15));
+      CHECK(angles.view()(2, 2 + m) == Approx(std::sin(angle)).margin(1e-15));
+    }
   }
 }

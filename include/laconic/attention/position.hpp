@@ -2,31 +2,48 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
+#include <laconic/attention/pass.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 
+#include <concepts>
+
 namespace laconic::inline LACONIC_ABI {
 
-// A position policy says how attention knows the order of frames. It has
-//   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
-//   parameter_count(dims), flops(dims, frames)   constexpr, a layer
-//   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
-//   Layer<T>, a Module with a constructor (dims, seed): term(context, table)   what one layer adds to the scores
-
-/// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
-inline double sinusoid(double position, Index column, Index d_model) {
-  const double rate = std::pow(10000.0, -static_cast<double>(column / 2 * 2) / static_cast<double>(d_model));
-  return column % 2 == 0 ? std::sin(position * rate) : std::cos(position * rate);
-}
-
-/// Rows as they enter the first layer, and the table that all layers share (empty where there is none).
-template <class Tensor>
-struct Positioned {
-  Tensor x, table;
+/// A position policy says how attention knows the order of frames. It has
+///   key_bias_cancels       a bias on the keys moves all scores of a query alike, so softmax ignores it
+///   is_relative            scores gain a term of the distance between query and key
+///   turns_input            the input of queries and keys is turned before their projections
+///   turns_keys             queries and keys are turned after them
+///   enter(context, x, pass)              what happens once, before the first layer, to the rows
+///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
+///   Layer<T>, a Module made from (dims, seed): term(context, table)   what one layer adds to the scores
+template <class P>
+concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
+  { P::key_bias_cancels } -> std::convertible_to<bool>;
+  { P::is_relative } -> std::convertible_to<bool>;
+  { P::turns_input } -> std::convertible_to<bool>;
+  { P::turns_keys } -> std::convertible_to<bool>;
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::flops(dims, count) } -> std::convertible_to<Index>;  // a layer, over so many frames
+  typename P::template Layer<float>;
 };
 
-/// For policies without parameters.
-struct NoPositionLayer {
+/// What policies have in common that change nothing, keep nothing and learn nothing.
+struct PlainPosition {
+  static constexpr bool key_bias_cancels = true, is_relative = false, turns_input = false, turns_keys = false;
+  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
+  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
+
+  template <class Context, class Tensor>
+  static Tensor enter(Context&, Tensor x, const Pass<Tensor>&) {
+    return x;
+  }
+  template <class Context, class Tensor>
+  static Tensor table(Context&, const AttentionDims&, Index, const Pass<Tensor>&) {
+    return {};
+  }
+
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
@@ -35,61 +52,86 @@ struct NoPositionLayer {
     RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
       return {};
     }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
+      return {};
+    }
     static void each_parameter(auto&, auto&&) {}
   };
-  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
-  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
 };
 
 /// Order is known from elsewhere (convolutions) or not at all.
-struct NoPosition : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
-  template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context&, const Tensor& x, const Sequences&) {
-    return {x, {}};
+struct NoPosition : PlainPosition {};
+
+/// The rates 10000^(-2 m / width) at which pairs of columns turn with position (Vaswani et al. 2017, section 3.5).
+class SinusoidRates {
+ public:
+  SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
+    for (Index m = 0; 2 * m < width; ++m)
+      static_cast<double*>(buffer_.data())[m] = std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
   }
+  double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
+
+ private:
+  Buffer buffer_;
 };
 
+/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
+template <class Context, class Position>
+auto sinusoids(Context& context, Index rows, Index d_model, Position&& position) {
+  const SinusoidRates rates(context.arena(), d_model);
+  return context.constant(rows, d_model, [&](Index row, Index column) {
+    const double angle = position(row) * rates[column / 2];
+    return column % 2 == 0 ? std::sin(angle) : std::cos(angle);
+  });
+}
+
 /// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
-struct Sinusoidal : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
+struct Sinusoidal : PlainPosition {
   template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
-      return sinusoid(static_cast<double>(row - sequences.begin(sequences.sequence_of(row))), column, x.cols());
+  static Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) {
+    const auto positions = sinusoids(context, x.rows(), x.cols(), [&](Index row) {
+      const Index n = pass.sequences.sequence_of(row);
+      return static_cast<double>(pass.first(n) + row - pass.sequences.begin(n));
     });
-    return {context.add(x, positions), {}};
+    return context.add(std::move(x), positions);
   }
 };
 
 /// Scores gain (q + v) . W_pos r(i - j), and content scores use q + u (Dai et al. 2019, section 3.3; as in ESPnet's
 /// "latest" and the Hugging Face Conformer). Keys are untouched by position, so any key-value policy goes with it.
-struct RelativePosition {
-  static constexpr bool key_bias_cancels = true;
-  static constexpr Index parameter_count(const AttentionDims& d) { return d.d_model * d.d_model + 2 * d.d_model; }
+struct RelativePosition : PlainPosition {
+  static constexpr bool is_relative = true;
+  static constexpr Index parameter_count(const AttentionDims& d) { return d.q_dim() * d.d_model + 2 * d.q_dim(); }
   static constexpr Index flops(const AttentionDims& d, Index frames) {
-    return 2 * (2 * frames - 1) * d.d_model * (d.d_model + frames);
+    return 2 * (2 * frames - 1) * d.q_dim() * (d.d_model + frames);
   }
 
-  /// The table (2 * longest - 1, d_model): row `longest` - 1 - r is the sinusoid of distance r = i - j.
+  /// The sinusoids of distances n - 1 down to -(n - 1), (2 n - 1, d_model), for sequences of up to n frames.
+  template <class Context>
+  static auto distances(Context& context, const AttentionDims& d, Index n) {
+    return sinusoids(context, 2 * n - 1, d.d_model, [&](Index row) { return static_cast<double>(n - 1 - row); });
+  }
   template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    const Index longest = std::max<Index>(1, sequences.max_length()), d_model = x.cols();
-    return {x, context.constant(2 * longest - 1, d_model, [&](Index row, Index column) {
-              return sinusoid(static_cast<double>(longest - 1 - row), column, d_model);
-            })};
+  static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
+    return distances(context, d, std::max<Index>(1, pass.sequences.max_length()));
   }
 
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_pos(d.d_model, d.d_model, seed / "linear_pos", Bias::no),
-          pos_bias_u({d.num_heads, d.head_dim()}), pos_bias_v({d.num_heads, d.head_dim()}) {}
+        : linear_pos(d.d_model, d.q_dim(), seed / "linear_pos", Bias::no),
+          pos_bias_u({d.num_heads, d.head_dim}), pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
-      return {linear_pos(context, table), &pos_bias_u, &pos_bias_v};
+      return term_of(linear_pos(context, table));
+    }
+    /// The same from the table as this layer projects it.
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(Tensor projected) const {
+      return {std::move(projected), &pos_bias_u, &pos_bias_v};
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -101,6 +143,35 @@ struct RelativePosition {
     Linear<T> linear_pos;
     Parameter<T> pos_bias_u, pos_bias_v;
   };
+};
+
+/// What rotary policies share: the angles of each row, (rows, width): cosines of the pairs, then their sines.
+struct RotaryTable : PlainPosition {
+  template <class Context, class Tensor>
+  static Tensor table(Context& context, const AttentionDims&, Index width, const Pass<Tensor>& pass) {
+    const SinusoidRates rates(context.arena(), width);
+    return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
+      const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
+      const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
+      return column < width / 2 ? std::cos(angle) : std::sin(angle);
+    });
+  }
+};
+
+/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al. 2021); of a
+/// decoupled latent, only the parts that it sets aside for this.
+template <RotaryPairs Pairs = RotaryPairs::interleaved>
+struct Rotary : RotaryTable {
+  static constexpr bool key_bias_cancels = false, turns_keys = true;
+  static constexpr RotaryPairs pairs = Pairs;
+};
+
+/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face Conformer
+/// does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
+template <RotaryPairs Pairs = RotaryPairs::halves>
+struct InputRotary : RotaryTable {
+  static constexpr bool turns_input = true;
+  static constexpr RotaryPairs pairs = Pairs;
 };
 
 }  // namespace laconic

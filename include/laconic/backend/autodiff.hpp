@@ -102,6 +102,13 @@ class Autodiff {
       give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
     });
   }
+  Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
+    Value inverses;
+    Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
+    return op(std::move(y), needs(x) || weight.trainable, [this, x, &weight, inverses](const Value& dy) {
+      give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
+    });
+  }
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
     Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
@@ -114,28 +121,57 @@ class Autodiff {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, Index left) {
-    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, left),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, left](const Value& dy) {
-                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, left, needs(x)));
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, const DepthwiseShape& shape) {
+    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
   /// `dropout` is of the attention probabilities, in training.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
                 const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v, relative.query.value};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
     const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
-    return op(std::move(y), needed, [=, this, table = relative.table](const Value& dy) {
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed, [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
       auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
       give(q, std::move(d.dq));
       give(k, std::move(d.dk));
       give(v, std::move(d.dv));
       if (!table.empty()) give(table, std::move(d.dtable));
+      if (!term.query.empty()) give(query, std::move(d.dposition_q));
     });
+  }
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences) {
+    return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
+              [=, this](const Value& dy) {
+                auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+              });
+  }
+  Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
+    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, shape](const Value& dy) {
+                give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
+              });
+  }
+  Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
+    return op(backend_.rotate(x.value, table.value, pairs), needs(x), [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
+      give(xn, backend_.rotate(dy, table.value, pairs, -1));
+    });
+  }
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
+              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(), num_heads, b_heads](const Value& dy) {
+                auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
+                give(an, std::move(d.da));
+                give(bn, std::move(d.db));
+              });
   }
   Tensor dropout(const Tensor& x, double probability) {
     const DropoutMask mask = next_mask(probability);
@@ -149,6 +185,35 @@ class Autodiff {
                 give(xn, dz);
                 if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
               });
+  }
+  Tensor add_row(const Tensor& x, const P& row) {
+    return op(backend_.add_row(x.value, row), needs(x) || row.trainable, [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
+      backend_.add_row_backward(dy, row);
+      give(xn, dy);
+    });
+  }
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
+      if (needs(x)) give(x, backend_.multiply(dz, y.value));
+      if (needs(y)) give(y, backend_.multiply(dz, x.value));
+    });
+  }
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    return op(backend_.columns(x.value, first, count), needs(x), [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
+      give(xn, backend_.columns_backward(dy, first, cols));
+    });
+  }
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate), [=, this](const Value& dout) {
+      auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
+      give(x, std::move(d.dx));
+      give(y, std::move(d.dy));
+      give(gate, std::move(d.dgate));
+    });
+  }
+  Tensor scale(const Tensor& x, double factor) {
+    return op(backend_.scale(x.value, factor), needs(x),
+              [this, xn = Tensor(Value(), x.node), factor](const Value& dy) { give(xn, backend_.scale(dy, factor)); });
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attend.hpp>
+#include <laconic/backend/cpu/attention.hpp>
 #include <laconic/backend/cpu/conv.hpp>
 #include <laconic/backend/cpu/ctc.hpp>
 #include <laconic/backend/cpu/norm.hpp>
@@ -18,46 +18,16 @@ namespace laconic::inline LACONIC_ABI {
 /// overwritten when nobody else holds them. Each `*_backward` gives the derivative by the inputs and adds the
 /// derivative by trainable parameters to their gradients.
 template <class T = float>
-class Cpu {
+class Cpu : public CpuAttention<T> {
  public:
-  using Scalar = T;
-  using Tensor = laconic::Tensor<T>;
+  using typename CpuValues<T>::Tensor;
+  using CpuValues<T>::make, CpuValues<T>::zeros;
+
   static constexpr bool training = false;
 
   /// `threads` = 0 takes all that the machine offers.
-  explicit Cpu(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
-  Cpu(const Cpu&) = delete;
-  Cpu& operator=(const Cpu&) = delete;
+  explicit Cpu(int threads = 0) : CpuAttention<T>(threads) {}
 
-  Arena& arena() { return arena_; }
-  int threads() const { return threads_; }
-
-  // -- values -------------------------------------------------------------------------------------------------------
-  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
-  Tensor zeros(Index rows, Index cols) {
-    Tensor out = make(rows, cols);
-    std::fill_n(out.data(), out.size(), T(0));
-    return out;
-  }
-  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
-  /// also what any other Eigen expression becomes.
-  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
-  Tensor input(Matrix<T>&& x) {
-    Tensor out = make(x.rows(), x.cols());
-    out.view() = x;
-    return out;
-  }
-  Tensor input(Tensor x) { return x; }
-  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    Tensor out = make(rows, cols);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
-    return out;
-  }
-
-  // -- primitives ---------------------------------------------------------------------------------------------------
   /// x W^T + b. x (rows, in), weight (out, in), bias (out) or null.
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
@@ -121,6 +91,22 @@ class Cpu {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), moments.data(),
                                  dx.data(), gradient(weight), gradient(bias));
+    return dx;
+  }
+
+  /// Divided by the root of the mean square of the row. `inverses`, if given, receives 1/rms of each row.
+  Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
+    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    Tensor y = make(x.rows(), x.cols());
+    if (inverses != nullptr) *inverses = make(x.rows(), 1);
+    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
+                      inverses == nullptr ? nullptr : inverses->data());
+    return y;
+  }
+  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses, bool needs_dx) {
+    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(), dx.data(),
+                               gradient(weight));
     return dx;
   }
 
@@ -193,26 +179,33 @@ class Cpu {
     return dx;
   }
 
-  /// Each channel with its own kernel over time, zeros outside a sequence; output t sees inputs t-left .. t-left+kernel-1.
-  /// weight (channels, 1, kernel), bias (channels) or null.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences, Index left) {
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1, kernel),
+  /// bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences,
+                        const DepthwiseShape& shape) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
     require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
             "), expected (", sequences.rows(), ", ", channels, ")");
     require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
             channels, " channels");
-    Tensor y = make(x.rows(), channels);
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ", shape.chunk, " and past ",
+            shape.past, " given, at least 1 and 0 expected");
+    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n), " rows, at least ",
+              shape.past, " expected");
+    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, left, false, x.data(), taps.data(),
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
                             bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                                 const Sequences& sequences, Index left, bool needs_dx) {
+                                 const Sequences& sequences, const DepthwiseShape& shape, bool needs_dx) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past, " past rows given");
     if (weight.trainable) {
       Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, left, dy.data(), x.data(), dtaps.data());
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(), dtaps.data());
       weight.gradient() += dtaps.view().transpose();
     }
     if (bias != nullptr && bias->trainable)
@@ -220,52 +213,9 @@ class Cpu {
     if (!needs_dx) return {};
     Tensor dx = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, kernel - 1 - left, true, dy.data(), taps.data(),
-                            static_cast<const T*>(nullptr), dx.data());
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk}, true, dy.data(),
+                            taps.data(), static_cast<const T*>(nullptr), dx.data());
     return dx;
-  }
-
-  /// Softmax attention: see AttendShape and RelativeTerm. q (rows, num_heads * K), k (rows, num_kv_heads * K),
-  /// v (rows, num_kv_heads * V) to (rows, num_heads * V). Key rows may outnumber query rows (cached frames): the last
-  /// query stands at the last key. A query that sees no key gives zeros. Memory grows with rows, not with their square.
-  /// The dropout (of probabilities) does nothing outside training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
-    const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    Tensor out = make(q.rows(), in.out_cols());
-    kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
-    return out;
-  }
-  /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
-  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                      Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    in.dropout = dropout;
-    Tensor out = make(q.rows(), in.out_cols());
-    log_sums = make(q.rows(), shape.num_heads);
-    kernels::attend(threads_, arena_, in, out.data(), log_sums.data());
-    return out;
-  }
-  struct AttendDerivative {
-    Tensor dq, dk, dv, dtable;
-  };
-  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                   const Sequences& q_sequences, const Sequences& kv_sequences,
-                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                                   const Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    in.dropout = dropout;
-    AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}};
-    kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
-    if (in.p != nullptr) {
-      d.dtable = make(relative.table.rows(), relative.table.cols());
-      to.dp = d.dtable.data();
-      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
-      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
-    }
-    kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
-    return d;
   }
 
   /// Nothing, outside training.
@@ -284,6 +234,70 @@ class Cpu {
     const kernels::Batch<T> s(static_cast<T>(scale));
     kernels::map(threads_, x.size(), out.data(), [s](auto a, auto b) { return xsimd::fma(s, b, a); }, std::as_const(x).data(), y.data());
     return out;
+  }
+  /// x plus a row of parameters, the same for every row.
+  Tensor add_row(Tensor x, const Parameter<T>& row) {
+    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
+    const Tensor& from = x;
+    kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r)
+        kernels::map_span(x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+    });
+    return y;
+  }
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
+    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
+  }
+  /// Number by number.
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
+            ") given, equal shapes expected");
+    Tensor out = make(x.rows(), x.cols());
+    kernels::map(threads_, x.size(), out.data(), [](auto a, auto b) { return a * b; }, x.data(), y.data());
+    return out;
+  }
+  /// Columns first .. first + count - 1.
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ", x.cols(), " wanted");
+    Tensor out = make(x.rows(), count);
+    out.view() = std::as_const(x).view().middleCols(first, count);
+    return out;
+  }
+  Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
+    Tensor dx = zeros(dy.rows(), cols);
+    dx.view().middleCols(first, dy.cols()) = dy.view();
+    return dx;
+  }
+  /// sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, (sequences, 1).
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() && gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(), ", ", gate.cols(),
+            ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(), ", 1) expected");
+    Tensor out = make(x.rows(), x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      out.view().middleRows(first, count) =
+          weight * x.view().middleRows(first, count) + (T(1) - weight) * y.view().middleRows(first, count);
+    }
+    return out;
+  }
+  struct MixDerivative {
+    Tensor dx, dy, dgate;
+  };
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    MixDerivative d{make(x.rows(), x.cols()), make(x.rows(), x.cols()), make(gate.rows(), 1)};
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      const auto g = dout.view().middleRows(first, count);
+      d.dx.view().middleRows(first, count) = weight * g;
+      d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
+      d.dgate.row(n)[0] =
+          weight * (T(1) - weight) * g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+    }
+    return d;
   }
   Tensor scale(const Tensor& x, double factor) {
     Tensor y = make(x.rows(), x.cols());
@@ -357,8 +371,9 @@ class Cpu {
   }
 
  private:
+  using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
+
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
-  static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
   static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
     for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
@@ -382,41 +397,6 @@ class Cpu {
     taps.view() = weight.value.transpose();
     return taps;
   }
-  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                             const Sequences& q_sequences, const Sequences& kv_sequences,
-                                             const RelativeTerm<Tensor, T>& relative) {
-    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
-    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
-                k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
-            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
-            shape.num_kv_heads, " key-value heads do not divide");
-    require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size(),
-            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
-            " and ", kv_sequences.rows());
-    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given, at least 1 and 0 expected, or neither");
-    kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
-    if (!relative.table.empty()) {
-      in.p = relative.table.data();
-      for (const auto* bias : {relative.pos_bias_u, relative.pos_bias_v})
-        require(bias == nullptr || bias->size() == q.cols(), "attend: a position bias of ", bias == nullptr ? 0 : bias->size(), " given, ", q.cols(),
-                " expected");
-      if (relative.pos_bias_u != nullptr) in.u = relative.pos_bias_u->value.data();
-      if (relative.pos_bias_v != nullptr) in.w = relative.pos_bias_v->value.data();
-      in.span = (relative.table.rows() + 1) / 2;
-      require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
-              "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
-              q.cols(), ") with n at least ", kv_sequences.max_length());
-      for (Index n = 0; n < q_sequences.size(); ++n)
-        require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
-                kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
-    }
-    return in;
-  }
-
-  int threads_;
-  Arena arena_;
 };
 
 }  // namespace laconic

@@ -26,11 +26,12 @@ struct Mask {
     return chunk > 0 && (left_context == unlimited || left_context >= 0);
   }
 
-  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
-  constexpr Keys keys(Index position, Index num_keys) const {
+  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
+  /// Chunks are counted from the first query.
+  constexpr Keys keys(Index query, Index past, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
-    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
+    const Index start = past + query / chunk * chunk;
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::clamp<Index>(start + chunk, 0, num_keys)};
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/mask.hpp>
+#include <laconic/core/enum.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/sequences.hpp>
 
@@ -48,7 +49,41 @@ struct RelativeTerm {
   Tensor table{};
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
+  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
 };
+
+/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads / num_blocks).
+struct HeadShape {
+  Index num_heads, num_blocks;
+  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
+};
+
+/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
+/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
+enum class RotaryPairs { interleaved, halves };
+
+/// A depthwise convolution over time: output t sees inputs t - left and on.
+struct DepthwiseShape {
+  Index left;
+  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
+  Index past = 0;                 ///< so many inputs at the head of every sequence are earlier frames, which give no output
+};
+
+/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits with
+/// a scale a row.
+enum class CacheStorage { full, bf16, int8 };
+constexpr auto enum_names(CacheStorage) {
+  return std::to_array<EnumName<CacheStorage>>({{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
+}
+
+/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
+constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
+  switch (storage) {
+    case CacheStorage::bf16: return 2 * width;
+    case CacheStorage::int8: return width + 4;
+    default: return number_bytes * width;
+  }
+}
 
 /// The parameters of a batch norm.
 template <class T>

@@ -27,14 +27,20 @@ class Sequences {
     return *this;
   }
 
-  /// The sequences whose lengths are `map(length)` of these, in memory of the arena: once warm, it allocates nothing.
-  template <class Map>
-  Sequences map_lengths(Arena& arena, Map&& map) const {
-    Sequences out(arena, size());
+  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
+  /// allocates nothing.
+  template <class Length>
+  static Sequences make(Arena& arena, Index size, Length&& length) {
+    Sequences out(arena, size);
     auto* offsets = static_cast<Index*>(out.buffer_.data());
     offsets[0] = 0;
-    for (Index n = 0; n < size(); ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, map(length(n)));
+    for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
     return out;
+  }
+  /// The sequences whose lengths are `map(length)` of these.
+  template <class Map>
+  Sequences map_lengths(Arena& arena, Map&& map) const {
+    return make(arena, size(), [&](Index n) { return map(length(n)); });
   }
 
   Index size() const { return static_cast<Index>(offsets_.size()) - 1; }

@@ -13,16 +13,18 @@ enum class Bias { no, yes };
 template <class T>
 class Linear : public Module<Linear<T>> {
  public:
+  Linear() = default;
   Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
   static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
 
   Index in() const { return weight.value.cols(); }
   Index out() const { return weight.value.rows(); }
   bool has_bias() const { return bias.size() > 0; }
+  const Parameter<T>* bias_or_null() const { return has_bias() ? &bias : nullptr; }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    return context.linear(x, weight, has_bias() ? &bias : nullptr);
+    return context.linear(x, weight, bias_or_null());
   }
 
   static void each_parameter(auto& self, auto&& visit) {

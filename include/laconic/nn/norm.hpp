@@ -9,6 +9,8 @@ namespace laconic::inline LACONIC_ABI {
 template <class T>
 class LayerNorm : public Module<LayerNorm<T>> {
  public:
+  static constexpr Index parameter_count(Index channels) { return 2 * channels; }
+
   explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
 
   template <class Context, class Tensor>
@@ -25,6 +27,40 @@ class LayerNorm : public Module<LayerNorm<T>> {
 
  private:
   double eps_;
+};
+
+/// Each row divided by the root of its mean square, then scaled by channel (Zhang and Sennrich 2019).
+template <class T>
+class RmsNorm : public Module<RmsNorm<T>> {
+ public:
+  static constexpr Index parameter_count(Index channels) { return channels; }
+
+  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.rms_norm(x, weight, eps_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+
+  Parameter<T> weight;
+
+ private:
+  double eps_;
+};
+
+/// No norm, where one can be chosen.
+template <class T>
+class NoNorm : public Module<NoNorm<T>> {
+ public:
+  static constexpr Index parameter_count(Index) { return 0; }
+  explicit NoNorm(Index) {}
+  template <class Context, class Tensor>
+  Tensor operator()(Context&, const Tensor& x) const {
+    return x;
+  }
+  static void each_parameter(auto&, auto&&) {}
 };
 
 /// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise

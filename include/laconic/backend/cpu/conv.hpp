@@ -9,25 +9,31 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
-/// y[t] = bias + sum_k weight[c, k] x[t + k - left] within each sequence, zero outside: depthwise convolution of rows.
-/// `taps` is the weight as (kernel, channels). With `flipped`, the taps run backwards (the derivative by x).
+/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
+/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
+/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by x).
 template <class T>
-void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, Index left, bool flipped,
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape, bool flipped,
                     const T* x, const T* taps, const T* bias, T* y) {
+  const Index shift = shape.past - shape.left;
   for (Index n = 0; n < sequences.size(); ++n) {
-    const Index first = sequences.begin(n), length = sequences.length(n);
-    parallel_blocks(threads, length, 64, [&](Index begin, Index end) {
+    const T* input = x + sequences.begin(n) * channels;
+    T* output = y + (sequences.begin(n) - n * shape.past) * channels;
+    const Index length = sequences.length(n), rows = length - shape.past;
+    parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
       const auto column = [&](Index c, Index count) {
         for (Index t = begin; t < end; ++t) {
-          const Index k0 = std::max<Index>(0, left - t), k1 = std::min(kernel, length - t + left);
+          Index k0 = std::max<Index>(0, -shift - t), k1 = std::min(kernel, length - shift - t);
+          if (shape.chunk != Mask::unlimited && flipped) k0 = std::max(k0, shape.left - t % shape.chunk);
+          if (shape.chunk != Mask::unlimited && !flipped) k1 = std::min(k1, shape.left + shape.chunk - t % shape.chunk);
           Batch<T> sum = bias == nullptr ? Batch<T>(T(0)) : load_part(bias + c, count);
           for (Index k = k0; k < k1; ++k) {
             const T* tap = taps + (flipped ? kernel - 1 - k : k) * channels + c;
-            const T* row = x + (first + t + k - left) * channels + c;
+            const T* row = input + (t + k + shift) * channels + c;
             sum = count == lanes<T> ? xsimd::fma(load(tap), load(row), sum)
                                     : xsimd::fma(load_part(tap, count), load_part(row, count), sum);
           }
-          store_part(y + (first + t) * channels + c, sum, count);
+          store_part(output + t * channels + c, sum, count);
         }
       };
       for (Index c = 0; c < channels; c += lanes<T>) column(c, std::min(lanes<T>, channels - c));
@@ -35,17 +41,19 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
   }
 }
 
-/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c].
+/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
 template <class T>
-void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, Index left,
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                                   const T* dy, const T* x, T* dtaps) {
   parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), length = sequences.length(n);
       for (Index k = 0; k < kernel; ++k) {
+        const Index ahead = k - shape.left;
         Local<T, 2 * lanes<T>> sum = {};
-        for (Index t = std::max<Index>(0, left - k); t < std::min(length, length + left - k); ++t) {
-          const T *g = dy + (first + t) * channels, *row = x + (first + t + k - left) * channels;
+        for (Index t = std::max<Index>(0, -ahead); t < std::min(length, length - ahead); ++t) {
+          if (shape.chunk != Mask::unlimited && t % shape.chunk + ahead >= shape.chunk) continue;
+          const T *g = dy + (first + t) * channels, *row = x + (first + t + ahead) * channels;
           for (Index c = begin; c < end; ++c) sum[c - begin] += g[c] * row[c];
         }
         for (Index c = begin; c < end; ++c) dtaps[k * channels + c] += sum[c - begin];

@@ -35,6 +35,42 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the derivative.
+template <class T>
+void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T* row = x + r * cols;
+      const T square = sum_span<T>(cols, [](auto a) { return a * a; }, row) / static_cast<T>(cols);
+      const T inverse = T(1) / std::sqrt(square + eps);
+      if (inverses != nullptr) inverses[r] = inverse;
+      map_span(cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
+    }
+  });
+}
+
+/// dx for every row; dweight is added to. Null results are left out.
+template <class T>
+void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses, T* dx, T* dweight) {
+  if (dx != nullptr)
+    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
+        const T dot = sum_span<T>(cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) / static_cast<T>(cols);
+        const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
+        map_span(cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
+      }
+    });
+  constexpr Index width = 4 * lanes<T>;
+  if (dweight != nullptr)
+    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+      Local<T, width> sum = {};
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = begin; c < end; ++c) sum[c - begin] += dy[r * cols + c] * x[r * cols + c] * inverses[r];
+      for (Index c = begin; c < end; ++c) dweight[c] += sum[c - begin];
+    });
+}
+
 /// dx for every row; then dweight and dbias, each added to. Null results are left out.
 template <class T>
 void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* moments,

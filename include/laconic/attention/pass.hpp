@@ -1,0 +1,46 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/mask.hpp>
+#include <laconic/core/sequences.hpp>
+
+#include <span>
+#include <type_traits>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those that came
+/// now, and slots say for each sequence where the layers' states have what came before.
+template <class Tensor>
+struct Pass {
+  const Sequences& sequences;
+  Mask mask{};
+  Tensor table{};                     ///< of the position policy
+  std::span<const Index> slots{};
+  std::span<const Index> firsts{};    ///< the place of each sequence's first row in its stream; empty: 0
+
+  Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
+};
+
+/// What the states of a model's layers are made for.
+struct StateShape {
+  Index slots;         ///< streams
+  Index left_context;  ///< frames that attention keeps
+  CacheStorage storage = CacheStorage::full;
+};
+
+/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no cost.
+template <class State>
+inline constexpr bool has_state = !std::is_null_pointer_v<State>;
+
+/// The state of a part of a layer.
+template <class Member>
+constexpr std::nullptr_t state_of(std::nullptr_t, Member) {
+  return nullptr;
+}
+template <class State, class Part>
+constexpr Part* state_of(State* state, Part State::*part) {
+  return &(state->*part);
+}
+
+}  // namespace laconic

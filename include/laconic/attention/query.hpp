@@ -1,0 +1,91 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/key_value.hpp>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Queries (rows, num_heads * head_dim), and what of them a decoupled rotary position turns, (rows, num_heads *
+/// qk_rope_head_dim): empty where there is none.
+template <class Tensor>
+struct Queries {
+  Tensor content, rope;
+};
+
+/// The part of a query policy's layer that both have: from `in` numbers to the queries of all heads.
+template <class T>
+class QueryExpansion : public Module<QueryExpansion<T>> {
+ public:
+  QueryExpansion(const AttentionDims& d, Index in, Seed seed) : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
+    if (d.qk_rope_head_dim > 0)
+      linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
+  }
+  static constexpr Index parameter_count(const AttentionDims& d, Index in) {
+    return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
+  }
+
+  template <class Context, class Tensor>
+  Queries<Tensor> operator()(Context& context, const Tensor& x) const {
+    return {linear_q(context, x), linear_q_rope.out() > 0 ? linear_q_rope(context, x) : Tensor()};
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("linear_q", self.linear_q);
+    if (self.linear_q_rope.out() > 0) visit("linear_q_rope", self.linear_q_rope);
+  }
+
+  Linear<T> linear_q, linear_q_rope;
+};
+
+/// q = x W_Q^T + b_Q.
+struct FullQuery {
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) { require_no_rank(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr Index parameter_count(const AttentionDims& d) { return QueryExpansion<float>::parameter_count(d, d.d_model); }
+  static constexpr Index flops(const AttentionDims& d) { return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model; }
+
+  template <class T>
+  class Layer : public QueryExpansion<T> {
+   public:
+    Layer(const AttentionDims& d, Seed seed) : QueryExpansion<T>(d, d.d_model, seed) {}
+    const Parameter<T>& input_weight() const { return this->linear_q.weight; }
+  };
+};
+
+/// q = norm(x W_DQ^T) W_UQ^T (DeepSeek-V2 2024, equations 12 and 13).
+template <Index R, template <class> class Norm = RmsNorm>
+struct LowRankQuery {
+  static_assert(R == dyn || R > 0, "laconic: the rank of the queries must be positive, or `dyn`");
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
+           QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
+  }
+  static constexpr Index flops(const AttentionDims& d) {
+    return 2 * d.q_lora_rank * (d.d_model + d.num_heads * (d.head_dim + d.qk_rope_head_dim));
+  }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no), q_norm(d.q_lora_rank), up(d, d.q_lora_rank, seed) {}
+
+    template <class Context, class Tensor>
+    Queries<Tensor> operator()(Context& context, const Tensor& x) const {
+      return up(context, q_norm(context, linear_q_down(context, x)));
+    }
+    const Parameter<T>& input_weight() const { return linear_q_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_q_down", self.linear_q_down);
+      visit("q_norm", self.q_norm);
+      QueryExpansion<T>::each_parameter(self.up, visit);
+    }
+
+    Linear<T> linear_q_down;
+    Norm<T> q_norm;
+    QueryExpansion<T> up;
+  };
+};
+
+}  // namespace laconic

@@ -1,0 +1,106 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/elementwise.hpp>
+#include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/backend/primitives.hpp>
+
+#include <algorithm>
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
+/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
+template <class T>
+void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x, const T* weight,
+                 const T* bias, T* y) {
+  const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
+  const auto matrix = [&](Index block) {
+    const Operand<T> w{weight + block * out * in, in};
+    return shape.transposed ? w : w.transposed();
+  };
+  if (shape.num_blocks == 1) {  // heads are rows, then
+    gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
+    return;
+  }
+  constexpr Index tile = 64;
+  const Index tiles = (rows + tile - 1) / tile, x_cols = shape.num_heads * from, y_cols = shape.num_heads * to;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * gemm_scratch<T>()) * sizeof(T));
+  parallel_for(threads, shape.num_heads * tiles, [&](Index task, int thread) {
+    const Index head = task / tiles, row = task % tiles * tile, block = head / (shape.num_heads / shape.num_blocks);
+    gemm_block<T>(std::min(tile, rows - row), to, from, {x + row * x_cols + head * from, x_cols}, matrix(block),
+                  y + row * y_cols + head * to, y_cols, false, bias == nullptr ? nullptr : bias + block * to,
+                  static_cast<T*>(scratch.data()) + thread * gemm_scratch<T>());
+  });
+}
+
+/// dweight of head_linear, added to; dbias, added to if not null.
+template <class T>
+void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
+                                 const T* x, T* dweight, T* dbias) {
+  const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
+              y_cols = shape.num_heads * (shape.transposed ? in : out);
+  for (Index head = 0; head < shape.num_heads; ++head) {
+    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
+    T* to = dweight + head / group * out * in;
+    if (shape.transposed)
+      gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
+    else
+      gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
+    for (Index r = 0; dbias != nullptr && r < rows; ++r)
+      for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
+  }
+}
+
+/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction` -1
+/// turns back. x and y (rows, num_heads * width) may be the same.
+template <class T>
+void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x, const T* table, T* y) {
+  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1, apart = pairs == RotaryPairs::interleaved ? 1 : half;
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T *cosine = table + r * width, *sine = cosine + half;
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = x + (r * num_heads + h) * width;
+        T* to = y + (r * num_heads + h) * width;
+        for (Index i = 0; i < half; ++i) {
+          const T a = from[i * step], b = from[i * step + apart], s = direction * sine[i];
+          to[i * step] = a * cosine[i] - b * s;
+          to[i * step + apart] = a * s + b * cosine[i];
+        }
+      }
+    }
+  });
+}
+
+/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
+template <class T>
+void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b, T* y) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        T* to = y + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(a + (r * num_heads + h) * a_width, a_width, to);
+        std::copy_n(b + (shared ? r : r * num_heads + h) * b_width, b_width, to + a_width);
+      }
+  });
+}
+template <class T>
+void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy, T* da, T* db) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = dy + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(from, a_width, da + (r * num_heads + h) * a_width);
+        T* to = db + (shared ? r : r * num_heads + h) * b_width;
+        if (shared && h > 0)
+          for (Index c = 0; c < b_width; ++c) to[c] += from[a_width + c];
+        else
+          std::copy_n(from + a_width, b_width, to);
+      }
+  });
+}
+
+}  // namespace kernels
+}  // namespace laconic

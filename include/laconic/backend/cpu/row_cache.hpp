@@ -1,0 +1,125 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/backend/primitives.hpp>
+#include <laconic/core/arena.hpp>
+#include <laconic/core/tensor.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+namespace laconic::inline LACONIC_ABI {
+
+namespace kernels {
+
+inline std::uint16_t to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+}
+inline float from_bf16(std::uint16_t x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16); }
+
+/// One row into its stored form and back.
+template <class T>
+void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
+  if (storage == CacheStorage::full) {
+    std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == CacheStorage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      const std::uint16_t rounded = to_bf16(static_cast<float>(x[i]));
+      std::memcpy(to + 2 * i, &rounded, 2);
+    }
+  } else {
+    float most = 0, fault = 0;  // what is not a finite number spoils its whole row, and shows
+    for (Index i = 0; i < width; ++i) {
+      most = std::max(most, std::abs(static_cast<float>(x[i])));
+      fault += 0 * static_cast<float>(x[i]);
+    }
+    const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
+    std::memcpy(to, &scale, sizeof scale);
+    auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
+    for (Index i = 0; i < width; ++i) numbers[i] = fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+  }
+}
+template <class T>
+void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
+  if (storage == CacheStorage::full) {
+    std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == CacheStorage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      std::uint16_t rounded;
+      std::memcpy(&rounded, from + 2 * i, 2);
+      x[i] = static_cast<T>(from_bf16(rounded));
+    }
+  } else {
+    float scale;
+    std::memcpy(&scale, from, sizeof scale);
+    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale);
+    for (Index i = 0; i < width; ++i) x[i] = static_cast<T>(scale * static_cast<float>(numbers[i]));
+  }
+}
+
+}  // namespace kernels
+
+/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of memory
+/// that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+template <class T>
+class RowCache {
+ public:
+  RowCache() = default;
+  RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
+      : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
+        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
+
+  Index capacity() const { return capacity_; }
+  Index width() const { return width_; }
+  /// Held for rows, all slots.
+  Index bytes() const { return static_cast<Index>(memory_.size()); }
+  Index count(Index slot) const { return ring(slot).count; }
+
+  /// Empties a slot, or fills it with zeros.
+  void clear(Index slot) { ring(slot) = {}; }
+  void fill_zeros(Index slot) {
+    ring(slot) = {0, capacity_};
+    std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
+  }
+
+  /// The slot's rows, oldest first, to x (count, width).
+  void read(Index slot, T* x) const {
+    const Ring& r = ring(slot);
+    for (Index i = 0; i < r.count; ++i) kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
+  }
+  /// Adds x (rows, width); the oldest rows beyond the capacity go.
+  void append(Index slot, Index rows, const T* x) {
+    Ring& r = ring(slot);
+    for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
+      kernels::store_row(storage_, width_, x + i * width_, at(slot, (r.begin + r.count) % capacity_));
+      if (r.count < capacity_)
+        ++r.count;
+      else
+        r.begin = (r.begin + 1) % capacity_;
+    }
+  }
+
+ private:
+  struct Ring {
+    Index begin = 0, count = 0;
+  };
+  Ring& ring(Index slot) { return rings_[static_cast<std::size_t>(slot)]; }
+  const Ring& ring(Index slot) const { return rings_[static_cast<std::size_t>(slot)]; }
+  std::byte* at(Index slot, Index row) { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+  const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+
+  Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
+  CacheStorage storage_ = CacheStorage::full;
+  std::vector<std::byte> memory_;
+  std::vector<Ring> rings_;
+};
+
+}  // namespace laconic

@@ -1,0 +1,60 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/core/parameter.hpp>
+#include <laconic/core/tensor.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The part of `Cpu` that makes values.
+template <class T>
+class CpuValues {
+ public:
+  using Scalar = T;
+  using Tensor = laconic::Tensor<T>;
+
+  /// `threads` = 0 takes all that the machine offers.
+  explicit CpuValues(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
+  CpuValues(const CpuValues&) = delete;
+  CpuValues& operator=(const CpuValues&) = delete;
+
+  Arena& arena() { return arena_; }
+  int threads() const { return threads_; }
+
+  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  Tensor zeros(Index rows, Index cols) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), T(0));
+    return out;
+  }
+  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
+  /// also what any other Eigen expression becomes.
+  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
+  Tensor input(Tensor x) { return x; }
+  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    Tensor out = make(rows, cols);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
+    return out;
+  }
+
+
+ protected:
+  static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
+
+  int threads_;
+  Arena arena_;
+};
+
+}  // namespace laconic
