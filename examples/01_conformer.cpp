@@ -9,7 +9,7 @@ using Full = Conformer<Mha<8>>;
 using Small = Conformer<MlaSimple<8, 64>>;  // 64 numbers a frame and layer instead of 2 x 256
 
 int main() {
-  constexpr ConformerConfig config{.num_mels = 80, .d_model = 256, .num_layers = 4, .vocab_size = 29};
+  constexpr EncoderConfig config{.num_mels = 80, .d_model = 256, .num_layers = 4, .vocab_size = 29};
   static_assert(8 * Small::cache_bytes(config, frames(1000)) == Full::cache_bytes(config, frames(1000)));
 
   Cpu cpu;

@@ -28,7 +28,7 @@ std::string transcribe(const fs::path& folder, const fs::path& audio) {
   const nlohmann::json config = read_model_config(folder);
   const auto features = json_member<FeatureConfig>(config, "features", where);
   const auto vocabulary = Vocabulary::from_json(json_member<Tokens>(config, "tokens", where), read_model_vocab(folder));
-  Model model(json_member<ConformerConfig>(config, "encoder", where), Seed());
+  Model model(json_member<EncoderConfig>(config, "encoder", where), Seed());
   load_parameters(model, open_model_tensors(folder));
 
   const Audio sound = read_audio(audio, features.fbank.sample_rate);  // resampled if need be

@@ -71,10 +71,10 @@ long allocations_of(Run&& run) {
   return allocations - before;
 }
 
-const ConformerConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .conv_kernel = 7};
+const EncoderConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .conv_kernel = 7};
 
 template <class Policy, class T>
-void check_warm_passes(const ConformerConfig& numbers) {
+void check_warm_passes(const EncoderConfig& numbers) {
   const Conformer<Policy, T> model(numbers, Seed(1));
   const Sequences sequences{200, 90, 2, 160}, shorter{150, 3, 40, 160}, longer{200, 300, 90, 160};
   const Matrix<T> features = Matrix<T>::Random(longer.rows(), numbers.num_mels);

@@ -11,7 +11,7 @@ static_assert(!Backend<Autodiff<Cpu<float>>>, "a tape cannot be recorded on a ta
 
 namespace {
 
-constexpr ConformerConfig small{.num_mels = 16, .d_model = 8, .num_layers = 1, .vocab_size = 4, .conv_kernel = 3};
+constexpr EncoderConfig small{.num_mels = 16, .d_model = 8, .num_layers = 1, .vocab_size = 4, .conv_kernel = 3};
 
 }  // namespace
 

@@ -9,7 +9,7 @@ using namespace laconic;
 
 namespace {
 
-constexpr ConformerConfig golden{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 9, .ffn_expansion = 2, .conv_kernel = 7,
+constexpr EncoderConfig golden{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 9, .ffn_expansion = 2, .conv_kernel = 7,
                                  .subsampling = 4, .subsampling_channels = 6, .dropout = 0};
 
 SafetensorsFile golden_file(const std::string& name) { return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name); }
@@ -180,7 +180,7 @@ TEMPLATE_TEST_CASE("a Conformer with subsampling and CTC equals Hugging Face's",
 }
 
 TEST_CASE("derivatives of a Conformer block", "[conformer][gradient]") {
-  const ConformerConfig config{.d_model = 8, .ffn_expansion = 2, .conv_kernel = 3, .dropout = 0.1};
+  const EncoderConfig config{.d_model = 8, .ffn_expansion = 2, .conv_kernel = 3, .dropout = 0.1};
   ConformerBlock<Mqa<2>, double> block(config, Seed(1));
   randomize(block, 3);
   const Sequences sequences{6, 1, 3};
@@ -194,7 +194,7 @@ TEST_CASE("derivatives of a Conformer block", "[conformer][gradient]") {
 TEMPLATE_TEST_CASE("derivatives of a whole Conformer", "[conformer][gradient]", (Mha<2>), (Mqa<2, NoPosition>), (Gqa<4, 2, Sinusoidal>),
                    (MlaSimple<2, 3>)) {
   for (const Index subsampling : {2, 4}) {
-    const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 3,
+    const EncoderConfig config{.num_mels = 11, .d_model = 8, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 3,
                                  .subsampling = subsampling, .subsampling_channels = 3, .dropout = 0.1};
     Conformer<TestType, double> model(config, Seed(1));
     randomize(model, 3);
@@ -209,7 +209,7 @@ TEMPLATE_TEST_CASE("derivatives of a whole Conformer", "[conformer][gradient]", 
 }
 
 TEST_CASE("utterances too short for the subsampling give no rows", "[conformer]") {
-  const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const EncoderConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
   const Conformer<Mha<2>, float> model(config, Seed(1));
   Cpu<float> cpu(2);
   for (const Sequences& sequences : {Sequences{6}, Sequences{0, 3, 6}, Sequences{0}, Sequences{}}) {
@@ -235,7 +235,7 @@ TEST_CASE("utterances too short for the subsampling give no rows", "[conformer]"
 }
 
 TEST_CASE("a Conformer's parameters have Hugging Face's names", "[conformer]") {
-  const ConformerConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const EncoderConfig config{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
   const Conformer<MlaSimple<2, 3>> model(config, Seed(1));
   std::vector<std::string> names;
   model.parameters([&](std::string_view name, const auto&) { names.emplace_back(name); });
@@ -260,9 +260,9 @@ TEST_CASE("a Conformer's parameters have Hugging Face's names", "[conformer]") {
 }
 
 TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conformer]") {
-  const ConformerConfig good{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
+  const EncoderConfig good{.num_mels = 11, .d_model = 8, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3};
   const auto error_of = [&](auto change) -> std::string {
-    ConformerConfig config = good;
+    EncoderConfig config = good;
     change(config);
     try {
       const Conformer<Mha<2>> model(config, Seed(1));

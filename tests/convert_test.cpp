@@ -14,7 +14,7 @@ namespace {
 
 // 4 heads of 12 channels: no two sizes that could be mixed up are equal.
 constexpr Index d_model = 48, heads = 4, head_dim = 12;
-constexpr ConformerConfig config{.num_mels = 20,
+constexpr EncoderConfig config{.num_mels = 20,
                                  .d_model = d_model,
                                  .num_layers = 2,
                                  .vocab_size = 7,
@@ -33,7 +33,7 @@ constexpr ConversionConfig kv_heads_of(Index num_kv_heads) { return {.num_kv_hea
 
 /// A model in which every parameter matters, also those that start at zero or one.
 template <class Model>
-Model random_model(Seed seed, ConformerConfig numbers = config) {
+Model random_model(Seed seed, EncoderConfig numbers = config) {
   Model model(numbers, seed);
   model.parameters([&](std::string_view name, auto& p) {
     const Random random(seed / "all", name);
@@ -401,7 +401,7 @@ TEST_CASE("means and latents at once are predicted too") {
 
 TEST_CASE("latents keep their rank or change it") {
   const auto model = random_model<Latent<>>(Seed(15), [] {
-    ConformerConfig numbers = config;
+    EncoderConfig numbers = config;
     numbers.kv_lora_rank = 24;
     return numbers;
   }());

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double mib(Index bytes) { return static_cast<double>(bytes) / (1024 * 1024); }
 
-constexpr ConformerConfig conformer{.d_model = 1024, .num_layers = 24};
+constexpr EncoderConfig conformer{.d_model = 1024, .num_layers = 24};
 static_assert(mib(Conformer<Mha<16>>::cache_bytes(conformer, frames(1000))) == 187.5);
 static_assert(mib(Conformer<MlaSimple<16, 1024>>::cache_bytes(conformer, frames(1000))) == 93.75);
 static_assert(mib(Conformer<Gqa<16, 2>>::cache_bytes(conformer, frames(1000))) == 23.4375);
@@ -29,7 +29,7 @@ static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), 2) == Mha<8>::
 
 using Full = Conformer<Mha<8>>;
 using Small = Conformer<MlaSimple<8, 64>>;
-constexpr ConformerConfig config{.num_mels = 80, .d_model = 256, .num_layers = 12, .vocab_size = 29};
+constexpr EncoderConfig config{.num_mels = 80, .d_model = 256, .num_layers = 12, .vocab_size = 29};
 static_assert(8 * Small::cache_bytes(config, frames(1000)) == Full::cache_bytes(config, frames(1000)));
 
 // -- Parameters of one layer, d = 512, 8 heads, R = 256 ---------------------------------------------------------------
@@ -69,7 +69,7 @@ static_assert(same_costs<MlaSimple<8, 64>, MlaSimple<dyn, dyn>>({512}, {512, 8, 
 static_assert(same_costs<MlaSimple<8, 64>, MlaSimple<8, 64>>({512}, {512, 8, 8, 64}));
 
 template <class Policy>
-void check_count(const ConformerConfig& c) {
+void check_count(const EncoderConfig& c) {
   const Conformer<Policy> model(c, Seed(1));
   CHECK(model.layers[0].self_attn.count_parameters() == Policy::parameter_count(c.attention()));
   CHECK(model.count_parameters() == Conformer<Policy>::parameter_count(c));
@@ -89,8 +89,8 @@ std::string dims_error(const AttentionConfig& c) {
 }  // namespace
 
 TEST_CASE("a layer holds as many numbers as its type says", "[cost]") {
-  const ConformerConfig typed{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 5, .conv_kernel = 3};
-  ConformerConfig open = typed;
+  const EncoderConfig typed{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 5, .conv_kernel = 3};
+  EncoderConfig open = typed;
   open.num_heads = 4;
   open.num_kv_heads = 2;
   check_count<Mha<4>>(typed);

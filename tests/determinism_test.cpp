@@ -10,7 +10,7 @@ using namespace laconic;
 
 namespace {
 
-const ConformerConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .num_heads = 4, .num_kv_heads = 2,
+const EncoderConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .num_heads = 4, .num_kv_heads = 2,
                              .ffn_expansion = 4, .conv_kernel = 7, .subsampling = 2, .dropout = 0.1};
 const Sequences sequences{190, 37, 3, 160};  // 92 rows of the encoder, 16, 0 and 77
 const Labels labels{{1, 2, 2, 3, 4, 10, 9, 9, 9}, Sequences{5, 2, 0, 2}};
@@ -27,7 +27,7 @@ std::vector<double> numbers(const Matrix& m) {
 
 /// Logits, losses and every gradient of one training step.
 template <class Policy, class T>
-Values step(int threads, const ConformerConfig& numbers_of, Seed seed = Seed(4), bool input_too = true) {
+Values step(int threads, const EncoderConfig& numbers_of, Seed seed = Seed(4), bool input_too = true) {
   Conformer<Policy, T> model(numbers_of, Seed(3));
   const Matrix<T> features = random_matrix<T>(sequences.rows(), config.num_mels, 1);
   Cpu<T> cpu(threads);
@@ -87,7 +87,7 @@ TEST_CASE("any number of threads gives the same derivative of convolutions", "[d
 
 TEMPLATE_TEST_CASE("a batch gives what its utterances give one by one", "[determinism]", float, double) {
   Conformer<MlaSimple<4, 20>, TestType> model([] {
-    ConformerConfig c = config;
+    EncoderConfig c = config;
     c.num_kv_heads = 0;
     return c;
   }(), Seed(3));
@@ -105,9 +105,9 @@ TEMPLATE_TEST_CASE("a batch gives what its utterances give one by one", "[determ
 }
 
 TEST_CASE("numbers in the type or in the configuration are the same", "[determinism]") {
-  ConformerConfig open = config;
+  EncoderConfig open = config;
   const auto in_type = [&](auto change) {
-    ConformerConfig c = config;
+    EncoderConfig c = config;
     change(c);
     return c;
   };

@@ -228,7 +228,7 @@ TEST_CASE("Accumulated batches are one batch", "[trainer]") {
   }
   const Index frames = train.examples[0].features.rows();
   const auto run = [&](Index utterances, Index accumulate, std::int64_t steps) {
-    ConformerConfig shape = small_model().config();
+    EncoderConfig shape = small_model().config();
     shape.dropout = 0;
     Model model(shape, Seed(3));
     TrainConfig config = small_config();

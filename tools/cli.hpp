@@ -4,6 +4,8 @@
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/io/json.hpp>
 
+#include "recognizer.hpp"
+
 #include <CLI/CLI.hpp>
 
 #include <cstdint>
@@ -40,6 +42,29 @@ struct CommonOptions {
   }
   void write(const nlohmann::json& result) const {
     if (!json.empty()) laconic::write_json(json, result);
+  }
+};
+
+/// The attention that a model gets, and its numbers.
+struct AttentionOptions {
+  std::string attention;
+  laconic::AttentionChoice choice;
+
+  explicit AttentionOptions(std::string default_attention) : attention(std::move(default_attention)) {}
+  std::vector<CLI::Option*> add_to(CLI::App& command) {
+    std::vector<std::string> names;
+    for (const auto& entry : laconic::enum_names(laconic::AttentionName()))
+      if (entry.value != laconic::AttentionName::by_type) names.emplace_back(entry.name);
+    return {command.add_option("--attention", attention, "attention")->capture_default_str()->check(CLI::IsMember(names)),
+            command.add_option("--kv-heads", choice.kv_heads, "key-value heads of gqa"),
+            command.add_option("--latent-dim", choice.latent_dim,
+                               "numbers cached a frame and layer by a latent; of mla-split for keys, of mla-head for each head"),
+            command.add_option("--v-latent-dim", choice.v_latent_dim, "of mla-split for values; 0: as --latent-dim"),
+            command.add_option("--rope-dim", choice.rope_dim, "width of the rotary key of mla-decoupled; 0: half a head")};
+  }
+  const laconic::AttentionChoice& chosen() {
+    choice.attention = laconic::from_name<laconic::AttentionName>(attention).value();
+    return choice;
   }
 };
 

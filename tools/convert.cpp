@@ -2,18 +2,17 @@
 //
 // laconic convert: gives a trained model another attention.
 #include "cli.hpp"
-#include "recognizer.hpp"
 
 namespace {
 
 using namespace laconic;
 
 struct ConvertOptions : CommonOptions {
-  std::string input, output, attention = "mla-simple", speech;
-  Index kv_heads = 0, latent_dim = 0;
+  std::string input, output, speech;
+  AttentionOptions attention{"mla-simple"};
 };
 
-void convert(const ConvertOptions& o) {
+void convert(ConvertOptions& o) {
   const Recognizer source = Recognizer::load(o.input);
   SpeechBatch batch;
   if (!o.speech.empty()) {
@@ -28,7 +27,7 @@ void convert(const ConvertOptions& o) {
   }
   nlohmann::json report;
   const Recognizer target =
-      source.convert(from_name<AttentionName>(o.attention).value(), o.kv_heads, o.latent_dim, o.speech.empty() ? nullptr : &batch, report);
+      source.convert(o.attention.chosen(), o.speech.empty() ? nullptr : &batch, report);
   target.save(o.output);
   report["model"] = o.output;
   if (!o.speech.empty()) report["measured_on"] = o.speech;
@@ -52,16 +51,12 @@ void convert(const ConvertOptions& o) {
 }  // namespace
 
 void add_convert_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("convert", "give a trained model another attention: latent (by SVD) or grouped queries");
+  CLI::App* command = app.add_subcommand("convert", "give a trained model another attention: a latent (by SVD), grouped queries, or back");
   const auto o = std::make_shared<ConvertOptions>();
   o->add_to(*command);
   command->add_option("--input", o->input, "model folder")->required()->type_name("DIR");
   command->add_option("--output", o->output, "model folder to write")->required()->type_name("DIR");
-  command->add_option("--attention", o->attention, "attention to convert to")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"mha", "gqa", "mqa", "mla-simple"}));
-  command->add_option("--kv-heads", o->kv_heads, "key-value heads of gqa");
-  command->add_option("--latent-dim", o->latent_dim, "numbers cached a frame and layer by mla-simple");
+  o->attention.add_to(*command);
   command->add_option("--speech", o->speech, "measure the error on the first 32 utterances of this corpus; default: on white noise")
       ->type_name("PATH");
   command->footer("Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "

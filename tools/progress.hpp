@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cli.hpp"
-#include "recognizer.hpp"
 
 #include <unistd.h>
 

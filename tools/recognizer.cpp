@@ -7,35 +7,50 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace {
 
-using FullRankModel = std::variant_alternative_t<0, AnyModel>;
-using LatentModel = std::variant_alternative_t<1, AnyModel>;
-
-/// The key-value heads that an attention's name means; throws where it contradicts what was asked for.
-Index kv_heads_of(AttentionName attention, Index num_heads, Index asked) {
-  const auto only = [&](Index heads) {
-    require(asked == 0 || asked == heads, "num_kv_heads (--kv-heads): ", asked, " given, but ", to_name(attention), " has ", heads, " here");
-    return heads;
+/// The numbers that an attention's name means, put into the configuration; throws where they contradict what was asked for.
+void set_attention(EncoderConfig& encoder, const AttentionChoice& c) {
+  using enum AttentionName;
+  const auto name = to_name(c.attention);
+  const auto none = [&](Index asked, const char* what) {
+    require(asked == 0, what, ": ", asked, " given, but ", name, " has none");
   };
-  if (attention == AttentionName::mqa) return only(1);
-  if (attention != AttentionName::gqa) return only(num_heads);
-  require(asked > 0, "num_kv_heads (--kv-heads): gqa needs a number of key-value heads, a divisor of ", num_heads);
-  return asked;
-}
-
-/// The latent that an attention's name means: none, or one that must be asked for.
-Index latent_of(AttentionName attention, Index d_model, Index asked) {
-  if (attention != AttentionName::mla_simple) {
-    require(asked == 0, "kv_lora_rank (--latent-dim): ", asked, " given, but ", to_name(attention), " has no latent");
-    return 0;
+  const bool has_latent = c.attention == mla || c.attention == mla_simple || c.attention == mla_split || c.attention == mla_head ||
+                          c.attention == mla_decoupled;
+  if (has_latent) {
+    const bool of_heads = c.attention == mla_head;
+    const Index most = of_heads ? encoder.d_model / std::max<Index>(1, encoder.num_heads) : encoder.d_model;
+    require(c.latent_dim > 0 && c.latent_dim <= most, "kv_lora_rank (--latent-dim): ", c.latent_dim, " given, 1 to ",
+            of_heads ? "d_model / num_heads = " : "d_model = ", most, " expected for ", name);
+  } else {
+    none(c.latent_dim, "kv_lora_rank (--latent-dim)");
   }
-  require(asked > 0 && asked <= d_model, "kv_lora_rank (--latent-dim): ", asked, " given, 1 to d_model = ", d_model, " expected for ",
-          to_name(attention));
-  return asked;
+  if (c.attention != mla_split) none(c.v_latent_dim, "v_lora_rank (--v-latent-dim)");
+  if (c.attention != mla_decoupled) none(c.rope_dim, "qk_rope_head_dim (--rope-dim)");
+  require(c.attention != gqa || c.kv_heads > 0, "num_kv_heads (--kv-heads): gqa needs a number of key-value heads, a divisor of ",
+          encoder.num_heads);
+  if (c.attention != gqa && c.attention != linear && c.attention != input_latent) {
+    const Index meant = c.attention == mqa ? 1 : encoder.num_heads;
+    require(c.kv_heads == 0 || c.kv_heads == meant, "num_kv_heads (--kv-heads): ", c.kv_heads, " given, but ", name, " has ", meant, " here");
+  }
+  encoder.attention = c.attention;
+  encoder.num_kv_heads = c.kv_heads;
+  encoder.kv_lora_rank = c.latent_dim;
+  encoder.v_lora_rank = c.v_latent_dim;
+  encoder.qk_rope_head_dim = c.attention == mla_decoupled && c.rope_dim == 0 ? std::max<Index>(2, encoder.d_model / encoder.num_heads / 4 * 2) : c.rope_dim;
 }
 
-AnyModel make_model(AttentionName attention, const ConformerConfig& config, Seed seed) {
-  if (attention == AttentionName::mla_simple) return LatentModel(config, seed);
-  return FullRankModel(config, seed);
+/// f(std::type_identity<Model>()) for the encoder of this name.
+template <class F>
+decltype(auto) with_model(EncoderName name, F&& f) {
+  switch (name) {
+    case EncoderName::branchformer: return f(std::type_identity<Branchformer<AnyAttention>>());
+    case EncoderName::e_branchformer: return f(std::type_identity<EBranchformer<AnyAttention>>());
+    default: return f(std::type_identity<Conformer<AnyAttention>>());
+  }
+}
+
+AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed) {
+  return with_model(name, [&]<class M>(std::type_identity<M>) { return AnyModel(std::in_place_type<M>, config, seed); });
 }
 
 nlohmann::json report_json(const ConversionReport& report) {
@@ -55,20 +70,12 @@ nlohmann::json report_json(const ConversionReport& report) {
           {"logits_error", report.logits_error}};
 }
 
-/// With the numbers that follow from the attention's name; throws where they contradict it.
-RecognizerConfig completed(RecognizerConfig config, const Vocabulary& vocabulary) {
-  require(config.model == "conformer", "model: \"", config.model, "\" given, \"conformer\" expected");
-  ConformerConfig& encoder = config.encoder;
-  encoder.vocab_size = vocabulary.size();
-  require(encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ", encoder.num_mels, ", the features have ",
-          config.features.fbank.num_mels);
-  encoder.num_kv_heads = kv_heads_of(config.attention, encoder.num_heads, encoder.num_kv_heads);
-  encoder.kv_lora_rank = latent_of(config.attention, encoder.d_model, encoder.kv_lora_rank);
-  return config;
-}
-
-Index parameter_count(AttentionName attention, const ConformerConfig& config) {
-  return attention == AttentionName::mla_simple ? LatentModel::parameter_count(config) : FullRankModel::parameter_count(config);
+/// Throws where model, features and vocabulary do not go together.
+void check(const RecognizerConfig& config, const Vocabulary& vocabulary) {
+  require(vocabulary.size() == config.encoder.vocab_size, "vocab_size is ", config.encoder.vocab_size, ", the vocabulary has ", vocabulary.size(),
+          " tokens");
+  require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ", config.encoder.num_mels,
+          ", the features have ", config.features.fbank.num_mels);
 }
 
 }  // namespace
@@ -78,9 +85,13 @@ Tokens corpus_tokens(const std::filesystem::path& folder) {
   return std::filesystem::exists(path) ? json_member<Tokens>(read_json(path), "tokens", path.string()) : Tokens::characters;
 }
 
-Recognizer Recognizer::create(RecognizerConfig config, Vocabulary vocabulary, Seed seed) {
-  config = completed(std::move(config), vocabulary);
-  return {config, std::move(vocabulary), make_model(config.attention, config.encoder, seed)};
+Recognizer Recognizer::create(RecognizerConfig config, const AttentionChoice& attention, Vocabulary vocabulary, Seed seed) {
+  set_attention(config.encoder, attention);
+  config.encoder.vocab_size = vocabulary.size();
+  check(config, vocabulary);
+  AnyModel model = make_model(config.model, config.encoder, seed);
+  config.encoder = std::visit([](const auto& m) { return m.config(); }, model);
+  return {config, std::move(vocabulary), std::move(model)};
 }
 
 Recognizer Recognizer::load(const std::filesystem::path& folder) {
@@ -89,19 +100,17 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
   const std::string where = (path / "config.json").string();
   auto config = json_value<RecognizerConfig>(read_model_config(path), where);
   auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
-  require(vocabulary.size() == config.encoder.vocab_size, where, ": vocab_size is ", config.encoder.vocab_size, ", vocab.json has ",
-          vocabulary.size(), " tokens");
   const SafetensorsFile tensors = open_model_tensors(path);
   try {
-    config = completed(std::move(config), vocabulary);
+    check(config, vocabulary);
     // Before memory is taken for a model that the file cannot fill.
-    const Index described = parameter_count(config.attention, config.encoder);
+    const Index described = with_model(config.model, [&]<class M>(std::type_identity<M>) { return M::parameter_count(config.encoder); });
     require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but model.safetensors holds ",
             tensors.count_values());
   } catch (const Error& error) {
     throw Error(text(where, ": ", error.what()));
   }
-  Recognizer out{config, std::move(vocabulary), make_model(config.attention, config.encoder, Seed())};
+  Recognizer out{config, std::move(vocabulary), make_model(config.model, config.encoder, Seed())};
   std::visit([&](auto& m) { load_parameters(m, tensors); }, out.model);
   return out;
 }
@@ -112,32 +121,34 @@ void Recognizer::save(const std::filesystem::path& folder) const {
   std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json()); }, model);
 }
 
-Recognizer Recognizer::convert(AttentionName attention, Index kv_heads, Index latent_dim, const SpeechBatch* speech,
-                               nlohmann::json& report) const {
-  Recognizer out{config, vocabulary, model};
-  out.config.attention = attention;
-  const ConversionConfig numbers{kv_heads_of(attention, config.encoder.num_heads, kv_heads),
-                                 latent_of(attention, config.encoder.d_model, latent_dim)};
-  out.config.encoder.num_kv_heads = numbers.num_kv_heads;
-  out.config.encoder.kv_lora_rank = numbers.kv_lora_rank;
-  const auto to = [&]<class Target>(const auto& source) {
-    auto converted = speech != nullptr ? laconic::convert<Target>(source, JointSvd{}, numbers, speech->features, speech->sequences)
-                                       : laconic::convert<Target>(source, JointSvd{}, numbers);
-    report = report_json(converted.report);
-    out.model = std::move(converted.model);
-  };
-  if (attention == AttentionName::mla_simple)
-    std::visit([&](const auto& source) { to.template operator()<LatentModel>(source); }, model);
-  else {
-    const auto* source = std::get_if<FullRankModel>(&model);
-    require(source != nullptr, "convert: no conversion from ", to_name(config.attention), " to ", to_name(attention), " is known");
-    to.template operator()<FullRankModel>(*source);
-  }
-  return out;
+Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report) const {
+  EncoderConfig wanted = config.encoder;
+  set_attention(wanted, choice);
+  const ConversionConfig numbers{AnyAttention::named(wanted.attention_config()).num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank,
+                                 wanted.attention};
+  require((choice.attention == AttentionName::linear) == (config.encoder.attention == AttentionName::linear) &&
+              (choice.attention == AttentionName::mla_decoupled) == (config.encoder.attention == AttentionName::mla_decoupled),
+          "convert: no conversion from ", to_name(config.encoder.attention), " to ", to_name(choice.attention), " is known");
+  return std::visit(
+      [&]<class Model>(const Model& source) {
+        auto converted = speech != nullptr ? laconic::convert<Model>(source, JointSvd{}, numbers, speech->features, speech->sequences)
+                                           : laconic::convert<Model>(source, JointSvd{}, numbers);
+        report = report_json(converted.report);
+        Recognizer out{config, vocabulary, std::move(converted.model)};
+        out.config.encoder = std::get<Model>(out.model).config();
+        return out;
+      },
+      model);
 }
 
 Evaluation Recognizer::evaluate(Cpu<float>& cpu, const Dataset& data) const {
   return std::visit([&](const auto& m) { return laconic::evaluate(m, cpu, data, vocabulary); }, model);
+}
+
+StreamedEvaluation Recognizer::evaluate_streamed(Cpu<float>& cpu, const Dataset& data, const StreamConfig& stream, Index block_frames) const {
+  require(config.features.normalization == Normalization::global,
+          "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+  return std::visit([&](const auto& m) { return laconic::evaluate_streamed(m, cpu, data, vocabulary, stream, block_frames); }, model);
 }
 
 Index Recognizer::count_parameters() const {

@@ -19,7 +19,7 @@ struct Preset {
   std::string name;
   Index seeds;
   Index train_utterances, valid_utterances, test_utterances;  ///< of a corpus that the study makes
-  ConformerConfig encoder;
+  EncoderConfig encoder;
   TrainConfig baseline, finetune;
 };
 
@@ -52,7 +52,7 @@ Preset preset(const std::string& name) {
 }
 
 struct StudyOptions : CommonOptions {
-  std::string data, out, preset = "quick", holdout_speaker;
+  std::string data, out, preset = "quick", holdout_speaker, encoder = "conformer";
   Index seeds = 0;
 };
 
@@ -99,6 +99,7 @@ class Study {
   bool begin_or_go_on() const {
     const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
                        {"preset", preset_.name},
+                       {"model", o_.encoder},
                        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
                        {"encoder", to_json(preset_.encoder)},
                        {"baseline", to_json(preset_.baseline)},
@@ -173,7 +174,7 @@ class Study {
     config.tokens = corpus_tokens(corpus_);
     std::vector<std::string> texts;
     for (const Utterance& u : utterances) texts.push_back(u.text);
-    return Recognizer::create(config, Vocabulary::of(config.tokens, texts), seed);
+    return Recognizer::create(config, AttentionChoice(), Vocabulary::of(config.tokens, texts), seed);
   }
 
   /// What is compared: name, folder, attention and its numbers.
@@ -227,7 +228,7 @@ class Study {
     std::vector<Index> some(static_cast<std::size_t>(std::min<Index>(valid_.size(), 32)));
     std::iota(some.begin(), some.end(), Index{0});
     const SpeechBatch speech = make_batch(valid_, some, nullptr, Seed());
-    Recognizer model = baseline.convert(v.attention, v.kv_heads, v.rank, &speech, report);
+    Recognizer model = baseline.convert({v.attention, v.kv_heads, v.rank}, &speech, report);
     measure(model, seed, v.name, "converted", report, 0);
     train(model, folder / v.folder, preset_.finetune, seed, v.name);
     measure(model, seed, v.name, "finetuned", report, seconds_);
@@ -252,7 +253,7 @@ class Study {
   /// A row for each test set.
   void measure(const Recognizer& model, std::int64_t seed, const std::string& name, const std::string& stage, const nlohmann::json& report,
                double train_seconds) {
-    const ConformerConfig& encoder = model.config.encoder;
+    const EncoderConfig& encoder = model.config.encoder;
     for (const TestSet& test : tests_) {
       const Evaluation evaluation = model.evaluate(cpu_, test.data);
       if (stage == "baseline") baseline_hypotheses_[test.name] = evaluation.hypotheses;
@@ -266,7 +267,7 @@ class Study {
         words_by_utterance.push_back(e.reference_words);
       }
       results_.put({{"name", name},
-                    {"attention", to_name(model.config.attention)},
+                    {"attention", to_name(model.config.encoder.attention)},
                     {"stage", stage},
                     {"rank", encoder.kv_lora_rank},
                     {"kv_heads", encoder.num_kv_heads},
@@ -317,6 +318,7 @@ void add_study_command(CLI::App& app) {
       ->type_name("DIR");
   command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
   command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
+  command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");
   command->footer("Example:\n  laconic study --out study --preset quick\n"

@@ -8,30 +8,31 @@ namespace {
 using namespace laconic;
 
 struct TrainOptions : CommonOptions {
-  std::string data, train, valid, out, init, attention = "mha", tokens, normalization = "utterance", decay = "cosine";
+  std::string data, train, valid, out, init, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
+  AttentionOptions attention{"mha"};
   int sample_rate = 0, num_mels = 40;
-  Index heads = 8, kv_heads = 0, latent_dim = 0;
   std::int64_t checkpoint_steps = 0;
-  ConformerConfig encoder{.d_model = 128, .num_layers = 4, .conv_kernel = 15, .subsampling_channels = 32};
+  EncoderConfig encoder{.d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15, .subsampling_channels = 32};
   TrainConfig training;
 };
 
-Recognizer begin(const TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
+Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
   RecognizerConfig config;
-  config.attention = from_name<AttentionName>(o.attention).value();
+  config.model = from_name<EncoderName>(o.encoder_name).value();
   config.encoder = o.encoder;
-  config.encoder.num_heads = o.heads;
-  config.encoder.num_kv_heads = o.kv_heads;
-  config.encoder.kv_lora_rank = o.latent_dim;
+  config.encoder.merge = from_name<BranchMerge>(o.merge).value();
+  // Chunks need a convolution that stays in them, and features that need no whole utterance.
+  const bool chunks = o.encoder.chunk > 0 || o.training.dynamic_chunks;
+  config.encoder.convolution = from_name<ConvolutionContext>(o.convolution.empty() ? (chunks ? "chunk" : "centred") : o.convolution).value();
   config.encoder.num_mels = o.num_mels;
   config.features.fbank.num_mels = o.num_mels;
   config.features.fbank.sample_rate = o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
-  config.features.normalization = from_name<Normalization>(o.normalization).value();
+  config.features.normalization = from_name<Normalization>(o.normalization.empty() ? (chunks ? "global" : "utterance") : o.normalization).value();
   if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
   config.tokens = o.tokens.empty() ? corpus_tokens(corpus.parent_path()) : o.tokens == "word" ? Tokens::words : Tokens::characters;
   std::vector<std::string> texts;
   for (const Utterance& u : utterances) texts.push_back(u.text);
-  return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
+  return Recognizer::create(config, o.attention.chosen(), Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
 }
 
 void train(TrainOptions& o) {
@@ -52,7 +53,7 @@ void train(TrainOptions& o) {
   say_infeasible(train_set, recognizer.config);
 
   Cpu<float> cpu(o.threads);
-  say(to_name(recognizer.config.attention), ", ", recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1),
+  say(to_name(recognizer.config.model), " with ", to_name(recognizer.config.encoder.attention), ", ", recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1),
       " min of speech, ", o.threads, " threads");
   ProgressLine line;
   const auto model_folder = out / "model";
@@ -83,23 +84,31 @@ void add_train_command(CLI::App& app) {
   command->add_option("--valid", o->valid, "manifest or LibriSpeech folder to choose the model by, instead")->type_name("PATH")->needs(train_path);
   command->add_option("--out", o->out, "folder of the run: DIR/model, DIR/losses.csv and a checkpoint; an unfinished run goes on")->required()->type_name("DIR");
   CLI::Option* init = command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
+  std::vector<CLI::Option*> of_new_models = o->attention.add_to(*command);
   for (CLI::Option* option : {
-           command->add_option("--attention", o->attention, "attention")->capture_default_str()->check(CLI::IsMember({"mha", "gqa", "mqa", "mla-simple"})),
-           command->add_option("--heads", o->heads, "query heads")->capture_default_str(),
-           command->add_option("--kv-heads", o->kv_heads, "key-value heads of gqa"),
-           command->add_option("--latent-dim", o->latent_dim, "numbers cached a frame and layer by mla-simple"),
+           command->add_option("--encoder", o->encoder_name, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"})),
+           command->add_option("--merge", o->merge, "of a Branchformer's branches")->capture_default_str()->check(CLI::IsMember({"concat", "fixed-average", "learned-average"})),
+           command->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion, "width of the cgMLP over d-model")->capture_default_str(),
+           command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")->capture_default_str()->check(CLI::Range(0.0, 1.0)),
+           command->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")->capture_default_str(),
+           command->add_option("--convolution", o->convolution, "what convolutions see; default: centred, with chunks chunk")->check(CLI::IsMember({"centred", "causal", "chunk"})),
+           command->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")->capture_default_str(),
+           command->add_option("--left-context", o->encoder.left_context, "encoder frames seen before the own chunk; -1: all")->capture_default_str(),
+           command->add_option("--heads", o->encoder.num_heads, "query heads")->capture_default_str(),
            command->add_option("--d-model", o->encoder.d_model, "width of the model")->capture_default_str(),
-           command->add_option("--layers", o->encoder.num_layers, "Conformer blocks")->capture_default_str(),
-           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolution, odd")->capture_default_str(),
+           command->add_option("--layers", o->encoder.num_layers, "blocks")->capture_default_str(),
+           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolutions, odd")->capture_default_str(),
            command->add_option("--subsampling", o->encoder.subsampling, "2 or 4")->capture_default_str(),
            command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")->capture_default_str(),
            command->add_option("--dropout", o->encoder.dropout, "probability")->capture_default_str()->check(CLI::Range(0.0, 0.9)),
            command->add_option("--mels", o->num_mels, "mel channels")->capture_default_str(),
            command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")->capture_default_str(),
-           command->add_option("--normalization", o->normalization, "of features")->capture_default_str()->check(CLI::IsMember({"utterance", "global"})),
+           command->add_option("--normalization", o->normalization, "of features; default: utterance, with chunks global")->check(CLI::IsMember({"utterance", "global"})),
            command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")->check(CLI::IsMember({"word", "char"})),
        })
-    option->excludes(init);
+    of_new_models.push_back(option);
+  for (CLI::Option* option : of_new_models) option->excludes(init);
+  command->add_flag("--dynamic-chunks", o->training.dynamic_chunks, "train each batch with chunks of another size, so that one model serves all");
   command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
   command->add_option("--lr", o->training.learning_rate, "learning rate at its peak")->capture_default_str();
   command->add_option("--warmup", o->training.warmup, "part of all steps")->capture_default_str()->check(CLI::Range(0.0, 1.0));
@@ -112,6 +121,7 @@ void add_train_command(CLI::App& app) {
   command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
   command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
   command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
+                  "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
                   "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4");
   command->callback([=] {
     if (data->empty() && train_path->empty()) throw CLI::RequiredError("--data or --train");

@@ -3,11 +3,13 @@
 // The core in one include: no file formats, no audio (those are <laconic/io/...> and <laconic/speech/...>).
 #pragma once
 
-#include <laconic/attention/attention.hpp>
+#include <laconic/attention/any.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
 #include <laconic/convert/convert.hpp>
+#include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/stream.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 #include <laconic/train/schedule.hpp>

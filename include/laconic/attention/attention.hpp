@@ -172,26 +172,33 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Policy::dims(config), dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
+  /// Whether a stream's state grows with the frames that it keeps.
+  static constexpr bool keeps_frames() { return !is_linear; }
 
   /// What a stream keeps of earlier frames, for many streams. Takes memory at construction only.
   template <class Context>
   class State {
    public:
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape, Index longest) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
+        for (Index slot = 0; slot < shape.slots; ++slot) clear(slot);
       } else {
         const auto parts = KeyValue::parts(d);
         for (std::size_t i = 0; i < parts.size(); ++i)
           caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
                                                parts[i].positional ? CacheStorage::full : shape.storage);
       }
-      if constexpr (Position::is_relative) term_ = layer.position.term(context, Position::distances(context, d, longest)).table;
+      if constexpr (Position::is_relative) term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
     }
     /// For a new stream.
     void clear(Index slot) {
       for (auto& cache : caches_) is_linear ? cache.fill_zeros(slot) : cache.clear(slot);
+    }
+    /// As if there had been frames of zeros before, as many as are kept.
+    void fill_zeros(Index slot) {
+      for (auto& cache : caches_) cache.fill_zeros(slot);
     }
     /// Held for frames, all slots.
     Index cache_bytes() const {

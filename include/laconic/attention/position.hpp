@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/attention/pass.hpp>
+#include <laconic/nn/pass.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
 

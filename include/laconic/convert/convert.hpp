@@ -1,8 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/attention/any.hpp>
 #include <laconic/convert/factorize.hpp>
 #include <laconic/convert/report.hpp>
+#include <laconic/model/encoder.hpp>
 
 #include <algorithm>
 #include <map>
@@ -17,6 +19,8 @@ namespace laconic::inline LACONIC_ABI {
 struct ConversionConfig {
   Index num_kv_heads = 0;
   Index kv_lora_rank = 0;
+  Index v_lora_rank = 0;
+  AttentionName attention = AttentionName::by_type;
 };
 
 /// `auto [small, report] = convert<Small>(model);`
@@ -30,17 +34,30 @@ namespace detail {
 
 template <class Target, class Source>
 inline constexpr bool same_model = false;
-template <template <class, class> class Model, class To, class From, class T>
-inline constexpr bool same_model<Model<To, T>, Model<From, T>> = true;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
 
-template <class From, class To>
-inline constexpr bool conversion_known = false;
+/// Whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+template <class KeyValue>
+inline constexpr bool is_linear_map = false;
 template <>
-inline constexpr bool conversion_known<FullRank, FullRank> = true;
+inline constexpr bool is_linear_map<FullRank> = true;
+template <>
+inline constexpr bool is_linear_map<InputLatent> = true;
 template <Index R>
-inline constexpr bool conversion_known<FullRank, SharedLatent<R>> = true;
-template <Index A, Index B>
-inline constexpr bool conversion_known<SharedLatent<A>, SharedLatent<B>> = true;
+inline constexpr bool is_linear_map<SharedLatent<R>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<TwoStageLatent<R>> = true;
+template <Index RK, Index RV>
+inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
+
+/// The same scores, and keys and values that can be carried over.
+template <class From, class To>
+inline constexpr bool conversion_known =
+    is_linear_map<typename From::KeyValue> && is_linear_map<typename To::KeyValue> &&
+    std::is_same_v<typename From::Position, typename To::Position> && std::is_same_v<typename From::Score, typename To::Score>;
 
 /// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
 struct KeyValueMap {
@@ -53,7 +70,9 @@ struct KeyValueMap {
 template <class T>
 Matrix<double> with_bias(const Linear<T>& linear) {
   Matrix<double> out(linear.out(), linear.in() + 1);
-  out << linear.weight.value.template cast<double>(), linear.bias.value.transpose().template cast<double>();
+  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
+  out.rightCols(1).setZero();
+  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
   return out;
 }
 template <class T>
@@ -64,35 +83,69 @@ void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
   linear.weight.value = weight.template cast<T>();
-  linear.bias.value.setZero();
+  if (linear.has_bias()) linear.bias.value.setZero();
+}
+
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
+/// `first`, each after its block.
+inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  Matrix<double> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b) {
+    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
+    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
+  }
+  return both;
+}
+/// The same where every block of rows of `first` meets all of `second`.
+inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<double> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
+  return both;
 }
 
 template <class Layer>
 KeyValueMap key_value_map(FullRank, const Layer& layer) {
   return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
 }
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
 template <Index R, class Layer>
 KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
   const Matrix<double> down = with_bias(layer.linear_kv_down);
-  const Matrix<double> k_up = with_bias(layer.linear_k_up), v_up = with_bias(layer.linear_v_up);
-  const Index rank = down.rows();
-  KeyValueMap out{k_up.leftCols(rank) * down, v_up.leftCols(rank) * down};
-  out.k.rightCols(1) += k_up.rightCols(1);
-  out.v.rightCols(1) += v_up.rightCols(1);
-  return out;
+  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
+          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
+          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
+          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
 }
 
 /// Every head's rows from those of the key-value head that it reads.
 inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
   Matrix<double> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
   for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
   return out;
 }
 /// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
 inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
   Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
   for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
   return out / static_cast<double>(group);
 }
@@ -110,6 +163,10 @@ double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
   assign(layer.linear_v, wanted.v);
   return 0;
 }
+template <class Layer, class Method>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  return fit(FullRank(), layer, wanted, method);
+}
 template <Index R, class Layer, class Method>
 double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
   const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
@@ -118,6 +175,49 @@ double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Metho
   assign_weight(layer.linear_k_up, factors.k_up);
   assign_weight(layer.linear_v_up, factors.v_up);
   return factors.discarded;
+}
+template <Index R, class Layer, class Method>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
+  const Index dim = layer.linear_k_b.in();
+  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer, class Method>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = method.factorize(k, nothing, layer.linear_k_down.out());
+  const JointFactors values = method.factorize(nothing, v, layer.linear_v_down.out());
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
+/// singular vectors, with which each head's latent is its projection.
+template <class Method, class T>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<double>& weight, const Method& method) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<double> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = weight.middleRows(h * dim, dim).transpose();
+  const JointFactors factors = method.factorize(stacked, Matrix<double>(0, dim), rank);
+  Matrix<double> latents(heads * rank, d_model);
+  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weight.middleRows(h * dim, dim);
+  assign_weight(down, latents);
+  assign_weight(expand, factors.down.transpose());
+  return factors.discarded;
+}
+template <Index R, class Layer, class Method>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, method) + fit_heads(layer.linear_v_down, layer.v_expand, v, method);
 }
 
 /// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
@@ -131,7 +231,8 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   Deviation out = deviation(shared.k_weight(), before.k_weight());
   out += deviation(shared.v_weight(), before.v_weight());
-  const bool same_latent = from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank;
+  const bool same_latent = std::is_same_v<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
+                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
   if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
 
   // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
@@ -142,8 +243,26 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
   const Matrix<double> moved =
       target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
-  target.linear_out.bias.value += moved.transpose().template cast<T>();
+  if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
   return out;
+}
+
+/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+template <class Layer, class F>
+decltype(auto) with_layer(Layer& layer, F&& f) {
+  if constexpr (requires { layer.layer; })
+    return std::visit(std::forward<F>(f), layer.layer);
+  else
+    return f(layer);
+}
+
+/// Types that leave the attention open are looked at here.
+template <class To, class From>
+void require_known(const To& target, const From& source) {
+  const bool known = with_layer(target, [&]<class A>(const A&) {
+    return with_layer(source, []<class B>(const B&) { return conversion_known<typename B::Policy, typename A::Policy>; });
+  });
+  require(known, "convert: no conversion is known between these two attentions");
 }
 
 /// Copies by name. Only keys and values may be missing in the source or have another shape there.
@@ -153,8 +272,8 @@ void copy_parameters(Target& target, const Source& source) {
   std::map<std::string, const P*, std::less<>> from;
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
   std::vector<const P*> converted;
-  Target::each_attention(target, [&](std::string_view, const auto& layer) {
-    layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+  Target::each_attention(target, [&](std::string_view, const auto& any) {
+    with_layer(any, [&](const auto& layer) { layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); }); });
   });
   target.parameters([&](std::string_view name, P& p) {
     const auto found = from.find(name);
@@ -172,14 +291,15 @@ constexpr bool types_fit() {
                 "laconic: convert changes a model's attention, neither its kind nor its number type");
   using From = typename Source::Policy;
   using To = typename Target::Policy;
-  constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
-  static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
-  static_assert(std::is_same_v<typename From::Position, typename To::Position>,
-                "laconic: convert keeps the position policy");
-  static_assert(conversion_known<typename From::KeyValue, typename To::KeyValue>,
-                "laconic: no conversion is known between these two key-value policies");
-  static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
-                "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  if constexpr (!std::is_same_v<From, AnyAttention> && !std::is_same_v<To, AnyAttention>) {
+    constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
+    static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
+    static_assert(std::is_same_v<typename From::Position, typename To::Position>,
+                  "laconic: convert keeps the position policy");
+    static_assert(conversion_known<From, To>, "laconic: no conversion is known between these two attentions");
+    static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
+                  "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  }
   return true;
 }
 
@@ -190,20 +310,23 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   using T = typename Source::Scalar;
-  using From = AttentionLayer<typename Source::Policy, T>;
-  using To = AttentionLayer<typename Target::Policy, T>;
+  using From = typename Source::Policy::template Layer<T>;
+  using To = typename Target::Policy::template Layer<T>;
 
   auto config = source.config();
   config.num_kv_heads = numbers.num_kv_heads;
   config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  config.attention = numbers.attention;
   Conversion<Target> out{Target(config, Seed()), {}};
+  require_known(out.model.layers.front().attention(), source.layers.front().attention());
   copy_parameters(out.model, source);
 
   InputRecorder<T> cpu;
   std::vector<const From*> layers;
   Source::each_attention(source, [&](std::string_view, const From& layer) {
     layers.push_back(&layer);
-    cpu.inputs[&layer.linear_q.weight];
+    cpu.inputs[&layer.input_weight()];
   });
   const auto logits = source(cpu, features, sequences);
   require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
@@ -213,11 +336,20 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   auto layer = layers.begin();
   Target::each_attention(out.model, [&](std::string_view name, To& to) {
     const From& from = **layer++;
-    Matrix<T>& x = cpu.inputs[&from.linear_q.weight];
+    Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
-    const Deviation of_weights = convert_layer(name, to, from, method);
-    const Deviation of_key_value = key_value_deviation(cpu, to, from, x);
-    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences);
+    Deviation of_weights, of_key_value;
+    with_layer(to, [&](auto& to_layer) {
+      with_layer(from, [&](const auto& from_layer) {
+        using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
+        using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
+        if constexpr (conversion_known<B, A>) {
+          of_weights = convert_layer(name, to_layer, from_layer, method);
+          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x);
+        }
+      });
+    });
+    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
                                  of_weights.relative(), of_key_value.relative(), of_output.relative()});
     predicted += of_weights;
@@ -239,7 +371,8 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
-/// Full rank to a latent, and a latent to one of another rank: by `method`. More key-value heads to fewer: the mean of
+/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
+/// together, or for keys and values, or for what heads have in common, as the latent has it. More key-value heads to fewer: the mean of
 /// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
 /// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
 /// softmax ignores one on the keys, and one on the values goes to `linear_out`.

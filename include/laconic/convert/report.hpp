@@ -79,7 +79,7 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
   rows.topRows(x.rows()) = x;
   const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows)));
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows), cpu.input(rows)));
   };
   const auto now = expand(target), before = expand(source);
   const AttentionDims &to = target.dims(), &from = source.dims();
@@ -87,9 +87,9 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   const auto add = [&](const auto& value, const auto& expected) {
     for (Index r = 0; r < x.rows(); ++r)
       for (Index h = 0; h < from.num_heads; ++h)
-        for (Index c = 0; c < from.head_dim(); ++c) {
-          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim() + c;
-          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim() + c;
+        for (Index c = 0; c < from.head_dim; ++c) {
+          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim + c;
+          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim + c;
           out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
                   static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
         }
@@ -101,11 +101,12 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
 template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                           const Matrix<T>& x, const Sequences& sequences) {
+Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
+                           const Mask& mask) {
   const auto rows = cpu.input(x);
-  const auto table = From::Position::enter(cpu, rows, sequences).table;
-  return deviation(target(cpu, rows, sequences, table).view(), source(cpu, rows, sequences, table).view());
+  Pass<Tensor<T>> pass{sequences, mask};
+  pass.table = source.table(cpu, pass);
+  return deviation(target(cpu, rows, pass).view(), source(cpu, rows, pass).view());
 }
 
 /// Rows of independent standard normal numbers, the same for the same name.

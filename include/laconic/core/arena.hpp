@@ -24,6 +24,7 @@ struct ArenaState {
   std::array<ArenaBlock*, 256> free{};
   std::size_t reserved = 0, used = 0, peak = 0;
   bool orphaned = false;
+  bool settled = false;  // requests may take larger blocks
 };
 
 inline constexpr std::size_t arena_alignment = 64;
@@ -63,6 +64,10 @@ class Arena {
   std::size_t used_bytes() const { return state_->used; }
   std::size_t peak_bytes() const { return state_->peak; }
 
+  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles the
+  /// free blocks of every size, and lets requests take larger ones where their own size has run out.
+  void settle();
+
   /// Gives back what is not in use.
   void trim() {
     for (auto& list : state_->free)
@@ -76,6 +81,7 @@ class Arena {
  private:
   friend class Buffer;
 
+  detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
@@ -127,18 +133,44 @@ class Buffer {
   detail::ArenaBlock* block_ = nullptr;
 };
 
-inline Buffer Arena::allocate(std::size_t bytes) {
-  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
-  const std::uint32_t size_class = size_class_of(bytes);
+/// A free block of this size, or one from the system.
+inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {
     state_->free[size_class] = block->next;
-  } else {
-    const std::size_t size = class_bytes(size_class);
-    block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
-        detail::ArenaBlock{state_, nullptr, size, size_class, 0};
-    state_->reserved += size;
+    return block;
   }
+  const std::size_t size = class_bytes(size_class);
+  block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+  state_->reserved += size;
+  return block;
+}
+
+inline void Arena::settle() {
+  for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
+    detail::ArenaBlock*& list = state_->free[size_class];
+    Index count = 0;
+    for (const auto* block = list; block != nullptr; block = block->next) ++count;
+    for (; count > 0; --count) {
+      detail::ArenaBlock* kept = std::exchange(list, nullptr);
+      list = take(size_class);
+      list->next = kept;
+    }
+  }
+  state_->settled = true;
+}
+
+inline Buffer Arena::allocate(std::size_t bytes) {
+  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
+  std::uint32_t size_class = size_class_of(bytes);
+  if (state_->settled && state_->free[size_class] == nullptr)
+    for (std::uint32_t larger = size_class + 1; larger < state_->free.size(); ++larger)
+      if (state_->free[larger] != nullptr) {
+        size_class = larger;
+        break;
+      }
+  detail::ArenaBlock* block = take(size_class);
   block->owners = 1;
   state_->used += block->bytes;
   if (state_->used > state_->peak) state_->peak = state_->used;

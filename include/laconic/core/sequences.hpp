@@ -14,16 +14,16 @@ namespace laconic::inline LACONIC_ABI {
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
 class Sequences {
  public:
-  Sequences() : own_{0}, offsets_(own_) {}
+  Sequences() : offsets_(none) {}
   /// Allocates from the heap.
   explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
   Sequences(const Sequences& other)
-      : own_(other.own_), buffer_(other.buffer_), offsets_(buffer_.empty() ? std::span<const Index>(own_) : other.offsets_) {}
+      : own_(other.own_), buffer_(other.buffer_), offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
   Sequences& operator=(Sequences other) noexcept {
     own_.swap(other.own_);
     std::swap(buffer_, other.buffer_);
-    offsets_ = buffer_.empty() ? std::span<const Index>(own_) : other.offsets_;
+    offsets_ = own_.empty() ? other.offsets_ : std::span<const Index>(own_);
     return *this;
   }
 
@@ -70,6 +70,8 @@ class Sequences {
       offsets[n + 1] = offsets[n] + lengths[n];
     }
   }
+
+  static constexpr Index none[1] = {0};  // offsets of no sequences
 
   std::vector<Index> own_;
   Buffer buffer_;

@@ -2,28 +2,77 @@
 #pragma once
 
 #include <laconic/core/parameter.hpp>
-#include <laconic/core/sequences.hpp>
+#include <laconic/nn/linear.hpp>
+#include <laconic/nn/pass.hpp>
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in. The kernel is
-/// centred, so it sees (kernel - 1) / 2 frames to either side. No bias: a batch norm follows.
+/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the end of
+/// the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
+enum class ConvolutionContext { centred, causal, chunk };
+constexpr auto enum_names(ConvolutionContext) {
+  return std::to_array<EnumName<ConvolutionContext>>(
+      {{ConvolutionContext::centred, "centred"}, {ConvolutionContext::causal, "causal"}, {ConvolutionContext::chunk, "chunk"}});
+}
+
+/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
 template <class T>
 class DepthwiseConv : public Module<DepthwiseConv<T>> {
  public:
-  DepthwiseConv(Index channels, Index kernel, Seed seed) : weight({channels, 1, kernel}) {
+  DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
+      : weight({channels, 1, kernel}), sees_(sees) {
     require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
-    fill_uniform(weight, 1 / std::sqrt(static_cast<double>(kernel)), Random(seed, "weight"));
+    const double bound = 1 / std::sqrt(static_cast<double>(kernel));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({channels});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+  static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
+    return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
   }
 
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
-    return context.depthwise_conv(x, weight, nullptr, sequences, (weight.value.cols() - 1) / 2);
+  /// Frames that an output sees before its own.
+  Index left() const { return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2; }
+
+  /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
+  template <class Context>
+  class State {
+   public:
+    State(const DepthwiseConv& conv, const StateShape& shape) : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+    void clear(Index slot) { cache_.fill_zeros(slot); }
+    Index cache_bytes() const { return cache_.bytes(); }
+
+   private:
+    friend DepthwiseConv;
+    typename Context::Cache cache_;
+  };
+
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
+    require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
+            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is expected");
+    DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
+    if constexpr (has_state<S>) {
+      const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);
+      shape.past = left();
+      return context.depthwise_conv(extended.rows, weight, b, extended.sequences, shape);
+    } else {
+      return context.depthwise_conv(x, weight, b, pass.sequences, shape);
+    }
   }
 
-  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.bias.size() > 0) visit("bias", self.bias);
+  }
 
-  Parameter<T> weight;
+  Parameter<T> weight, bias;
+
+ private:
+  ConvolutionContext sees_;
 };
 
 }  // namespace laconic

@@ -54,6 +54,18 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
+  /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
+  static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel, half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
+    const Index freqs = out_length(num_mels, factor);
+    return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
+  }
+
+  /// Frames that go in for each that comes out, and those that the first one needs.
+  Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
+  Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
+
   /// The rows that come out, and where their sequences lie.
   template <class Tensor>
   struct Output {

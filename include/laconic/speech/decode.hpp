@@ -8,24 +8,39 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Greedy (best path) CTC decoding: the likeliest class of each frame, runs of one class collapsed, blanks dropped
-/// (Graves et al. 2006, section 3.2). `logits` is `(frames, classes)`, unnormalised or not; of equal logits the first
-/// wins. Throws where a frame holds NaN: such a model says nothing, and it must not read as silence.
-inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
-  require(blank >= 0 && blank < logits.cols(), "greedy_ctc: blank ", blank, " given for ", logits.cols(), " classes");
-  std::vector<int> out;
-  int previous = blank;
-  for (Index t = 0; t < logits.rows(); ++t) {
-    Index best = 0;
-    for (Index c = 0; c < logits.cols(); ++c) {
-      const float value = logits(t, c);
-      require(value == value, "greedy_ctc: frame ", t, ", class ", c, " is NaN");
-      if (value > logits(t, best)) best = c;
+/// Greedy (best path) CTC decoding of frames as they come: the likeliest class of each frame, runs of one class collapsed,
+/// blanks dropped (Graves et al. 2006, section 3.2). Of equal logits the first wins. Throws where a frame holds NaN: such a
+/// model says nothing, and it must not read as silence.
+class GreedyCtc {
+ public:
+  explicit GreedyCtc(int blank = 0) : blank_(blank), previous_(blank) {}
+
+  /// Adds the labels of these frames `(frames, classes)`, unnormalised or not.
+  template <class Logits>
+  void operator()(const Logits& logits, std::vector<int>& labels) {
+    require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(), " classes");
+    for (Index t = 0; t < logits.rows(); ++t) {
+      Index best = 0;
+      for (Index c = 0; c < logits.cols(); ++c) {
+        const auto value = logits(t, c);
+        require(value == value, "greedy_ctc: frame ", t, ", class ", c, " is NaN");
+        if (value > logits(t, best)) best = c;
+      }
+      const int label = static_cast<int>(best);
+      if (label != previous_ && label != blank_) labels.push_back(label);
+      previous_ = label;
     }
-    const int label = static_cast<int>(best);
-    if (label != previous && label != blank) out.push_back(label);
-    previous = label;
   }
+
+ private:
+  int blank_, previous_;
+};
+
+/// All frames at once.
+inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
+  std::vector<int> out;
+  GreedyCtc decoder(blank);
+  decoder(logits, out);
   return out;
 }
 

@@ -74,6 +74,8 @@ class Fbank {
 
   const FbankConfig& config() const { return config_; }
 
+  /// Samples from one frame to the next.
+  Index frame_shift() const { return shift_; }
   /// Frames of a signal: none if it is shorter than a frame.
   Index num_frames(Index num_samples) const {
     const auto frame = static_cast<Index>(window_.size());

@@ -7,6 +7,7 @@
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
+#include <laconic/train/dynamic_chunks.hpp>
 #include <laconic/train/fingerprint.hpp>
 #include <laconic/train/schedule.hpp>
 
@@ -25,6 +26,7 @@ struct TrainConfig {
   Index patience = 0;             ///< epochs without a lower validation WER before stopping; 0: never
   AdamWConfig adamw;
   SpecAugmentConfig spec_augment;
+  bool dynamic_chunks = false;    ///< each batch sees chunks of another size, or whole utterances
   std::vector<std::string> freeze;  ///< a parameter stays fixed whose name contains one of these
   std::int64_t seed = 0;
 
@@ -56,6 +58,7 @@ struct TrainConfig {
     visit("patience", self.patience);
     visit("adamw", self.adamw);
     visit("spec_augment", self.spec_augment);
+    visit("dynamic_chunks", self.dynamic_chunks);
     visit("freeze", self.freeze);
     visit("seed", self.seed);
   }
@@ -212,9 +215,21 @@ class Trainer {
     const SpeechBatch batch = make_batch(train_, indices, &config_.spec_augment, seed() / "augment" / state_.epoch);
     audio += batch.seconds;
     Autodiff<Cpu<T>> tape(cpu_, seed() / "dropout" / state_.epoch / b);
-    const auto loss = ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels);
+    const auto loss = ctc_loss(tape, run(tape, batch, b), batch.labels);
     tape.backward(loss, weight);
     return static_cast<double>(loss.value.row(0)[0]);
+  }
+
+  auto run(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, Index b) {
+    if constexpr (requires { model_.config().subsampling; }) {
+      const auto& config = model_.config();
+      const Mask mask = config_.dynamic_chunks ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
+                                                                    Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
+                                               : config.mask();
+      return model_(tape, batch.features, batch.sequences, mask);
+    } else {
+      return model_(tape, batch.features, batch.sequences);
+    }
   }
 
   template <class Progress, class Better>

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/mask.hpp>
+#include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <span>
@@ -26,21 +26,12 @@ struct Pass {
 struct StateShape {
   Index slots;         ///< streams
   Index left_context;  ///< frames that attention keeps
+  Index chunk;         ///< the most frames of one stream in a pass
   CacheStorage storage = CacheStorage::full;
 };
 
 /// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no cost.
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
-
-/// The state of a part of a layer.
-template <class Member>
-constexpr std::nullptr_t state_of(std::nullptr_t, Member) {
-  return nullptr;
-}
-template <class State, class Part>
-constexpr Part* state_of(State* state, Part State::*part) {
-  return &(state->*part);
-}
 
 }  // namespace laconic

@@ -1,0 +1,240 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+#include <laconic/model/encoder.hpp>
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with chunks
+/// of many sizes takes others.
+struct StreamConfig {
+  Index capacity = 1;                        ///< streams at once
+  Index chunk = 0;                           ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
+  CacheStorage storage = CacheStorage::full; ///< of the keys and values
+};
+
+/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
+/// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
+///
+///     Streams streams(model, cpu, {.capacity = 100});
+///     const Index a = streams.open(), b = streams.open();
+///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
+///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
+///
+/// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
+/// system for any, as long as no push gives more than `max_rows` rows of logits. The context is used up to its arena's limits
+/// by this object alone. Throws `Error` where the model cannot be streamed.
+template <class Model, class Context = Cpu<typename Model::Scalar>>
+class Streams {
+ public:
+  using T = typename Model::Scalar;
+  using Tensor = typename Context::Tensor;
+
+  Streams(const Model& model, Context& context, const StreamConfig& config = {})
+      : model_(model), context_(context), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+        keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
+        window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
+        together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
+        state_(context, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
+        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
+    free_.reserve(slots_.size());
+    for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
+    for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
+    warm_up();
+  }
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+
+  /// A new stream's number, 0 to capacity - 1. Throws where all are in use.
+  Index open() {
+    require(!free_.empty(), "streams: all ", slots_.size(), " are in use");
+    const Index stream = free_.back();
+    free_.pop_back();
+    slots_[static_cast<std::size_t>(stream)] = Slot{true, 0, 0, 0, 0, 0};
+    state_.clear(stream);
+    return stream;
+  }
+  void close(Index stream) {
+    slot(stream).open = false;
+    free_.push_back(stream);
+  }
+
+  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits of the
+  /// frames that became final, in the same order. A stream may be named once.
+  Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
+    return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
+  }
+  /// The frames that are left of streams to which nothing will be added, and closes them.
+  Logits<Tensor> finish(std::span<const Index> streams) {
+    const Sequences none = Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
+    auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
+    for (const Index stream : streams) close(stream);
+    return out;
+  }
+
+  const Mask& mask() const { return mask_; }
+  /// Held for keys and values, for convolutions and for features, all streams.
+  Index attention_bytes() const { return state_.attention_bytes(); }
+  Index convolution_bytes() const { return state_.convolution_bytes(); }
+  Index feature_bytes() const { return pending_.size() * static_cast<Index>(sizeof(T)); }
+  /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
+  Index first_rows() const { return window_; }
+  Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
+  /// Of logits that one call may give without taking memory: a chunk of every stream.
+  Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
+
+ private:
+  /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
+  static constexpr Index rows_together = 512;
+
+  struct Slot {
+    bool open;
+    Index frames;   // encoder frames given
+    Index pending;  // rows of features that wait in its window
+    Index next;     // row of the block that comes next
+    Index sequence; // of this push
+    Index row;      // of the output that comes next
+  };
+
+  static const StreamConfig& checked(const StreamConfig& c) {
+    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24, " expected");
+    return c;
+  }
+  static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
+    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
+    require(left >= -1, "streams: left_context ", left, " given, at least 0 expected, -1 for all or -2 for the model's own");
+    return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
+  }
+  Index kept_frames() const {
+    if (!model_.layers.front().attention().keeps_frames()) return 0;
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
+            max_frames_, " given");
+    return keeps_all_ ? max_frames_ : mask_.left_context;
+  }
+  Slot& slot(Index stream) {
+    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
+            stream, " is not open");
+    return slots_[static_cast<std::size_t>(stream)];
+  }
+
+  /// Frames that a stream can give with so many rows of features more.
+  Index frames_with(const Slot& s, Index more, bool last) const {
+    const Index rows = s.pending + more, factor = model_.subsampling.factor();
+    if (last) return rows < model_.subsampling.window() ? 0 : (rows - model_.subsampling.window()) / factor + 1;
+    return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
+  }
+
+  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks, bool last) {
+    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() && mels == model_.config().num_mels, "streams: features (",
+            rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ", model_.config().num_mels, ") in ", streams.size(),
+            " expected");
+    for (std::size_t n = 0; n < streams.size(); ++n) slot(streams[n]).sequence = -1;
+    for (std::size_t n = 0; n < streams.size(); ++n) {
+      Slot& s = slot(streams[n]);
+      require(s.sequence < 0, "streams: stream ", streams[n], " is named twice");
+      s.sequence = static_cast<Index>(n);
+      s.next = blocks.begin(s.sequence);
+      const Index frames = frames_with(s, blocks.length(s.sequence), last);
+      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ", s.frames + frames,
+              " frames, at most max_frames = ", max_frames_, " expected");
+    }
+    Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
+                         return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
+                       })};
+    out.rows = context_.make(out.sequences.rows(), model_.config().vocab_size);
+    for (const Index stream : streams) slot(stream).row = out.sequences.begin(slot(stream).sequence);
+
+    // Rounds of at most one chunk a stream, until no stream has one.
+    for (bool any = true; any;) {
+      any = false;
+      for (std::size_t n = 0; n < streams.size(); ++n) {
+        Slot& s = slot(streams[n]);
+        take_rows(s, streams[n], features, blocks.end(s.sequence));
+        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window())) ready_.push_back(streams[n]);
+        if (static_cast<Index>(ready_.size()) < together_ && n + 1 < streams.size()) continue;
+        if (ready_.empty()) continue;
+        step(out.rows);
+        any = true;
+      }
+    }
+    return out;
+  }
+
+  void take_rows(Slot& s, Index stream, const T* features, Index end) {
+    const Index count = std::min(window_ - s.pending, end - s.next), mels = pending_.cols();
+    if (count <= 0) return;
+    std::copy_n(features + s.next * mels, count * mels, pending_.row(stream * window_ + s.pending).data());
+    s.pending += count;
+    s.next += count;
+  }
+
+  /// One pass over the streams that are ready.
+  void step(Tensor& out) {
+    const auto slot_of = [&](Index n) -> Slot& { return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])]; };
+    const Index count = static_cast<Index>(ready_.size());
+    const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
+    Tensor features = context_.make(inputs.rows(), pending_.cols());
+    firsts_.clear();
+    for (Index n = 0; n < count; ++n) {
+      const T* from = pending_.row(ready_[static_cast<std::size_t>(n)] * window_).data();
+      std::copy_n(from, slot_of(n).pending * pending_.cols(), features.row(inputs.begin(n)));
+      firsts_.push_back(slot_of(n).frames);
+    }
+    auto [x, sequences] = model_.subsampling(context_, features, inputs);
+    Pass<Tensor> pass{sequences, mask_, {}, ready_, firsts_};
+    const Tensor logits = model_.lm_head(context_, model_.encode(context_, std::move(x), pass, &state_));
+    for (Index n = 0; n < count; ++n) {
+      Slot& s = slot_of(n);
+      const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
+      std::copy_n(logits.row(sequences.begin(n)), rows * logits.cols(), out.row(s.row));
+      s.row += rows;
+      s.frames += rows;
+      const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
+      T* window = pending_.row(stream * window_).data();
+      std::copy(window + used * pending_.cols(), window + s.pending * pending_.cols(), window);
+      s.pending = kept;
+    }
+    ready_.clear();
+  }
+
+  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any needs.
+  void warm_up() {
+    for (Index count = 1;; count = std::min(2 * count, together_)) {
+      for (const bool full : {false, true}) {
+        const Index vocab = model_.config().vocab_size;
+        Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+        for (Index n = 0; n < count; ++n) {
+          slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
+          full ? state_.fill_zeros(n) : state_.clear(n);
+          ready_.push_back(n);
+        }
+        step(out);
+      }
+      if (count == together_) break;
+    }
+    for (auto& s : slots_) s.open = false;
+    pending_.setZero();
+    context_.arena().settle();
+  }
+
+  const Model& model_;
+  Context& context_;
+  Mask mask_;
+  Index max_frames_;
+  bool keeps_all_;
+  Index window_, together_;
+  typename Model::template State<Context> state_;
+  Matrix<T> pending_;  // (streams * window, num_mels)
+  std::vector<Slot> slots_;
+  std::vector<Index> free_, ready_, firsts_;
+};
+
+}  // namespace laconic

@@ -1,0 +1,94 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/model/stream.hpp>
+#include <laconic/speech/evaluate.hpp>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// What a model wrote for a dataset that came to it in blocks, many utterances at once.
+struct StreamedEvaluation : Evaluation {
+  Index streams = 0;                 ///< at once
+  Index chunk = 0, left_context = 0; ///< encoder frames; a left context of -1 is all
+  Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
+  std::vector<double> push_seconds;  ///< of every push, sorted
+
+  /// Of the pushes, this part took no longer.
+  double push_quantile(double part) const {
+    if (push_seconds.empty()) return 0;
+    return push_seconds[std::min(push_seconds.size() - 1, static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
+  }
+};
+
+/// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come with every
+/// push, until all are heard. Decodes greedily and counts word errors.
+template <class Model, class T>
+StreamedEvaluation evaluate_streamed(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary,
+                                     const StreamConfig& config, Index block_frames) {
+  require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  Streams streams(model, cpu, config);
+  StreamedEvaluation out;
+  out.hypotheses.resize(data.examples.size());
+  out.errors.resize(data.examples.size());
+  out.audio_seconds = data.seconds();
+  out.streams = config.capacity;
+  out.chunk = streams.mask().chunk;
+  out.left_context = streams.mask().left_context;
+  out.attention_bytes = streams.attention_bytes() / config.capacity;
+  out.convolution_bytes = streams.convolution_bytes() / config.capacity;
+  out.feature_bytes = streams.feature_bytes() / config.capacity;
+
+  struct Live {
+    std::size_t example;
+    Index stream, given;
+    GreedyCtc decoder;
+    std::vector<int> tokens;
+  };
+  std::vector<Live> live;
+  std::size_t next = 0;
+  const auto decode = [&](std::vector<Live>& of, const auto& logits) {
+    for (std::size_t n = 0; n < of.size(); ++n)
+      of[n].decoder(logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)), logits.sequences.length(static_cast<Index>(n))),
+                    of[n].tokens);
+  };
+  while (next < data.examples.size() || !live.empty()) {
+    while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity)
+      live.push_back({next++, streams.open(), 0, {}, {}});
+    std::vector<Index> ids, lengths;
+    for (const Live& l : live) {
+      ids.push_back(l.stream);
+      lengths.push_back(std::min(block_frames, data.examples[l.example].features.rows() - l.given));
+    }
+    const Sequences blocks(lengths);
+    Matrix<T> features(blocks.rows(), model.config().num_mels);
+    for (std::size_t n = 0; n < live.size(); ++n) {
+      features.middleRows(blocks.begin(static_cast<Index>(n)), lengths[n]) =
+          data.examples[live[n].example].features.middleRows(live[n].given, lengths[n]).template cast<T>();
+      live[n].given += lengths[n];
+    }
+    auto start = Clock::now();
+    decode(live, streams.push(ids, features, blocks));
+    out.push_seconds.push_back(since(start));
+    out.compute_seconds += out.push_seconds.back();
+
+    std::vector<Live> going, done;
+    for (Live& l : live) (l.given < data.examples[l.example].features.rows() ? going : done).push_back(std::move(l));
+    live = std::move(going);
+    if (done.empty()) continue;
+    ids.clear();
+    for (const Live& l : done) ids.push_back(l.stream);
+    start = Clock::now();
+    decode(done, streams.finish(ids));
+    out.compute_seconds += since(start);
+    for (const Live& l : done) {
+      out.hypotheses[l.example] = vocabulary.decode(l.tokens);
+      out.errors[l.example] = word_errors(data.examples[l.example].text, out.hypotheses[l.example]);
+    }
+  }
+  std::sort(out.push_seconds.begin(), out.push_seconds.end());
+  return out;
+}
+
+}  // namespace laconic

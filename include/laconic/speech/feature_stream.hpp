@@ -1,0 +1,34 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/speech/dataset.hpp>
+
+#include <span>
+#include <vector>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Features of audio that comes in pieces of any length: those of all pieces together are those of the whole.
+class FeatureStream {
+ public:
+  /// Throws for features that need the whole utterance.
+  explicit FeatureStream(const FeatureConfig& config) : fbank_(config.fbank), config_(config) {
+    require(config.normalization == Normalization::global,
+            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+  }
+
+  /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete. Allocates.
+  Matrix<float> push(std::span<const float> samples) {
+    waiting_.insert(waiting_.end(), samples.begin(), samples.end());
+    Matrix<float> features = extract_features(fbank_, config_, waiting_);
+    waiting_.erase(waiting_.begin(), waiting_.begin() + features.rows() * fbank_.frame_shift());
+    return features;
+  }
+
+ private:
+  Fbank fbank_;
+  FeatureConfig config_;
+  std::vector<float> waiting_;
+};
+
+}  // namespace laconic

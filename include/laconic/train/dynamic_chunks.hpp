@@ -1,0 +1,23 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/mask.hpp>
+#include <laconic/core/random.hpp>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A mask for one batch whose longest sequence has so many frames, as in WeNet's U2 (Zhang et al. 2020, section 3.2): half of
+/// the time whole sequences, else chunks of 1 to 25 frames; so that one model serves every latency. With `limit_left`, half
+/// of the chunked ones see a random number of chunks before their own, else all.
+inline Mask dynamic_chunk_mask(Index longest, bool limit_left, const Random& random) {
+  const auto draw = [&](std::uint64_t i, Index below) {
+    return std::min(below - 1, static_cast<Index>(random.uniform(i) * static_cast<double>(below)));
+  };
+  const Index drawn = 1 + draw(0, std::max<Index>(1, longest));
+  if (drawn > longest / 2) return Mask::bidirectional();
+  const Index chunk = 1 + drawn % 25;
+  if (!limit_left || draw(1, 2) == 0) return Mask::chunked(chunk, Mask::unlimited);
+  return Mask::chunked(chunk, chunk * draw(2, std::max<Index>(1, longest / chunk)));
+}
+
+}  // namespace laconic

@@ -1,0 +1,43 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include "cli.hpp"
+
+#include <cmath>
+
+/// How a model is streamed.
+struct StreamOptions {
+  bool streaming = false;
+  laconic::Index chunk = 0, left_context = -2;
+  std::string cache = "float";
+  double block_ms = 100;
+
+  void add_to(CLI::App& command, const std::string& what) {
+    CLI::Option* flag = command.add_flag("--streaming", streaming, what);
+    for (CLI::Option* option :
+         {command.add_option("--chunk", chunk, "encoder frames that become final together; 0: as the model says")->capture_default_str(),
+          command.add_option("--left-context", left_context, "encoder frames kept; -1: all, -2: as the model says")->capture_default_str(),
+          command.add_option("--cache", cache, "how keys and values are stored")->capture_default_str()->check(CLI::IsMember({"float", "bf16", "int8"})),
+          command.add_option("--block-ms", block_ms, "of speech that come with each push")->capture_default_str()->check(CLI::Range(1.0, 1e6))})
+      option->needs(flag);
+  }
+
+  /// Feature frames of a block.
+  laconic::Index block_frames(const laconic::RecognizerConfig& c) const {
+    return std::max<laconic::Index>(1, std::lround(block_ms / c.features.fbank.frame_shift_ms));
+  }
+  /// `max_frames` is only used where all frames are kept.
+  laconic::StreamConfig config(laconic::Index capacity, laconic::Index max_frames) const {
+    return {.capacity = capacity,
+            .chunk = chunk,
+            .left_context = left_context,
+            .max_frames = max_frames,
+            .storage = laconic::from_name<laconic::CacheStorage>(cache).value()};
+  }
+  /// For streams as long as the longest of these.
+  laconic::StreamConfig config(const laconic::RecognizerConfig& c, laconic::Index capacity, const laconic::Dataset& data) const {
+    laconic::Index longest = 0;
+    for (const auto& e : data.examples) longest = std::max(longest, e.features.rows());
+    return config(capacity, longest / c.encoder.subsampling + 1);
+  }
+};
