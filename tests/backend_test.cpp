@@ -161,7 +161,7 @@ TEST_CASE("operands that do not fit are refused") {
   CHECK_THROWS_WITH(cpu.layer_norm(x, six, five, 1e-5), "layer_norm: input has 6 channels, weight and bias expect 6 and 5");
   CHECK_THROWS_WITH(cpu.batch_norm(x, {six, six, six, five, 1e-5, 0.1}), "batch_norm: input has 6 channels, a parameter expects 5");
   const Parameter<float> taps({6, 1, 3});
-  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, &five, four, 1), "depthwise_conv: a bias of 5 given for 6 channels");
+  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, &five, four, {1}), "depthwise_conv: a bias of 5 given for 6 channels");
   const Parameter<float> kernel({2, 1, 3, 3}), two({2});
   CHECK_THROWS_WITH(cpu.conv2d(x, kernel, two, {1, 3, 6, 2}, four, Sequences{1}),
                     "conv2d: stride 2, a weight of (2, 9) and a bias of 2 given, a positive one, (3, 9) and 3 expected");

@@ -294,7 +294,8 @@ refused kv-heads -- convert --input run --output new --attention gqa
 refused 3 4 -- convert --input run --output new --attention gqa --kv-heads 3
 refused latent-dim -- convert --input run --output new --attention gqa --kv-heads 2 --latent-dim 5
 refused latent-dim -- train --data corpus --out new --attention mha --latent-dim 5
-refused mla-simple gqa -- convert --input mla --output new --attention gqa --kv-heads 1
+refused mla-simple linear -- convert --input mla --output new --attention linear
+refused mha mla-decoupled -- convert --input run --output new --attention mla-decoupled --latent-dim 3
 refused 17 16 -- train --data corpus --out new --d-model 16 --heads 2 --attention mla-simple --latent-dim 17
 refused 3 16 -- train --data corpus --out new --d-model 16 --heads 3
 refused 3 4 -- train --data corpus --out new --d-model 16 --heads 4 --attention gqa --kv-heads 3

@@ -96,6 +96,14 @@ constexpr double tolerance = std::is_same_v<T, float> ? 1e-4 : 1e-6;
 
 const std::vector<std::string> cases{"eval", "train", "eval_pair", "train_pair"};
 
+/// A block as an encoder runs it.
+template <class Context, class Block, class Tensor>
+Tensor apply(Context& context, const Block& block, const Tensor& x, const Sequences& sequences) {
+  Pass<Tensor> pass{sequences};
+  pass.table = block.self_attn.table(context, pass);
+  return block(context, x, pass, nullptr);
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golden]", float, double) {
@@ -114,14 +122,12 @@ TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golde
     Cpu<T> cpu(2);
     Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
     const auto x = tape.variable(input);
-    const auto entered = RelativePosition::enter(tape, x, sequences);
-    const auto y = block(tape, entered.x, sequences, entered.table);
+    const auto y = apply(tape, block, x, sequences);
     CHECK(difference<T>(y.value.view(), expected) < tolerance<T>);
     backward_of_sum(tape, y, weight);
     check_gradients<decltype(block), T>(file, name, block, tape.gradient(x).view(), tolerance<T>);
     if (!tape.training) {  // the same without a tape
-      const auto table = RelativePosition::enter(cpu, cpu.input(input), sequences).table;
-      CHECK(difference<T>(block(cpu, cpu.input(input), sequences, table).view(), expected) < tolerance<T>);
+      CHECK(difference<T>(apply(cpu, block, cpu.input(input), sequences).view(), expected) < tolerance<T>);
     }
   }
 }
@@ -186,8 +192,7 @@ TEST_CASE("derivatives of a Conformer block", "[conformer][gradient]") {
   const Sequences sequences{6, 1, 3};
   for (const bool training : {true, false})
     CHECK((GradientCheck{.training = training, .samples = 12}({random_matrix(10, 8, 1)}, weights_of(block), [&](auto& tape, const auto& v) {
-            const auto entered = RelativePosition::enter(tape, v[0], sequences);
-            return block(tape, entered.x, sequences, entered.table);
+            return apply(tape, block, v[0], sequences);
           })) < 1e-6);
 }
 
@@ -273,24 +278,24 @@ TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conforme
   };
   CHECK(error_of([](auto&) {}) == "no error");
   CHECK(error_of([](auto& c) { c.d_model = 9; }) == "num_heads: 2 heads given, a divisor of d_model = 9 expected");
-  CHECK(error_of([](auto& c) { c.d_model = -8; }) == "conformer: d_model -8 given, 1 to 65536 expected");
-  CHECK(error_of([](auto& c) { c.d_model = 200'000; }) == "conformer: d_model 200000 given, 1 to 65536 expected");
-  CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "conformer: num_layers 0 given, 1 to 4096 expected");
-  CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "conformer: vocab_size 1 given, 2 to 16777216 expected");
+  CHECK(error_of([](auto& c) { c.d_model = -8; }) == "encoder: d_model -8 given, 1 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.d_model = 200'000; }) == "encoder: d_model 200000 given, 1 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "encoder: num_layers 0 given, 1 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "encoder: vocab_size 1 given, 2 to 16777216 expected");
   CHECK(error_of([](auto& c) { c.ffn_expansion = Index{1} << 61; }) ==
-        "conformer: ffn_expansion 2305843009213693952 given, 1 to 64 expected");
-  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "conformer: subsampling_channels -1 given, 0 to 65536 expected");
-  CHECK(error_of([](auto& c) { c.conv_kernel = 4; }) == "conformer: conv_kernel 4 given, an odd number expected");
-  CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "conformer: conv_kernel -3 given, 1 to 4096 expected");
-  CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "conformer: num_mels 6 given, 7 to 4096 expected");
-  CHECK(error_of([](auto& c) { c.dropout = 1; }) == "conformer: dropout 1 given, expected from 0 to less than 1");
-  CHECK(error_of([](auto& c) { c.dropout = -0.1; }) == "conformer: dropout -0.1 given, expected from 0 to less than 1");
-  CHECK(error_of([](auto& c) { c.subsampling = 3; }) == "conformer: subsampling 3 given, 2 or 4 expected");
+        "encoder: ffn_expansion 2305843009213693952 given, 1 to 64 expected");
+  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "encoder: subsampling_channels -1 given, 0 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.conv_kernel = 4; }) == "encoder: conv_kernel 4 given, an odd number expected");
+  CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "encoder: conv_kernel -3 given, 1 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "encoder: num_mels 6 given, 7 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.dropout = 1; }) == "encoder: dropout 1 given, expected from 0 to less than 1");
+  CHECK(error_of([](auto& c) { c.dropout = -0.1; }) == "encoder: dropout -0.1 given, expected from 0 to less than 1");
+  CHECK(error_of([](auto& c) { c.subsampling = 3; }) == "encoder: subsampling 3 given, 2 or 4 expected");
 
   const Conformer<Mha<2>> model(good, Seed(1));
   Cpu<float> cpu(1);
   const Matrix<float> features = random_matrix<float>(20, 11, 1), narrow = random_matrix<float>(20, 10, 1), x = random_matrix<float>(20, 8, 1);
   CHECK_THROWS_WITH(model(cpu, narrow, Sequences{20}), "subsampling: features have 10 mels, the model expects 11");
   CHECK_THROWS_WITH(model(cpu, features, Sequences{20, 1}), "subsampling: 20 rows of features given, their sequences have 21");
-  CHECK_THROWS_WITH(model.encode(cpu, cpu.input(x), Sequences{19}), "conformer: 20 rows given, their sequences have 19");
+  CHECK_THROWS_WITH(model.encode(cpu, cpu.input(x), Sequences{19}), "encoder: 20 rows given, their sequences have 19");
 }

@@ -306,7 +306,7 @@ TEST_CASE("the report on features measures every layer on what it gets from them
   const auto x = cpu.add(embedded, block.ffn1(cpu, block.ffn1_layer_norm(cpu, embedded)), 0.5);
   const Matrix<double> input = block.self_attn_layer_norm(cpu, x).view();
   const auto keys_and_values = [&](const auto& layer) {
-    const auto kv = layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(input)));
+    const auto kv = layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(input), cpu.input(input)));
     return std::pair<Matrix<double>, Matrix<double>>(kv.k.view(), kv.v.view());
   };
   auto [k, v] = keys_and_values(block.self_attn);
@@ -315,9 +315,10 @@ TEST_CASE("the report on features measures every layer on what it gets from them
   const auto [k_near, v_near] = keys_and_values(small.layers[0].self_attn);
   CHECK(report.layers[0].key_value_error == Approx(relative_error(k, v, k_near, v_near)).epsilon(1e-12));
 
-  const auto table = RelativePosition::enter(cpu, cpu.input(input), sequences).table;
-  const Matrix<double> out = block.self_attn(cpu, cpu.input(input), sequences, table).view();
-  const Matrix<double> near = small.layers[0].self_attn(cpu, cpu.input(input), sequences, table).view();
+  Pass<Tensor<double>> pass{sequences};
+  pass.table = block.self_attn.table(cpu, pass);
+  const Matrix<double> out = block.self_attn(cpu, cpu.input(input), pass).view();
+  const Matrix<double> near = small.layers[0].self_attn(cpu, cpu.input(input), pass).view();
   CHECK(report.layers[0].output_error == Approx((near - out).norm() / out.norm()).epsilon(1e-12));
   CHECK(report.layers[0].output_error > 1e-3);
 
@@ -432,7 +433,7 @@ TEST_CASE("convert refuses numbers that do not fit") {
   CHECK(refused({}) == "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
   CHECK(refused({3, 12}) == "num_kv_heads: 3 key-value heads given, a divisor of num_heads = 4 expected");
   CHECK(error_of([&] { convert<Grouped>(model, JointSvd{}, rank_of(12)); }) ==
-        "kv_lora_rank: 12 configured for an attention without a latent");
+        "kv_lora_rank: 12 configured for an attention that has none");
   CHECK(error_of([&] { convert<Conformer<MlaSimple<heads, 12>, double>>(model, JointSvd{}, rank_of(13)); }) ==
         "kv_lora_rank: 13 configured, but the type says 12");
   CHECK(error_of([&] {

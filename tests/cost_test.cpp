@@ -23,7 +23,7 @@ static_assert(mib(18 * MlaSimple<8, 512>::cache_bytes(branchformer, frames(1000)
 static_assert(mib(18 * Gqa<8, 2>::cache_bytes(branchformer, frames(1000))) == 17.578125);
 
 // The same in half precision.
-static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), 2) == Mha<8>::cache_bytes(branchformer, frames(1000)));
+static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), CacheStorage::bf16) == Mha<8>::cache_bytes(branchformer, frames(1000)));
 
 // -- A small model ----------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ static_assert(same_costs<MlaSimple<8, 64>, MlaSimple<8, 64>>({512}, {512, 8, 8, 
 template <class Policy>
 void check_count(const EncoderConfig& c) {
   const Conformer<Policy> model(c, Seed(1));
-  CHECK(model.layers[0].self_attn.count_parameters() == Policy::parameter_count(c.attention()));
+  CHECK(model.layers[0].self_attn.count_parameters() == Policy::parameter_count(c.attention_config()));
   CHECK(model.count_parameters() == Conformer<Policy>::parameter_count(c));
   CHECK(model.layers[1].self_attn.dims().kv_lora_rank == model.config().kv_lora_rank);
 }
@@ -120,7 +120,7 @@ TEST_CASE("type and configuration that contradict each other are refused", "[cos
   CHECK(dims_error<Gqa<8, dyn>>({512, 0, 3}) == "num_kv_heads: 3 key-value heads given, a divisor of num_heads = 8 expected");
   CHECK(dims_error<Gqa<8, 2>>({512, 0, 4}) == "num_kv_heads: 4 configured, but the type says 2");
   CHECK(dims_error<Gqa<8, dyn>>({512, 0, -1}) == "num_kv_heads: the type says `dyn`, so the configuration must say it: -1 given");
-  CHECK(dims_error<Mha<8>>({512, 0, 0, 64}) == "kv_lora_rank: 64 configured for an attention without a latent");
+  CHECK(dims_error<Mha<8>>({512, 0, 0, 64}) == "kv_lora_rank: 64 configured for an attention that has none");
   CHECK(dims_error<MlaSimple<8, 64>>({512, 0, 0, 32}) == "kv_lora_rank: 32 configured, but the type says 64");
   CHECK(dims_error<MlaSimple<8, dyn>>({512}) == "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
   CHECK(dims_error<MlaSimple<8, 64>>({32}) ==

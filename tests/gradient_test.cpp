@@ -129,14 +129,14 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
       }
 
   const Sequences sequences{7, 0, 1, 70};
-  for (const Index left : {0, 2, 4}) {
+  for (const DepthwiseShape shape : {DepthwiseShape{0}, DepthwiseShape{2}, DepthwiseShape{4}, DepthwiseShape{2, 3}, DepthwiseShape{1, 1}, DepthwiseShape{0, 16}}) {
     Parameter<double> weight = random_parameter({11, 1, 5}, 2, 0.5), bias = random_parameter({11}, 3);
-    INFO("left " << left);
+    INFO("left " << shape.left << ", chunk " << shape.chunk);
     CHECK(check({random_matrix(78, 11, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
-            return tape.depthwise_conv(v[0], weight, &bias, sequences, left);
+            return tape.depthwise_conv(v[0], weight, &bias, sequences, shape);
           }) < tolerance);
     CHECK(check({random_matrix(78, 11, 1)}, {&weight}, [&](auto& tape, const auto& v) {
-            return tape.depthwise_conv(v[0], weight, nullptr, sequences, left);
+            return tape.depthwise_conv(v[0], weight, nullptr, sequences, shape);
           }) < tolerance);
   }
 }

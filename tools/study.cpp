@@ -168,6 +168,7 @@ class Study {
   Recognizer untrained(Seed seed) const {
     const auto utterances = read_corpus(corpus_ / "train.jsonl");
     RecognizerConfig config;
+    config.model = from_name<EncoderName>(o_.encoder).value();
     config.encoder = preset_.encoder;
     config.features.fbank.num_mels = num_mels;
     config.features.fbank.sample_rate = read_audio(utterances.at(0).audio_filepath).sample_rate;

@@ -4,6 +4,8 @@
 //
 // The core in one include: no file formats, no audio (those are <laconic/io/...> and <laconic/speech/...>).
 
+#include <array>
+
 // The only place where the version is written: CMake reads it from here.
 #define LACONIC_VERSION_MAJOR 0
 #define LACONIC_VERSION_MINOR 1
@@ -71,6 +73,56 @@ constexpr void require(bool condition, const Parts&... parts) {
 }
 
 }  // namespace laconic
+#include <optional>
+#include <type_traits>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// One value of an enumeration and how files and command lines spell it.
+template <class Enum>
+struct EnumName {
+  Enum value;
+  std::string_view name;
+};
+
+/// An enumeration whose values have names. Beside `enum class Norm { layer, batch };` stands, once,
+///   constexpr auto enum_names(Norm) {
+///     return std::to_array<EnumName<Norm>>({{Norm::layer, "layer"}, {Norm::batch, "batch"}});
+///   }
+/// (inside a class: `friend constexpr`). It is found by argument-dependent lookup.
+template <class Enum>
+concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) {
+  enum_names(e);
+};
+
+/// The name of a value. Throws `Error` for a number that is none of the enumeration's values.
+template <NamedEnum Enum>
+constexpr std::string_view to_name(Enum value) {
+  for (const EnumName<Enum>& entry : enum_names(Enum{}))
+    if (entry.value == value) return entry.name;
+  throw Error(text("no name for value ", static_cast<long long>(value), " of an enumeration"));
+}
+
+/// The value of a name, if there is one.
+template <NamedEnum Enum>
+constexpr std::optional<Enum> from_name(std::string_view name) {
+  for (const EnumName<Enum>& entry : enum_names(Enum{}))
+    if (entry.name == name) return entry.value;
+  return std::nullopt;
+}
+
+/// All names, for messages: "layer, batch".
+template <NamedEnum Enum>
+std::string all_names() {
+  std::string out;
+  for (const EnumName<Enum>& entry : enum_names(Enum{})) {
+    if (!out.empty()) out += ", ";
+    out += entry.name;
+  }
+  return out;
+}
+
+}  // namespace laconic
 
 #include <cstddef>
 
@@ -128,19 +180,45 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
 
 namespace laconic::inline LACONIC_ABI {
 
+/// Attentions by name, for types that leave the choice open (`AnyAttention`).
+enum class AttentionName { by_type, mha, gqa, mqa, mla, mla_simple, mla_split, mla_head, mla_decoupled, input_latent, linear };
+constexpr auto enum_names(AttentionName) {
+  using enum AttentionName;
+  return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
+                                                 {mha, "mha"},
+                                                 {gqa, "gqa"},
+                                                 {mqa, "mqa"},
+                                                 {mla, "mla"},
+                                                 {mla_simple, "mla-simple"},
+                                                 {mla_split, "mla-split"},
+                                                 {mla_head, "mla-head"},
+                                                 {mla_decoupled, "mla-decoupled"},
+                                                 {input_latent, "input-latent"},
+                                                 {linear, "linear"}});
+}
+
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
   Index d_model = 0;
   Index num_heads = 0;
   Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
+  Index kv_lora_rank = 0;               ///< of the latent; that of the keys where values have one of their own; of each head where heads have their own
+  Index v_lora_rank = 0;                ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
+  Index q_lora_rank = 0;                ///< of low-rank queries
+  Index qk_rope_head_dim = 0;           ///< of the decoupled rotary key
+  Index head_dim = 0;                   ///< 0: d_model / num_heads
+  bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
+  AttentionName attention = AttentionName::by_type;
 };
 
-/// All numbers of one attention, from type and configuration together.
+/// All numbers of one attention, from type and configuration together. Numbers that a policy does not have are 0.
 struct AttentionDims {
-  Index d_model, num_heads, num_kv_heads, kv_lora_rank;
-  constexpr Index head_dim() const { return d_model / num_heads; }
-  constexpr Index kv_dim() const { return num_kv_heads * head_dim(); }
+  Index d_model, num_heads, num_kv_heads, head_dim;
+  bool bias;
+  Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;
+
+  constexpr Index q_dim() const { return num_heads * head_dim; }
+  constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
 };
 
 /// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer 2019),
@@ -156,9 +234,41 @@ struct Heads {
 
 }  // namespace laconic
 
-#include <Eigen/Core>
+#include <algorithm>
 
-#include <type_traits>
+namespace laconic::inline LACONIC_ABI {
+
+/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+struct Mask {
+  struct Keys {
+    Index begin, end;
+  };
+
+  static constexpr Index unlimited = -1;
+  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
+  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
+
+  static constexpr Mask bidirectional() { return {}; }
+  static constexpr Mask causal() { return {1, unlimited}; }
+  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
+
+  constexpr bool is_valid() const {
+    if (chunk == unlimited) return left_context == unlimited;
+    return chunk > 0 && (left_context == unlimited || left_context >= 0);
+  }
+
+  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
+  /// Chunks are counted from the first query.
+  constexpr Keys keys(Index query, Index past, Index num_keys) const {
+    if (chunk == unlimited) return {0, num_keys};
+    const Index start = past + query / chunk * chunk;
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::clamp<Index>(start + chunk, 0, num_keys)};
+  }
+};
+
+}  // namespace laconic
+
+#include <Eigen/Core>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -203,7 +313,6 @@ MatrixView<T> view(Matrix<T>& matrix) {
 
 }  // namespace laconic
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -429,175 +538,6 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
 
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
-
-/// Whether a layer has a bias.
-enum class Bias { no, yes };
-
-/// y = x W^T + b for every row: (rows, in) to (rows, out). Also a convolution of kernel 1 over time, whose weight is
-/// stored as `(out, in, 1)`. Initial values as PyTorch's: uniform within 1/sqrt(in).
-template <class T>
-class Linear : public Module<Linear<T>> {
- public:
-  Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
-  static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
-
-  Index in() const { return weight.value.cols(); }
-  Index out() const { return weight.value.rows(); }
-  bool has_bias() const { return bias.size() > 0; }
-
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x) const {
-    return context.linear(x, weight, has_bias() ? &bias : nullptr);
-  }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("weight", self.weight);
-    if (self.has_bias()) visit("bias", self.bias);
-  }
-
-  Parameter<T> weight, bias;
-
- private:
-  Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
-    const double bound = 1 / std::sqrt(static_cast<double>(in()));
-    fill_uniform(weight, bound, Random(seed, "weight"));
-    if (with_bias == Bias::yes) {
-      bias = Parameter<T>({out()});
-      fill_uniform(bias, bound, Random(seed, "bias"));
-    }
-  }
-};
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-// A key-value policy says what is kept of each frame and how keys and values come from it. It has
-//   cache_floats(dims), parameter_count(dims), flops(dims)   constexpr, a frame and layer
-//   resolved_rank(config)                                     its latent rank, 0 where it has none
-//   Layer<T>, a Module with a constructor (dims, seed):
-//     remember(context, x) -> Memory, expand(context, memory) -> KeysAndValues
-
-template <class Tensor>
-struct KeysAndValues {
-  Tensor k, v;  ///< (rows, num_kv_heads * head_dim) each
-};
-
-/// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
-struct FullRank {
-  static constexpr Index resolved_rank(const AttentionConfig& config) {
-    require(config.kv_lora_rank == 0, "kv_lora_rank: ", config.kv_lora_rank, " configured for an attention without a latent");
-    return 0;
-  }
-  static constexpr Index cache_floats(const AttentionDims& d) { return 2 * d.kv_dim(); }
-  static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + 1); }
-  static constexpr Index flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_k(d.d_model, d.kv_dim(), seed / "linear_k"), linear_v(d.d_model, d.kv_dim(), seed / "linear_v") {}
-
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> remember(Context& context, const Tensor& x) const {
-      return {linear_k(context, x), linear_v(context, x)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context&, KeysAndValues<Tensor> memory) const {
-      return memory;
-    }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_k", self.linear_k);
-      visit("linear_v", self.linear_v);
-    }
-
-    Linear<T> linear_k, linear_v;
-  };
-};
-
-/// One latent of R numbers a frame, from which all heads' keys and values are expanded: c = x A^T + b_c is cached,
-/// K = c B_K^T + b_K, V = c B_V^T + b_V (DeepSeek-V2 2024, equations 9 to 11, without the decoupled rotary key).
-template <Index R>
-struct SharedLatent {
-  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-
-  static constexpr Index resolved_rank(const AttentionConfig& config) {
-    const Index rank = resolve<R>(config.kv_lora_rank, "kv_lora_rank");
-    require(rank <= config.d_model, "kv_lora_rank: ", rank, " given, at most d_model = ", config.d_model,
-            " expected (a larger latent holds nothing more)");
-    return rank;
-  }
-  static constexpr Index cache_floats(const AttentionDims& d) { return d.kv_lora_rank; }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return d.kv_lora_rank * (d.d_model + 1) + 2 * d.kv_dim() * (d.kv_lora_rank + 1);
-  }
-  static constexpr Index flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * (d.d_model + 2 * d.kv_dim()); }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down"),
-          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up"),
-          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up") {}
-
-    template <class Context, class Tensor>
-    Tensor remember(Context& context, const Tensor& x) const {
-      return linear_kv_down(context, x);
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const Tensor& latent) const {
-      return {linear_k_up(context, latent), linear_v_up(context, latent)};
-    }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_kv_down", self.linear_kv_down);
-      visit("linear_k_up", self.linear_k_up);
-      visit("linear_v_up", self.linear_v_up);
-    }
-
-    Linear<T> linear_kv_down, linear_k_up, linear_v_up;
-  };
-};
-
-}  // namespace laconic
-
-#include <algorithm>
-
-namespace laconic::inline LACONIC_ABI {
-
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
-struct Mask {
-  struct Keys {
-    Index begin, end;
-  };
-
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
-
-  static constexpr Mask bidirectional() { return {}; }
-  static constexpr Mask causal() { return {1, unlimited}; }
-  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
-
-  constexpr bool is_valid() const {
-    if (chunk == unlimited) return left_context == unlimited;
-    return chunk > 0 && (left_context == unlimited || left_context >= 0);
-  }
-
-  /// The keys that the query at `position` sees, among `num_keys`. A position before the first key is negative.
-  constexpr Keys keys(Index position, Index num_keys) const {
-    if (chunk == unlimited) return {0, num_keys};
-    const Index start = (position < 0 ? (position + 1) / chunk - 1 : position / chunk) * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::min(num_keys, start + chunk)};
-  }
-};
-
-}  // namespace laconic
-
 #include <bit>
 #include <limits>
 #include <new>
@@ -615,6 +555,7 @@ struct ArenaState {
   std::array<ArenaBlock*, 256> free{};
   std::size_t reserved = 0, used = 0, peak = 0;
   bool orphaned = false;
+  bool settled = false;  // requests may take larger blocks
 };
 
 inline constexpr std::size_t arena_alignment = 64;
@@ -654,6 +595,10 @@ class Arena {
   std::size_t used_bytes() const { return state_->used; }
   std::size_t peak_bytes() const { return state_->peak; }
 
+  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles the
+  /// free blocks of every size, and lets requests take larger ones where their own size has run out.
+  void settle();
+
   /// Gives back what is not in use.
   void trim() {
     for (auto& list : state_->free)
@@ -667,6 +612,7 @@ class Arena {
  private:
   friend class Buffer;
 
+  detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
@@ -718,18 +664,44 @@ class Buffer {
   detail::ArenaBlock* block_ = nullptr;
 };
 
-inline Buffer Arena::allocate(std::size_t bytes) {
-  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
-  const std::uint32_t size_class = size_class_of(bytes);
+/// A free block of this size, or one from the system.
+inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {
     state_->free[size_class] = block->next;
-  } else {
-    const std::size_t size = class_bytes(size_class);
-    block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
-        detail::ArenaBlock{state_, nullptr, size, size_class, 0};
-    state_->reserved += size;
+    return block;
   }
+  const std::size_t size = class_bytes(size_class);
+  block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+  state_->reserved += size;
+  return block;
+}
+
+inline void Arena::settle() {
+  for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
+    detail::ArenaBlock*& list = state_->free[size_class];
+    Index count = 0;
+    for (const auto* block = list; block != nullptr; block = block->next) ++count;
+    for (; count > 0; --count) {
+      detail::ArenaBlock* kept = std::exchange(list, nullptr);
+      list = take(size_class);
+      list->next = kept;
+    }
+  }
+  state_->settled = true;
+}
+
+inline Buffer Arena::allocate(std::size_t bytes) {
+  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
+  std::uint32_t size_class = size_class_of(bytes);
+  if (state_->settled && state_->free[size_class] == nullptr)
+    for (std::uint32_t larger = size_class + 1; larger < state_->free.size(); ++larger)
+      if (state_->free[larger] != nullptr) {
+        size_class = larger;
+        break;
+      }
+  detail::ArenaBlock* block = take(size_class);
   block->owners = 1;
   state_->used += block->bytes;
   if (state_->used > state_->peak) state_->peak = state_->used;
@@ -746,27 +718,33 @@ namespace laconic::inline LACONIC_ABI {
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
 class Sequences {
  public:
-  Sequences() : own_{0}, offsets_(own_) {}
+  Sequences() : offsets_(none) {}
   /// Allocates from the heap.
   explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
   Sequences(const Sequences& other)
-      : own_(other.own_), buffer_(other.buffer_), offsets_(buffer_.empty() ? std::span<const Index>(own_) : other.offsets_) {}
+      : own_(other.own_), buffer_(other.buffer_), offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
   Sequences& operator=(Sequences other) noexcept {
     own_.swap(other.own_);
     std::swap(buffer_, other.buffer_);
-    offsets_ = buffer_.empty() ? std::span<const Index>(own_) : other.offsets_;
+    offsets_ = own_.empty() ? other.offsets_ : std::span<const Index>(own_);
     return *this;
   }
 
-  /// The sequences whose lengths are `map(length)` of these, in memory of the arena: once warm, it allocates nothing.
-  template <class Map>
-  Sequences map_lengths(Arena& arena, Map&& map) const {
-    Sequences out(arena, size());
+  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
+  /// allocates nothing.
+  template <class Length>
+  static Sequences make(Arena& arena, Index size, Length&& length) {
+    Sequences out(arena, size);
     auto* offsets = static_cast<Index*>(out.buffer_.data());
     offsets[0] = 0;
-    for (Index n = 0; n < size(); ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, map(length(n)));
+    for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
     return out;
+  }
+  /// The sequences whose lengths are `map(length)` of these.
+  template <class Map>
+  Sequences map_lengths(Arena& arena, Map&& map) const {
+    return make(arena, size(), [&](Index n) { return map(length(n)); });
   }
 
   Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
@@ -796,6 +774,8 @@ class Sequences {
       offsets[n + 1] = offsets[n] + lengths[n];
     }
   }
+
+  static constexpr Index none[1] = {0};  // offsets of no sequences
 
   std::vector<Index> own_;
   Buffer buffer_;
@@ -842,7 +822,41 @@ struct RelativeTerm {
   Tensor table{};
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
+  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
 };
+
+/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads / num_blocks).
+struct HeadShape {
+  Index num_heads, num_blocks;
+  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
+};
+
+/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
+/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
+enum class RotaryPairs { interleaved, halves };
+
+/// A depthwise convolution over time: output t sees inputs t - left and on.
+struct DepthwiseShape {
+  Index left;
+  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
+  Index past = 0;                 ///< so many inputs at the head of every sequence are earlier frames, which give no output
+};
+
+/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits with
+/// a scale a row.
+enum class CacheStorage { full, bf16, int8 };
+constexpr auto enum_names(CacheStorage) {
+  return std::to_array<EnumName<CacheStorage>>({{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
+}
+
+/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
+constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
+  switch (storage) {
+    case CacheStorage::bf16: return 2 * width;
+    case CacheStorage::int8: return width + 4;
+    default: return number_bytes * width;
+  }
+}
 
 /// The parameters of a batch norm.
 template <class T>
@@ -922,26 +936,724 @@ class DropoutMask {
 
 namespace laconic::inline LACONIC_ABI {
 
-// A position policy says how attention knows the order of frames. It has
-//   key_bias_cancels                       a bias on the keys moves all scores of a query alike, so softmax ignores it
-//   parameter_count(dims), flops(dims, frames)   constexpr, a layer
-//   enter(context, x, sequences)           what happens once, before the first layer: new rows and a table for all layers
-//   Layer<T>, a Module with a constructor (dims, seed): term(context, table)   what one layer adds to the scores
+/// Whether a layer has a bias.
+enum class Bias { no, yes };
 
-/// The sinusoid of Vaswani et al. 2017: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
-inline double sinusoid(double position, Index column, Index d_model) {
-  const double rate = std::pow(10000.0, -static_cast<double>(column / 2 * 2) / static_cast<double>(d_model));
-  return column % 2 == 0 ? std::sin(position * rate) : std::cos(position * rate);
-}
+/// y = x W^T + b for every row: (rows, in) to (rows, out). Also a convolution of kernel 1 over time, whose weight is
+/// stored as `(out, in, 1)`. Initial values as PyTorch's: uniform within 1/sqrt(in).
+template <class T>
+class Linear : public Module<Linear<T>> {
+ public:
+  Linear() = default;
+  Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
+  static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
 
-/// Rows as they enter the first layer, and the table that all layers share (empty where there is none).
-template <class Tensor>
-struct Positioned {
-  Tensor x, table;
+  Index in() const { return weight.value.cols(); }
+  Index out() const { return weight.value.rows(); }
+  bool has_bias() const { return bias.size() > 0; }
+  const Parameter<T>* bias_or_null() const { return has_bias() ? &bias : nullptr; }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.linear(x, weight, bias_or_null());
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.has_bias()) visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
+    const double bound = 1 / std::sqrt(static_cast<double>(in()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({out()});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
 };
 
-/// For policies without parameters.
-struct NoPositionLayer {
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
+template <class T>
+class LayerNorm : public Module<LayerNorm<T>> {
+ public:
+  static constexpr Index parameter_count(Index channels) { return 2 * channels; }
+
+  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.layer_norm(x, weight, bias, eps_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  double eps_;
+};
+
+/// Each row divided by the root of its mean square, then scaled by channel (Zhang and Sennrich 2019).
+template <class T>
+class RmsNorm : public Module<RmsNorm<T>> {
+ public:
+  static constexpr Index parameter_count(Index channels) { return channels; }
+
+  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.rms_norm(x, weight, eps_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+
+  Parameter<T> weight;
+
+ private:
+  double eps_;
+};
+
+/// No norm, where one can be chosen.
+template <class T>
+class NoNorm : public Module<NoNorm<T>> {
+ public:
+  static constexpr Index parameter_count(Index) { return 0; }
+  explicit NoNorm(Index) {}
+  template <class Context, class Tensor>
+  Tensor operator()(Context&, const Tensor& x) const {
+    return x;
+  }
+  static void each_parameter(auto&, auto&&) {}
+};
+
+/// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
+/// (Ioffe and Szegedy 2015). Rows are packed, so padding cannot enter the statistics.
+template <class T>
+class BatchNorm : public Module<BatchNorm<T>> {
+ public:
+  explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
+      : weight({channels}), bias({channels}), running_mean({channels}, Role::statistic), running_var({channels}, Role::statistic),
+        eps_(eps), momentum_(momentum) {
+    weight.value.setOnes();
+    running_var.value.setOnes();
+  }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+    visit("running_mean", self.running_mean);
+    visit("running_var", self.running_var);
+  }
+
+  Parameter<T> weight, bias, running_mean, running_var;
+
+ private:
+  double eps_, momentum_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which case
+/// they are always stored in full.
+struct CachePart {
+  Index width;
+  bool positional = false;
+};
+
+/// Keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
+template <class Tensor>
+struct KeysAndValues {
+  Tensor k, v;
+};
+
+/// Keys and values of an attention whose expansion was moved into its queries and its output.
+struct AbsorbedShape {
+  Index num_kv_heads, key_width, value_width;
+};
+
+/// A key-value policy says what is kept of each frame, and how keys and values come from it. All of it is constexpr but
+/// `Layer<T>`, a Module made from (dims, seed), which has
+///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
+///   expand(context, memory) -> KeysAndValues                                     keys and values of every key-value head
+///   value_weight() -> const Parameter<T>&                                        the first matrix that meets the value input
+/// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
+///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
+///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape
+///   release(context, out)  what attention over latents gave, to (rows, num_heads * head_dim)
+template <class P>
+concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
+  { P::is_latent } -> std::convertible_to<bool>;
+  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
+  { P::num_parts } -> std::convertible_to<Index>;
+  { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
+  P::set_ranks(config, dims);  // throws where type and configuration contradict each other
+  { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
+  { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
+  typename P::template Layer<float>;
+};
+
+/// Checks that nothing is configured that the policy does not have.
+constexpr void require_no_rank(Index configured, const char* name) {
+  require(configured == 0, name, ": ", configured, " configured for an attention that has none");
+}
+constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
+
+/// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
+struct FullRank {
+  static constexpr bool is_latent = false, one_input = false;
+  static constexpr Index num_parts = 2, rotary_part = 0;
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
+    require_no_rank(c.kv_lora_rank, "kv_lora_rank");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_dim()}, {d.kv_dim()}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + d.bias); }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims&) { return 0; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_k(d.d_model, d.kv_dim(), seed / "linear_k", bias_if(d.bias)),
+          linear_v(d.d_model, d.kv_dim(), seed / "linear_v", bias_if(d.bias)) {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k(context, key_input), linear_v(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 2>& memory) const {
+      return {memory[0], memory[1]};
+    }
+    const Parameter<T>& value_weight() const { return linear_v.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k", self.linear_k);
+      visit("linear_v", self.linear_v);
+    }
+
+    Linear<T> linear_k, linear_v;
+  };
+};
+
+/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that loses
+/// nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
+struct InputLatent {
+  static constexpr bool is_latent = true, one_input = true;
+  static constexpr Index num_parts = 1, rotary_part = -1;
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) { return FullRank::parameter_count(d); }
+  static constexpr Index remember_flops(const AttentionDims&) { return 0; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return FullRank::remember_flops(d); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.d_model; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.d_model, d.d_model}; }
+
+  template <class T>
+  class Layer : public FullRank::Layer<T> {
+   public:
+    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
+      return {value_input};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      return {this->linear_k(context, memory[0]), this->linear_v(context, memory[0])};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      return context.head_linear(q, this->linear_k.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
+      return {memory[0], memory[0]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return context.head_linear(out, this->linear_v.weight, this->linear_v.bias_or_null(), heads_);
+    }
+
+   private:
+    HeadShape heads_;
+  };
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+// Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike and
+// so needs no absorbing; one on the values is added once, since probabilities sum to 1.
+
+/// A latent rank from type and configuration, at most `most`, which holds everything.
+template <Index R>
+constexpr Index resolve_rank(Index configured, const char* name, Index most, const char* most_name) {
+  const Index rank = resolve<R>(configured, name);
+  require(rank <= most, name, ": ", rank, " given, at most ", most_name, " = ", most, " expected (a larger latent holds nothing more)");
+  return rank;
+}
+
+/// One latent of R numbers a frame, from which all heads' keys and values are expanded: c = x A^T + b_c is cached,
+/// K = c B_K^T + b_K, V = c B_V^T + b_V (DeepSeek-V2 2024, equations 9 to 11, without the decoupled rotary key).
+template <Index R>
+struct SharedLatent {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool is_latent = true, one_input = true;
+  static constexpr Index num_parts = 1, rotary_part = -1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return d.kv_lora_rank * (d.d_model + d.bias) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * 2 * d.kv_dim(); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.kv_lora_rank; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {linear_kv_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[0])};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
+      return {memory[0], memory[0]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return context.head_linear(out, linear_v_up.weight, linear_v_up.bias_or_null(), heads_);
+    }
+    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_kv_down", self.linear_kv_down);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_kv_down, linear_k_up, linear_v_up;
+
+   private:
+    HeadShape heads_;
+  };
+};
+
+/// One latent for all heads, and two steps from it to each: K_i = (c W_KA,i + b) W_KB,i + b, V likewise. The same functions as
+/// `SharedLatent` has, with other ways for training to find them.
+template <Index R>
+struct TwoStageLatent {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool is_latent = true, one_input = true;
+  static constexpr Index num_parts = 1, rotary_part = -1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return SharedLatent<R>::parameter_count(d) + 2 * d.kv_dim() * (d.head_dim + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return SharedLatent<R>::remember_flops(d); }
+  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim); }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
+          linear_k_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_a", bias_if(d.bias)),
+          linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
+          linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
+          linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {linear_kv_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      const HeadShape each{heads_.num_blocks, heads_.num_blocks};
+      return {context.head_linear(linear_k_a(context, memory[0]), linear_k_b.weight, linear_k_b.bias_or_null(), each),
+              context.head_linear(linear_v_a(context, memory[0]), linear_v_b.weight, linear_v_b.bias_or_null(), each)};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      const HeadShape transposed{heads_.num_heads, heads_.num_blocks, true};
+      return context.head_linear(context.head_linear(q, linear_k_b.weight, nullptr, transposed), linear_k_a.weight, nullptr, transposed);
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
+      return {memory[0], memory[0]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return context.head_linear(context.head_linear(out, linear_v_a.weight, linear_v_a.bias_or_null(), heads_), linear_v_b.weight,
+                                 linear_v_b.bias_or_null(), heads_);
+    }
+    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_kv_down", self.linear_kv_down);
+      visit("linear_k_a", self.linear_k_a);
+      visit("linear_k_b", self.linear_k_b);
+      visit("linear_v_a", self.linear_v_a);
+      visit("linear_v_b", self.linear_v_b);
+    }
+
+    /// The `_b` ones hold a (head_dim, head_dim) matrix for every key-value head, one below the other.
+    Linear<T> linear_kv_down, linear_k_a, linear_k_b, linear_v_a, linear_v_b;
+
+   private:
+    HeadShape heads_;
+  };
+};
+
+/// A latent for the keys and one for the values: c_K = x A_K^T + b, K = c_K B_K^T, V likewise (Palu, Chang et al. 2024). Keys
+/// and values may so come from different inputs.
+template <Index RK, Index RV = RK>
+struct SplitLatent {
+  static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool is_latent = true, one_input = false;
+  static constexpr Index num_parts = 2, rotary_part = -1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank", c.d_model, "d_model");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.v_lora_rank}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim(); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim(); }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
+          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no), heads_{d.num_heads, d.num_kv_heads} {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[1])};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 2>& memory) const {
+      return {memory[0], memory[1]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return context.head_linear(out, linear_v_up.weight, nullptr, heads_);
+    }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, linear_k_up, linear_v_up;
+
+   private:
+    HeadShape heads_;
+  };
+};
+
+/// Latents of R numbers for the keys and for the values of every key-value head, and expansions that all heads share:
+/// K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, that of the values goes through so many numbers:
+/// V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
+template <Index R, Index ValueRank = 0>
+struct HeadLatent {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
+  static constexpr bool is_latent = true, one_input = false;
+  static constexpr Index num_parts = 2, rotary_part = -1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
+    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank, " given, at most kv_lora_rank = ", d.kv_lora_rank,
+            " expected");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{latent_dim(d)}, {latent_dim(d)}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank}; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
+          k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
+          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no), num_heads_(d.num_heads),
+          num_kv_heads_(d.num_kv_heads) {
+      if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {context.head_linear(memory[0], k_expand.weight, nullptr, {num_kv_heads_, 1}), value(context, memory[1], num_kv_heads_)};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      return context.head_linear(q, k_expand.weight, nullptr, {num_heads_, 1, true});
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 2>& memory) const {
+      return {memory[0], memory[1]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return value(context, out, num_heads_);
+    }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("k_expand", self.k_expand);
+      if constexpr (ValueRank > 0) visit("v_reduce", self.v_reduce);
+      visit("v_expand", self.v_expand);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
+
+   private:
+    template <class Context, class Tensor>
+    Tensor value(Context& context, const Tensor& latent, Index heads) const {
+      if constexpr (ValueRank > 0)
+        return context.head_linear(context.head_linear(latent, v_reduce.weight, nullptr, {heads, 1}), v_expand.weight, nullptr, {heads, 1});
+      else
+        return context.head_linear(latent, v_expand.weight, nullptr, {heads, 1});
+    }
+
+    Index num_heads_, num_kv_heads_;
+  };
+
+ private:
+  static constexpr Index value_expansion(const AttentionDims& d) {
+    return ValueRank > 0 ? ValueRank * (d.kv_lora_rank + d.head_dim) : d.kv_lora_rank * d.head_dim;
+  }
+};
+
+/// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of RopeDim
+/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T): both are cached. Keys are [c B_K^T, k_R], so
+/// position never stands between latent and key. Biases, where configured, as in `SharedLatent`, on the expansions only.
+template <Index R, Index RopeDim, template <class> class Norm = RmsNorm>
+struct DecoupledLatent {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0), "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
+  static constexpr bool is_latent = true, one_input = true;
+  static constexpr Index num_parts = 2, rotary_part = 1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    d.qk_rope_head_dim = resolve<RopeDim>(c.qk_rope_head_dim, "qk_rope_head_dim");
+    require(d.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: ", d.qk_rope_head_dim, " given, an even number expected");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + Norm<float>::parameter_count(d.kv_lora_rank) +
+           2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return SharedLatent<R>::expand_flops(d); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return SharedLatent<R>::absorb_flops(d); }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank + d.qk_rope_head_dim, d.kv_lora_rank}; }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no), kv_norm(d.kv_lora_rank),
+          linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", Bias::no),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {kv_norm(context, linear_kv_down(context, value_input)), linear_k_rope(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {context.concat(linear_k_up(context, memory[0]), memory[1], heads_.num_blocks, 1), linear_v_up(context, memory[0])};
+    }
+    template <class Context, class Tensor>
+    Tensor absorb(Context& context, const Tensor& q) const {
+      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> latents(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {context.concat(memory[0], memory[1]), memory[0]};
+    }
+    template <class Context, class Tensor>
+    Tensor release(Context& context, const Tensor& out) const {
+      return context.head_linear(out, linear_v_up.weight, linear_v_up.bias_or_null(), heads_);
+    }
+    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_kv_down", self.linear_kv_down);
+      visit("kv_norm", self.kv_norm);
+      visit("linear_k_rope", self.linear_k_rope);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_kv_down;
+    Norm<T> kv_norm;
+    Linear<T> linear_k_rope, linear_k_up, linear_v_up;
+
+   private:
+    HeadShape heads_;
+  };
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those that came
+/// now, and slots say for each sequence where the layers' states have what came before.
+template <class Tensor>
+struct Pass {
+  const Sequences& sequences;
+  Mask mask{};
+  Tensor table{};                     ///< of the position policy
+  std::span<const Index> slots{};
+  std::span<const Index> firsts{};    ///< the place of each sequence's first row in its stream; empty: 0
+
+  Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
+};
+
+/// What the states of a model's layers are made for.
+struct StateShape {
+  Index slots;         ///< streams
+  Index left_context;  ///< frames that attention keeps
+  Index chunk;         ///< the most frames of one stream in a pass
+  CacheStorage storage = CacheStorage::full;
+};
+
+/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no cost.
+template <class State>
+inline constexpr bool has_state = !std::is_null_pointer_v<State>;
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A position policy says how attention knows the order of frames. It has
+///   key_bias_cancels       a bias on the keys moves all scores of a query alike, so softmax ignores it
+///   is_relative            scores gain a term of the distance between query and key
+///   turns_input            the input of queries and keys is turned before their projections
+///   turns_keys             queries and keys are turned after them
+///   enter(context, x, pass)              what happens once, before the first layer, to the rows
+///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
+///   Layer<T>, a Module made from (dims, seed): term(context, table)   what one layer adds to the scores
+template <class P>
+concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
+  { P::key_bias_cancels } -> std::convertible_to<bool>;
+  { P::is_relative } -> std::convertible_to<bool>;
+  { P::turns_input } -> std::convertible_to<bool>;
+  { P::turns_keys } -> std::convertible_to<bool>;
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::flops(dims, count) } -> std::convertible_to<Index>;  // a layer, over so many frames
+  typename P::template Layer<float>;
+};
+
+/// What policies have in common that change nothing, keep nothing and learn nothing.
+struct PlainPosition {
+  static constexpr bool key_bias_cancels = true, is_relative = false, turns_input = false, turns_keys = false;
+  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
+  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
+
+  template <class Context, class Tensor>
+  static Tensor enter(Context&, Tensor x, const Pass<Tensor>&) {
+    return x;
+  }
+  template <class Context, class Tensor>
+  static Tensor table(Context&, const AttentionDims&, Index, const Pass<Tensor>&) {
+    return {};
+  }
+
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
@@ -950,61 +1662,86 @@ struct NoPositionLayer {
     RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
       return {};
     }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
+      return {};
+    }
     static void each_parameter(auto&, auto&&) {}
   };
-  static constexpr Index parameter_count(const AttentionDims&) { return 0; }
-  static constexpr Index flops(const AttentionDims&, Index) { return 0; }
 };
 
 /// Order is known from elsewhere (convolutions) or not at all.
-struct NoPosition : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
-  template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context&, const Tensor& x, const Sequences&) {
-    return {x, {}};
+struct NoPosition : PlainPosition {};
+
+/// The rates 10000^(-2 m / width) at which pairs of columns turn with position (Vaswani et al. 2017, section 3.5).
+class SinusoidRates {
+ public:
+  SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
+    for (Index m = 0; 2 * m < width; ++m)
+      static_cast<double*>(buffer_.data())[m] = std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
   }
+  double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
+
+ private:
+  Buffer buffer_;
 };
 
+/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
+template <class Context, class Position>
+auto sinusoids(Context& context, Index rows, Index d_model, Position&& position) {
+  const SinusoidRates rates(context.arena(), d_model);
+  return context.constant(rows, d_model, [&](Index row, Index column) {
+    const double angle = position(row) * rates[column / 2];
+    return column % 2 == 0 ? std::sin(angle) : std::cos(angle);
+  });
+}
+
 /// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
-struct Sinusoidal : NoPositionLayer {
-  static constexpr bool key_bias_cancels = true;
+struct Sinusoidal : PlainPosition {
   template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    const auto positions = context.constant(x.rows(), x.cols(), [&](Index row, Index column) {
-      return sinusoid(static_cast<double>(row - sequences.begin(sequences.sequence_of(row))), column, x.cols());
+  static Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) {
+    const auto positions = sinusoids(context, x.rows(), x.cols(), [&](Index row) {
+      const Index n = pass.sequences.sequence_of(row);
+      return static_cast<double>(pass.first(n) + row - pass.sequences.begin(n));
     });
-    return {context.add(x, positions), {}};
+    return context.add(std::move(x), positions);
   }
 };
 
 /// Scores gain (q + v) . W_pos r(i - j), and content scores use q + u (Dai et al. 2019, section 3.3; as in ESPnet's
 /// "latest" and the Hugging Face Conformer). Keys are untouched by position, so any key-value policy goes with it.
-struct RelativePosition {
-  static constexpr bool key_bias_cancels = true;
-  static constexpr Index parameter_count(const AttentionDims& d) { return d.d_model * d.d_model + 2 * d.d_model; }
+struct RelativePosition : PlainPosition {
+  static constexpr bool is_relative = true;
+  static constexpr Index parameter_count(const AttentionDims& d) { return d.q_dim() * d.d_model + 2 * d.q_dim(); }
   static constexpr Index flops(const AttentionDims& d, Index frames) {
-    return 2 * (2 * frames - 1) * d.d_model * (d.d_model + frames);
+    return 2 * (2 * frames - 1) * d.q_dim() * (d.d_model + frames);
   }
 
-  /// The table (2 * longest - 1, d_model): row `longest` - 1 - r is the sinusoid of distance r = i - j.
+  /// The sinusoids of distances n - 1 down to -(n - 1), (2 n - 1, d_model), for sequences of up to n frames.
+  template <class Context>
+  static auto distances(Context& context, const AttentionDims& d, Index n) {
+    return sinusoids(context, 2 * n - 1, d.d_model, [&](Index row) { return static_cast<double>(n - 1 - row); });
+  }
   template <class Context, class Tensor>
-  static Positioned<Tensor> enter(Context& context, const Tensor& x, const Sequences& sequences) {
-    const Index longest = std::max<Index>(1, sequences.max_length()), d_model = x.cols();
-    return {x, context.constant(2 * longest - 1, d_model, [&](Index row, Index column) {
-              return sinusoid(static_cast<double>(longest - 1 - row), column, d_model);
-            })};
+  static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
+    return distances(context, d, std::max<Index>(1, pass.sequences.max_length()));
   }
 
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_pos(d.d_model, d.d_model, seed / "linear_pos", Bias::no),
-          pos_bias_u({d.num_heads, d.head_dim()}), pos_bias_v({d.num_heads, d.head_dim()}) {}
+        : linear_pos(d.d_model, d.q_dim(), seed / "linear_pos", Bias::no),
+          pos_bias_u({d.num_heads, d.head_dim}), pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
-      return {linear_pos(context, table), &pos_bias_u, &pos_bias_v};
+      return term_of(linear_pos(context, table));
+    }
+    /// The same from the table as this layer projects it.
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(Tensor projected) const {
+      return {std::move(projected), &pos_bias_u, &pos_bias_v};
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -1018,6 +1755,122 @@ struct RelativePosition {
   };
 };
 
+/// What rotary policies share: the angles of each row, (rows, width): cosines of the pairs, then their sines.
+struct RotaryTable : PlainPosition {
+  template <class Context, class Tensor>
+  static Tensor table(Context& context, const AttentionDims&, Index width, const Pass<Tensor>& pass) {
+    const SinusoidRates rates(context.arena(), width);
+    return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
+      const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
+      const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
+      return column < width / 2 ? std::cos(angle) : std::sin(angle);
+    });
+  }
+};
+
+/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al. 2021); of a
+/// decoupled latent, only the parts that it sets aside for this.
+template <RotaryPairs Pairs = RotaryPairs::interleaved>
+struct Rotary : RotaryTable {
+  static constexpr bool key_bias_cancels = false, turns_keys = true;
+  static constexpr RotaryPairs pairs = Pairs;
+};
+
+/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face Conformer
+/// does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
+template <RotaryPairs Pairs = RotaryPairs::halves>
+struct InputRotary : RotaryTable {
+  static constexpr bool turns_input = true;
+  static constexpr RotaryPairs pairs = Pairs;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Queries (rows, num_heads * head_dim), and what of them a decoupled rotary position turns, (rows, num_heads *
+/// qk_rope_head_dim): empty where there is none.
+template <class Tensor>
+struct Queries {
+  Tensor content, rope;
+};
+
+/// The part of a query policy's layer that both have: from `in` numbers to the queries of all heads.
+template <class T>
+class QueryExpansion : public Module<QueryExpansion<T>> {
+ public:
+  QueryExpansion(const AttentionDims& d, Index in, Seed seed) : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
+    if (d.qk_rope_head_dim > 0)
+      linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
+  }
+  static constexpr Index parameter_count(const AttentionDims& d, Index in) {
+    return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
+  }
+
+  template <class Context, class Tensor>
+  Queries<Tensor> operator()(Context& context, const Tensor& x) const {
+    return {linear_q(context, x), linear_q_rope.out() > 0 ? linear_q_rope(context, x) : Tensor()};
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("linear_q", self.linear_q);
+    if (self.linear_q_rope.out() > 0) visit("linear_q_rope", self.linear_q_rope);
+  }
+
+  Linear<T> linear_q, linear_q_rope;
+};
+
+/// q = x W_Q^T + b_Q.
+struct FullQuery {
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) { require_no_rank(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr Index parameter_count(const AttentionDims& d) { return QueryExpansion<float>::parameter_count(d, d.d_model); }
+  static constexpr Index flops(const AttentionDims& d) { return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model; }
+
+  template <class T>
+  class Layer : public QueryExpansion<T> {
+   public:
+    Layer(const AttentionDims& d, Seed seed) : QueryExpansion<T>(d, d.d_model, seed) {}
+    const Parameter<T>& input_weight() const { return this->linear_q.weight; }
+  };
+};
+
+/// q = norm(x W_DQ^T) W_UQ^T (DeepSeek-V2 2024, equations 12 and 13).
+template <Index R, template <class> class Norm = RmsNorm>
+struct LowRankQuery {
+  static_assert(R == dyn || R > 0, "laconic: the rank of the queries must be positive, or `dyn`");
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
+           QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
+  }
+  static constexpr Index flops(const AttentionDims& d) {
+    return 2 * d.q_lora_rank * (d.d_model + d.num_heads * (d.head_dim + d.qk_rope_head_dim));
+  }
+
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no), q_norm(d.q_lora_rank), up(d, d.q_lora_rank, seed) {}
+
+    template <class Context, class Tensor>
+    Queries<Tensor> operator()(Context& context, const Tensor& x) const {
+      return up(context, q_norm(context, linear_q_down(context, x)));
+    }
+    const Parameter<T>& input_weight() const { return linear_q_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_q_down", self.linear_q_down);
+      visit("q_norm", self.q_norm);
+      QueryExpansion<T>::each_parameter(self.up, visit);
+    }
+
+    Linear<T> linear_q_down;
+    Norm<T> q_norm;
+    QueryExpansion<T> up;
+  };
+};
+
 }  // namespace laconic
 
 namespace laconic::inline LACONIC_ABI {
@@ -1028,44 +1881,127 @@ struct Frames {
 };
 constexpr Frames frames(Index count) { return {count}; }
 
+/// Scores as probabilities: softmax of scaled products.
+struct Softmax {
+  static constexpr bool is_linear = false;
+};
+/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size (Katharopoulos et
+/// al. 2020). It cannot forget: a limited left context is refused.
+struct LinearKernel {
+  static constexpr bool is_linear = true;
+};
+
+/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion into
+/// queries and output. `by_cost` takes the one of fewer operations.
+enum class AttentionPath { by_cost, expanded, absorbed };
+
 template <class Policy, class T>
 class AttentionLayer;
 
-/// Softmax attention as a choice of independent policies, with its costs known at compile time. The layer that computes
-/// it is `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
-template <class HeadsPolicy, class KeyValuePolicy, class PositionPolicy = RelativePosition>
+/// Attention as a choice of independent policies, with its costs known at compile time. The layer that computes it is
+/// `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
+template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition, class Query_ = FullQuery,
+          class Score_ = Softmax>
 struct Attention {
   using Heads = HeadsPolicy;
-  using KeyValue = KeyValuePolicy;
-  using Position = PositionPolicy;
+  using KeyValue = KeyValue_;
+  using Position = Position_;
+  using Query = Query_;
+  using Score = Score_;
   template <class T>
   using Layer = AttentionLayer<Attention, T>;
+
+  static_assert(!(KeyValue::one_input && Position::turns_input),
+                "laconic: one latent for keys and values does not go with InputRotary, which projects them from different inputs; a split one does");
+  static_assert(!(Position::turns_keys && KeyValue::rotary_part < 0),
+                "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled latent has a key for it");
+  static_assert(Position::turns_keys || KeyValue::rotary_part != 1,
+                "laconic: a decoupled latent has a rotary key, so its position is Rotary");
+  static_assert(!(Score::is_linear && KeyValue::is_latent),
+                "laconic: linear attention caches a state, neither keys nor values, so a latent has no meaning with it");
+  static_assert(!(Score::is_linear && (Position::is_relative || Position::turns_keys)),
+                "laconic: linear attention never compares one query with one key, so their distance has no place in it");
 
   /// Throws where type and configuration contradict each other or the numbers do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     const Index heads = resolve<Heads::num_heads>(config.num_heads, "num_heads");
     const Index kv_heads = resolve<Heads::num_kv_heads>(
         Heads::num_kv_heads == dyn && config.num_kv_heads == 0 ? heads : config.num_kv_heads, "num_kv_heads");
-    require(config.d_model > 0 && config.d_model % heads == 0, "num_heads: ", heads, " heads given, a divisor of d_model = ",
-            config.d_model, " expected");
+    require(config.d_model > 0 && (config.head_dim > 0 || config.d_model % heads == 0), "num_heads: ", heads,
+            " heads given, a divisor of d_model = ", config.d_model, " expected");
     require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads, " key-value heads given, a divisor of num_heads = ", heads, " expected");
-    return {config.d_model, heads, kv_heads, KeyValue::resolved_rank(config)};
+    AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads, config.attention_bias};
+    KeyValue::set_ranks(config, d);
+    Query::set_ranks(config, d);
+    if (Position::turns_input)
+      require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ", heads,
+              " heads fill d_model = ", d.d_model, " with expected");
+    if (Position::turns_keys) require(rotary_width(d) % 2 == 0, "head_dim: ", d.head_dim, " given, an even one expected to turn pairs");
+    return d;
   }
 
-  /// Bytes that one layer caches for this many frames.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Index bytes_per_number = 4) {
-    return KeyValue::cache_floats(dims(config)) * n.count * bytes_per_number;
+  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always stored in
+  /// full.
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+    const AttentionDims d = dims(config);
+    if constexpr (Score::is_linear) return state_size(d) * 4;
+    Index bytes = 0;
+    for (const CachePart& part : KeyValue::parts(d)) bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
+    return n.count * bytes;
   }
   /// Trained numbers of one layer.
   static constexpr Index parameter_count(const AttentionConfig& config) {
     const AttentionDims d = dims(config);
-    return 2 * d.d_model * (d.d_model + 1) + KeyValue::parameter_count(d) + Position::parameter_count(d);
+    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
   }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, every frame seeing all.
-  static constexpr Index flops(const AttentionConfig& config, Frames n) {
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the cheaper path.
+  static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     const AttentionDims d = dims(config);
     const Index t = n.count;
-    return t * (2 * 2 * d.d_model * d.d_model + KeyValue::flops(d)) + 4 * t * t * d.d_model + Position::flops(d, t);
+    const Index projections = t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
+    if constexpr (Score::is_linear)
+      return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
+    else
+      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)});
+  }
+
+  /// How much there is to attend: rows of queries and keys, and pairs of both that the mask shows.
+  struct Work {
+    Index q_rows, kv_rows, pairs;
+  };
+  /// Operations behind the projections of x, without the term of position, which is the same on both paths
+  /// (DeepSeek-V2 2024, appendix D; attention over latents reads them once for all heads, but multiplies wider rows).
+  static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
+    return work.kv_rows * KeyValue::expand_flops(d) + 2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
+  }
+  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires KeyValue::is_latent {
+    const AbsorbedShape a = KeyValue::absorbed(d);
+    return work.q_rows * KeyValue::absorb_flops(d) + 2 * d.num_heads * work.pairs * (a.key_width + a.value_width);
+  }
+  static constexpr bool absorbing_is_cheaper(const AttentionDims& d, const Work& work) {
+    if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
+    return false;
+  }
+  /// Pairs of query and key in one sequence.
+  static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
+    if (mask.chunk == Mask::unlimited) return queries * keys;
+    Index pairs = 0;
+    for (Index i = 0; i < queries; i += mask.chunk) {
+      const auto seen = mask.keys(i, keys - queries, keys);
+      pairs += std::min(mask.chunk, queries - i) * (seen.end - seen.begin);
+    }
+    return pairs;
+  }
+
+  /// Of what the position turns: a head, or its part that is set aside for this.
+  static constexpr Index rotary_width(const AttentionDims& d) { return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim; }
+  /// Numbers of the state of linear attention.
+  static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
+
+ private:
+  static constexpr Index core_flops(const AttentionDims& d, const Work& work) {
+    if constexpr (KeyValue::is_latent) return std::min(expanded_flops(d, work), absorbed_flops(d, work));
+    return expanded_flops(d, work);
   }
 };
 
@@ -1077,47 +2013,353 @@ using Gqa = Attention<Heads<H, G>, FullRank, Position>;
 template <Index H, class Position = RelativePosition>
 using Mqa = Attention<Heads<H, 1>, FullRank, Position>;
 template <Index H, Index R, class Position = RelativePosition>
+using Mla = Attention<Heads<H, H>, TwoStageLatent<R>, Position>;
+template <Index H, Index R, class Position = RelativePosition>
 using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
+template <Index H, Index RK, Index RV = RK, class Position = RelativePosition>
+using MlaSplit = Attention<Heads<H, H>, SplitLatent<RK, RV>, Position>;
+template <Index H, Index R, Index ValueRank = 0, class Position = RelativePosition>
+using MlaHead = Attention<Heads<H, H>, HeadLatent<R, ValueRank>, Position>;
+template <Index H, Index R, Index RopeDim, class Query = FullQuery, template <class> class Norm = RmsNorm>
+using MlaDecoupled = Attention<Heads<H, H>, DecoupledLatent<R, RopeDim, Norm>, Rotary<>, Query>;
+template <Index H, Index G = H, class Position = RelativePosition>
+using CachedInput = Attention<Heads<H, G>, InputLatent, Position>;
+template <Index H, Index G = H, class Position = NoPosition>
+using LinearAttention = Attention<Heads<H, G>, FullRank, Position, FullQuery, LinearKernel>;
 
-/// Self-attention of packed rows, (rows, d_model) to (rows, d_model), by the policy. Parameter names are those of the
-/// Hugging Face Conformer.
-template <class Policy, class T>
-class AttentionLayer : public Module<AttentionLayer<Policy, T>> {
+/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging Face
+/// Conformer, and DeepSeek's where that has none.
+template <class Policy_, class T>
+class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : AttentionLayer(Policy::dims(config), dropout, seed) {}
+  using Policy = Policy_;
+  using KeyValue = typename Policy::KeyValue;
+  using Position = typename Policy::Position;
+  static constexpr bool is_linear = Policy::Score::is_linear;
+
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Policy::dims(config), dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
+  /// Whether a stream's state grows with the frames that it keeps.
+  static constexpr bool keeps_frames() { return !is_linear; }
 
-  /// `table` is what Position::enter gave for these sequences.
+  /// What a stream keeps of earlier frames, for many streams. Takes memory at construction only.
+  template <class Context>
+  class State {
+   public:
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape) {
+      const AttentionDims& d = layer.dims();
+      if constexpr (is_linear) {
+        caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
+        for (Index slot = 0; slot < shape.slots; ++slot) clear(slot);
+      } else {
+        const auto parts = KeyValue::parts(d);
+        for (std::size_t i = 0; i < parts.size(); ++i)
+          caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
+                                               parts[i].positional ? CacheStorage::full : shape.storage);
+      }
+      if constexpr (Position::is_relative) term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
+    }
+    /// For a new stream.
+    void clear(Index slot) {
+      for (auto& cache : caches_) is_linear ? cache.fill_zeros(slot) : cache.clear(slot);
+    }
+    /// As if there had been frames of zeros before, as many as are kept.
+    void fill_zeros(Index slot) {
+      for (auto& cache : caches_) cache.fill_zeros(slot);
+    }
+    /// Held for frames, all slots.
+    Index cache_bytes() const {
+      Index sum = 0;
+      for (const auto& cache : caches_) sum += cache.bytes();
+      return sum;
+    }
+
+   private:
+    friend AttentionLayer;
+    std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
+    typename Context::Tensor term_;
+  };
+
+  /// What happens to the rows once before the first layer, and what all layers share of it.
   template <class Context, class Tensor>
-  Tensor operator()(Context& context, const Tensor& x, const Sequences& sequences, const Tensor& table, const Mask& mask = {}) const {
-    const auto [k, v] = key_value.expand(context, key_value.remember(context, x));
-    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, 1 / std::sqrt(static_cast<double>(dims_.head_dim())), mask};
-    const auto q = linear_q(context, x);
-    const auto term = position.term(context, table);
-    return linear_out(context, context.attend(q, k, v, shape, sequences, sequences, term, dropout_));
+  Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
+    return Position::enter(context, std::move(x), pass);
+  }
+  /// In a stream, relative positions have their table in the state.
+  template <class Context, class Tensor>
+  Tensor table(Context& context, const Pass<Tensor>& pass) const {
+    if (Position::is_relative && !pass.slots.empty()) return {};
+    return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
+  }
+
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
+                    AttentionPath path = AttentionPath::by_cost) const {
+    const Tensor turned = turned_input(context, x, pass);
+    Queries<Tensor> q = query(context, turned);
+    auto memory = key_value.remember(context, turned, x);
+    if constexpr (Position::turns_keys) {
+      Tensor& of_query = q.rope.empty() ? q.content : q.rope;
+      of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
+      Tensor& of_key = memory[static_cast<std::size_t>(KeyValue::rotary_part)];
+      of_key = context.rotate(std::move(of_key), pass.table, Position::pairs);
+    }
+    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
+    if constexpr (is_linear) {
+      const auto [k, v] = key_value.expand(context, memory);
+      if constexpr (has_state<S>) {
+        Tensor out;
+        context.update(state->caches_[0], pass.slots,
+                       [&](Tensor& states) { out = context.linear_attend(q.content, k, v, shape, pass.sequences, &states); });
+        return linear_out(context, out);
+      } else {
+        return linear_out(context, context.linear_attend(q.content, k, v, shape, pass.sequences));
+      }
+    } else if constexpr (has_state<S>) {
+      Sequences seen;
+      for (std::size_t i = 0; i < memory.size(); ++i) {
+        auto extended = context.extend(state->caches_[i], pass.slots, memory[i], pass.sequences);
+        memory[i] = std::move(extended.rows);
+        seen = std::move(extended.sequences);
+      }
+      auto term = position.term_of(state->term_);
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, path));
+    } else {
+      const auto term = position.term(context, pass.table);
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term, path));
+    }
+  }
+
+  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries. With
+  /// `InputLatent` it is the source itself, which then all layers of a decoder share.
+  template <class Context, class Tensor>
+  auto remember(Context& context, const Tensor& source) const {
+    return key_value.remember(context, source, source);
+  }
+  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number. Hypotheses of a
+  /// beam are rows of one sequence, since queries do not see each other.
+  template <class Context, class Tensor, class Memory>
+  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory, const Sequences& sources,
+               AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
+                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
+    static_assert(!is_linear, "laconic: cross-attention is softmax attention");
+    return linear_out(context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries, sources,
+                                      RelativeTerm<Tensor, T>{}, path));
+  }
+
+  /// The first matrix that meets the layer's input as it is.
+  const Parameter<T>& input_weight() const {
+    if constexpr (Position::turns_input) return key_value.value_weight();
+    return query.input_weight();
   }
 
   static void each_parameter(auto& self, auto&& visit) {
-    visit("linear_q", self.linear_q);
+    std::remove_cvref_t<decltype(self.query)>::each_parameter(self.query, visit);
     std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
     visit("linear_out", self.linear_out);
     std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
   }
 
-  Linear<T> linear_q;
-  typename Policy::KeyValue::template Layer<T> key_value;
+  typename Policy::Query::template Layer<T> query;
+  typename KeyValue::template Layer<T> key_value;
   Linear<T> linear_out;
-  typename Policy::Position::template Layer<T> position;
+  typename Position::template Layer<T> position;
 
  private:
   AttentionLayer(const AttentionDims& d, double dropout, Seed seed)
-      : linear_q(d.d_model, d.d_model, seed / "linear_q"), key_value(d, seed), linear_out(d.d_model, d.d_model, seed / "linear_out"),
-        position(d, seed), dims_(d), dropout_(dropout) {}
+      : query(d, seed), key_value(d, seed), linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)), position(d, seed), dims_(d),
+        dropout_(dropout) {}
+
+  /// Of the width that queries and keys have before any absorption.
+  double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
+
+  template <class Context, class Tensor>
+  Tensor turned_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
+    if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);
+    return x;
+  }
+
+  /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
+  template <class Context>
+  bool absorbs(const Context& context, AttentionPath path, const AttendShape& shape, const Sequences& queries, const Sequences& keys) const {
+    if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
+    if (context.training) return false;
+    typename Policy::Work work{queries.rows(), keys.rows(), 0};
+    for (Index n = 0; n < queries.size(); ++n) work.pairs += Policy::visible_pairs(shape.mask, queries.length(n), keys.length(n));
+    return Policy::absorbing_is_cheaper(dims_, work);
+  }
+
+  template <class Context, class Tensor, class Memory>
+  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape, const Sequences& queries,
+                const Sequences& keys, RelativeTerm<Tensor, T> term, AttentionPath path) const {
+    const auto with_rope = [&](const Tensor& content) {
+      return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
+    };
+    if constexpr (KeyValue::is_latent) {
+      if (absorbs(context, path, shape, queries, keys)) {
+        require(!(context.training && dropout_ > 0), "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
+        Tensor content = q.content;
+        if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
+        if (!term.table.empty()) term.query = q.content;
+        term.pos_bias_u = nullptr;
+        const auto [k, v] = key_value.latents(context, memory);
+        shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
+        return key_value.release(context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
+      }
+    }
+    const auto [k, v] = key_value.expand(context, memory);
+    return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
+  }
 
   AttentionDims dims_;
   double dropout_;
+};
+
+}  // namespace laconic
+
+#include <variant>
+
+namespace laconic::inline LACONIC_ABI {
+
+template <class T>
+class AnyAttentionLayer;
+
+/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
+/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention).
+struct AnyAttention {
+  template <class T>
+  using Layer = AnyAttentionLayer<T>;
+
+  /// f(std::type_identity<Policy>()) for the policy of this name.
+  template <class F>
+  static constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
+    using enum AttentionName;
+    switch (name) {
+      case mla: return f(std::type_identity<Mla<dyn, dyn>>());
+      case mla_simple: return f(std::type_identity<MlaSimple<dyn, dyn>>());
+      case mla_split: return f(std::type_identity<MlaSplit<dyn, dyn, dyn>>());
+      case mla_head: return f(std::type_identity<MlaHead<dyn, dyn>>());
+      case mla_decoupled: return f(std::type_identity<MlaDecoupled<dyn, dyn, dyn>>());
+      case input_latent: return f(std::type_identity<CachedInput<dyn, dyn>>());
+      case linear: return f(std::type_identity<LinearAttention<dyn, dyn>>());
+      default:
+        require(name != by_type, "attention: the type leaves it open, so the configuration must name it");
+        return f(std::type_identity<Gqa<dyn, dyn>>());
+    }
+  }
+  template <class T>
+  using Variant = std::variant<AttentionLayer<Gqa<dyn, dyn>, T>, AttentionLayer<Mla<dyn, dyn>, T>, AttentionLayer<MlaSimple<dyn, dyn>, T>,
+                               AttentionLayer<MlaSplit<dyn, dyn, dyn>, T>, AttentionLayer<MlaHead<dyn, dyn>, T>,
+                               AttentionLayer<MlaDecoupled<dyn, dyn, dyn>, T>, AttentionLayer<CachedInput<dyn, dyn>, T>,
+                               AttentionLayer<LinearAttention<dyn, dyn>, T>>;
+
+  /// With the key-value heads that the name means; throws where the configuration contradicts it.
+  static constexpr AttentionConfig named(AttentionConfig config) {
+    using enum AttentionName;
+    const Index asked = config.num_kv_heads;
+    if (config.attention == mqa || config.attention == mha) {
+      config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
+      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", config.attention == mqa ? "mqa" : "mha",
+              " has ", config.num_kv_heads, " here");
+    }
+    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ", config.num_heads);
+    return config;
+  }
+
+  static constexpr AttentionDims dims(const AttentionConfig& config) {
+    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
+  }
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
+  }
+  static constexpr Index parameter_count(const AttentionConfig& config) {
+    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
+  }
+  static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
+    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
+  }
+};
+
+/// One of the attention layers, behind the face that all have.
+template <class T>
+class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
+ public:
+  using Variant = AnyAttention::Variant<T>;
+
+  AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : layer(AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) {
+          return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
+        })) {}
+
+  const AttentionDims& dims() const {
+    return std::visit([](const auto& l) -> const AttentionDims& { return l.dims(); }, layer);
+  }
+  bool keeps_frames() const {
+    return std::visit([](const auto& l) { return l.keeps_frames(); }, layer);
+  }
+
+  template <class Context>
+  class State {
+    template <class>
+    struct StatesOf;
+    template <class... Layers>
+    struct StatesOf<std::variant<Layers...>> {
+      using type = std::variant<typename Layers::template State<Context>...>;
+    };
+
+   public:
+    State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
+        : state_(std::visit([&]<class L>(const L& l) { return States(std::in_place_type<typename L::template State<Context>>, context, l, shape); },
+                            any.layer)) {}
+    void clear(Index slot) {
+      std::visit([&](auto& s) { s.clear(slot); }, state_);
+    }
+    void fill_zeros(Index slot) {
+      std::visit([&](auto& s) { s.fill_zeros(slot); }, state_);
+    }
+    Index cache_bytes() const {
+      return std::visit([](const auto& s) { return s.cache_bytes(); }, state_);
+    }
+    template <class L>
+    auto* of(const L&) {
+      return &std::get<typename L::template State<Context>>(state_);
+    }
+
+   private:
+    using States = typename StatesOf<Variant>::type;
+    States state_;
+  };
+
+  template <class Context, class Tensor>
+  Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
+    return std::visit([&](const auto& l) { return l.enter(context, std::move(x), pass); }, layer);
+  }
+  template <class Context, class Tensor>
+  Tensor table(Context& context, const Pass<Tensor>& pass) const {
+    return std::visit([&](const auto& l) { return l.table(context, pass); }, layer);
+  }
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    return std::visit(
+        [&](const auto& l) {
+          if constexpr (has_state<S>)
+            return l(context, x, pass, state->of(l));
+          else
+            return l(context, x, pass);
+        },
+        layer);
+  }
+  const Parameter<T>& input_weight() const {
+    return std::visit([](const auto& l) -> const Parameter<T>& { return l.input_weight(); }, layer);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    std::visit([&](auto& l) { std::remove_cvref_t<decltype(l)>::each_parameter(l, visit); }, self.layer);
+  }
+
+  Variant layer;
 };
 
 }  // namespace laconic
@@ -1133,7 +2375,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
                   requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
                            const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
-                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
+                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+                           const DepthwiseShape& depthwise, RotaryPairs pairs,
                            const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
@@ -1147,24 +2390,35 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
+  { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
   { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.depthwise_conv(x, weight, bias, sequences, count) } -> std::same_as<typename C::Tensor>;
+  { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
+  { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
+  { c.rotate(x, x, pairs) } -> std::same_as<typename C::Tensor>;
+  { c.concat(x, x, count, count) } -> std::same_as<typename C::Tensor>;
+  { c.columns(x, count, count) } -> std::same_as<typename C::Tensor>;
   { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
   { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
+  { c.add_row(x, weight) } -> std::same_as<typename C::Tensor>;
+  { c.multiply(x, x) } -> std::same_as<typename C::Tensor>;
+  { c.mix(x, x, x, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.scale(x, number) } -> std::same_as<typename C::Tensor>;
   { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
   { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
-/// What `attend_backward` gives: the derivatives by queries, keys, values and the table of positions.
+/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that met it.
 template <class D, class Tensor>
 concept AttendDerivativeOf = requires(D d) {
   { d.dq } -> std::convertible_to<Tensor>;
   { d.dk } -> std::convertible_to<Tensor>;
   { d.dv } -> std::convertible_to<Tensor>;
   { d.dtable } -> std::convertible_to<Tensor>;
+  { d.dposition_q } -> std::convertible_to<Tensor>;
 };
 
 /// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
@@ -1175,20 +2429,28 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
                                          const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
                                          const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
                                          const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
-                                         Index count) {
+                                         Index count, const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
   { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
   { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
   { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
   { b.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename B::Tensor>;
   { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.rms_norm(x, weight, number, &out) } -> std::same_as<typename B::Tensor>;
+  { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
-  { b.depthwise_conv_backward(x, x, weight, bias, sequences, count, true) } -> std::same_as<typename B::Tensor>;
+  { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
   { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x) } -> AttendDerivativeOf<typename B::Tensor>;
+  { b.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename B::Tensor>;
+  { b.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename B::Tensor>;
+  { b.rotate(x, x, pairs, number) } -> std::same_as<typename B::Tensor>;
+  { b.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename B::Tensor>;
+  { b.columns_backward(x, count, count) } -> std::same_as<typename B::Tensor>;
+  { b.add_row_backward(x, weight) };
+  { b.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
-  { b.scale(x, number) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
   { b.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename B::Tensor>;
   { b.ctc_backward(x, sequences, x) } -> std::same_as<typename B::Tensor>;
@@ -1198,7 +2460,6 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
 }  // namespace laconic
 
 #include <memory>
-#include <optional>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -1295,6 +2556,13 @@ class Autodiff {
       give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
     });
   }
+  Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
+    Value inverses;
+    Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
+    return op(std::move(y), needs(x) || weight.trainable, [this, x, &weight, inverses](const Value& dy) {
+      give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
+    });
+  }
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
     Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
@@ -1307,28 +2575,57 @@ class Autodiff {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, Index left) {
-    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, left),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, left](const Value& dy) {
-                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, left, needs(x)));
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, const DepthwiseShape& shape) {
+    return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+                give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
   /// `dropout` is of the attention probabilities, in training.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
                 const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v};
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v, relative.query.value};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
     const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
-    return op(std::move(y), needed, [=, this, table = relative.table](const Value& dy) {
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed, [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
       auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
       give(q, std::move(d.dq));
       give(k, std::move(d.dk));
       give(v, std::move(d.dv));
       if (!table.empty()) give(table, std::move(d.dtable));
+      if (!term.query.empty()) give(query, std::move(d.dposition_q));
     });
+  }
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences) {
+    return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
+              [=, this](const Value& dy) {
+                auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+              });
+  }
+  Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
+    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, shape](const Value& dy) {
+                give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
+              });
+  }
+  Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
+    return op(backend_.rotate(x.value, table.value, pairs), needs(x), [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
+      give(xn, backend_.rotate(dy, table.value, pairs, -1));
+    });
+  }
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
+              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(), num_heads, b_heads](const Value& dy) {
+                auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
+                give(an, std::move(d.da));
+                give(bn, std::move(d.db));
+              });
   }
   Tensor dropout(const Tensor& x, double probability) {
     const DropoutMask mask = next_mask(probability);
@@ -1342,6 +2639,35 @@ class Autodiff {
                 give(xn, dz);
                 if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
               });
+  }
+  Tensor add_row(const Tensor& x, const P& row) {
+    return op(backend_.add_row(x.value, row), needs(x) || row.trainable, [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
+      backend_.add_row_backward(dy, row);
+      give(xn, dy);
+    });
+  }
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
+      if (needs(x)) give(x, backend_.multiply(dz, y.value));
+      if (needs(y)) give(y, backend_.multiply(dz, x.value));
+    });
+  }
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    return op(backend_.columns(x.value, first, count), needs(x), [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
+      give(xn, backend_.columns_backward(dy, first, cols));
+    });
+  }
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate), [=, this](const Value& dout) {
+      auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
+      give(x, std::move(d.dx));
+      give(y, std::move(d.dy));
+      give(gate, std::move(d.dgate));
+    });
+  }
+  Tensor scale(const Tensor& x, double factor) {
+    return op(backend_.scale(x.value, factor), needs(x),
+              [this, xn = Tensor(Value(), x.node), factor](const Value& dy) { give(xn, backend_.scale(dy, factor)); });
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
@@ -1914,16 +3240,17 @@ namespace kernels {
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
 /// q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads * value_width).
-/// With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * key_width) holds the projected
-/// table, row span-1 - r for key r frames to the left of the query; u and w (one row each) are pos_bias_u and pos_bias_v.
+/// With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected
+/// table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is q or as wide as p;
+/// u and w (one row each) are pos_bias_u and pos_bias_v.
 template <class T>
 struct AttendOperands {
   AttendShape shape;
   const Sequences *q_sequences, *kv_sequences;
   Index key_width, value_width;
   const T *q, *k, *v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr;
-  Index span = 0;
+  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
+  Index span = 0, position_width = 0;
   DropoutMask dropout{0.0, Random(Seed(), 0)};
 
   Index group() const { return shape.num_heads / shape.num_kv_heads; }
@@ -1931,6 +3258,7 @@ struct AttendOperands {
   Index k_cols() const { return shape.num_kv_heads * key_width; }
   Index v_cols() const { return shape.num_kv_heads * value_width; }
   Index out_cols() const { return shape.num_heads * value_width; }
+  Index p_cols() const { return shape.num_heads * position_width; }
 };
 
 /// Queries handled at once: memory grows with tile x keys, never with queries x keys.
@@ -1942,27 +3270,26 @@ struct AttendTile {
   const AttendOperands<T>& in;
   Index sequence, head, row, rows, key, keys;
   T* content;     // (rows, key_width): (q + u) scale
-  T* positional;  // (rows, key_width): (q + w) scale
+  T* positional;  // (rows, position_width): (position_q + w) scale
   T* scores;      // (rows, keys)
   T* by_position; // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
   T* gemm_space;
 
   static Index space(const AttendOperands<T>& in) {
     const Index keys = in.kv_sequences->max_length();
-    return 2 * attend_tile * in.key_width + attend_tile * (2 * keys + attend_tile) + gemm_scratch<T>();
+    return attend_tile * (in.key_width + in.position_width + 2 * keys + attend_tile) + gemm_scratch<T>();
   }
 
   AttendTile(const AttendOperands<T>& operands, Index sequence_, Index head_, Index row_, T* memory)
       : in(operands), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     rows = std::min(attend_tile, queries - row);
-    const Index past = all - queries;
-    const auto first = in.shape.mask.keys(past + row, all), last = in.shape.mask.keys(past + row + rows - 1, all);
+    const auto first = in.shape.mask.keys(row, all - queries, all), last = in.shape.mask.keys(row + rows - 1, all - queries, all);
     key = first.begin;
-    keys = std::max<Index>(0, last.end - first.begin);
+    keys = last.end - first.begin;
     content = memory;
     positional = content + attend_tile * in.key_width;
-    scores = positional + attend_tile * in.key_width;
+    scores = positional + attend_tile * in.position_width;
     by_position = scores + attend_tile * in.kv_sequences->max_length();
     gemm_space = by_position + attend_tile * (in.kv_sequences->max_length() + attend_tile);
   }
@@ -1975,11 +3302,11 @@ struct AttendTile {
   Operand<T> v() const { return {in.v + key_row() * in.v_cols() + kv_head() * in.value_width, in.v_cols()}; }
   /// First row of the table that this tile reads: that of its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
-  Operand<T> p() const { return {in.p + table_row() * in.q_cols() + head * in.key_width, in.q_cols()}; }
+  Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
   T* shifted(Index i) const { return by_position + i * (keys + rows - 1) + rows - 1 - i; }
   Mask::Keys visible(Index i) const {
-    const auto seen = in.shape.mask.keys(past() + row + i, in.kv_sequences->length(sequence));
-    return {seen.begin - key, std::max(seen.begin, seen.end) - key};
+    const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
+    return {seen.begin - key, seen.end - key};
   }
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
@@ -1987,22 +3314,24 @@ struct AttendTile {
 
   /// ((q_i + u) . k_j + (q_i + w) . p_{i-j}) scale for the whole tile.
   void compute_scores() {
-    const T scale = static_cast<T>(in.shape.scale);
-    for (Index i = 0; i < rows; ++i) {
-      const T* q = in.q + (query_row() + i) * in.q_cols() + head * in.key_width;
-      for (Index c = 0; c < in.key_width; ++c) {
-        const Index at = head * in.key_width + c;
-        content[i * in.key_width + c] = (q[c] + (in.u == nullptr ? T(0) : in.u[at])) * scale;
-        positional[i * in.key_width + c] = (q[c] + (in.w == nullptr ? T(0) : in.w[at])) * scale;
-      }
-    }
+    scale_queries(in.q, in.u, in.key_width, content);
     gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr, gemm_space);
     if (in.p == nullptr) return;
-    gemm_block<T>(rows, keys + rows - 1, in.key_width, {positional, in.key_width}, p().transposed(), by_position,
+    scale_queries(in.position_q, in.w, in.position_width, positional);
+    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(), by_position,
                   keys + rows - 1, false, nullptr, gemm_space);
     for (Index i = 0; i < rows; ++i) {
       const T* add = shifted(i);
       map_span(keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
+    }
+  }
+
+  /// to (rows, width) = (q + bias) scale for this tile's queries and head.
+  void scale_queries(const T* q, const T* bias, Index width, T* to) const {
+    const T scale = static_cast<T>(in.shape.scale);
+    for (Index i = 0; i < rows; ++i) {
+      const T* from = q + ((query_row() + i) * in.shape.num_heads + head) * width;
+      for (Index c = 0; c < width; ++c) to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
     }
   }
 
@@ -2065,11 +3394,11 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
 }
 
 /// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
-/// dp where there are no relative positions.
+/// dp where there are no relative positions; null dposition_q where q itself meets the table.
 template <class T>
 struct AttendGradients {
   T *dq, *dk, *dv;
-  T *dp = nullptr, *du = nullptr, *dw = nullptr;
+  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
 };
 
 /// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
@@ -2079,12 +3408,13 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
                      const AttendGradients<T>& to) {
   const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
   const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
-  const Index kw = in.key_width, vw = in.value_width, cols = in.q_cols(), span = in.p == nullptr ? 0 : 2 * longest - 1;
-  const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + 2 * kw);
+  const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
+  const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
+  const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + kw + pw);
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // Per sequence: the gradient of the table rows that it reads, and of u and w.
-  const Index shared_rows = span + 2;
-  const Buffer shared = arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_rows * cols) * sizeof(T));
+  // Per sequence: the gradient of the table rows that it reads, of w and of u.
+  const Index shared_size = (span + 1) * p_cols + cols;
+  const Buffer shared = arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
   T* shared_data = static_cast<T*>(shared.data());
 
   parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
@@ -2095,7 +3425,13 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     T* dby_position = dscores + attend_tile * longest;
     T* dcontent = dby_position + attend_tile * (longest + attend_tile);
     T* dpositional = dcontent + attend_tile * kw;
-    T* dtable = shared_data + sequence * shared_rows * cols;
+    T* dtable = shared_data + sequence * shared_size;
+    T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
+    T* du = dtable + (span + 1) * p_cols + kv_head * in.group() * kw;
+    if (in.p != nullptr) {
+      std::fill_n(dw, in.group() * pw, T(0));
+      std::fill_n(du, in.group() * kw, T(0));
+    }
     for (Index j = 0; j < all; ++j) {
       const Index at = in.kv_sequences->begin(sequence) + j;
       std::fill_n(to.dk + at * in.k_cols() + kv_head * kw, kw, T(0));
@@ -2103,7 +3439,7 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     }
     for (Index head = kv_head * in.group(); head < (kv_head + 1) * in.group(); ++head) {
       if (in.p != nullptr)
-        for (Index r = 0; r < shared_rows; ++r) std::fill_n(dtable + r * cols + head * kw, kw, T(0));
+        for (Index r = 0; r < span; ++r) std::fill_n(dtable + r * p_cols + head * pw, pw, T(0));
       for (Index row = 0; row < queries; row += attend_tile) {
         AttendTile<T> tile(in, sequence, head, row, memory);
         const Index rows = tile.rows, keys = tile.keys, first = tile.query_row();
@@ -2132,22 +3468,26 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
           const Index width = keys + rows - 1;
           std::fill_n(dby_position, rows * width, T(0));
           for (Index i = 0; i < rows; ++i) std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, kw, width, {dby_position, width}, tile.p(), dpositional, kw, false, nullptr, tile.gemm_space);
+          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, tile.gemm_space);
           const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
-          gemm_block<T>(width, kw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, kw},
-                        dtable + table * cols + head * kw, cols, true, nullptr, tile.gemm_space);
+          gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
+                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, tile.gemm_space);
         }
         const T scale = static_cast<T>(in.shape.scale);
+        const auto in_group = head - kv_head * in.group();
         for (Index i = 0; i < rows; ++i) {
           T* dq = to.dq + (first + i) * cols + head * kw;
-          for (Index c = 0; c < kw; ++c) {
-            const T a = dcontent[i * kw + c] * scale;
-            const T b = in.p == nullptr ? T(0) : dpositional[i * kw + c] * scale;
-            dq[c] = a + b;
-            if (in.p != nullptr) {
-              dtable[span * cols + head * kw + c] += a;
-              dtable[(span + 1) * cols + head * kw + c] += b;
-            }
+          for (Index c = 0; c < kw; ++c) dq[c] = dcontent[i * kw + c] * scale;
+          if (in.p == nullptr) continue;
+          for (Index c = 0; c < kw; ++c) du[in_group * kw + c] += dq[c];
+          T* dposition = to.dposition_q == nullptr ? nullptr : to.dposition_q + (first + i) * p_cols + head * pw;
+          for (Index c = 0; c < pw; ++c) {
+            const T d = dpositional[i * pw + c] * scale;
+            dw[in_group * pw + c] += d;
+            if (dposition != nullptr)
+              dposition[c] = d;
+            else
+              dq[c] += d;
           }
         }
       }
@@ -2157,20 +3497,377 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
   const Index table_rows = 2 * in.span - 1, offset = in.span - longest;
   parallel_blocks(threads, table_rows, 16, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
-      T* row = to.dp + r * cols;
-      std::fill_n(row, cols, T(0));
+      T* row = to.dp + r * p_cols;
+      std::fill_n(row, p_cols, T(0));
       if (r < offset || r >= offset + span) continue;
       for (Index n = 0; n < sequences; ++n)
-        map_span(cols, row, [](auto a, auto b) { return a + b; }, row, shared_data + (n * shared_rows + r - offset) * cols);
+        map_span(p_cols, row, [](auto a, auto b) { return a + b; }, row, shared_data + n * shared_size + (r - offset) * p_cols);
     }
   });
   for (Index n = 0; n < sequences; ++n) {
-    const T* sums = shared_data + (n * shared_rows + span) * cols;
-    for (Index c = 0; c < cols; ++c) {
-      if (to.du != nullptr) to.du[c] += sums[c];
-      if (to.dw != nullptr) to.dw[c] += sums[cols + c];
+    const T* sums = shared_data + n * shared_size + span * p_cols;
+    for (Index c = 0; to.dw != nullptr && c < p_cols; ++c) to.dw[c] += sums[c];
+    for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
+  }
+}
+
+}  // namespace kernels
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
+/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
+template <class T>
+void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x, const T* weight,
+                 const T* bias, T* y) {
+  const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
+  const auto matrix = [&](Index block) {
+    const Operand<T> w{weight + block * out * in, in};
+    return shape.transposed ? w : w.transposed();
+  };
+  if (shape.num_blocks == 1) {  // heads are rows, then
+    gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
+    return;
+  }
+  constexpr Index tile = 64;
+  const Index tiles = (rows + tile - 1) / tile, x_cols = shape.num_heads * from, y_cols = shape.num_heads * to;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * gemm_scratch<T>()) * sizeof(T));
+  parallel_for(threads, shape.num_heads * tiles, [&](Index task, int thread) {
+    const Index head = task / tiles, row = task % tiles * tile, block = head / (shape.num_heads / shape.num_blocks);
+    gemm_block<T>(std::min(tile, rows - row), to, from, {x + row * x_cols + head * from, x_cols}, matrix(block),
+                  y + row * y_cols + head * to, y_cols, false, bias == nullptr ? nullptr : bias + block * to,
+                  static_cast<T*>(scratch.data()) + thread * gemm_scratch<T>());
+  });
+}
+
+/// dweight of head_linear, added to; dbias, added to if not null.
+template <class T>
+void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
+                                 const T* x, T* dweight, T* dbias) {
+  const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
+              y_cols = shape.num_heads * (shape.transposed ? in : out);
+  for (Index head = 0; head < shape.num_heads; ++head) {
+    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
+    T* to = dweight + head / group * out * in;
+    if (shape.transposed)
+      gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
+    else
+      gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
+    for (Index r = 0; dbias != nullptr && r < rows; ++r)
+      for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
+  }
+}
+
+/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction` -1
+/// turns back. x and y (rows, num_heads * width) may be the same.
+template <class T>
+void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x, const T* table, T* y) {
+  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1, apart = pairs == RotaryPairs::interleaved ? 1 : half;
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T *cosine = table + r * width, *sine = cosine + half;
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = x + (r * num_heads + h) * width;
+        T* to = y + (r * num_heads + h) * width;
+        for (Index i = 0; i < half; ++i) {
+          const T a = from[i * step], b = from[i * step + apart], s = direction * sine[i];
+          to[i * step] = a * cosine[i] - b * s;
+          to[i * step + apart] = a * s + b * cosine[i];
+        }
+      }
+    }
+  });
+}
+
+/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
+template <class T>
+void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b, T* y) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        T* to = y + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(a + (r * num_heads + h) * a_width, a_width, to);
+        std::copy_n(b + (shared ? r : r * num_heads + h) * b_width, b_width, to + a_width);
+      }
+  });
+}
+template <class T>
+void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy, T* da, T* db) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = dy + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(from, a_width, da + (r * num_heads + h) * a_width);
+        T* to = db + (shared ? r : r * num_heads + h) * b_width;
+        if (shared && h > 0)
+          for (Index c = 0; c < b_width; ++c) to[c] += from[a_width + c];
+        else
+          std::copy_n(from + a_width, b_width, to);
+      }
+  });
+}
+
+}  // namespace kernels
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is never
+/// formed, because exp(x) - 1 + 1 is 0 for small exp(x).
+template <class T>
+Batch<T> elu_plus_one(const Batch<T>& x) {
+  return xsimd::select(x < Batch<T>(T(0)), xsimd::exp(x), x + Batch<T>(T(1)));  // what is not a number stays so
+}
+
+/// dy times the derivative of the feature map at x.
+template <class T>
+Batch<T> elu_plus_one_backward(const Batch<T>& dy, const Batch<T>& x) {
+  return xsimd::select(x < Batch<T>(T(0)), dy * xsimd::exp(x), dy);
+}
+
+/// Raw operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
+/// q (rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads * value_width).
+/// The left context of the mask is unlimited.
+template <class T>
+struct LinearAttendOperands {
+  Index num_heads, num_kv_heads;
+  Mask mask;
+  const Sequences* sequences;
+  Index key_width, value_width;
+  const T *q, *k, *v;
+
+  Index group() const { return num_heads / num_kv_heads; }
+  Index q_cols() const { return num_heads * key_width; }
+  Index k_cols() const { return num_kv_heads * key_width; }
+  Index v_cols() const { return num_kv_heads * value_width; }
+  Index out_cols() const { return num_heads * value_width; }
+  /// Numbers in the state of one key-value head.
+  Index state_size() const { return key_width * (value_width + 1); }
+};
+
+/// Added to the denominators.
+inline constexpr double linear_attend_eps = 1e-6;
+/// Queries and keys handled at once.
+inline constexpr Index linear_attend_tile = 64;
+
+/// One key-value head of one sequence, and the heads that read it. Values carry a last column of ones, so that numerator
+/// and denominator are one sum: the state is phi(K)^T [V, 1] over the keys so far, (key_width, value_width + 1).
+template <class T>
+struct LinearAttendSweep {
+  /// Queries [row, row + rows), whole chunks or a part of one. All of them see the keys before `base`, and none sees a
+  /// key from base + tail on; those between are seen by some.
+  struct Block {
+    Index row, rows, base, tail;
+  };
+
+  const LinearAttendOperands<T>& in;
+  Index kv_head, first, length, chunk, kw, vw, width;
+  T *phi_q, *phi_k;  // (tile, key_width)
+  T* values;         // (tile, width): V and ones
+  T* sums;           // (tile, width): numerators and denominators, later their derivatives
+  T *scores, *dscores;  // (rows, tail)
+  T* state;
+  T* gemm_space;
+  Index packed_key = 0, packed = 0;  // phi_k and values hold the keys [packed_key, packed_key + packed)
+
+  static Index space(const LinearAttendOperands<T>& in) {
+    return 2 * linear_attend_tile * (in.key_width + in.value_width + 1 + linear_attend_tile) + in.state_size() + gemm_scratch<T>();
+  }
+
+  LinearAttendSweep(const LinearAttendOperands<T>& operands, Index sequence, Index kv_head_, T* memory)
+      : in(operands), kv_head(kv_head_), first(in.sequences->begin(sequence)), length(in.sequences->length(sequence)),
+        kw(in.key_width), vw(in.value_width), width(vw + 1) {
+    chunk = in.mask.chunk == Mask::unlimited ? length : std::min(in.mask.chunk, length);
+    phi_q = memory;
+    phi_k = phi_q + linear_attend_tile * kw;
+    values = phi_k + linear_attend_tile * kw;
+    sums = values + linear_attend_tile * width;
+    scores = sums + linear_attend_tile * width;
+    dscores = scores + linear_attend_tile * linear_attend_tile;
+    state = dscores + linear_attend_tile * linear_attend_tile;
+    gemm_space = state + in.state_size();
+  }
+
+  /// The keys that query i sees end here.
+  Index end(Index i) const { return std::min(length, (i / chunk + 1) * chunk); }
+  /// The block of query i. Small chunks are taken several at once and great ones cut, so the tail is shorter than a tile.
+  Block block(Index i) const {
+    const bool small = chunk < linear_attend_tile;
+    const Index most = small ? linear_attend_tile / chunk * chunk : linear_attend_tile, start = small ? 0 : i / chunk * chunk;
+    const Index row = start + (i - start) / most * most, rows = std::min(most, (small ? length : end(i)) - row);
+    return {row, rows, end(row), end(row + rows - 1) - end(row)};
+  }
+  /// Heads [first, last) that read this key-value head.
+  Index first_head() const { return kv_head * in.group(); }
+  Index last_head() const { return first_head() + in.group(); }
+  Index q_at(Index i, Index head) const { return (first + i) * in.q_cols() + head * kw; }
+  Index k_at(Index j) const { return (first + j) * in.k_cols() + kv_head * kw; }
+  Index v_at(Index j) const { return (first + j) * in.v_cols() + kv_head * vw; }
+  Index out_at(Index i, Index head) const { return (first + i) * in.out_cols() + head * vw; }
+
+  void multiply(Index m, Index n, Index depth, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate) const {
+    gemm_block<T>(m, n, depth, a, b, c, c_stride, accumulate, nullptr, gemm_space);
+  }
+
+  void pack_queries(const Block& b, Index head) {
+    for (Index i = 0; i < b.rows; ++i) map_span(kw, phi_q + i * kw, [](auto x) { return elu_plus_one(x); }, in.q + q_at(b.row + i, head));
+  }
+  /// Packs the keys [key, key + keys), but none that is there already.
+  void pack_keys(Index key, Index keys) {
+    if (key != packed_key) packed = 0;
+    for (packed_key = key; packed < keys; ++packed) {
+      map_span(kw, phi_k + packed * kw, [](auto x) { return elu_plus_one(x); }, in.k + k_at(key + packed));
+      std::copy_n(in.v + v_at(key + packed), vw, values + packed * width);
+      values[packed * width + vw] = T(1);
     }
   }
+  /// Takes the keys [from, to) into the state.
+  void advance(Index from, Index to) {
+    for (; from < to; from += linear_attend_tile) {
+      const Index keys = std::min(linear_attend_tile, to - from);
+      pack_keys(from, keys);
+      multiply(kw, width, keys, Operand<T>{phi_k, kw}.transposed(), {values, width}, state, width, true);
+    }
+  }
+  /// to (rows, tail) = a b^T over `depth` columns, 0 where a query does not see a key.
+  void compute_visible(const Block& b, Index depth, const T* queries, const T* keys, T* to) const {
+    multiply(b.rows, b.tail, depth, {queries, depth}, Operand<T>{keys, depth}.transposed(), to, b.tail, false);
+    for (Index i = 0; i < b.rows; ++i) std::fill(to + i * b.tail + end(b.row + i) - b.base, to + (i + 1) * b.tail, T(0));
+  }
+  /// Numerators and denominators of the packed queries; the state holds the keys before base, and the tail is packed.
+  void compute_sums(const Block& b) {
+    multiply(b.rows, width, kw, {phi_q, kw}, {state, width}, sums, width, false);
+    if (b.tail > 0) {
+      compute_visible(b, kw, phi_q, phi_k, scores);
+      multiply(b.rows, width, b.tail, {scores, b.tail}, {values, width}, sums, width, true);
+    }
+    for (Index i = 0; i < b.rows; ++i) sums[i * width + vw] += static_cast<T>(linear_attend_eps);
+  }
+  /// body(block, head) for every block, from the first to the last, and every head, with its queries and sums.
+  template <class Body>
+  void forward(Body&& body) {
+    Block b{0, 0, 0, 0};
+    for (Index row = 0, base = 0; row < length; row += b.rows, base = b.base) {
+      b = block(row);
+      advance(base, b.base);
+      pack_keys(b.base, b.tail);
+      for (Index head = first_head(); head < last_head(); ++head) {
+        pack_queries(b, head);
+        compute_sums(b);
+        body(b, head);
+      }
+    }
+  }
+};
+
+/// Linear attention: out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps) over the keys that i sees.
+/// out (rows, num_heads * value_width). `states`, if not null, is (sequences, num_kv_heads * state_size): the sums over the
+/// rows before these, and afterwards those with these. Rows begin a chunk then.
+template <class T>
+void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in, T* out, T* states) {
+  using Sweep = LinearAttendSweep<T>;
+  const Index space = Sweep::space(in), kv_heads = in.num_kv_heads;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
+  parallel_for(threads, in.sequences->size() * kv_heads, [&](Index task, int thread) {
+    Sweep sweep(in, task / kv_heads, task % kv_heads, static_cast<T*>(scratch.data()) + thread * space);
+    if (sweep.length == 0) return;
+    if (states == nullptr)
+      std::fill_n(sweep.state, in.state_size(), T(0));
+    else
+      sweep.state = states + task * in.state_size();
+    sweep.forward([&](const auto& b, Index head) {
+      for (Index i = 0; i < b.rows; ++i) {
+        const T* sum = sweep.sums + i * sweep.width;
+        const Batch<T> inverse(T(1) / sum[sweep.vw]);
+        map_span(sweep.vw, out + sweep.out_at(b.row + i, head), [&](auto a) { return a * inverse; }, sum);
+      }
+    });
+    if (states != nullptr) sweep.advance(sweep.block(sweep.length - 1).base, sweep.length);
+  });
+}
+
+/// Derivative of `linear_attend` without an earlier state from dout; dq, dk and dv are overwritten. Forward once more for
+/// dq; then backward with the sums over queries, phi(Q)^T [dN, dD], for dk and dv. Beside the tiles, it keeps two numbers
+/// for each row and head.
+template <class T>
+void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperands<T>& in, const T* dout, T* dq, T* dk, T* dv) {
+  using Sweep = LinearAttendSweep<T>;
+  const Index space = Sweep::space(in), kv_heads = in.num_kv_heads;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
+  // Of each row and head: 1 / D and dD.
+  const Buffer kept = arena.allocate(static_cast<std::size_t>(in.sequences->rows() * in.num_heads * 2) * sizeof(T));
+  parallel_for(threads, in.sequences->size() * kv_heads, [&](Index task, int thread) {
+    Sweep sweep(in, task / kv_heads, task % kv_heads, static_cast<T*>(scratch.data()) + thread * space);
+    const Index kw = sweep.kw, vw = sweep.vw, width = sweep.width, length = sweep.length;
+    if (length == 0) return;
+    const auto kept_at = [&](Index i, Index head) { return static_cast<T*>(kept.data()) + ((sweep.first + i) * in.num_heads + head) * 2; };
+    const auto by_feature = [](auto d, auto x) { return elu_plus_one_backward(d, x); };
+    // [dN, dD] of the block's queries, in `sums`.
+    const auto load_gradients = [&](const auto& b, Index head) {
+      for (Index i = 0; i < b.rows; ++i) {
+        const T* factors = kept_at(b.row + i, head);
+        map_span(vw, sweep.sums + i * width, [&](auto a) { return a * Batch<T>(factors[0]); }, dout + sweep.out_at(b.row + i, head));
+        sweep.sums[i * width + vw] = factors[1];
+      }
+    };
+
+    std::fill_n(sweep.state, in.state_size(), T(0));
+    sweep.forward([&](const auto& b, Index head) {
+      for (Index i = 0; i < b.rows; ++i) {
+        const T* sum = sweep.sums + i * width;
+        const T inverse = T(1) / sum[vw];
+        const T dot = sum_span<T>(vw, [](auto a, auto c) { return a * c; }, sum, dout + sweep.out_at(b.row + i, head));
+        kept_at(b.row + i, head)[0] = inverse;
+        kept_at(b.row + i, head)[1] = -dot * inverse * inverse;
+      }
+      load_gradients(b, head);
+      T* to = dq + sweep.q_at(b.row, head);
+      sweep.multiply(b.rows, kw, width, {sweep.sums, width}, Operand<T>{sweep.state, width}.transposed(), to, in.q_cols(), false);
+      if (b.tail > 0) {
+        sweep.compute_visible(b, width, sweep.sums, sweep.values, sweep.dscores);
+        sweep.multiply(b.rows, kw, b.tail, {sweep.dscores, b.tail}, {sweep.phi_k, kw}, to, in.q_cols(), true);
+      }
+      for (Index i = 0; i < b.rows; ++i, to += in.q_cols()) map_span(kw, to, by_feature, to, in.q + sweep.q_at(b.row + i, head));
+    });
+
+    // Now the state holds the queries after a block. The keys [from, to) are seen by all of those.
+    std::fill_n(sweep.state, in.state_size(), T(0));
+    const auto give = [&](Index from, Index to) {
+      for (; from < to; from += linear_attend_tile) {
+        const Index keys = std::min(linear_attend_tile, to - from);
+        sweep.pack_keys(from, keys);
+        sweep.multiply(keys, kw, width, {sweep.values, width}, Operand<T>{sweep.state, width}.transposed(), dk + sweep.k_at(from),
+                       in.k_cols(), false);
+        sweep.multiply(keys, vw, kw, {sweep.phi_k, kw}, {sweep.state, width}, dv + sweep.v_at(from), in.v_cols(), false);
+      }
+    };
+    Index base = length;
+    for (Index stop = length; stop > 0;) {
+      const auto b = sweep.block(stop - 1);
+      give(b.base, base);
+      sweep.pack_keys(b.base, b.tail);
+      for (Index head = sweep.first_head(); head < sweep.last_head(); ++head) {
+        sweep.pack_queries(b, head);
+        load_gradients(b, head);
+        if (b.tail > 0) {
+          sweep.compute_visible(b, kw, sweep.phi_q, sweep.phi_k, sweep.scores);
+          sweep.compute_visible(b, width, sweep.sums, sweep.values, sweep.dscores);
+          sweep.multiply(b.tail, kw, b.rows, Operand<T>{sweep.dscores, b.tail}.transposed(), {sweep.phi_q, kw}, dk + sweep.k_at(b.base),
+                         in.k_cols(), true);
+          sweep.multiply(b.tail, vw, b.rows, Operand<T>{sweep.scores, b.tail}.transposed(), {sweep.sums, width}, dv + sweep.v_at(b.base),
+                         in.v_cols(), true);
+        }
+        sweep.multiply(kw, width, b.rows, Operand<T>{sweep.phi_q, kw}.transposed(), {sweep.sums, width}, sweep.state, width, true);
+      }
+      base = b.base;
+      stop = b.row;
+    }
+    give(0, base);
+    for (Index j = 0; j < length; ++j) map_span(kw, dk + sweep.k_at(j), by_feature, dk + sweep.k_at(j), in.k + sweep.k_at(j));
+  });
 }
 
 }  // namespace kernels
@@ -2180,25 +3877,432 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
-/// y[t] = bias + sum_k weight[c, k] x[t + k - left] within each sequence, zero outside: depthwise convolution of rows.
-/// `taps` is the weight as (kernel, channels). With `flipped`, the taps run backwards (the derivative by x).
+inline std::uint16_t to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+}
+inline float from_bf16(std::uint16_t x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16); }
+
+/// One row into its stored form and back.
 template <class T>
-void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, Index left, bool flipped,
+void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
+  if (storage == CacheStorage::full) {
+    std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == CacheStorage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      const std::uint16_t rounded = to_bf16(static_cast<float>(x[i]));
+      std::memcpy(to + 2 * i, &rounded, 2);
+    }
+  } else {
+    float most = 0, fault = 0;  // what is not a finite number spoils its whole row, and shows
+    for (Index i = 0; i < width; ++i) {
+      most = std::max(most, std::abs(static_cast<float>(x[i])));
+      fault += 0 * static_cast<float>(x[i]);
+    }
+    const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
+    std::memcpy(to, &scale, sizeof scale);
+    auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
+    for (Index i = 0; i < width; ++i) numbers[i] = fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+  }
+}
+template <class T>
+void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
+  if (storage == CacheStorage::full) {
+    std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == CacheStorage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      std::uint16_t rounded;
+      std::memcpy(&rounded, from + 2 * i, 2);
+      x[i] = static_cast<T>(from_bf16(rounded));
+    }
+  } else {
+    float scale;
+    std::memcpy(&scale, from, sizeof scale);
+    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale);
+    for (Index i = 0; i < width; ++i) x[i] = static_cast<T>(scale * static_cast<float>(numbers[i]));
+  }
+}
+
+}  // namespace kernels
+
+/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of memory
+/// that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+template <class T>
+class RowCache {
+ public:
+  RowCache() = default;
+  RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
+      : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
+        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
+
+  Index capacity() const { return capacity_; }
+  Index width() const { return width_; }
+  /// Held for rows, all slots.
+  Index bytes() const { return static_cast<Index>(memory_.size()); }
+  Index count(Index slot) const { return ring(slot).count; }
+
+  /// Empties a slot, or fills it with zeros.
+  void clear(Index slot) { ring(slot) = {}; }
+  void fill_zeros(Index slot) {
+    ring(slot) = {0, capacity_};
+    std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
+  }
+
+  /// The slot's rows, oldest first, to x (count, width).
+  void read(Index slot, T* x) const {
+    const Ring& r = ring(slot);
+    for (Index i = 0; i < r.count; ++i) kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
+  }
+  /// Adds x (rows, width); the oldest rows beyond the capacity go.
+  void append(Index slot, Index rows, const T* x) {
+    Ring& r = ring(slot);
+    for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
+      kernels::store_row(storage_, width_, x + i * width_, at(slot, (r.begin + r.count) % capacity_));
+      if (r.count < capacity_)
+        ++r.count;
+      else
+        r.begin = (r.begin + 1) % capacity_;
+    }
+  }
+
+ private:
+  struct Ring {
+    Index begin = 0, count = 0;
+  };
+  Ring& ring(Index slot) { return rings_[static_cast<std::size_t>(slot)]; }
+  const Ring& ring(Index slot) const { return rings_[static_cast<std::size_t>(slot)]; }
+  std::byte* at(Index slot, Index row) { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+  const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+
+  Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
+  CacheStorage storage_ = CacheStorage::full;
+  std::vector<std::byte> memory_;
+  std::vector<Ring> rings_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The part of `Cpu` that makes values.
+template <class T>
+class CpuValues {
+ public:
+  using Scalar = T;
+  using Tensor = laconic::Tensor<T>;
+
+  /// `threads` = 0 takes all that the machine offers.
+  explicit CpuValues(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
+  CpuValues(const CpuValues&) = delete;
+  CpuValues& operator=(const CpuValues&) = delete;
+
+  Arena& arena() { return arena_; }
+  int threads() const { return threads_; }
+
+  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  Tensor zeros(Index rows, Index cols) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), T(0));
+    return out;
+  }
+  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
+  /// also what any other Eigen expression becomes.
+  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
+  Tensor input(Tensor x) { return x; }
+  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    Tensor out = make(rows, cols);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
+    return out;
+  }
+
+ protected:
+  static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
+
+  int threads_;
+  Arena arena_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The part of `Cpu` that attention is made of.
+template <class T>
+class CpuAttention : public CpuValues<T> {
+ public:
+  using typename CpuValues<T>::Tensor;
+  using CpuValues<T>::CpuValues, CpuValues<T>::make, CpuValues<T>::zeros;
+
+  /// Softmax attention: see AttendShape and RelativeTerm. q (rows, num_heads * K), k (rows, num_kv_heads * K),
+  /// v (rows, num_kv_heads * V) to (rows, num_heads * V). Key rows may outnumber query rows (cached frames): the last
+  /// query stands at the last key. A query that sees no key gives zeros. Memory grows with rows, not with their square.
+  /// The dropout (of probabilities) does nothing outside training.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
+                const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+    const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    Tensor out = make(q.rows(), in.out_cols());
+    kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
+    return out;
+  }
+  /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
+  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
+                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
+                      Tensor& log_sums) {
+    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    in.dropout = dropout;
+    Tensor out = make(q.rows(), in.out_cols());
+    log_sums = make(q.rows(), shape.num_heads);
+    kernels::attend(threads_, arena_, in, out.data(), log_sums.data());
+    return out;
+  }
+  struct AttendDerivative {
+    Tensor dq, dk, dv, dtable, dposition_q;  ///< the last where queries of their own meet the table
+  };
+  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                   const Sequences& q_sequences, const Sequences& kv_sequences,
+                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
+                                   const Tensor& log_sums) {
+    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    in.dropout = dropout;
+    AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
+    kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
+    if (in.p != nullptr) {
+      d.dtable = make(relative.table.rows(), relative.table.cols());
+      to.dp = d.dtable.data();
+      if (!relative.query.empty()) {
+        d.dposition_q = make(relative.query.rows(), relative.query.cols());
+        to.dposition_q = d.dposition_q.data();
+      }
+      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
+      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
+    }
+    kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
+    return d;
+  }
+
+  /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k (rows,
+  /// num_kv_heads * K), v (rows, num_kv_heads * V) to (rows, num_heads * V); the scale of the shape is not used. The mask
+  /// must not limit the left context. `states` (sequences, num_kv_heads * K * (V + 1)), if given, is what was seen of every
+  /// sequence before, and afterwards what was seen with these rows.
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences,
+                       Tensor* states = nullptr) {
+    const auto in = linear_operands(q, k, v, shape, sequences);
+    require(states == nullptr || (states->rows() == sequences.size() && states->cols() == in.num_kv_heads * in.key_width * (in.value_width + 1)),
+            "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ", states == nullptr ? 0 : states->cols(), ") given, (",
+            sequences.size(), ", ", in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
+    Tensor out = make(q.rows(), in.num_heads * in.value_width);
+    kernels::linear_attend(threads_, arena_, in, out.data(), states == nullptr ? nullptr : states->data());
+    return out;
+  }
+  struct LinearAttendDerivative {
+    Tensor dq, dk, dv;
+  };
+  LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const AttendShape& shape, const Sequences& sequences) {
+    LinearAttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols())};
+    kernels::linear_attend_backward(threads_, arena_, linear_operands(q, k, v, shape, sequences), dout.data(), d.dq.data(), d.dk.data(),
+                                    d.dv.data());
+    return d;
+  }
+
+  /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks * out)
+  /// or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows, num_heads * out).
+  Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
+    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
+    require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.value.rows(), " expected");
+    Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.value.data(),
+                         bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, HeadShape shape,
+                              bool needs_dx) {
+    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
+    if (weight.trainable || (bias != nullptr && bias->trainable)) {
+      Tensor unused = weight.trainable ? Tensor() : zeros(weight.value.rows(), weight.value.cols());
+      kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(),
+                                           weight.trainable ? weight.gradient().data() : unused.data(),
+                                           bias == nullptr ? nullptr : gradient(*bias));
+    }
+    if (!needs_dx) return {};
+    shape.transposed = !shape.transposed;
+    Tensor dx = make(x.rows(), x.cols());
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.value.data(), static_cast<const T*>(nullptr),
+                         dx.data());
+    return dx;
+  }
+
+  /// Rotary positions (Su et al. 2021): every head's pairs of channels turned by the row's angles. x (rows, heads * width),
+  /// table (rows, width): width / 2 cosines, then as many sines. `direction` -1 turns back, which is the derivative.
+  Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
+    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
+            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
+            "), as many rows and a multiple of an even number of columns expected");
+    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
+    kernels::rotate(threads_, x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction), std::as_const(x).data(),
+                    table.data(), y.data());
+    return y;
+  }
+
+  /// Side by side, head by head: [a_h, b_h]. b has as many heads as a, or one that goes with all.
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 && (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
+            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads, " and ", b_heads, " heads");
+    const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
+    Tensor y = make(a.rows(), num_heads * (a_width + b_width));
+    kernels::concat(threads_, a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(), y.data());
+    return y;
+  }
+  struct ConcatDerivative {
+    Tensor da, db;
+  };
+  ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
+    ConcatDerivative d{make(dy.rows(), a_cols), make(dy.rows(), b_cols)};
+    kernels::concat_backward(threads_, dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads, b_heads != num_heads, dy.data(), d.da.data(),
+                             d.db.data());
+    return d;
+  }
+
+  // -- caches of streams --------------------------------------------------------------------------------------------
+  using Cache = RowCache<T>;
+  struct Extended {
+    Tensor rows;
+    Sequences sequences;
+  };
+  /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes in.
+  Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() && x.rows() == sequences.rows(), "extend: (",
+            x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(), ", ", cache.width(), ") in ",
+            slots.size(), " expected");
+    const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
+    Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) { return cache.count(slot(n)) + sequences.length(n); })};
+    out.rows = make(out.sequences.rows(), x.cols());
+    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
+      const T* from = x.row(sequences.begin(n));
+      T* to = out.rows.row(out.sequences.begin(n));
+      cache.read(slot(n), to);
+      std::copy_n(from, sequences.length(n) * x.cols(), to + cache.count(slot(n)) * x.cols());
+      cache.append(slot(n), sequences.length(n), from);
+    });
+    return out;
+  }
+  /// The one row of each slot, changed by `change(rows)`.
+  template <class Change>
+  void update(Cache& cache, std::span<const Index> slots, Change&& change) {
+    Tensor rows = make(static_cast<Index>(slots.size()), cache.width());
+    for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
+    change(rows);
+    for (std::size_t n = 0; n < slots.size(); ++n) cache.append(slots[n], 1, rows.row(static_cast<Index>(n)));
+  }
+
+ protected:
+  using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
+
+ private:
+  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                             const Sequences& q_sequences, const Sequences& kv_sequences,
+                                             const RelativeTerm<Tensor, T>& relative) {
+    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
+                k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
+            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
+            shape.num_kv_heads, " key-value heads do not divide");
+    require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
+                q_sequences.size() == kv_sequences.size(),
+            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
+            " and ", kv_sequences.rows());
+    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
+            " given, at least 1 and 0 expected, or neither");
+    kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
+    if (relative.table.empty()) return in;
+    const Tensor& query = relative.query.empty() ? q : relative.query;
+    require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0, "attend: the queries for relative positions are (", query.rows(),
+            ", ", query.cols(), "), expected ", q.rows(), " rows for ", shape.num_heads, " heads");
+    const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
+      require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(), " given, ", cols, " expected");
+      return p == nullptr ? nullptr : p->value.data();
+    };
+    in.p = relative.table.data();
+    in.u = bias(relative.pos_bias_u, q.cols());
+    in.w = bias(relative.pos_bias_v, query.cols());
+    in.position_q = query.data();
+    in.position_width = query.cols() / shape.num_heads;
+    in.span = (relative.table.rows() + 1) / 2;
+    require(relative.table.cols() == query.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
+            "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
+            query.cols(), ") with n at least ", kv_sequences.max_length());
+    for (Index n = 0; n < q_sequences.size(); ++n)
+      require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
+              kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
+    return in;
+  }
+  kernels::LinearAttendOperands<T> linear_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                                   const Sequences& sequences) {
+    const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads;
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 && k.cols() == q.cols() / heads * kv_heads &&
+                v.cols() % kv_heads == 0,
+            "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads, " heads over ", kv_heads,
+            " key-value heads do not divide");
+    require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(), "linear_attend: q, k, v have ", q.rows(), ", ",
+            k.rows(), ", ", v.rows(), " rows; their sequences have ", sequences.rows());
+    require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ", shape.mask.chunk,
+            " and left context ", shape.mask.left_context, " given; its state cannot forget, so an unlimited left context is expected");
+    return {heads, kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads, q.data(), k.data(), v.data()};
+  }
+  struct HeadSizes {
+    Index out, in;
+  };
+  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape, const char* where) {
+    const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
+    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 && weight.value.rows() == shape.num_blocks * sizes.out &&
+                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
+            where, ": an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
+            shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
+    return sizes;
+  }
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+namespace kernels {
+
+/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
+/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
+/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by x).
+template <class T>
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape, bool flipped,
                     const T* x, const T* taps, const T* bias, T* y) {
+  const Index shift = shape.past - shape.left;
   for (Index n = 0; n < sequences.size(); ++n) {
-    const Index first = sequences.begin(n), length = sequences.length(n);
-    parallel_blocks(threads, length, 64, [&](Index begin, Index end) {
+    const T* input = x + sequences.begin(n) * channels;
+    T* output = y + (sequences.begin(n) - n * shape.past) * channels;
+    const Index length = sequences.length(n), rows = length - shape.past;
+    parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
       const auto column = [&](Index c, Index count) {
         for (Index t = begin; t < end; ++t) {
-          const Index k0 = std::max<Index>(0, left - t), k1 = std::min(kernel, length - t + left);
+          Index k0 = std::max<Index>(0, -shift - t), k1 = std::min(kernel, length - shift - t);
+          if (shape.chunk != Mask::unlimited && flipped) k0 = std::max(k0, shape.left - t % shape.chunk);
+          if (shape.chunk != Mask::unlimited && !flipped) k1 = std::min(k1, shape.left + shape.chunk - t % shape.chunk);
           Batch<T> sum = bias == nullptr ? Batch<T>(T(0)) : load_part(bias + c, count);
           for (Index k = k0; k < k1; ++k) {
             const T* tap = taps + (flipped ? kernel - 1 - k : k) * channels + c;
-            const T* row = x + (first + t + k - left) * channels + c;
+            const T* row = input + (t + k + shift) * channels + c;
             sum = count == lanes<T> ? xsimd::fma(load(tap), load(row), sum)
                                     : xsimd::fma(load_part(tap, count), load_part(row, count), sum);
           }
-          store_part(y + (first + t) * channels + c, sum, count);
+          store_part(output + t * channels + c, sum, count);
         }
       };
       for (Index c = 0; c < channels; c += lanes<T>) column(c, std::min(lanes<T>, channels - c));
@@ -2206,17 +4310,19 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
   }
 }
 
-/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c].
+/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
 template <class T>
-void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, Index left,
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                                   const T* dy, const T* x, T* dtaps) {
   parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), length = sequences.length(n);
       for (Index k = 0; k < kernel; ++k) {
+        const Index ahead = k - shape.left;
         Local<T, 2 * lanes<T>> sum = {};
-        for (Index t = std::max<Index>(0, left - k); t < std::min(length, length + left - k); ++t) {
-          const T *g = dy + (first + t) * channels, *row = x + (first + t + k - left) * channels;
+        for (Index t = std::max<Index>(0, -ahead); t < std::min(length, length - ahead); ++t) {
+          if (shape.chunk != Mask::unlimited && t % shape.chunk + ahead >= shape.chunk) continue;
+          const T *g = dy + (first + t) * channels, *row = x + (first + t + ahead) * channels;
           for (Index c = begin; c < end; ++c) sum[c - begin] += g[c] * row[c];
         }
         for (Index c = begin; c < end; ++c) dtaps[k * channels + c] += sum[c - begin];
@@ -2435,6 +4541,42 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the derivative.
+template <class T>
+void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T* row = x + r * cols;
+      const T square = sum_span<T>(cols, [](auto a) { return a * a; }, row) / static_cast<T>(cols);
+      const T inverse = T(1) / std::sqrt(square + eps);
+      if (inverses != nullptr) inverses[r] = inverse;
+      map_span(cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
+    }
+  });
+}
+
+/// dx for every row; dweight is added to. Null results are left out.
+template <class T>
+void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses, T* dx, T* dweight) {
+  if (dx != nullptr)
+    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
+        const T dot = sum_span<T>(cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) / static_cast<T>(cols);
+        const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
+        map_span(cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
+      }
+    });
+  constexpr Index width = 4 * lanes<T>;
+  if (dweight != nullptr)
+    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+      Local<T, width> sum = {};
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = begin; c < end; ++c) sum[c - begin] += dy[r * cols + c] * x[r * cols + c] * inverses[r];
+      for (Index c = begin; c < end; ++c) dweight[c] += sum[c - begin];
+    });
+}
+
 /// dx for every row; then dweight and dbias, each added to. Null results are left out.
 template <class T>
 void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* moments,
@@ -2573,46 +4715,16 @@ namespace laconic::inline LACONIC_ABI {
 /// overwritten when nobody else holds them. Each `*_backward` gives the derivative by the inputs and adds the
 /// derivative by trainable parameters to their gradients.
 template <class T = float>
-class Cpu {
+class Cpu : public CpuAttention<T> {
  public:
-  using Scalar = T;
-  using Tensor = laconic::Tensor<T>;
+  using typename CpuValues<T>::Tensor;
+  using CpuValues<T>::make, CpuValues<T>::zeros;
+
   static constexpr bool training = false;
 
   /// `threads` = 0 takes all that the machine offers.
-  explicit Cpu(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
-  Cpu(const Cpu&) = delete;
-  Cpu& operator=(const Cpu&) = delete;
+  explicit Cpu(int threads = 0) : CpuAttention<T>(threads) {}
 
-  Arena& arena() { return arena_; }
-  int threads() const { return threads_; }
-
-  // -- values -------------------------------------------------------------------------------------------------------
-  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
-  Tensor zeros(Index rows, Index cols) {
-    Tensor out = make(rows, cols);
-    std::fill_n(out.data(), out.size(), T(0));
-    return out;
-  }
-  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
-  /// also what any other Eigen expression becomes.
-  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
-  Tensor input(Matrix<T>&& x) {
-    Tensor out = make(x.rows(), x.cols());
-    out.view() = x;
-    return out;
-  }
-  Tensor input(Tensor x) { return x; }
-  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    Tensor out = make(rows, cols);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
-    return out;
-  }
-
-  // -- primitives ---------------------------------------------------------------------------------------------------
   /// x W^T + b. x (rows, in), weight (out, in), bias (out) or null.
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
@@ -2676,6 +4788,22 @@ class Cpu {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), moments.data(),
                                  dx.data(), gradient(weight), gradient(bias));
+    return dx;
+  }
+
+  /// Divided by the root of the mean square of the row. `inverses`, if given, receives 1/rms of each row.
+  Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
+    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    Tensor y = make(x.rows(), x.cols());
+    if (inverses != nullptr) *inverses = make(x.rows(), 1);
+    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
+                      inverses == nullptr ? nullptr : inverses->data());
+    return y;
+  }
+  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses, bool needs_dx) {
+    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(), dx.data(),
+                               gradient(weight));
     return dx;
   }
 
@@ -2748,26 +4876,33 @@ class Cpu {
     return dx;
   }
 
-  /// Each channel with its own kernel over time, zeros outside a sequence; output t sees inputs t-left .. t-left+kernel-1.
-  /// weight (channels, 1, kernel), bias (channels) or null.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences, Index left) {
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1, kernel),
+  /// bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences,
+                        const DepthwiseShape& shape) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
     require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
             "), expected (", sequences.rows(), ", ", channels, ")");
     require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
             channels, " channels");
-    Tensor y = make(x.rows(), channels);
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ", shape.chunk, " and past ",
+            shape.past, " given, at least 1 and 0 expected");
+    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n), " rows, at least ",
+              shape.past, " expected");
+    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, left, false, x.data(), taps.data(),
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
                             bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                                 const Sequences& sequences, Index left, bool needs_dx) {
+                                 const Sequences& sequences, const DepthwiseShape& shape, bool needs_dx) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past, " past rows given");
     if (weight.trainable) {
       Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, left, dy.data(), x.data(), dtaps.data());
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(), dtaps.data());
       weight.gradient() += dtaps.view().transpose();
     }
     if (bias != nullptr && bias->trainable)
@@ -2775,52 +4910,9 @@ class Cpu {
     if (!needs_dx) return {};
     Tensor dx = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, kernel - 1 - left, true, dy.data(), taps.data(),
-                            static_cast<const T*>(nullptr), dx.data());
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk}, true, dy.data(),
+                            taps.data(), static_cast<const T*>(nullptr), dx.data());
     return dx;
-  }
-
-  /// Softmax attention: see AttendShape and RelativeTerm. q (rows, num_heads * K), k (rows, num_kv_heads * K),
-  /// v (rows, num_kv_heads * V) to (rows, num_heads * V). Key rows may outnumber query rows (cached frames): the last
-  /// query stands at the last key. A query that sees no key gives zeros. Memory grows with rows, not with their square.
-  /// The dropout (of probabilities) does nothing outside training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
-    const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    Tensor out = make(q.rows(), in.out_cols());
-    kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
-    return out;
-  }
-  /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
-  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                      Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    in.dropout = dropout;
-    Tensor out = make(q.rows(), in.out_cols());
-    log_sums = make(q.rows(), shape.num_heads);
-    kernels::attend(threads_, arena_, in, out.data(), log_sums.data());
-    return out;
-  }
-  struct AttendDerivative {
-    Tensor dq, dk, dv, dtable;
-  };
-  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                   const Sequences& q_sequences, const Sequences& kv_sequences,
-                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                                   const Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    in.dropout = dropout;
-    AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}};
-    kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
-    if (in.p != nullptr) {
-      d.dtable = make(relative.table.rows(), relative.table.cols());
-      to.dp = d.dtable.data();
-      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
-      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
-    }
-    kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
-    return d;
   }
 
   /// Nothing, outside training.
@@ -2839,6 +4931,70 @@ class Cpu {
     const kernels::Batch<T> s(static_cast<T>(scale));
     kernels::map(threads_, x.size(), out.data(), [s](auto a, auto b) { return xsimd::fma(s, b, a); }, std::as_const(x).data(), y.data());
     return out;
+  }
+  /// x plus a row of parameters, the same for every row.
+  Tensor add_row(Tensor x, const Parameter<T>& row) {
+    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
+    const Tensor& from = x;
+    kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r)
+        kernels::map_span(x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+    });
+    return y;
+  }
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
+    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
+  }
+  /// Number by number.
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
+            ") given, equal shapes expected");
+    Tensor out = make(x.rows(), x.cols());
+    kernels::map(threads_, x.size(), out.data(), [](auto a, auto b) { return a * b; }, x.data(), y.data());
+    return out;
+  }
+  /// Columns first .. first + count - 1.
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ", x.cols(), " wanted");
+    Tensor out = make(x.rows(), count);
+    out.view() = std::as_const(x).view().middleCols(first, count);
+    return out;
+  }
+  Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
+    Tensor dx = zeros(dy.rows(), cols);
+    dx.view().middleCols(first, dy.cols()) = dy.view();
+    return dx;
+  }
+  /// sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, (sequences, 1).
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() && gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(), ", ", gate.cols(),
+            ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(), ", 1) expected");
+    Tensor out = make(x.rows(), x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      out.view().middleRows(first, count) =
+          weight * x.view().middleRows(first, count) + (T(1) - weight) * y.view().middleRows(first, count);
+    }
+    return out;
+  }
+  struct MixDerivative {
+    Tensor dx, dy, dgate;
+  };
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    MixDerivative d{make(x.rows(), x.cols()), make(x.rows(), x.cols()), make(gate.rows(), 1)};
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      const auto g = dout.view().middleRows(first, count);
+      d.dx.view().middleRows(first, count) = weight * g;
+      d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
+      d.dgate.row(n)[0] =
+          weight * (T(1) - weight) * g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+    }
+    return d;
   }
   Tensor scale(const Tensor& x, double factor) {
     Tensor y = make(x.rows(), x.cols());
@@ -2912,8 +5068,9 @@ class Cpu {
   }
 
  private:
+  using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
+
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
-  static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
   static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
     for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
@@ -2937,41 +5094,6 @@ class Cpu {
     taps.view() = weight.value.transpose();
     return taps;
   }
-  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                             const Sequences& q_sequences, const Sequences& kv_sequences,
-                                             const RelativeTerm<Tensor, T>& relative) {
-    const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
-    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
-                k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
-            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
-            shape.num_kv_heads, " key-value heads do not divide");
-    require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size(),
-            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
-            " and ", kv_sequences.rows());
-    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given, at least 1 and 0 expected, or neither");
-    kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
-    if (!relative.table.empty()) {
-      in.p = relative.table.data();
-      for (const auto* bias : {relative.pos_bias_u, relative.pos_bias_v})
-        require(bias == nullptr || bias->size() == q.cols(), "attend: a position bias of ", bias == nullptr ? 0 : bias->size(), " given, ", q.cols(),
-                " expected");
-      if (relative.pos_bias_u != nullptr) in.u = relative.pos_bias_u->value.data();
-      if (relative.pos_bias_v != nullptr) in.w = relative.pos_bias_v->value.data();
-      in.span = (relative.table.rows() + 1) / 2;
-      require(relative.table.cols() == q.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
-              "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
-              q.cols(), ") with n at least ", kv_sequences.max_length());
-      for (Index n = 0; n < q_sequences.size(); ++n)
-        require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
-                kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
-    }
-    return in;
-  }
-
-  int threads_;
-  Arena arena_;
 };
 
 }  // namespace laconic
@@ -3102,7 +5224,7 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
   rows.topRows(x.rows()) = x;
   const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows)));
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows), cpu.input(rows)));
   };
   const auto now = expand(target), before = expand(source);
   const AttentionDims &to = target.dims(), &from = source.dims();
@@ -3110,9 +5232,9 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   const auto add = [&](const auto& value, const auto& expected) {
     for (Index r = 0; r < x.rows(); ++r)
       for (Index h = 0; h < from.num_heads; ++h)
-        for (Index c = 0; c < from.head_dim(); ++c) {
-          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim() + c;
-          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim() + c;
+        for (Index c = 0; c < from.head_dim; ++c) {
+          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim + c;
+          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim + c;
           out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
                   static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
         }
@@ -3124,11 +5246,12 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
 template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                           const Matrix<T>& x, const Sequences& sequences) {
+Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
+                           const Mask& mask) {
   const auto rows = cpu.input(x);
-  const auto table = From::Position::enter(cpu, rows, sequences).table;
-  return deviation(target(cpu, rows, sequences, table).view(), source(cpu, rows, sequences, table).view());
+  Pass<Tensor<T>> pass{sequences, mask};
+  pass.table = source.table(cpu, pass);
+  return deviation(target(cpu, rows, pass).view(), source(cpu, rows, pass).view());
 }
 
 /// Rows of independent standard normal numbers, the same for the same name.
@@ -3144,362 +5267,179 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
-/// key-value head for every head.
-struct ConversionConfig {
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-};
-
-/// `auto [small, report] = convert<Small>(model);`
-template <class Target>
-struct Conversion {
-  Target model;
-  ConversionReport report;
-};
-
-namespace detail {
-
-template <class Target, class Source>
-inline constexpr bool same_model = false;
-template <template <class, class> class Model, class To, class From, class T>
-inline constexpr bool same_model<Model<To, T>, Model<From, T>> = true;
-
-template <class From, class To>
-inline constexpr bool conversion_known = false;
-template <>
-inline constexpr bool conversion_known<FullRank, FullRank> = true;
-template <Index R>
-inline constexpr bool conversion_known<FullRank, SharedLatent<R>> = true;
-template <Index A, Index B>
-inline constexpr bool conversion_known<SharedLatent<A>, SharedLatent<B>> = true;
-
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
-struct KeyValueMap {
-  Matrix<double> k, v;
-  auto k_weight() const { return k.leftCols(k.cols() - 1); }
-  auto v_weight() const { return v.leftCols(v.cols() - 1); }
-  auto v_bias() const { return v.rightCols(1); }
-};
-
-template <class T>
-Matrix<double> with_bias(const Linear<T>& linear) {
-  Matrix<double> out(linear.out(), linear.in() + 1);
-  out << linear.weight.value.template cast<double>(), linear.bias.value.transpose().template cast<double>();
-  return out;
-}
-template <class T>
-void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
-}
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.value = weight.template cast<T>();
-  linear.bias.value.setZero();
+/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the end of
+/// the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
+enum class ConvolutionContext { centred, causal, chunk };
+constexpr auto enum_names(ConvolutionContext) {
+  return std::to_array<EnumName<ConvolutionContext>>(
+      {{ConvolutionContext::centred, "centred"}, {ConvolutionContext::causal, "causal"}, {ConvolutionContext::chunk, "chunk"}});
 }
 
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  const Matrix<double> k_up = with_bias(layer.linear_k_up), v_up = with_bias(layer.linear_v_up);
-  const Index rank = down.rows();
-  KeyValueMap out{k_up.leftCols(rank) * down, v_up.leftCols(rank) * down};
-  out.k.rightCols(1) += k_up.rightCols(1);
-  out.v.rightCols(1) += v_up.rightCols(1);
-  return out;
-}
-
-/// Every head's rows from those of the key-value head that it reads.
-inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
-  return out;
-}
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim(), group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
-  return out / static_cast<double>(group);
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error of its weights.
-template <class Layer, class Method>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
-  assign(layer.linear_k, wanted.k);
-  assign(layer.linear_v, wanted.v);
-  return 0;
-}
-template <Index R, class Layer, class Method>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-
-/// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
-template <class To, class From, class T, class Method>
-Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                        const Method& method) {
-  const AttentionDims &to = target.dims(), &from = source.dims();
-  const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
-  require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
-          " have weights that are not finite");
-  const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
-  Deviation out = deviation(shared.k_weight(), before.k_weight());
-  out += deviation(shared.v_weight(), before.v_weight());
-  const bool same_latent = from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank;
-  if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
-
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, method);
-  out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
-
-  // Probabilities sum to 1, so a bias on the values is one on the output.
-  const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
-  const Matrix<double> moved =
-      target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
-  target.linear_out.bias.value += moved.transpose().template cast<T>();
-  return out;
-}
-
-/// Copies by name. Only keys and values may be missing in the source or have another shape there.
-template <class Target, class Source>
-void copy_parameters(Target& target, const Source& source) {
-  using P = Parameter<typename Source::Scalar>;
-  std::map<std::string, const P*, std::less<>> from;
-  source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
-  std::vector<const P*> converted;
-  Target::each_attention(target, [&](std::string_view, const auto& layer) {
-    layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
-  });
-  target.parameters([&](std::string_view name, P& p) {
-    const auto found = from.find(name);
-    if (found != from.end() && found->second->shape() == p.shape())
-      p.value = found->second->value;
-    else
-      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
-              "convert: the source has no parameter ", name, " of the target's shape");
-  });
-}
-
-template <class Target, class Source>
-constexpr bool types_fit() {
-  static_assert(same_model<Target, Source>,
-                "laconic: convert changes a model's attention, neither its kind nor its number type");
-  using From = typename Source::Policy;
-  using To = typename Target::Policy;
-  constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
-  static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
-  static_assert(std::is_same_v<typename From::Position, typename To::Position>,
-                "laconic: convert keeps the position policy");
-  static_assert(conversion_known<typename From::KeyValue, typename To::KeyValue>,
-                "laconic: no conversion is known between these two key-value policies");
-  static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
-                "laconic: a latent drops the bias of the keys, which matters under this position policy");
-  return true;
-}
-
-/// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-template <class Target, class Method, class Source>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
-                           bool measure_on_noise) {
-  static_assert(types_fit<Target, Source>());
-  using T = typename Source::Scalar;
-  using From = AttentionLayer<typename Source::Policy, T>;
-  using To = AttentionLayer<typename Target::Policy, T>;
-
-  auto config = source.config();
-  config.num_kv_heads = numbers.num_kv_heads;
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  Conversion<Target> out{Target(config, Seed()), {}};
-  copy_parameters(out.model, source);
-
-  InputRecorder<T> cpu;
-  std::vector<const From*> layers;
-  Source::each_attention(source, [&](std::string_view, const From& layer) {
-    layers.push_back(&layer);
-    cpu.inputs[&layer.linear_q.weight];
-  });
-  const auto logits = source(cpu, features, sequences);
-  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
-          " sequences, of which the subsampling leaves none");
-
-  Deviation predicted, key_value, output;
-  auto layer = layers.begin();
-  Target::each_attention(out.model, [&](std::string_view name, To& to) {
-    const From& from = **layer++;
-    Matrix<T>& x = cpu.inputs[&from.linear_q.weight];
-    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
-    const Deviation of_weights = convert_layer(name, to, from, method);
-    const Deviation of_key_value = key_value_deviation(cpu, to, from, x);
-    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences);
-    out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 of_weights.relative(), of_key_value.relative(), of_output.relative()});
-    predicted += of_weights;
-    key_value += of_key_value;
-    output += of_output;
-  });
-  out.report.input = measure_on_noise ? "white noise" : "features";
-  out.report.predicted_error = predicted.relative();
-  out.report.key_value_error = key_value.relative();
-  out.report.output_error = output.relative();
-  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
-  return out;
-}
-
-}  // namespace detail
-
-/// The model with another attention: what both have in common is copied, keys and values are converted.
-///
-///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
-///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
-///
-/// Full rank to a latent, and a latent to one of another rank: by `method`. More key-value heads to fewer: the mean of
-/// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
-/// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
-/// softmax ignores one on the keys, and one on the values goes to `linear_out`.
-///
-/// The report compares both models by forward passes on white noise: 260 rows of features, and as many rows of noise
-/// into every attention layer as these leave after the subsampling. Throws `Error` where the numbers do not fit (a
-/// latent larger than d_model) or weights are not finite. Allocates.
-template <class Target, class Source, class Method = JointSvd>
-Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
-  const auto noise = white_noise<typename Source::Scalar>(260, source.config().num_mels, "features");
-  return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
-}
-
-/// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
-/// layer on the input that it has in the source model.
-template <class Target, class Source, class Method>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
-  return detail::convert<Target>(source, method, numbers, features, sequences, false);
-}
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in. The kernel is
-/// centred, so it sees (kernel - 1) / 2 frames to either side. No bias: a batch norm follows.
+/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
 template <class T>
 class DepthwiseConv : public Module<DepthwiseConv<T>> {
  public:
-  DepthwiseConv(Index channels, Index kernel, Seed seed) : weight({channels, 1, kernel}) {
+  DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
+      : weight({channels, 1, kernel}), sees_(sees) {
     require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
-    fill_uniform(weight, 1 / std::sqrt(static_cast<double>(kernel)), Random(seed, "weight"));
+    const double bound = 1 / std::sqrt(static_cast<double>(kernel));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({channels});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+  static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
+    return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
   }
 
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
-    return context.depthwise_conv(x, weight, nullptr, sequences, (weight.value.cols() - 1) / 2);
-  }
+  /// Frames that an output sees before its own.
+  Index left() const { return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2; }
 
-  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+  /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
+  template <class Context>
+  class State {
+   public:
+    State(const DepthwiseConv& conv, const StateShape& shape) : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+    void clear(Index slot) { cache_.fill_zeros(slot); }
+    Index cache_bytes() const { return cache_.bytes(); }
 
-  Parameter<T> weight;
-};
+   private:
+    friend DepthwiseConv;
+    typename Context::Cache cache_;
+  };
 
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
-/// dropout.
-template <class T>
-class FeedForward : public Module<FeedForward<T>> {
- public:
-  FeedForward(Index d_model, Index hidden, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"), dropout_(dropout) {}
-
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = context.activation(Activation::silu, intermediate_dense(context, x));
-    return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
-  }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("intermediate_dense", self.intermediate_dense);
-    visit("output_dense", self.output_dense);
-  }
-
-  Linear<T> intermediate_dense, output_dense;
-
- private:
-  double dropout_;
-};
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-/// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
-template <class T>
-class LayerNorm : public Module<LayerNorm<T>> {
- public:
-  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
-
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x) const {
-    return context.layer_norm(x, weight, bias, eps_);
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
+    require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
+            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is expected");
+    DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
+    if constexpr (has_state<S>) {
+      const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);
+      shape.past = left();
+      return context.depthwise_conv(extended.rows, weight, b, extended.sequences, shape);
+    } else {
+      return context.depthwise_conv(x, weight, b, pass.sequences, shape);
+    }
   }
 
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
-    visit("bias", self.bias);
+    if (self.bias.size() > 0) visit("bias", self.bias);
   }
 
   Parameter<T> weight, bias;
 
  private:
-  double eps_;
+  ConvolutionContext sees_;
 };
 
-/// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
-/// (Ioffe and Szegedy 2015). Rows are packed, so padding cannot enter the statistics.
-template <class T>
-class BatchNorm : public Module<BatchNorm<T>> {
- public:
-  explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
-      : weight({channels}), bias({channels}), running_mean({channels}, Role::statistic), running_var({channels}, Role::statistic),
-        eps_(eps), momentum_(momentum) {
-    weight.value.setOnes();
-    running_var.value.setOnes();
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
+/// layer; as an average of fixed weights; or of weights that each utterance decides.
+enum class BranchMerge { concat, fixed_average, learned_average };
+constexpr auto enum_names(BranchMerge) {
+  return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
+                                               {BranchMerge::fixed_average, "fixed-average"},
+                                               {BranchMerge::learned_average, "learned-average"}});
+}
+
+/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention may be
+/// left 0 where its type says them.
+struct EncoderConfig {
+  Index num_mels = 80;
+  Index d_model = 256;
+  Index num_layers = 12;
+  Index vocab_size = 29;
+  AttentionName attention = AttentionName::by_type;
+  Index num_heads = 0;
+  Index num_kv_heads = 0;
+  Index kv_lora_rank = 0;
+  Index v_lora_rank = 0;
+  Index q_lora_rank = 0;
+  Index qk_rope_head_dim = 0;
+  Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model (not in a Branchformer)
+  Index conv_kernel = 31;           ///< frames, odd: of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;        ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;  ///< of a Branchformer
+  double cgmlp_weight = 0.5;        ///< of the cgMLP in a fixed average
+  Index merge_kernel = 3;           ///< frames, odd: of an E-Branchformer's merge
+  Index subsampling = 4;            ///< 2 or 4
+  Index subsampling_channels = 0;   ///< 0: d_model
+  double dropout = 0.1;
+  ConvolutionContext convolution = ConvolutionContext::centred;
+  Index chunk = 0;                  ///< encoder frames that are seen together; 0: whole utterances
+  Index left_context = -1;          ///< encoder frames seen before the own chunk; -1: all
+
+  constexpr AttentionConfig attention_config() const {
+    return {.d_model = d_model,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .kv_lora_rank = kv_lora_rank,
+            .v_lora_rank = v_lora_rank,
+            .q_lora_rank = q_lora_rank,
+            .qk_rope_head_dim = qk_rope_head_dim,
+            .attention = attention};
+  }
+  /// What every frame sees, as the model is meant to be used.
+  constexpr Mask mask() const { return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask(); }
+  constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("num_mels", self.num_mels);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("vocab_size", self.vocab_size);
+    visit("attention", self.attention);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("ffn_expansion", self.ffn_expansion);
+    visit("conv_kernel", self.conv_kernel);
+    visit("cgmlp_expansion", self.cgmlp_expansion);
+    visit("merge", self.merge);
+    visit("cgmlp_weight", self.cgmlp_weight);
+    visit("merge_kernel", self.merge_kernel);
+    visit("subsampling", self.subsampling);
+    visit("subsampling_channels", self.subsampling_channels);
+    visit("dropout", self.dropout);
+    visit("convolution", self.convolution);
+    visit("chunk", self.chunk);
+    visit("left_context", self.left_context);
   }
 
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x) const {
-    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
+  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
+  constexpr const EncoderConfig& checked() const {
+    const auto within = [](Index value, Index least, Index most, const char* name) {
+      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+    };
+    within(num_mels, 7, 1 << 12, "num_mels");
+    within(d_model, 1, 1 << 16, "d_model");
+    within(num_layers, 1, 1 << 12, "num_layers");
+    within(vocab_size, 2, 1 << 24, "vocab_size");
+    within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
+    within(conv_kernel, 1, 1 << 12, "conv_kernel");
+    within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");
+    within(merge_kernel, 1, 1 << 12, "merge_kernel");
+    within(subsampling_channels, 0, 1 << 16, "subsampling_channels");
+    within(chunk, 0, 1 << 20, "chunk");
+    within(left_context, -1, 1 << 20, "left_context");
+    require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
+    require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
+    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model, " channels given, an even number expected");
+    require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
+    require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
+    require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");
+    require(chunk > 0 || left_context < 0, "encoder: left_context ", left_context, " given without a chunk");
+    return *this;
   }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("weight", self.weight);
-    visit("bias", self.bias);
-    visit("running_mean", self.running_mean);
-    visit("running_var", self.running_var);
-  }
-
-  Parameter<T> weight, bias, running_mean, running_var;
-
- private:
-  double eps_, momentum_;
 };
 
 }  // namespace laconic
@@ -3554,6 +5494,18 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
+  /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
+  static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel, half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
+    const Index freqs = out_length(num_mels, factor);
+    return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
+  }
+
+  /// Frames that go in for each that comes out, and those that the first one needs.
+  Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
+  Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
+
   /// The rows that come out, and where their sequences lie.
   template <class Tensor>
   struct Output {
@@ -3600,53 +5552,920 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// All numbers of a Conformer with a CTC head. Those of the attention may be left 0 where its type says them.
-struct ConformerConfig {
-  Index num_mels = 80;
-  Index d_model = 256;
-  Index num_layers = 12;
-  Index vocab_size = 29;
-  Index num_heads = 0;
+/// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
+template <class Tensor>
+struct Logits {
+  Tensor rows;
+  Sequences sequences;
+};
+
+/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer` and
+/// `EBranchformer` are this with their blocks. A kind has
+///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
+///   parameter_count(config), flops(config, frames)   of a block without its attention
+///   require_streamable(config)                       throws where a block sees what a stream cannot have
+///
+///     Conformer<Mha<8>> model(config, Seed(1));
+///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
+///
+/// Construction allocates and throws `Error` where the numbers do not fit; the forward pass takes memory from the
+/// context's arena only. A sequence too short for the subsampling gives no rows.
+template <class Kind, class AttentionPolicy, class T = float>
+class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
+ public:
+  using Scalar = T;
+  using Policy = AttentionPolicy;
+  using Config = EncoderConfig;
+  using Block = typename Kind::template Block<AttentionPolicy, T>;
+
+  Encoder(const EncoderConfig& config, Seed seed)
+      : subsampling(config.checked().num_mels, config.channels(), config.d_model, config.subsampling, seed / "subsampling"),
+        layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+    if (config.chunk > 0) Kind::require_streamable(config);
+    const AttentionDims d = Policy::dims(config.attention_config());
+    config_.num_heads = d.num_heads;
+    config_.num_kv_heads = d.num_kv_heads;
+    config_.kv_lora_rank = d.kv_lora_rank;
+    config_.v_lora_rank = d.v_lora_rank;
+    config_.q_lora_rank = d.q_lora_rank;
+    config_.qk_rope_head_dim = d.qk_rope_head_dim;
+    layers.reserve(static_cast<std::size_t>(config.num_layers));
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ", config.left_context,
+            " given, but the state of linear attention cannot forget; -1 expected");
+  }
+
+  /// With every number said, also those that came from the type.
+  const EncoderConfig& config() const { return config_; }
+
+  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
+  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
+  template <class Context, class Features>
+  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask) const {
+    if (mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
+    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
+    x = encode(context, context.dropout(std::move(x), config_.dropout), out, mask);
+    return Logits<decltype(x)>{lm_head(context, x), out};
+  }
+  template <class Context, class Features>
+  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
+    return (*this)(context, std::forward<Features>(features), sequences, config_.mask());
+  }
+
+  /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
+  template <class Context, class Tensor>
+  Tensor encode(Context& context, Tensor x, const Sequences& sequences, const Mask& mask) const {
+    return encode(context, std::move(x), Pass<Tensor>{sequences, mask}, nullptr);
+  }
+  template <class Context, class Tensor>
+  Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
+    return encode(context, std::move(x), sequences, config_.mask());
+  }
+  /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
+  template <class Context, class Tensor, class S>
+  Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
+    const auto& attention = layers.front().attention();
+    x = attention.enter(context, std::move(x), pass);
+    pass.table = attention.table(context, pass);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if constexpr (has_state<S>)
+        x = layers[i](context, std::move(x), pass, &state->layers[i]);
+      else
+        x = layers[i](context, std::move(x), pass, nullptr);
+    }
+    return layer_norm(context, x);
+  }
+
+  /// What streams keep, layer by layer.
+  template <class Context>
+  struct State {
+    State(Context& context, const Encoder& model, const StateShape& shape) {
+      Kind::require_streamable(model.config());
+      layers.reserve(model.layers.size());
+      for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
+    }
+    void clear(Index slot) {
+      for (auto& layer : layers) layer.clear(slot);
+    }
+    void fill_zeros(Index slot) {
+      for (auto& layer : layers) layer.fill_zeros(slot);
+    }
+    /// Of attention, all slots; and of the convolutions.
+    Index attention_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
+      return sum;
+    }
+    Index convolution_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.convolution_bytes();
+      return sum;
+    }
+
+    std::vector<typename Block::template State<Context>> layers;
+  };
+
+  /// Bytes of key-value cache for this many encoder frames, all layers.
+  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+    return config.num_layers * Policy::cache_bytes(config.attention_config(), n, storage);
+  }
+
+  /// Trained numbers of the whole model.
+  static constexpr Index parameter_count(const EncoderConfig& config) {
+    const EncoderConfig& c = config.checked();
+    return Conv2dSubsampling<T>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling) +
+           c.num_layers * (Kind::parameter_count(c) + Policy::parameter_count(c.attention_config())) + 2 * c.d_model +
+           (c.d_model + 1) * c.vocab_size;
+  }
+
+  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so many
+  /// encoder frames.
+  static constexpr Index flops(const EncoderConfig& config, Frames n) {
+    const EncoderConfig& c = config.checked();
+    return Conv2dSubsampling<T>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, n.count) +
+           c.num_layers * (Kind::flops(c, n.count) + Policy::flops(c.attention_config(), n, c.mask())) + 2 * n.count * c.d_model * c.vocab_size;
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("subsampling", self.subsampling);
+    visit("layers", self.layers);
+    visit("layer_norm", self.layer_norm);
+    visit("lm_head", self.lm_head);
+  }
+  /// Calls `visit(dotted_name, attention_layer)` for every layer.
+  static void each_attention(auto& self, auto&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i)
+      visit(std::string_view(text("layers.", i, '.', Kind::attention_name)), self.layers[i].attention());
+  }
+
+  Conv2dSubsampling<T> subsampling;
+  std::vector<Block> layers;
+  LayerNorm<T> layer_norm;
+  Linear<T> lm_head;
+
+ private:
+  EncoderConfig config_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
+/// key-value head for every head.
+struct ConversionConfig {
   Index num_kv_heads = 0;
   Index kv_lora_rank = 0;
-  Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model
-  Index conv_kernel = 31;           ///< frames, odd
-  Index subsampling = 4;            ///< 2 or 4
-  Index subsampling_channels = 0;   ///< 0: d_model
-  double dropout = 0.1;
+  Index v_lora_rank = 0;
+  AttentionName attention = AttentionName::by_type;
+};
 
-  constexpr AttentionConfig attention() const { return {d_model, num_heads, num_kv_heads, kv_lora_rank}; }
+/// `auto [small, report] = convert<Small>(model);`
+template <class Target>
+struct Conversion {
+  Target model;
+  ConversionReport report;
+};
 
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("num_mels", self.num_mels);
-    visit("d_model", self.d_model);
-    visit("num_layers", self.num_layers);
-    visit("vocab_size", self.vocab_size);
-    visit("num_heads", self.num_heads);
-    visit("num_kv_heads", self.num_kv_heads);
-    visit("kv_lora_rank", self.kv_lora_rank);
-    visit("ffn_expansion", self.ffn_expansion);
-    visit("conv_kernel", self.conv_kernel);
-    visit("subsampling", self.subsampling);
-    visit("subsampling_channels", self.subsampling_channels);
-    visit("dropout", self.dropout);
+namespace detail {
+
+template <class Target, class Source>
+inline constexpr bool same_model = false;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
+
+/// Whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+template <class KeyValue>
+inline constexpr bool is_linear_map = false;
+template <>
+inline constexpr bool is_linear_map<FullRank> = true;
+template <>
+inline constexpr bool is_linear_map<InputLatent> = true;
+template <Index R>
+inline constexpr bool is_linear_map<SharedLatent<R>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<TwoStageLatent<R>> = true;
+template <Index RK, Index RV>
+inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
+
+/// The same scores, and keys and values that can be carried over.
+template <class From, class To>
+inline constexpr bool conversion_known =
+    is_linear_map<typename From::KeyValue> && is_linear_map<typename To::KeyValue> &&
+    std::is_same_v<typename From::Position, typename To::Position> && std::is_same_v<typename From::Score, typename To::Score>;
+
+/// Whether two policies are one with different numbers.
+template <class, class>
+inline constexpr bool same_kind = false;
+template <template <Index...> class KeyValue, Index... A, Index... B>
+inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
+
+/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+struct KeyValueMap {
+  Matrix<double> k, v;
+  auto k_weight() const { return k.leftCols(k.cols() - 1); }
+  auto v_weight() const { return v.leftCols(v.cols() - 1); }
+  auto v_bias() const { return v.rightCols(1); }
+};
+
+template <class T>
+Matrix<double> with_bias(const Linear<T>& linear) {
+  Matrix<double> out(linear.out(), linear.in() + 1);
+  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
+  out.rightCols(1).setZero();
+  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
+  return out;
+}
+template <class T>
+void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
+  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
+  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+}
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  linear.weight.value = weight.template cast<T>();
+  if (linear.has_bias()) linear.bias.value.setZero();
+}
+
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
+/// `first`, each after its block.
+inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  Matrix<double> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b) {
+    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
+    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
+  }
+  return both;
+}
+/// The same where every block of rows of `first` meets all of `second`.
+inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<double> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
+  return both;
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
+}
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
+          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
+          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
+          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
+}
+
+/// Every head's rows from those of the key-value head that it reads.
+inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
+  return out;
+}
+/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
+  return out / static_cast<double>(group);
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error of its weights.
+template <class Layer, class Method>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
+  assign(layer.linear_k, wanted.k);
+  assign(layer.linear_v, wanted.v);
+  return 0;
+}
+template <class Layer, class Method>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  return fit(FullRank(), layer, wanted, method);
+}
+template <Index R, class Layer, class Method>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+template <Index R, class Layer, class Method>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
+  const Index dim = layer.linear_k_b.in();
+  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer, class Method>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = method.factorize(k, nothing, layer.linear_k_down.out());
+  const JointFactors values = method.factorize(nothing, v, layer.linear_v_down.out());
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
+/// singular vectors, with which each head's latent is its projection.
+template <class Method, class T>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<double>& weight, const Method& method) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<double> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = weight.middleRows(h * dim, dim).transpose();
+  const JointFactors factors = method.factorize(stacked, Matrix<double>(0, dim), rank);
+  Matrix<double> latents(heads * rank, d_model);
+  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weight.middleRows(h * dim, dim);
+  assign_weight(down, latents);
+  assign_weight(expand, factors.down.transpose());
+  return factors.discarded;
+}
+template <Index R, class Layer, class Method>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, method) + fit_heads(layer.linear_v_down, layer.v_expand, v, method);
+}
+
+/// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
+template <class To, class From, class T, class Method>
+Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                        const Method& method) {
+  const AttentionDims &to = target.dims(), &from = source.dims();
+  const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
+  require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
+          " have weights that are not finite");
+  const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
+  Deviation out = deviation(shared.k_weight(), before.k_weight());
+  out += deviation(shared.v_weight(), before.v_weight());
+  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
+                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
+  if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
+
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, method);
+  out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+
+  // Probabilities sum to 1, so a bias on the values is one on the output.
+  const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
+  const Matrix<double> moved =
+      target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
+  if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
+  return out;
+}
+
+/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+template <class Layer, class F>
+decltype(auto) with_layer(Layer& layer, F&& f) {
+  if constexpr (requires { layer.layer; })
+    return std::visit(std::forward<F>(f), layer.layer);
+  else
+    return f(layer);
+}
+
+/// Types that leave the attention open are looked at here.
+template <class To, class From>
+void require_known(const To& target, const From& source) {
+  const bool known = with_layer(target, [&]<class A>(const A&) {
+    return with_layer(source, []<class B>(const B&) { return conversion_known<typename B::Policy, typename A::Policy>; });
+  });
+  require(known, "convert: no conversion is known between these two attentions");
+}
+
+/// Copies by name. Only keys and values may be missing in the source or have another shape there.
+template <class Target, class Source>
+void copy_parameters(Target& target, const Source& source) {
+  using P = Parameter<typename Source::Scalar>;
+  std::map<std::string, const P*, std::less<>> from;
+  source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
+  std::vector<const P*> converted;
+  Target::each_attention(target, [&](std::string_view, const auto& any) {
+    with_layer(any, [&](const auto& layer) { layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); }); });
+  });
+  target.parameters([&](std::string_view name, P& p) {
+    const auto found = from.find(name);
+    if (found != from.end() && found->second->shape() == p.shape())
+      p.value = found->second->value;
+    else
+      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
+              "convert: the source has no parameter ", name, " of the target's shape");
+  });
+}
+
+template <class Target, class Source>
+constexpr bool types_fit() {
+  static_assert(same_model<Target, Source>,
+                "laconic: convert changes a model's attention, neither its kind nor its number type");
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  if constexpr (!std::is_same_v<From, AnyAttention> && !std::is_same_v<To, AnyAttention>) {
+    constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
+    static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
+    static_assert(std::is_same_v<typename From::Position, typename To::Position>,
+                  "laconic: convert keeps the position policy");
+    static_assert(conversion_known<From, To>, "laconic: no conversion is known between these two attentions");
+    static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
+                  "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  }
+  return true;
+}
+
+/// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
+template <class Target, class Method, class Source>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
+                           bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy::template Layer<T>;
+  using To = typename Target::Policy::template Layer<T>;
+
+  auto config = source.config();
+  config.num_kv_heads = numbers.num_kv_heads;
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  config.attention = numbers.attention;
+  Conversion<Target> out{Target(config, Seed()), {}};
+  require_known(out.model.layers.front().attention(), source.layers.front().attention());
+  copy_parameters(out.model, source);
+
+  InputRecorder<T> cpu;
+  std::vector<const From*> layers;
+  Source::each_attention(source, [&](std::string_view, const From& layer) {
+    layers.push_back(&layer);
+    cpu.inputs[&layer.input_weight()];
+  });
+  const auto logits = source(cpu, features, sequences);
+  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
+          " sequences, of which the subsampling leaves none");
+
+  Deviation predicted, key_value, output;
+  auto layer = layers.begin();
+  Target::each_attention(out.model, [&](std::string_view name, To& to) {
+    const From& from = **layer++;
+    Matrix<T>& x = cpu.inputs[&from.input_weight()];
+    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    Deviation of_weights, of_key_value;
+    with_layer(to, [&](auto& to_layer) {
+      with_layer(from, [&](const auto& from_layer) {
+        using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
+        using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
+        if constexpr (conversion_known<B, A>) {
+          of_weights = convert_layer(name, to_layer, from_layer, method);
+          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x);
+        }
+      });
+    });
+    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
+    out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
+                                 of_weights.relative(), of_key_value.relative(), of_output.relative()});
+    predicted += of_weights;
+    key_value += of_key_value;
+    output += of_output;
+  });
+  out.report.input = measure_on_noise ? "white noise" : "features";
+  out.report.predicted_error = predicted.relative();
+  out.report.key_value_error = key_value.relative();
+  out.report.output_error = output.relative();
+  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+  return out;
+}
+
+}  // namespace detail
+
+/// The model with another attention: what both have in common is copied, keys and values are converted.
+///
+///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
+///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
+///
+/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
+/// together, or for keys and values, or for what heads have in common, as the latent has it. More key-value heads to fewer: the mean of
+/// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
+/// softmax ignores one on the keys, and one on the values goes to `linear_out`.
+///
+/// The report compares both models by forward passes on white noise: 260 rows of features, and as many rows of noise
+/// into every attention layer as these leave after the subsampling. Throws `Error` where the numbers do not fit (a
+/// latent larger than d_model) or weights are not finite. Allocates.
+template <class Target, class Source, class Method = JointSvd>
+Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
+  const auto noise = white_noise<typename Source::Scalar>(260, source.config().num_mels, "features");
+  return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
+}
+
+/// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
+/// layer on the input that it has in the source model.
+template <class Target, class Source, class Method>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+  return detail::convert<Target>(source, method, numbers, features, sequences, false);
+}
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
+/// dropout.
+template <class T>
+class FeedForward : public Module<FeedForward<T>> {
+ public:
+  FeedForward(Index d_model, Index hidden, double dropout, Seed seed)
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"), dropout_(dropout) {}
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    auto hidden = context.activation(Activation::silu, intermediate_dense(context, x));
+    return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("intermediate_dense", self.intermediate_dense);
+    visit("output_dense", self.output_dense);
+  }
+
+  Linear<T> intermediate_dense, output_dense;
+
+ private:
+  double dropout_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and convolved over
+/// time, multiply the other half. (rows, channels) to (rows, channels / 2).
+template <class T>
+class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingUnit<T>> {
+ public:
+  /// The gate starts near 1.
+  ConvolutionalSpatialGatingUnit(Index channels, Index kernel, ConvolutionContext sees, double dropout, Seed seed)
+      : norm(channels / 2), conv(channels / 2, kernel, sees, seed / "conv", Bias::yes), dropout_(dropout) {
+    const Random random(seed / "conv", "weight");
+    for (Index i = 0; i < conv.weight.size(); ++i)
+      conv.weight.value.data()[i] = static_cast<T>(1e-6 * random.normal(static_cast<std::uint64_t>(i)));
+    conv.bias.value.setOnes();
+  }
+
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    const Index half = x.cols() / 2;
+    const Tensor gate = conv(context, norm(context, context.columns(x, half, half)), pass, state);
+    return context.dropout(context.multiply(context.columns(x, 0, half), gate), dropout_);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm", self.norm);
+    visit("conv", self.conv);
+  }
+
+  LayerNorm<T> norm;
+  DepthwiseConv<T> conv;
+
+ private:
+  double dropout_;
+};
+
+/// The cgMLP: linear, GELU, gating, linear.
+template <class T>
+class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
+ public:
+  ConvolutionalGatingMlp(const EncoderConfig& c, Seed seed)
+      : channel_proj1(c.d_model, units(c), seed / "channel_proj1"),
+        csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"), channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
+
+  static constexpr Index units(const EncoderConfig& c) { return c.cgmlp_expansion * c.d_model; }
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    const Index d = c.d_model, u = units(c);
+    return (d + 1) * u + u + DepthwiseConv<T>::parameter_count(u / 2, c.conv_kernel, Bias::yes) + (u / 2 + 1) * d;
+  }
+  static constexpr Index flops(const EncoderConfig& c, Index frames) {
+    return 2 * frames * units(c) * (c.d_model + c.conv_kernel / 2 + c.d_model / 2);
+  }
+
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    const Tensor hidden = context.activation(Activation::gelu, channel_proj1(context, x));
+    return channel_proj2(context, csgu(context, hidden, pass, state));
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("channel_proj1", self.channel_proj1);
+    visit("csgu", self.csgu);
+    visit("channel_proj2", self.channel_proj2);
+  }
+
+  Linear<T> channel_proj1;
+  ConvolutionalSpatialGatingUnit<T> csgu;
+  Linear<T> channel_proj2;
+};
+
+/// Both branches of a block on the same rows, each with its norm.
+template <class AttentionPolicy, class T>
+class Branches : public Module<Branches<AttentionPolicy, T>> {
+ public:
+  using AttentionType = typename AttentionPolicy::template Layer<T>;
+
+  Branches(const EncoderConfig& c, Seed seed)
+      : norm_mha(c.d_model), attn(c.attention_config(), c.dropout, seed / "attn"), norm_mlp(c.d_model), cgmlp(c, seed / "cgmlp"),
+        dropout_(c.dropout) {}
+
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    return 2 * 2 * c.d_model + ConvolutionalGatingMlp<T>::parameter_count(c);
+  }
+
+  template <class Tensor>
+  struct Output {
+    Tensor attention, cgmlp;
+  };
+  template <class Context, class Tensor, class S>
+  Output<Tensor> operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state) const {
+    const Tensor a = norm_mha(context, x), b = norm_mlp(context, x);
+    Output<Tensor> out;
+    if constexpr (has_state<S>)
+      out = {attn(context, a, pass, &state->attention), cgmlp(context, b, pass, &state->conv)};
+    else
+      out = {attn(context, a, pass), cgmlp(context, b, pass)};
+    out.attention = context.dropout(std::move(out.attention), dropout_);
+    out.cgmlp = context.dropout(std::move(out.cgmlp), dropout_);
+    return out;
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm_mha", self.norm_mha);
+    visit("attn", self.attn);
+    visit("norm_mlp", self.norm_mlp);
+    visit("cgmlp", self.cgmlp);
+  }
+
+  LayerNorm<T> norm_mha;
+  AttentionType attn;
+  LayerNorm<T> norm_mlp;
+  ConvolutionalGatingMlp<T> cgmlp;
+
+ private:
+  double dropout_;
+};
+
+/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a norm.
+/// Parameter names are ESPnet's.
+template <class AttentionPolicy, class T>
+class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
+ public:
+  BranchformerBlock(const EncoderConfig& c, Seed seed)
+      : branches(c, seed), merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_final(c.d_model), merge_(c.merge), cgmlp_weight_(c.cgmlp_weight), dropout_(c.dropout) {
+    if (merge_ != BranchMerge::learned_average) return;
+    pooling_proj1 = Linear<T>(c.d_model, 1, seed / "pooling_proj1");
+    pooling_proj2 = Linear<T>(c.d_model, 1, seed / "pooling_proj2");
+    weight_proj1 = Linear<T>(c.d_model, 1, seed / "weight_proj1");
+    weight_proj2 = Linear<T>(c.d_model, 1, seed / "weight_proj2");
+  }
+
+  auto& attention() { return branches.attn; }
+  const auto& attention() const { return branches.attn; }
+
+  template <class Context>
+  struct State {
+    State(Context& context, const BranchformerBlock& block, const StateShape& shape)
+        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape) {}
+    void clear(Index slot) {
+      attention.clear(slot);
+      conv.clear(slot);
+    }
+    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    Index convolution_bytes() const { return conv.cache_bytes(); }
+
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
+    typename DepthwiseConv<T>::template State<Context> conv;
+  };
+
+  template <class Context, class Tensor, class S>
+  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    auto [attention, cgmlp] = branches(context, x, pass, state);
+    const Tensor y = merge_proj(context, merged(context, std::move(attention), cgmlp, pass));
+    return norm_final(context, context.add(std::move(x), context.dropout(y, dropout_)));
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
+    if (self.merge_ == BranchMerge::learned_average) {
+      visit("pooling_proj1", self.pooling_proj1);
+      visit("pooling_proj2", self.pooling_proj2);
+      visit("weight_proj1", self.weight_proj1);
+      visit("weight_proj2", self.weight_proj2);
+    }
+    visit("merge_proj", self.merge_proj);
+    visit("norm_final", self.norm_final);
+  }
+
+  Branches<AttentionPolicy, T> branches;
+  Linear<T> pooling_proj1, pooling_proj2, weight_proj1, weight_proj2;
+  Linear<T> merge_proj;
+  LayerNorm<T> norm_final;
+
+ private:
+  template <class Context, class Tensor>
+  Tensor merged(Context& context, Tensor attention, const Tensor& cgmlp, const Pass<Tensor>& pass) const {
+    switch (merge_) {
+      case BranchMerge::concat: return context.concat(attention, cgmlp);
+      case BranchMerge::fixed_average: return context.add(context.scale(attention, 1 - cgmlp_weight_), cgmlp, cgmlp_weight_);
+      default: {
+        const Tensor a = gate(context, attention, pooling_proj1, weight_proj1, pass.sequences);
+        const Tensor b = gate(context, cgmlp, pooling_proj2, weight_proj2, pass.sequences);
+        // Softmax over two is the sigmoid of their difference.
+        return context.mix(attention, cgmlp, context.add(a, b, -1), pass.sequences);
+      }
+    }
+  }
+  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`. That is
+  /// attention of one query a sequence; the pooling's bias moves all scores alike.
+  template <class Context, class Tensor>
+  Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight, const Sequences& sequences) const {
+    const Index n = sequences.size();
+    const Sequences one = sequences.map_lengths(context.arena(), [](Index) { return 1; });
+    const Tensor zeros = context.constant(n, x.cols(), [](Index, Index) { return 0; });
+    const AttendShape shape{1, 1, 1 / std::sqrt(static_cast<double>(x.cols()))};
+    return weight(context, context.attend(context.add_row(zeros, pooling.weight), x, x, shape, one, sequences));
+  }
+
+  BranchMerge merge_;
+  double cgmlp_weight_, dropout_;
+};
+
+/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a depthwise
+/// convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging Face's.
+template <class AttentionPolicy, class T>
+class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
+ public:
+  EBranchformerBlock(const EncoderConfig& c, Seed seed)
+      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward_macaron"),
+        branches(c, seed), depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
+        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"), norm_ff(c.d_model),
+        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
+
+  auto& attention() { return branches.attn; }
+  const auto& attention() const { return branches.attn; }
+
+  template <class Context>
+  struct State {
+    State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
+        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape), fusion(block.depthwise_conv_fusion, shape) {}
+    void clear(Index slot) {
+      attention.clear(slot);
+      conv.clear(slot);
+      fusion.clear(slot);
+    }
+    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
+
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
+    typename DepthwiseConv<T>::template State<Context> conv, fusion;
+  };
+
+  template <class Context, class Tensor, class S>
+  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    Tensor y = feed_forward_macaron(context, norm_ff_macaron(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    const auto [attention, cgmlp] = branches(context, x, pass, state);
+    Tensor both = context.concat(attention, cgmlp);
+    if constexpr (has_state<S>)
+      y = depthwise_conv_fusion(context, both, pass, &state->fusion);
+    else
+      y = depthwise_conv_fusion(context, both, pass);
+    y = merge_proj(context, context.add(std::move(both), y));
+    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
+    y = feed_forward(context, norm_ff(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    return norm_final(context, x);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm_ff_macaron", self.norm_ff_macaron);
+    visit("feed_forward_macaron", self.feed_forward_macaron);
+    Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
+    visit("depthwise_conv_fusion", self.depthwise_conv_fusion);
+    visit("merge_proj", self.merge_proj);
+    visit("norm_ff", self.norm_ff);
+    visit("feed_forward", self.feed_forward);
+    visit("norm_final", self.norm_final);
+  }
+
+  LayerNorm<T> norm_ff_macaron;
+  FeedForward<T> feed_forward_macaron;
+  Branches<AttentionPolicy, T> branches;
+  DepthwiseConv<T> depthwise_conv_fusion;
+  Linear<T> merge_proj;
+  LayerNorm<T> norm_ff;
+  FeedForward<T> feed_forward;
+  LayerNorm<T> norm_final;
+
+ private:
+  double dropout_;
+};
+
+struct BranchformerKind {
+  template <class AttentionPolicy, class T>
+  using Block = BranchformerBlock<AttentionPolicy, T>;
+  static constexpr const char* attention_name = "attn";
+
+  static constexpr Index merge_width(const EncoderConfig& c) { return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model; }
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    return Branches<Mha<1>, float>::parameter_count(c) + (merge_width(c) + 1) * c.d_model + 2 * c.d_model +
+           (c.merge == BranchMerge::learned_average ? 4 * (c.d_model + 1) : 0);
+  }
+  static constexpr Index flops(const EncoderConfig& c, Index frames) {
+    return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * merge_width(c) * c.d_model;
+  }
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    require(c.convolution != ConvolutionContext::centred, "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.merge != BranchMerge::learned_average,
+            "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or fixed-average expected");
   }
 };
+
+struct EBranchformerKind {
+  template <class AttentionPolicy, class T>
+  using Block = EBranchformerBlock<AttentionPolicy, T>;
+  static constexpr const char* attention_name = "attn";
+
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    const Index d = c.d_model, hidden = c.ffn_expansion * d;
+    return Branches<Mha<1>, float>::parameter_count(c) + 3 * 2 * d + 2 * (2 * d * hidden + hidden + d) +
+           DepthwiseConv<float>::parameter_count(2 * d, c.merge_kernel, Bias::yes) + (2 * d + 1) * d;
+  }
+  static constexpr Index flops(const EncoderConfig& c, Index frames) {
+    const Index d = c.d_model;
+    return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
+  }
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    require(c.convolution != ConvolutionContext::centred, "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+  }
+};
+
+/// A Branchformer encoder (Peng et al. 2022) with convolutional subsampling and a CTC head.
+template <class AttentionPolicy, class T = float>
+using Branchformer = Encoder<BranchformerKind, AttentionPolicy, T>;
+/// An E-Branchformer encoder (Kim et al. 2022), likewise.
+template <class AttentionPolicy, class T = float>
+using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
 
 /// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
 /// norm, SiLU, pointwise, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
-  ConvolutionModule(Index d_model, Index kernel, double dropout, Seed seed)
-      : layer_norm(d_model), pointwise_conv1(Linear<T>::pointwise_conv(d_model, 2 * d_model, seed / "pointwise_conv1")),
-        depthwise_conv(d_model, kernel, seed / "depthwise_conv"), batch_norm(d_model),
-        pointwise_conv2(Linear<T>::pointwise_conv(d_model, d_model, seed / "pointwise_conv2")), dropout_(dropout) {}
+  ConvolutionModule(const EncoderConfig& c, Seed seed)
+      : layer_norm(c.d_model), pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
+        depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"), batch_norm(c.d_model),
+        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), dropout_(c.dropout) {}
 
-  template <class Context, class Tensor>
-  Tensor operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
-    y = batch_norm(context, depthwise_conv(context, y, sequences));
+    y = batch_norm(context, depthwise_conv(context, y, pass, state));
     y = pointwise_conv2(context, context.activation(Activation::silu, std::move(y)));
     return context.dropout(std::move(y), dropout_);
   }
@@ -3670,23 +6489,49 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
 };
 
 /// One block (Gulati et al. 2020, equation 1): half a feed-forward, attention, convolution, half a feed-forward, norm.
+/// Parameter names and layout are those of the Hugging Face Conformer.
 template <class AttentionPolicy, class T>
 class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
  public:
-  ConformerBlock(const ConformerConfig& c, Seed seed)
-      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
-        self_attn(c.attention(), c.dropout, seed / "self_attn"), conv_module(c.d_model, c.conv_kernel, c.dropout, seed / "conv_module"),
-        ffn2_layer_norm(c.d_model), ffn2(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model),
-        dropout_(c.dropout) {}
+  using AttentionType = typename AttentionPolicy::template Layer<T>;
 
-  template <class Context, class Tensor>
-  Tensor operator()(Context& context, Tensor x, const Sequences& sequences, const Tensor& table) const {
+  ConformerBlock(const EncoderConfig& c, Seed seed)
+      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
+        self_attn(c.attention_config(), c.dropout, seed / "self_attn"), conv_module(c, seed / "conv_module"), ffn2_layer_norm(c.d_model),
+        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
+
+  auto& attention() { return self_attn; }
+  const auto& attention() const { return self_attn; }
+
+  template <class Context>
+  struct State {
+    State(Context& context, const ConformerBlock& block, const StateShape& shape)
+        : attention(context, block.self_attn, shape), conv(block.conv_module.depthwise_conv, shape) {}
+    void clear(Index slot) {
+      attention.clear(slot);
+      conv.clear(slot);
+    }
+    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    Index convolution_bytes() const { return conv.cache_bytes(); }
+
+    typename AttentionType::template State<Context> attention;
+    typename DepthwiseConv<T>::template State<Context> conv;
+  };
+
+  template <class Context, class Tensor, class S>
+  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     // Each result before `x` is moved from: arguments are evaluated in any order.
     Tensor y = ffn1(context, ffn1_layer_norm(context, x));
     x = context.add(std::move(x), y, 0.5);
-    y = self_attn(context, self_attn_layer_norm(context, x), sequences, table);
+    if constexpr (has_state<S>)
+      y = self_attn(context, self_attn_layer_norm(context, x), pass, &state->attention);
+    else
+      y = self_attn(context, self_attn_layer_norm(context, x), pass);
     x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
-    y = conv_module(context, x, sequences);
+    if constexpr (has_state<S>)
+      y = conv_module(context, x, pass, &state->conv);
+    else
+      y = conv_module(context, x, pass);
     x = context.add(std::move(x), y);
     y = ffn2(context, ffn2_layer_norm(context, x));
     x = context.add(std::move(x), y, 0.5);
@@ -3707,7 +6552,7 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   LayerNorm<T> ffn1_layer_norm;
   FeedForward<T> ffn1;
   LayerNorm<T> self_attn_layer_norm;
-  AttentionLayer<AttentionPolicy, T> self_attn;
+  AttentionType self_attn;
   ConvolutionModule<T> conv_module;
   LayerNorm<T> ffn2_layer_norm;
   FeedForward<T> ffn2;
@@ -3717,119 +6562,257 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   double dropout_;
 };
 
-/// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
-template <class Tensor>
-struct Logits {
-  Tensor rows;
-  Sequences sequences;
+struct ConformerKind {
+  template <class AttentionPolicy, class T>
+  using Block = ConformerBlock<AttentionPolicy, T>;
+  static constexpr const char* attention_name = "self_attn";
+
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    const Index d = c.d_model, hidden = c.ffn_expansion * d;
+    return 5 * 2 * d + 2 * (2 * d * hidden + hidden + d) + 3 * d * d + c.conv_kernel * d + 2 * d;
+  }
+  static constexpr Index flops(const EncoderConfig& c, Index frames) {
+    const Index d = c.d_model;
+    return 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 3 * d * d + c.conv_kernel * d);
+  }
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    require(c.convolution != ConvolutionContext::centred, "conformer: a centred convolution cannot be streamed; causal or chunk expected");
+  }
 };
 
-/// A Conformer encoder (Gulati et al. 2020) with convolutional subsampling and a CTC head. Parameter names and layout
-/// are those of the Hugging Face Conformer.
-///
-///     Conformer<Mha<8>> model(config, Seed(1));
-///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
-///
-/// Construction allocates and throws `Error` where the numbers do not fit; the forward pass takes memory from the
-/// context's arena only. A sequence too short for the subsampling gives no rows.
+/// A Conformer encoder (Gulati et al. 2020) with convolutional subsampling and a CTC head.
 template <class AttentionPolicy, class T = float>
-class Conformer : public Module<Conformer<AttentionPolicy, T>> {
+using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with chunks
+/// of many sizes takes others.
+struct StreamConfig {
+  Index capacity = 1;                        ///< streams at once
+  Index chunk = 0;                           ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
+  CacheStorage storage = CacheStorage::full; ///< of the keys and values
+};
+
+/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
+/// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
+///
+///     Streams streams(model, cpu, {.capacity = 100});
+///     const Index a = streams.open(), b = streams.open();
+///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
+///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
+///
+/// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
+/// system for any, as long as no push gives more than `max_rows` rows of logits. The context is used up to its arena's limits
+/// by this object alone. Throws `Error` where the model cannot be streamed.
+template <class Model, class Context = Cpu<typename Model::Scalar>>
+class Streams {
  public:
-  using Scalar = T;
-  using Policy = AttentionPolicy;
-  using Config = ConformerConfig;
+  using T = typename Model::Scalar;
+  using Tensor = typename Context::Tensor;
 
-  Conformer(const ConformerConfig& config, Seed seed)
-      : subsampling(checked(config).num_mels, channels(config), config.d_model, config.subsampling, seed / "subsampling"),
-        layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
-    const AttentionDims d = Policy::dims(config.attention());
-    config_.num_heads = d.num_heads;
-    config_.num_kv_heads = d.num_kv_heads;
-    config_.kv_lora_rank = d.kv_lora_rank;
-    layers.reserve(static_cast<std::size_t>(config.num_layers));
-    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+  Streams(const Model& model, Context& context, const StreamConfig& config = {})
+      : model_(model), context_(context), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+        keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
+        window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
+        together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
+        state_(context, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
+        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
+    free_.reserve(slots_.size());
+    for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
+    for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
+    warm_up();
+  }
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+
+  /// A new stream's number, 0 to capacity - 1. Throws where all are in use.
+  Index open() {
+    require(!free_.empty(), "streams: all ", slots_.size(), " are in use");
+    const Index stream = free_.back();
+    free_.pop_back();
+    slots_[static_cast<std::size_t>(stream)] = Slot{true, 0, 0, 0, 0, 0};
+    state_.clear(stream);
+    return stream;
+  }
+  void close(Index stream) {
+    slot(stream).open = false;
+    free_.push_back(stream);
   }
 
-  /// With every number said, also those that came from the type.
-  const ConformerConfig& config() const { return config_; }
-
-  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
-  /// or a tensor of the context.
-  template <class Context, class Features>
-  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
-    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
-    x = encode(context, context.dropout(std::move(x), config_.dropout), out);
-    return Logits<decltype(x)>{lm_head(context, x), out};
+  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits of the
+  /// frames that became final, in the same order. A stream may be named once.
+  Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
+    return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
+  }
+  /// The frames that are left of streams to which nothing will be added, and closes them.
+  Logits<Tensor> finish(std::span<const Index> streams) {
+    const Sequences none = Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
+    auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
+    for (const Index stream : streams) close(stream);
+    return out;
   }
 
-  /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
-  template <class Context, class Tensor>
-  Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
-    require(x.rows() == sequences.rows(), "conformer: ", x.rows(), " rows given, their sequences have ", sequences.rows());
-    auto entered = Policy::Position::enter(context, x, sequences);
-    x = std::move(entered.x);
-    entered.x = Tensor();
-    for (const auto& layer : layers) x = layer(context, std::move(x), sequences, entered.table);
-    return layer_norm(context, x);
-  }
-
-  /// Bytes of key-value cache for this many encoder frames, all layers.
-  static constexpr Index cache_bytes(const ConformerConfig& config, Frames n, Index bytes_per_number = 4) {
-    return config.num_layers * Policy::cache_bytes(config.attention(), n, bytes_per_number);
-  }
-
-  /// Trained numbers of the whole model.
-  static constexpr Index parameter_count(const ConformerConfig& config) {
-    const ConformerConfig& c = checked(config);
-    const Index d = c.d_model, hidden = c.ffn_expansion * d;
-    const Index norms = 5 * 2 * d, feed_forwards = 2 * (2 * d * hidden + hidden + d);
-    const Index convolution = 2 * d * d + c.conv_kernel * d + 2 * d + d * d;
-    const Index block = norms + feed_forwards + convolution + Policy::parameter_count(c.attention());
-    return Conv2dSubsampling<T>::parameter_count(c.num_mels, channels(c), d, c.subsampling) + c.num_layers * block + 2 * d +
-           (d + 1) * c.vocab_size;
-  }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("subsampling", self.subsampling);
-    visit("layers", self.layers);
-    visit("layer_norm", self.layer_norm);
-    visit("lm_head", self.lm_head);
-  }
-  /// Calls `visit(dotted_name, attention_layer)` for every layer.
-  static void each_attention(auto& self, auto&& visit) {
-    for (std::size_t i = 0; i < self.layers.size(); ++i) visit(std::string_view(text("layers.", i, ".self_attn")), self.layers[i].self_attn);
-  }
-
-  Conv2dSubsampling<T> subsampling;
-  std::vector<ConformerBlock<AttentionPolicy, T>> layers;
-  LayerNorm<T> layer_norm;
-  Linear<T> lm_head;
+  const Mask& mask() const { return mask_; }
+  /// Held for keys and values, for convolutions and for features, all streams.
+  Index attention_bytes() const { return state_.attention_bytes(); }
+  Index convolution_bytes() const { return state_.convolution_bytes(); }
+  Index feature_bytes() const { return pending_.size() * static_cast<Index>(sizeof(T)); }
+  /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
+  Index first_rows() const { return window_; }
+  Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
+  /// Of logits that one call may give without taking memory: a chunk of every stream.
+  Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  static constexpr Index channels(const ConformerConfig& config) {
-    return config.subsampling_channels > 0 ? config.subsampling_channels : config.d_model;
+  /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
+  static constexpr Index rows_together = 512;
+
+  struct Slot {
+    bool open;
+    Index frames;   // encoder frames given
+    Index pending;  // rows of features that wait in its window
+    Index next;     // row of the block that comes next
+    Index sequence; // of this push
+    Index row;      // of the output that comes next
+  };
+
+  static const StreamConfig& checked(const StreamConfig& c) {
+    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24, " expected");
+    return c;
+  }
+  static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
+    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
+    require(left >= -1, "streams: left_context ", left, " given, at least 0 expected, -1 for all or -2 for the model's own");
+    return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
+  }
+  Index kept_frames() const {
+    if (!model_.layers.front().attention().keeps_frames()) return 0;
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
+            max_frames_, " given");
+    return keeps_all_ ? max_frames_ : mask_.left_context;
+  }
+  Slot& slot(Index stream) {
+    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
+            stream, " is not open");
+    return slots_[static_cast<std::size_t>(stream)];
   }
 
-  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
-  static constexpr const ConformerConfig& checked(const ConformerConfig& config) {
-    const auto within = [](Index value, Index least, Index most, const char* name) {
-      require(value >= least && value <= most, "conformer: ", name, ' ', value, " given, ", least, " to ", most, " expected");
-    };
-    within(config.num_mels, 7, 1 << 12, "num_mels");
-    within(config.d_model, 1, 1 << 16, "d_model");
-    within(config.num_layers, 1, 1 << 12, "num_layers");
-    within(config.vocab_size, 2, 1 << 24, "vocab_size");
-    within(config.ffn_expansion, 1, 1 << 6, "ffn_expansion");
-    within(config.conv_kernel, 1, 1 << 12, "conv_kernel");
-    within(config.subsampling_channels, 0, 1 << 16, "subsampling_channels");
-    require(config.conv_kernel % 2 == 1, "conformer: conv_kernel ", config.conv_kernel, " given, an odd number expected");
-    require(config.subsampling == 2 || config.subsampling == 4, "conformer: subsampling ", config.subsampling, " given, 2 or 4 expected");
-    require(config.dropout >= 0 && config.dropout < 1, "conformer: dropout ", config.dropout, " given, expected from 0 to less than 1");
-    Policy::dims(config.attention());
-    return config;
+  /// Frames that a stream can give with so many rows of features more.
+  Index frames_with(const Slot& s, Index more, bool last) const {
+    const Index rows = s.pending + more, factor = model_.subsampling.factor();
+    if (last) return rows < model_.subsampling.window() ? 0 : (rows - model_.subsampling.window()) / factor + 1;
+    return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
   }
 
-  ConformerConfig config_;
+  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks, bool last) {
+    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() && mels == model_.config().num_mels, "streams: features (",
+            rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ", model_.config().num_mels, ") in ", streams.size(),
+            " expected");
+    for (std::size_t n = 0; n < streams.size(); ++n) slot(streams[n]).sequence = -1;
+    for (std::size_t n = 0; n < streams.size(); ++n) {
+      Slot& s = slot(streams[n]);
+      require(s.sequence < 0, "streams: stream ", streams[n], " is named twice");
+      s.sequence = static_cast<Index>(n);
+      s.next = blocks.begin(s.sequence);
+      const Index frames = frames_with(s, blocks.length(s.sequence), last);
+      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ", s.frames + frames,
+              " frames, at most max_frames = ", max_frames_, " expected");
+    }
+    Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
+                         return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
+                       })};
+    out.rows = context_.make(out.sequences.rows(), model_.config().vocab_size);
+    for (const Index stream : streams) slot(stream).row = out.sequences.begin(slot(stream).sequence);
+
+    // Rounds of at most one chunk a stream, until no stream has one.
+    for (bool any = true; any;) {
+      any = false;
+      for (std::size_t n = 0; n < streams.size(); ++n) {
+        Slot& s = slot(streams[n]);
+        take_rows(s, streams[n], features, blocks.end(s.sequence));
+        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window())) ready_.push_back(streams[n]);
+        if (static_cast<Index>(ready_.size()) < together_ && n + 1 < streams.size()) continue;
+        if (ready_.empty()) continue;
+        step(out.rows);
+        any = true;
+      }
+    }
+    return out;
+  }
+
+  void take_rows(Slot& s, Index stream, const T* features, Index end) {
+    const Index count = std::min(window_ - s.pending, end - s.next), mels = pending_.cols();
+    if (count <= 0) return;
+    std::copy_n(features + s.next * mels, count * mels, pending_.row(stream * window_ + s.pending).data());
+    s.pending += count;
+    s.next += count;
+  }
+
+  /// One pass over the streams that are ready.
+  void step(Tensor& out) {
+    const auto slot_of = [&](Index n) -> Slot& { return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])]; };
+    const Index count = static_cast<Index>(ready_.size());
+    const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
+    Tensor features = context_.make(inputs.rows(), pending_.cols());
+    firsts_.clear();
+    for (Index n = 0; n < count; ++n) {
+      const T* from = pending_.row(ready_[static_cast<std::size_t>(n)] * window_).data();
+      std::copy_n(from, slot_of(n).pending * pending_.cols(), features.row(inputs.begin(n)));
+      firsts_.push_back(slot_of(n).frames);
+    }
+    auto [x, sequences] = model_.subsampling(context_, features, inputs);
+    Pass<Tensor> pass{sequences, mask_, {}, ready_, firsts_};
+    const Tensor logits = model_.lm_head(context_, model_.encode(context_, std::move(x), pass, &state_));
+    for (Index n = 0; n < count; ++n) {
+      Slot& s = slot_of(n);
+      const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
+      std::copy_n(logits.row(sequences.begin(n)), rows * logits.cols(), out.row(s.row));
+      s.row += rows;
+      s.frames += rows;
+      const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
+      T* window = pending_.row(stream * window_).data();
+      std::copy(window + used * pending_.cols(), window + s.pending * pending_.cols(), window);
+      s.pending = kept;
+    }
+    ready_.clear();
+  }
+
+  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any needs.
+  void warm_up() {
+    for (Index count = 1;; count = std::min(2 * count, together_)) {
+      for (const bool full : {false, true}) {
+        const Index vocab = model_.config().vocab_size;
+        Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+        for (Index n = 0; n < count; ++n) {
+          slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
+          full ? state_.fill_zeros(n) : state_.clear(n);
+          ready_.push_back(n);
+        }
+        step(out);
+      }
+      if (count == together_) break;
+    }
+    for (auto& s : slots_) s.open = false;
+    pending_.setZero();
+    context_.arena().settle();
+  }
+
+  const Model& model_;
+  Context& context_;
+  Mask mask_;
+  Index max_frames_;
+  bool keeps_all_;
+  Index window_, together_;
+  typename Model::template State<Context> state_;
+  Matrix<T> pending_;  // (streams * window, num_mels)
+  std::vector<Slot> slots_;
+  std::vector<Index> free_, ready_, firsts_;
 };
 
 }  // namespace laconic
@@ -3946,54 +6929,6 @@ namespace laconic::inline LACONIC_ABI {
 template <class Context, class Logits>
 auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int blank = 0) {
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
-}
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-/// One value of an enumeration and how files and command lines spell it.
-template <class Enum>
-struct EnumName {
-  Enum value;
-  std::string_view name;
-};
-
-/// An enumeration whose values have names. Beside `enum class Norm { layer, batch };` stands, once,
-///   constexpr auto enum_names(Norm) {
-///     return std::to_array<EnumName<Norm>>({{Norm::layer, "layer"}, {Norm::batch, "batch"}});
-///   }
-/// (inside a class: `friend constexpr`). It is found by argument-dependent lookup.
-template <class Enum>
-concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) {
-  enum_names(e);
-};
-
-/// The name of a value. Throws `Error` for a number that is none of the enumeration's values.
-template <NamedEnum Enum>
-constexpr std::string_view to_name(Enum value) {
-  for (const EnumName<Enum>& entry : enum_names(Enum{}))
-    if (entry.value == value) return entry.name;
-  throw Error(text("no name for value ", static_cast<long long>(value), " of an enumeration"));
-}
-
-/// The value of a name, if there is one.
-template <NamedEnum Enum>
-constexpr std::optional<Enum> from_name(std::string_view name) {
-  for (const EnumName<Enum>& entry : enum_names(Enum{}))
-    if (entry.name == name) return entry.value;
-  return std::nullopt;
-}
-
-/// All names, for messages: "layer, batch".
-template <NamedEnum Enum>
-std::string all_names() {
-  std::string out;
-  for (const EnumName<Enum>& entry : enum_names(Enum{})) {
-    if (!out.empty()) out += ", ";
-    out += entry.name;
-  }
-  return out;
 }
 
 }  // namespace laconic

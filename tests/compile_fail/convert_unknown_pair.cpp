@@ -1,8 +1,8 @@
-// Latents are not turned back into full keys and values.
-// expect: laconic: no conversion is known between these two key-value policies
+// Linear attention weighs frames otherwise than softmax does.
+// expect: laconic: no conversion is known between these two attentions
 #include <laconic/convert/convert.hpp>
 #include <laconic/model/conformer.hpp>
 
 using namespace laconic;
 
-void back(const Conformer<MlaSimple<8, 64>>& model) { convert<Conformer<Mha<8>>>(model); }
+void other(const Conformer<Mha<8, NoPosition>>& model) { convert<Conformer<LinearAttention<8>>>(model); }

@@ -54,7 +54,7 @@ concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& 
 
 /// Checks that nothing is configured that the policy does not have.
 constexpr void require_no_rank(Index configured, const char* name) {
-  require(configured == 0, name, ": ", configured, " configured for an attention without it");
+  require(configured == 0, name, ": ", configured, " configured for an attention that has none");
 }
 constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 

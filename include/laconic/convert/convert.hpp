@@ -59,6 +59,12 @@ inline constexpr bool conversion_known =
     is_linear_map<typename From::KeyValue> && is_linear_map<typename To::KeyValue> &&
     std::is_same_v<typename From::Position, typename To::Position> && std::is_same_v<typename From::Score, typename To::Score>;
 
+/// Whether two policies are one with different numbers.
+template <class, class>
+inline constexpr bool same_kind = false;
+template <template <Index...> class KeyValue, Index... A, Index... B>
+inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
+
 /// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
 struct KeyValueMap {
   Matrix<double> k, v;
@@ -231,7 +237,7 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   Deviation out = deviation(shared.k_weight(), before.k_weight());
   out += deviation(shared.v_weight(), before.v_weight());
-  const bool same_latent = std::is_same_v<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
+  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
   if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
 
