@@ -22,7 +22,9 @@ void add_train_command(CLI::App& app);
 void add_convert_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
+void add_profile_command(CLI::App& app);
 void add_study_command(CLI::App& app);
+void add_stream_study_command(CLI::App& app);
 
 /// Options that every subcommand has.
 struct CommonOptions {

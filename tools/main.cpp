@@ -30,7 +30,9 @@ int run(int argc, char** argv) {
   add_convert_command(app);
   add_eval_command(app);
   add_transcribe_command(app);
+  add_profile_command(app);
   add_study_command(app);
+  add_stream_study_command(app);
   try {
     app.parse(argc, argv);
     laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, "standard output: cannot write the result");  // a full disk

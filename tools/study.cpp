@@ -3,9 +3,7 @@
 // laconic study: trains an MHA baseline, converts it to smaller caches, fine-tunes, and reports WER against cache size.
 #include "progress.hpp"
 #include "study_report.hpp"
-
-#include <laconic/speech/digits.hpp>
-#include <laconic/speech/speak.hpp>
+#include "study_setup.hpp"
 
 #include <algorithm>
 #include <map>
@@ -13,43 +11,6 @@
 namespace {
 
 using namespace laconic;
-
-/// How much a study does.
-struct Preset {
-  std::string name;
-  Index seeds;
-  Index train_utterances, valid_utterances, test_utterances;  ///< of a corpus that the study makes
-  EncoderConfig encoder;
-  TrainConfig baseline, finetune;
-};
-
-constexpr Index num_mels = 40;
-constexpr Index num_heads = 8;  ///< so that GQA can meet 50, 25 and 12.5%
-
-Preset preset(const std::string& name) {
-  Preset p;
-  p.name = name;
-  p.encoder = {.num_mels = num_mels, .num_heads = num_heads, .conv_kernel = 15};
-  // Digits are short: wide time masks would hide whole words.
-  p.baseline.spec_augment = {.num_time_masks = 2, .max_time_width = 12, .max_time_fraction = 0.1, .num_freq_masks = 2, .max_freq_width = 6};
-  if (name == "quick") {
-    p.seeds = 1;
-    p.train_utterances = 1200, p.valid_utterances = 100, p.test_utterances = 200;
-    p.encoder.d_model = 96, p.encoder.num_layers = 3, p.encoder.subsampling_channels = 16;
-    p.baseline.epochs = 12;
-    p.baseline.batch_frames = 3000;
-  } else {
-    p.seeds = 3;
-    p.train_utterances = 2500, p.valid_utterances = 200, p.test_utterances = 500;
-    p.encoder.d_model = 128, p.encoder.num_layers = 4, p.encoder.subsampling_channels = 32;
-    p.baseline.epochs = 10;
-    p.baseline.batch_frames = 4000;
-  }
-  p.finetune = p.baseline;
-  p.finetune.epochs = 2;
-  p.finetune.learning_rate = p.baseline.learning_rate / 10;  // more makes unseen speakers worse
-  return p;
-}
 
 struct StudyOptions : CommonOptions {
   std::string data, out, preset = "quick", holdout_speaker, encoder = "conformer";
@@ -67,12 +28,12 @@ struct TestSet {
 class Study {
  public:
   Study(const StudyOptions& options)
-      : o_(options), out_(options.out), preset_(preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
+      : o_(options), out_(options.out), preset_(study_preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
     const bool begun = begin_or_go_on();
     try {
-      corpus_ = find_corpus();
+      corpus_ = find_corpus({o_.data, o_.holdout_speaker, o_.threads, o_.seed}, out_ / "corpus", preset_);
     } catch (...) {
       std::error_code ignored;
       if (begun) std::filesystem::remove(out_ / "study.json", ignored);
@@ -118,38 +79,6 @@ class Study {
     return true;
   }
 
-  std::filesystem::path find_corpus() {
-    const std::filesystem::path data = o_.data, made = out_ / "corpus";
-    if (!o_.data.empty() && std::filesystem::exists(data / "train.jsonl")) {
-      require(o_.holdout_speaker.empty(), "--holdout-speaker: ", o_.data, " is a finished corpus; its own held-out speaker is used if it has one");
-      return data;
-    }
-    if (std::filesystem::exists(made / "corpus.json")) return made;
-    const auto set = [&](ConnectedDigitsConfig& config) {
-      config.out = made;
-      config.threads = o_.threads;
-      config.seed = Seed(static_cast<std::uint64_t>(o_.seed));
-      config.train_utterances = preset_.train_utterances;
-      config.valid_utterances = preset_.valid_utterances;
-      config.test_utterances = preset_.test_utterances;
-    };
-    if (o_.data.empty()) {
-      require(o_.holdout_speaker.empty(), "--holdout-speaker: the spoken corpus holds out voices of its own");
-      say("making a corpus of connected digits with espeak-ng ...");
-      SpeakConfig config;
-      set(config);
-      make_spoken_corpus(config);
-    } else {
-      say("making a corpus of connected digits from the recordings in ", o_.data, " ...");
-      DigitsConfig config;
-      set(config);
-      config.recordings = data;
-      config.holdout_speaker = o_.holdout_speaker;
-      say_notes(make_digits_corpus(config));
-    }
-    return made;
-  }
-
   /// Reads the corpus when something has to be computed, not before.
   void load_data(const RecognizerConfig& config, const Vocabulary& vocabulary) {
     if (train_.size() > 0) return;
@@ -165,19 +94,6 @@ class Study {
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
-  Recognizer untrained(Seed seed) const {
-    const auto utterances = read_corpus(corpus_ / "train.jsonl");
-    RecognizerConfig config;
-    config.model = from_name<EncoderName>(o_.encoder).value();
-    config.encoder = preset_.encoder;
-    config.features.fbank.num_mels = num_mels;
-    config.features.fbank.sample_rate = read_audio(utterances.at(0).audio_filepath).sample_rate;
-    config.tokens = corpus_tokens(corpus_);
-    std::vector<std::string> texts;
-    for (const Utterance& u : utterances) texts.push_back(u.text);
-    return Recognizer::create(config, AttentionChoice(), Vocabulary::of(config.tokens, texts), seed);
-  }
-
   /// What is compared: name, folder, attention and its numbers.
   struct Variant {
     std::string name, folder;
@@ -189,7 +105,7 @@ class Study {
     const Index d = preset_.encoder.d_model;
     for (const Index rank : {d, d / 2, d / 4, d / 8})
       out.push_back({text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank});
-    for (const Index kv_heads : {num_heads / 2, num_heads / 4})
+    for (const Index kv_heads : {study_heads / 2, study_heads / 4})
       out.push_back({text("gqa G=", kv_heads), text("gqa-", kv_heads), AttentionName::gqa, kv_heads, 0});
     out.push_back({"mqa", "mqa", AttentionName::mqa, 1, 0});
     return out;
@@ -210,7 +126,7 @@ class Study {
   void run_seed(std::int64_t seed) {
     if (is_finished(seed)) return say("seed ", seed, " is finished");
     const auto folder = out_ / "models" / text("seed", seed);
-    Recognizer baseline = untrained(Seed(static_cast<std::uint64_t>(seed)));
+    Recognizer baseline = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, AttentionChoice(), seed, o_.threads);
     load_data(baseline.config, baseline.vocabulary);
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");

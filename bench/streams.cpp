@@ -1,0 +1,114 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// How many streams fit: as many streams as have their keys and values in a fixed budget, all pushed chunk by chunk, for MHA
+// and each latent attention.
+//   usage: streams [--size small|published] [--budget-mib 1024] [--left-context 250] [--threads 1] [--chunks 3]
+#include <laconic/attention/any.hpp>
+#include <laconic/model/conformer.hpp>
+#include <laconic/model/stream.hpp>
+
+#include <CLI/CLI.hpp>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cstdio>
+#include <numeric>
+
+using namespace laconic;
+
+namespace {
+
+struct Options {
+  std::string size = "small", cache = "float";
+  Index budget_mib = 1024, left_context = 250, chunk = 8, chunks = 3;
+  int threads = 1;
+};
+
+struct Variant {
+  const char* name;
+  AttentionName attention;
+  Index kv_heads, rank, rope;
+};
+
+double peak_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / (1 << 20);
+}
+
+void run(const Options& o, const Variant& v) {
+  using Model = Conformer<AnyAttention>;
+  EncoderConfig config = o.size == "small" ? EncoderConfig{.num_mels = 40, .d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15,
+                                                           .subsampling_channels = 32}
+                                           : EncoderConfig{.d_model = 1024, .num_layers = 24, .num_heads = 16};
+  config.attention = v.attention;
+  config.num_kv_heads = v.kv_heads;
+  config.kv_lora_rank = v.rank;
+  config.qk_rope_head_dim = v.rope;
+  config.convolution = ConvolutionContext::chunk;
+  config.chunk = o.chunk;
+  config.left_context = v.attention == AttentionName::linear ? -1 : o.left_context;
+  const CacheStorage storage = from_name<CacheStorage>(o.cache).value();
+  const Index each = Model::cache_bytes(config, frames(o.left_context), storage);
+  const Index capacity = (o.budget_mib << 20) / each;
+  const Model model(config, Seed(1));
+  Cpu<float> cpu(o.threads);
+  Streams streams(model, cpu, {.capacity = capacity, .storage = storage});
+  std::vector<Index> ids;
+  for (Index i = 0; i < capacity; ++i) ids.push_back(streams.open());
+  const double chunk_seconds = 0.01 * static_cast<double>(streams.chunk_rows());
+
+  // Round robin in groups, so that the features of all streams need not lie in memory at once.
+  constexpr Index group = 64;
+  const Index rows = streams.chunk_rows();
+  Matrix<float> features = Matrix<float>::Random(std::min(group, capacity) * rows, config.num_mels);
+  double seconds = 0, worst = 0;
+  for (Index chunk = 0; chunk < o.chunks + 1; ++chunk) {  // the first one fills the subsampling's window
+    for (Index begin = 0; begin < capacity; begin += group) {
+      const Index count = std::min(group, capacity - begin);
+      const std::vector<Index> lengths(static_cast<std::size_t>(count), rows);
+      const Matrix<float> block = features.topRows(count * rows);
+      const Sequences blocks(lengths);
+      const auto start = std::chrono::steady_clock::now();
+      streams.push(std::span(ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)), block, blocks);
+      const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (chunk == 0) continue;
+      seconds += took;
+      worst = std::max(worst, took);
+    }
+  }
+  const double factor = seconds / (static_cast<double>(o.chunks) * chunk_seconds);
+  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", v.name, each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
+              static_cast<double>(streams.convolution_bytes() + streams.feature_bytes()) / (1 << 20), peak_gib(), factor,
+              static_cast<double>(capacity) / factor);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app("how many streams fit into a budget of key-value cache, and how fast they are");
+  app.add_option("--size", o.size, "small: 4 x 128, 8 heads; published: 24 x 1024, 16 heads")->capture_default_str()->check(CLI::IsMember({"small", "published"}));
+  app.add_option("--cache", o.cache, "how keys and values are stored")->capture_default_str()->check(CLI::IsMember({"float", "bf16", "int8"}));
+  app.add_option("--budget-mib", o.budget_mib, "of key-value cache")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--left-context", o.left_context, "encoder frames of 40 ms that are kept")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--chunk", o.chunk, "encoder frames that become final together")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--chunks", o.chunks, "chunks that each stream is pushed")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--threads", o.threads, "threads")->capture_default_str()->check(CLI::PositiveNumber);
+  std::string only;
+  app.add_option("--attention", only, "only this one");
+  CLI11_PARSE(app, argc, argv);
+  const Index d = o.size == "small" ? 128 : 1024, heads = o.size == "small" ? 8 : 16, quarter = d / 2;
+  using enum AttentionName;
+  std::printf("Conformer, %s size, %td MiB of cache as %s, chunks of %td and left context of %td frames, %d threads\n", o.size.c_str(), o.budget_mib,
+              o.cache.c_str(), o.chunk, o.left_context, o.threads);
+  std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s\n", "attention", "bytes each", "streams", "cache MiB", "other MiB", "peak GiB", "RTF of all",
+              "live at once");
+  for (const Variant& v : {Variant{"mha", mha, 0, 0, 0}, {"gqa", gqa, heads / 4, 0, 0}, {"mla", mla, 0, quarter, 0}, {"mla-simple", mla_simple, 0, quarter, 0},
+                           {"mla-split", mla_split, 0, quarter / 2, 0}, {"mla-head", mla_head, 0, quarter / 2 / heads, 0},
+                           {"mla-decoupled", mla_decoupled, 0, quarter - quarter / 4, quarter / 4}, {"input-latent", input_latent, 0, 0, 0},
+                           {"linear", linear, 0, 0, 0}})
+    if (only.empty() || only == v.name) run(o, v);
+  return 0;
+}

@@ -1,0 +1,221 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic stream-study: trains a streaming encoder with every attention and reports what its streams cost and get wrong.
+#include "progress.hpp"
+#include "study_setup.hpp"
+
+#include <laconic/convert/report.hpp>
+
+namespace {
+
+using namespace laconic;
+
+struct StreamStudyOptions : CommonOptions {
+  std::string data, out, preset = "full", holdout_speaker, encoder = "conformer", convolution = "chunk";
+  Index seeds = 1, chunk = 8, left_context = 32, streams = 16;
+  double block_ms = 100;
+};
+
+struct Variant {
+  std::string name;
+  AttentionChoice choice;
+};
+
+/// Every attention; latents and groups at a quarter of the cache of MHA.
+std::vector<Variant> variants(Index d_model, Index heads) {
+  using enum AttentionName;
+  const Index quarter = d_model / 2;
+  return {{"mha", {mha}},
+          {"gqa", {gqa, heads / 4}},
+          {"mla", {mla, 0, quarter}},
+          {"mla-simple", {mla_simple, 0, quarter}},
+          {"mla-split", {mla_split, 0, quarter / 2}},
+          {"mla-head", {mla_head, 0, quarter / 2 / heads}},
+          {"mla-decoupled", {mla_decoupled, 0, quarter - quarter / 4, 0, quarter / 4}},
+          {"input-latent", {input_latent}},
+          {"linear", {linear}}};
+}
+
+class StreamStudy {
+ public:
+  explicit StreamStudy(const StreamStudyOptions& o) : o_(o), out_(o.out), preset_(study_preset(o.preset)), cpu_(o.threads) {
+    preset_.encoder.convolution = from_name<ConvolutionContext>(o.convolution).value();
+    preset_.encoder.chunk = o.chunk;
+    preset_.encoder.left_context = o.left_context;
+    make_folder(out_);
+    begin_or_go_on();
+    corpus_ = find_corpus({o.data, o.holdout_speaker, o.threads, o.seed}, out_ / "corpus", preset_);
+  }
+
+  void run() {
+    for (Index i = 0; i < o_.seeds; ++i)
+      for (const Variant& v : variants(preset_.encoder.d_model, preset_.encoder.num_heads)) run_variant(o_.seed + i, v);
+    write_report();
+    o_.write(rows_);
+    std::printf("table:   %s\nresults: %s\nmodels:  %s\n", (out_ / "streaming.md").c_str(), (out_ / "streaming.json").c_str(),
+                (out_ / "models").c_str());
+  }
+
+ private:
+  void begin_or_go_on() {
+    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+                             {"encoder", to_json(preset_.encoder)},
+                             {"model", o_.encoder},
+                             {"training", to_json(preset_.baseline)},
+                             {"utterances", preset_.train_utterances},
+                             {"seed", o_.seed},
+                             {"holdout_speaker", o_.holdout_speaker}};
+    const auto path = out_ / "stream-study.json";
+    if (std::filesystem::exists(path)) {
+      require(read_json(path) == now, path.string(), ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
+      if (std::filesystem::exists(out_ / "streaming.json")) rows_ = read_json(out_ / "streaming.json");
+    } else {
+      write_json(path, now);
+    }
+  }
+
+  void run_variant(std::int64_t seed, const Variant& v) {
+    for (const auto& row : rows_)
+      if (row.at("name") == v.name && row.at("seed") == seed) return;
+    EncoderConfig config = preset_.encoder;
+    if (v.choice.attention == AttentionName::linear) config.left_context = -1;  // its state cannot forget
+    Recognizer model = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), config, v.choice, seed, o_.threads);
+    if (train_.size() == 0) {
+      const auto load = [&](const char* name) { return load_dataset(read_corpus(corpus_ / name), model.config.features, &model.vocabulary, o_.threads); };
+      train_ = load("train.jsonl");
+      valid_ = load("valid.jsonl");
+      test_ = load("test.jsonl");
+      say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
+    }
+    const auto folder = out_ / "models" / text("seed", seed) / v.name;
+    TrainConfig training = preset_.baseline;
+    training.seed = seed;
+    ProgressLine line(text("seed ", seed, "  ", v.name));
+    const TrainState state = model.train(cpu_, train_, valid_, training, {std::ref(line), [] {}, folder, 0});
+    model.save(folder / "model");
+    std::filesystem::remove(folder / "checkpoint.safetensors");
+    rows_.push_back(measure(model, v.name, seed, state.seconds));
+    write_json(out_ / "streaming.json", rows_);
+  }
+
+  nlohmann::json measure(const Recognizer& model, const std::string& name, std::int64_t seed, double train_seconds) {
+    Index longest = 0;
+    for (const Example& e : test_.examples) longest = std::max(longest, e.features.rows());
+    const auto config = [&](Index capacity, CacheStorage storage) {
+      return StreamConfig{.capacity = capacity, .max_frames = longest / model.config.encoder.subsampling + 1, .storage = storage};
+    };
+    const Index block = std::lround(o_.block_ms / model.config.features.fbank.frame_shift_ms);
+    const Evaluation masked = model.evaluate(cpu_, test_);
+    const auto changed = [&](const Evaluation& e) {
+      Index count = 0;
+      for (std::size_t i = 0; i < masked.hypotheses.size(); ++i) count += e.hypotheses[i] != masked.hypotheses[i];
+      return count;
+    };
+    const StreamedEvaluation many = model.evaluate_streamed(cpu_, test_, config(o_.streams, CacheStorage::full), block);
+    const StreamedEvaluation single = model.evaluate_streamed(cpu_, test_, config(1, CacheStorage::full), block);
+    const Interval interval = many.interval();
+    nlohmann::json row{{"name", name},
+                       {"seed", seed},
+                       {"parameters", model.count_parameters()},
+                       {"wer", 100 * many.wer()},
+                       {"wer_low", 100 * interval.low},
+                       {"wer_high", 100 * interval.high},
+                       {"masked_wer", 100 * masked.wer()},
+                       {"transcripts_changed", changed(many)},
+                       {"utterances", test_.size()},
+                       {"attention_bytes", many.attention_bytes},
+                       {"convolution_bytes", many.convolution_bytes},
+                       {"feature_bytes", many.feature_bytes},
+                       {"push_seconds_median", single.push_quantile(0.5)},
+                       {"push_seconds_95", single.push_quantile(0.95)},
+                       {"real_time_factor", single.compute_seconds / single.audio_seconds},
+                       {"real_time_factor_many", many.compute_seconds / many.audio_seconds},
+                       {"train_seconds", train_seconds}};
+    for (const CacheStorage storage : {CacheStorage::bf16, CacheStorage::int8}) {
+      const std::string prefix(to_name(storage));
+      const StreamedEvaluation e = model.evaluate_streamed(cpu_, test_, config(o_.streams, storage), block);
+      row[prefix + "_bytes"] = e.attention_bytes;
+      row[prefix + "_wer"] = 100 * e.wer();
+      row[prefix + "_changed"] = changed(e);
+      row[prefix + "_logits_error"] = logits_error(model, config(1, storage));
+    }
+    say(name, ": WER ", fixed(100 * many.wer(), 2), "%, ", many.attention_bytes, " bytes a stream, ", changed(many), " transcripts changed by streaming");
+    return row;
+  }
+
+  /// How far the logits of the first test utterances move when the cache is stored so: relative (Frobenius).
+  double logits_error(const Recognizer& recognizer, const StreamConfig& stored) {
+    return std::visit(
+        [&](const auto& model) {
+          StreamConfig exact = stored;
+          exact.storage = CacheStorage::full;
+          Cpu<float> cpu_a(o_.threads), cpu_b(o_.threads);
+          Streams a(model, cpu_a, stored), b(model, cpu_b, exact);
+          Deviation sum;
+          for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {
+            const auto& features = test_.examples[static_cast<std::size_t>(i)].features;
+            const std::array<Index, 1> in_a{a.open()}, in_b{b.open()};
+            sum += deviation(a.push(in_a, features, Sequences{features.rows()}).rows.view(), b.push(in_b, features, Sequences{features.rows()}).rows.view());
+            sum += deviation(a.finish(in_a).rows.view(), b.finish(in_b).rows.view());
+          }
+          return sum.relative();
+        },
+        recognizer.model);
+  }
+
+  void write_report() const {
+    std::string out = text("`laconic stream-study --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", o_.preset, " --chunk ", o_.chunk,
+                           " --left-context ", o_.left_context, " --seeds ", o_.seeds, " --seed ", o_.seed, " --threads ", o_.threads, "`\n\n");
+    out += text("| attention | seed | parameters | WER % | 95% interval | changed | keys and values, bytes | convolutions, bytes | push, ms | 95% | real-time factor | of ",
+                o_.streams, " streams |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    const auto number = [](const nlohmann::json& row, const char* key) { return row.at(key).get<double>(); };
+    for (const auto& r : rows_)
+      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>(), " | ", r.at("parameters").get<Index>(), " | ", fixed(number(r, "wer"), 2),
+                  " | ", fixed(number(r, "wer_low"), 2), " to ", fixed(number(r, "wer_high"), 2), " | ", r.at("transcripts_changed").get<Index>(), " of ",
+                  r.at("utterances").get<Index>(), " | ", r.at("attention_bytes").get<Index>(), " | ", r.at("convolution_bytes").get<Index>(), " | ",
+                  fixed(1e3 * number(r, "push_seconds_median"), 2), " | ", fixed(1e3 * number(r, "push_seconds_95"), 2), " | ", fixed(number(r, "real_time_factor"), 4), " | ",
+                  fixed(number(r, "real_time_factor_many"), 4), " |\n");
+    out += "\n| attention | seed | bf16, bytes | WER % | changed | logits error | int8, bytes | WER % | changed | logits error |\n|---|---|---|---|---|---|---|---|---|---|\n";
+    for (const auto& r : rows_) {
+      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>());
+      for (const char* storage : {"bf16", "int8"}) {
+        const auto key = [&](const char* what) { return r.at(text(storage, what)).get<double>(); };
+        char error[32];
+        std::snprintf(error, sizeof error, "%.1e", key("_logits_error"));
+        out += text(" | ", static_cast<Index>(key("_bytes")), " | ", fixed(key("_wer"), 2), " | ", static_cast<Index>(key("_changed")), " | ", error);
+      }
+      out += " |\n";
+    }
+    write_file(out_ / "streaming.md", out);
+    std::printf("%s\n", out.c_str());
+  }
+
+  StreamStudyOptions o_;
+  std::filesystem::path out_, corpus_;
+  Preset preset_;
+  Cpu<float> cpu_;
+  nlohmann::json rows_ = nlohmann::json::array();
+  Dataset train_, valid_, test_;
+};
+
+}  // namespace
+
+void add_stream_study_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("stream-study", "a streaming encoder with every attention: word errors, cache, latency, real-time factor");
+  const auto o = std::make_shared<StreamStudyOptions>();
+  o->add_to(*command);
+  command->add_option("--data", o->data, "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
+      ->type_name("DIR");
+  command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
+  command->add_option("--preset", o->preset, "quick: a small model; full: a larger one")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
+  command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
+  command->add_option("--convolution", o->convolution, "what convolutions see")->capture_default_str()->check(CLI::IsMember({"causal", "chunk"}));
+  command->add_option("--chunk", o->chunk, "encoder frames of 40 ms that become final together")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--left-context", o->left_context, "encoder frames kept")->capture_default_str()->check(CLI::NonNegativeNumber);
+  command->add_option("--streams", o->streams, "streams at once, beside one alone")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--block-ms", o->block_ms, "of speech that come with each push")->capture_default_str()->check(CLI::Range(10.0, 1e4));
+  command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")->type_name("NAME");
+  command->footer("Example:\n  laconic stream-study --data free-spoken-digit-dataset/recordings --out live");
+  command->callback([=] { StreamStudy(*o).run(); });
+}

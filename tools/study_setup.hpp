@@ -1,0 +1,34 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include "cli.hpp"
+
+// What the studies on connected digits share: how much they do, their corpus and their models.
+
+/// How much a study does.
+struct Preset {
+  std::string name;
+  laconic::Index seeds;
+  laconic::Index train_utterances, valid_utterances, test_utterances;  ///< of a corpus that the study makes
+  laconic::EncoderConfig encoder;
+  laconic::TrainConfig baseline, finetune;
+};
+
+inline constexpr laconic::Index study_heads = 8;  ///< so that GQA can meet 50, 25 and 12.5%
+
+/// quick or full.
+Preset study_preset(const std::string& name);
+
+/// Where a study's speech comes from.
+struct CorpusSource {
+  std::string data, holdout_speaker;
+  int threads;
+  std::int64_t seed;
+};
+
+/// The folder of the corpus: `data` itself if it is one; else one made at `made`, from recordings or by espeak-ng.
+std::filesystem::path find_corpus(const CorpusSource& source, const std::filesystem::path& made, const Preset& preset);
+
+/// A model for the corpus, randomly initialised. Its features are normalised as the configuration says: with chunks, globally.
+laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder, const laconic::EncoderConfig& config,
+                                   const laconic::AttentionChoice& attention, std::int64_t seed, int threads);
