@@ -52,8 +52,7 @@ void run(const Options& o, const Variant& v) {
   const Index each = Model::cache_bytes(config, frames(o.left_context), storage);
   const Index capacity = (o.budget_mib << 20) / each;
   const Model model(config, Seed(1));
-  Cpu<float> cpu(o.threads);
-  Streams streams(model, cpu, {.capacity = capacity, .storage = storage});
+  Streams streams(model, {.capacity = capacity, .storage = storage, .threads = o.threads});
   std::vector<Index> ids;
   for (Index i = 0; i < capacity; ++i) ids.push_back(streams.open());
   const double chunk_seconds = 0.01 * static_cast<double>(streams.chunk_rows());

@@ -21,7 +21,7 @@ int main() {
   Cpu cpu;
   const auto whole = model(cpu, features, Sequences{400});
 
-  Streams streams(model, cpu, {.capacity = 2});  // room for two; this is where memory is taken
+  Streams streams(model, {.capacity = 2});  // room for two; this is where memory is taken
   const std::array stream{streams.open()};
   Index frame = 0;
   double difference = 0;

@@ -56,7 +56,7 @@ int main() {
     last = static_cast<double>(loss.value.row(0)[0]);
     if (step == 0) first = last;
   }
-  Streams streams(model, cpu);
+  Streams streams(model);
   std::printf("%td parameters, loss %.3f to %.3f; a stream keeps %td bytes\n", model.count_parameters(), first, last, streams.attention_bytes());
   return last < 0.5 * first && model.count_parameters() == Half::parameter_count(config) ? 0 : 1;
 }

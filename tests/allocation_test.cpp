@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// A warm forward pass allocates nothing: every form of operator new is counted, and what Eigen takes with malloc.
+// A warm forward pass allocates nothing, nor do streams once they are made: every form of operator new is counted, and what Eigen
+// takes with malloc.
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -14,11 +15,16 @@ std::atomic<long> allocations{0};
 #define EIGEN_RUNTIME_NO_MALLOC
 #define eigen_assert(condition) (static_cast<bool>(condition) ? void() : void(++allocations))
 
+#include <laconic/attention/any.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
+#include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/stream.hpp>
 
 #include "catch.hpp"
+
+#include <optional>
 
 namespace {
 
@@ -103,6 +109,79 @@ void check_warm_passes(const EncoderConfig& numbers) {
   }
 }
 
+/// Twelve streams that come and go, and are pushed in random blocks of at most a chunk, in random order.
+template <class Model>
+void check_streams(const EncoderConfig& numbers, const StreamConfig& streamed, Index seed) {
+  using T = typename Model::Scalar;
+  const Model model(numbers, Seed(1));
+  const Random random(Seed(2) / seed, "draw");
+  std::uint64_t at = 0;
+  const auto draw = [&](Index least, Index most) { return least + random.below(most - least + 1, at++); };
+  INFO("chunk " << numbers.chunk << ", left context " << numbers.left_context << ", threads " << streamed.threads << ", seed " << seed);
+  Streams<Model> streams(model, streamed);
+  std::optional<Logits<Tensor<T>>> last;  // is kept while the next push runs
+  struct Live {
+    Index stream, rows;
+  };
+  std::vector<Live> live, part;
+  live.reserve(12);
+  const Index longest = streamed.max_frames > 0 ? streamed.max_frames * model.subsampling.factor() : 200;
+  long taken = 0;
+  Index given = 0;
+  for (int round = 0; round < 60; ++round) {
+    if (live.size() < 12 && draw(0, 2) > 0)
+      for (Index n = draw(1, 12 - static_cast<Index>(live.size())); n > 0; --n)
+        taken += allocations_of([&] { live.push_back({streams.open(), 0}); });
+    shuffle(live, Random(Seed(3), at));
+    part.assign(live.begin(), live.begin() + static_cast<std::ptrdiff_t>(draw(0, static_cast<Index>(live.size()))));
+    std::vector<Index> ids, lengths;
+    for (std::size_t n = 0; n < part.size(); ++n) {
+      ids.push_back(part[n].stream);
+      lengths.push_back(std::min(draw(0, 3) == 0 ? streams.chunk_rows() : draw(0, streams.chunk_rows()), longest - part[n].rows));
+      live[n].rows += lengths.back();
+    }
+    const Sequences blocks(lengths);
+    const Matrix<T> features = Matrix<T>::Random(blocks.rows(), numbers.num_mels);
+    taken += allocations_of([&] { last = streams.push(ids, features, blocks); });
+    given += last->rows.rows();
+    REQUIRE(last->rows.rows() <= streams.max_rows());
+    if (draw(0, 4) > 0) continue;
+    // Some end, and some are given up.
+    part.assign(live.begin(), live.begin() + static_cast<std::ptrdiff_t>(draw(0, static_cast<Index>(live.size()))));
+    live.erase(live.begin(), live.begin() + static_cast<std::ptrdiff_t>(part.size()));
+    ids.clear();
+    for (const Live& l : part) ids.push_back(l.stream);
+    const auto half = std::span<const Index>(ids).first(ids.size() / 2), rest = std::span<const Index>(ids).subspan(ids.size() / 2);
+    taken += allocations_of([&] {
+      last = streams.finish(half);
+      for (const Index stream : rest) streams.close(stream);
+    });
+    given += last->rows.rows();
+  }
+  CHECK(given > 20);
+  CHECK(taken == 0);
+}
+
+template <class Model>
+void check_streams(EncoderConfig numbers) {
+  numbers.num_mels = 16;
+  numbers.d_model = 24;
+  numbers.ffn_expansion = 2;
+  numbers.cgmlp_expansion = 2;
+  numbers.subsampling_channels = 4;
+  numbers.convolution = ConvolutionContext::causal;
+  constexpr Index chunks[] = {1, 4, 9, 16}, lefts[] = {8, 0, 20, 64};
+  for (Index n = 0; n < 4; ++n) {
+    numbers.chunk = chunks[n];
+    check_streams<Model>(numbers, {.capacity = 12, .max_frames = 70, .threads = n % 2 == 0 ? 2 : 1}, n);
+    if (!Model(numbers, Seed(1)).layers[0].attention().keeps_frames()) continue;
+    numbers.left_context = lefts[n];
+    check_streams<Model>(numbers, {.capacity = 12, .storage = n == 1 ? CacheStorage::int8 : CacheStorage::full, .threads = n == 3 ? 3 : 1},
+                         n + 10);
+    numbers.left_context = -1;
+  }
+}
+
 }  // namespace
 
 TEST_CASE("the counter counts", "[allocation]") {
@@ -137,4 +216,25 @@ TEST_CASE("a warm training step takes nothing from the system for its values", "
   step();
   CHECK(cpu.arena().reserved_bytes() == reserved);
   CHECK(cpu.arena().used_bytes() == 0);
+}
+
+TEST_CASE("streams take nothing from the system once they are made", "[allocation][stream]") {
+  const EncoderConfig numbers{.num_layers = 2, .vocab_size = 11, .conv_kernel = 7, .merge_kernel = 5};
+  check_streams<Conformer<Mha<4>>>(numbers);
+  check_streams<Conformer<Gqa<4, 2, Rotary<>>, double>>(numbers);
+  check_streams<Branchformer<Mqa<4, Sinusoidal>>>(numbers);
+  check_streams<Branchformer<MlaSimple<4, 12>>>(numbers);
+  check_streams<EBranchformer<MlaDecoupled<4, 8, 4>>>(numbers);
+  check_streams<EBranchformer<LinearAttention<4>>>(numbers);
+  for (const auto& name : enum_names(AttentionName())) {
+    if (name.value == AttentionName::by_type) continue;
+    INFO(name.name);
+    EncoderConfig c = numbers;
+    c.attention = name.value;
+    c.num_heads = 4;
+    c.num_kv_heads = name.value == AttentionName::gqa ? 2 : 0;
+    c.kv_lora_rank = !name.name.starts_with("mla") ? 0 : name.value == AttentionName::mla_head ? 4 : 10;
+    c.qk_rope_head_dim = name.value == AttentionName::mla_decoupled ? 4 : 0;
+    check_streams<EBranchformer<AnyAttention>>(c);
+  }
 }

@@ -81,7 +81,7 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
-for command in "" data "data digits" "data speak" train convert eval transcribe study; do
+for command in "" data "data digits" "data speak" train convert eval transcribe profile study; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
   says out 'Example:'
@@ -137,6 +137,37 @@ done
 [ "$(grep -c '"hypothesis":"[a-z]' mha.jsonl)" -eq 8 ] || fail "mha.jsonl does not hold 8 transcripts of words"
 ok transcribe --model run/model recordings/3_tone_0.wav recordings/4_tone_0.wav
 [ "$(grep -c '^recordings/[34]_tone_0.wav: ' out)" -eq 2 ] || fail "not two transcripts"
+
+# --- What models cost, and published ones by name. No time is compared with any.
+ok profile --list
+[ "$(grep -c '^[a-z]*former_[a-z_]* ' out)" -eq 16 ] || fail "not 16 published models"
+ok profile --name branchformer_mla_small --frames 8 --repeats 1 --cache int8 --json profile.json --plot profile.svg
+for line in 'parameters, M' 'expanded path' 'cache of keys and values' 'encoding' 'pushes of 8' 'left context 32' 'all kept'; do says out "$line"; done
+# What a line of profile.json says, wherever it stands.
+for line in '"total": 1122304' '"weight_bytes": 4489216' '"bytes": 8192' '"bytes_per_frame": 272' '"storage": "int8"' '"left_context": 32' \
+  '"left_context": -1' '"convolution_bytes": 43008' '"attention_path": "expanded"' '"threads": 1' '"frames_before": 24'; do
+  says profile.json "$line"
+done
+[ "$(grep -c '"seconds_median": [0-9]' profile.json)" -eq 12 ] || fail "profile.json does not hold 4 lengths encoded, and 2 x 4 streamed"
+[ -s profile.svg ] || fail "no profile.svg"
+ok profile --model run --frames 8 --repeats 1
+says out 'streaming: not measured. conformer: a centred convolution cannot be streamed'
+ok profile --name conformer_linear_small --frames 8 --repeats 1 --chunk 3
+says out 'pushes of 3'
+says out 'state of attention'
+refused conformer_mlq conformer_mla branchformer_linear_small -- profile --name conformer_mlq --json new.json
+refused nowhere -- profile --model nowhere
+refused memory GiB -- profile --name conformer_mha --frames 1000000
+refused new.gif -- profile --name conformer_mha_small --plot new.gif
+refused nowhere -- profile --name conformer_mha_small --plot nowhere/new.png
+misused '--name or --model' profile --frames 8
+misused '--model' profile --name conformer_mha_small --model run
+misused '--frames' profile --name conformer_mha_small --frames 7
+misused '--frames' profile --name conformer_mha_small --frames many
+ok train --data corpus --out named --name branchformer_mla_small --epochs 1
+grep -q '"kv_lora_rank": 64' named/model/config.json && grep -q '"branchformer"' named/model/config.json || fail "not branchformer_mla_small"
+misused '--name' train --data corpus --out new --name conformer_mha_small --heads 4
+refused conformer_mlq -- train --data corpus --out new --name conformer_mlq
 
 wav stereo.wav 44100 2 20000 440
 ok transcribe --model run stereo.wav

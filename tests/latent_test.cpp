@@ -32,9 +32,9 @@ using LinearOf = Open<FullRank, Position, FullQuery, LinearKernel>;
 template <class KeyValue, class... More>
 using Positions = std::tuple<Open<KeyValue>, Open<KeyValue, RelativePosition>, Open<KeyValue, Sinusoidal>, More...>;
 using Latents = decltype(std::tuple_cat(
-    Positions<Shared, Open<Shared, RelativePosition, LowRankQuery<dyn>>>(), Positions<TwoStage>(),
-    Positions<Split, Open<Split, InputRotary<half>>, Open<Split, InputRotary<next>>>(), Positions<PerHead, Open<PerHead, InputRotary<half>>>(),
-    Positions<LowValue, Open<LowValue, InputRotary<next>>>(), Positions<InputLatent>(),
+    Positions<Shared, Open<Shared, RelativePosition, LowRankQuery<dyn>>>(), Positions<TwoStage>(), Positions<InputLatent>(),
+    Positions<Split, Open<Split, InputRotary<half>>, Open<Split, InputRotary<next>>>(),
+    Positions<PerHead, Open<PerHead, InputRotary<half>>>(), Positions<LowValue, Open<LowValue, InputRotary<next>>>(),
     std::tuple<Decoupled<RmsNorm>, Decoupled<LayerNorm, half>, Decoupled<NoNorm>, Decoupled<RmsNorm, half, LowRankQuery<dyn>>,
                Decoupled<NoNorm, next, LowRankQuery<dyn, LayerNorm>>, Decoupled<LayerNorm, next, LowRankQuery<dyn, NoNorm>>>()));
 using All = decltype(std::tuple_cat(
@@ -150,7 +150,7 @@ double difference(const Gradients& got, const Gradients& expected) {
   for (const auto& [name, g] : expected) greatest = std::max(greatest, g.cwiseAbs().maxCoeff());
   for (const auto& [name, g] : expected) {
     if (name == "linear_k.bias" || (name.starts_with("linear_k_") && name.ends_with(".bias")))
-      CHECK(std::max(g.cwiseAbs().maxCoeff(), got.at(name).cwiseAbs().maxCoeff()) < 1e-13 * greatest);
+      CHECK(std::max(g.cwiseAbs().maxCoeff(), got.at(name).cwiseAbs().maxCoeff()) < 1e-12 * greatest);
     else
       worst = std::max(worst, difference<double>(got.at(name), g, 1e-3 * greatest));
   }
@@ -163,7 +163,7 @@ template <class Policy, class T>
 std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStorage storage, AttentionPath path = by_cost) {
   const Index most = std::max<Index>(1, 4 / mask.chunk), count = c.sequences.size();
   const Index capacity = mask.left_context == unlimited ? c.sequences.max_length() : mask.left_context;
-  Cpu<T> cpu(static_cast<int>(c.draw(1, 2)));
+  Cpu<T> cpu(c.draw(0, 5) > 0 ? 1 : 2);
   typename AttentionLayer<Policy, T>::template State<Cpu<T>> state(cpu, c.layer, {count + 1, capacity, most * mask.chunk, storage});
   std::vector<Index> order;
   for (Index n = 0; n < count; ++n) order.push_back(n);
@@ -172,8 +172,7 @@ std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStora
     const auto slot = [&](Index n) { return count - n - round; };
     for (Index n = 0; round > 0 && n < count; ++n) state.clear(slot(n));
     const Matrix<T> x = round > 0 ? c.x : Matrix<T>(-c.x);
-    Matrix<T>& out = outs[static_cast<std::size_t>(round)];
-    out.setConstant(x.rows(), c.config.d_model, std::numeric_limits<T>::quiet_NaN());
+    Matrix<T>& out = outs[static_cast<std::size_t>(round)] = Matrix<T>::Constant(x.rows(), x.cols(), std::numeric_limits<T>::quiet_NaN());
     std::vector<Index> done(order.size());
     for (Index left = x.rows(); left > 0;) {
       shuffle(order, Random(Seed(2), c.draw.at));
@@ -205,9 +204,7 @@ bool check_paths(Index n, double tolerance) {
   const Case<Policy, T> c(n);
   const auto of = [&](AttentionPath path) { return run(c.layer, c.x, c.sequences, c.mask, path); };
   CHECK(difference<T>(of(absorbed), of(expanded)) < tolerance);
-  typename Policy::Work work{c.x.rows(), c.x.rows(), 0};
-  for (Index i = 0; i < c.sequences.size(); ++i) work.pairs += Policy::visible_pairs(c.mask, c.sequences.length(i), c.sequences.length(i));
-  const bool absorbs = Policy::absorbing_is_cheaper(c.layer.dims(), work);
+  const bool absorbs = Policy::absorbing_is_cheaper(c.layer.dims(), Policy::whole_work(c.mask));
   CHECK(of(by_cost) == of(absorbs ? absorbed : expanded));
   return absorbs;
 }
@@ -236,7 +233,7 @@ static_assert(V3::parameter_count(v3) == 187'107'328 && V3::cache_bytes(v3, fram
 static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::bf16) == 10 * (2 * 512 + 4 * 64));
 static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::int8) == 10 * (512 + 4 + 4 * 64));
 static_assert(V3::expanded_flops(V3::dims(v3), {1, 0, 1}) == 81'920 && V3::expanded_flops(V3::dims(v3), {1, 1, 1}) == 33'636'352);
-static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528);
+static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528 && HeadLatent<3>::expand_flops({16, 4, 2, 4, true, 3}) == 96);
 
 /// So many queries make expanding the cheaper path, where there are many keys.
 template <class Policy>
@@ -288,14 +285,14 @@ TEMPLATE_LIST_TEST_CASE("a batch is its sequences, on any number of threads, and
   for (Index n = 0; n < 8; ++n) {
     Case<TestType, double> c(n);
     CHECK(c.layer.count_parameters() == TestType::parameter_count(c.config));
-    CHECK(gradients(c, expanded, 3) == gradients(c, expanded));
+    if (n < 2) CHECK(gradients(c, expanded, 3) == gradients(c, expanded));
     for (const Mask& mask : {Mask::bidirectional(), c.mask, Mask::causal(), Mask::chunked(1 + n % 4, unlimited), limited[n % 5]})
       for (const AttentionPath path : {expanded, absorbed, by_cost}) {
         if (TestType::Score::is_linear && mask.left_context != unlimited) continue;
         INFO("draw " << n << ", chunk " << mask.chunk << ", left " << mask.left_context << ", path " << static_cast<int>(path));
         const Matrix<double> whole = run(c.layer, c.x, c.sequences, mask, path);
-        CHECK(run(c.layer, c.x, c.sequences, mask, path, 3) == whole);
-        for (Index i = 0; path != by_cost && i < c.sequences.size(); ++i) {
+        if (n < 3) CHECK(run(c.layer, c.x, c.sequences, mask, path, 3) == whole);
+        for (Index i = 0; i < c.sequences.size(); ++i) {
           const Index first = c.sequences.begin(i), length = c.sequences.length(i);
           CHECK(run<Layer, double>(c.layer, c.x.middleRows(first, length), {length}, mask, path) == whole.middleRows(first, length));
         }

@@ -49,13 +49,13 @@ void eval(const EvalOptions& o) {
   nlohmann::json streaming;
   std::string streaming_lines;
   if (o.stream.streaming) {
-    const StreamedEvaluation streamed = recognizer.evaluate_streamed(cpu, data, o.stream.config(recognizer.config, o.streams, data), o.stream.block_frames(recognizer.config));
+    const StreamedEvaluation streamed = recognizer.evaluate_streamed(data, o.stream.config(recognizer.config, o.streams, data, o.threads), o.stream.block_frames(recognizer.config));
     Index changed = 0;
     for (std::size_t i = 0; i < data.examples.size(); ++i) changed += streamed.hypotheses[i] != evaluation.hypotheses[i];
     streaming = stream_json(streamed, recognizer, changed);
     streaming_lines = text("streamed: ", o.streams, " at once, chunks of ", fixed(streaming["chunk_seconds"].get<double>(), 2), " s, ", streamed.attention_bytes,
                            " + ", streamed.convolution_bytes, " + ", streamed.feature_bytes,
-                           " bytes a stream (keys and values, convolutions, features)\na push of ", o.stream.block_ms, " ms to all takes ",
+                           " bytes a stream (keys and values, convolutions, features)\na push that makes frames final takes ",
                            fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ", changed, " of ",
                            data.size(), " transcripts differ from those of whole utterances under the model's mask\n");
     evaluation = streamed;

@@ -39,20 +39,6 @@ void set_attention(EncoderConfig& encoder, const AttentionChoice& c) {
   encoder.qk_rope_head_dim = c.attention == mla_decoupled && c.rope_dim == 0 ? std::max<Index>(2, encoder.d_model / encoder.num_heads / 4 * 2) : c.rope_dim;
 }
 
-/// f(std::type_identity<Model>()) for the encoder of this name.
-template <class F>
-decltype(auto) with_model(EncoderName name, F&& f) {
-  switch (name) {
-    case EncoderName::branchformer: return f(std::type_identity<Branchformer<AnyAttention>>());
-    case EncoderName::e_branchformer: return f(std::type_identity<EBranchformer<AnyAttention>>());
-    default: return f(std::type_identity<Conformer<AnyAttention>>());
-  }
-}
-
-AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed) {
-  return with_model(name, [&]<class M>(std::type_identity<M>) { return AnyModel(std::in_place_type<M>, config, seed); });
-}
-
 nlohmann::json report_json(const ConversionReport& report) {
   nlohmann::json layers = nlohmann::json::array();
   for (const LayerReport& layer : report.layers)
@@ -79,6 +65,10 @@ void check(const RecognizerConfig& config, const Vocabulary& vocabulary) {
 }
 
 }  // namespace
+
+AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed) {
+  return with_model(name, [&]<class M>(std::type_identity<M>) { return AnyModel(std::in_place_type<M>, config, seed); });
+}
 
 Tokens corpus_tokens(const std::filesystem::path& folder) {
   const auto path = folder / "corpus.json";
@@ -145,10 +135,10 @@ Evaluation Recognizer::evaluate(Cpu<float>& cpu, const Dataset& data) const {
   return std::visit([&](const auto& m) { return laconic::evaluate(m, cpu, data, vocabulary); }, model);
 }
 
-StreamedEvaluation Recognizer::evaluate_streamed(Cpu<float>& cpu, const Dataset& data, const StreamConfig& stream, Index block_frames) const {
+StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data, const StreamConfig& stream, Index block_frames) const {
   require(config.features.normalization == Normalization::global,
           "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
-  return std::visit([&](const auto& m) { return laconic::evaluate_streamed(m, cpu, data, vocabulary, stream, block_frames); }, model);
+  return std::visit([&](const auto& m) { return laconic::evaluate_streamed(m, data, vocabulary, stream, block_frames); }, model);
 }
 
 Index Recognizer::count_parameters() const {

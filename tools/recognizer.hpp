@@ -13,13 +13,6 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The encoders that a command line can name.
-enum class EncoderName { conformer, branchformer, e_branchformer };
-constexpr auto enum_names(EncoderName) {
-  return std::to_array<EnumName<EncoderName>>(
-      {{EncoderName::conformer, "conformer"}, {EncoderName::branchformer, "branchformer"}, {EncoderName::e_branchformer, "e-branchformer"}});
-}
-
 /// config.json of a model folder: all that is needed to build the model and its features again.
 struct RecognizerConfig {
   EncoderName model = EncoderName::conformer;
@@ -39,6 +32,18 @@ struct RecognizerConfig {
 
 /// The models behind one face: what attention they have is known at run time.
 using AnyModel = std::variant<Conformer<AnyAttention>, Branchformer<AnyAttention>, EBranchformer<AnyAttention>>;
+
+/// f(std::type_identity<Model>()) for the encoder of this name.
+template <class F>
+decltype(auto) with_model(EncoderName name, F&& f) {
+  switch (name) {
+    case EncoderName::branchformer: return f(std::type_identity<Branchformer<AnyAttention>>());
+    case EncoderName::e_branchformer: return f(std::type_identity<EBranchformer<AnyAttention>>());
+    default: return f(std::type_identity<Conformer<AnyAttention>>());
+  }
+}
+/// A new model, randomly initialised.
+AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed);
 
 /// What a command line says of an attention: a name, and numbers that are 0 where nothing was said.
 struct AttentionChoice {
@@ -68,7 +73,7 @@ struct Recognizer {
 
   Evaluation evaluate(Cpu<float>& cpu, const Dataset& data) const;
   /// The same as speech that comes block by block to many streams at once.
-  StreamedEvaluation evaluate_streamed(Cpu<float>& cpu, const Dataset& data, const StreamConfig& config, Index block_frames) const;
+  StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
   Index count_parameters() const;
   double cache_bytes_per_second() const;
 

@@ -27,17 +27,19 @@ struct StreamOptions {
     return std::max<laconic::Index>(1, std::lround(block_ms / c.features.fbank.frame_shift_ms));
   }
   /// `max_frames` is only used where all frames are kept.
-  laconic::StreamConfig config(laconic::Index capacity, laconic::Index max_frames) const {
+  laconic::StreamConfig config(laconic::Index capacity, laconic::Index max_frames, int threads) const {
     return {.capacity = capacity,
             .chunk = chunk,
             .left_context = left_context,
             .max_frames = max_frames,
-            .storage = laconic::from_name<laconic::CacheStorage>(cache).value()};
+            .storage = laconic::from_name<laconic::CacheStorage>(cache).value(),
+            .threads = threads};
   }
   /// For streams as long as the longest of these.
-  laconic::StreamConfig config(const laconic::RecognizerConfig& c, laconic::Index capacity, const laconic::Dataset& data) const {
+  laconic::StreamConfig config(const laconic::RecognizerConfig& c, laconic::Index capacity, const laconic::Dataset& data,
+                               int threads) const {
     laconic::Index longest = 0;
     for (const auto& e : data.examples) longest = std::max(longest, e.features.rows());
-    return config(capacity, longest / c.encoder.subsampling + 1);
+    return config(capacity, longest / c.encoder.subsampling + 1, threads);
   }
 };

@@ -87,22 +87,32 @@ class StreamStudy {
       test_ = load("test.jsonl");
       say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
     }
-    const auto folder = out_ / "models" / text("seed", seed) / v.name;
+    const double seconds = train(model, out_ / "models" / text("seed", seed) / v.name, seed, v.name);
+    rows_.push_back(measure(model, v.name, seed, seconds));
+    write_json(out_ / "streaming.json", rows_);
+  }
+
+  /// Trains, or takes the model that an earlier run of this study finished. Gives the seconds of training.
+  double train(Recognizer& model, const std::filesystem::path& folder, std::int64_t seed, const std::string& name) {
+    if (std::filesystem::exists(folder / "finished.json")) {
+      model = Recognizer::load(folder / "model");
+      return read_json(folder / "finished.json").at("seconds").get<double>();
+    }
     TrainConfig training = preset_.baseline;
     training.seed = seed;
-    ProgressLine line(text("seed ", seed, "  ", v.name));
+    ProgressLine line(text("seed ", seed, "  ", name));
     const TrainState state = model.train(cpu_, train_, valid_, training, {std::ref(line), [] {}, folder, 0});
     model.save(folder / "model");
+    write_json(folder / "finished.json", {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
     std::filesystem::remove(folder / "checkpoint.safetensors");
-    rows_.push_back(measure(model, v.name, seed, state.seconds));
-    write_json(out_ / "streaming.json", rows_);
+    return state.seconds;
   }
 
   nlohmann::json measure(const Recognizer& model, const std::string& name, std::int64_t seed, double train_seconds) {
     Index longest = 0;
     for (const Example& e : test_.examples) longest = std::max(longest, e.features.rows());
     const auto config = [&](Index capacity, CacheStorage storage) {
-      return StreamConfig{.capacity = capacity, .max_frames = longest / model.config.encoder.subsampling + 1, .storage = storage};
+      return StreamConfig{.capacity = capacity, .max_frames = longest / model.config.encoder.subsampling + 1, .storage = storage, .threads = o_.threads};
     };
     const Index block = std::lround(o_.block_ms / model.config.features.fbank.frame_shift_ms);
     const Evaluation masked = model.evaluate(cpu_, test_);
@@ -111,8 +121,8 @@ class StreamStudy {
       for (std::size_t i = 0; i < masked.hypotheses.size(); ++i) count += e.hypotheses[i] != masked.hypotheses[i];
       return count;
     };
-    const StreamedEvaluation many = model.evaluate_streamed(cpu_, test_, config(o_.streams, CacheStorage::full), block);
-    const StreamedEvaluation single = model.evaluate_streamed(cpu_, test_, config(1, CacheStorage::full), block);
+    const StreamedEvaluation many = model.evaluate_streamed(test_, config(o_.streams, CacheStorage::full), block);
+    const StreamedEvaluation single = model.evaluate_streamed(test_, config(1, CacheStorage::full), block);
     const Interval interval = many.interval();
     nlohmann::json row{{"name", name},
                        {"seed", seed},
@@ -133,7 +143,7 @@ class StreamStudy {
                        {"train_seconds", train_seconds}};
     for (const CacheStorage storage : {CacheStorage::bf16, CacheStorage::int8}) {
       const std::string prefix(to_name(storage));
-      const StreamedEvaluation e = model.evaluate_streamed(cpu_, test_, config(o_.streams, storage), block);
+      const StreamedEvaluation e = model.evaluate_streamed(test_, config(o_.streams, storage), block);
       row[prefix + "_bytes"] = e.attention_bytes;
       row[prefix + "_wer"] = 100 * e.wer();
       row[prefix + "_changed"] = changed(e);
@@ -149,8 +159,7 @@ class StreamStudy {
         [&](const auto& model) {
           StreamConfig exact = stored;
           exact.storage = CacheStorage::full;
-          Cpu<float> cpu_a(o_.threads), cpu_b(o_.threads);
-          Streams a(model, cpu_a, stored), b(model, cpu_b, exact);
+          Streams a(model, stored), b(model, exact);
           Deviation sum;
           for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {
             const auto& features = test_.examples[static_cast<std::size_t>(i)].features;

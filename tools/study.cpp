@@ -14,6 +14,7 @@ using namespace laconic;
 
 struct StudyOptions : CommonOptions {
   std::string data, out, preset = "quick", holdout_speaker, encoder = "conformer";
+  std::vector<std::string> attentions{"mla-simple", "gqa", "mqa"};
   Index seeds = 0;
 };
 
@@ -61,6 +62,7 @@ class Study {
     const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
                        {"preset", preset_.name},
                        {"model", o_.encoder},
+                       {"attentions", o_.attentions},
                        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
                        {"encoder", to_json(preset_.encoder)},
                        {"baseline", to_json(preset_.baseline)},
@@ -94,20 +96,29 @@ class Study {
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
-  /// What is compared: name, folder, attention and its numbers.
+  /// What is compared: name, folder, and the attention.
   struct Variant {
     std::string name, folder;
-    AttentionName attention;
-    Index kv_heads, rank;
+    AttentionChoice choice;
   };
+  /// Each attention with caches of a half, a quarter and an eighth of MHA's, and where it can, one that loses nothing.
   std::vector<Variant> variants() const {
+    using enum AttentionName;
     std::vector<Variant> out;
-    const Index d = preset_.encoder.d_model;
-    for (const Index rank : {d, d / 2, d / 4, d / 8})
-      out.push_back({text("mla-simple R=", rank), text("mla-", rank), AttentionName::mla_simple, 0, rank});
-    for (const Index kv_heads : {study_heads / 2, study_heads / 4})
-      out.push_back({text("gqa G=", kv_heads), text("gqa-", kv_heads), AttentionName::gqa, kv_heads, 0});
-    out.push_back({"mqa", "mqa", AttentionName::mqa, 1, 0});
+    const Index d = preset_.encoder.d_model, head = d / study_heads;
+    for (const std::string& name : o_.attentions) {
+      const AttentionName attention = from_name<AttentionName>(name).value();
+      const auto latents = [&](std::initializer_list<Index> ranks, const char* what) {
+        for (const Index rank : ranks) out.push_back({text(name, ' ', what, '=', rank), text(name, '-', rank), {attention, 0, rank}});
+      };
+      if (attention == mla || attention == mla_simple) latents({d, d / 2, d / 4, d / 8}, "R");
+      if (attention == mla_split) latents({d, d / 2, d / 4, d / 8}, "RK=RV");
+      if (attention == mla_head) latents({head, head / 2, head / 4, head / 8}, "R");
+      if (attention == gqa)
+        for (const Index kv_heads : {study_heads / 2, study_heads / 4})
+          out.push_back({text("gqa G=", kv_heads), text("gqa-", kv_heads), {gqa, kv_heads}});
+      if (attention == mqa || attention == input_latent) out.push_back({name, name, {attention}});
+    }
     return out;
   }
 
@@ -145,7 +156,7 @@ class Study {
     std::vector<Index> some(static_cast<std::size_t>(std::min<Index>(valid_.size(), 32)));
     std::iota(some.begin(), some.end(), Index{0});
     const SpeechBatch speech = make_batch(valid_, some, nullptr, Seed());
-    Recognizer model = baseline.convert({v.attention, v.kv_heads, v.rank}, &speech, report);
+    Recognizer model = baseline.convert(v.choice, &speech, report);
     measure(model, seed, v.name, "converted", report, 0);
     train(model, folder / v.folder, preset_.finetune, seed, v.name);
     measure(model, seed, v.name, "finetuned", report, seconds_);
@@ -236,6 +247,10 @@ void add_study_command(CLI::App& app) {
   command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
   command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
   command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
+  command->add_option("--attentions", o->attentions, "what MHA is converted to, with commas between")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember({"mla", "mla-simple", "mla-split", "mla-head", "input-latent", "gqa", "mqa"}));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");
   command->footer("Example:\n  laconic study --out study --preset quick\n"

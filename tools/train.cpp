@@ -3,17 +3,34 @@
 // laconic train: trains a recogniser, or fine-tunes one.
 #include "progress.hpp"
 
+#include <laconic/model/published.hpp>
+
 namespace {
 
 using namespace laconic;
 
 struct TrainOptions : CommonOptions {
-  std::string data, train, valid, out, init, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
+  std::string data, train, valid, out, init, name, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
   AttentionOptions attention{"mha"};
   int sample_rate = 0, num_mels = 40;
   std::int64_t checkpoint_steps = 0;
   EncoderConfig encoder{.d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15, .subsampling_channels = 32};
   TrainConfig training;
+
+  /// The numbers of a published model; what is said of chunks, dropout and features stays.
+  void set_model(const PublishedModel& model) {
+    const EncoderConfig said = encoder;
+    encoder = model.config;
+    encoder.dropout = said.dropout;
+    encoder.chunk = said.chunk;
+    encoder.left_context = said.left_context;
+    encoder_name = to_name(model.encoder);
+    merge = to_name(encoder.merge);
+    num_mels = static_cast<int>(encoder.num_mels);
+    attention.attention = to_name(encoder.attention);
+    attention.choice.kv_heads = encoder.num_kv_heads;
+    attention.choice.latent_dim = encoder.kv_lora_rank;
+  }
 };
 
 Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
@@ -37,6 +54,7 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
 
 void train(TrainOptions& o) {
   const std::filesystem::path data = o.data, out = o.out;
+  if (!o.name.empty()) o.set_model(published_model(o.name));
   o.training.seed = o.seed;
   o.training.decay = from_name<Decay>(o.decay).value();
   o.training.check();
@@ -84,29 +102,37 @@ void add_train_command(CLI::App& app) {
   command->add_option("--valid", o->valid, "manifest or LibriSpeech folder to choose the model by, instead")->type_name("PATH")->needs(train_path);
   command->add_option("--out", o->out, "folder of the run: DIR/model, DIR/losses.csv and a checkpoint; an unfinished run goes on")->required()->type_name("DIR");
   CLI::Option* init = command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
-  std::vector<CLI::Option*> of_new_models = o->attention.add_to(*command);
+  CLI::Option* name = command->add_option("--name", o->name, "a published model, as `laconic profile --list` names them");
+  std::vector<CLI::Option*> of_named_models = o->attention.add_to(*command), of_new_models{name};
   for (CLI::Option* option : {
            command->add_option("--encoder", o->encoder_name, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"})),
            command->add_option("--merge", o->merge, "of a Branchformer's branches")->capture_default_str()->check(CLI::IsMember({"concat", "fixed-average", "learned-average"})),
            command->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion, "width of the cgMLP over d-model")->capture_default_str(),
            command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")->capture_default_str()->check(CLI::Range(0.0, 1.0)),
            command->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")->capture_default_str(),
-           command->add_option("--convolution", o->convolution, "what convolutions see; default: centred, with chunks chunk")->check(CLI::IsMember({"centred", "causal", "chunk"})),
-           command->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")->capture_default_str(),
-           command->add_option("--left-context", o->encoder.left_context, "encoder frames seen before the own chunk; -1: all")->capture_default_str(),
            command->add_option("--heads", o->encoder.num_heads, "query heads")->capture_default_str(),
            command->add_option("--d-model", o->encoder.d_model, "width of the model")->capture_default_str(),
            command->add_option("--layers", o->encoder.num_layers, "blocks")->capture_default_str(),
            command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolutions, odd")->capture_default_str(),
            command->add_option("--subsampling", o->encoder.subsampling, "2 or 4")->capture_default_str(),
            command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")->capture_default_str(),
-           command->add_option("--dropout", o->encoder.dropout, "probability")->capture_default_str()->check(CLI::Range(0.0, 0.9)),
            command->add_option("--mels", o->num_mels, "mel channels")->capture_default_str(),
+       })
+    of_named_models.push_back(option);
+  for (CLI::Option* option : {
+           command->add_option("--convolution", o->convolution, "what convolutions see; default: centred, with chunks chunk")->check(CLI::IsMember({"centred", "causal", "chunk"})),
+           command->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")->capture_default_str(),
+           command->add_option("--left-context", o->encoder.left_context, "encoder frames seen before the own chunk; -1: all")->capture_default_str(),
+           command->add_option("--dropout", o->encoder.dropout, "probability")->capture_default_str()->check(CLI::Range(0.0, 0.9)),
            command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")->capture_default_str(),
            command->add_option("--normalization", o->normalization, "of features; default: utterance, with chunks global")->check(CLI::IsMember({"utterance", "global"})),
            command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")->check(CLI::IsMember({"word", "char"})),
        })
     of_new_models.push_back(option);
+  for (CLI::Option* option : of_named_models) {
+    option->excludes(name);
+    of_new_models.push_back(option);
+  }
   for (CLI::Option* option : of_new_models) option->excludes(init);
   command->add_flag("--dynamic-chunks", o->training.dynamic_chunks, "train each batch with chunks of another size, so that one model serves all");
   command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
@@ -121,6 +147,7 @@ void add_train_command(CLI::App& app) {
   command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
   command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
   command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
+                  "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
                   "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
                   "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4");
   command->callback([=] {

@@ -89,8 +89,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
   FeatureStream features(config.features);
-  Cpu<float> cpu(o.threads);
-  Streams streams(model, cpu, o.stream.config(1, static_cast<Index>(o.max_seconds * config.frames_per_second())));
+  Streams streams(model, o.stream.config(1, static_cast<Index>(o.max_seconds * config.frames_per_second()), o.threads));
   const std::array<Index, 1> id{streams.open()};
   GreedyCtc decoder;
   TextLine line(recognizer.vocabulary);
@@ -105,10 +104,12 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     seconds += static_cast<double>(samples.size()) / rate;
     const auto start = Clock::now();
     const Matrix<float> rows = features.push(samples);
-    decoder(streams.push(id, rows, Sequences{rows.rows()}).rows.view(), tokens);
+    const auto logits = streams.push(id, rows, Sequences{rows.rows()});
+    decoder(logits.rows.view(), tokens);
     if (!more) decoder(streams.finish(id).rows.view(), tokens);
-    pushes.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    compute += pushes.back();
+    const double took = std::chrono::duration<double>(Clock::now() - start).count();
+    if (logits.rows.rows() > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
+    compute += took;
     line.show(tokens);
   }
   std::printf("\n");

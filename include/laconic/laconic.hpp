@@ -9,6 +9,7 @@
 #include <laconic/convert/convert.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>

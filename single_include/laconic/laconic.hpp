@@ -679,6 +679,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
 }
 
 inline void Arena::settle() {
+  if (state_->settled) return;
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
     detail::ArenaBlock*& list = state_->free[size_class];
     Index count = 0;
@@ -1892,7 +1893,8 @@ struct LinearKernel {
 };
 
 /// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion into
-/// queries and output. `by_cost` takes the one of fewer operations.
+/// queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what a batch is
+/// like: so a sequence has the same result in any company.
 enum class AttentionPath { by_cost, expanded, absorbed };
 
 template <class Policy, class T>
@@ -1954,7 +1956,7 @@ struct Attention {
     const AttentionDims d = dims(config);
     return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
   }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the cheaper path.
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it takes.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     const AttentionDims d = dims(config);
     const Index t = n.count;
@@ -1962,7 +1964,7 @@ struct Attention {
     if constexpr (Score::is_linear)
       return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
     else
-      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)});
+      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
   }
 
   /// How much there is to attend: rows of queries and keys, and pairs of both that the mask shows.
@@ -1970,7 +1972,7 @@ struct Attention {
     Index q_rows, kv_rows, pairs;
   };
   /// Operations behind the projections of x, without the term of position, which is the same on both paths
-  /// (DeepSeek-V2 2024, appendix D; attention over latents reads them once for all heads, but multiplies wider rows).
+  /// (attention over latents reads them once for all heads, but multiplies wider rows).
   static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
     return work.kv_rows * KeyValue::expand_flops(d) + 2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
   }
@@ -1982,6 +1984,15 @@ struct Attention {
     if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
     return false;
   }
+  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and a long
+  /// one otherwise, for in short ones either path costs little.
+  static constexpr Work whole_work(const Mask& mask) {
+    constexpr Index many = Index{1} << 16;
+    if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
+    return {mask.chunk, mask.chunk, mask.chunk * (mask.chunk + mask.left_context)};
+  }
+  /// A chunk of a stream that keeps so many frames before it: all of them are expanded anew, or none.
+  static constexpr Work stream_work(Index chunk, Index kept) { return {chunk, kept + chunk, chunk * (kept + chunk)}; }
   /// Pairs of query and key in one sequence.
   static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
     if (mask.chunk == Mask::unlimited) return queries * keys;
@@ -1999,8 +2010,10 @@ struct Attention {
   static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
 
  private:
-  static constexpr Index core_flops(const AttentionDims& d, const Work& work) {
-    if constexpr (KeyValue::is_latent) return std::min(expanded_flops(d, work), absorbed_flops(d, work));
+  static constexpr Index core_flops(const AttentionDims& d, const Work& work, bool absorb) {
+    if constexpr (KeyValue::is_latent) {
+      if (absorb) return absorbed_flops(d, work);
+    }
     return expanded_flops(d, work);
   }
 };
@@ -2037,7 +2050,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   using Position = typename Policy::Position;
   static constexpr bool is_linear = Policy::Score::is_linear;
 
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Policy::dims(config), dropout, seed) {}
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
   /// Whether a stream's state grows with the frames that it keeps.
@@ -2047,7 +2060,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context>
   class State {
    public:
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape) : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
@@ -2079,6 +2092,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
     typename Context::Tensor term_;
+    typename Policy::Work work_;
   };
 
   /// What happens to the rows once before the first layer, and what all layers share of it.
@@ -2107,14 +2121,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
     const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
     if constexpr (is_linear) {
-      const auto [k, v] = key_value.expand(context, memory);
+      const auto kv = key_value.expand(context, memory);
       if constexpr (has_state<S>) {
         Tensor out;
         context.update(state->caches_[0], pass.slots,
-                       [&](Tensor& states) { out = context.linear_attend(q.content, k, v, shape, pass.sequences, &states); });
+                       [&](Tensor& states) { out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states); });
         return linear_out(context, out);
       } else {
-        return linear_out(context, context.linear_attend(q.content, k, v, shape, pass.sequences));
+        return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
       }
     } else if constexpr (has_state<S>) {
       Sequences seen;
@@ -2124,10 +2138,11 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         seen = std::move(extended.sequences);
       }
       auto term = position.term_of(state->term_);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, path));
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
       const auto term = position.term(context, pass.table);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term, path));
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
+                                        absorbs(context, path, Policy::whole_work(pass.mask))));
     }
   }
 
@@ -2138,15 +2153,17 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     return key_value.remember(context, source, source);
   }
   /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number. Hypotheses of a
-  /// beam are rows of one sequence, since queries do not see each other.
+  /// beam are rows of one sequence, since queries do not see each other. The path follows from all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory, const Sequences& sources,
                AttentionPath path = AttentionPath::by_cost) const {
     static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
                   "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
+    typename Policy::Work work{queries.rows(), sources.rows(), 0};
+    for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
     return linear_out(context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries, sources,
-                                      RelativeTerm<Tensor, T>{}, path));
+                                      RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// The first matrix that meets the layer's input as it is.
@@ -2168,7 +2185,11 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   typename Position::template Layer<T> position;
 
  private:
-  AttentionLayer(const AttentionDims& d, double dropout, Seed seed)
+  struct Resolved {
+    AttentionDims dims;
+  };
+  AttentionLayer(const Resolved& resolved, double dropout, Seed seed) : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
+  AttentionLayer(const Resolved&, const AttentionDims& d, double dropout, Seed seed)
       : query(d, seed), key_value(d, seed), linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)), position(d, seed), dims_(d),
         dropout_(dropout) {}
 
@@ -2183,22 +2204,19 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
 
   /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
   template <class Context>
-  bool absorbs(const Context& context, AttentionPath path, const AttendShape& shape, const Sequences& queries, const Sequences& keys) const {
+  bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
     if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
-    if (context.training) return false;
-    typename Policy::Work work{queries.rows(), keys.rows(), 0};
-    for (Index n = 0; n < queries.size(); ++n) work.pairs += Policy::visible_pairs(shape.mask, queries.length(n), keys.length(n));
-    return Policy::absorbing_is_cheaper(dims_, work);
+    return !context.training && Policy::absorbing_is_cheaper(dims_, work);
   }
 
   template <class Context, class Tensor, class Memory>
   Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape, const Sequences& queries,
-                const Sequences& keys, RelativeTerm<Tensor, T> term, AttentionPath path) const {
+                const Sequences& keys, RelativeTerm<Tensor, T> term, [[maybe_unused]] bool absorb) const {
     const auto with_rope = [&](const Tensor& content) {
       return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
     };
     if constexpr (KeyValue::is_latent) {
-      if (absorbs(context, path, shape, queries, keys)) {
+      if (absorb) {
         require(!(context.training && dropout_ > 0), "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
         Tensor content = q.content;
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
@@ -3936,6 +3954,7 @@ class RowCache {
       : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
         memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
 
+  Index slots() const { return static_cast<Index>(rings_.size()); }
   Index capacity() const { return capacity_; }
   Index width() const { return width_; }
   /// Held for rows, all slots.
@@ -4184,6 +4203,7 @@ class CpuAttention : public CpuValues<T> {
     require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() && x.rows() == sequences.rows(), "extend: (",
             x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(), ", ", cache.width(), ") in ",
             slots.size(), " expected");
+    check_slots(cache, slots);
     const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
     Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) { return cache.count(slot(n)) + sequences.length(n); })};
     out.rows = make(out.sequences.rows(), x.cols());
@@ -4199,6 +4219,7 @@ class CpuAttention : public CpuValues<T> {
   /// The one row of each slot, changed by `change(rows)`.
   template <class Change>
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
+    check_slots(cache, slots);
     Tensor rows = make(static_cast<Index>(slots.size()), cache.width());
     for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
     change(rows);
@@ -4258,6 +4279,10 @@ class CpuAttention : public CpuValues<T> {
     require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ", shape.mask.chunk,
             " and left context ", shape.mask.left_context, " given; its state cannot forget, so an unlimited left context is expected");
     return {heads, kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads, q.data(), k.data(), v.data()};
+  }
+  static void check_slots(const Cache& cache, std::span<const Index> slots) {
+    for (const Index slot : slots)
+      require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
   }
   struct HeadSizes {
     Index out, in;
@@ -5339,6 +5364,13 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
 
 namespace laconic::inline LACONIC_ABI {
 
+/// The encoders by name, for files and command lines.
+enum class EncoderName { conformer, branchformer, e_branchformer };
+constexpr auto enum_names(EncoderName) {
+  return std::to_array<EnumName<EncoderName>>(
+      {{EncoderName::conformer, "conformer"}, {EncoderName::branchformer, "branchformer"}, {EncoderName::e_branchformer, "e-branchformer"}});
+}
+
 /// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
 /// layer; as an average of fixed weights; or of weights that each utterance decides.
 enum class BranchMerge { concat, fixed_average, learned_average };
@@ -5602,7 +5634,6 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
   template <class Context, class Features>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask) const {
-    if (mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     x = encode(context, context.dropout(std::move(x), config_.dropout), out, mask);
     return Logits<decltype(x)>{lm_head(context, x), out};
@@ -5625,6 +5656,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
+    if (pass.mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
     pass.table = attention.table(context, pass);
@@ -6588,6 +6620,79 @@ using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 
 namespace laconic::inline LACONIC_ABI {
 
+/// An encoder whose numbers have a name.
+struct PublishedModel {
+  std::string_view name;
+  EncoderName encoder;
+  EncoderConfig config;
+};
+
+namespace detail {
+
+/// Two key-value heads for GQA, a latent of this rank for MLA.
+constexpr EncoderConfig with_attention(EncoderConfig config, AttentionName attention, Index rank) {
+  config.attention = attention;
+  if (attention == AttentionName::gqa) config.num_kv_heads = 2;
+  if (attention == AttentionName::mla) config.kv_lora_rank = rank;
+  return config;
+}
+constexpr EncoderConfig published_conformer(AttentionName attention) {
+  return with_attention({.d_model = 1024, .num_layers = 24, .vocab_size = 32, .num_heads = 16}, attention, 1024);
+}
+constexpr EncoderConfig published_branchformer(AttentionName attention) {
+  return with_attention({.d_model = 512, .num_layers = 18, .vocab_size = 32, .num_heads = 8}, attention, 512);
+}
+constexpr EncoderConfig small_encoder(AttentionName attention) {
+  return with_attention({.num_mels = 40, .d_model = 128, .num_layers = 4, .vocab_size = 32, .num_heads = 8, .conv_kernel = 15,
+                         .subsampling_channels = 32},
+                        attention, 64);
+}
+
+}  // namespace detail
+
+/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published with such
+/// attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a size that trains on
+/// a CPU in minutes (R = d_model / 2).
+inline constexpr std::array published_models{
+    PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
+    PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
+    PublishedModel{"conformer_gqa", EncoderName::conformer, detail::published_conformer(AttentionName::gqa)},
+    PublishedModel{"conformer_linear", EncoderName::conformer, detail::published_conformer(AttentionName::linear)},
+    PublishedModel{"branchformer_mha", EncoderName::branchformer, detail::published_branchformer(AttentionName::mha)},
+    PublishedModel{"branchformer_mla", EncoderName::branchformer, detail::published_branchformer(AttentionName::mla)},
+    PublishedModel{"branchformer_gqa", EncoderName::branchformer, detail::published_branchformer(AttentionName::gqa)},
+    PublishedModel{"branchformer_linear", EncoderName::branchformer, detail::published_branchformer(AttentionName::linear)},
+    PublishedModel{"conformer_mha_small", EncoderName::conformer, detail::small_encoder(AttentionName::mha)},
+    PublishedModel{"conformer_mla_small", EncoderName::conformer, detail::small_encoder(AttentionName::mla)},
+    PublishedModel{"conformer_gqa_small", EncoderName::conformer, detail::small_encoder(AttentionName::gqa)},
+    PublishedModel{"conformer_linear_small", EncoderName::conformer, detail::small_encoder(AttentionName::linear)},
+    PublishedModel{"branchformer_mha_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mha)},
+    PublishedModel{"branchformer_mla_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mla)},
+    PublishedModel{"branchformer_gqa_small", EncoderName::branchformer, detail::small_encoder(AttentionName::gqa)},
+    PublishedModel{"branchformer_linear_small", EncoderName::branchformer, detail::small_encoder(AttentionName::linear)},
+};
+
+namespace detail {
+
+[[noreturn]] inline void unknown_model(std::string_view name) {
+  std::string known;
+  for (const PublishedModel& model : published_models) known += text(known.empty() ? "" : ", ", model.name);
+  throw Error(text("published model: \"", name, "\" given, one of ", known, " expected"));
+}
+
+}  // namespace detail
+
+/// The one of this name. Throws `Error`, which lists all, where there is none.
+constexpr const PublishedModel& published_model(std::string_view name) {
+  for (const PublishedModel& model : published_models)
+    if (model.name == name) return model;
+  detail::unknown_model(name);
+}
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
 /// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with chunks
 /// of many sizes takes others.
 struct StreamConfig {
@@ -6596,31 +6701,32 @@ struct StreamConfig {
   Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
   Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
   CacheStorage storage = CacheStorage::full; ///< of the keys and values
+  int threads = 0;                           ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
 /// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
 ///
-///     Streams streams(model, cpu, {.capacity = 100});
+///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
 ///
 /// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
-/// system for any, as long as no push gives more than `max_rows` rows of logits. The context is used up to its arena's limits
-/// by this object alone. Throws `Error` where the model cannot be streamed.
+/// system for any, as long as no call gives more than `max_rows` rows of logits. It computes in a context of its own. Throws
+/// `Error` where the model cannot be streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
   using T = typename Model::Scalar;
   using Tensor = typename Context::Tensor;
 
-  Streams(const Model& model, Context& context, const StreamConfig& config = {})
-      : model_(model), context_(context), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+  explicit Streams(const Model& model, const StreamConfig& config = {})
+      : model_(model), context_(config.threads), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
-        state_(context, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
+        state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
         pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
@@ -6658,6 +6764,13 @@ class Streams {
   }
 
   const Mask& mask() const { return mask_; }
+  /// Frames that attention keeps of a stream, at most.
+  Index kept_frames() const {
+    if (!model_.layers.front().attention().keeps_frames()) return 0;
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
+            max_frames_, " given");
+    return keeps_all_ ? max_frames_ : mask_.left_context;
+  }
   /// Held for keys and values, for convolutions and for features, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
   Index convolution_bytes() const { return state_.convolution_bytes(); }
@@ -6671,6 +6784,7 @@ class Streams {
  private:
   /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
   static constexpr Index rows_together = 512;
+  static constexpr Index most_frames = 1 << 20;  // of a chunk and of what is kept, as in EncoderConfig
 
   struct Slot {
     bool open;
@@ -6687,15 +6801,11 @@ class Streams {
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
     const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames, " expected, or 0 for the model's own");
     require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
-    require(left >= -1, "streams: left_context ", left, " given, at least 0 expected, -1 for all or -2 for the model's own");
+    require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
+            " expected, -1 for all or -2 for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
-  }
-  Index kept_frames() const {
-    if (!model_.layers.front().attention().keeps_frames()) return 0;
-    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
-            max_frames_, " given");
-    return keeps_all_ ? max_frames_ : mask_.left_context;
   }
   Slot& slot(Index stream) {
     require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
@@ -6804,7 +6914,7 @@ class Streams {
   }
 
   const Model& model_;
-  Context& context_;
+  Context context_;
   Mask mask_;
   Index max_frames_;
   bool keeps_all_;

@@ -24,7 +24,8 @@ struct LinearKernel {
 };
 
 /// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion into
-/// queries and output. `by_cost` takes the one of fewer operations.
+/// queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what a batch is
+/// like: so a sequence has the same result in any company.
 enum class AttentionPath { by_cost, expanded, absorbed };
 
 template <class Policy, class T>
@@ -86,7 +87,7 @@ struct Attention {
     const AttentionDims d = dims(config);
     return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
   }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the cheaper path.
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it takes.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     const AttentionDims d = dims(config);
     const Index t = n.count;
@@ -94,7 +95,7 @@ struct Attention {
     if constexpr (Score::is_linear)
       return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
     else
-      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)});
+      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
   }
 
   /// How much there is to attend: rows of queries and keys, and pairs of both that the mask shows.
@@ -102,7 +103,7 @@ struct Attention {
     Index q_rows, kv_rows, pairs;
   };
   /// Operations behind the projections of x, without the term of position, which is the same on both paths
-  /// (DeepSeek-V2 2024, appendix D; attention over latents reads them once for all heads, but multiplies wider rows).
+  /// (attention over latents reads them once for all heads, but multiplies wider rows).
   static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
     return work.kv_rows * KeyValue::expand_flops(d) + 2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
   }
@@ -114,6 +115,15 @@ struct Attention {
     if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
     return false;
   }
+  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and a long
+  /// one otherwise, for in short ones either path costs little.
+  static constexpr Work whole_work(const Mask& mask) {
+    constexpr Index many = Index{1} << 16;
+    if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
+    return {mask.chunk, mask.chunk, mask.chunk * (mask.chunk + mask.left_context)};
+  }
+  /// A chunk of a stream that keeps so many frames before it: all of them are expanded anew, or none.
+  static constexpr Work stream_work(Index chunk, Index kept) { return {chunk, kept + chunk, chunk * (kept + chunk)}; }
   /// Pairs of query and key in one sequence.
   static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
     if (mask.chunk == Mask::unlimited) return queries * keys;
@@ -131,8 +141,10 @@ struct Attention {
   static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
 
  private:
-  static constexpr Index core_flops(const AttentionDims& d, const Work& work) {
-    if constexpr (KeyValue::is_latent) return std::min(expanded_flops(d, work), absorbed_flops(d, work));
+  static constexpr Index core_flops(const AttentionDims& d, const Work& work, bool absorb) {
+    if constexpr (KeyValue::is_latent) {
+      if (absorb) return absorbed_flops(d, work);
+    }
     return expanded_flops(d, work);
   }
 };
@@ -169,7 +181,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   using Position = typename Policy::Position;
   static constexpr bool is_linear = Policy::Score::is_linear;
 
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Policy::dims(config), dropout, seed) {}
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
   /// Whether a stream's state grows with the frames that it keeps.
@@ -179,7 +191,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context>
   class State {
    public:
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape) : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
@@ -211,6 +223,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
     typename Context::Tensor term_;
+    typename Policy::Work work_;
   };
 
   /// What happens to the rows once before the first layer, and what all layers share of it.
@@ -239,14 +252,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
     const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
     if constexpr (is_linear) {
-      const auto [k, v] = key_value.expand(context, memory);
+      const auto kv = key_value.expand(context, memory);
       if constexpr (has_state<S>) {
         Tensor out;
         context.update(state->caches_[0], pass.slots,
-                       [&](Tensor& states) { out = context.linear_attend(q.content, k, v, shape, pass.sequences, &states); });
+                       [&](Tensor& states) { out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states); });
         return linear_out(context, out);
       } else {
-        return linear_out(context, context.linear_attend(q.content, k, v, shape, pass.sequences));
+        return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
       }
     } else if constexpr (has_state<S>) {
       Sequences seen;
@@ -256,10 +269,11 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         seen = std::move(extended.sequences);
       }
       auto term = position.term_of(state->term_);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, path));
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
       const auto term = position.term(context, pass.table);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term, path));
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
+                                        absorbs(context, path, Policy::whole_work(pass.mask))));
     }
   }
 
@@ -270,15 +284,17 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     return key_value.remember(context, source, source);
   }
   /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number. Hypotheses of a
-  /// beam are rows of one sequence, since queries do not see each other.
+  /// beam are rows of one sequence, since queries do not see each other. The path follows from all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory, const Sequences& sources,
                AttentionPath path = AttentionPath::by_cost) const {
     static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
                   "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
+    typename Policy::Work work{queries.rows(), sources.rows(), 0};
+    for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
     return linear_out(context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries, sources,
-                                      RelativeTerm<Tensor, T>{}, path));
+                                      RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// The first matrix that meets the layer's input as it is.
@@ -300,7 +316,11 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   typename Position::template Layer<T> position;
 
  private:
-  AttentionLayer(const AttentionDims& d, double dropout, Seed seed)
+  struct Resolved {
+    AttentionDims dims;
+  };
+  AttentionLayer(const Resolved& resolved, double dropout, Seed seed) : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
+  AttentionLayer(const Resolved&, const AttentionDims& d, double dropout, Seed seed)
       : query(d, seed), key_value(d, seed), linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)), position(d, seed), dims_(d),
         dropout_(dropout) {}
 
@@ -315,22 +335,19 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
 
   /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
   template <class Context>
-  bool absorbs(const Context& context, AttentionPath path, const AttendShape& shape, const Sequences& queries, const Sequences& keys) const {
+  bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
     if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
-    if (context.training) return false;
-    typename Policy::Work work{queries.rows(), keys.rows(), 0};
-    for (Index n = 0; n < queries.size(); ++n) work.pairs += Policy::visible_pairs(shape.mask, queries.length(n), keys.length(n));
-    return Policy::absorbing_is_cheaper(dims_, work);
+    return !context.training && Policy::absorbing_is_cheaper(dims_, work);
   }
 
   template <class Context, class Tensor, class Memory>
   Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape, const Sequences& queries,
-                const Sequences& keys, RelativeTerm<Tensor, T> term, AttentionPath path) const {
+                const Sequences& keys, RelativeTerm<Tensor, T> term, [[maybe_unused]] bool absorb) const {
     const auto with_rope = [&](const Tensor& content) {
       return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
     };
     if constexpr (KeyValue::is_latent) {
-      if (absorbs(context, path, shape, queries, keys)) {
+      if (absorb) {
         require(!(context.training && dropout_ > 0), "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
         Tensor content = q.content;
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);

@@ -148,6 +148,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
 }
 
 inline void Arena::settle() {
+  if (state_->settled) return;
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
     detail::ArenaBlock*& list = state_->free[size_class];
     Index count = 0;

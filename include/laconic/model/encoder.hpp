@@ -60,7 +60,6 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
   template <class Context, class Features>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask) const {
-    if (mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     x = encode(context, context.dropout(std::move(x), config_.dropout), out, mask);
     return Logits<decltype(x)>{lm_head(context, x), out};
@@ -83,6 +82,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
+    if (pass.mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
     pass.table = attention.table(context, pass);

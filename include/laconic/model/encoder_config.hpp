@@ -6,6 +6,13 @@
 
 namespace laconic::inline LACONIC_ABI {
 
+/// The encoders by name, for files and command lines.
+enum class EncoderName { conformer, branchformer, e_branchformer };
+constexpr auto enum_names(EncoderName) {
+  return std::to_array<EnumName<EncoderName>>(
+      {{EncoderName::conformer, "conformer"}, {EncoderName::branchformer, "branchformer"}, {EncoderName::e_branchformer, "e-branchformer"}});
+}
+
 /// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
 /// layer; as an average of fixed weights; or of weights that each utterance decides.
 enum class BranchMerge { concat, fixed_average, learned_average };

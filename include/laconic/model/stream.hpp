@@ -18,31 +18,32 @@ struct StreamConfig {
   Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
   Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
   CacheStorage storage = CacheStorage::full; ///< of the keys and values
+  int threads = 0;                           ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
 /// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
 ///
-///     Streams streams(model, cpu, {.capacity = 100});
+///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
 ///
 /// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
-/// system for any, as long as no push gives more than `max_rows` rows of logits. The context is used up to its arena's limits
-/// by this object alone. Throws `Error` where the model cannot be streamed.
+/// system for any, as long as no call gives more than `max_rows` rows of logits. It computes in a context of its own. Throws
+/// `Error` where the model cannot be streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
   using T = typename Model::Scalar;
   using Tensor = typename Context::Tensor;
 
-  Streams(const Model& model, Context& context, const StreamConfig& config = {})
-      : model_(model), context_(context), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+  explicit Streams(const Model& model, const StreamConfig& config = {})
+      : model_(model), context_(config.threads), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
-        state_(context, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
+        state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
         pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
@@ -80,6 +81,13 @@ class Streams {
   }
 
   const Mask& mask() const { return mask_; }
+  /// Frames that attention keeps of a stream, at most.
+  Index kept_frames() const {
+    if (!model_.layers.front().attention().keeps_frames()) return 0;
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
+            max_frames_, " given");
+    return keeps_all_ ? max_frames_ : mask_.left_context;
+  }
   /// Held for keys and values, for convolutions and for features, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
   Index convolution_bytes() const { return state_.convolution_bytes(); }
@@ -93,6 +101,7 @@ class Streams {
  private:
   /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
   static constexpr Index rows_together = 512;
+  static constexpr Index most_frames = 1 << 20;  // of a chunk and of what is kept, as in EncoderConfig
 
   struct Slot {
     bool open;
@@ -109,15 +118,11 @@ class Streams {
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
     const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames, " expected, or 0 for the model's own");
     require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
-    require(left >= -1, "streams: left_context ", left, " given, at least 0 expected, -1 for all or -2 for the model's own");
+    require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
+            " expected, -1 for all or -2 for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
-  }
-  Index kept_frames() const {
-    if (!model_.layers.front().attention().keeps_frames()) return 0;
-    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
-            max_frames_, " given");
-    return keeps_all_ ? max_frames_ : mask_.left_context;
   }
   Slot& slot(Index stream) {
     require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
@@ -226,7 +231,7 @@ class Streams {
   }
 
   const Model& model_;
-  Context& context_;
+  Context context_;
   Mask mask_;
   Index max_frames_;
   bool keeps_all_;

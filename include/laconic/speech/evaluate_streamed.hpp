@@ -11,7 +11,7 @@ struct StreamedEvaluation : Evaluation {
   Index streams = 0;                 ///< at once
   Index chunk = 0, left_context = 0; ///< encoder frames; a left context of -1 is all
   Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
-  std::vector<double> push_seconds;  ///< of every push, sorted
+  std::vector<double> push_seconds;  ///< of every push that made frames final, sorted
 
   /// Of the pushes, this part took no longer.
   double push_quantile(double part) const {
@@ -22,13 +22,14 @@ struct StreamedEvaluation : Evaluation {
 
 /// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come with every
 /// push, until all are heard. Decodes greedily and counts word errors.
-template <class Model, class T>
-StreamedEvaluation evaluate_streamed(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary,
+template <class Model>
+StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames) {
   require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
-  Streams streams(model, cpu, config);
+  using T = typename Model::Scalar;
+  Streams streams(model, config);
   StreamedEvaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
@@ -55,7 +56,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, Cpu<T>& cpu, const Data
   };
   while (next < data.examples.size() || !live.empty()) {
     while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity)
-      live.push_back({next++, streams.open(), 0, {}, {}});
+      live.push_back({next++, streams.open(), 0, GreedyCtc(), {}});
     std::vector<Index> ids, lengths;
     for (const Live& l : live) {
       ids.push_back(l.stream);
@@ -69,9 +70,11 @@ StreamedEvaluation evaluate_streamed(const Model& model, Cpu<T>& cpu, const Data
       live[n].given += lengths[n];
     }
     auto start = Clock::now();
-    decode(live, streams.push(ids, features, blocks));
-    out.push_seconds.push_back(since(start));
-    out.compute_seconds += out.push_seconds.back();
+    const auto logits = streams.push(ids, features, blocks);
+    decode(live, logits);
+    const double took = since(start);
+    if (logits.rows.rows() > 0) out.push_seconds.push_back(took);
+    out.compute_seconds += took;
 
     std::vector<Live> going, done;
     for (Live& l : live) (l.given < data.examples[l.example].features.rows() ? going : done).push_back(std::move(l));

@@ -3,6 +3,7 @@
 
 #include <laconic/speech/dataset.hpp>
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -19,9 +20,13 @@ class FeatureStream {
 
   /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete. Allocates.
   Matrix<float> push(std::span<const float> samples) {
-    waiting_.insert(waiting_.end(), samples.begin(), samples.end());
+    const std::size_t between = std::min(skip_, samples.size());
+    skip_ -= between;
+    waiting_.insert(waiting_.end(), samples.begin() + static_cast<std::ptrdiff_t>(between), samples.end());
     Matrix<float> features = extract_features(fbank_, config_, waiting_);
-    waiting_.erase(waiting_.begin(), waiting_.begin() + features.rows() * fbank_.frame_shift());
+    const auto used = static_cast<std::size_t>(features.rows() * fbank_.frame_shift()), now = std::min(used, waiting_.size());
+    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(now));
+    skip_ += used - now;
     return features;
   }
 
@@ -29,6 +34,7 @@ class FeatureStream {
   Fbank fbank_;
   FeatureConfig config_;
   std::vector<float> waiting_;
+  std::size_t skip_ = 0;  // samples between frames, where these do not overlap
 };
 
 }  // namespace laconic

@@ -161,6 +161,7 @@ class CpuAttention : public CpuValues<T> {
     require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() && x.rows() == sequences.rows(), "extend: (",
             x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(), ", ", cache.width(), ") in ",
             slots.size(), " expected");
+    check_slots(cache, slots);
     const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
     Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) { return cache.count(slot(n)) + sequences.length(n); })};
     out.rows = make(out.sequences.rows(), x.cols());
@@ -176,6 +177,7 @@ class CpuAttention : public CpuValues<T> {
   /// The one row of each slot, changed by `change(rows)`.
   template <class Change>
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
+    check_slots(cache, slots);
     Tensor rows = make(static_cast<Index>(slots.size()), cache.width());
     for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
     change(rows);
@@ -235,6 +237,10 @@ class CpuAttention : public CpuValues<T> {
     require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ", shape.mask.chunk,
             " and left context ", shape.mask.left_context, " given; its state cannot forget, so an unlimited left context is expected");
     return {heads, kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads, q.data(), k.data(), v.data()};
+  }
+  static void check_slots(const Cache& cache, std::span<const Index> slots) {
+    for (const Index slot : slots)
+      require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
   }
   struct HeadSizes {
     Index out, in;

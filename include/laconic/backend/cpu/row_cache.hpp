@@ -77,6 +77,7 @@ class RowCache {
       : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
         memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
 
+  Index slots() const { return static_cast<Index>(rings_.size()); }
   Index capacity() const { return capacity_; }
   Index width() const { return width_; }
   /// Held for rows, all slots.

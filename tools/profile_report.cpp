@@ -1,0 +1,194 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include "profile_report.hpp"
+
+#include "cli.hpp"
+
+using namespace laconic;
+
+namespace {
+
+double mib(Index bytes) { return static_cast<double>(bytes) / (1024 * 1024); }
+double percent(Index part, Index whole) { return 100 * static_cast<double>(part) / static_cast<double>(whole); }
+double gflops_per_second(const Profile::Encoding& e) { return 1e-9 * static_cast<double>(e.flops) / e.latency.median(); }
+
+nlohmann::json latency_json(const Latency& latency) {
+  return {{"seconds_median", latency.median()},
+          {"seconds_min", latency.least()},
+          {"seconds_max", latency.most()},
+          {"repeats", latency.seconds.size()}};
+}
+
+/// "24 layers of 1024, 16 heads, mla (kv_lora_rank 1024)"
+std::string description(const EncoderConfig& c) {
+  std::string numbers;
+  const auto add = [&](const char* name, Index value) {
+    if (value > 0) numbers += text(numbers.empty() ? " (" : ", ", name, ' ', value);
+  };
+  add("num_kv_heads", c.num_kv_heads == c.num_heads ? 0 : c.num_kv_heads);
+  add("kv_lora_rank", c.kv_lora_rank);
+  add("v_lora_rank", c.v_lora_rank);
+  add("qk_rope_head_dim", c.qk_rope_head_dim);
+  if (!numbers.empty()) numbers += ')';
+  return text(c.num_layers, " layers of ", c.d_model, ", ", c.num_heads, " heads, ", to_name(c.attention), numbers, ", kernel ",
+              c.conv_kernel, ", ", c.num_mels, " mels");
+}
+
+/// "left context 32" or "all kept"
+std::string kept(const Profile& p, const Profile::Streaming& s) {
+  return p.has_state() ? "state" : s.left_context < 0 ? "all kept" : text("left context ", s.left_context);
+}
+
+std::string threads(const Profile& p) { return text(p.threads, p.threads == 1 ? " thread" : " threads"); }
+
+/// For gnuplot: in single quotes, those inside doubled.
+std::string quoted(const std::string& plain) {
+  std::string out = "'";
+  for (const char c : plain) out += c == '\'' ? std::string("''") : std::string(1, c);
+  return out + "'";
+}
+
+/// A line of data: x, and milliseconds.
+std::string point(Index x, const Latency& latency) {
+  return text(x, ' ', fixed(1e3 * latency.median(), 4), ' ', fixed(1e3 * latency.least(), 4), ' ', fixed(1e3 * latency.most(), 4), '\n');
+}
+
+}  // namespace
+
+nlohmann::json profile_json(const Profile& p) {
+  nlohmann::json cache, encoding = nlohmann::json::array(), streaming = nlohmann::json::array();
+  for (const auto& c : p.cache) {
+    auto& one = cache[std::string(to_name(c.storage))] = {{"bytes", c.bytes}};
+    if (!p.has_state()) one["bytes_per_frame"] = c.frame_bytes;
+  }
+  for (const auto& e : p.encoding) {
+    auto& row = encoding.emplace_back(latency_json(e.latency));
+    row["frames"] = e.frames;
+    row["flops"] = e.flops;
+    row["gflops_per_second"] = gflops_per_second(e);
+    row["real_time_factor"] = e.latency.median() / p.speech_seconds(e.frames);
+    row["activation_bytes"] = e.activation_bytes;
+  }
+  for (const auto& s : p.streaming) {
+    nlohmann::json pushes = nlohmann::json::array();
+    for (const auto& push : s.pushes) {
+      auto& row = pushes.emplace_back(latency_json(push.latency));
+      row["frames_before"] = push.before;
+      row["cache_bytes"] = push.cache_bytes;
+      row["real_time_factor"] = push.latency.median() / p.speech_seconds(p.chunk);
+      if (!push.attention_path.empty()) row["attention_path"] = push.attention_path;
+    }
+    streaming.push_back({{"left_context", s.left_context},
+                         {"convolution_bytes", s.convolution_bytes},
+                         {"feature_bytes", s.feature_bytes},
+                         {"pushes", pushes}});
+  }
+  nlohmann::json out{{"name", p.name},
+                     {"model", to_name(p.config.model)},
+                     {"encoder", to_json(p.config.encoder)},
+                     {"machine", {{"cpu", p.cpu}, {"threads", p.threads}}},
+                     {"frames", p.frames},
+                     {"frames_per_second", p.config.frames_per_second()},
+                     {"parameters",
+                      {{"total", p.parameters},
+                       {"attention", p.attention_parameters},
+                       {"subsampling", p.subsampling_parameters},
+                       {"other", p.parameters - p.attention_parameters - p.subsampling_parameters}}},
+                     {"weight_bytes", 4 * p.parameters},
+                     {"flops", {{"total", p.flops}, {"attention", p.attention_flops}}},
+                     {"cache", cache},
+                     {"start_seconds", p.start_seconds},
+                     {"encoding", encoding},
+                     {"streaming", {{"chunk", p.chunk}, {"storage", to_name(p.storage)}, {"streams", streaming}}},
+                     {"peak_resident_bytes", p.resident_bytes}};
+  if (!p.attention_path.empty()) out["flops"]["attention_path"] = p.attention_path;
+  if (!p.not_streamed.empty()) out["streaming"] = {{"not_streamed", p.not_streamed}};
+  return out;
+}
+
+void print_profile(const Profile& p) {
+  const auto million = [](Index value) { return 1e-6 * static_cast<double>(value); };
+  const std::string what = text(p.name, ": ", to_name(p.config.model), ", ", description(p.config.encoder));
+  std::printf("%s\n%s, %s\n\n", what.c_str(), p.cpu.c_str(), threads(p).c_str());
+  std::printf("parameters, M %10.2f   attention %.2f (%.1f%%), subsampling %.2f, other %.2f\n", million(p.parameters),
+              million(p.attention_parameters), percent(p.attention_parameters, p.parameters), million(p.subsampling_parameters),
+              million(p.parameters - p.attention_parameters - p.subsampling_parameters));
+  std::printf("weights, MiB  %10.2f   the process holds %.2f at most\n", mib(4 * p.parameters), mib(p.resident_bytes));
+  std::printf("GFLOP         %10.2f   for %td frames (%.1f s of speech); attention %.2f (%.1f%%)%s\n", 1e-3 * million(p.flops), p.frames,
+              p.speech_seconds(p.frames), 1e-3 * million(p.attention_flops), percent(p.attention_flops, p.flops),
+              p.attention_path.empty() ? "" : text(", ", p.attention_path, " path").c_str());
+
+  if (p.has_state()) {
+    std::printf("\n%-28s%10.3f\n", "state of attention, MiB", mib(p.cache.front().bytes));
+  } else {
+    std::printf("\n%-28s", "cache of keys and values");
+    for (const auto& c : p.cache) std::printf("%10s", std::string(to_name(c.storage)).c_str());
+    std::printf("\n%-28s", "  a frame, bytes");
+    for (const auto& c : p.cache) std::printf("%10td", c.frame_bytes);
+    std::printf("\n%-28s", text("  ", p.frames, " frames, MiB").c_str());
+    for (const auto& c : p.cache) std::printf("%10.3f", mib(c.bytes));
+    std::printf("\n");
+  }
+  if (!p.streaming.empty()) std::printf("%-28s%10.3f\n", "state of convolutions, MiB", mib(p.streaming.front().convolution_bytes));
+
+  constexpr const char* times = "median ms    min ms    max ms  repeats  real-time factor";
+  const auto print_times = [&](const Latency& l, Index n) {
+    std::printf("%12.2f%10.2f%10.2f%9zu%18.4f", 1e3 * l.median(), 1e3 * l.least(), 1e3 * l.most(), l.seconds.size(),
+                l.median() / p.speech_seconds(n));
+  };
+  std::printf("\n%-17s%13s   %s   GFLOP/s  activations MiB\n", "encoding", "frames", times);
+  for (const auto& e : p.encoding) {
+    std::printf("%30td", e.frames);
+    print_times(e.latency, e.frames);
+    std::printf("%10.1f%17.2f\n", gflops_per_second(e), mib(e.activation_bytes));
+  }
+  if (!p.not_streamed.empty()) {
+    std::printf("\nstreaming: not measured. %s\n", p.not_streamed.c_str());
+    return;
+  }
+  std::printf("\n%-17s%13s   %s  cache MiB%s\n", text("pushes of ", p.chunk).c_str(), "frames before", times,
+              p.attention_path.empty() ? "" : "  path");
+  for (const auto& s : p.streaming)
+    for (const auto& push : s.pushes) {
+      std::printf("%-17s%13td", kept(p, s).c_str(), push.before);
+      print_times(push.latency, p.chunk);
+      std::printf("%11.3f%s%s\n", mib(push.cache_bytes), push.attention_path.empty() ? "" : "  ", push.attention_path.c_str());
+    }
+}
+
+void plot_profile(const std::string& path, const Profile& p) {
+  const bool svg = path.ends_with(".svg");
+  std::string script = svg ? "set terminal svg size 1000,480 font 'sans,13'" : "set terminal pngcairo size 1200,560 font 'sans,13'";
+  script += text("\nset output ", quoted(path), "\nset encoding utf8\nset termoption noenhanced\n$encoding << EOD\n");
+  for (const auto& e : p.encoding) script += point(e.frames, e.latency);
+  script += "EOD\n";
+  for (std::size_t i = 0; i < p.streaming.size(); ++i) {
+    script += text("$streaming", i, " << EOD\n");
+    for (const auto& push : p.streaming[i].pushes) script += point(push.before, push.latency);
+    script += "EOD\n";
+  }
+  script += "set grid\nset bars small\nset key top left\nset offsets graph 0.04, graph 0.04, graph 0.1, 0\nset yrange [0:*]\n";
+  script += text("set ylabel 'latency, ms'\nset multiplot layout 1,", p.streaming.empty() ? 1 : 2, " title ",
+                 quoted(text(p.name, ", ", p.cpu, ", ", threads(p), ": median, least and most")), '\n');
+  const auto panel = [&](const std::string& title, const char* axis, const std::string& tics) {
+    script += text("set title ", quoted(title), "\nset xlabel ", quoted(axis), "\nset xtics (", tics, ")\nplot ");
+  };
+  const std::string style = " using 1:2:3:4 with yerrorlines lw 2 ";
+  std::string tics;
+  for (const auto& e : p.encoding) tics += text(tics.empty() ? "" : ", ", e.frames);
+  panel("a whole utterance", "encoder frames", tics);
+  script += text("$encoding", style, "lc rgb '#0060ad' pt 7 notitle\n");
+  if (!p.streaming.empty()) {
+    tics.clear();
+    for (const auto& push : p.streaming.front().pushes) tics += text(tics.empty() ? "" : ", ", push.before);
+    panel(text("a chunk of ", p.chunk, " frames, streamed"), "encoder frames before it", tics);
+    for (std::size_t i = 0; i < p.streaming.size(); ++i)
+      script += text(i == 0 ? "" : ", ", "$streaming", i, style, i == 0 ? "lc rgb '#0060ad' pt 7" : "lc rgb '#dd7711' pt 5", " title ",
+                     quoted(kept(p, p.streaming[i])));
+    script += '\n';
+  }
+  script += "unset multiplot\n";
+  std::FILE* gnuplot = ::popen("gnuplot", "w");
+  require(gnuplot != nullptr, path, ": cannot start gnuplot");
+  const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
+  require(::pclose(gnuplot) == 0 && written, path, ": gnuplot cannot draw it");
+}

@@ -1,0 +1,69 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include "recognizer.hpp"
+
+#include <string>
+#include <vector>
+
+/// How long one thing took, again and again, in the order of size.
+struct Latency {
+  std::vector<double> seconds;
+
+  double median() const { return (seconds[(seconds.size() - 1) / 2] + seconds[seconds.size() / 2]) / 2; }
+  double least() const { return seconds.front(); }
+  double most() const { return seconds.back(); }
+};
+
+/// What `laconic profile` finds out of a model.
+struct Profile {
+  std::string name;
+  laconic::RecognizerConfig config;
+  laconic::Index frames = 0;  ///< of the encoder
+  std::string cpu;
+  int threads = 1;
+  double start_seconds = 0;  ///< of making or reading the model
+
+  /// From its numbers alone.
+  struct Storage {
+    laconic::CacheStorage storage;
+    laconic::Index frame_bytes, bytes;  ///< a frame, and for all; a state of fixed size has no bytes a frame
+  };
+  laconic::Index parameters = 0, attention_parameters = 0, subsampling_parameters = 0;
+  laconic::Index flops = 0, attention_flops = 0;
+  std::string attention_path;  ///< that the cost rule takes; empty where there is one only
+  std::vector<Storage> cache;
+
+  struct Encoding {
+    laconic::Index frames;
+    Latency latency;
+    laconic::Index flops, activation_bytes;  ///< the latter at most at once
+  };
+  std::vector<Encoding> encoding;
+
+  struct Push {
+    laconic::Index before, cache_bytes;  ///< frames that the stream has had, and what it keeps of them
+    Latency latency;
+    std::string attention_path;
+  };
+  struct Streaming {
+    laconic::Index left_context;  ///< -1: all
+    laconic::Index convolution_bytes, feature_bytes;  ///< of one stream
+    std::vector<Push> pushes;
+  };
+  laconic::Index chunk = 0;
+  laconic::CacheStorage storage = laconic::CacheStorage::full;
+  std::vector<Streaming> streaming;
+  std::string not_streamed;  ///< why, where it cannot be
+
+  laconic::Index resident_bytes = 0;  ///< of the process, at most at once
+
+  bool has_state() const { return config.encoder.attention == laconic::AttentionName::linear; }
+  double speech_seconds(laconic::Index n) const { return static_cast<double>(n) / config.frames_per_second(); }
+};
+
+nlohmann::json profile_json(const Profile& profile);
+/// A table on standard output.
+void print_profile(const Profile& profile);
+/// Latency of encoding and of streaming by length, as a .png or .svg; throws where gnuplot fails.
+void plot_profile(const std::string& path, const Profile& profile);
