@@ -5,6 +5,7 @@
 //   usage: streams [--size small|published] [--budget-mib 1024] [--left-context 250] [--threads 1] [--chunks 3]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 
 #include <CLI/CLI.hpp>
@@ -24,30 +25,14 @@ struct Options {
   int threads = 1;
 };
 
-struct Variant {
-  const char* name;
-  AttentionName attention;
-  Index kv_heads, rank, rope;
-};
-
 double peak_gib() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<double>(usage.ru_maxrss) / (1 << 20);
 }
 
-void run(const Options& o, const Variant& v) {
+void run(const Options& o, const EncoderConfig& config) {
   using Model = Conformer<AnyAttention>;
-  EncoderConfig config = o.size == "small" ? EncoderConfig{.num_mels = 40, .d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15,
-                                                           .subsampling_channels = 32}
-                                           : EncoderConfig{.d_model = 1024, .num_layers = 24, .num_heads = 16};
-  config.attention = v.attention;
-  config.num_kv_heads = v.kv_heads;
-  config.kv_lora_rank = v.rank;
-  config.qk_rope_head_dim = v.rope;
-  config.convolution = ConvolutionContext::chunk;
-  config.chunk = o.chunk;
-  config.left_context = v.attention == AttentionName::linear ? -1 : o.left_context;
   const CacheStorage storage = from_name<CacheStorage>(o.cache).value();
   const Index each = Model::cache_bytes(config, frames(o.left_context), storage);
   const Index capacity = (o.budget_mib << 20) / each;
@@ -77,7 +62,7 @@ void run(const Options& o, const Variant& v) {
     }
   }
   const double factor = seconds / (static_cast<double>(o.chunks) * chunk_seconds);
-  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", v.name, each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
+  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", std::string(to_name(config.attention)).c_str(), each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
               static_cast<double>(streams.convolution_bytes() + streams.feature_bytes()) / (1 << 20), peak_gib(), factor,
               static_cast<double>(capacity) / factor);
   std::fflush(stdout);
@@ -98,16 +83,15 @@ int main(int argc, char** argv) {
   std::string only;
   app.add_option("--attention", only, "only this one");
   CLI11_PARSE(app, argc, argv);
-  const Index d = o.size == "small" ? 128 : 1024, heads = o.size == "small" ? 8 : 16, quarter = d / 2;
-  using enum AttentionName;
+  EncoderConfig encoder = published_model(o.size == "small" ? "conformer_mha_small" : "conformer_mha").config;
+  encoder.convolution = ConvolutionContext::chunk;
+  encoder.chunk = o.chunk;
+  encoder.left_context = o.left_context;
   std::printf("Conformer, %s size, %td MiB of cache as %s, chunks of %td and left context of %td frames, %d threads\n", o.size.c_str(), o.budget_mib,
               o.cache.c_str(), o.chunk, o.left_context, o.threads);
   std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s\n", "attention", "bytes each", "streams", "cache MiB", "other MiB", "peak GiB", "RTF of all",
               "live at once");
-  for (const Variant& v : {Variant{"mha", mha, 0, 0, 0}, {"gqa", gqa, heads / 4, 0, 0}, {"mla", mla, 0, quarter, 0}, {"mla-simple", mla_simple, 0, quarter, 0},
-                           {"mla-split", mla_split, 0, quarter / 2, 0}, {"mla-head", mla_head, 0, quarter / 2 / heads, 0},
-                           {"mla-decoupled", mla_decoupled, 0, quarter - quarter / 4, quarter / 4}, {"input-latent", input_latent, 0, 0, 0},
-                           {"linear", linear, 0, 0, 0}})
-    if (only.empty() || only == v.name) run(o, v);
+  for (const EncoderConfig& config : quarter_caches(encoder))
+    if (only.empty() || only == to_name(config.attention)) run(o, config);
   return 0;
 }

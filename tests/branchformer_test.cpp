@@ -2,11 +2,10 @@
 // Branchformer and E-Branchformer against ESPnet's (tests/golden/branchformer.py), their derivatives and those of whole small
 // encoders of all kinds, and what encoders refuse.
 #include <laconic/attention/any.hpp>
-#include <laconic/io/parameters.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 
-#include "gradient_check.hpp"
+#include "golden.hpp"
 
 using namespace laconic;
 
@@ -15,39 +14,6 @@ namespace {
 using enum BranchMerge;
 constexpr BranchMerge merges[] = {concat, fixed_average, learned_average};
 constexpr auto centred = ConvolutionContext::centred, causal = ConvolutionContext::causal, by_chunk = ConvolutionContext::chunk;
-
-template <class T>
-constexpr double tolerance = std::is_same_v<T, float> ? 1e-5 : 1e-10;
-template <class T>
-constexpr double of_gradients = std::is_same_v<T, float> ? 5e-5 : 1e-10;
-
-/// One case of the golden file, as golden_case.py lays it out.
-template <class T>
-struct Golden {
-  SafetensorsFile file{std::filesystem::path(LACONIC_GOLDEN_DIR) / "branchformer.safetensors"};
-  std::string prefix;
-
-  Matrix<T> operator()(const std::string& name) const {
-    const auto& shape = file.info(prefix + name).shape;
-    Matrix<T> out(shape.size() == 1 ? 1 : shape[0], shape.back());
-    file.read(prefix + name, std::span<T>(out.data(), static_cast<std::size_t>(out.size())));
-    return out;
-  }
-  /// The greatest difference, relative to the greatest number expected, or to `least` where all are smaller.
-  double difference(const Matrix<T>& got, const std::string& name, double least = 0) const {
-    const Matrix<T> expected = (*this)(name);
-    REQUIRE((got.rows() == expected.rows() && got.cols() == expected.cols()));
-    if (!got.allFinite()) return 1e300;
-    return static_cast<double>((got - expected).cwiseAbs().maxCoeff()) /
-           std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
-  }
-  std::vector<std::string> gradients() const {
-    std::vector<std::string> out;
-    for (const std::string& name : file.names())
-      if (name.starts_with(prefix + "grad.")) out.push_back(name.substr(prefix.size()));
-    return out;
-  }
-};
 
 /// A block as an encoder runs it.
 template <class Context, class Block, class Tensor>
@@ -60,7 +26,9 @@ Tensor apply(Context& context, const Block& block, const Tensor& x, const Sequen
 /// The cgMLP of the golden cases has 24 units, which is no multiple of d_model.
 template <class Block, class T>
 void check_golden(const std::string& name, const EncoderConfig& config) {
-  const Golden<T> golden{.prefix = name};
+  const SafetensorsFile file = golden_file("branchformer.safetensors");
+  constexpr bool single = std::is_same_v<T, float>;
+  const Golden<T> golden{file, name, single ? 1e-5 : 1e-10, single ? 5e-5 : 1e-10};
   INFO(name);
   Block block(config, Seed(1));
   auto& cgmlp = block.branches.cgmlp;
@@ -73,23 +41,12 @@ void check_golden(const std::string& name, const EncoderConfig& config) {
   const Sequences one{input.rows()};
   for (const int threads : {1, 2}) {
     Cpu<T> cpu(threads);
-    CHECK(golden.difference(apply(cpu, block, cpu.input(input), one).view(), "output") < tolerance<T>);
+    golden.check_output(apply(cpu, block, cpu.input(input), one).view());
     block.parameters([](std::string_view, const auto& p) { p.clear_gradient(); });
     Autodiff<Cpu<T>> tape(cpu, Seed(1), false);
     const auto x = tape.variable(input);
-    const auto y = apply(tape, block, x, one);
-    CHECK(golden.difference(y.value.view(), "output") < tolerance<T>);
-    tape.backward(tape.mean_finite(tape.multiply(y, tape.input(golden("mix")))), static_cast<double>(input.size()));
-    double greatest = 0;  // gradients that cancel are measured beside the others
-    for (const std::string& g : golden.gradients()) greatest = std::max(greatest, static_cast<double>(golden(g).cwiseAbs().maxCoeff()));
-    CHECK(golden.difference(tape.gradient(x).view(), "grad.input") < of_gradients<T>);
-    std::size_t compared = 1;
-    block.parameters([&](std::string_view parameter, const Parameter<T>& p) {
-      INFO(std::string(parameter));
-      CHECK(golden.difference(p.gradient(), text("grad.", parameter), 1e-2 * greatest) < of_gradients<T>);
-      ++compared;
-    });
-    CHECK(compared == golden.gradients().size());
+    golden.check_backward(tape, apply(tape, block, x, one));
+    golden.check_gradients(tape.gradient(x).view(), block);
   }
 }
 

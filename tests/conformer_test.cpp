@@ -1,9 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // The Conformer against Hugging Face's (tests/golden/conformer.py), its derivatives, and what it refuses.
-#include <laconic/io/parameters.hpp>
 #include <laconic/model/conformer.hpp>
 
-#include "gradient_check.hpp"
+#include "golden.hpp"
 
 using namespace laconic;
 
@@ -11,21 +10,6 @@ namespace {
 
 constexpr EncoderConfig golden{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 9, .ffn_expansion = 2, .conv_kernel = 7,
                                  .subsampling = 4, .subsampling_channels = 6, .dropout = 0};
-
-SafetensorsFile golden_file(const std::string& name) { return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name); }
-
-/// A tensor as a matrix: its first dimension times all others, or one row.
-template <class T>
-Matrix<T> tensor(const SafetensorsFile& file, const std::string& name) {
-  const auto& shape = file.info(name).shape;
-  Parameter<T> out;  // knows how a shape is laid out
-  if (shape.size() == 1) out = Parameter<T>({shape[0]});
-  if (shape.size() == 2) out = Parameter<T>({shape[0], shape[1]});
-  if (shape.size() == 3) out = Parameter<T>({shape[0], shape[1], shape[2]});
-  if (shape.size() == 4) out = Parameter<T>({shape[0], shape[1], shape[2], shape[3]});
-  file.read(name, std::span<T>(out.value.data(), static_cast<std::size_t>(out.size())));
-  return out.value;
-}
 
 /// Integers are stored as I64.
 std::vector<Index> integers(const SafetensorsFile& file, const std::string& name) {
@@ -43,15 +27,6 @@ std::vector<Index> integers(const SafetensorsFile& file, const std::string& name
 Sequences sequences_of(const SafetensorsFile& file, const std::string& name) {
   const auto lengths = integers(file, name);
   return Sequences(std::span<const Index>(lengths));
-}
-
-/// The greatest difference, relative to the greatest number expected, or to `least` where all are smaller.
-template <class T>
-double difference(const Matrix<T>& got, const Matrix<T>& expected, double least = 0) {
-  REQUIRE(got.rows() == expected.rows());
-  REQUIRE(got.cols() == expected.cols());
-  if (!got.allFinite()) return 1e300;
-  return static_cast<double>((got - expected).cwiseAbs().maxCoeff()) / std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
 }
 
 /// sum(y * weight) of all entries, from primitives: the trace of y weight^T, the rest of which counts as infinite.

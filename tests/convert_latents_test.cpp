@@ -303,20 +303,22 @@ TEST_CASE("by name and by type are the same conversion", "[convert]") {
 
 TEST_CASE("conversions that are not known are refused by name, too", "[convert]") {
   using Any = Model<AnyAttention>;
-  const std::string unknown = "convert: no conversion is known between these two attentions";
+  const auto unknown = [](Names source, Names target) {
+    return text("convert: no conversion is known between these two attentions (", to_name(source), " to ", to_name(target), ")");
+  };
   const ConversionConfig decoupled{.kv_lora_rank = 9, .attention = Names::mla_decoupled};
   for (const Names from : linear_maps) {
     const auto source = random_model<Any>(14, named(from, 14));
-    CHECK_THROWS_WITH(convert<Any>(source, JointSvd{}, {.attention = Names::linear}), unknown);
+    CHECK_THROWS_WITH(convert<Any>(source, JointSvd{}, {.attention = Names::linear}), unknown(from, Names::linear));
     CHECK_THROWS_WITH(convert<Any>(source), "attention: the type leaves it open, so the configuration must name it");
   }
   const auto from_decoupled = random_model<Any>(14, named(Names::mla_decoupled, 14)),
              from_linear = random_model<Any>(14, named(Names::linear, 14));
-  CHECK_THROWS_WITH(convert<Any>(from_decoupled, JointSvd{}, decoupled), unknown);
-  CHECK_THROWS_WITH(convert<Any>(from_linear, JointSvd{}, {.attention = Names::mha}), unknown);
+  CHECK_THROWS_WITH(convert<Any>(from_decoupled, JointSvd{}, decoupled), unknown(Names::mla_decoupled, Names::mla_decoupled));
+  CHECK_THROWS_WITH(convert<Any>(from_linear, JointSvd{}, {.attention = Names::mha}), unknown(Names::linear, Names::mha));
   CHECK(same_parameters(convert<Any>(from_linear, JointSvd{}, {.attention = Names::linear}).model, from_linear));
   // Positions are kept: those of AnyAttention are relative.
-  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, Rotary<>>>>(14), JointSvd{}, {.attention = Names::mha}), unknown);
-  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, NoPosition>>>(14), JointSvd{}, {.attention = Names::mha}), unknown);
+  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, Rotary<>>>>(14), JointSvd{}, {.attention = Names::mha}), unknown(Names::by_type, Names::mha));
+  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, NoPosition>>>(14), JointSvd{}, {.attention = Names::mha}), unknown(Names::by_type, Names::mha));
   CHECK_THROWS_WITH(convert<Model<Mha<2>>>(random_model<Any>(14, named(Names::mha, 14))), "num_heads: 4 configured, but the type says 2");
 }

@@ -5,6 +5,7 @@
 #include "profile_report.hpp"
 #include "study_report.hpp"
 
+#include <laconic/convert/report.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 
@@ -103,13 +104,6 @@ void count_costs(Profile& p) {
   p.attention_path = attention_path(c, c.mask());
 }
 
-Matrix<float> random_features(Index rows, Index mels, Seed seed) {
-  const Random random(seed, "features");
-  Matrix<float> out(rows, mels);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<float>(random.normal(static_cast<std::uint64_t>(i)));
-  return out;
-}
-
 /// `once` gives seconds. Repeated until that is enough.
 template <class F>
 Latency measure(Index repeats, F&& once) {
@@ -125,7 +119,7 @@ void measure_encoding(const Model& model, const ProfileOptions& o, Profile& p) {
   for (const Index part : {8, 4, 2, 1}) {
     const Index n = p.frames / part, rows = model.subsampling.window() + (n - 1) * model.subsampling.factor();
     say("encoding ", n, " frames ...");
-    const auto features = random_features(rows, model.config().num_mels, Seed(static_cast<std::uint64_t>(o.seed)));
+    const auto features = white_noise<float>(rows, model.config().num_mels, "features");
     const Sequences one{rows};
     Cpu<float> cpu(o.threads);
     const auto once = [&] {
@@ -139,18 +133,13 @@ void measure_encoding(const Model& model, const ProfileOptions& o, Profile& p) {
   }
 }
 
-template <class Kind, class Policy, class T>
-void require_streamable(const Encoder<Kind, Policy, T>& model) {
-  Kind::require_streamable(model.config());
-}
-
 template <class Model>
 Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o, const Profile& p, Index left_context) {
   say("streaming ", p.frames, " frames, ", left_context < 0 ? "all kept" : text("left context ", left_context), " ...");
   Streams streams(model, {.chunk = p.chunk, .left_context = left_context, .max_frames = p.frames + p.chunk * (4 * o.repeats + 4),
                           .storage = p.storage, .threads = o.threads});
   Profile::Streaming out{left_context, streams.convolution_bytes(), streams.feature_bytes(), {}};
-  const auto features = random_features(streams.first_rows(), model.config().num_mels, Seed(static_cast<std::uint64_t>(o.seed)));
+  const auto features = white_noise<float>(streams.first_rows(), model.config().num_mels, "features");
   const Matrix<float> later = features.topRows(streams.chunk_rows());
   const auto push = [&](Index stream, const Matrix<float>& rows) {
     const std::array<Index, 1> one{stream};
@@ -246,7 +235,7 @@ void profile(const ProfileOptions& o) {
       [&](const auto& model) {
         measure_encoding(model, o, p);
         try {
-          require_streamable(model);
+          model.require_streamable();
         } catch (const Error& e) {
           p.not_streamed = text(e.what(), " (`laconic train --convolution chunk` makes one).");
           return;

@@ -7,38 +7,6 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace {
 
-/// The numbers that an attention's name means, put into the configuration; throws where they contradict what was asked for.
-void set_attention(EncoderConfig& encoder, const AttentionChoice& c) {
-  using enum AttentionName;
-  const auto name = to_name(c.attention);
-  const auto none = [&](Index asked, const char* what) {
-    require(asked == 0, what, ": ", asked, " given, but ", name, " has none");
-  };
-  const bool has_latent = c.attention == mla || c.attention == mla_simple || c.attention == mla_split || c.attention == mla_head ||
-                          c.attention == mla_decoupled;
-  if (has_latent) {
-    const bool of_heads = c.attention == mla_head;
-    const Index most = of_heads ? encoder.d_model / std::max<Index>(1, encoder.num_heads) : encoder.d_model;
-    require(c.latent_dim > 0 && c.latent_dim <= most, "kv_lora_rank (--latent-dim): ", c.latent_dim, " given, 1 to ",
-            of_heads ? "d_model / num_heads = " : "d_model = ", most, " expected for ", name);
-  } else {
-    none(c.latent_dim, "kv_lora_rank (--latent-dim)");
-  }
-  if (c.attention != mla_split) none(c.v_latent_dim, "v_lora_rank (--v-latent-dim)");
-  if (c.attention != mla_decoupled) none(c.rope_dim, "qk_rope_head_dim (--rope-dim)");
-  require(c.attention != gqa || c.kv_heads > 0, "num_kv_heads (--kv-heads): gqa needs a number of key-value heads, a divisor of ",
-          encoder.num_heads);
-  if (c.attention != gqa && c.attention != linear && c.attention != input_latent) {
-    const Index meant = c.attention == mqa ? 1 : encoder.num_heads;
-    require(c.kv_heads == 0 || c.kv_heads == meant, "num_kv_heads (--kv-heads): ", c.kv_heads, " given, but ", name, " has ", meant, " here");
-  }
-  encoder.attention = c.attention;
-  encoder.num_kv_heads = c.kv_heads;
-  encoder.kv_lora_rank = c.latent_dim;
-  encoder.v_lora_rank = c.v_latent_dim;
-  encoder.qk_rope_head_dim = c.attention == mla_decoupled && c.rope_dim == 0 ? std::max<Index>(2, encoder.d_model / encoder.num_heads / 4 * 2) : c.rope_dim;
-}
-
 nlohmann::json report_json(const ConversionReport& report) {
   nlohmann::json layers = nlohmann::json::array();
   for (const LayerReport& layer : report.layers)
@@ -66,6 +34,22 @@ void check(const RecognizerConfig& config, const Vocabulary& vocabulary) {
 
 }  // namespace
 
+EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& c) {
+  encoder.attention = c.attention;
+  encoder.num_kv_heads = c.kv_heads;
+  encoder.kv_lora_rank = c.latent_dim;
+  encoder.v_lora_rank = c.v_latent_dim;
+  encoder.qk_rope_head_dim = c.rope_dim;
+  if (c.attention == AttentionName::mla_decoupled && c.rope_dim == 0)
+    encoder.qk_rope_head_dim = std::max<Index>(2, encoder.d_model / std::max<Index>(1, encoder.num_heads) / 4 * 2);
+  try {
+    AnyAttention::dims(encoder.attention_config());
+  } catch (const Error& error) {
+    throw Error(text(to_name(c.attention), ": ", error.what(), " (--heads, --kv-heads, --latent-dim, --v-latent-dim, --rope-dim)"));
+  }
+  return encoder;
+}
+
 AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed) {
   return with_model(name, [&]<class M>(std::type_identity<M>) { return AnyModel(std::in_place_type<M>, config, seed); });
 }
@@ -75,8 +59,7 @@ Tokens corpus_tokens(const std::filesystem::path& folder) {
   return std::filesystem::exists(path) ? json_member<Tokens>(read_json(path), "tokens", path.string()) : Tokens::characters;
 }
 
-Recognizer Recognizer::create(RecognizerConfig config, const AttentionChoice& attention, Vocabulary vocabulary, Seed seed) {
-  set_attention(config.encoder, attention);
+Recognizer Recognizer::create(RecognizerConfig config, Vocabulary vocabulary, Seed seed) {
   config.encoder.vocab_size = vocabulary.size();
   check(config, vocabulary);
   AnyModel model = make_model(config.model, config.encoder, seed);
@@ -112,13 +95,8 @@ void Recognizer::save(const std::filesystem::path& folder) const {
 }
 
 Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report) const {
-  EncoderConfig wanted = config.encoder;
-  set_attention(wanted, choice);
-  const ConversionConfig numbers{AnyAttention::named(wanted.attention_config()).num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank,
-                                 wanted.attention};
-  require((choice.attention == AttentionName::linear) == (config.encoder.attention == AttentionName::linear) &&
-              (choice.attention == AttentionName::mla_decoupled) == (config.encoder.attention == AttentionName::mla_decoupled),
-          "convert: no conversion from ", to_name(config.encoder.attention), " to ", to_name(choice.attention), " is known");
+  const EncoderConfig wanted = with_attention(config.encoder, choice);
+  const ConversionConfig numbers{wanted.num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank, wanted.attention};
   return std::visit(
       [&]<class Model>(const Model& source) {
         auto converted = speech != nullptr ? laconic::convert<Model>(source, JointSvd{}, numbers, speech->features, speech->sequences)
@@ -136,8 +114,7 @@ Evaluation Recognizer::evaluate(Cpu<float>& cpu, const Dataset& data) const {
 }
 
 StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data, const StreamConfig& stream, Index block_frames) const {
-  require(config.features.normalization == Normalization::global,
-          "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+  config.features.require_streamable();
   return std::visit([&](const auto& m) { return laconic::evaluate_streamed(m, data, vocabulary, stream, block_frames); }, model);
 }
 

@@ -50,6 +50,8 @@ struct AttentionChoice {
   AttentionName attention = AttentionName::mha;
   Index kv_heads = 0, latent_dim = 0, v_latent_dim = 0, rope_dim = 0;
 };
+/// The encoder with this attention; throws where its numbers contradict it.
+EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& choice);
 
 /// The tokens that a corpus was made for, if a corpus.json in its folder says so; else characters.
 Tokens corpus_tokens(const std::filesystem::path& folder);
@@ -62,7 +64,7 @@ struct Recognizer {
 
   /// A new one, randomly initialised. Fills in the numbers that follow from the attention's name, and throws where they
   /// contradict it.
-  static Recognizer create(RecognizerConfig config, const AttentionChoice& attention, Vocabulary vocabulary, Seed seed);
+  static Recognizer create(RecognizerConfig config, Vocabulary vocabulary, Seed seed);
   /// From a model folder, or from a run's folder, which has one called "model" in it.
   static Recognizer load(const std::filesystem::path& folder);
   /// Not into a run's folder: there the model would lie beside another one.

@@ -5,6 +5,7 @@
 #include "study_setup.hpp"
 
 #include <laconic/convert/report.hpp>
+#include <laconic/model/published.hpp>
 
 namespace {
 
@@ -15,26 +16,6 @@ struct StreamStudyOptions : CommonOptions {
   Index seeds = 1, chunk = 8, left_context = 32, streams = 16;
   double block_ms = 100;
 };
-
-struct Variant {
-  std::string name;
-  AttentionChoice choice;
-};
-
-/// Every attention; latents and groups at a quarter of the cache of MHA.
-std::vector<Variant> variants(Index d_model, Index heads) {
-  using enum AttentionName;
-  const Index quarter = d_model / 2;
-  return {{"mha", {mha}},
-          {"gqa", {gqa, heads / 4}},
-          {"mla", {mla, 0, quarter}},
-          {"mla-simple", {mla_simple, 0, quarter}},
-          {"mla-split", {mla_split, 0, quarter / 2}},
-          {"mla-head", {mla_head, 0, quarter / 2 / heads}},
-          {"mla-decoupled", {mla_decoupled, 0, quarter - quarter / 4, 0, quarter / 4}},
-          {"input-latent", {input_latent}},
-          {"linear", {linear}}};
-}
 
 class StreamStudy {
  public:
@@ -49,7 +30,7 @@ class StreamStudy {
 
   void run() {
     for (Index i = 0; i < o_.seeds; ++i)
-      for (const Variant& v : variants(preset_.encoder.d_model, preset_.encoder.num_heads)) run_variant(o_.seed + i, v);
+      for (const EncoderConfig& config : quarter_caches(preset_.encoder)) run_variant(o_.seed + i, config);
     write_report();
     o_.write(rows_);
     std::printf("table:   %s\nresults: %s\nmodels:  %s\n", (out_ / "streaming.md").c_str(), (out_ / "streaming.json").c_str(),
@@ -74,21 +55,20 @@ class StreamStudy {
     }
   }
 
-  void run_variant(std::int64_t seed, const Variant& v) {
+  void run_variant(std::int64_t seed, const EncoderConfig& config) {
+    const std::string name(to_name(config.attention));
     for (const auto& row : rows_)
-      if (row.at("name") == v.name && row.at("seed") == seed) return;
-    EncoderConfig config = preset_.encoder;
-    if (v.choice.attention == AttentionName::linear) config.left_context = -1;  // its state cannot forget
-    Recognizer model = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), config, v.choice, seed, o_.threads);
+      if (row.at("name") == name && row.at("seed") == seed) return;
+    Recognizer model = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), config, seed, o_.threads);
     if (train_.size() == 0) {
-      const auto load = [&](const char* name) { return load_dataset(read_corpus(corpus_ / name), model.config.features, &model.vocabulary, o_.threads); };
+      const auto load = [&](const char* file) { return load_dataset(read_corpus(corpus_ / file), model.config.features, &model.vocabulary, o_.threads); };
       train_ = load("train.jsonl");
       valid_ = load("valid.jsonl");
       test_ = load("test.jsonl");
       say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
     }
-    const double seconds = train(model, out_ / "models" / text("seed", seed) / v.name, seed, v.name);
-    rows_.push_back(measure(model, v.name, seed, seconds));
+    const double seconds = train(model, out_ / "models" / text("seed", seed) / name, seed, name);
+    rows_.push_back(measure(model, name, seed, seconds));
     write_json(out_ / "streaming.json", rows_);
   }
 

@@ -137,7 +137,7 @@ class Study {
   void run_seed(std::int64_t seed) {
     if (is_finished(seed)) return say("seed ", seed, " is finished");
     const auto folder = out_ / "models" / text("seed", seed);
-    Recognizer baseline = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, AttentionChoice(), seed, o_.threads);
+    Recognizer baseline = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
     load_data(baseline.config, baseline.vocabulary);
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");

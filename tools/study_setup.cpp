@@ -15,7 +15,7 @@ constexpr Index num_mels = 40;
 Preset study_preset(const std::string& name) {
   Preset p;
   p.name = name;
-  p.encoder = {.num_mels = num_mels, .num_heads = study_heads, .conv_kernel = 15};
+  p.encoder = {.num_mels = num_mels, .attention = AttentionName::mha, .num_heads = study_heads, .conv_kernel = 15};
   // Digits are short: wide time masks would hide whole words.
   p.baseline.spec_augment = {.num_time_masks = 2, .max_time_width = 12, .max_time_fraction = 0.1, .num_freq_masks = 2, .max_freq_width = 6};
   if (name == "quick") {
@@ -71,7 +71,7 @@ std::filesystem::path find_corpus(const CorpusSource& source, const std::filesys
 }
 
 Recognizer new_recognizer(const std::filesystem::path& corpus, EncoderName encoder, const EncoderConfig& encoder_config,
-                          const AttentionChoice& attention, std::int64_t seed, int threads) {
+                          std::int64_t seed, int threads) {
   const auto utterances = read_corpus(corpus / "train.jsonl");
   RecognizerConfig config;
   config.model = encoder;
@@ -85,5 +85,5 @@ Recognizer new_recognizer(const std::filesystem::path& corpus, EncoderName encod
   config.tokens = corpus_tokens(corpus);
   std::vector<std::string> texts;
   for (const Utterance& u : utterances) texts.push_back(u.text);
-  return Recognizer::create(config, attention, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(seed)));
+  return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(seed)));
 }

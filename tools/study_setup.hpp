@@ -31,4 +31,4 @@ std::filesystem::path find_corpus(const CorpusSource& source, const std::filesys
 
 /// A model for the corpus, randomly initialised. Its features are normalised as the configuration says: with chunks, globally.
 laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder, const laconic::EncoderConfig& config,
-                                   const laconic::AttentionChoice& attention, std::int64_t seed, int threads);
+                                   std::int64_t seed, int threads);

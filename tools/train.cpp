@@ -36,7 +36,7 @@ struct TrainOptions : CommonOptions {
 Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
   RecognizerConfig config;
   config.model = from_name<EncoderName>(o.encoder_name).value();
-  config.encoder = o.encoder;
+  config.encoder = with_attention(o.encoder, o.attention.chosen());
   config.encoder.merge = from_name<BranchMerge>(o.merge).value();
   // Chunks need a convolution that stays in them, and features that need no whole utterance.
   const bool chunks = o.encoder.chunk > 0 || o.training.dynamic_chunks;
@@ -49,7 +49,7 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
   config.tokens = o.tokens.empty() ? corpus_tokens(corpus.parent_path()) : o.tokens == "word" ? Tokens::words : Tokens::characters;
   std::vector<std::string> texts;
   for (const Utterance& u : utterances) texts.push_back(u.text);
-  return Recognizer::create(config, o.attention.chosen(), Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
+  return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
 }
 
 void train(TrainOptions& o) {

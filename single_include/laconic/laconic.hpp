@@ -2244,45 +2244,67 @@ namespace laconic::inline LACONIC_ABI {
 template <class T>
 class AnyAttentionLayer;
 
+namespace detail {
+
+/// A policy and the names that mean it.
+template <class Policy_, AttentionName... Names>
+struct NamedPolicy {
+  using Policy = Policy_;
+  static constexpr bool is(AttentionName name) { return ((name == Names) || ...); }
+};
+
+template <class First, class... Rest>
+struct NamedPolicies {
+  template <class T>
+  using Variant = std::variant<AttentionLayer<typename First::Policy, T>, AttentionLayer<typename Rest::Policy, T>...>;
+
+  template <class F>
+  static constexpr decltype(auto) visit(AttentionName name, F&& f) {
+    if constexpr (sizeof...(Rest) > 0) {
+      if (!First::is(name)) return NamedPolicies<Rest...>::visit(name, std::forward<F>(f));
+    }
+    require(First::is(name), "attention: the type leaves it open, so the configuration must name it");
+    return f(std::type_identity<typename First::Policy>());
+  }
+};
+
+}  // namespace detail
+
 /// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
 /// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention).
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
+  using Policies = detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+                                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+                                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>>;
+
   /// f(std::type_identity<Policy>()) for the policy of this name.
   template <class F>
   static constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
-    using enum AttentionName;
-    switch (name) {
-      case mla: return f(std::type_identity<Mla<dyn, dyn>>());
-      case mla_simple: return f(std::type_identity<MlaSimple<dyn, dyn>>());
-      case mla_split: return f(std::type_identity<MlaSplit<dyn, dyn, dyn>>());
-      case mla_head: return f(std::type_identity<MlaHead<dyn, dyn>>());
-      case mla_decoupled: return f(std::type_identity<MlaDecoupled<dyn, dyn, dyn>>());
-      case input_latent: return f(std::type_identity<CachedInput<dyn, dyn>>());
-      case linear: return f(std::type_identity<LinearAttention<dyn, dyn>>());
-      default:
-        require(name != by_type, "attention: the type leaves it open, so the configuration must name it");
-        return f(std::type_identity<Gqa<dyn, dyn>>());
-    }
+    return Policies::visit(name, std::forward<F>(f));
   }
-  template <class T>
-  using Variant = std::variant<AttentionLayer<Gqa<dyn, dyn>, T>, AttentionLayer<Mla<dyn, dyn>, T>, AttentionLayer<MlaSimple<dyn, dyn>, T>,
-                               AttentionLayer<MlaSplit<dyn, dyn, dyn>, T>, AttentionLayer<MlaHead<dyn, dyn>, T>,
-                               AttentionLayer<MlaDecoupled<dyn, dyn, dyn>, T>, AttentionLayer<CachedInput<dyn, dyn>, T>,
-                               AttentionLayer<LinearAttention<dyn, dyn>, T>>;
 
-  /// With the key-value heads that the name means; throws where the configuration contradicts it.
+  /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
   static constexpr AttentionConfig named(AttentionConfig config) {
     using enum AttentionName;
     const Index asked = config.num_kv_heads;
-    if (config.attention == mqa || config.attention == mha) {
+    const auto name = to_name(config.attention);
+    const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
+    if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", config.attention == mqa ? "mqa" : "mha",
-              " has ", config.num_kv_heads, " here");
+      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ", config.num_kv_heads, " here");
     }
     require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ", config.num_heads);
+    const bool has_latent = config.attention == mla || config.attention == mla_simple || config.attention == mla_split ||
+                            config.attention == mla_head || config.attention == mla_decoupled;
+    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name, " needs a latent rank");
     return config;
   }
 
@@ -2304,7 +2326,7 @@ struct AnyAttention {
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
-  using Variant = AnyAttention::Variant<T>;
+  using Variant = typename AnyAttention::Policies::template Variant<T>;
 
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : layer(AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) {
@@ -3560,7 +3582,7 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
   });
 }
 
-/// dweight of head_linear, added to; dbias, added to if not null.
+/// dweight and dbias of head_linear, each added to. Null results are left out.
 template <class T>
 void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
                                  const T* x, T* dweight, T* dbias) {
@@ -3568,10 +3590,10 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
               y_cols = shape.num_heads * (shape.transposed ? in : out);
   for (Index head = 0; head < shape.num_heads; ++head) {
     const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
-    T* to = dweight + head / group * out * in;
-    if (shape.transposed)
+    T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
+    if (to != nullptr && shape.transposed)
       gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
-    else
+    else if (to != nullptr)
       gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
     for (Index r = 0; dbias != nullptr && r < rows; ++r)
       for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
@@ -4136,7 +4158,7 @@ class CpuAttention : public CpuValues<T> {
   /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks * out)
   /// or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows, num_heads * out).
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
-    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
+    const auto [out, in] = head_sizes(x, weight, shape);
     require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
             bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.value.rows(), " expected");
     Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
@@ -4146,13 +4168,9 @@ class CpuAttention : public CpuValues<T> {
   }
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, HeadShape shape,
                               bool needs_dx) {
-    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
-    if (weight.trainable || (bias != nullptr && bias->trainable)) {
-      Tensor unused = weight.trainable ? Tensor() : zeros(weight.value.rows(), weight.value.cols());
-      kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(),
-                                           weight.trainable ? weight.gradient().data() : unused.data(),
-                                           bias == nullptr ? nullptr : gradient(*bias));
-    }
+    const auto [out, in] = head_sizes(x, weight, shape);
+    kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(), gradient(weight),
+                                         bias == nullptr ? nullptr : gradient(*bias));
     if (!needs_dx) return {};
     shape.transposed = !shape.transposed;
     Tensor dx = make(x.rows(), x.cols());
@@ -4287,11 +4305,11 @@ class CpuAttention : public CpuValues<T> {
   struct HeadSizes {
     Index out, in;
   };
-  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape, const char* where) {
+  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
     const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 && weight.value.rows() == shape.num_blocks * sizes.out &&
                 x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            where, ": an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
             shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
     return sizes;
   }
@@ -5629,6 +5647,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
 
   /// With every number said, also those that came from the type.
   const EncoderConfig& config() const { return config_; }
+  /// Throws where a block sees what a stream cannot have.
+  void require_streamable() const { Kind::require_streamable(config_); }
 
   /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
   /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
@@ -5656,7 +5676,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
-    if (pass.mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
+    if (pass.mask.chunk != Mask::unlimited) require_streamable();
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
     pass.table = attention.table(context, pass);
@@ -5673,7 +5693,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const Encoder& model, const StateShape& shape) {
-      Kind::require_streamable(model.config());
+      model.require_streamable();
       layers.reserve(model.layers.size());
       for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
     }
@@ -5992,13 +6012,21 @@ decltype(auto) with_layer(Layer& layer, F&& f) {
     return f(layer);
 }
 
+/// f(std::type_identity<Policy>()) with the policy that an open type has by this name, or with the type's own.
+template <class Policy, class F>
+constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
+  if constexpr (std::is_same_v<Policy, AnyAttention>)
+    return AnyAttention::with_policy(name, std::forward<F>(f));
+  else
+    return f(std::type_identity<Policy>());
+}
 /// Types that leave the attention open are looked at here.
 template <class To, class From>
-void require_known(const To& target, const From& source) {
-  const bool known = with_layer(target, [&]<class A>(const A&) {
-    return with_layer(source, []<class B>(const B&) { return conversion_known<typename B::Policy, typename A::Policy>; });
+void require_known(AttentionName to, AttentionName from) {
+  const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
+    return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
   });
-  require(known, "convert: no conversion is known between these two attentions");
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from), " to ", to_name(to), ")");
 }
 
 /// Copies by name. Only keys and values may be missing in the source or have another shape there.
@@ -6049,13 +6077,13 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
+  require_known<typename Target::Policy, typename Source::Policy>(numbers.attention, source.config().attention);
   auto config = source.config();
   config.num_kv_heads = numbers.num_kv_heads;
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
   config.attention = numbers.attention;
   Conversion<Target> out{Target(config, Seed()), {}};
-  require_known(out.model.layers.front().attention(), source.layers.front().attention());
   copy_parameters(out.model, source);
 
   InputRecorder<T> cpu;
@@ -6689,6 +6717,31 @@ constexpr const PublishedModel& published_model(std::string_view name) {
   detail::unknown_model(name);
 }
 
+/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached input has
+/// half of it, and linear attention a state, which cannot forget.
+constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
+  using enum AttentionName;
+  const Index quarter = encoder.d_model / 2;
+  const auto with = [&](AttentionName attention, Index kv_heads, Index rank, Index rope) {
+    EncoderConfig config = encoder;
+    config.attention = attention;
+    config.num_kv_heads = kv_heads;
+    config.kv_lora_rank = rank;
+    config.qk_rope_head_dim = rope;
+    if (attention == linear) config.left_context = -1;
+    return config;
+  };
+  return {with(mha, 0, 0, 0),
+          with(gqa, encoder.num_heads / 4, 0, 0),
+          with(mla, 0, quarter, 0),
+          with(mla_simple, 0, quarter, 0),
+          with(mla_split, 0, quarter / 2, 0),
+          with(mla_head, 0, quarter / 2 / encoder.num_heads, 0),
+          with(mla_decoupled, 0, quarter - quarter / 4, quarter / 4),
+          with(input_latent, 0, 0, 0),
+          with(linear, 0, 0, 0)};
+}
+
 }  // namespace laconic
 
 namespace laconic::inline LACONIC_ABI {
@@ -6712,8 +6765,8 @@ struct StreamConfig {
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
 ///
-/// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
-/// system for any, as long as no call gives more than `max_rows` rows of logits. It computes in a context of its own. Throws
+/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from the system
+/// in anything that was tried, as long as no call gave more than `max_rows` rows of logits (docs/architecture.md, Streams). It computes in a context of its own. Throws
 /// `Error` where the model cannot be streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {

@@ -13,45 +13,67 @@ namespace laconic::inline LACONIC_ABI {
 template <class T>
 class AnyAttentionLayer;
 
+namespace detail {
+
+/// A policy and the names that mean it.
+template <class Policy_, AttentionName... Names>
+struct NamedPolicy {
+  using Policy = Policy_;
+  static constexpr bool is(AttentionName name) { return ((name == Names) || ...); }
+};
+
+template <class First, class... Rest>
+struct NamedPolicies {
+  template <class T>
+  using Variant = std::variant<AttentionLayer<typename First::Policy, T>, AttentionLayer<typename Rest::Policy, T>...>;
+
+  template <class F>
+  static constexpr decltype(auto) visit(AttentionName name, F&& f) {
+    if constexpr (sizeof...(Rest) > 0) {
+      if (!First::is(name)) return NamedPolicies<Rest...>::visit(name, std::forward<F>(f));
+    }
+    require(First::is(name), "attention: the type leaves it open, so the configuration must name it");
+    return f(std::type_identity<typename First::Policy>());
+  }
+};
+
+}  // namespace detail
+
 /// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
 /// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention).
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
+  using Policies = detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+                                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+                                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>>;
+
   /// f(std::type_identity<Policy>()) for the policy of this name.
   template <class F>
   static constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
-    using enum AttentionName;
-    switch (name) {
-      case mla: return f(std::type_identity<Mla<dyn, dyn>>());
-      case mla_simple: return f(std::type_identity<MlaSimple<dyn, dyn>>());
-      case mla_split: return f(std::type_identity<MlaSplit<dyn, dyn, dyn>>());
-      case mla_head: return f(std::type_identity<MlaHead<dyn, dyn>>());
-      case mla_decoupled: return f(std::type_identity<MlaDecoupled<dyn, dyn, dyn>>());
-      case input_latent: return f(std::type_identity<CachedInput<dyn, dyn>>());
-      case linear: return f(std::type_identity<LinearAttention<dyn, dyn>>());
-      default:
-        require(name != by_type, "attention: the type leaves it open, so the configuration must name it");
-        return f(std::type_identity<Gqa<dyn, dyn>>());
-    }
+    return Policies::visit(name, std::forward<F>(f));
   }
-  template <class T>
-  using Variant = std::variant<AttentionLayer<Gqa<dyn, dyn>, T>, AttentionLayer<Mla<dyn, dyn>, T>, AttentionLayer<MlaSimple<dyn, dyn>, T>,
-                               AttentionLayer<MlaSplit<dyn, dyn, dyn>, T>, AttentionLayer<MlaHead<dyn, dyn>, T>,
-                               AttentionLayer<MlaDecoupled<dyn, dyn, dyn>, T>, AttentionLayer<CachedInput<dyn, dyn>, T>,
-                               AttentionLayer<LinearAttention<dyn, dyn>, T>>;
 
-  /// With the key-value heads that the name means; throws where the configuration contradicts it.
+  /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
   static constexpr AttentionConfig named(AttentionConfig config) {
     using enum AttentionName;
     const Index asked = config.num_kv_heads;
-    if (config.attention == mqa || config.attention == mha) {
+    const auto name = to_name(config.attention);
+    const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
+    if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", config.attention == mqa ? "mqa" : "mha",
-              " has ", config.num_kv_heads, " here");
+      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ", config.num_kv_heads, " here");
     }
     require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ", config.num_heads);
+    const bool has_latent = config.attention == mla || config.attention == mla_simple || config.attention == mla_split ||
+                            config.attention == mla_head || config.attention == mla_decoupled;
+    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name, " needs a latent rank");
     return config;
   }
 
@@ -73,7 +95,7 @@ struct AnyAttention {
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
-  using Variant = AnyAttention::Variant<T>;
+  using Variant = typename AnyAttention::Policies::template Variant<T>;
 
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : layer(AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) {

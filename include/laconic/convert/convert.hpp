@@ -262,13 +262,21 @@ decltype(auto) with_layer(Layer& layer, F&& f) {
     return f(layer);
 }
 
+/// f(std::type_identity<Policy>()) with the policy that an open type has by this name, or with the type's own.
+template <class Policy, class F>
+constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
+  if constexpr (std::is_same_v<Policy, AnyAttention>)
+    return AnyAttention::with_policy(name, std::forward<F>(f));
+  else
+    return f(std::type_identity<Policy>());
+}
 /// Types that leave the attention open are looked at here.
 template <class To, class From>
-void require_known(const To& target, const From& source) {
-  const bool known = with_layer(target, [&]<class A>(const A&) {
-    return with_layer(source, []<class B>(const B&) { return conversion_known<typename B::Policy, typename A::Policy>; });
+void require_known(AttentionName to, AttentionName from) {
+  const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
+    return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
   });
-  require(known, "convert: no conversion is known between these two attentions");
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from), " to ", to_name(to), ")");
 }
 
 /// Copies by name. Only keys and values may be missing in the source or have another shape there.
@@ -319,13 +327,13 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
+  require_known<typename Target::Policy, typename Source::Policy>(numbers.attention, source.config().attention);
   auto config = source.config();
   config.num_kv_heads = numbers.num_kv_heads;
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
   config.attention = numbers.attention;
   Conversion<Target> out{Target(config, Seed()), {}};
-  require_known(out.model.layers.front().attention(), source.layers.front().attention());
   copy_parameters(out.model, source);
 
   InputRecorder<T> cpu;

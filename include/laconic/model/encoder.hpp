@@ -55,6 +55,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
 
   /// With every number said, also those that came from the type.
   const EncoderConfig& config() const { return config_; }
+  /// Throws where a block sees what a stream cannot have.
+  void require_streamable() const { Kind::require_streamable(config_); }
 
   /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
   /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
@@ -82,7 +84,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
-    if (pass.mask.chunk != Mask::unlimited) Kind::require_streamable(config_);
+    if (pass.mask.chunk != Mask::unlimited) require_streamable();
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
     pass.table = attention.table(context, pass);
@@ -99,7 +101,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const Encoder& model, const StateShape& shape) {
-      Kind::require_streamable(model.config());
+      model.require_streamable();
       layers.reserve(model.layers.size());
       for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
     }

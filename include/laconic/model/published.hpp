@@ -78,4 +78,29 @@ constexpr const PublishedModel& published_model(std::string_view name) {
   detail::unknown_model(name);
 }
 
+/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached input has
+/// half of it, and linear attention a state, which cannot forget.
+constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
+  using enum AttentionName;
+  const Index quarter = encoder.d_model / 2;
+  const auto with = [&](AttentionName attention, Index kv_heads, Index rank, Index rope) {
+    EncoderConfig config = encoder;
+    config.attention = attention;
+    config.num_kv_heads = kv_heads;
+    config.kv_lora_rank = rank;
+    config.qk_rope_head_dim = rope;
+    if (attention == linear) config.left_context = -1;
+    return config;
+  };
+  return {with(mha, 0, 0, 0),
+          with(gqa, encoder.num_heads / 4, 0, 0),
+          with(mla, 0, quarter, 0),
+          with(mla_simple, 0, quarter, 0),
+          with(mla_split, 0, quarter / 2, 0),
+          with(mla_head, 0, quarter / 2 / encoder.num_heads, 0),
+          with(mla_decoupled, 0, quarter - quarter / 4, quarter / 4),
+          with(input_latent, 0, 0, 0),
+          with(linear, 0, 0, 0)};
+}
+
 }  // namespace laconic

@@ -29,8 +29,8 @@ struct StreamConfig {
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
 ///
-/// Construction takes all memory, and runs the model on nothing for that; afterwards neither `push` nor `finish` asks the
-/// system for any, as long as no call gives more than `max_rows` rows of logits. It computes in a context of its own. Throws
+/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from the system
+/// in anything that was tried, as long as no call gave more than `max_rows` rows of logits (docs/architecture.md, Streams). It computes in a context of its own. Throws
 /// `Error` where the model cannot be streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {

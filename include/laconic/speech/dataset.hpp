@@ -33,6 +33,12 @@ struct FeatureConfig {
   Normalization normalization = Normalization::utterance;
   GlobalNormalization statistics;  ///< for `global`; empty otherwise
 
+  /// Throws for features that need the whole utterance.
+  void require_streamable() const {
+    require(normalization == Normalization::global,
+            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+  }
+
   static constexpr void fields(auto& self, auto&& visit) {
     visit("fbank", self.fbank);
     visit("normalization", self.normalization);

@@ -14,8 +14,7 @@ class FeatureStream {
  public:
   /// Throws for features that need the whole utterance.
   explicit FeatureStream(const FeatureConfig& config) : fbank_(config.fbank), config_(config) {
-    require(config.normalization == Normalization::global,
-            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+    config.require_streamable();
   }
 
   /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete. Allocates.

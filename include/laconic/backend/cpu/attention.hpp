@@ -94,7 +94,7 @@ class CpuAttention : public CpuValues<T> {
   /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks * out)
   /// or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows, num_heads * out).
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
-    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
+    const auto [out, in] = head_sizes(x, weight, shape);
     require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
             bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.value.rows(), " expected");
     Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
@@ -104,13 +104,9 @@ class CpuAttention : public CpuValues<T> {
   }
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, HeadShape shape,
                               bool needs_dx) {
-    const auto [out, in] = head_sizes(x, weight, shape, "head_linear");
-    if (weight.trainable || (bias != nullptr && bias->trainable)) {
-      Tensor unused = weight.trainable ? Tensor() : zeros(weight.value.rows(), weight.value.cols());
-      kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(),
-                                           weight.trainable ? weight.gradient().data() : unused.data(),
-                                           bias == nullptr ? nullptr : gradient(*bias));
-    }
+    const auto [out, in] = head_sizes(x, weight, shape);
+    kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(), gradient(weight),
+                                         bias == nullptr ? nullptr : gradient(*bias));
     if (!needs_dx) return {};
     shape.transposed = !shape.transposed;
     Tensor dx = make(x.rows(), x.cols());
@@ -245,11 +241,11 @@ class CpuAttention : public CpuValues<T> {
   struct HeadSizes {
     Index out, in;
   };
-  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape, const char* where) {
+  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
     const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 && weight.value.rows() == shape.num_blocks * sizes.out &&
                 x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            where, ": an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
             shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
     return sizes;
   }

@@ -35,7 +35,7 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
   });
 }
 
-/// dweight of head_linear, added to; dbias, added to if not null.
+/// dweight and dbias of head_linear, each added to. Null results are left out.
 template <class T>
 void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
                                  const T* x, T* dweight, T* dbias) {
@@ -43,10 +43,10 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
               y_cols = shape.num_heads * (shape.transposed ? in : out);
   for (Index head = 0; head < shape.num_heads; ++head) {
     const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
-    T* to = dweight + head / group * out * in;
-    if (shape.transposed)
+    T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
+    if (to != nullptr && shape.transposed)
       gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
-    else
+    else if (to != nullptr)
       gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
     for (Index r = 0; dbias != nullptr && r < rows; ++r)
       for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
