@@ -32,7 +32,7 @@ std::string transcribe(const fs::path& folder, const fs::path& audio) {
   load_parameters(model, open_model_tensors(folder));
 
   const Audio sound = read_audio(audio, features.fbank.sample_rate);  // resampled if need be
-  const Matrix<float> x = extract_features(Fbank(features.fbank), features, sound.samples);
+  const Matrix<float> x = FeatureExtractor(features)(sound.samples);
   Cpu cpu;
   const auto logits = model(cpu, x, Sequences{x.rows()});
   return vocabulary.decode(greedy_ctc(logits.rows.view(), logits.sequences)[0]);

@@ -310,7 +310,8 @@ TEST_CASE("conversions that are not known are refused by name, too", "[convert]"
   for (const Names from : linear_maps) {
     const auto source = random_model<Any>(14, named(from, 14));
     CHECK_THROWS_WITH(convert<Any>(source, JointSvd{}, {.attention = Names::linear}), unknown(from, Names::linear));
-    CHECK_THROWS_WITH(convert<Any>(source), "attention: the type leaves it open, so the configuration must name it");
+    CHECK_THROWS_WITH(convert<Any>(source), "attention: by-type with relative positions given; the type leaves it open, so the "
+                                            "configuration must name one that it knows");
   }
   const auto from_decoupled = random_model<Any>(14, named(Names::mla_decoupled, 14)),
              from_linear = random_model<Any>(14, named(Names::linear, 14));

@@ -236,3 +236,12 @@ TEST_CASE("modules name their parameters once", "[core]") {
   CHECK(tree.bias.value(0, 3) == 7);
   CHECK(constant.count_parameters() == 3 * 6 + 4);  // statistics do not count
 }
+
+TEST_CASE("uniform initial values are the numbers of their stream, one by one", "[core]") {
+  const Random random(Seed(3), "weight");
+  for (const Index size : {1, 63, 64, 130}) {
+    Parameter<double> p({size});
+    fill_uniform(p, 0.25, random);
+    for (Index i = 0; i < size; ++i) CHECK(p.value(0, i) == 0.25 * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+  }
+}

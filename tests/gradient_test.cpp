@@ -105,6 +105,10 @@ TEST_CASE("derivatives of norms", "[gradient]") {
   randomize(batch, 20);
   const std::vector<Matrix<double>> x{random_matrix(6, 13, 1)}, wide{random_matrix(6, 37, 1)};
   CHECK(check(x, weights_of(layer), [&](auto& tape, const auto& v) { return layer(tape, v[0]); }) < tolerance);
+  SequenceNorm<double> over_time(13);
+  randomize(over_time, 30);
+  const Sequences uneven{4, 0, 9};
+  CHECK(check({random_matrix(13, 13, 2)}, weights_of(over_time), [&](auto& tape, const auto& v) { return over_time(tape, v[0], uneven); }) < tolerance);
   for (const bool training : {true, false}) {
     INFO("training " << training);
     CHECK((GradientCheck{.training = training}(wide, weights_of(batch), [&](auto& tape, const auto& v) { return batch(tape, v[0]); })) <
@@ -127,6 +131,19 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
                 return tape.conv2d(v[0], weight, bias, shape, from, to);
               })) < tolerance);
       }
+
+  for (const Index stride : {1, 2, 5})
+    for (const int threads : {1, 2}) {
+      const Conv1dShape shape{3, 5, 4, stride};
+      std::vector<Index> lengths;
+      for (Index n = 0; n < from.size(); ++n) lengths.push_back(shape.out_length(from.length(n)));
+      const Sequences to{std::span<const Index>(lengths)};
+      Parameter<double> weight = random_parameter({5, 3, 4}, 2, 0.3), bias = random_parameter({5}, 3);
+      INFO("stride " << stride);
+      CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), 3, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
+              return tape.conv1d(v[0], weight, &bias, shape, from, to);
+            })) < tolerance);
+    }
 
   const Sequences sequences{7, 0, 1, 70};
   for (const DepthwiseShape shape : {DepthwiseShape{0}, DepthwiseShape{2}, DepthwiseShape{4}, DepthwiseShape{2, 3}, DepthwiseShape{1, 1}, DepthwiseShape{0, 16}}) {

@@ -189,7 +189,9 @@ TEST_CASE("a folder that is no model folder is named", "[io][folder]") {
   CHECK(message_of([&] { read_model_config(none); }) == none + ": no such folder" + expected);
   CHECK(message_of([&] { read_model_config(path); }) == path + ": no config.json" + expected);
   CHECK(message_of([&] { read_model_vocab(path); }) == path + ": no vocab.json" + expected);
-  CHECK(message_of([&] { open_model_tensors(path); }) == path + ": no model.safetensors" + expected);
+  CHECK(message_of([&] { open_model_tensors(none); }) == none + ": no such folder" + expected);
+  CHECK(message_of([&] { open_model_tensors(path); }) ==
+        path + ": no model.safetensors, no pytorch_model.bin and no index (.index.json) of either" + expected);
   write_file(folder / "config.json", "{");
   CHECK(message_of([&] {
           read_model_config(path);

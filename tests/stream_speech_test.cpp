@@ -100,7 +100,7 @@ TEST_CASE("features of pieces are those of the whole", "[stream]") {
                                  {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 10},
                                  {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 35}};  // with gaps between the frames
   for (const FbankConfig& fbank : configs) {
-    FeatureConfig config{.fbank = fbank, .normalization = Normalization::global, .statistics = {}};
+    FeatureConfig config{.kind = FeatureKind::fbank, .fbank = fbank, .normalization = Normalization::global, .statistics = {}};
     for (int m = 0; m < fbank.num_mels; ++m) {
       config.statistics.mean.push_back(static_cast<float>(m));
       config.statistics.inverse_std.push_back(1 / static_cast<float>(m + 1));
@@ -108,7 +108,7 @@ TEST_CASE("features of pieces are those of the whole", "[stream]") {
     for (std::uint64_t n = 0; n < 12; ++n) {
       const Random random(Seed(n), "pieces");
       const std::vector<float> samples = noise(random.below(9000, 0), n);
-      const Matrix<float> whole = extract_features(Fbank(fbank), config, samples);
+      const Matrix<float> whole = FeatureExtractor(config)(samples);
       FeatureStream stream(config);
       Index rows = 0;
       const Index most = n % 3 == 0 ? 50 : n % 3 == 1 ? 700 : 6000;

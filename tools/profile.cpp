@@ -61,11 +61,12 @@ Index peak_resident_bytes() {
 /// Roughly what encoding or streaming takes beside the weights: the widest of the subsampling and of a block; or what a stream
 /// keeps that keeps all, with its tables of positions.
 Index working_bytes(const EncoderConfig& c, Index n) {
-  const Conv2dShape first{1, c.channels(), c.num_mels, 2};
-  const Index half = c.subsampling / 2 * n * first.out_cols();
-  const Index quarter = n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels();
+  const WaveformConfig& w = c.waveform;
+  const Index half = w.empty() ? c.subsampling / 2 * n * Conv2dShape{1, c.channels(), c.num_mels, 2}.out_cols()
+                               : 2 * n * c.subsampling / w.conv_stride[0] * w.conv_dim[0];
+  const Index quarter = w.empty() ? n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels() : 0;
   const Index block = n * c.d_model * (10 + 2 * std::max(c.ffn_expansion, c.cgmlp_expansion));
-  const Index kept = c.num_layers * (AnyAttention::cache_bytes(c.attention_config(), frames(n)) / 4 + 2 * n * c.d_model);
+  const Index kept = c.over_layers([&](const AttentionConfig& a) { return AnyAttention::cache_bytes(a, frames(n)) / 4 + 2 * n * c.d_model; });
   return 6 * std::max({half + quarter, block, kept});  // blocks of the arena are up to a quarter larger
 }
 
@@ -81,7 +82,7 @@ void require_memory(const std::string& name, const EncoderConfig& config, Index 
 /// The path that attention takes by its costs, over whole utterances or with so many frames kept; empty where it has one only.
 std::string attention_path(const EncoderConfig& c, const Mask& mask, Index kept = -1) {
   const AttentionConfig config = AnyAttention::named(c.attention_config());
-  return AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) -> std::string {
+  return AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) -> std::string {
     if (!P::KeyValue::is_latent) return "";
     const auto work = kept < 0 ? P::whole_work(mask) : P::stream_work(mask.chunk, kept);
     return P::absorbing_is_cheaper(P::dims(config), work) ? "absorbed" : "expanded";
@@ -93,14 +94,14 @@ void count_costs(Profile& p) {
   const EncoderConfig& c = p.config.encoder;
   with_model(p.config.model, [&]<class M>(std::type_identity<M>) {
     p.parameters = M::parameter_count(c);
+    p.subsampling_parameters = M::front_parameter_count(c);
     p.flops = M::flops(c, frames(p.frames));
     for (const auto& entry : enum_names(CacheStorage()))
       p.cache.push_back({entry.value, M::cache_bytes(c, frames(1), entry.value), M::cache_bytes(c, frames(p.frames), entry.value)});
   });
   if (p.has_state()) p.cache.resize(1);
-  p.attention_parameters = c.num_layers * AnyAttention::parameter_count(c.attention_config());
-  p.subsampling_parameters = Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
-  p.attention_flops = c.num_layers * AnyAttention::flops(c.attention_config(), frames(p.frames), c.mask());
+  p.attention_parameters = c.over_layers([](const AttentionConfig& a) { return AnyAttention::parameter_count(a); });
+  p.attention_flops = c.over_layers([&](const AttentionConfig& a) { return AnyAttention::flops(a, frames(p.frames), c.mask()); });
   p.attention_path = attention_path(c, c.mask());
 }
 

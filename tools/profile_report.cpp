@@ -30,7 +30,7 @@ std::string description(const EncoderConfig& c) {
   add("qk_rope_head_dim", c.qk_rope_head_dim);
   if (!numbers.empty()) numbers += ')';
   return text(c.num_layers, " layers of ", c.d_model, ", ", c.num_heads, " heads, ", to_name(c.attention), numbers, ", kernel ",
-              c.conv_kernel, ", ", c.num_mels, " mels");
+              c.conv_kernel, c.waveform.empty() ? text(", ", c.num_mels, " mels") : ", over samples");
 }
 
 /// "left context 32" or "all kept"

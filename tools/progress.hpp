@@ -40,7 +40,9 @@ inline void say_infeasible(const laconic::Dataset& data, const laconic::Recogniz
   for (const laconic::Example& e : data.examples) {
     laconic::Index needed = static_cast<laconic::Index>(e.labels.size());
     for (std::size_t i = 1; i < e.labels.size(); ++i) needed += e.labels[i] == e.labels[i - 1] ? 1 : 0;
-    count += needed > laconic::Conv2dSubsampling<float>::out_length(e.features.rows(), config.encoder.subsampling) ? 1 : 0;
+    const laconic::Index frames = laconic::with_model(
+        config.model, [&]<class M>(std::type_identity<M>) { return M::out_length(config.encoder, e.features.rows()); });
+    count += needed > frames ? 1 : 0;
   }
   if (count > 0) say("note: ", count, " of ", data.size(), " utterances have more labels than frames after subsampling and teach nothing");
 }

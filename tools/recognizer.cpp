@@ -2,6 +2,7 @@
 #include "recognizer.hpp"
 
 #include <laconic/convert/convert.hpp>
+#include <laconic/io/hugging_face.hpp>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -15,13 +16,29 @@ nlohmann::json report_json(const ConversionReport& report) {
                       {"kv_lora_rank", layer.kv_lora_rank},
                       {"predicted_error", layer.predicted_error},
                       {"key_value_error", layer.key_value_error},
-                      {"output_error", layer.output_error}});
+                      {"output_error", layer.output_error},
+                      {"output_mse", layer.output_mse},
+                      {"output_mae", layer.output_mae},
+                      {"output_cosine", layer.output_cosine}});
   return {{"measured_on", report.input},
           {"layers", layers},
           {"predicted_error", report.predicted_error},
           {"key_value_error", report.key_value_error},
           {"output_error", report.output_error},
+          {"output_mse", report.output_mse},
+          {"output_mae", report.output_mae},
+          {"output_cosine", report.output_cosine},
           {"logits_error", report.logits_error}};
+}
+
+/// f(method) for the one that is named.
+template <class F>
+auto with_method(const ConversionChoice& how, F&& f) {
+  using enum ConversionMethod;
+  if (how.method == svd) return f(JointSvd{});
+  if (how.method == randomized) return f(RandomizedSvd{.seed = how.seed});
+  require(how.calibration != nullptr, "convert: ", to_name(how.method), " given without speech to calibrate on");
+  return f(ActivationPca<float>{{how.calibration->features, how.calibration->sequences}, how.method == score_aware});
 }
 
 /// Throws where model, features and vocabulary do not go together.
@@ -30,6 +47,21 @@ void check(const RecognizerConfig& config, const Vocabulary& vocabulary) {
           " tokens");
   require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ", config.encoder.num_mels,
           ", the features have ", config.features.fbank.num_mels);
+}
+
+/// What a folder of Hugging Face says of its model.
+RecognizerConfig hugging_face_recognizer(const std::filesystem::path& folder, const nlohmann::json& config, const std::string& where) {
+  RecognizerConfig out;
+  out.model = EncoderName::wav2vec2_conformer;
+  out.encoder = wav2vec2_conformer_config(config, where);
+  out.tokens = Tokens::characters;
+  const auto path = folder / "preprocessor_config.json";
+  const nlohmann::json features = std::filesystem::exists(path) ? read_json(path) : nlohmann::json::object();
+  const int rate = features.contains("sampling_rate") ? json_member<int>(features, "sampling_rate", path.string()) : 16000;
+  const bool normalize = !features.contains("do_normalize") || json_member<bool>(features, "do_normalize", path.string());
+  require(rate > 0, path.string(), ": 'sampling_rate' is ", rate, ", more than 0 expected");
+  out.features = FeatureConfig::samples(rate, normalize ? Normalization::utterance : Normalization::none);
+  return out;
 }
 
 }  // namespace
@@ -71,20 +103,23 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
   const bool is_run = !std::filesystem::exists(folder / "config.json") && std::filesystem::exists(folder / "model" / "config.json");
   const auto path = is_run ? folder / "model" : folder;
   const std::string where = (path / "config.json").string();
-  auto config = json_value<RecognizerConfig>(read_model_config(path), where);
+  const nlohmann::json json = read_model_config(path);
+  const bool foreign = is_hugging_face_config(json);
+  const auto config = foreign ? hugging_face_recognizer(path, json, where) : json_value<RecognizerConfig>(json, where);
   auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
-  const SafetensorsFile tensors = open_model_tensors(path);
+  const Tensors tensors = open_model_tensors(path);
   try {
     check(config, vocabulary);
     // Before memory is taken for a model that the file cannot fill.
     const Index described = with_model(config.model, [&]<class M>(std::type_identity<M>) { return M::parameter_count(config.encoder); });
-    require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but model.safetensors holds ",
+    require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but ", tensors.path(), " holds ",
             tensors.count_values());
   } catch (const Error& error) {
     throw Error(text(where, ": ", error.what()));
   }
   Recognizer out{config, std::move(vocabulary), make_model(config.model, config.encoder, Seed())};
-  std::visit([&](auto& m) { load_parameters(m, tensors); }, out.model);
+  const auto ignored = [&](std::string_view name) { return foreign && is_unused_hugging_face_tensor(name); };
+  std::visit([&](auto& m) { load_parameters(m, tensors, "", ignored); }, out.model);
   return out;
 }
 
@@ -94,13 +129,37 @@ void Recognizer::save(const std::filesystem::path& folder) const {
   std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json()); }, model);
 }
 
-Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report) const {
+void Recognizer::export_hugging_face(const std::filesystem::path& path) const {
+  const nlohmann::json described = hugging_face_config(config.encoder);
+  FolderWriter folder(path);
+  write_json(folder.path() / "config.json", described);
+  write_json(folder.path() / "vocab.json", vocabulary.to_json());
+  write_json(folder.path() / "preprocessor_config.json", {{"feature_extractor_type", "Wav2Vec2FeatureExtractor"},
+                                                          {"feature_size", 1},
+                                                          {"sampling_rate", config.features.fbank.sample_rate},
+                                                          {"padding_value", 0},
+                                                          {"do_normalize", config.features.normalization == Normalization::utterance},
+                                                          {"return_attention_mask", true}});
+  std::visit([&](const auto& m) { save_parameters(m, folder.path() / "model.safetensors", {{"format", "pt"}}); }, model);
+  folder.commit();
+}
+
+Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report,
+                               const ConversionChoice& how) const {
   const EncoderConfig wanted = with_attention(config.encoder, choice);
-  const ConversionConfig numbers{wanted.num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank, wanted.attention};
+  ConversionConfig numbers{wanted.num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank, wanted.attention};
+  const bool allocates = how.allocation != RankAllocation::uniform;
+  require(!allocates || choice.attention == AttentionName::mla || choice.attention == AttentionName::mla_simple, "--allocation ",
+          to_name(how.allocation), ": ", to_name(choice.attention), " given, mla or mla-simple expected");
   return std::visit(
       [&]<class Model>(const Model& source) {
-        auto converted = speech != nullptr ? laconic::convert<Model>(source, JointSvd{}, numbers, speech->features, speech->sequences)
-                                           : laconic::convert<Model>(source, JointSvd{}, numbers);
+        auto converted = with_method(how, [&](const auto& method) {
+          if (allocates)
+            for (const Index rank : allocate_ranks(key_value_spectra(source, method), numbers.kv_lora_rank * wanted.num_layers, 8, how.allocation))
+              numbers.kv_lora_ranks.push_back(rank);
+          return speech != nullptr ? laconic::convert<Model>(source, method, numbers, speech->features, speech->sequences)
+                                   : laconic::convert<Model>(source, method, numbers);
+        });
         report = report_json(converted.report);
         Recognizer out{config, vocabulary, std::move(converted.model)};
         out.config.encoder = std::get<Model>(out.model).config();
@@ -110,7 +169,8 @@ Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch*
 }
 
 Evaluation Recognizer::evaluate(Cpu<float>& cpu, const Dataset& data) const {
-  return std::visit([&](const auto& m) { return laconic::evaluate(m, cpu, data, vocabulary); }, model);
+  const auto rows = static_cast<Index>(80e3 / config.features.fbank.frame_shift_ms);  // 80 s of speech at once
+  return std::visit([&](const auto& m) { return laconic::evaluate(m, cpu, data, vocabulary, rows); }, model);
 }
 
 StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data, const StreamConfig& stream, Index block_frames) const {

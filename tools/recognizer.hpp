@@ -2,9 +2,11 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/convert/allocate.hpp>
 #include <laconic/io/folder.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/speech/evaluate_streamed.hpp>
 #include <laconic/train/trainer.hpp>
 
@@ -31,7 +33,8 @@ struct RecognizerConfig {
 };
 
 /// The models behind one face: what attention they have is known at run time.
-using AnyModel = std::variant<Conformer<AnyAttention>, Branchformer<AnyAttention>, EBranchformer<AnyAttention>>;
+using AnyModel =
+    std::variant<Conformer<AnyAttention>, Branchformer<AnyAttention>, EBranchformer<AnyAttention>, Wav2Vec2Conformer<AnyAttention>>;
 
 /// f(std::type_identity<Model>()) for the encoder of this name.
 template <class F>
@@ -39,6 +42,7 @@ decltype(auto) with_model(EncoderName name, F&& f) {
   switch (name) {
     case EncoderName::branchformer: return f(std::type_identity<Branchformer<AnyAttention>>());
     case EncoderName::e_branchformer: return f(std::type_identity<EBranchformer<AnyAttention>>());
+    case EncoderName::wav2vec2_conformer: return f(std::type_identity<Wav2Vec2Conformer<AnyAttention>>());
     default: return f(std::type_identity<Conformer<AnyAttention>>());
   }
 }
@@ -49,6 +53,20 @@ AnyModel make_model(EncoderName name, const EncoderConfig& config, Seed seed);
 struct AttentionChoice {
   AttentionName attention = AttentionName::mha;
   Index kv_heads = 0, latent_dim = 0, v_latent_dim = 0, rope_dim = 0;
+};
+/// How a conversion finds its latents: from the weights alone (exactly, or by random projections), or for speech to calibrate on,
+/// where errors count as they are, or by what comes of them in scores and output.
+enum class ConversionMethod { svd, randomized, activation, score_aware };
+constexpr auto enum_names(ConversionMethod) {
+  using enum ConversionMethod;
+  return std::to_array<EnumName<ConversionMethod>>(
+      {{svd, "svd"}, {randomized, "randomized"}, {activation, "activation"}, {score_aware, "score-aware"}});
+}
+struct ConversionChoice {
+  ConversionMethod method = ConversionMethod::svd;
+  const SpeechBatch* calibration = nullptr;
+  RankAllocation allocation = RankAllocation::uniform;  ///< of mla and mla-simple: how layers share their ranks' sum
+  Seed seed{};
 };
 /// The encoder with this attention; throws where its numbers contradict it.
 EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& choice);
@@ -65,13 +83,18 @@ struct Recognizer {
   /// A new one, randomly initialised. Fills in the numbers that follow from the attention's name, and throws where they
   /// contradict it.
   static Recognizer create(RecognizerConfig config, Vocabulary vocabulary, Seed seed);
-  /// From a model folder, or from a run's folder, which has one called "model" in it.
+  /// From a model folder, from a run's folder, which has one called "model" in it, or from a folder of Hugging Face's
+  /// `Wav2Vec2ConformerForCTC`.
   static Recognizer load(const std::filesystem::path& folder);
   /// Not into a run's folder: there the model would lie beside another one.
   void save(const std::filesystem::path& folder) const;
 
+  /// As a folder that transformers loads: a wav2vec2-conformer with full attention.
+  void export_hugging_face(const std::filesystem::path& folder) const;
+
   /// The same speech model with another attention: `report` says what it cost, measured on `speech` if given.
-  Recognizer convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report) const;
+  Recognizer convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report,
+                     const ConversionChoice& how = {}) const;
 
   Evaluation evaluate(Cpu<float>& cpu, const Dataset& data) const;
   /// The same as speech that comes block by block to many streams at once.

@@ -12,11 +12,25 @@ using namespace laconic;
 using Clock = std::chrono::steady_clock;
 
 struct TranscribeOptions : CommonOptions {
-  std::string model;
+  std::string model, logits;
   std::vector<std::string> files;
   StreamOptions stream;
   double max_seconds = 600;
 };
+
+/// The logits (frames, tokens) of every file, under its path, as safetensors.
+void write_logits(const TranscribeOptions& o, const Recognizer& recognizer, const Dataset& data) {
+  Cpu<float> cpu(o.threads);
+  std::vector<Matrix<float>> logits;
+  for (const Example& e : data.examples)
+    logits.push_back(std::visit([&](const auto& m) -> Matrix<float> { return m(cpu, e.features, Sequences{e.features.rows()}).rows.view(); },
+                                recognizer.model));
+  SafetensorsWriter writer;
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    writer.add(o.files[i], std::array{logits[i].rows(), logits[i].cols()}, std::span<const float>(logits[i].data(), static_cast<std::size_t>(logits[i].size())));
+  writer.write(o.logits);
+  std::printf("logits: %s\n", o.logits.c_str());
+}
 
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
   std::vector<Utterance> utterances;
@@ -31,6 +45,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     result.push_back({{"audio_filepath", o.files[i]}, {"text", evaluation.hypotheses[i]}, {"seconds", data.examples[i].seconds}});
   }
   o.write(result);
+  if (!o.logits.empty()) write_logits(o, recognizer, data);
 }
 
 /// Samples as they come: of a file, or raw 16-bit ones in the machine's order from standard input.
@@ -153,7 +168,9 @@ void add_transcribe_command(CLI::App& app) {
   command->add_option("files", o->files, "WAV, FLAC or Ogg files; with --streaming also -: raw 16-bit samples, one channel at the model's rate, on standard input")
       ->required()
       ->type_name("FILE");
+  CLI::Option* logits = command->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")->type_name("FILE");
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
+  logits->excludes("--streaming");
   command->add_option("--max-seconds", o->max_seconds, "of a stream that keeps all it heard")->capture_default_str()->check(CLI::Range(1.0, 1e6));
   command->footer("Example:\n  laconic transcribe --model runs/mha speech.wav\n"
                   "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");

@@ -11,6 +11,7 @@
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 #include <laconic/train/schedule.hpp>

@@ -197,6 +197,13 @@ constexpr auto enum_names(AttentionName) {
                                                  {linear, "linear"}});
 }
 
+/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the projections, as
+/// the Hugging Face Conformer calls them.
+enum class PositionEmbeddings { relative, rotary };
+constexpr auto enum_names(PositionEmbeddings) {
+  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+}
+
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
   Index d_model = 0;
@@ -209,6 +216,7 @@ struct AttentionConfig {
   Index head_dim = 0;                   ///< 0: d_model / num_heads
   bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
 };
 
 /// All numbers of one attention, from type and configuration together. Numbers that a policy does not have are 0.
@@ -532,8 +540,13 @@ class Module {
 /// Fills with uniform numbers in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
-  for (Index i = 0; i < parameter.size(); ++i)
-    parameter.value.data()[i] = static_cast<T>(bound * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+  constexpr int together = 16;  // random blocks computed in vectors
+  std::uint64_t w[4][together];
+  for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
+    random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
+    for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
+      parameter.value.data()[begin + i] = static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
+  }
 }
 
 }  // namespace laconic
@@ -793,6 +806,9 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
+constexpr auto enum_names(Activation) {
+  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+}
 
 /// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
 /// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
@@ -806,6 +822,15 @@ struct Conv2dShape {
   constexpr Index in_cols() const { return in_freqs * in_channels; }
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index patch() const { return kernel * kernel * in_channels; }
+};
+
+/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
+/// as PyTorch stores it.
+struct Conv1dShape {
+  Index in_channels, out_channels, kernel, stride;
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index patch() const { return kernel * in_channels; }
 };
 
 /// What one softmax attention is about, apart from its values.
@@ -1037,6 +1062,29 @@ class NoNorm : public Module<NoNorm<T>> {
     return x;
   }
   static void each_parameter(auto&, auto&&) {}
+};
+
+/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He 2018) with
+/// a group for every channel. Needs whole sequences.
+template <class T>
+class SequenceNorm : public Module<SequenceNorm<T>> {
+ public:
+  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
+    return context.sequence_norm(x, weight, bias, eps_, sequences);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  double eps_;
 };
 
 /// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
@@ -2246,11 +2294,13 @@ class AnyAttentionLayer;
 
 namespace detail {
 
-/// A policy and the names that mean it.
+/// A policy and the names that mean it, where keys are to be turned by rotary positions before their projection or not.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;
-  static constexpr bool is(AttentionName name) { return ((name == Names) || ...); }
+  static constexpr bool is(const AttentionConfig& c) {
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input && ((c.attention == Names) || ...);
+  }
 };
 
 template <class First, class... Rest>
@@ -2259,11 +2309,12 @@ struct NamedPolicies {
   using Variant = std::variant<AttentionLayer<typename First::Policy, T>, AttentionLayer<typename Rest::Policy, T>...>;
 
   template <class F>
-  static constexpr decltype(auto) visit(AttentionName name, F&& f) {
+  static constexpr decltype(auto) visit(const AttentionConfig& config, F&& f) {
     if constexpr (sizeof...(Rest) > 0) {
-      if (!First::is(name)) return NamedPolicies<Rest...>::visit(name, std::forward<F>(f));
+      if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(name), "attention: the type leaves it open, so the configuration must name it");
+    require(First::is(config), "attention: ", to_name(config.attention), " with ", to_name(config.position_embeddings_type),
+            " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
   }
 };
@@ -2271,7 +2322,8 @@ struct NamedPolicies {
 }  // namespace detail
 
 /// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
-/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention).
+/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention), or where the
+/// configuration says rotary: full, grouped and split then.
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
@@ -2283,12 +2335,14 @@ struct AnyAttention {
                                          detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
                                          detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                                          detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>>;
+                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+                                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
-  /// f(std::type_identity<Policy>()) for the policy of this name.
+  /// f(std::type_identity<Policy>()) for the policy that is named.
   template <class F>
-  static constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
-    return Policies::visit(name, std::forward<F>(f));
+  static constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
+    return Policies::visit(config, std::forward<F>(f));
   }
 
   /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
@@ -2309,16 +2363,16 @@ struct AnyAttention {
   }
 
   static constexpr AttentionDims dims(const AttentionConfig& config) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
   static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
   static constexpr Index parameter_count(const AttentionConfig& config) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
   }
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
   }
 };
 
@@ -2329,7 +2383,7 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : layer(AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) {
+      : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
           return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
         })) {}
 
@@ -2414,8 +2468,8 @@ template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
                   requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
-                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
-                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
+                           const Labels& labels, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
                            const DepthwiseShape& depthwise, RotaryPairs pairs,
                            const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
@@ -2432,6 +2486,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
+  { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
   { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
@@ -2466,7 +2522,7 @@ concept AttendDerivativeOf = requires(D d) {
 template <class B>
 concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
                                          const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
-                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
                                          const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
                                          const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
                                          Index count, const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
@@ -2479,6 +2535,9 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename B::Tensor>;
+  { b.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
@@ -2608,6 +2667,19 @@ class Autodiff {
     Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
               [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
+  }
+  Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
+    Value moments;
+    Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
+      give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
+    });
+  }
+  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from, const Sequences& to) {
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, shape, from, to](const Value& dy) {
+                give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
   }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
@@ -4485,6 +4557,50 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
+/// The (out, in, kernel) weight as (out, kernel, in), so that it meets runs of whole rows; and back, adding.
+template <class T>
+void conv1d_reorder(const Conv1dShape& s, const T* weight, T* ordered) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < s.kernel; ++k) ordered[(o * s.kernel + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * s.kernel + k];
+}
+template <class T>
+void conv1d_add_reordered(const Conv1dShape& s, const T* ordered, T* weight) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < s.kernel; ++k) weight[(o * s.in_channels + i) * s.kernel + k] += ordered[(o * s.kernel + k) * s.in_channels + i];
+}
+
+/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
+/// `stride` rows apart: a matrix product without patches.
+template <class T>
+void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x, const T* ordered,
+            const T* bias, T* y) {
+  for (Index n = 0; n < from.size(); ++n)
+    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(), {x + from.begin(n) * s.in_channels, s.stride * s.in_channels},
+            Operand<T>{ordered, s.patch()}.transposed(), y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
+}
+
+/// dordered (out, patch) += dy^T x.
+template <class T>
+void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
+                            const T* x, T* dordered) {
+  for (Index n = 0; n < from.size(); ++n)
+    gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
+            Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
+            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
+}
+
+/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none twice.
+template <class T>
+void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
+                           const T* ordered, T* dx) {
+  for (Index n = 0; n < from.size(); ++n)
+    for (Index k = 0; k < s.kernel; ++k)
+      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels, {dy + to.begin(n) * s.out_channels, s.out_channels},
+              {ordered + k * s.in_channels, s.patch()}, dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
+}
+
 }  // namespace kernels
 }  // namespace laconic
 
@@ -4885,6 +5001,67 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
+  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel. `moments`, if
+  /// given, receives mean and variance, two rows a sequence, for the derivative.
+  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, const Sequences& sequences,
+                       Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(), "sequence_norm: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", weight.size(), ")");
+    Tensor y = make(x.rows(), x.cols()), of = make(2 * sequences.size(), x.cols()), scale_shift = make(2, x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n), of.row(2 * n + 1),
+                          static_cast<T>(eps), scale_shift.data(), y.row(first));
+    }
+    if (moments != nullptr) *moments = std::move(of);
+    return y;
+  }
+  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                                const Sequences& sequences, const Tensor& moments, bool needs_dx) {
+    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(), moments.row(2 * n),
+                                   moments.row(2 * n + 1), static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr, gradient(weight),
+                                   gradient(bias));
+    }
+    return dx;
+  }
+
+  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape, const Sequences& from,
+                const Sequences& to) {
+    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
+                (bias == nullptr || bias->size() == shape.out_channels),
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and none or ",
+            shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(), "), expected (",
+            from.rows(), ", ", shape.in_channels, ")");
+    check_convolved("conv1d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_channels);
+    const Tensor ordered = conv1d_weight(weight, shape);
+    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                         const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      kernels::conv1d_add_reordered(shape, ordered.data(), weight.gradient().data());
+    }
+    if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
+    if (!needs_dx) return {};
+    Tensor dx = zeros(x.rows(), x.cols());
+    const Tensor ordered = conv1d_weight(weight, shape);
+    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
   /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to) {
@@ -4894,10 +5071,7 @@ class Cpu : public CpuAttention<T> {
             " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
-    require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
-    for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), "conv2d: length ", to.length(n), " out given for ", from.length(n),
-              " in, ", shape.out_length(from.length(n)), " expected");
+    check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
     const Tensor ordered = conv2d_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
@@ -5127,6 +5301,18 @@ class Cpu : public CpuAttention<T> {
                         static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
   }
+  template <class Shape>
+  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
+    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
+              shape.out_length(from.length(n)), " expected");
+  }
+  Tensor conv1d_weight(const Parameter<T>& weight, const Conv1dShape& shape) {
+    Tensor ordered = make(shape.out_channels, shape.patch());
+    kernels::conv1d_reorder(shape, weight.value.data(), ordered.data());
+    return ordered;
+  }
   Tensor conv2d_weight(const Parameter<T>& weight, const Conv2dShape& shape) {
     Tensor ordered = make(shape.out_channels, shape.patch());
     kernels::conv2d_reorder(shape, weight.value.data(), ordered.data());
@@ -5141,45 +5327,197 @@ class Cpu : public CpuAttention<T> {
 
 }  // namespace laconic
 
+namespace laconic::inline LACONIC_ABI {
+
+/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy (of the
+/// squares of its singular values), as X-EcoMLA does by a threshold; or so that all layers together lose the least energy,
+/// for which the largest squares of all get their numbers first, wherever they are.
+enum class RankAllocation { uniform, energy, water_filling };
+constexpr auto enum_names(RankAllocation) {
+  using enum RankAllocation;
+  return std::to_array<EnumName<RankAllocation>>({{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}});
+}
+
+/// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); those of
+/// a layer may be multiplied by what it matters more than others. `budget` is the number of floats that all layers together
+/// may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and
+/// at most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error` where the
+/// numbers leave no such ranks.
+inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how) {
+  const auto layers = static_cast<Index>(spectra.size());
+  require(layers > 0, "allocate_ranks: no layers given");
+  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
+  require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
+          " layers, at least ", multiple, " each expected");
+
+  // Energy of each block of `multiple` singular values.
+  std::vector<std::vector<double>> blocks(spectra.size());
+  std::vector<double> energies(spectra.size()), tails(spectra.size());
+  for (std::size_t l = 0; l < spectra.size(); ++l) {
+    const std::vector<double>& s = spectra[l];
+    const auto size = static_cast<Index>(s.size());
+    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple, " expected");
+    for (Index i = 0; i < size; ++i) {
+      const double value = s[static_cast<std::size_t>(i)];
+      require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,
+              ", a finite one of at least 0 expected");
+      if (i % multiple == 0 && i + multiple <= size) blocks[l].push_back(0);
+      if (i / multiple < static_cast<Index>(blocks[l].size())) blocks[l].back() += value * value;
+      energies[l] += value * value;
+    }
+    tails[l] = energies[l] - blocks[l][0];
+  }
+
+  std::vector<std::size_t> given(spectra.size(), 1);
+  if (how == RankAllocation::uniform) {
+    for (std::size_t l = 0; l < spectra.size(); ++l)
+      given[l] = std::min(blocks[l].size(), static_cast<std::size_t>(budget / multiple / layers));
+  } else {
+    // One block after the other to whom it helps most. Since the blocks of a layer fall, no other choice loses less.
+    for (Index left = budget / multiple - layers; left > 0; --left) {
+      std::size_t best = 0;
+      double most = 0;
+      for (std::size_t l = 0; l < spectra.size(); ++l) {
+        if (given[l] == blocks[l].size() || blocks[l][given[l]] <= 0) continue;
+        const double gain = how == RankAllocation::energy ? tails[l] / energies[l] : blocks[l][given[l]];
+        if (gain > most) {
+          most = gain;
+          best = l;
+        }
+      }
+      if (most == 0) break;
+      tails[best] -= blocks[best][given[best]++];
+    }
+  }
+  std::vector<Index> ranks;
+  for (const std::size_t count : given) ranks.push_back(static_cast<Index>(count) * multiple);
+  return ranks;
+}
+
+}  // namespace laconic
+
 #include <Eigen/Eigenvalues>
+#include <Eigen/QR>
 
 namespace laconic::inline LACONIC_ABI {
+
+/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their square
+/// roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its storage in
+/// 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the scale of its input, and
+/// also channels of singular value 0 (as of repeated heads) can learn, for their way down is not 0.
+enum class SingularValues { up, down, both };
+constexpr auto enum_names(SingularValues) {
+  using enum SingularValues;
+  return std::to_array<EnumName<SingularValues>>({{up, "up"}, {down, "down"}, {both, "both"}});
+}
 
 /// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
   Matrix<double> down;                  ///< (rank, d_model), orthonormal rows
-  Matrix<double> k_up, v_up;            ///< (key or value channels, rank)
-  std::vector<double> singular_values;  ///< of the stacked weights, all d_model of them, falling
-  double discarded = 0;                 ///< sum of squares of the singular values beyond the rank
+  Matrix<double> k_up, v_up;            ///< (key or value channels, rank), all singular values in them
+  std::vector<double> singular_values;  ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
+  double discarded = 0;                 ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
   double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
 };
+
+// What methods have in common. Templates, so that only who converts compiles them.
+namespace detail {
+
+/// Keys above values, after a look at all of it.
+template <std::same_as<double> T>
+Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
+  const Index d_model = k.cols();
+  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(), " inputs given, equal numbers expected");
+  require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
+  Matrix<T> out(k.rows() + v.rows(), d_model);
+  out << k, v;
+  require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
+  return out;
+}
+
+template <class T>
+using Eigenvectors = Eigen::SelfAdjointEigenSolver<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>>;
+
+template <std::same_as<double> T>
+Eigenvectors<T> eigenvectors(const Matrix<T>& gram) {
+  Eigenvectors<T> eigen(gram);
+  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", gram.rows(), ", ", gram.cols(),
+          ") Gram matrix did not converge");
+  return eigen;
+}
+/// Those of the largest eigenvalues first, in columns.
+template <std::same_as<double> T>
+Matrix<T> principal_directions(const Matrix<T>& gram) {
+  return eigenvectors(gram).eigenvectors().rowwise().reverse();
+}
+
+/// As many orthonormal columns, which span at least what these columns span.
+template <std::same_as<double> T>
+Matrix<T> orthonormal(const Matrix<T>& columns) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
+}
+
+/// The singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
+template <std::same_as<double> T>
+JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
+  const Matrix<T> rows = orthonormal<T>(down.transpose()), core = up * (down * rows);
+  const Matrix<T> turn = principal_directions<T>(core.transpose() * core), turned = core * turn;
+  JointFactors out;
+  out.down = (rows * turn).transpose();
+  out.k_up = turned.topRows(k_rows);
+  out.v_up = turned.bottomRows(up.rows() - k_rows);
+  return out;
+}
+
+/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white inputs.
+template <std::same_as<double> T>
+double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
+  if (second_moment.size() == 0) return weight.squaredNorm();
+  return std::max((weight * second_moment).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
+}
+
+/// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
+template <std::same_as<double> T>
+void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input, const Matrix<T>& value_input) {
+  const Matrix<T> of_keys = k - factors.k_up * factors.down, of_values = v - factors.v_up * factors.down;
+  factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
+  const double all = output_energy(k, key_input) + output_energy(v, value_input);
+  factors.predicted_error = factors.discarded > 0 ? std::sqrt(factors.discarded / all) : 0;
+}
+
+/// Moves the singular values, which are the lengths of the columns of `up`, to where they are wanted.
+template <std::same_as<double> T>
+void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
+  if (where == SingularValues::up) return;
+  std::vector<T> lengths;
+  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
+  const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
+  for (Index i = 0; i < down.rows(); ++i) {
+    const T length = lengths[static_cast<std::size_t>(i)], moved = where == SingularValues::both ? std::sqrt(length) : length;
+    if (length <= least) continue;  // holds nothing; as it is, it can learn
+    down.row(i) *= moved;
+    k_up.col(i) /= moved;
+    v_up.col(i) /= moved;
+  }
+}
+
+}  // namespace detail
 
 /// Truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best latent of its size
 /// for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs no calibration.
 struct JointSvd {
   /// k (key channels, d_model), v (value channels, d_model), rank 1 .. d_model. Allocates. Throws `Error` for other
-  /// ranks and for weights that are not finite. (A template so that only who converts compiles it.)
+  /// ranks and for weights that are not finite.
   template <std::same_as<double> T>
   static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
+    const Matrix<T> stacked = detail::stacked(k, v, rank);
     const Index d_model = k.cols();
-    require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
-            " inputs given, equal numbers expected");
-    require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
-    Matrix<T> stacked(k.rows() + v.rows(), d_model);
-    stacked << k, v;
-    require(stacked.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
-
     // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
     // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
-    const Eigen::SelfAdjointEigenSolver<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>> eigen(stacked.transpose() *
-                                                                                                stacked);
-    require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", d_model, ", ", d_model,
-            ") Gram matrix did not converge");
-    const Matrix<T> basis = eigen.eigenvectors().rowwise().reverse();  // largest first
+    const Matrix<T> basis = detail::principal_directions<T>(stacked.transpose() * stacked);
     const Matrix<T> up = stacked * basis;
 
-    // All of S goes to `up`: then the latent has the scale of its input, and also channels of singular value 0 (as of
-    // repeated heads) can learn; with sqrt(S) on both sides both of their gradients would vanish.
     JointFactors out;
     out.down = basis.leftCols(rank).transpose();
     out.k_up = up.topLeftCorner(k.rows(), rank);
@@ -5192,27 +5530,200 @@ struct JointSvd {
   }
 };
 
+/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): it
+/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The error is within 1% of the
+/// least where singular values fall like those of trained weights; where they hardly fall, 4 iterations come as near as 2 do
+/// there. Equal seeds, equal factors.
+struct RandomizedSvd {
+  Index oversampling = 10;     ///< numbers more than the rank that the sketch has
+  Index power_iterations = 2;  ///< each makes small singular values smaller against large ones
+  Seed seed{};
+
+  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an estimate.
+  template <std::same_as<double> T>
+  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
+    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ", power_iterations,
+            " power iterations given, at least 0 expected of both");
+    const Matrix<T> stacked = detail::stacked(k, v, rank);
+    if (oversampling >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
+
+    const Random random(seed, "RandomizedSvd");
+    Matrix<T> noise(stacked.rows(), rank + oversampling);
+    for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
+    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes the rest.
+    Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
+    for (Index i = 0; i < power_iterations; ++i)
+      rows = detail::orthonormal<T>(stacked.transpose() * detail::orthonormal<T>(stacked * rows));
+
+    const Matrix<T> core = stacked * rows;
+    const Matrix<T> turn = detail::principal_directions<T>(core.transpose() * core), up = core * turn;
+    JointFactors out;
+    out.down = (rows * turn.leftCols(rank)).transpose();
+    out.k_up = up.topLeftCorner(k.rows(), rank);
+    out.v_up = up.bottomLeftCorner(v.rows(), rank);
+    for (Index i = 0; i < up.cols(); ++i) out.singular_values.push_back(up.col(i).norm());
+    detail::measure(out, k, v, {}, {});
+    return out;
+  }
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not wanted.
+struct LayerStatistics {
+  Matrix<double> key_input, value_input;    ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
+  Matrix<double> key_metric, value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
+};
+
+/// Speech to calibrate on: features (rows, num_mels), sequences packed.
+template <class T>
+struct Calibration {
+  Matrix<T> features;
+  Sequences sequences;
+};
+
+namespace detail {
+
+/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are errors of
+/// L W. A metric of one head serves all heads; without any, all errors count alike.
+template <std::same_as<double> T>
+class HeadWeights {
+ public:
+  explicit HeadWeights(const Matrix<T>& metric) {
+    if (metric.size() == 0) return;
+    const Index dim = metric.cols(), heads = metric.rows() / dim;
+    T trace = 0;
+    for (Index i = 0; i < metric.rows(); ++i) trace += metric(i, i % dim);
+    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also keeps L
+    // far from singular.
+    const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
+    root_ = inverse_ = Matrix<T>(metric.rows(), dim);
+    for (Index h = 0; h < heads; ++h) {
+      const auto eigen = eigenvectors<T>(metric.middleRows(h * dim, dim));
+      const Matrix<T> vectors = eigen.eigenvectors();
+      const Matrix<T> values = (eigen.eigenvalues().cwiseMax(0).array() + least).sqrt().matrix();
+      root_.middleRows(h * dim, dim) = vectors * values.asDiagonal() * vectors.transpose();
+      inverse_.middleRows(h * dim, dim) = vectors * values.cwiseInverse().asDiagonal() * vectors.transpose();
+    }
+  }
+
+  Matrix<T> apply(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(root_, rows); }
+  Matrix<T> undo(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(inverse_, rows); }
+  /// From now on, these rows have energy 1 for such inputs.
+  void normalise(const Matrix<T>& rows, const Matrix<T>& second_moment) {
+    if (root_.size() == 0) return;
+    const T energy = output_energy(apply(rows), second_moment);
+    if (!(energy > 0)) return;
+    root_ /= std::sqrt(energy);
+    inverse_ *= std::sqrt(energy);
+  }
+
+ private:
+  static Matrix<T> blockwise(const Matrix<T>& blocks, const Matrix<T>& rows) {
+    const Index dim = blocks.cols();
+    Matrix<T> out(rows.rows(), rows.cols());
+    for (Index at = 0; at < rows.rows(); at += dim)
+      out.middleRows(at, dim) = blocks.middleRows(at % blocks.rows(), dim) * rows.middleRows(at, dim);
+    return out;
+  }
+
+  Matrix<T> root_, inverse_;
+};
+
+}  // namespace detail
+
+/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the outputs
+/// Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu), but there is
+/// nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the strongest weights are kept
+/// where there is room. With `score_aware`, errors count by what comes of them: those of keys in scores, by the energy of the queries that
+/// meet them, M = mean of (q + u)^T (q + u) for each head; those of values behind the output projection, M = W_O^T W_O. Since
+/// the two have different units, each then counts in proportion to its whole energy.
+///
+///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
+///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
+template <class Scalar = float>
+struct ActivationPca {
+  Calibration<Scalar> calibration;
+  bool score_aware = false;
+
+  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of principal
+  /// components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error` are those of keys
+  /// and values for such inputs, not weighted. Without statistics it is JointSvd.
+  template <std::same_as<double> T>
+  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
+    const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
+    if (input.size() == 0) return JointSvd::factorize(k, v, rank);
+    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(), " expected");
+    detail::HeadWeights<T> of_keys(statistics.key_metric), of_values(statistics.value_metric);
+    of_keys.normalise(k, input);
+    of_values.normalise(v, input);
+    const Matrix<T> weighted = detail::stacked(of_keys.apply(k), of_values.apply(v), rank);
+
+    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer than there
+    // are outputs, and d_model components then hold all of W whatever the inputs were.
+    const Index d_model = k.cols(), outputs = weighted.rows();
+    Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
+    if (outputs > d_model) {
+      axes = detail::orthonormal(weighted);
+      coordinates = axes.transpose() * weighted;
+    } else {
+      coordinates.topRows(outputs) = weighted;
+    }
+    const Matrix<T> gram = coordinates * input * coordinates.transpose();
+    // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
+    const T little = 1e-10 * input.trace() / static_cast<T>(d_model);
+    const Matrix<T> directions = detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
+
+    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this is also
+    // the up that fits the unweighted outputs best: both are the only solution of L up = P.
+    const Matrix<T> components = axes * directions.leftCols(rank), down = directions.leftCols(rank).transpose() * coordinates;
+    Matrix<T> up(outputs, rank);
+    up << of_keys.undo(components.topRows(k.rows())), of_values.undo(components.bottomRows(v.rows()));
+    JointFactors out = detail::product_svd(up, down, k.rows());
+    const Matrix<T> squares = (gram * directions).cwiseProduct(directions).colwise().sum();
+    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(std::sqrt(std::max(squares(0, i), T{0})));
+    detail::measure(out, k, v, input, input);
+    return out;
+  }
+};
+
 }  // namespace laconic
 
 #include <map>
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How far one thing is from another, as sums of squares, so that deviations add up over layers.
+/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of what
+/// was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
 struct Deviation {
-  double error = 0, reference = 0;
+  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
+  Index count = 0;
 
   void add(double value, double expected) {
     error += (value - expected) * (value - expected);
     reference += expected * expected;
+    absolute += std::abs(value - expected);
+    square += value * value;
+    product += value * expected;
+    ++count;
   }
   Deviation& operator+=(const Deviation& other) {
     error += other.error;
     reference += other.reference;
+    absolute += other.absolute;
+    square += other.square;
+    product += other.product;
+    count += other.count;
     return *this;
   }
   /// |value - expected| / |expected| (Frobenius).
   double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
+  /// Of the angle between both. It does not see the scale: the relative error does.
+  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
 };
 
 /// Every number of `value` against that of `expected`.
@@ -5225,23 +5736,29 @@ Deviation deviation(const A& value, const B& expected) {
   return out;
 }
 
-/// One attention layer before and after; all errors are relative (Frobenius).
+/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
 struct LayerReport {
   std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< of the converted layer
   Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
-  double predicted_error = 0;  ///< of keys and values, from the weights alone: right for white inputs
+  double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the same
+  double output_mae = 0;       ///< mean absolute error
+  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
 };
 
 /// What a conversion did.
 struct ConversionReport {
   std::string input;                ///< what was measured on: "white noise" or "features"
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< these three: all layers together
+  double predicted_error = 0;       ///< these six: all layers together
   double key_value_error = 0;
   double output_error = 0;
+  double output_mse = 0;
+  double output_mae = 0;
+  double output_cosine = 1;
   double logits_error = 0;          ///< of the whole model's output
 };
 
@@ -5259,15 +5776,20 @@ class InputRecorder : public Cpu<T> {
   std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
 
-/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them. Biases are left
-/// out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them; keys are computed from
+/// rows of their own where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes
+/// no probability, one on the values is one on the output.
 template <class To, class From, class T>
 Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x) {
-  Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
-  rows.topRows(x.rows()) = x;
+                              const Matrix<T>& x, const Matrix<T>& turned) {
+  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
+    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
+    rows.topRows(from.rows()) = from;
+    return rows;
+  };
+  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
   const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows), cpu.input(rows)));
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
   };
   const auto now = expand(target), before = expand(source);
   const AttentionDims &to = target.dims(), &from = source.dims();
@@ -5285,6 +5807,12 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   add(now.k, before.k);
   add(now.v, before.v);
   return out;
+}
+
+template <class To, class From, class T>
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
+  return key_value_deviation(cpu, target, source, x, x);
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
@@ -5305,6 +5833,360 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
   return out;
 }
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI::detail {
+
+/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+template <class Layer, class F>
+decltype(auto) with_layer(Layer& layer, F&& f) {
+  if constexpr (requires { layer.layer; })
+    return std::visit(std::forward<F>(f), layer.layer);
+  else
+    return f(layer);
+}
+
+template <class Values>
+void add_second_moment(Matrix<double>& sum, const Values& values) {
+  const Matrix<double> x = values.template cast<double>();
+  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
+  sum.noalias() += x.transpose() * x;
+}
+
+/// What queries and keys of this layer are computed from: x, or x as its position turns it.
+template <class Policy, class T>
+Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences) {
+  if constexpr (Policy::Position::turns_input) {
+    Pass<Tensor<T>> pass{sequences, {}};
+    pass.table = layer.table(cpu, pass);
+    return cpu.rotate(cpu.input(x), pass.table, Policy::Position::pairs).view();
+  }
+  return x;
+}
+
+/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
+template <class Policy, class T>
+void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences, bool queries,
+             LayerStatistics& sums) {
+  using Position = typename Policy::Position;
+  const Matrix<T> turned = key_input(cpu, layer, x, sequences);
+  add_second_moment(sums.value_input, x);
+  if (Position::turns_input) add_second_moment(sums.key_input, turned);
+  if (!queries) return;
+  auto q = layer.query(cpu, cpu.input(turned)).content;
+  if constexpr (Position::is_relative) q = cpu.add_row(q, layer.position.pos_bias_u);
+  const AttentionDims& d = layer.dims();
+  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
+  for (Index h = 0; h < d.num_heads; ++h) {
+    const Matrix<double> head = q.view().middleCols(h * d.head_dim, d.head_dim).template cast<double>();
+    sums.key_metric.middleRows(h * d.head_dim, d.head_dim) += head.transpose() * head;
+  }
+}
+
+/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little memory.
+template <class Source, class T>
+std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
+  require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
+          " rows of features given, their sequences have ", speech.sequences.rows());
+  InputRecorder<T> cpu;
+  std::vector<LayerStatistics> out;
+  Source::each_attention(source, [&](std::string_view, const auto& layer) {
+    out.emplace_back();
+    cpu.inputs[&layer.input_weight()];
+  });
+  Index frames = 0;
+  for (Index n = 0; n < speech.sequences.size(); ++n) {
+    const Matrix<T> features = speech.features.middleRows(speech.sequences.begin(n), speech.sequences.length(n));
+    const Sequences sequences = source(cpu, features, Sequences{features.rows()}).sequences;
+    if (sequences.rows() == 0) continue;
+    frames += sequences.rows();
+    auto sums = out.begin();
+    Source::each_attention(source, [&](std::string_view, const auto& any) {
+      with_layer(any, [&](const auto& layer) { observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums); });
+      ++sums;
+    });
+  }
+  require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
+          " sequences, of which the subsampling leaves none");
+
+  auto sums = out.begin();
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    LayerStatistics& s = *sums++;
+    if (s.key_input.size() == 0) s.key_input = s.value_input;
+    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric}) *sum /= static_cast<double>(frames);
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name, " has inputs or queries that are not finite");
+    if (!score_aware) return;
+    const Matrix<double> weight =
+        with_layer(any, [](const auto& layer) { return layer.linear_out.weight.value.template cast<double>().eval(); });
+    const Index dim = s.key_metric.cols();
+    s.value_metric.resize(weight.cols(), dim);
+    for (Index at = 0; at < weight.cols(); at += dim)
+      s.value_metric.middleRows(at, dim) = weight.middleCols(at, dim).transpose() * weight.middleCols(at, dim);
+  });
+  return out;
+}
+
+}  // namespace laconic::inline LACONIC_ABI::detail
+
+#include <functional>
+
+// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
+
+namespace laconic::inline LACONIC_ABI::detail {
+
+/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+struct KeyValueMap {
+  Matrix<double> k, v;
+  auto k_weight() const { return k.leftCols(k.cols() - 1); }
+  auto v_weight() const { return v.leftCols(v.cols() - 1); }
+  auto v_bias() const { return v.rightCols(1); }
+};
+
+template <class T>
+Matrix<double> with_bias(const Linear<T>& linear) {
+  Matrix<double> out(linear.out(), linear.in() + 1);
+  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
+  out.rightCols(1).setZero();
+  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
+  return out;
+}
+template <class T>
+void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
+  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
+  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+}
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  linear.weight.value = weight.template cast<T>();
+  if (linear.has_bias()) linear.bias.value.setZero();
+}
+
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
+/// `first`, each after its block.
+inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  Matrix<double> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b) {
+    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
+    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
+  }
+  return both;
+}
+/// The same where every block of rows of `first` meets all of `second`.
+inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<double> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
+  return both;
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
+}
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
+          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
+          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
+          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
+}
+
+/// Every head's rows from those of the key-value head that it reads.
+inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
+  return out;
+}
+/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
+  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
+  return out / static_cast<double>(group);
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// How keys and values of one layer are factorized.
+struct Fitting {
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank, const LayerStatistics& statistics)> factorize;
+  SingularValues singular_values;
+  bool balance;
+  LayerStatistics statistics;
+};
+
+/// Keys and values by one latent.
+template <std::same_as<double> T>
+JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
+  const LayerStatistics& s = how.statistics;
+  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
+  JointFactors out;
+  if (how.balance && of_k > 0 && of_v > 0) {
+    const T rho = std::sqrt(of_k / of_v);
+    const JointFactors balanced = how.factorize(k / rho, v, rank, s);
+    Matrix<T> up(k.rows() + v.rows(), rank);
+    up << rho * balanced.k_up, balanced.v_up;
+    out = product_svd(up, balanced.down, k.rows());
+    measure(out, k, v, s.key_input, s.value_input);
+  } else {
+    out = how.factorize(k, v, rank, s);
+  }
+  place(out.down, out.k_up, out.v_up, how.singular_values);
+  return out;
+}
+
+/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error that this costs.
+template <class Layer>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
+  assign(layer.linear_k, wanted.k);
+  assign(layer.linear_v, wanted.v);
+  return 0;
+}
+template <class Layer>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  return fit(FullRank(), layer, wanted, how);
+}
+template <Index R, class Layer>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+template <Index R, class Layer>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  const Index dim = layer.linear_k_b.in();
+  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
+  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+
+/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
+/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by a root of
+/// the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can heed no more than one.
+template <class T, std::same_as<double> D>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input, const Matrix<D>& metric,
+                 const Fitting& how) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<D> mean = metric.topRows(std::min(dim, metric.rows()));
+  for (Index at = dim; at < metric.rows(); at += dim) mean += metric.middleRows(at, dim);
+  const HeadWeights<D> weights(mean);
+  const Matrix<D> weighted = weights.apply(weight);
+  Matrix<D> seen = weighted;
+  if (input.size() > 0) {
+    const auto eigen = eigenvectors(input);
+    seen *= Matrix<D>(eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal());
+  }
+  Matrix<D> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
+  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
+
+  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(factors.down.transpose());
+  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
+  double discarded = factors.discarded;
+  if (input.size() > 0) {
+    discarded = 0;
+    for (Index h = 0; h < heads; ++h)
+      discarded += output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
+  }
+
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it can learn.)
+  std::vector<D> squares(static_cast<std::size_t>(rank));
+  for (Index i = 0; i < heads * rank; ++i)
+    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
+  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
+  for (Index i = 0; i < heads * rank; ++i) {
+    const D square = squares[static_cast<std::size_t>(i % rank)];
+    if (how.singular_values == SingularValues::down || square <= least) continue;
+    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
+    latents.row(i) /= moved;
+    if (i < rank) expansion.col(i) *= moved;
+  }
+  assign_weight(down, latents);
+  assign_weight(expand, expansion);
+  return discarded;
+}
+template <Index R, class Layer>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const LayerStatistics& s = how.statistics;
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
+         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
+}
+
+}  // namespace laconic::inline LACONIC_ABI::detail
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
+class IndexList {
+ public:
+  using value_type = Index;
+  static constexpr Index capacity = 64;
+
+  constexpr IndexList() = default;
+  constexpr IndexList(std::initializer_list<Index> values) {
+    for (const Index value : values) push_back(value);
+  }
+
+  constexpr void push_back(Index value) {
+    require(size_ < capacity, "a list of more than ", capacity, " numbers given");
+    values_[static_cast<std::size_t>(size_++)] = value;
+  }
+  constexpr Index size() const { return size_; }
+  constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
+  constexpr const Index* begin() const { return values_.data(); }
+  constexpr const Index* end() const { return values_.data() + size_; }
+  friend constexpr bool operator==(const IndexList& a, const IndexList& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
+ private:
+  std::array<Index, capacity> values_{};
+  Index size_ = 0;
+};
 
 }  // namespace laconic
 
@@ -5383,10 +6265,12 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
 namespace laconic::inline LACONIC_ABI {
 
 /// The encoders by name, for files and command lines.
-enum class EncoderName { conformer, branchformer, e_branchformer };
+enum class EncoderName { conformer, branchformer, e_branchformer, wav2vec2_conformer };
 constexpr auto enum_names(EncoderName) {
-  return std::to_array<EnumName<EncoderName>>(
-      {{EncoderName::conformer, "conformer"}, {EncoderName::branchformer, "branchformer"}, {EncoderName::e_branchformer, "e-branchformer"}});
+  return std::to_array<EnumName<EncoderName>>({{EncoderName::conformer, "conformer"},
+                                               {EncoderName::branchformer, "branchformer"},
+                                               {EncoderName::e_branchformer, "e-branchformer"},
+                                               {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
 }
 
 /// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
@@ -5398,10 +6282,47 @@ constexpr auto enum_names(BranchMerge) {
                                                {BranchMerge::learned_average, "learned-average"}});
 }
 
+/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the first alone.
+enum class WaveformNorm { layer, group };
+constexpr auto enum_names(WaveformNorm) {
+  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
+}
+
+/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are Hugging Face's.
+struct WaveformConfig {
+  IndexList conv_dim{}, conv_kernel{}, conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
+  bool conv_bias = false;
+  WaveformNorm feat_extract_norm = WaveformNorm::layer;
+  Activation feat_extract_activation = Activation::gelu;
+
+  constexpr bool empty() const { return conv_dim.size() == 0; }
+  constexpr Conv1dShape layer(Index i) const { return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]}; }
+  /// Samples for each frame that comes out (0 where the strides are absurd), and those that the first one needs.
+  constexpr Index stride() const {
+    Index out = 1;
+    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
+    return out;
+  }
+  constexpr Index window() const {
+    Index out = 1;
+    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
+    return out;
+  }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("conv_dim", self.conv_dim);
+    visit("conv_kernel", self.conv_kernel);
+    visit("conv_stride", self.conv_stride);
+    visit("conv_bias", self.conv_bias);
+    visit("feat_extract_norm", self.feat_extract_norm);
+    visit("feat_extract_activation", self.feat_extract_activation);
+  }
+};
+
 /// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention may be
 /// left 0 where its type says them.
 struct EncoderConfig {
-  Index num_mels = 80;
+  Index num_mels = 80;              ///< 1 where the encoder takes samples
   Index d_model = 256;
   Index num_layers = 12;
   Index vocab_size = 29;
@@ -5410,20 +6331,25 @@ struct EncoderConfig {
   Index num_kv_heads = 0;
   Index kv_lora_rank = 0;
   Index v_lora_rank = 0;
+  IndexList kv_lora_ranks{}, v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
   Index q_lora_rank = 0;
   Index qk_rope_head_dim = 0;
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
+  Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
+  double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
   Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model (not in a Branchformer)
   Index conv_kernel = 31;           ///< frames, odd: of the convolution module, or in the cgMLP
   Index cgmlp_expansion = 6;        ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
   BranchMerge merge = BranchMerge::concat;  ///< of a Branchformer
   double cgmlp_weight = 0.5;        ///< of the cgMLP in a fixed average
   Index merge_kernel = 3;           ///< frames, odd: of an E-Branchformer's merge
-  Index subsampling = 4;            ///< 2 or 4
+  Index subsampling = 4;            ///< 2 or 4; the product of the strides where the encoder takes samples
   Index subsampling_channels = 0;   ///< 0: d_model
   double dropout = 0.1;
   ConvolutionContext convolution = ConvolutionContext::centred;
   Index chunk = 0;                  ///< encoder frames that are seen together; 0: whole utterances
   Index left_context = -1;          ///< encoder frames seen before the own chunk; -1: all
+  WaveformConfig waveform{};        ///< empty where the encoder takes features
 
   constexpr AttentionConfig attention_config() const {
     return {.d_model = d_model,
@@ -5433,7 +6359,23 @@ struct EncoderConfig {
             .v_lora_rank = v_lora_rank,
             .q_lora_rank = q_lora_rank,
             .qk_rope_head_dim = qk_rope_head_dim,
-            .attention = attention};
+            .attention = attention,
+            .position_embeddings_type = position_embeddings_type};
+  }
+  /// With the ranks of one layer.
+  constexpr EncoderConfig for_layer(Index i) const {
+    EncoderConfig out = *this;
+    if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
+    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0) out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
+    return out;
+  }
+  /// The sum of count(attention_config) over the layers.
+  template <class Count>
+  constexpr Index over_layers(Count&& count) const {
+    if (kv_lora_ranks.size() == 0 && v_lora_ranks.size() == 0) return num_layers * count(attention_config());
+    Index sum = 0;
+    for (Index i = 0; i < num_layers; ++i) sum += count(for_layer(i).attention_config());
+    return sum;
   }
   /// What every frame sees, as the model is meant to be used.
   constexpr Mask mask() const { return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask(); }
@@ -5449,8 +6391,13 @@ struct EncoderConfig {
     visit("num_kv_heads", self.num_kv_heads);
     visit("kv_lora_rank", self.kv_lora_rank);
     visit("v_lora_rank", self.v_lora_rank);
+    visit("kv_lora_ranks", self.kv_lora_ranks);
+    visit("v_lora_ranks", self.v_lora_ranks);
     visit("q_lora_rank", self.q_lora_rank);
     visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("position_embeddings_type", self.position_embeddings_type);
+    visit("hidden_act", self.hidden_act);
+    visit("layer_norm_eps", self.layer_norm_eps);
     visit("ffn_expansion", self.ffn_expansion);
     visit("conv_kernel", self.conv_kernel);
     visit("cgmlp_expansion", self.cgmlp_expansion);
@@ -5463,6 +6410,7 @@ struct EncoderConfig {
     visit("convolution", self.convolution);
     visit("chunk", self.chunk);
     visit("left_context", self.left_context);
+    visit("waveform", self.waveform);
   }
 
   /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
@@ -5470,7 +6418,7 @@ struct EncoderConfig {
     const auto within = [](Index value, Index least, Index most, const char* name) {
       require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most, " expected");
     };
-    within(num_mels, 7, 1 << 12, "num_mels");
+    within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
     within(d_model, 1, 1 << 16, "d_model");
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
@@ -5481,10 +6429,27 @@ struct EncoderConfig {
     within(subsampling_channels, 0, 1 << 16, "subsampling_channels");
     within(chunk, 0, 1 << 20, "chunk");
     within(left_context, -1, 1 << 20, "left_context");
+    for (const IndexList* ranks : {&kv_lora_ranks, &v_lora_ranks})
+      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(), " layers given for ", num_layers);
     require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
     require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
     require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model, " channels given, an even number expected");
-    require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps, " given, more than 0 and less than 1 expected");
+    if (waveform.empty()) {
+      require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
+    } else {
+      const Index layers = waveform.conv_dim.size();
+      within(layers, 1, 12, "conv_dim's length");
+      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ", layers,
+              " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ", waveform.conv_stride.size(),
+              " given, equal numbers expected");
+      for (Index i = 0; i < layers; ++i) {
+        within(waveform.conv_dim[i], 1, 1 << 16, "conv_dim");
+        within(waveform.conv_kernel[i], 1, 1 << 12, "conv_kernel");
+        within(waveform.conv_stride[i], 1, 16, "conv_stride");
+      }
+      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling, " given, but the strides multiply to ", waveform.stride());
+    }
     require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
     require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");
     require(chunk > 0 || left_context < 0, "encoder: left_context ", left_context, " given without a chunk");
@@ -5609,11 +6574,30 @@ struct Logits {
   Sequences sequences;
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer` and
-/// `EBranchformer` are this with their blocks. A kind has
+/// What encoders of log-mel features have before their blocks; a base of their kinds.
+struct FeatureFront {
+  template <class T>
+  static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
+    require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
+    return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
+  }
+  static constexpr Index front_parameters(const EncoderConfig& c) {
+    return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
+  }
+  static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
+    return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
+  }
+  /// Frames of so many rows.
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) { return Conv2dSubsampling<float>::out_length(rows, c.subsampling); }
+  static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
+};
+
+/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`, `EBranchformer`
+/// and `Wav2Vec2Conformer` are this with their blocks. A kind has
 ///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
+///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
 ///
 ///     Conformer<Mha<8>> model(config, Seed(1));
 ///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
@@ -5626,13 +6610,13 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   using Scalar = T;
   using Policy = AttentionPolicy;
   using Config = EncoderConfig;
+  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
   using Block = typename Kind::template Block<AttentionPolicy, T>;
 
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(config.checked().num_mels, config.channels(), config.d_model, config.subsampling, seed / "subsampling"),
-        layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+      : subsampling(Kind::template front<T>(config.checked(), seed)), layer_norm(config.d_model, config.layer_norm_eps), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
-    const AttentionDims d = Policy::dims(config.attention_config());
+    const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
     config_.kv_lora_rank = d.kv_lora_rank;
@@ -5640,7 +6624,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     config_.q_lora_rank = d.q_lora_rank;
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
-    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
     require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ", config.left_context,
             " given, but the state of linear attention cannot forget; -1 expected");
   }
@@ -5720,14 +6704,20 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
 
   /// Bytes of key-value cache for this many encoder frames, all layers.
   static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return config.num_layers * Policy::cache_bytes(config.attention_config(), n, storage);
+    return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 
+  /// Frames that so many rows of features give.
+  static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
+
+  /// Trained numbers before the blocks.
+  static constexpr Index front_parameter_count(const EncoderConfig& config) { return Kind::front_parameters(config.checked()); }
   /// Trained numbers of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
-    return Conv2dSubsampling<T>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling) +
-           c.num_layers * (Kind::parameter_count(c) + Policy::parameter_count(c.attention_config())) + 2 * c.d_model +
+    return Kind::front_parameters(c) +
+           c.num_layers * Kind::parameter_count(c) + c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) +
+           2 * c.d_model +
            (c.d_model + 1) * c.vocab_size;
   }
 
@@ -5735,23 +6725,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
-    return Conv2dSubsampling<T>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, n.count) +
-           c.num_layers * (Kind::flops(c, n.count) + Policy::flops(c.attention_config(), n, c.mask())) + 2 * n.count * c.d_model * c.vocab_size;
+    return Kind::front_flops(c, n.count) +
+           c.num_layers * Kind::flops(c, n.count) +
+           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) + 2 * n.count * c.d_model * c.vocab_size;
   }
 
   static void each_parameter(auto& self, auto&& visit) {
-    visit("subsampling", self.subsampling);
-    visit("layers", self.layers);
-    visit("layer_norm", self.layer_norm);
+    visit(Kind::front_name, self.subsampling);
+    visit(Kind::layers_name, self.layers);
+    visit(Kind::norm_name, self.layer_norm);
     visit("lm_head", self.lm_head);
   }
   /// Calls `visit(dotted_name, attention_layer)` for every layer.
   static void each_attention(auto& self, auto&& visit) {
     for (std::size_t i = 0; i < self.layers.size(); ++i)
-      visit(std::string_view(text("layers.", i, '.', Kind::attention_name)), self.layers[i].attention());
+      visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
-  Conv2dSubsampling<T> subsampling;
+  Subsampling subsampling;
   std::vector<Block> layers;
   LayerNorm<T> layer_norm;
   Linear<T> lm_head;
@@ -5771,6 +6762,13 @@ struct ConversionConfig {
   Index kv_lora_rank = 0;
   Index v_lora_rank = 0;
   AttentionName attention = AttentionName::by_type;
+  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
+  IndexList kv_lora_ranks{}, v_lora_ranks{};
+  /// Of whatever latents are made.
+  SingularValues singular_values = SingularValues::up;
+  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
+  /// stronger of the two takes the latent for itself.
+  bool balance = false;
 };
 
 /// `auto [small, report] = convert<Small>(model);`
@@ -5815,184 +6813,28 @@ inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
-struct KeyValueMap {
-  Matrix<double> k, v;
-  auto k_weight() const { return k.leftCols(k.cols() - 1); }
-  auto v_weight() const { return v.leftCols(v.cols() - 1); }
-  auto v_bias() const { return v.rightCols(1); }
-};
-
-template <class T>
-Matrix<double> with_bias(const Linear<T>& linear) {
-  Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
-  out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
-  return out;
-}
-template <class T>
-void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
-}
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.value = weight.template cast<T>();
-  if (linear.has_bias()) linear.bias.value.setZero();
-}
-
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
-/// `first`, each after its block.
-inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  Matrix<double> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b) {
-    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
-    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
-  }
-  return both;
-}
-/// The same where every block of rows of `first` meets all of `second`.
-inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<double> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
-  return both;
-}
-
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
-}
-template <class Layer>
-KeyValueMap key_value_map(InputLatent, const Layer& layer) {
-  return key_value_map(FullRank(), layer);
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
-          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
-}
-template <Index RK, Index RV, class Layer>
-KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
-          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
-          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
-}
-
-/// Every head's rows from those of the key-value head that it reads.
-inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
-  return out;
-}
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
-  return out / static_cast<double>(group);
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error of its weights.
-template <class Layer, class Method>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
-  assign(layer.linear_k, wanted.k);
-  assign(layer.linear_v, wanted.v);
-  return 0;
-}
-template <class Layer, class Method>
-double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  return fit(FullRank(), layer, wanted, method);
-}
-template <Index R, class Layer, class Method>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-template <Index R, class Layer, class Method>
-double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
-  const Index dim = layer.linear_k_b.in();
-  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_a, factors.k_up);
-  assign_weight(layer.linear_k_b, identities);
-  assign_weight(layer.linear_v_a, factors.v_up);
-  assign_weight(layer.linear_v_b, identities);
-  return factors.discarded;
-}
-template <Index RK, Index RV, class Layer, class Method>
-double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
-  const JointFactors keys = method.factorize(k, nothing, layer.linear_k_down.out());
-  const JointFactors values = method.factorize(nothing, v, layer.linear_v_down.out());
-  assign_weight(layer.linear_k_down, keys.down);
-  assign_weight(layer.linear_k_up, keys.k_up);
-  assign_weight(layer.linear_v_down, values.down);
-  assign_weight(layer.linear_v_up, values.v_up);
-  return keys.discarded + values.discarded;
-}
-/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection.
-template <class Method, class T>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<double>& weight, const Method& method) {
-  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<double> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = weight.middleRows(h * dim, dim).transpose();
-  const JointFactors factors = method.factorize(stacked, Matrix<double>(0, dim), rank);
-  Matrix<double> latents(heads * rank, d_model);
-  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weight.middleRows(h * dim, dim);
-  assign_weight(down, latents);
-  assign_weight(expand, factors.down.transpose());
-  return factors.discarded;
-}
-template <Index R, class Layer, class Method>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  return fit_heads(layer.linear_k_down, layer.k_expand, k, method) + fit_heads(layer.linear_v_down, layer.v_expand, v, method);
-}
-
 /// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
-template <class To, class From, class T, class Method>
-Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                        const Method& method) {
+template <class To, class From, class T>
+Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, Fitting how) {
   const AttentionDims &to = target.dims(), &from = source.dims();
   const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
   require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
           " have weights that are not finite");
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
-  Deviation out = deviation(shared.k_weight(), before.k_weight());
-  out += deviation(shared.v_weight(), before.v_weight());
+  LayerStatistics& seen = how.statistics;
+  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
+    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
+  };
+  Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
+                energies(before.k_weight(), before.v_weight())};
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
   if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
 
   // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, method);
+  for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
+    if (metric->size() > 0) *metric = mean_heads(*metric, to);
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, how);
   out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
   // Probabilities sum to 1, so a bias on the values is one on the output.
@@ -6003,30 +6845,22 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   return out;
 }
 
-/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
-template <class Layer, class F>
-decltype(auto) with_layer(Layer& layer, F&& f) {
-  if constexpr (requires { layer.layer; })
-    return std::visit(std::forward<F>(f), layer.layer);
-  else
-    return f(layer);
-}
-
-/// f(std::type_identity<Policy>()) with the policy that an open type has by this name, or with the type's own.
+/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
 template <class Policy, class F>
-constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
+constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
-    return AnyAttention::with_policy(name, std::forward<F>(f));
+    return AnyAttention::with_policy(config, std::forward<F>(f));
   else
     return f(std::type_identity<Policy>());
 }
 /// Types that leave the attention open are looked at here.
 template <class To, class From>
-void require_known(AttentionName to, AttentionName from) {
+void require_known(const AttentionConfig& to, const AttentionConfig& from) {
   const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
     return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
   });
-  require(known, "convert: no conversion is known between these two attentions (", to_name(from), " to ", to_name(to), ")");
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from.attention), " to ",
+          to_name(to.attention), ")");
 }
 
 /// Copies by name. Only keys and values may be missing in the source or have another shape there.
@@ -6068,21 +6902,25 @@ constexpr bool types_fit() {
 }
 
 /// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-template <class Target, class Method, class Source>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
-                           bool measure_on_noise) {
+/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another one
+/// compiles nothing of this again.
+template <class Target, class Source>
+Conversion<Target> convert(const Source& source, Fitting how, const std::vector<LayerStatistics>& statistics,
+                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                           const Sequences& sequences, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
-  require_known<typename Target::Policy, typename Source::Policy>(numbers.attention, source.config().attention);
   auto config = source.config();
   config.num_kv_heads = numbers.num_kv_heads;
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
+  config.kv_lora_ranks = numbers.kv_lora_ranks;
+  config.v_lora_ranks = numbers.v_lora_ranks;
   config.attention = numbers.attention;
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
   copy_parameters(out.model, source);
 
@@ -6102,20 +6940,22 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
     const From& from = **layer++;
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_weights, of_key_value;
     with_layer(to, [&](auto& to_layer) {
       with_layer(from, [&](const auto& from_layer) {
         using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
         using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
         if constexpr (conversion_known<B, A>) {
-          of_weights = convert_layer(name, to_layer, from_layer, method);
-          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x);
+          of_weights = convert_layer(name, to_layer, from_layer, how);
+          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x, key_input(cpu, from_layer, x, logits.sequences));
         }
       });
     });
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 of_weights.relative(), of_key_value.relative(), of_output.relative()});
+                                 of_weights.relative(), of_key_value.relative(), of_output.relative(),
+                                 of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
     predicted += of_weights;
     key_value += of_key_value;
     output += of_output;
@@ -6124,8 +6964,38 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
   out.report.output_error = output.relative();
+  out.report.output_mse = output.mean_squared();
+  out.report.output_mae = output.mean_absolute();
+  out.report.output_cosine = output.cosine();
   out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
   return out;
+}
+
+template <class Method>
+JointFactors factorize(const Method& method, const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                       const LayerStatistics& statistics) {
+  if constexpr (requires { method.calibration; })
+    return method.factorize(k, v, rank, statistics);
+  else
+    return method.factorize(k, v, rank);
+}
+/// Of each layer; none where the method needs none.
+template <class Source, class Method>
+std::vector<LayerStatistics> statistics_of(const Source& source, const Method& method) {
+  if constexpr (requires { method.calibration; })
+    return calibrate(source, method.calibration, method.score_aware);
+  else
+    return {};
+}
+
+template <class Target, class Method, class Source>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
+                           bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
+                    numbers.balance, {}};
+  return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
 }  // namespace detail
@@ -6136,17 +7006,19 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
 /// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
-/// together, or for keys and values, or for what heads have in common, as the latent has it. More key-value heads to fewer: the mean of
-/// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
+/// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
+/// the mean of those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
 /// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
 /// softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///
-/// The report compares both models by forward passes on white noise: 260 rows of features, and as many rows of noise
-/// into every attention layer as these leave after the subsampling. Throws `Error` where the numbers do not fit (a
+/// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
+/// into every attention layer. Throws `Error` where the numbers do not fit (a
 /// latent larger than d_model) or weights are not finite. Allocates.
 template <class Target, class Source, class Method = JointSvd>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
-  const auto noise = white_noise<typename Source::Scalar>(260, source.config().num_mels, "features");
+  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
   return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
 }
 
@@ -6158,21 +7030,47 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
 }
 
+/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling. By them
+/// `allocate_ranks` gives each layer its rank:
+///
+///     ConversionConfig numbers;
+///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
+///       numbers.kv_lora_ranks.push_back(rank);
+template <class Source, class Method = JointSvd>
+std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
+  std::vector<std::vector<double>> out;
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
+      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+      if constexpr (is_known) {
+        const auto map = detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+        const Matrix<double> k = map.k_weight(), v = map.v_weight();
+        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
+      }
+    });
+  });
+  return out;
+}
+
 }  // namespace laconic
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
-/// dropout.
+/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
+/// SiLU), dropout, linear, dropout.
 template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
-  FeedForward(Index d_model, Index hidden, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"), dropout_(dropout) {}
+  FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"),
+        activation_(activation), dropout_(dropout) {}
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = context.activation(Activation::silu, intermediate_dense(context, x));
+    auto hidden = context.activation(activation_, intermediate_dense(context, x));
     return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
   }
 
@@ -6184,6 +7082,7 @@ class FeedForward : public Module<FeedForward<T>> {
   Linear<T> intermediate_dense, output_dense;
 
  private:
+  Activation activation_;
   double dropout_;
 };
 
@@ -6397,10 +7296,10 @@ template <class AttentionPolicy, class T>
 class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
  public:
   EBranchformerBlock(const EncoderConfig& c, Seed seed)
-      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward_macaron"),
+      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
         branches(c, seed), depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
         merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"), norm_ff(c.d_model),
-        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
+        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
 
   auto& attention() { return branches.attn; }
   const auto& attention() const { return branches.attn; }
@@ -6462,7 +7361,7 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   double dropout_;
 };
 
-struct BranchformerKind {
+struct BranchformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = BranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";
@@ -6482,7 +7381,7 @@ struct BranchformerKind {
   }
 };
 
-struct EBranchformerKind {
+struct EBranchformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = EBranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";
@@ -6513,20 +7412,21 @@ using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 namespace laconic::inline LACONIC_ABI {
 
 /// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
-/// norm, SiLU, pointwise, dropout.
+/// norm, activation (there SiLU), pointwise, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
   ConvolutionModule(const EncoderConfig& c, Seed seed)
       : layer_norm(c.d_model), pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
         depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"), batch_norm(c.d_model),
-        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), dropout_(c.dropout) {}
+        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), hidden_act_(c.hidden_act),
+        dropout_(c.dropout) {}
 
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
     y = batch_norm(context, depthwise_conv(context, y, pass, state));
-    y = pointwise_conv2(context, context.activation(Activation::silu, std::move(y)));
+    y = pointwise_conv2(context, context.activation(hidden_act_, std::move(y)));
     return context.dropout(std::move(y), dropout_);
   }
 
@@ -6545,6 +7445,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
   Linear<T> pointwise_conv2;
 
  private:
+  Activation hidden_act_;
   double dropout_;
 };
 
@@ -6556,9 +7457,9 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   ConformerBlock(const EncoderConfig& c, Seed seed)
-      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
+      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
         self_attn(c.attention_config(), c.dropout, seed / "self_attn"), conv_module(c, seed / "conv_module"), ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
+        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
 
   auto& attention() { return self_attn; }
   const auto& attention() const { return self_attn; }
@@ -6622,7 +7523,7 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   double dropout_;
 };
 
-struct ConformerKind {
+struct ConformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = ConformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "self_attn";
@@ -6977,6 +7878,172 @@ class Streams {
   std::vector<Slot> slots_;
   std::vector<Index> free_, ready_, firsts_;
 };
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A convolution over time without padding, weight `(out, in, kernel)`: (rows, in) to (fewer rows, out).
+template <class T>
+class Conv1d : public Module<Conv1d<T>> {
+ public:
+  Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
+      : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
+    const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({shape.out_channels});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+  const Conv1dShape& shape() const { return shape_; }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
+    return context.conv1d(x, weight, bias.size() > 0 ? &bias : nullptr, shape_, from, to);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.bias.size() > 0) visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  Conv1dShape shape_;
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// One convolution over samples, with the norm behind it if there is one, and its activation.
+template <class T>
+class WaveformLayer : public Module<WaveformLayer<T>> {
+ public:
+  WaveformLayer(const WaveformConfig& c, Index i, Seed seed)
+      : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no), layer_norm(norm_behind(c, i)), activation_(c.feat_extract_activation) {}
+
+  template <class Context, class Tensor>
+  Tensor operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
+    Tensor y = conv(context, x, from, to);
+    if (const auto* of_frames = std::get_if<LayerNorm<T>>(&layer_norm)) y = (*of_frames)(context, y);
+    if (const auto* over_time = std::get_if<SequenceNorm<T>>(&layer_norm)) y = (*over_time)(context, y, to);
+    return context.activation(activation_, std::move(y));
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("conv", self.conv);
+    std::visit([&](auto& norm) { visit("layer_norm", norm); }, self.layer_norm);
+  }
+
+  Conv1d<T> conv;
+  std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> layer_norm;
+
+ private:
+  static std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> norm_behind(const WaveformConfig& c, Index i) {
+    if (c.feat_extract_norm == WaveformNorm::layer) return LayerNorm<T>(c.conv_dim[i]);
+    if (i == 0) return SequenceNorm<T>(c.conv_dim[0]);
+    return NoNorm<T>(c.conv_dim[i]);
+  }
+
+  Activation activation_;
+};
+
+/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al. 2020,
+/// section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it is kept for files.
+template <class T>
+class WaveformFront : public Module<WaveformFront<T>> {
+ public:
+  WaveformFront(const EncoderConfig& c, Seed seed)
+      : masked_spec_embed({c.d_model}), layer_norm(last_dim(c), c.layer_norm_eps),
+        projection(last_dim(c), c.d_model, seed / "feature_projection" / "projection"), config_(c.waveform) {
+    masked_spec_embed.trainable = false;
+    for (Index i = 0; i < config_.conv_dim.size(); ++i) conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
+  }
+
+  /// Samples that go in for each frame that comes out, and those that the first one needs.
+  Index factor() const { return config_.stride(); }
+  Index window() const { return config_.window(); }
+
+  /// The rows that come out, and where their sequences lie.
+  template <class Tensor>
+  struct Output {
+    Tensor rows;
+    Sequences sequences;
+  };
+
+  template <class Context, class Tensor>
+  Output<Tensor> operator()(Context& context, const Tensor& samples, const Sequences& sequences) const {
+    require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
+    require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ", sequences.rows());
+    Tensor x = samples;
+    Sequences at = sequences;
+    for (const WaveformLayer<T>& layer : conv_layers) {
+      const auto next = at.map_lengths(context.arena(), [&](Index n) { return layer.conv.shape().out_length(n); });
+      x = layer(context, x, at, next);
+      at = next;
+    }
+    return {projection(context, layer_norm(context, x)), at};
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("masked_spec_embed", self.masked_spec_embed);
+    visit("feature_extractor.conv_layers", self.conv_layers);
+    visit("feature_projection.layer_norm", self.layer_norm);
+    visit("feature_projection.projection", self.projection);
+  }
+
+  Parameter<T> masked_spec_embed;
+  std::vector<WaveformLayer<T>> conv_layers;
+  LayerNorm<T> layer_norm;
+  Linear<T> projection;
+
+ private:
+  static Index last_dim(const EncoderConfig& c) {
+    require(!c.waveform.empty(), "wav2vec2: no convolutions over samples given (conv_dim), at least one expected");
+    return c.waveform.conv_dim[c.waveform.conv_dim.size() - 1];
+  }
+
+  WaveformConfig config_;
+};
+
+/// Conformer blocks behind convolutions over samples, under the names of Hugging Face's `Wav2Vec2ConformerForCTC`.
+struct Wav2Vec2ConformerKind : ConformerKind {
+  template <class T>
+  static WaveformFront<T> front(const EncoderConfig& c, Seed seed) {
+    return {c, seed};
+  }
+  static constexpr Index front_parameters(const EncoderConfig& c) {
+    const WaveformConfig& w = c.waveform;
+    Index sum = c.d_model, channels = 0;
+    for (Index i = 0; i < w.conv_dim.size(); ++i) {
+      channels = w.conv_dim[i];
+      const Index norm = w.feat_extract_norm == WaveformNorm::layer || i == 0 ? 2 * channels : 0;
+      sum += channels * (w.layer(i).patch() + (w.conv_bias ? 1 : 0)) + norm;
+    }
+    return sum + 2 * channels + (channels + 1) * c.d_model;
+  }
+  static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
+    const WaveformConfig& w = c.waveform;
+    Index sum = 2 * frames * w.conv_dim[w.conv_dim.size() - 1] * c.d_model;
+    for (Index i = w.conv_dim.size(), n = frames; i-- > 0; n = (n - 1) * w.conv_stride[i] + w.conv_kernel[i])
+      sum += 2 * n * w.conv_dim[i] * w.layer(i).patch();
+    return sum;
+  }
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) {
+    for (Index i = 0; i < c.waveform.conv_dim.size(); ++i) rows = c.waveform.layer(i).out_length(rows);
+    return rows;
+  }
+  static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
+                              *norm_name = "wav2vec2_conformer.encoder.layer_norm";
+};
+
+/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz, brought to
+/// mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and `num_mels` is 1.
+template <class AttentionPolicy, class T = float>
+using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 
 }  // namespace laconic
 

@@ -15,11 +15,13 @@ class AnyAttentionLayer;
 
 namespace detail {
 
-/// A policy and the names that mean it.
+/// A policy and the names that mean it, where keys are to be turned by rotary positions before their projection or not.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;
-  static constexpr bool is(AttentionName name) { return ((name == Names) || ...); }
+  static constexpr bool is(const AttentionConfig& c) {
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input && ((c.attention == Names) || ...);
+  }
 };
 
 template <class First, class... Rest>
@@ -28,11 +30,12 @@ struct NamedPolicies {
   using Variant = std::variant<AttentionLayer<typename First::Policy, T>, AttentionLayer<typename Rest::Policy, T>...>;
 
   template <class F>
-  static constexpr decltype(auto) visit(AttentionName name, F&& f) {
+  static constexpr decltype(auto) visit(const AttentionConfig& config, F&& f) {
     if constexpr (sizeof...(Rest) > 0) {
-      if (!First::is(name)) return NamedPolicies<Rest...>::visit(name, std::forward<F>(f));
+      if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(name), "attention: the type leaves it open, so the configuration must name it");
+    require(First::is(config), "attention: ", to_name(config.attention), " with ", to_name(config.position_embeddings_type),
+            " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
   }
 };
@@ -40,7 +43,8 @@ struct NamedPolicies {
 }  // namespace detail
 
 /// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
-/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention).
+/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention), or where the
+/// configuration says rotary: full, grouped and split then.
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
@@ -52,12 +56,14 @@ struct AnyAttention {
                                          detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
                                          detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                                          detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>>;
+                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+                                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
-  /// f(std::type_identity<Policy>()) for the policy of this name.
+  /// f(std::type_identity<Policy>()) for the policy that is named.
   template <class F>
-  static constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
-    return Policies::visit(name, std::forward<F>(f));
+  static constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
+    return Policies::visit(config, std::forward<F>(f));
   }
 
   /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
@@ -78,16 +84,16 @@ struct AnyAttention {
   }
 
   static constexpr AttentionDims dims(const AttentionConfig& config) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
   static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
   static constexpr Index parameter_count(const AttentionConfig& config) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
   }
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
-    return with_policy(config.attention, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
+    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
   }
 };
 
@@ -98,7 +104,7 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : layer(AnyAttention::with_policy(config.attention, [&]<class P>(std::type_identity<P>) {
+      : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
           return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
         })) {}
 

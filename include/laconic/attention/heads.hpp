@@ -23,6 +23,13 @@ constexpr auto enum_names(AttentionName) {
                                                  {linear, "linear"}});
 }
 
+/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the projections, as
+/// the Hugging Face Conformer calls them.
+enum class PositionEmbeddings { relative, rotary };
+constexpr auto enum_names(PositionEmbeddings) {
+  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+}
+
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
   Index d_model = 0;
@@ -35,6 +42,7 @@ struct AttentionConfig {
   Index head_dim = 0;                   ///< 0: d_model / num_heads
   bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
 };
 
 /// All numbers of one attention, from type and configuration together. Numbers that a policy does not have are 0.

@@ -115,6 +115,19 @@ class Autodiff {
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
               [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
   }
+  Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
+    Value moments;
+    Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
+      give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
+    });
+  }
+  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from, const Sequences& to) {
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, shape, from, to](const Value& dy) {
+                give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
+              });
+  }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
               [this, x, &weight, &bias, shape, from, to](const Value& dy) {

@@ -15,8 +15,8 @@ template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
                   requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
                            const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
-                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Labels& labels,
-                           const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
+                           const Labels& labels, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
                            const DepthwiseShape& depthwise, RotaryPairs pairs,
                            const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
@@ -33,6 +33,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
+  { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
   { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
@@ -67,7 +69,7 @@ concept AttendDerivativeOf = requires(D d) {
 template <class B>
 concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
                                          const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
-                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
                                          const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
                                          const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
                                          Index count, const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
@@ -80,6 +82,9 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename B::Tensor>;
+  { b.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename B::Tensor>;
+  { b.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;

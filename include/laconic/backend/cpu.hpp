@@ -145,6 +145,67 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
+  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel. `moments`, if
+  /// given, receives mean and variance, two rows a sequence, for the derivative.
+  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, const Sequences& sequences,
+                       Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(), "sequence_norm: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", weight.size(), ")");
+    Tensor y = make(x.rows(), x.cols()), of = make(2 * sequences.size(), x.cols()), scale_shift = make(2, x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n), of.row(2 * n + 1),
+                          static_cast<T>(eps), scale_shift.data(), y.row(first));
+    }
+    if (moments != nullptr) *moments = std::move(of);
+    return y;
+  }
+  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                                const Sequences& sequences, const Tensor& moments, bool needs_dx) {
+    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(), moments.row(2 * n),
+                                   moments.row(2 * n + 1), static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr, gradient(weight),
+                                   gradient(bias));
+    }
+    return dx;
+  }
+
+  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape, const Sequences& from,
+                const Sequences& to) {
+    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
+                (bias == nullptr || bias->size() == shape.out_channels),
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and none or ",
+            shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(), "), expected (",
+            from.rows(), ", ", shape.in_channels, ")");
+    check_convolved("conv1d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_channels);
+    const Tensor ordered = conv1d_weight(weight, shape);
+    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                         const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      kernels::conv1d_add_reordered(shape, ordered.data(), weight.gradient().data());
+    }
+    if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
+    if (!needs_dx) return {};
+    Tensor dx = zeros(x.rows(), x.cols());
+    const Tensor ordered = conv1d_weight(weight, shape);
+    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
   /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to) {
@@ -154,10 +215,7 @@ class Cpu : public CpuAttention<T> {
             " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
-    require(from.size() == to.size(), "conv2d: ", to.size(), " sequences out given for ", from.size(), " in");
-    for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), "conv2d: length ", to.length(n), " out given for ", from.length(n),
-              " in, ", shape.out_length(from.length(n)), " expected");
+    check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
     const Tensor ordered = conv2d_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
@@ -386,6 +444,18 @@ class Cpu : public CpuAttention<T> {
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean, variance,
                         static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
+  }
+  template <class Shape>
+  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
+    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
+              shape.out_length(from.length(n)), " expected");
+  }
+  Tensor conv1d_weight(const Parameter<T>& weight, const Conv1dShape& shape) {
+    Tensor ordered = make(shape.out_channels, shape.patch());
+    kernels::conv1d_reorder(shape, weight.value.data(), ordered.data());
+    return ordered;
   }
   Tensor conv2d_weight(const Parameter<T>& weight, const Conv2dShape& shape) {
     Tensor ordered = make(shape.out_channels, shape.patch());

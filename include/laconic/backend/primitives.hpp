@@ -19,6 +19,9 @@ namespace laconic::inline LACONIC_ABI {
 
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
+constexpr auto enum_names(Activation) {
+  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+}
 
 /// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
 /// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
@@ -32,6 +35,15 @@ struct Conv2dShape {
   constexpr Index in_cols() const { return in_freqs * in_channels; }
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index patch() const { return kernel * kernel * in_channels; }
+};
+
+/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
+/// as PyTorch stores it.
+struct Conv1dShape {
+  Index in_channels, out_channels, kernel, stride;
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index patch() const { return kernel * in_channels; }
 };
 
 /// What one softmax attention is about, apart from its values.

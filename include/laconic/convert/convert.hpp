@@ -2,7 +2,9 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
-#include <laconic/convert/factorize.hpp>
+#include <laconic/convert/allocate.hpp>
+#include <laconic/convert/calibrate.hpp>
+#include <laconic/convert/fit.hpp>
 #include <laconic/convert/report.hpp>
 #include <laconic/model/encoder.hpp>
 
@@ -21,6 +23,13 @@ struct ConversionConfig {
   Index kv_lora_rank = 0;
   Index v_lora_rank = 0;
   AttentionName attention = AttentionName::by_type;
+  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
+  IndexList kv_lora_ranks{}, v_lora_ranks{};
+  /// Of whatever latents are made.
+  SingularValues singular_values = SingularValues::up;
+  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
+  /// stronger of the two takes the latent for itself.
+  bool balance = false;
 };
 
 /// `auto [small, report] = convert<Small>(model);`
@@ -65,184 +74,28 @@ inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
-struct KeyValueMap {
-  Matrix<double> k, v;
-  auto k_weight() const { return k.leftCols(k.cols() - 1); }
-  auto v_weight() const { return v.leftCols(v.cols() - 1); }
-  auto v_bias() const { return v.rightCols(1); }
-};
-
-template <class T>
-Matrix<double> with_bias(const Linear<T>& linear) {
-  Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
-  out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
-  return out;
-}
-template <class T>
-void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
-}
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.value = weight.template cast<T>();
-  if (linear.has_bias()) linear.bias.value.setZero();
-}
-
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
-/// `first`, each after its block.
-inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  Matrix<double> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b) {
-    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
-    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
-  }
-  return both;
-}
-/// The same where every block of rows of `first` meets all of `second`.
-inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<double> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
-  return both;
-}
-
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
-}
-template <class Layer>
-KeyValueMap key_value_map(InputLatent, const Layer& layer) {
-  return key_value_map(FullRank(), layer);
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
-          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
-}
-template <Index RK, Index RV, class Layer>
-KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
-          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
-          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
-}
-
-/// Every head's rows from those of the key-value head that it reads.
-inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
-  return out;
-}
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
-  return out / static_cast<double>(group);
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error of its weights.
-template <class Layer, class Method>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Method&) {
-  assign(layer.linear_k, wanted.k);
-  assign(layer.linear_v, wanted.v);
-  return 0;
-}
-template <class Layer, class Method>
-double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  return fit(FullRank(), layer, wanted, method);
-}
-template <Index R, class Layer, class Method>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-template <Index R, class Layer, class Method>
-double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = method.factorize(k, v, layer.linear_kv_down.out());
-  const Index dim = layer.linear_k_b.in();
-  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_a, factors.k_up);
-  assign_weight(layer.linear_k_b, identities);
-  assign_weight(layer.linear_v_a, factors.v_up);
-  assign_weight(layer.linear_v_b, identities);
-  return factors.discarded;
-}
-template <Index RK, Index RV, class Layer, class Method>
-double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
-  const JointFactors keys = method.factorize(k, nothing, layer.linear_k_down.out());
-  const JointFactors values = method.factorize(nothing, v, layer.linear_v_down.out());
-  assign_weight(layer.linear_k_down, keys.down);
-  assign_weight(layer.linear_k_up, keys.k_up);
-  assign_weight(layer.linear_v_down, values.down);
-  assign_weight(layer.linear_v_up, values.v_up);
-  return keys.discarded + values.discarded;
-}
-/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection.
-template <class Method, class T>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<double>& weight, const Method& method) {
-  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<double> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = weight.middleRows(h * dim, dim).transpose();
-  const JointFactors factors = method.factorize(stacked, Matrix<double>(0, dim), rank);
-  Matrix<double> latents(heads * rank, d_model);
-  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weight.middleRows(h * dim, dim);
-  assign_weight(down, latents);
-  assign_weight(expand, factors.down.transpose());
-  return factors.discarded;
-}
-template <Index R, class Layer, class Method>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Method& method) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  return fit_heads(layer.linear_k_down, layer.k_expand, k, method) + fit_heads(layer.linear_v_down, layer.v_expand, v, method);
-}
-
 /// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
-template <class To, class From, class T, class Method>
-Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                        const Method& method) {
+template <class To, class From, class T>
+Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, Fitting how) {
   const AttentionDims &to = target.dims(), &from = source.dims();
   const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
   require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
           " have weights that are not finite");
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
-  Deviation out = deviation(shared.k_weight(), before.k_weight());
-  out += deviation(shared.v_weight(), before.v_weight());
+  LayerStatistics& seen = how.statistics;
+  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
+    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
+  };
+  Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
+                energies(before.k_weight(), before.v_weight())};
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
   if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
 
   // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, method);
+  for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
+    if (metric->size() > 0) *metric = mean_heads(*metric, to);
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, how);
   out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
   // Probabilities sum to 1, so a bias on the values is one on the output.
@@ -253,30 +106,22 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   return out;
 }
 
-/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
-template <class Layer, class F>
-decltype(auto) with_layer(Layer& layer, F&& f) {
-  if constexpr (requires { layer.layer; })
-    return std::visit(std::forward<F>(f), layer.layer);
-  else
-    return f(layer);
-}
-
-/// f(std::type_identity<Policy>()) with the policy that an open type has by this name, or with the type's own.
+/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
 template <class Policy, class F>
-constexpr decltype(auto) with_policy(AttentionName name, F&& f) {
+constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
-    return AnyAttention::with_policy(name, std::forward<F>(f));
+    return AnyAttention::with_policy(config, std::forward<F>(f));
   else
     return f(std::type_identity<Policy>());
 }
 /// Types that leave the attention open are looked at here.
 template <class To, class From>
-void require_known(AttentionName to, AttentionName from) {
+void require_known(const AttentionConfig& to, const AttentionConfig& from) {
   const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
     return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
   });
-  require(known, "convert: no conversion is known between these two attentions (", to_name(from), " to ", to_name(to), ")");
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from.attention), " to ",
+          to_name(to.attention), ")");
 }
 
 /// Copies by name. Only keys and values may be missing in the source or have another shape there.
@@ -318,21 +163,25 @@ constexpr bool types_fit() {
 }
 
 /// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-template <class Target, class Method, class Source>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
-                           bool measure_on_noise) {
+/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another one
+/// compiles nothing of this again.
+template <class Target, class Source>
+Conversion<Target> convert(const Source& source, Fitting how, const std::vector<LayerStatistics>& statistics,
+                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                           const Sequences& sequences, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
-  require_known<typename Target::Policy, typename Source::Policy>(numbers.attention, source.config().attention);
   auto config = source.config();
   config.num_kv_heads = numbers.num_kv_heads;
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
+  config.kv_lora_ranks = numbers.kv_lora_ranks;
+  config.v_lora_ranks = numbers.v_lora_ranks;
   config.attention = numbers.attention;
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
   copy_parameters(out.model, source);
 
@@ -352,20 +201,22 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
     const From& from = **layer++;
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_weights, of_key_value;
     with_layer(to, [&](auto& to_layer) {
       with_layer(from, [&](const auto& from_layer) {
         using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
         using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
         if constexpr (conversion_known<B, A>) {
-          of_weights = convert_layer(name, to_layer, from_layer, method);
-          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x);
+          of_weights = convert_layer(name, to_layer, from_layer, how);
+          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x, key_input(cpu, from_layer, x, logits.sequences));
         }
       });
     });
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 of_weights.relative(), of_key_value.relative(), of_output.relative()});
+                                 of_weights.relative(), of_key_value.relative(), of_output.relative(),
+                                 of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
     predicted += of_weights;
     key_value += of_key_value;
     output += of_output;
@@ -374,8 +225,38 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
   out.report.output_error = output.relative();
+  out.report.output_mse = output.mean_squared();
+  out.report.output_mae = output.mean_absolute();
+  out.report.output_cosine = output.cosine();
   out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
   return out;
+}
+
+template <class Method>
+JointFactors factorize(const Method& method, const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                       const LayerStatistics& statistics) {
+  if constexpr (requires { method.calibration; })
+    return method.factorize(k, v, rank, statistics);
+  else
+    return method.factorize(k, v, rank);
+}
+/// Of each layer; none where the method needs none.
+template <class Source, class Method>
+std::vector<LayerStatistics> statistics_of(const Source& source, const Method& method) {
+  if constexpr (requires { method.calibration; })
+    return calibrate(source, method.calibration, method.score_aware);
+  else
+    return {};
+}
+
+template <class Target, class Method, class Source>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
+                           bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
+                    numbers.balance, {}};
+  return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
 }  // namespace detail
@@ -386,17 +267,19 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
 /// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
-/// together, or for keys and values, or for what heads have in common, as the latent has it. More key-value heads to fewer: the mean of
-/// those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
+/// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
+/// the mean of those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
 /// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
 /// softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///
-/// The report compares both models by forward passes on white noise: 260 rows of features, and as many rows of noise
-/// into every attention layer as these leave after the subsampling. Throws `Error` where the numbers do not fit (a
+/// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
+/// into every attention layer. Throws `Error` where the numbers do not fit (a
 /// latent larger than d_model) or weights are not finite. Allocates.
 template <class Target, class Source, class Method = JointSvd>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
-  const auto noise = white_noise<typename Source::Scalar>(260, source.config().num_mels, "features");
+  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
   return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
 }
 
@@ -406,6 +289,31 @@ template <class Target, class Source, class Method>
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
+}
+
+/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling. By them
+/// `allocate_ranks` gives each layer its rank:
+///
+///     ConversionConfig numbers;
+///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
+///       numbers.kv_lora_ranks.push_back(rank);
+template <class Source, class Method = JointSvd>
+std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
+  std::vector<std::vector<double>> out;
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
+      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+      if constexpr (is_known) {
+        const auto map = detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+        const Matrix<double> k = map.k_weight(), v = map.v_weight();
+        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
+      }
+    });
+  });
+  return out;
 }
 
 }  // namespace laconic

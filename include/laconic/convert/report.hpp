@@ -10,21 +10,35 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How far one thing is from another, as sums of squares, so that deviations add up over layers.
+/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of what
+/// was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
 struct Deviation {
-  double error = 0, reference = 0;
+  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
+  Index count = 0;
 
   void add(double value, double expected) {
     error += (value - expected) * (value - expected);
     reference += expected * expected;
+    absolute += std::abs(value - expected);
+    square += value * value;
+    product += value * expected;
+    ++count;
   }
   Deviation& operator+=(const Deviation& other) {
     error += other.error;
     reference += other.reference;
+    absolute += other.absolute;
+    square += other.square;
+    product += other.product;
+    count += other.count;
     return *this;
   }
   /// |value - expected| / |expected| (Frobenius).
   double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
+  /// Of the angle between both. It does not see the scale: the relative error does.
+  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
 };
 
 /// Every number of `value` against that of `expected`.
@@ -37,23 +51,29 @@ Deviation deviation(const A& value, const B& expected) {
   return out;
 }
 
-/// One attention layer before and after; all errors are relative (Frobenius).
+/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
 struct LayerReport {
   std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< of the converted layer
   Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
-  double predicted_error = 0;  ///< of keys and values, from the weights alone: right for white inputs
+  double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the same
+  double output_mae = 0;       ///< mean absolute error
+  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
 };
 
 /// What a conversion did.
 struct ConversionReport {
   std::string input;                ///< what was measured on: "white noise" or "features"
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< these three: all layers together
+  double predicted_error = 0;       ///< these six: all layers together
   double key_value_error = 0;
   double output_error = 0;
+  double output_mse = 0;
+  double output_mae = 0;
+  double output_cosine = 1;
   double logits_error = 0;          ///< of the whole model's output
 };
 
@@ -71,15 +91,20 @@ class InputRecorder : public Cpu<T> {
   std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
 
-/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them. Biases are left
-/// out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them; keys are computed from
+/// rows of their own where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes
+/// no probability, one on the values is one on the output.
 template <class To, class From, class T>
 Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x) {
-  Matrix<T> rows = Matrix<T>::Zero(x.rows() + 1, x.cols());  // the row of zeros gives the biases
-  rows.topRows(x.rows()) = x;
+                              const Matrix<T>& x, const Matrix<T>& turned) {
+  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
+    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
+    rows.topRows(from.rows()) = from;
+    return rows;
+  };
+  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
   const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(rows), cpu.input(rows)));
+    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
   };
   const auto now = expand(target), before = expand(source);
   const AttentionDims &to = target.dims(), &from = source.dims();
@@ -97,6 +122,12 @@ Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, 
   add(now.k, before.k);
   add(now.v, before.v);
   return out;
+}
+
+template <class To, class From, class T>
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
+  return key_value_deviation(cpu, target, source, x, x);
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.

@@ -4,7 +4,9 @@
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
@@ -127,8 +129,13 @@ class Module {
 /// Fills with uniform numbers in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
-  for (Index i = 0; i < parameter.size(); ++i)
-    parameter.value.data()[i] = static_cast<T>(bound * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+  constexpr int together = 16;  // random blocks computed in vectors
+  std::uint64_t w[4][together];
+  for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
+    random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
+    for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
+      parameter.value.data()[begin + i] = static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
+  }
 }
 
 }  // namespace laconic

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <laconic/core/error.hpp>
@@ -204,6 +205,18 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+namespace detail {
+
+/// The whole pages among these bytes of a mapped file leave memory; they come back from the file when touched.
+inline void release_pages(std::span<const std::byte> bytes) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto from = reinterpret_cast<std::uintptr_t>(bytes.data());
+  const std::uintptr_t begin = (from + page - 1) / page * page, end = (from + bytes.size()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a wish: may fail
+}
+
+}  // namespace detail
 
 /// Makes a folder and those above it, if they are not there.
 inline void make_folder(const std::filesystem::path& path) {

@@ -6,11 +6,14 @@
 #include <laconic/io/json.hpp>
 #include <laconic/io/parameters.hpp>
 #include <laconic/io/safetensors.hpp>
+#include <laconic/io/sharded_tensors.hpp>
+#include <laconic/io/tensors.hpp>
+#include <laconic/io/torch_file.hpp>
 #include <string_view>
 #include <system_error>
 
 // A model folder is all that is needed to use a model again: config.json (what it is), model.safetensors (its
-// parameters) and vocab.json (what its outputs mean).
+// parameters; from Hugging Face also pytorch_model.bin, or several files) and vocab.json (what its outputs mean).
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -28,12 +31,19 @@ void save_model_folder(const std::filesystem::path& path, const Model& model, co
 
 namespace detail {
 
-inline std::filesystem::path model_file(const std::filesystem::path& folder, std::string_view name) {
-  constexpr std::string_view expected = ": expected a model folder written by `laconic train` or `laconic convert`";
+inline constexpr std::string_view model_folder_expected =
+    ": expected a model folder written by `laconic train` or `laconic convert`";
+
+inline void require_folder(const std::filesystem::path& folder) {
   std::error_code ignored;
-  require(std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder", expected);
+  require(std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder", model_folder_expected);
+}
+
+inline std::filesystem::path model_file(const std::filesystem::path& folder, std::string_view name) {
+  require_folder(folder);
   std::filesystem::path out = folder / name;
-  require(std::filesystem::exists(out, ignored), folder.string(), ": no ", name, expected);
+  std::error_code ignored;
+  require(std::filesystem::exists(out, ignored), folder.string(), ": no ", name, model_folder_expected);
   return out;
 }
 
@@ -49,9 +59,20 @@ inline nlohmann::json read_model_vocab(const std::filesystem::path& folder) {
   return read_json(detail::model_file(folder, "vocab.json"));
 }
 
-/// model.safetensors of a model folder, checked and ready for `load_parameters`.
-inline SafetensorsFile open_model_tensors(const std::filesystem::path& folder) {
-  return SafetensorsFile(detail::model_file(folder, "model.safetensors"));
+/// The tensors of a model folder, checked and ready for `load_parameters`. A folder of Hugging Face may do: the first of
+/// model.safetensors, pytorch_model.bin and the indexes of either in several files is taken, in the order below.
+inline Tensors open_model_tensors(const std::filesystem::path& folder) {
+  detail::require_folder(folder);
+  const auto has = [&](std::string_view name) {
+    std::error_code ignored;
+    return std::filesystem::exists(folder / name, ignored);
+  };
+  if (has("model.safetensors")) return SafetensorsFile(folder / "model.safetensors");
+  if (has("model.safetensors.index.json")) return ShardedTensors<SafetensorsFile>(folder / "model.safetensors.index.json");
+  if (has("pytorch_model.bin")) return TorchFile(folder / "pytorch_model.bin");
+  if (has("pytorch_model.bin.index.json")) return ShardedTensors<TorchFile>(folder / "pytorch_model.bin.index.json");
+  throw Error(text(folder.string(), ": no model.safetensors, no pytorch_model.bin and no index (.index.json) of either",
+                   detail::model_folder_expected));
 }
 
 }  // namespace laconic

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstdint>
 #include <laconic/core/enum.hpp>
+#include <laconic/core/index_list.hpp>
 #include <laconic/io/file.hpp>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -27,7 +28,7 @@
 //     }
 //   };
 // Members are bool, integers, floating point, std::string, enumerations with names (core/enum.hpp), std::vector of
-// these, or further configuration structs.
+// these, IndexList, or further configuration structs.
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -148,6 +149,8 @@ template <class T>
 inline constexpr bool is_vector = false;
 template <class T>
 inline constexpr bool is_vector<std::vector<T>> = true;
+template <>
+inline constexpr bool is_vector<IndexList> = true;
 
 template <class T>
 T read_value(const nlohmann::json& value, const JsonPlace& place);

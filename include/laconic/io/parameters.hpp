@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <laconic/core/parameter.hpp>
 #include <laconic/io/safetensors.hpp>
+#include <laconic/io/tensors.hpp>
 #include <map>
 #include <span>
 #include <string>
@@ -36,47 +37,44 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
 
 namespace detail {
 
-/// "'a', 'b', 'c', 'd', 'e' and 7 more"
-inline std::string some_names(const std::vector<std::string>& names) {
-  std::string out;
-  for (std::size_t i = 0; i < std::min<std::size_t>(5, names.size()); ++i)
-    out += text(i > 0 ? ", " : "", in_quotes(names[i]));
-  return names.size() > 5 ? text(out, " and ", names.size() - 5, " more") : out;
-}
-
-inline void check_loadable(const SafetensorsFile& file, const std::string& name, std::span<const Index> expected) {
-  const TensorInfo& tensor = file.info(name);
-  require(std::ranges::equal(tensor.shape, expected), file.path(), ": tensor ", in_quotes(name), " has shape ",
+inline void check_loadable(const Tensors& tensors, const std::string& name, std::span<const Index> expected) {
+  const TensorInfo& tensor = tensors.info(name);
+  require(std::ranges::equal(tensor.shape, expected), tensors.path(name), ": tensor ", in_quotes(name), " has shape ",
           shape_text(tensor.shape), ", ", shape_text(expected), " expected");
-  file.require_floating(name);
+  tensors.require_floating(name);
 }
 
 }  // namespace detail
 
-/// Fills a model from a file, converting between single, double and half precision. Every parameter must be in the file
-/// as `prefix` + its name with the model's shape, and every tensor of the file that begins with `prefix` must be a
-/// parameter; otherwise throws `Error`, and the model is as it was.
-template <class Model>
-void load_parameters(Model& model, const SafetensorsFile& file, std::string_view prefix = "") {
+/// Fills a model from files, converting between single, double and half precision. Every parameter must be among the
+/// tensors as `prefix` + its name with the model's shape, and every tensor whose name begins with `prefix` must be a
+/// parameter, or one that `ignored(name)` says takes no part; otherwise throws `Error`, and the model is as it was.
+template <class Model, class Ignored>
+void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
   model.parameters([&](std::string_view name, const auto&) {
     std::string full = text(prefix, name);
-    if (!file.contains(full)) missing.push_back(full);
+    if (!tensors.contains(full)) missing.push_back(full);
     known.insert(std::move(full));
   });
-  for (const std::string& name : file.names())
-    if (name.starts_with(prefix) && !known.contains(name)) unknown.push_back(name);
-  require(missing.empty(), file.path(), ": ", missing.size(), " of the model's ", known.size(),
+  for (const std::string& name : tensors.names())
+    if (name.starts_with(prefix) && !known.contains(name) && !ignored(name)) unknown.push_back(name);
+  require(missing.empty(), tensors.path(), ": ", missing.size(), " of the model's ", known.size(),
           " tensors are missing: ", detail::some_names(missing));
-  require(unknown.empty(), file.path(), ": ", unknown.size(),
+  require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", detail::some_names(unknown));
 
   model.parameters(
-      [&](std::string_view name, const auto& p) { detail::check_loadable(file, text(prefix, name), p.shape()); });
+      [&](std::string_view name, const auto& p) { detail::check_loadable(tensors, text(prefix, name), p.shape()); });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
-    file.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));
+    tensors.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));
   });
+}
+
+template <class Model>
+void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix = "") {
+  load_parameters(model, tensors, prefix, [](std::string_view) { return false; });
 }
 
 }  // namespace laconic

@@ -3,104 +3,33 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <laconic/core/enum.hpp>
 #include <laconic/core/extent.hpp>
+#include <laconic/io/file.hpp>
 #include <laconic/io/json.hpp>
-#include <limits>
+#include <laconic/io/tensors.hpp>
 #include <map>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 // The safetensors format: 8 bytes N (unsigned, little endian), N bytes of JSON, then the tensors' bytes end to end.
 // The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...} and may
-// hold
-// {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
+// hold {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
 // (github.com/huggingface/safetensors).
 
 namespace laconic::inline LACONIC_ABI {
-
-static_assert(std::endian::native == std::endian::little,
-              "laconic: safetensors files are little endian, and so must the machine be");
-
-enum class Dtype { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f16, bf16, i32, u32, f32, f64, i64, u64 };
-
-constexpr auto enum_names(Dtype) {
-  using enum Dtype;
-  return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"},
-                                         {u8, "U8"},
-                                         {i8, "I8"},
-                                         {f8_e5m2, "F8_E5M2"},
-                                         {f8_e4m3, "F8_E4M3"},
-                                         {i16, "I16"},
-                                         {u16, "U16"},
-                                         {f16, "F16"},
-                                         {bf16, "BF16"},
-                                         {i32, "I32"},
-                                         {u32, "U32"},
-                                         {f32, "F32"},
-                                         {f64, "F64"},
-                                         {i64, "I64"},
-                                         {u64, "U64"}});
-}
-
-constexpr std::size_t dtype_bytes(Dtype dtype) {
-  return dtype >= Dtype::f64 ? 8 : dtype >= Dtype::i32 ? 4 : dtype >= Dtype::i16 ? 2 : 1;
-}
-
-/// A shape for messages: "(2, 3)".
-inline std::string shape_text(std::span<const Index> shape) {
-  std::string out = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) out += text(i > 0 ? ", " : "", shape[i]);
-  return out + ")";
-}
-
-/// A tensor in a file. `bytes` lie in the mapped file, without any alignment.
-struct TensorInfo {
-  Dtype dtype;
-  std::vector<Index> shape;
-  std::span<const std::byte> bytes;
-};
 
 namespace detail {
 
 struct SafetensorsLimits {
   static constexpr std::size_t header_bytes = 100'000'000, tensors = 1'000'000, rank = 8, name_bytes = 1024;
 };
-
-/// Number of values of a shape, or false where the product overflows.
-inline bool checked_size(std::span<const Index> shape, Index& size) {
-  size = 1;
-  for (const Index extent : shape) {
-    if (extent < 0 || (extent > 0 && size > std::numeric_limits<Index>::max() / extent)) return false;
-    size *= extent;
-  }
-  return true;
-}
-
-/// IEEE half precision to single, exactly.
-inline float half_to_float(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
-  const std::uint32_t exponent = (half >> 10) & 31, fraction = half & 0x3ff;
-  if (exponent == 0) {  // zero and subnormal: fraction * 2^-24
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
-}
-
-inline float bfloat_to_float(std::uint16_t value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
-}
 
 /// Reads the header: everything a file claims is checked here, so that using a tensor later needs no checks.
 class SafetensorsHeader {
@@ -218,98 +147,29 @@ class SafetensorsHeader {
 
 }  // namespace detail
 
-/// A safetensors file, memory-mapped and fully checked when opened: throws `Error` for anything that the format does
-/// not allow, so that what can be opened can be read. Tensor bytes come from the disk only when they are touched.
-class SafetensorsFile {
+/// The tensors of a safetensors file.
+class SafetensorsFile : public Tensors {
  public:
-  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
-    const auto bytes = file_.bytes();
-    require(bytes.size() >= 8, path_, ": not a safetensors file: ", bytes.size(), " bytes, at least 8 expected");
+  explicit SafetensorsFile(const std::filesystem::path& path) : Tensors(path.string()) {
+    const std::string& where = this->path();
+    const auto bytes = map(path);
+    require(bytes.size() >= 8, where, ": not a safetensors file: ", bytes.size(), " bytes, at least 8 expected");
     std::uint64_t header_bytes = 0;
     std::memcpy(&header_bytes, bytes.data(), 8);
-    require(header_bytes <= detail::SafetensorsLimits::header_bytes, path_, ": not a safetensors file: a header of ",
+    require(header_bytes <= detail::SafetensorsLimits::header_bytes, where, ": not a safetensors file: a header of ",
             header_bytes, " bytes, at most ", detail::SafetensorsLimits::header_bytes, " expected");
-    require(header_bytes <= bytes.size() - 8, path_, ": cut short: a header of ", header_bytes, " bytes, but only ",
+    require(header_bytes <= bytes.size() - 8, where, ": cut short: a header of ", header_bytes, " bytes, but only ",
             bytes.size() - 8, " follow");
     const auto n = static_cast<std::size_t>(header_bytes);
     const std::string_view json(reinterpret_cast<const char*>(bytes.data()) + 8, n);
-    detail::SafetensorsHeader header(path_, json, bytes.subspan(8 + n));
+    detail::SafetensorsHeader header(where, json, bytes.subspan(8 + n));
     metadata_ = std::move(header.metadata);
-    for (auto& entry : header.entries) {
-      infos_.emplace(entry.name, std::move(entry.info));
-      names_.push_back(std::move(entry.name));
-    }
+    for (auto& entry : header.entries) add(entry.name, std::move(entry.info));
   }
 
-  const std::string& path() const { return path_; }
-  /// Tensor names in the order of their bytes in the file.
-  const std::vector<std::string>& names() const { return names_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  /// Numbers in all tensors together.
-  Index count_values() const {
-    Index count = 0;
-    for (const auto& [name, tensor] : infos_) count += static_cast<Index>(tensor.bytes.size() / dtype_bytes(tensor.dtype));
-    return count;
-  }
-  bool contains(std::string_view name) const { return infos_.contains(std::string(name)); }
-
-  /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
-  const TensorInfo& info(std::string_view name) const {
-    const auto found = infos_.find(std::string(name));
-    require(found != infos_.end(), path_, ": no tensor ", detail::in_quotes(name));
-    return found->second;
-  }
-
-  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double). Throws `Error` for other types, a
-  /// number of values other than `out.size()`, and a finite value that is too large for `T`.
-  template <std::floating_point T>
-  void read(std::string_view name, std::span<T> out) const {
-    const TensorInfo& tensor = info(name);
-    const std::size_t count = tensor.bytes.size() / dtype_bytes(tensor.dtype);
-    require(count == out.size(), path_, ": tensor ", detail::in_quotes(name), " has ", count, " values, ", out.size(),
-            " expected");
-    require_floating(name);
-    switch (tensor.dtype) {
-      case Dtype::f32:
-        return convert<float>(name, tensor.bytes, out, [](float x) { return x; });
-      case Dtype::f64:
-        return convert<double>(name, tensor.bytes, out, [](double x) { return x; });
-      case Dtype::f16:
-        return convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
-      case Dtype::bf16:
-        return convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
-      default:
-        return;
-    }
-  }
-
-  /// Throws `Error` unless the tensor is of a type that `read` converts.
-  void require_floating(std::string_view name) const {
-    const Dtype dtype = info(name).dtype;
-    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path_,
-            ": tensor ", detail::in_quotes(name), " has dtype ", to_name(dtype),
-            ", one of F32, F64, F16, BF16 expected");
-  }
 
  private:
-  template <class Stored, class T, class Decode>
-  void convert(std::string_view name, std::span<const std::byte> bytes, std::span<T> out, Decode&& decode) const {
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      Stored stored;
-      std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
-      const auto value = decode(stored);
-      if constexpr (sizeof(value) > sizeof(T))
-        if (std::isfinite(value) && std::abs(value) > std::numeric_limits<T>::max())
-          throw Error(
-              text(path_, ": tensor ", detail::in_quotes(name), " holds ", value, ", too large for single precision"));
-      out[i] = static_cast<T>(value);
-    }
-  }
-
-  std::string path_;
-  MappedFile file_;
-  std::vector<std::string> names_;
-  std::unordered_map<std::string, TensorInfo> infos_;
   std::map<std::string, std::string> metadata_;
 };
 

@@ -212,10 +212,10 @@ template <class AttentionPolicy, class T>
 class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
  public:
   EBranchformerBlock(const EncoderConfig& c, Seed seed)
-      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward_macaron"),
+      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
         branches(c, seed), depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
         merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"), norm_ff(c.d_model),
-        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
+        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
 
   auto& attention() { return branches.attn; }
   const auto& attention() const { return branches.attn; }
@@ -277,7 +277,7 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   double dropout_;
 };
 
-struct BranchformerKind {
+struct BranchformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = BranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";
@@ -297,7 +297,7 @@ struct BranchformerKind {
   }
 };
 
-struct EBranchformerKind {
+struct EBranchformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = EBranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";

@@ -7,20 +7,21 @@
 namespace laconic::inline LACONIC_ABI {
 
 /// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
-/// norm, SiLU, pointwise, dropout.
+/// norm, activation (there SiLU), pointwise, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
   ConvolutionModule(const EncoderConfig& c, Seed seed)
       : layer_norm(c.d_model), pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
         depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"), batch_norm(c.d_model),
-        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), dropout_(c.dropout) {}
+        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), hidden_act_(c.hidden_act),
+        dropout_(c.dropout) {}
 
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
     y = batch_norm(context, depthwise_conv(context, y, pass, state));
-    y = pointwise_conv2(context, context.activation(Activation::silu, std::move(y)));
+    y = pointwise_conv2(context, context.activation(hidden_act_, std::move(y)));
     return context.dropout(std::move(y), dropout_);
   }
 
@@ -39,6 +40,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
   Linear<T> pointwise_conv2;
 
  private:
+  Activation hidden_act_;
   double dropout_;
 };
 
@@ -50,9 +52,9 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   ConformerBlock(const EncoderConfig& c, Seed seed)
-      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
+      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
         self_attn(c.attention_config(), c.dropout, seed / "self_attn"), conv_module(c, seed / "conv_module"), ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
+        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
 
   auto& attention() { return self_attn; }
   const auto& attention() const { return self_attn; }
@@ -116,7 +118,7 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   double dropout_;
 };
 
-struct ConformerKind {
+struct ConformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = ConformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "self_attn";

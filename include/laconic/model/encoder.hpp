@@ -17,11 +17,30 @@ struct Logits {
   Sequences sequences;
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer` and
-/// `EBranchformer` are this with their blocks. A kind has
+/// What encoders of log-mel features have before their blocks; a base of their kinds.
+struct FeatureFront {
+  template <class T>
+  static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
+    require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
+    return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
+  }
+  static constexpr Index front_parameters(const EncoderConfig& c) {
+    return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
+  }
+  static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
+    return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
+  }
+  /// Frames of so many rows.
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) { return Conv2dSubsampling<float>::out_length(rows, c.subsampling); }
+  static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
+};
+
+/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`, `EBranchformer`
+/// and `Wav2Vec2Conformer` are this with their blocks. A kind has
 ///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
+///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
 ///
 ///     Conformer<Mha<8>> model(config, Seed(1));
 ///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
@@ -34,13 +53,13 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   using Scalar = T;
   using Policy = AttentionPolicy;
   using Config = EncoderConfig;
+  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
   using Block = typename Kind::template Block<AttentionPolicy, T>;
 
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(config.checked().num_mels, config.channels(), config.d_model, config.subsampling, seed / "subsampling"),
-        layer_norm(config.d_model), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+      : subsampling(Kind::template front<T>(config.checked(), seed)), layer_norm(config.d_model, config.layer_norm_eps), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
-    const AttentionDims d = Policy::dims(config.attention_config());
+    const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
     config_.kv_lora_rank = d.kv_lora_rank;
@@ -48,7 +67,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     config_.q_lora_rank = d.q_lora_rank;
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
-    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
     require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ", config.left_context,
             " given, but the state of linear attention cannot forget; -1 expected");
   }
@@ -128,14 +147,20 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
 
   /// Bytes of key-value cache for this many encoder frames, all layers.
   static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return config.num_layers * Policy::cache_bytes(config.attention_config(), n, storage);
+    return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 
+  /// Frames that so many rows of features give.
+  static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
+
+  /// Trained numbers before the blocks.
+  static constexpr Index front_parameter_count(const EncoderConfig& config) { return Kind::front_parameters(config.checked()); }
   /// Trained numbers of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
-    return Conv2dSubsampling<T>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling) +
-           c.num_layers * (Kind::parameter_count(c) + Policy::parameter_count(c.attention_config())) + 2 * c.d_model +
+    return Kind::front_parameters(c) +
+           c.num_layers * Kind::parameter_count(c) + c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) +
+           2 * c.d_model +
            (c.d_model + 1) * c.vocab_size;
   }
 
@@ -143,23 +168,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
-    return Conv2dSubsampling<T>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, n.count) +
-           c.num_layers * (Kind::flops(c, n.count) + Policy::flops(c.attention_config(), n, c.mask())) + 2 * n.count * c.d_model * c.vocab_size;
+    return Kind::front_flops(c, n.count) +
+           c.num_layers * Kind::flops(c, n.count) +
+           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) + 2 * n.count * c.d_model * c.vocab_size;
   }
 
   static void each_parameter(auto& self, auto&& visit) {
-    visit("subsampling", self.subsampling);
-    visit("layers", self.layers);
-    visit("layer_norm", self.layer_norm);
+    visit(Kind::front_name, self.subsampling);
+    visit(Kind::layers_name, self.layers);
+    visit(Kind::norm_name, self.layer_norm);
     visit("lm_head", self.lm_head);
   }
   /// Calls `visit(dotted_name, attention_layer)` for every layer.
   static void each_attention(auto& self, auto&& visit) {
     for (std::size_t i = 0; i < self.layers.size(); ++i)
-      visit(std::string_view(text("layers.", i, '.', Kind::attention_name)), self.layers[i].attention());
+      visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
-  Conv2dSubsampling<T> subsampling;
+  Subsampling subsampling;
   std::vector<Block> layers;
   LayerNorm<T> layer_norm;
   Linear<T> lm_head;

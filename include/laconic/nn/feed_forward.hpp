@@ -6,17 +6,18 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, SiLU, dropout, linear,
-/// dropout.
+/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
+/// SiLU), dropout, linear, dropout.
 template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
-  FeedForward(Index d_model, Index hidden, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"), dropout_(dropout) {}
+  FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"),
+        activation_(activation), dropout_(dropout) {}
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = context.activation(Activation::silu, intermediate_dense(context, x));
+    auto hidden = context.activation(activation_, intermediate_dense(context, x));
     return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
   }
 
@@ -28,6 +29,7 @@ class FeedForward : public Module<FeedForward<T>> {
   Linear<T> intermediate_dense, output_dense;
 
  private:
+  Activation activation_;
   double dropout_;
 };
 

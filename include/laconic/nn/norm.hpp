@@ -63,6 +63,29 @@ class NoNorm : public Module<NoNorm<T>> {
   static void each_parameter(auto&, auto&&) {}
 };
 
+/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He 2018) with
+/// a group for every channel. Needs whole sequences.
+template <class T>
+class SequenceNorm : public Module<SequenceNorm<T>> {
+ public:
+  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
+    return context.sequence_norm(x, weight, bias, eps_, sequences);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  double eps_;
+};
+
 /// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
 /// (Ioffe and Szegedy 2015). Rows are packed, so padding cannot enter the statistics.
 template <class T>

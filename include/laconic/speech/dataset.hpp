@@ -5,8 +5,7 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
-#include <laconic/speech/fbank.hpp>
-#include <laconic/speech/normalize.hpp>
+#include <laconic/speech/features.hpp>
 #include <laconic/speech/spec_augment.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
@@ -19,42 +18,6 @@
 #include <vector>
 
 namespace laconic::inline LACONIC_ABI {
-
-/// How features are brought to mean 0 and variance 1: by each utterance's own statistics, or by those of the training
-/// corpus, which then belong to the model.
-enum class Normalization { utterance, global };
-constexpr auto enum_names(Normalization) {
-  return std::to_array<EnumName<Normalization>>({{Normalization::utterance, "utterance"}, {Normalization::global, "global"}});
-}
-
-/// From audio to the numbers that a model sees.
-struct FeatureConfig {
-  FbankConfig fbank;
-  Normalization normalization = Normalization::utterance;
-  GlobalNormalization statistics;  ///< for `global`; empty otherwise
-
-  /// Throws for features that need the whole utterance.
-  void require_streamable() const {
-    require(normalization == Normalization::global,
-            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
-  }
-
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("fbank", self.fbank);
-    visit("normalization", self.normalization);
-    visit("statistics", self.statistics);
-  }
-};
-
-/// Normalised features (frames, num_mels) of audio at the configured sampling rate.
-inline Matrix<float> extract_features(const Fbank& fbank, const FeatureConfig& config, std::span<const float> samples) {
-  Matrix<float> features = fbank(samples);
-  if (config.normalization == Normalization::utterance)
-    normalize_utterance(view(features));
-  else
-    config.statistics(view(features));
-  return features;
-}
 
 /// One utterance, ready for a model.
 struct Example {
@@ -77,7 +40,7 @@ struct Dataset {
 /// Reads all audio into memory as features. With a vocabulary the texts become labels; an unknown token throws and
 /// names the audio file.
 inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config, const Vocabulary* vocabulary, int threads) {
-  const Fbank fbank(config.fbank);
+  const FeatureExtractor extract(config);
   Dataset out;
   out.examples.resize(utterances.size());
   std::vector<std::string> notes(utterances.size());
@@ -93,7 +56,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
       notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds, " s, all of which are used, though its duration is given as ",
                        u.duration, " s");
     try {
-      e.features = extract_features(fbank, config, audio.samples);
+      e.features = extract(audio.samples);
       if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
     } catch (const Error& error) {
       throw Error(text(u.audio_filepath.string(), ": ", error.what()));
@@ -106,10 +69,10 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
 
 /// Mean and inverse standard deviation of a corpus, for Normalization::global.
 inline void fit_normalization(std::span<const Utterance> utterances, FeatureConfig& config, int threads) {
-  const Fbank fbank(config.fbank);
+  const FeatureExtractor extract(config);
   std::vector<FeatureStatistics> each(utterances.size());
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
-    const Matrix<float> features = fbank(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
+    const Matrix<float> features = extract.raw(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
     each[i].add(view(features));
   });
   FeatureStatistics all;

@@ -49,7 +49,7 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
     for (std::size_t n = 0; n < indices.size(); ++n) {
       const auto i = static_cast<std::size_t>(indices[n]);
       out.hypotheses[i] = vocabulary.decode(tokens[n]);
-      out.errors[i] = word_errors(data.examples[i].text, out.hypotheses[i]);
+      out.errors[i] = word_errors(vocabulary.written(data.examples[i].text), out.hypotheses[i]);
     }
   }
   if (losses > 0) out.loss /= static_cast<double>(losses);

@@ -87,7 +87,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     out.compute_seconds += since(start);
     for (const Live& l : done) {
       out.hypotheses[l.example] = vocabulary.decode(l.tokens);
-      out.errors[l.example] = word_errors(data.examples[l.example].text, out.hypotheses[l.example]);
+      out.errors[l.example] = word_errors(vocabulary.written(data.examples[l.example].text), out.hypotheses[l.example]);
     }
   }
   std::sort(out.push_seconds.begin(), out.push_seconds.end());

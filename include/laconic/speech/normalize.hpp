@@ -96,4 +96,14 @@ inline void normalize_utterance(MatrixView<float> features) {
   statistics.normalization()(features);
 }
 
+/// The samples of one utterance (rows, 1) to mean 0 and variance 1, in place: (x - mean) / sqrt(var + 1e-7) with the variance over n,
+/// as Hugging Face's Wav2Vec2FeatureExtractor does it.
+inline void normalize_samples(MatrixView<float> samples) {
+  if (samples.rows() == 0) return;
+  const Eigen::ArrayXd x = samples.col(0).cast<double>().array();
+  const double mean = x.mean(), variance = (x - mean).square().mean();
+  require(std::isfinite(variance), "normalization: samples that are not finite given");
+  samples.col(0) = ((x - mean) / std::sqrt(variance + 1e-7)).cast<float>().matrix();
+}
+
 }  // namespace laconic

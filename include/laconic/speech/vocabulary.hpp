@@ -34,9 +34,11 @@ constexpr auto enum_names(Tokens) {
 class Vocabulary {
  public:
   static constexpr std::string_view blank_token = "<blank>";
+  /// Vocabularies of Hugging Face's CTC models have this name for it, and among their characters tokens such as "<unk>".
+  static constexpr std::string_view hugging_face_blank = "<pad>";
 
   /// The blank alone.
-  Vocabulary() : Vocabulary(Tokens::characters, {}) {}
+  Vocabulary() : Vocabulary(Tokens::characters, std::string(blank_token)) {}
 
   /// All characters of `texts`, a range of strings. Throws where a text holds '|': vocab.json writes the space so.
   template <class Texts>
@@ -75,9 +77,20 @@ class Vocabulary {
     return tokens_[static_cast<std::size_t>(i)];
   }
 
+  /// A text as the tokens write it: words with one space between them, in capitals where the characters have no small letters.
+  std::string written(std::string_view text) const {
+    std::string out = detail::join_words(text);
+    const auto has = [&](char first, char last) {
+      return std::ranges::any_of(tokens_, [&](const std::string& one) { return one.size() == 1 && one[0] >= first && one[0] <= last; });
+    };
+    if (kind_ == Tokens::characters && has('A', 'Z') && !has('a', 'z'))
+      for (char& c : out) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+    return out;
+  }
+
   /// The indices of a text's tokens; never the blank. An unknown token throws.
   std::vector<int> encode(std::string_view text) const {
-    const std::string joined = detail::join_words(text);
+    const std::string joined = written(text);
     std::vector<int> out;
     for (const std::string_view token :
          kind_ == Tokens::words ? detail::split_words(joined) : detail::split_characters(joined)) {
@@ -105,11 +118,11 @@ class Vocabulary {
   /// which belongs into config.json.
   nlohmann::json to_json() const {
     nlohmann::json out = nlohmann::json::object();
-    for (std::size_t i = 0; i < tokens_.size(); ++i) out[written(tokens_[i])] = i;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) out[in_file(tokens_[i])] = i;
     return out;
   }
 
-  /// The inverse of `to_json`. Throws unless the indices are 0 .. n-1, each once, and 0 is "<blank>".
+  /// The inverse of `to_json`. Throws unless the indices are 0 .. n-1, each once, and 0 is the blank.
   /// `where` begins the texts of errors (a file's name).
   static Vocabulary from_json(Tokens kind, const nlohmann::json& json, std::string_view where = "vocab.json") {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
@@ -126,13 +139,14 @@ class Vocabulary {
       seen[slot] = true;
       tokens[slot] = kind == Tokens::characters && name == "|" ? " " : name;
     }
-    require(!tokens.empty() && tokens[0] == blank_token, where, ": index 0 is ", tokens.empty() ? "missing" : tokens[0],
+    const bool foreign = kind == Tokens::characters && !tokens.empty() && tokens[0] == hugging_face_blank;
+    require(foreign || (!tokens.empty() && tokens[0] == blank_token), where, ": index 0 is ", tokens.empty() ? "missing" : tokens[0],
             ", ", blank_token, " expected");
-    Vocabulary out(kind, {});
+    Vocabulary out(kind, tokens[0]);
     for (std::size_t i = 1; i < tokens.size(); ++i) {
       const std::string& one = tokens[i];
       const bool whole = kind == Tokens::words ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
-                                               : detail::split_characters(one).size() == 1;
+                                               : detail::split_characters(one).size() == 1 || (foreign && is_special(one));
       require(whole, where, ": token \"", one, "\" is not one of ", to_name(kind));
       out.add(one);
     }
@@ -144,8 +158,8 @@ class Vocabulary {
   }
 
  private:
-  Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens) : kind_(kind) {
-    add(std::string(blank_token));
+  Vocabulary(Tokens kind, const std::string& blank) : kind_(kind) { add(blank); }
+  Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens) : Vocabulary(kind, std::string(blank_token)) {
     for (const std::string& one : tokens) add(one);
   }
 
@@ -155,7 +169,9 @@ class Vocabulary {
     tokens_.push_back(token);
   }
 
-  std::string written(const std::string& token) const {
+  static bool is_special(std::string_view token) { return token.size() > 2 && token.front() == '<' && token.back() == '>'; }
+
+  std::string in_file(const std::string& token) const {
     return kind_ == Tokens::characters && token == " " ? "|" : token;
   }
 
@@ -164,7 +180,7 @@ class Vocabulary {
     constexpr std::size_t shown = 40;
     std::string out;
     for (std::size_t i = 1; i < std::min(tokens_.size(), shown + 1); ++i)
-      out += text(i > 1 ? " " : "", written(tokens_[i]));
+      out += text(i > 1 ? " " : "", in_file(tokens_[i]));
     if (tokens_.size() > shown + 1) out += text(" ... (", size() - 1, " in all)");
     return out.empty() ? "none" : out;
   }

@@ -173,5 +173,49 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
+/// The (out, in, kernel) weight as (out, kernel, in), so that it meets runs of whole rows; and back, adding.
+template <class T>
+void conv1d_reorder(const Conv1dShape& s, const T* weight, T* ordered) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < s.kernel; ++k) ordered[(o * s.kernel + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * s.kernel + k];
+}
+template <class T>
+void conv1d_add_reordered(const Conv1dShape& s, const T* ordered, T* weight) {
+  for (Index o = 0; o < s.out_channels; ++o)
+    for (Index i = 0; i < s.in_channels; ++i)
+      for (Index k = 0; k < s.kernel; ++k) weight[(o * s.in_channels + i) * s.kernel + k] += ordered[(o * s.kernel + k) * s.in_channels + i];
+}
+
+/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
+/// `stride` rows apart: a matrix product without patches.
+template <class T>
+void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x, const T* ordered,
+            const T* bias, T* y) {
+  for (Index n = 0; n < from.size(); ++n)
+    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(), {x + from.begin(n) * s.in_channels, s.stride * s.in_channels},
+            Operand<T>{ordered, s.patch()}.transposed(), y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
+}
+
+/// dordered (out, patch) += dy^T x.
+template <class T>
+void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
+                            const T* x, T* dordered) {
+  for (Index n = 0; n < from.size(); ++n)
+    gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
+            Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
+            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
+}
+
+/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none twice.
+template <class T>
+void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
+                           const T* ordered, T* dx) {
+  for (Index n = 0; n < from.size(); ++n)
+    for (Index k = 0; k < s.kernel; ++k)
+      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels, {dy + to.begin(n) * s.out_channels, s.out_channels},
+              {ordered + k * s.in_channels, s.patch()}, dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
+}
+
 }  // namespace kernels
 }  // namespace laconic

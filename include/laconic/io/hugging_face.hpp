@@ -1,0 +1,116 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/io/json.hpp>
+#include <laconic/model/encoder_config.hpp>
+
+#include <string>
+#include <string_view>
+
+// Model folders of Hugging Face transformers: `Wav2Vec2ConformerForCTC`.
+
+namespace laconic::inline LACONIC_ABI {
+
+namespace detail {
+
+/// A member of config.json, or what transformers takes where it is missing.
+template <class T>
+T hugging_face_member(const nlohmann::json& config, std::string_view key, const std::string& where, T otherwise) {
+  return config.contains(key) ? json_member<T>(config, key, where) : otherwise;
+}
+
+inline Activation hugging_face_activation(const nlohmann::json& config, std::string_view key, const std::string& where) {
+  const auto name = hugging_face_member<std::string>(config, key, where, "gelu");
+  if (name == "swish") return Activation::silu;
+  const auto found = from_name<Activation>(name);
+  require(found.has_value(), where, ": ", in_quotes(key), " is ", in_quotes(name), ", one of swish, ", all_names<Activation>(), " expected");
+  return *found;
+}
+
+}  // namespace detail
+
+/// Whether a config.json is one of transformers'.
+inline bool is_hugging_face_config(const nlohmann::json& config) { return config.is_object() && config.contains("model_type"); }
+
+/// The encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error` naming `where` and the member for
+/// what laconic does not compute: other model types, an adapter, rotary bases other than 10000, other activations.
+inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, const std::string& where) {
+  const auto number = [&](std::string_view key, Index otherwise) { return detail::hugging_face_member<Index>(config, key, where, otherwise); };
+  const auto type = json_member<std::string>(config, "model_type", where);
+  require(type == "wav2vec2-conformer", where, ": 'model_type' is ", detail::in_quotes(type), ", 'wav2vec2-conformer' expected");
+  require(!detail::hugging_face_member(config, "add_adapter", where, false), where, ": 'add_adapter' is true: a model with an adapter is not known");
+  const auto base = detail::hugging_face_member<double>(config, "rotary_embedding_base", where, 10000);
+  require(base == 10000, where, ": 'rotary_embedding_base' is ", base, ", 10000 expected");
+  const Index hidden = number("hidden_size", 768), intermediate = number("intermediate_size", 3072);
+  require(hidden > 0 && intermediate > 0 && intermediate % hidden == 0, where, ": 'intermediate_size' is ", intermediate,
+          ", a multiple of 'hidden_size' ", hidden, " expected");
+
+  EncoderConfig out;
+  out.num_mels = 1;
+  out.d_model = hidden;
+  out.num_layers = number("num_hidden_layers", 12);
+  out.vocab_size = number("vocab_size", 32);
+  out.attention = AttentionName::mha;
+  out.num_heads = number("num_attention_heads", 12);
+  out.position_embeddings_type = detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
+  out.hidden_act = detail::hugging_face_activation(config, "hidden_act", where);
+  out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_eps", where, 1e-5);
+  out.ffn_expansion = intermediate / hidden;
+  out.conv_kernel = number("conv_depthwise_kernel_size", 31);
+  out.dropout = detail::hugging_face_member(config, "hidden_dropout", where, 0.1);
+  WaveformConfig& w = out.waveform;
+  w.conv_dim = detail::hugging_face_member<IndexList>(config, "conv_dim", where, {512, 512, 512, 512, 512, 512, 512});
+  w.conv_kernel = detail::hugging_face_member<IndexList>(config, "conv_kernel", where, {10, 3, 3, 3, 3, 2, 2});
+  w.conv_stride = detail::hugging_face_member<IndexList>(config, "conv_stride", where, {5, 2, 2, 2, 2, 2, 2});
+  w.conv_bias = detail::hugging_face_member(config, "conv_bias", where, false);
+  w.feat_extract_norm = detail::hugging_face_member(config, "feat_extract_norm", where, WaveformNorm::group);
+  w.feat_extract_activation = detail::hugging_face_activation(config, "feat_extract_activation", where);
+  out.subsampling = w.stride();
+  try {
+    return out.checked();
+  } catch (const Error& error) {
+    throw Error(text(where, ": ", error.what()));
+  }
+}
+
+/// The config.json with which transformers makes the same model. Throws `Error` unless it is one with full attention.
+inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
+  require(!c.waveform.empty() && c.attention == AttentionName::mha, "hugging face: a wav2vec2-conformer with mha expected; ",
+          to_name(c.attention), c.waveform.empty() ? " over features" : "", " given");
+  const auto activation = [](Activation kind) { return kind == Activation::silu ? std::string("swish") : std::string(to_name(kind)); };
+  return {{"architectures", {"Wav2Vec2ConformerForCTC"}},
+          {"model_type", "wav2vec2-conformer"},
+          {"hidden_size", c.d_model},
+          {"num_hidden_layers", c.num_layers},
+          {"num_attention_heads", c.num_heads},
+          {"intermediate_size", c.ffn_expansion * c.d_model},
+          {"hidden_act", activation(c.hidden_act)},
+          {"position_embeddings_type", to_name(c.position_embeddings_type)},
+          {"rotary_embedding_base", 10000},
+          {"conv_depthwise_kernel_size", c.conv_kernel},
+          {"layer_norm_eps", c.layer_norm_eps},
+          {"hidden_dropout", c.dropout},
+          {"activation_dropout", c.dropout},
+          {"attention_dropout", c.dropout},
+          {"conformer_conv_dropout", c.dropout},
+          {"vocab_size", c.vocab_size},
+          {"pad_token_id", 0},
+          {"conv_dim", to_json(c.waveform.conv_dim)},
+          {"conv_kernel", to_json(c.waveform.conv_kernel)},
+          {"conv_stride", to_json(c.waveform.conv_stride)},
+          {"num_feat_extract_layers", c.waveform.conv_dim.size()},
+          {"conv_bias", c.waveform.conv_bias},
+          {"feat_extract_norm", to_name(c.waveform.feat_extract_norm)},
+          {"feat_extract_activation", activation(c.waveform.feat_extract_activation)},
+          {"add_adapter", false},
+          {"torch_dtype", "float32"}};
+}
+
+/// Tensors of a checkpoint that take no part in the model: a convolution that transformers makes and never calls, the
+/// frequencies of rotary positions, a counter of batch norm.
+inline bool is_unused_hugging_face_tensor(std::string_view name) {
+  return name.starts_with("wav2vec2_conformer.encoder.pos_conv_embed.") || name == "wav2vec2_conformer.encoder.embed_positions.inv_freq" ||
+         name.ends_with(".batch_norm.num_batches_tracked");
+}
+
+}  // namespace laconic

@@ -1,0 +1,228 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <laconic/core/enum.hpp>
+#include <laconic/core/extent.hpp>
+#include <laconic/io/file.hpp>
+#include <laconic/io/json.hpp>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+// Tensors by name, from files of any format that laconic reads. A format is a class that derives from `Tensors` and
+// fills it when it is made: SafetensorsFile, TorchFile, ShardedTensors.
+
+namespace laconic::inline LACONIC_ABI {
+
+static_assert(std::endian::native == std::endian::little,
+              "laconic: model files are little endian, and so must the machine be");
+
+enum class Dtype { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f16, bf16, i32, u32, f32, f64, i64, u64 };
+
+constexpr auto enum_names(Dtype) {
+  using enum Dtype;
+  return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"},
+                                         {u8, "U8"},
+                                         {i8, "I8"},
+                                         {f8_e5m2, "F8_E5M2"},
+                                         {f8_e4m3, "F8_E4M3"},
+                                         {i16, "I16"},
+                                         {u16, "U16"},
+                                         {f16, "F16"},
+                                         {bf16, "BF16"},
+                                         {i32, "I32"},
+                                         {u32, "U32"},
+                                         {f32, "F32"},
+                                         {f64, "F64"},
+                                         {i64, "I64"},
+                                         {u64, "U64"}});
+}
+
+constexpr std::size_t dtype_bytes(Dtype dtype) {
+  return dtype >= Dtype::f64 ? 8 : dtype >= Dtype::i32 ? 4 : dtype >= Dtype::i16 ? 2 : 1;
+}
+
+/// A shape for messages: "(2, 3)".
+inline std::string shape_text(std::span<const Index> shape) {
+  std::string out = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) out += text(i > 0 ? ", " : "", shape[i]);
+  return out + ")";
+}
+
+/// A tensor in a file. `bytes` lie in the mapped file, without any alignment.
+struct TensorInfo {
+  Dtype dtype;
+  std::vector<Index> shape;
+  std::span<const std::byte> bytes;
+};
+
+namespace detail {
+
+/// Number of values of a shape, or false where the product overflows.
+inline bool checked_size(std::span<const Index> shape, Index& size) {
+  size = 1;
+  for (const Index extent : shape) {
+    if (extent < 0 || (extent > 0 && size > std::numeric_limits<Index>::max() / extent)) return false;
+    size *= extent;
+  }
+  return true;
+}
+
+/// IEEE half precision to single, exactly.
+inline float half_to_float(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
+  const std::uint32_t exponent = (half >> 10) & 31, fraction = half & 0x3ff;
+  if (exponent == 0) {  // zero and subnormal: fraction * 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+inline float bfloat_to_float(std::uint16_t value) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
+}
+
+/// "'a', 'b', 'c', 'd', 'e' and 7 more"
+inline std::string some_names(const std::vector<std::string>& names) {
+  std::string out;
+  for (std::size_t i = 0; i < std::min<std::size_t>(5, names.size()); ++i)
+    out += text(i > 0 ? ", " : "", in_quotes(names[i]));
+  return names.size() > 5 ? text(out, " and ", names.size() - 5, " more") : out;
+}
+
+}  // namespace detail
+
+/// Tensors of one file or of several, memory-mapped and fully checked when opened: throws `Error` for anything that the
+/// format does not allow, so that what can be opened can be read. Tensor bytes come from the disk only when touched.
+class Tensors {
+ public:
+  /// The file, or what lists the files where there are several.
+  const std::string& path() const { return path_; }
+  /// The file that a tensor lies in. Throws `Error` if there is no tensor of that name.
+  const std::string& path(std::string_view name) const { return files_[find(name).file].path; }
+  /// Tensor names in the order of the file.
+  const std::vector<std::string>& names() const { return names_; }
+  /// Numbers in all tensors together.
+  Index count_values() const {
+    Index count = 0;
+    for (const auto& [name, entry] : entries_) count += static_cast<Index>(count_of(entry.info));
+    return count;
+  }
+  bool contains(std::string_view name) const { return entries_.contains(std::string(name)); }
+
+  /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
+  const TensorInfo& info(std::string_view name) const { return find(name).info; }
+
+  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double). Throws `Error` for other types, a
+  /// number of values other than `out.size()`, and a finite value that is too large for `T`. What has been read leaves
+  /// memory again, so that a model is not held twice while it is loaded.
+  template <std::floating_point T>
+  void read(std::string_view name, std::span<T> out) const {
+    const TensorInfo& tensor = info(name);
+    require(count_of(tensor) == out.size(), path(name), ": tensor ", detail::in_quotes(name), " has ", count_of(tensor),
+            " values, ", out.size(), " expected");
+    require_floating(name);
+    switch (tensor.dtype) {
+      case Dtype::f32:
+        convert<float>(name, tensor.bytes, out, [](float x) { return x; });
+        break;
+      case Dtype::f64:
+        convert<double>(name, tensor.bytes, out, [](double x) { return x; });
+        break;
+      case Dtype::f16:
+        convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
+        break;
+      default:
+        convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
+    }
+    detail::release_pages(tensor.bytes);
+  }
+
+  /// Throws `Error` unless the tensor is of a type that `read` converts.
+  void require_floating(std::string_view name) const {
+    const Dtype dtype = info(name).dtype;
+    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path(name),
+            ": tensor ", detail::in_quotes(name), " has dtype ", to_name(dtype),
+            ", one of F32, F64, F16, BF16 expected");
+  }
+
+ protected:
+  explicit Tensors(std::string path) : path_(std::move(path)) {}
+
+  /// Maps a file and keeps it; the tensors added next lie in it.
+  std::span<const std::byte> map(const std::filesystem::path& path) {
+    files_.push_back({path.string(), MappedFile(path)});
+    return files_.back().map.bytes();
+  }
+  /// Throws `Error` if there is one of that name already.
+  void add(const std::string& name, TensorInfo info) {
+    require(entries_.emplace(name, Entry{std::move(info), files_.size() - 1}).second, files_.back().path, ": tensor ",
+            detail::in_quotes(name), " appears twice");
+    names_.push_back(name);
+  }
+  /// All tensors of another, with its files.
+  void add(Tensors other) {
+    const std::size_t before = files_.size();
+    for (File& file : other.files_) files_.push_back(std::move(file));
+    for (const std::string& name : other.names_) {
+      Entry& entry = other.entries_.at(name);
+      entry.file += before;
+      require(entries_.emplace(name, std::move(entry)).second, other.path_, ": tensor ", detail::in_quotes(name),
+              " is also in another file of ", path_);
+      names_.push_back(name);
+    }
+  }
+
+ private:
+  struct File {
+    std::string path;
+    MappedFile map;
+  };
+  struct Entry {
+    TensorInfo info;
+    std::size_t file;
+  };
+
+  static std::size_t count_of(const TensorInfo& tensor) { return tensor.bytes.size() / dtype_bytes(tensor.dtype); }
+
+  const Entry& find(std::string_view name) const {
+    const auto found = entries_.find(std::string(name));
+    require(found != entries_.end(), path_, ": no tensor ", detail::in_quotes(name));
+    return found->second;
+  }
+
+  template <class Stored, class T, class Decode>
+  void convert(std::string_view name, std::span<const std::byte> bytes, std::span<T> out, Decode&& decode) const {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      Stored stored;
+      std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
+      const auto value = decode(stored);
+      if constexpr (sizeof(value) > sizeof(T))
+        if (std::isfinite(value) && std::abs(value) > std::numeric_limits<T>::max())
+          throw Error(text(path(name), ": tensor ", detail::in_quotes(name), " holds ", value,
+                           ", too large for single precision"));
+      out[i] = static_cast<T>(value);
+    }
+  }
+
+  std::string path_;
+  std::vector<File> files_;
+  std::vector<std::string> names_;
+  std::unordered_map<std::string, Entry> entries_;
+};
+
+}  // namespace laconic

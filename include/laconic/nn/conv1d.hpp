@@ -1,0 +1,40 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/primitives.hpp>
+#include <laconic/nn/linear.hpp>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A convolution over time without padding, weight `(out, in, kernel)`: (rows, in) to (fewer rows, out).
+template <class T>
+class Conv1d : public Module<Conv1d<T>> {
+ public:
+  Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
+      : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
+    const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({shape.out_channels});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+  const Conv1dShape& shape() const { return shape_; }
+
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
+    return context.conv1d(x, weight, bias.size() > 0 ? &bias : nullptr, shape_, from, to);
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.bias.size() > 0) visit("bias", self.bias);
+  }
+
+  Parameter<T> weight, bias;
+
+ private:
+  Conv1dShape shape_;
+};
+
+}  // namespace laconic

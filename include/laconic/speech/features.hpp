@@ -1,0 +1,93 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/enum.hpp>
+#include <laconic/speech/fbank.hpp>
+#include <laconic/speech/normalize.hpp>
+
+#include <cmath>
+#include <optional>
+#include <span>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// What a model sees of audio: log-mel energies, or the samples themselves.
+enum class FeatureKind { fbank, samples };
+constexpr auto enum_names(FeatureKind) {
+  return std::to_array<EnumName<FeatureKind>>({{FeatureKind::fbank, "fbank"}, {FeatureKind::samples, "samples"}});
+}
+
+/// How features are brought to mean 0 and variance 1: by each utterance's own statistics, or by those of the training
+/// corpus, which then belong to the model; or not at all.
+enum class Normalization { utterance, global, none };
+constexpr auto enum_names(Normalization) {
+  return std::to_array<EnumName<Normalization>>(
+      {{Normalization::utterance, "utterance"}, {Normalization::global, "global"}, {Normalization::none, "none"}});
+}
+
+/// From audio to the numbers that a model sees.
+struct FeatureConfig {
+  FeatureKind kind = FeatureKind::fbank;
+  FbankConfig fbank;  ///< of samples: `sample_rate`, one channel, a frame for each
+  Normalization normalization = Normalization::utterance;
+  GlobalNormalization statistics;  ///< for `global`; empty otherwise
+
+  /// The samples themselves, one row each.
+  static FeatureConfig samples(int sample_rate, Normalization normalization) {
+    const double period = 1000.0 / sample_rate;
+    return {.kind = FeatureKind::samples,
+            .fbank = {.sample_rate = sample_rate, .num_mels = 1, .frame_length_ms = period, .frame_shift_ms = period},
+            .normalization = normalization,
+            .statistics = {}};
+  }
+
+  /// Throws for features that need the whole utterance.
+  void require_streamable() const {
+    require(normalization != Normalization::utterance,
+            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+  }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("kind", self.kind);
+    visit("fbank", self.fbank);
+    visit("normalization", self.normalization);
+    visit("statistics", self.statistics);
+  }
+};
+
+/// Makes features of audio; calls may come from several threads.
+class FeatureExtractor {
+ public:
+  /// Throws `Error` for a configuration that makes no sense.
+  explicit FeatureExtractor(const FeatureConfig& config) : config_(config) {
+    if (config.kind == FeatureKind::fbank) {
+      fbank_.emplace(config.fbank);
+      return;
+    }
+    require(config.fbank.num_mels == 1 && config.fbank.sample_rate > 0 && config.normalization != Normalization::global,
+            "features: of samples, one channel at a rate above 0 with normalization utterance or none is expected");
+  }
+
+  /// Samples from one row of features to the next.
+  Index frame_shift() const { return fbank_ ? fbank_->frame_shift() : 1; }
+
+  /// Before normalization: (frames, num_mels) of audio at the configured sampling rate.
+  Matrix<float> raw(std::span<const float> samples) const {
+    if (fbank_) return (*fbank_)(samples);
+    return Eigen::Map<const Matrix<float>>(samples.data(), static_cast<Index>(samples.size()), 1);
+  }
+  Matrix<float> operator()(std::span<const float> samples) const {
+    Matrix<float> features = raw(samples);
+    if (config_.normalization == Normalization::global)
+      config_.statistics(view(features));
+    else if (config_.normalization == Normalization::utterance)
+      config_.kind == FeatureKind::fbank ? normalize_utterance(view(features)) : normalize_samples(view(features));
+    return features;
+  }
+
+ private:
+  FeatureConfig config_;
+  std::optional<Fbank> fbank_;
+};
+
+}  // namespace laconic
