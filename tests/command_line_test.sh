@@ -81,7 +81,7 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
-for command in "" data "data digits" "data speak" train convert eval transcribe profile study; do
+for command in "" data "data digits" "data speak" train convert eval compare transcribe profile study; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
   says out 'Example:'
@@ -131,7 +131,7 @@ cmp run/model/model.safetensors run2/model/model.safetensors || fail "the same s
 
 ok eval --model run --data corpus/test.jsonl --json eval.json --transcripts mha.jsonl
 says out 'WER '
-for key in wer wer_low wer_high substitutions deletions insertions cache_bytes_per_second parameters; do
+for key in wer wer_low wer_high substitutions deletions insertions cache_bytes_per_second parameters peak_memory_bytes utterance_names; do
   grep -q "\"$key\"" eval.json || fail "eval.json does not hold $key"
 done
 [ "$(grep -c '"hypothesis":"[a-z]' mha.jsonl)" -eq 8 ] || fail "mha.jsonl does not hold 8 transcripts of words"
@@ -177,16 +177,52 @@ ok convert --input run --output mla --attention mla-simple --latent-dim 32 --spe
 says out 'measured on corpus/valid.jsonl'
 says out '(50.00%)'
 grep -q '"output_error"' convert.json || fail "convert.json does not hold the error"
-ok eval --model mla --data corpus/test.jsonl --transcripts mla.jsonl
+ok eval --model mla --data corpus/test.jsonl --transcripts mla.jsonl --json mla.json
 cmp mha.jsonl mla.jsonl || fail "R = d does not give the same transcripts"
 ok convert --input run --output mla1 --attention mla-simple --latent-dim 1
-ok eval --model mla1 --data corpus/test.jsonl --transcripts mla1.jsonl
+ok eval --model mla1 --data corpus/test.jsonl --transcripts mla1.jsonl --json mla1.json
 cmp -s mha.jsonl mla1.jsonl && fail "R = 1 gives the same transcripts, so that equal ones say nothing"
 ok convert --input run --output gqa --attention gqa --kv-heads 2
 says out '(50.00%)'
 ok eval --model gqa --data corpus/test.jsonl
 ok train --data corpus --init mla --out tuned --epochs 1 --freeze subsampling --accumulate 2
 ok eval --model tuned --data corpus/test.jsonl
+
+# --- Results side by side.
+# One that hears no word.
+words=$(sed -n 's/^  "reference_words": \(.*\),/\1/p' eval.json) list=$(sed -n 's/^  "utterance_words": //p' eval.json)
+sed "s/\"\(substitutions\|insertions\)\": .*/\"\1\": 0,/; s/\"deletions\": .*/\"deletions\": $words,/
+     s/\"\(wer[a-z_]*\)\": [0-9.]*/\"\1\": 100.0/; s/\"utterance_errors\": .*/\"utterance_errors\": $list,/" eval.json >deaf.json
+ok compare eval.json mla.json mla1.json deaf.json --names full,half,one,deaf --json compare.json --plot compare.svg
+says out 'half: not told apart from full: 0.00 points [0.00, 0.00]'
+says out 'deaf: more errors than full: '
+grep -qE '^one +mla-simple +[0-9]+ +[0-9]+  [0-9.]+ \[' out || fail "no row of one"
+[ -s compare.svg ] || fail "no compare.svg"
+says compare.json '"sentence": "more errors than full: '
+ok compare deaf.json eval.json
+says out 'eval: fewer errors than deaf: '
+sed -z 's/,\n  "utterance_names".*/\n}\n/' mla.json >older.json # as before utterances were written
+ok compare eval.json older.json
+says out 'older: not compared with eval by utterance: older.json holds no utterances, so only the intervals can be looked at'
+ok eval --model run --data corpus/valid.jsonl --json valid.json
+sed 's/"utterance_names": \["/&other-/' mla.json >renamed.json
+sed 's/"utterance_errors": \[/&9,/' mla.json >longer.json
+mkdir again
+cp mla.json again/
+refused valid.json eval.json 4 8 -- compare eval.json valid.json --json new.json
+refused renamed.json 'number 1' other- eval.json -- compare eval.json renamed.json --plot new.png
+refused longer.json utterance_errors 9 8 -- compare eval.json longer.json
+refused train.json '`laconic eval --json`' "'wer' is missing" -- compare eval.json train.json
+echo '[]' >list.json
+refused list.json object -- compare eval.json list.json
+refused eval.json 'at least 2' -- compare eval.json
+refused ./eval.json twice -- compare eval.json ./eval.json
+refused again/mla.json "'mla'" -- compare mla.json again/mla.json
+refused --names 1 2 -- compare eval.json mla.json --names one
+refused eval.json -- compare eval.json mla.json --json eval.json
+refused new.gif -- compare eval.json mla.json --plot new.gif
+misused 'results' compare
+
 # A run that is done has nothing to do; with other settings it is another one.
 # shellcheck disable=SC2086
 ok train --data corpus --out run2 $tiny --seed 3

@@ -100,3 +100,55 @@ TEST_CASE("the bootstrap interval is that of the resampled rate", "[wer]") {
                       "bootstrap_interval: 0 resamples given, at least 1 expected");
   }
 }
+
+TEST_CASE("the interval of a difference draws the same utterances for both", "[wer]") {
+  // 1000 utterances of one word; the first system is wrong in every second one, the second in these and 30 more. Each
+  // rate has a standard deviation of 0.016; their difference, paired, has one of sqrt(0.03 * 0.97 / 1000) = 0.0054.
+  std::vector<WordErrors> first(1000, WordErrors{0, 0, 0, 1});
+  for (std::size_t i = 0; i < 1000; i += 2) first[i].substitutions = 1;
+  std::vector<WordErrors> second = first;
+  for (std::size_t i = 0; i < 30; ++i) second[33 * i + (i % 2 == 0 ? 1 : 0)].substitutions = 1;
+  REQUIRE(total(second).errors() == 530);
+  const Interval interval = bootstrap_difference(first, second, 0.95, 2000);
+  CHECK(interval.low == Approx(0.03 - 0.0106).margin(0.002));
+  CHECK(interval.high == Approx(0.03 + 0.0106).margin(0.002));
+
+  SECTION("the other way round it is the same with the other sign") {
+    const Interval back = bootstrap_difference(second, first, 0.95, 2000);
+    CHECK(back.low == Approx(-interval.high));
+    CHECK(back.high == Approx(-interval.low));
+  }
+  SECTION("equal errors differ by nothing, whatever is drawn") {
+    const Interval none = bootstrap_difference(first, first);
+    CHECK(none.low == 0);
+    CHECK(none.high == 0);
+  }
+  SECTION("as many errors elsewhere are not told apart") {
+    std::vector<WordErrors> elsewhere(1000, WordErrors{0, 0, 0, 1});
+    for (std::size_t i = 1; i < 1000; i += 2) elsewhere[i].substitutions = 1;
+    const Interval wide = bootstrap_difference(first, elsewhere);
+    CHECK(wide.low < 0);
+    CHECK(wide.high > 0);
+  }
+  SECTION("the same seed gives the same interval, another seed nearly") {
+    const Interval again = bootstrap_difference(first, second, 0.95, 2000);
+    CHECK(again.low == interval.low);
+    CHECK(again.high == interval.high);
+    const Interval other = bootstrap_difference(first, second, 0.95, 2000, Seed(7));
+    CHECK(other.low == Approx(interval.low).margin(0.002));
+    const Interval few = bootstrap_difference(first, second, 0.95, 9);
+    CHECK(bootstrap_difference(first, second, 0.95, 9, Seed(7)).low != few.low);
+  }
+  SECTION("what cannot be asked") {
+    CHECK_THROWS_WITH(bootstrap_difference(first, std::span(second).first(999)),
+                      "bootstrap_difference: 1000 and 999 utterances given, the same ones expected");
+    CHECK_THROWS_WITH(bootstrap_difference({}, {}), "bootstrap_difference: no utterances given");
+    CHECK_THROWS_WITH(bootstrap_difference(first, second, 95),
+                      "bootstrap_difference: level 95 given, between 0 and 1 expected");
+    CHECK_THROWS_WITH(bootstrap_difference(first, second, 0.95, 0),
+                      "bootstrap_difference: 0 resamples given, at least 1 expected");
+    second[4].reference_words = 2;
+    CHECK_THROWS_WITH(bootstrap_difference(first, second),
+                      "bootstrap_difference: utterance 4 has 1 and 2 reference words, the same utterance expected");
+  }
+}

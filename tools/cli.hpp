@@ -8,6 +8,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include <sys/resource.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -21,6 +23,7 @@ void add_data_command(CLI::App& app);
 void add_train_command(CLI::App& app);
 void add_convert_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
+void add_compare_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
 void add_profile_command(CLI::App& app);
 void add_study_command(CLI::App& app);
@@ -80,6 +83,13 @@ void say(const Parts&... parts) {
 inline void say_notes(const std::vector<std::string>& notes) {
   for (std::size_t i = 0; i < notes.size() && i < 3; ++i) say("note: ", notes[i]);
   if (notes.size() > 3) say("note: and ", notes.size() - 3, " more such files");
+}
+
+/// Of memory that the process has held, the most at once.
+inline laconic::Index peak_resident_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return 1024 * static_cast<laconic::Index>(usage.ru_maxrss);
 }
 
 /// A number with some digits after the point.

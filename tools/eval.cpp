@@ -22,6 +22,24 @@ void write_transcripts(const std::filesystem::path& path, const Dataset& data, c
   write_file(path, out);
 }
 
+/// What each utterance cost, for `laconic compare`. On a line each, where write_json would take one for every number.
+void write_result(const std::filesystem::path& path, const nlohmann::json& result, const Dataset& data, const Evaluation& evaluation) {
+  nlohmann::json names = nlohmann::json::array(), errors = names, words = names;
+  for (std::size_t i = 0; i < data.examples.size(); ++i) {
+    names.push_back(data.examples[i].name);
+    errors.push_back(evaluation.errors[i].errors());
+    words.push_back(evaluation.errors[i].reference_words);
+  }
+  // Names of files and folders may be no UTF-8, which must not cost the result.
+  const auto line = [](const nlohmann::json& value, int indent = -1) {
+    return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+  };
+  std::string out = line(result, 2);
+  out.resize(out.size() - 2);  // "\n}"
+  write_file(path, text(out, ",\n  \"utterance_names\": ", line(names), ",\n  \"utterance_errors\": ", line(errors),
+                        ",\n  \"utterance_words\": ", line(words), "\n}\n"));
+}
+
 /// What a stream costs beside its errors.
 nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recognizer, Index changed) {
   return {{"streams", e.streams},
@@ -79,9 +97,10 @@ void eval(const EvalOptions& o) {
            {"audio_seconds", evaluation.audio_seconds},
            {"compute_seconds", evaluation.compute_seconds},
            {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
-           {"parameters", recognizer.count_parameters()}};
+           {"parameters", recognizer.count_parameters()},
+           {"peak_memory_bytes", peak_resident_bytes()}};
   if (o.stream.streaming) result["streaming"] = streaming;
-  o.write(result);
+  if (!o.json.empty()) write_result(o.json, result, data, evaluation);
   std::printf("WER %.2f%% [%.2f, %.2f]  (%td substitutions, %td deletions, %td insertions in %td words; 95%% interval by utterance)\n",
               100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions, errors.insertions,
               errors.reference_words);

@@ -29,6 +29,7 @@ int run(int argc, char** argv) {
   add_train_command(app);
   add_convert_command(app);
   add_eval_command(app);
+  add_compare_command(app);
   add_transcribe_command(app);
   add_profile_command(app);
   add_study_command(app);

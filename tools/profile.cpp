@@ -9,7 +9,6 @@
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,11 +50,6 @@ Index available_bytes() {
   const std::string kib = system_value("/proc/meminfo", "MemAvailable");
   if (!kib.empty()) return 1024 * static_cast<Index>(std::stoll(kib));
   return static_cast<Index>(::sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(::sysconf(_SC_PAGESIZE));
-}
-Index peak_resident_bytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return 1024 * static_cast<Index>(usage.ru_maxrss);
 }
 
 /// Roughly what encoding or streaming takes beside the weights: the widest of the subsampling and of a block; or what a stream

@@ -83,18 +83,10 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   return out;
 }
 
-/// For gnuplot: in single quotes, those inside doubled.
-std::string quoted(const std::filesystem::path& path) {
-  std::string out = "'";
-  for (const char c : path.string()) out += c == '\'' ? std::string("''") : std::string(1, c);
-  return out + "'";
-}
-
 void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
   for (const std::string format : {"png", "svg"}) {
-    const std::string terminal = format == "png" ? "set terminal pngcairo size 1200,580 font 'sans,13'" : "set terminal svg size 1000,500 font 'sans,13'";
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, text(terminal, "\nset output ", quoted(image), '\n', body));
+    write_file(script, text(gnuplot_terminal(format == "svg"), "\nset output ", gnuplot_quoted(image), '\n', body));
     require(run_program({"gnuplot", script.string()}) == 0, "gnuplot failed on ", script.string());
   }
 }
@@ -120,7 +112,7 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
       {"gqa", "converted", "GQA, converted", "lc rgb '#f0bb88' pt 4", 1.015},
       {"gqa", "finetuned", "GQA, fine-tuned", "lc rgb '#dd7711' pt 5", 1.05},
   };
-  std::string data, body = text(cache_axis, "DATA = ", quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
+  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
                                 "set multiplot layout 1,", sets.size(), "\n");
   int index = 0;
   for (const std::string& set : sets) {
@@ -158,7 +150,7 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   }
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
-       text(cache_axis, "DATA = ", quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\n",
+       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\n",
             "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ", list, '\n'));
 }
 
@@ -189,6 +181,16 @@ void StudyResults::put(nlohmann::json row) {
   else
     rows_.push_back(std::move(row));
   write_json(path_, rows_);
+}
+
+std::string gnuplot_quoted(const std::string& plain) {
+  std::string out = "'";
+  for (const char c : plain) out += c == '\'' ? std::string("''") : std::string(1, c);
+  return out + "'";
+}
+
+std::string gnuplot_terminal(bool svg) {
+  return svg ? "set terminal svg size 1000,500 font 'sans,13'" : "set terminal pngcairo size 1200,580 font 'sans,13'";
 }
 
 void require_gnuplot() {

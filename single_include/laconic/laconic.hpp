@@ -5776,43 +5776,44 @@ class InputRecorder : public Cpu<T> {
   std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
 
-/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them; keys are computed from
-/// rows of their own where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes
-/// no probability, one on the values is one on the output.
-template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x, const Matrix<T>& turned) {
+/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
+template <class T>
+struct KeyValueRows {
+  Matrix<T> k, v;
+};
+
+/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions turn these. Biases
+/// are left out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+template <class Policy, class T>
+KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Matrix<T>& turned) {
   const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
     Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
     rows.topRows(from.rows()) = from;
     return rows;
   };
   const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
-  const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
+  const auto all = layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
+  const AttentionDims& d = layer.dims();
+  const auto of_heads = [&](const auto& rows) {
+    Matrix<T> out(x.rows(), d.q_dim());
+    for (Index h = 0; h < d.num_heads; ++h) {
+      const auto head = rows.view().middleCols(h / (d.num_heads / d.num_kv_heads) * d.head_dim, d.head_dim);
+      out.middleCols(h * d.head_dim, d.head_dim) = head.topRows(x.rows()).rowwise() - head.row(x.rows());
+    }
+    return out;
   };
-  const auto now = expand(target), before = expand(source);
-  const AttentionDims &to = target.dims(), &from = source.dims();
-  Deviation out;
-  const auto add = [&](const auto& value, const auto& expected) {
-    for (Index r = 0; r < x.rows(); ++r)
-      for (Index h = 0; h < from.num_heads; ++h)
-        for (Index c = 0; c < from.head_dim; ++c) {
-          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim + c;
-          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim + c;
-          out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
-                  static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
-        }
-  };
-  add(now.k, before.k);
-  add(now.v, before.v);
-  return out;
+  return {of_heads(all.k), of_heads(all.v)};
+}
+template <class T>
+Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
+  Deviation out = deviation(value.k, expected.k);
+  return out += deviation(value.v, expected.v);
 }
 
+/// Keys and values of both layers for the same rows x (rows, d_model).
 template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x) {
-  return key_value_deviation(cpu, target, source, x, x);
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+  return deviation(key_value_rows(cpu, target, x, x), key_value_rows(cpu, source, x, x));
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
@@ -6813,13 +6814,34 @@ inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
+/// Keys and values of a layer for every head; nothing where they are no linear functions of its input.
+template <class Policy, class T>
+KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
+  if constexpr (is_linear_map<typename Policy::KeyValue>) {
+    const KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name, " have weights that are not finite");
+    return out;
+  }
+  return {};
+}
+
+/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
+struct LayerPair {
+  bool is_known = false, is_copied = false;
+};
 template <class To, class From, class T>
-Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, Fitting how) {
+LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source) {
   const AttentionDims &to = target.dims(), &from = source.dims();
-  const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
-  require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
-          " have weights that are not finite");
+  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
+                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads};
+}
+
+/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
+/// these too. Returns the predicted deviation.
+template <class To, class T>
+Deviation convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, bool is_copied, Fitting how) {
+  const AttentionDims& to = target.dims();
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   LayerStatistics& seen = how.statistics;
   const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
@@ -6827,9 +6849,7 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   };
   Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
                 energies(before.k_weight(), before.v_weight())};
-  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
-                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
+  if (is_copied) return out;
 
   // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
   for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
@@ -6935,23 +6955,25 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
           " sequences, of which the subsampling leaves none");
 
   Deviation predicted, key_value, output;
-  auto layer = layers.begin();
+  auto next = layers.begin();
   Target::each_attention(out.model, [&](std::string_view name, To& to) {
-    const From& from = **layer++;
+    const From& from = **next++;
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_weights, of_key_value;
-    with_layer(to, [&](auto& to_layer) {
-      with_layer(from, [&](const auto& from_layer) {
-        using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
-        using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
-        if constexpr (conversion_known<B, A>) {
-          of_weights = convert_layer(name, to_layer, from_layer, how);
-          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x, key_input(cpu, from_layer, x, logits.sequences));
-        }
+    const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
+    if (pair.is_known) {
+      const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
+      const Matrix<T> turned = with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
+      const auto rows = [&](const auto& any) {
+        return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
+      };
+      with_layer(to, [&]<class A>(AttentionLayer<A, T>& layer) {
+        if constexpr (is_linear_map<typename A::KeyValue>) of_weights = convert_layer(layer, before, pair.is_copied, how);
       });
-    });
+      of_key_value = deviation(rows(to), rows(from));
+    }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
                                  of_weights.relative(), of_key_value.relative(), of_output.relative(),

@@ -74,13 +74,34 @@ inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Converts keys and values of one layer whose other parameters are already copied. Returns the predicted deviation.
+/// Keys and values of a layer for every head; nothing where they are no linear functions of its input.
+template <class Policy, class T>
+KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
+  if constexpr (is_linear_map<typename Policy::KeyValue>) {
+    const KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name, " have weights that are not finite");
+    return out;
+  }
+  return {};
+}
+
+/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
+struct LayerPair {
+  bool is_known = false, is_copied = false;
+};
 template <class To, class From, class T>
-Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, Fitting how) {
+LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source) {
   const AttentionDims &to = target.dims(), &from = source.dims();
-  const KeyValueMap before = repeat_heads(key_value_map(typename From::KeyValue{}, source.key_value), from);
-  require(before.k.allFinite() && before.v.allFinite(), "convert: keys or values of ", name,
-          " have weights that are not finite");
+  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
+                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads};
+}
+
+/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
+/// these too. Returns the predicted deviation.
+template <class To, class T>
+Deviation convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, bool is_copied, Fitting how) {
+  const AttentionDims& to = target.dims();
   const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   LayerStatistics& seen = how.statistics;
   const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
@@ -88,9 +109,7 @@ Deviation convert_layer(std::string_view name, AttentionLayer<To, T>& target, co
   };
   Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
                 energies(before.k_weight(), before.v_weight())};
-  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
-                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  if (same_latent && from.num_kv_heads == to.num_kv_heads) return out;  // copied already
+  if (is_copied) return out;
 
   // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
   for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
@@ -196,23 +215,25 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
           " sequences, of which the subsampling leaves none");
 
   Deviation predicted, key_value, output;
-  auto layer = layers.begin();
+  auto next = layers.begin();
   Target::each_attention(out.model, [&](std::string_view name, To& to) {
-    const From& from = **layer++;
+    const From& from = **next++;
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_weights, of_key_value;
-    with_layer(to, [&](auto& to_layer) {
-      with_layer(from, [&](const auto& from_layer) {
-        using A = typename std::remove_cvref_t<decltype(to_layer)>::Policy;
-        using B = typename std::remove_cvref_t<decltype(from_layer)>::Policy;
-        if constexpr (conversion_known<B, A>) {
-          of_weights = convert_layer(name, to_layer, from_layer, how);
-          of_key_value = key_value_deviation(cpu, to_layer, from_layer, x, key_input(cpu, from_layer, x, logits.sequences));
-        }
+    const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
+    if (pair.is_known) {
+      const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
+      const Matrix<T> turned = with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
+      const auto rows = [&](const auto& any) {
+        return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
+      };
+      with_layer(to, [&]<class A>(AttentionLayer<A, T>& layer) {
+        if constexpr (is_linear_map<typename A::KeyValue>) of_weights = convert_layer(layer, before, pair.is_copied, how);
       });
-    });
+      of_key_value = deviation(rows(to), rows(from));
+    }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
                                  of_weights.relative(), of_key_value.relative(), of_output.relative(),

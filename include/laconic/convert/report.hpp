@@ -91,43 +91,44 @@ class InputRecorder : public Cpu<T> {
   std::map<const Parameter<T>*, Matrix<T>> inputs;
 };
 
-/// Keys and values of both layers for the same rows x (rows, d_model), as each query head reads them; keys are computed from
-/// rows of their own where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes
-/// no probability, one on the values is one on the output.
-template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x, const Matrix<T>& turned) {
+/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
+template <class T>
+struct KeyValueRows {
+  Matrix<T> k, v;
+};
+
+/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions turn these. Biases
+/// are left out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+template <class Policy, class T>
+KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Matrix<T>& turned) {
   const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
     Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
     rows.topRows(from.rows()) = from;
     return rows;
   };
   const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
-  const auto expand = [&](const auto& layer) {
-    return layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
+  const auto all = layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
+  const AttentionDims& d = layer.dims();
+  const auto of_heads = [&](const auto& rows) {
+    Matrix<T> out(x.rows(), d.q_dim());
+    for (Index h = 0; h < d.num_heads; ++h) {
+      const auto head = rows.view().middleCols(h / (d.num_heads / d.num_kv_heads) * d.head_dim, d.head_dim);
+      out.middleCols(h * d.head_dim, d.head_dim) = head.topRows(x.rows()).rowwise() - head.row(x.rows());
+    }
+    return out;
   };
-  const auto now = expand(target), before = expand(source);
-  const AttentionDims &to = target.dims(), &from = source.dims();
-  Deviation out;
-  const auto add = [&](const auto& value, const auto& expected) {
-    for (Index r = 0; r < x.rows(); ++r)
-      for (Index h = 0; h < from.num_heads; ++h)
-        for (Index c = 0; c < from.head_dim; ++c) {
-          const Index a = h / (to.num_heads / to.num_kv_heads) * to.head_dim + c;
-          const Index b = h / (from.num_heads / from.num_kv_heads) * from.head_dim + c;
-          out.add(static_cast<double>(value.row(r)[a] - value.row(x.rows())[a]),
-                  static_cast<double>(expected.row(r)[b] - expected.row(x.rows())[b]));
-        }
-  };
-  add(now.k, before.k);
-  add(now.v, before.v);
-  return out;
+  return {of_heads(all.k), of_heads(all.v)};
+}
+template <class T>
+Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
+  Deviation out = deviation(value.k, expected.k);
+  return out += deviation(value.v, expected.v);
 }
 
+/// Keys and values of both layers for the same rows x (rows, d_model).
 template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x) {
-  return key_value_deviation(cpu, target, source, x, x);
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+  return deviation(key_value_rows(cpu, target, x, x), key_value_rows(cpu, source, x, x));
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.

@@ -116,11 +116,12 @@ class Tensors {
   const std::string& path(std::string_view name) const { return files_[find(name).file].path; }
   /// Tensor names in the order of the file.
   const std::vector<std::string>& names() const { return names_; }
-  /// Numbers in all tensors together.
+  /// Numbers in all tensors together; where tensors share their bytes, no more than there are bytes.
   Index count_values() const {
-    Index count = 0;
-    for (const auto& [name, entry] : entries_) count += static_cast<Index>(count_of(entry.info));
-    return count;
+    std::size_t count = 0, bytes = 0;
+    for (const auto& [name, entry] : entries_) count = std::min(count + count_of(entry.info), std::size_t{1} << 62);
+    for (const File& file : files_) bytes += file.map.bytes().size();
+    return static_cast<Index>(std::min(count, bytes));
   }
   bool contains(std::string_view name) const { return entries_.contains(std::string(name)); }
 

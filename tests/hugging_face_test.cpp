@@ -1,0 +1,128 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// A folder as Hugging Face publishes it, through the program: heard, converted, and written back.
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/speech/audio.hpp>
+
+#include <sndfile.h>
+
+#include "golden.hpp"
+#include "temporary_folder.hpp"
+
+using namespace laconic;
+
+namespace {
+
+const SafetensorsFile& file() {
+  static const SafetensorsFile out = golden_file("wav2vec2_conformer.safetensors");
+  return out;
+}
+
+/// config.json, vocab.json, preprocessor_config.json and model.safetensors of a golden case, with the tensors that take no part.
+void write_folder(const std::filesystem::path& folder, const std::string& name) {
+  std::filesystem::create_directory(folder);
+  auto config = parse_json(file().metadata().at(name + ".config"), name);
+  write_json(folder / "config.json", config);
+  write_json(folder / "vocab.json", {{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"E", 5}, {"T", 6}, {"A", 7}});
+  write_json(folder / "preprocessor_config.json", {{"sampling_rate", 16000}, {"do_normalize", false}});
+  SafetensorsWriter writer;
+  const std::vector<float> unused(6, 1);
+  const std::array<Index, 2> shape{2, 3};
+  writer.add("wav2vec2_conformer.encoder.pos_conv_embed.conv.weight_v", shape, std::span<const float>(unused));
+  std::vector<std::pair<std::string, Matrix<float>>> values;
+  const std::string prefix = name + ".param.";
+  for (const std::string& one : file().names())
+    if (one.starts_with(prefix)) values.emplace_back(one.substr(prefix.size()), tensor<float>(file(), one));
+  for (const auto& [key, value] : values)
+    writer.add(key, file().info(prefix + key).shape, std::span<const float>(value.data(), static_cast<std::size_t>(value.size())));
+  writer.write(folder / "model.safetensors");
+}
+
+void write_wav(const std::filesystem::path& path, const Matrix<float>& samples) {
+  SF_INFO info{};
+  info.samplerate = 16000;
+  info.channels = 1;
+  info.format = SF_FORMAT_WAV | SF_FORMAT_FLOAT;
+  SNDFILE* out = sf_open(path.c_str(), SFM_WRITE, &info);
+  REQUIRE(out != nullptr);
+  CHECK(sf_write_float(out, samples.data(), samples.size()) == samples.size());
+  sf_close(out);
+}
+
+/// Runs the program in a folder, and gives what it said on stderr where it failed.
+std::string run(const TemporaryFolder& folder, const std::string& arguments) {
+  const std::string command = "cd " + folder.path.string() + " && " LACONIC_PROGRAM " " + arguments + " --threads 1 > out.txt 2> err.txt";
+  const int status = std::system(command.c_str());  // NOLINT
+  return status == 0 ? "" : read_file(folder / "err.txt", 1 << 20);
+}
+
+Matrix<float> logits(const TemporaryFolder& folder, const std::string& name) {
+  const SafetensorsFile written(folder / name);
+  return tensor<float>(written, "speech.wav");
+}
+
+}  // namespace
+
+TEST_CASE("a folder of Hugging Face is heard, converted and written back by the program", "[hugging_face]") {
+  const std::string name = GENERATE("case0", "case1");
+  const bool rotary = name == "case1";
+  const TemporaryFolder folder;
+  write_folder(folder / "hf", name);
+  write_wav(folder / "speech.wav", tensor<float>(file(), name + ".input"));
+  const Matrix<float> expected = tensor<float>(file(), name + ".output");
+
+  CHECK(run(folder, "transcribe --model hf --logits hf.safetensors speech.wav") == "");
+  CHECK(difference(logits(folder, "hf.safetensors"), expected) < 1e-4);
+
+  // A latent as wide as the model loses nothing, and what is written back is what transformers would load.
+  const std::string latent = rotary ? "--variant split --latent-dim 24" : "--variant simple --latent-dim 16";
+  CHECK(run(folder, "convert --input hf --output mla " + latent) == "");
+  CHECK(run(folder, "transcribe --model mla --logits mla.safetensors speech.wav") == "");
+  CHECK(difference(logits(folder, "mla.safetensors"), expected) < 1e-4);
+  CHECK(run(folder, "convert --input mla --output back --export-mha") == "");
+  CHECK(folder.names().size() > 0);
+  const auto config = read_json(folder / "back" / "config.json");
+  CHECK(is_hugging_face_config(config));
+  CHECK(to_json(wav2vec2_conformer_config(config, "back")) == to_json(wav2vec2_conformer_config(read_json(folder / "hf" / "config.json"), "hf")));
+  CHECK(read_json(folder / "back" / "vocab.json") == read_json(folder / "hf" / "vocab.json"));
+  const SafetensorsFile before(folder / "hf" / "model.safetensors"), after(folder / "back" / "model.safetensors");
+  for (const std::string& one : after.names()) {
+    REQUIRE(before.contains(one));
+    CHECK(before.info(one).shape == after.info(one).shape);
+  }
+  CHECK(after.names().size() + 1 == before.names().size());  // without what takes no part
+  CHECK(run(folder, "transcribe --model back --logits back.safetensors speech.wav") == "");
+  CHECK(difference(logits(folder, "back.safetensors"), expected) < 1e-4);
+}
+
+TEST_CASE("a folder of Hugging Face that does not fit together is refused by the program", "[hugging_face][errors]") {
+  const TemporaryFolder folder;
+  write_folder(folder / "hf", "case0");
+  write_wav(folder / "speech.wav", tensor<float>(file(), "case0.input"));
+  const auto refused = [&](const char* what, const std::string& why) {
+    INFO(what);
+    CHECK_THAT(run(folder, "transcribe --model hf speech.wav"), Catch::Matchers::Contains(why));
+    CHECK_THAT(read_file(folder / "out.txt", 1 << 20), Catch::Matchers::Equals(""));
+  };
+  const auto path = folder / "hf" / "config.json";
+  const auto config = read_json(path);
+  auto changed = config;
+  changed["hidden_size"] = 32;
+  write_json(path, changed);
+  refused("other width", "hf/config.json: describes a model of at least");
+  changed = config;
+  changed["conv_stride"] = {2, 2, 2};
+  write_json(path, changed);
+  CHECK(run(folder, "transcribe --model hf speech.wav") == "");  // no tensor says the stride
+  changed = config;
+  changed["vocab_size"] = 9;
+  write_json(path, changed);
+  refused("other vocabulary", "vocab_size is 9, the vocabulary has 8 tokens");
+  changed = config;
+  changed["model_type"] = "wav2vec2";
+  write_json(path, changed);
+  refused("another model", "'model_type' is 'wav2vec2'");
+  write_json(path, config);
+  write_json(folder / "hf" / "preprocessor_config.json", {{"sampling_rate", 0}});
+  refused("no rate", "'sampling_rate' is 0");
+  CHECK_THAT(run(folder, "convert --input hf --output mla --export-mha --attention mla"), Catch::Matchers::Contains("--attention excludes --export-mha"));
+}
