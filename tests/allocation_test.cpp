@@ -21,6 +21,7 @@ std::atomic<long> allocations{0};
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/stream.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
 
 #include "catch.hpp"
 
@@ -79,9 +80,10 @@ long allocations_of(Run&& run) {
 
 const EncoderConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .conv_kernel = 7};
 
-template <class Policy, class T>
+template <class Model>
 void check_warm_passes(const EncoderConfig& numbers) {
-  const Conformer<Policy, T> model(numbers, Seed(1));
+  using T = typename Model::Scalar;
+  const Model model(numbers, Seed(1));
   const Sequences sequences{200, 90, 2, 160}, shorter{150, 3, 40, 160}, longer{200, 300, 90, 160};
   const Matrix<T> features = Matrix<T>::Random(longer.rows(), numbers.num_mels);
   const auto part = [&](const Sequences& s) { return Matrix<T>(features.topRows(s.rows())); };
@@ -195,9 +197,13 @@ TEST_CASE("the counter counts", "[allocation]") {
 }
 
 TEMPLATE_TEST_CASE("a warm forward pass allocates nothing", "[allocation]", float, double) {
-  check_warm_passes<Mha<4>, TestType>(config);
-  check_warm_passes<Gqa<4, 2, NoPosition>, TestType>(config);
-  check_warm_passes<MlaSimple<4, 16, Sinusoidal>, TestType>(config);
+  check_warm_passes<Conformer<Mha<4>, TestType>>(config);
+  check_warm_passes<Conformer<Gqa<4, 2, NoPosition>, TestType>>(config);
+  check_warm_passes<Conformer<MlaSimple<4, 16, Sinusoidal>, TestType>>(config);
+  EncoderConfig samples = config;
+  samples.num_mels = 1;
+  samples.waveform = {.conv_dim = {8, 8}, .conv_kernel = {4, 3}, .conv_stride = {2, 2}, .feat_extract_norm = WaveformNorm::group};
+  check_warm_passes<Wav2Vec2Conformer<Mha<4>, TestType>>(samples);
 }
 
 TEST_CASE("a warm training step takes nothing from the system for its values", "[allocation]") {

@@ -1,12 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Conversions between all ways to keep keys and values, of all encoders, in types and by name.
-#include "gradient_check.hpp"
+#include "convert_factors.hpp"
 
 #include <laconic/convert/convert.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
-
-#include <Eigen/SVD>
 
 using namespace laconic;
 
@@ -57,12 +55,6 @@ bool same_parameters(const A& a, const B& b) {
   return list(a) == list(b);
 }
 
-double tail(const Matrix<double>& m, Index rank) {
-  const Eigen::JacobiSVD<Eigen::MatrixXd> svd(m);
-  double sum = 0;
-  for (Index i = rank; i < svd.singularValues().size(); ++i) sum += std::pow(svd.singularValues()[i], 2);
-  return sum;
-}
 /// The heads' rows side by side: (head_dim, heads * d_model).
 Matrix<double> side_by_side(const Matrix<double>& weight) {
   Matrix<double> out(head_dim, heads * d_model);

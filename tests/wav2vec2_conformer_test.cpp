@@ -136,6 +136,15 @@ TEST_CASE("a config.json of Hugging Face is written as it was understood", "[wav
   CHECK_THROWS_WITH(hugging_face_config(latent), Catch::Matchers::Contains("mla-simple given"));
 }
 
+TEST_CASE("a norm over time is no norm for streams", "[wav2vec2][errors]") {
+  EncoderConfig chunked = config_of("case2");
+  chunked.convolution = ConvolutionContext::causal;
+  chunked.chunk = 4;
+  CHECK_THROWS_WITH((Wav2Vec2Conformer<AnyAttention>(chunked, Seed(1))), Catch::Matchers::StartsWith("wav2vec2: a norm over time"));
+  chunked.waveform.feat_extract_norm = WaveformNorm::layer;
+  CHECK_NOTHROW(Wav2Vec2Conformer<AnyAttention>(chunked, Seed(1)));
+}
+
 TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[wav2vec2][errors]") {
   const auto good = parse_json(file().metadata().at("case0.config"), "config.json");
   const auto refused = [&](const char* key, const nlohmann::json& value, const char* why) {
@@ -152,4 +161,5 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
   refused("conv_stride", nlohmann::json{5, 2}, "conv_stride");
   refused("num_hidden_layers", -1, "num_layers");
   refused("hidden_size", 1e300, "'hidden_size'");
+  refused("conv_dim", std::vector<int>(65, 8), "'conv_dim' is an array of 65, an array of at most 64 expected");
 }

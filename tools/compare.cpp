@@ -2,7 +2,7 @@
 //
 // laconic compare: results of `laconic eval` in one table, and which of them are told apart from the first.
 #include "cli.hpp"
-#include "study_report.hpp"
+#include "gnuplot.hpp"
 
 #include <laconic/speech/wer.hpp>
 
@@ -217,8 +217,7 @@ void plot_results(const std::string& path, const std::vector<Result>& results) {
   }
   const std::string range = logarithmic ? text(fixed(least / 2000, 6), ':', fixed(most / 500, 6))
                                         : text(fixed((least - 0.3 * span) / 1000, 6), ':', fixed((most + 0.4 * span) / 1000, 6));
-  std::string script = text(gnuplot_terminal(path.ends_with(".svg")), "\nset output ", gnuplot_quoted(path),
-                            "\nset encoding utf8\nset termoption noenhanced\n$points << EOD\n", points, "EOD\n");
+  std::string script = text("set encoding utf8\nset termoption noenhanced\n$points << EOD\n", points, "EOD\n");
   std::string list = "$points using 1:2:3:4 with yerrorbars lw 2 pt 7 lc rgb '#0060ad'";
   for (const int side : {0, 1}) {
     if (names[side].empty()) continue;
@@ -228,18 +227,11 @@ void plot_results(const std::string& path, const std::vector<Result>& results) {
   script += text(logarithmic ? "set logscale x 2\n" : "", "set xrange [", range, "]\nset yrange [0:", fixed(1.1 * highest, 4),
                  "]\nset grid\nset bars small\nunset key\nset xlabel 'key-value cache, kB a second of speech'\n"
                  "set ylabel 'word error rate, %, with its 95% interval'\nplot ", list, '\n');
-  std::FILE* gnuplot = ::popen("gnuplot", "w");
-  require(gnuplot != nullptr, path, ": cannot start gnuplot");
-  const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
-  require(::pclose(gnuplot) == 0 && written, path, ": gnuplot cannot draw it");
+  draw(path, script);
 }
 
 void compare(const CompareOptions& o) {
-  if (!o.plot.empty()) {
-    require(o.plot.ends_with(".png") || o.plot.ends_with(".svg"), "--plot: ", o.plot, " given, a name that ends in .png or .svg expected");
-    require(std::filesystem::is_directory(std::filesystem::absolute(o.plot).parent_path()), o.plot, ": no such folder");
-    require_gnuplot();
-  }
+  if (!o.plot.empty()) require_picture(o.plot);
   const auto results = read_results(o);
   for (const Result& r : results)
     if (r.streamed) say("note: ", r.name, " was streamed: its cache is given as of whole utterances in single precision all the same");

@@ -2,8 +2,8 @@
 //
 // laconic profile: what a model costs, in parameters, cache, operations, memory and time, whole utterances and streamed.
 #include "cli.hpp"
+#include "gnuplot.hpp"
 #include "profile_report.hpp"
-#include "study_report.hpp"
 
 #include <laconic/convert/report.hpp>
 #include <laconic/model/published.hpp>
@@ -210,12 +210,7 @@ AnyModel load(const ProfileOptions& o, Profile& p) {
 
 void profile(const ProfileOptions& o) {
   if (o.list) return list_models();
-  if (!o.plot.empty()) {
-    require(o.plot.ends_with(".png") || o.plot.ends_with(".svg"), "--plot: ", o.plot, " given, a name that ends in .png or .svg expected");
-    const auto folder = std::filesystem::absolute(o.plot).parent_path();
-    require(std::filesystem::is_directory(folder), o.plot, ": no such folder");
-    require_gnuplot();
-  }
+  if (!o.plot.empty()) require_picture(o.plot);
   Profile p;
   p.frames = o.frames;
   p.cpu = cpu_name();

@@ -2,6 +2,9 @@
 #include "profile_report.hpp"
 
 #include "cli.hpp"
+#include "gnuplot.hpp"
+
+#include <algorithm>
 
 using namespace laconic;
 
@@ -25,7 +28,10 @@ std::string description(const EncoderConfig& c) {
     if (value > 0) numbers += text(numbers.empty() ? " (" : ", ", name, ' ', value);
   };
   add("num_kv_heads", c.num_kv_heads == c.num_heads ? 0 : c.num_kv_heads);
-  add("kv_lora_rank", c.kv_lora_rank);
+  if (c.kv_lora_ranks.size() > 0)
+    numbers += text(numbers.empty() ? " (" : ", ", "kv_lora_ranks ", std::ranges::min(c.kv_lora_ranks), " to ", std::ranges::max(c.kv_lora_ranks));
+  else
+    add("kv_lora_rank", c.kv_lora_rank);
   add("v_lora_rank", c.v_lora_rank);
   add("qk_rope_head_dim", c.qk_rope_head_dim);
   if (!numbers.empty()) numbers += ')';
@@ -39,13 +45,6 @@ std::string kept(const Profile& p, const Profile::Streaming& s) {
 }
 
 std::string threads(const Profile& p) { return text(p.threads, p.threads == 1 ? " thread" : " threads"); }
-
-/// For gnuplot: in single quotes, those inside doubled.
-std::string quoted(const std::string& plain) {
-  std::string out = "'";
-  for (const char c : plain) out += c == '\'' ? std::string("''") : std::string(1, c);
-  return out + "'";
-}
 
 /// A line of data: x, and milliseconds.
 std::string point(Index x, const Latency& latency) {
@@ -156,9 +155,7 @@ void print_profile(const Profile& p) {
 }
 
 void plot_profile(const std::string& path, const Profile& p) {
-  const bool svg = path.ends_with(".svg");
-  std::string script = svg ? "set terminal svg size 1000,480 font 'sans,13'" : "set terminal pngcairo size 1200,560 font 'sans,13'";
-  script += text("\nset output ", quoted(path), "\nset encoding utf8\nset termoption noenhanced\n$encoding << EOD\n");
+  std::string script = "set encoding utf8\nset termoption noenhanced\n$encoding << EOD\n";
   for (const auto& e : p.encoding) script += point(e.frames, e.latency);
   script += "EOD\n";
   for (std::size_t i = 0; i < p.streaming.size(); ++i) {
@@ -168,9 +165,9 @@ void plot_profile(const std::string& path, const Profile& p) {
   }
   script += "set grid\nset bars small\nset key top left\nset offsets graph 0.04, graph 0.04, graph 0.1, 0\nset yrange [0:*]\n";
   script += text("set ylabel 'latency, ms'\nset multiplot layout 1,", p.streaming.empty() ? 1 : 2, " title ",
-                 quoted(text(p.name, ", ", p.cpu, ", ", threads(p), ": median, least and most")), '\n');
+                 gnuplot_quoted(text(p.name, ", ", p.cpu, ", ", threads(p), ": median, least and most")), '\n');
   const auto panel = [&](const std::string& title, const char* axis, const std::string& tics) {
-    script += text("set title ", quoted(title), "\nset xlabel ", quoted(axis), "\nset xtics (", tics, ")\nplot ");
+    script += text("set title ", gnuplot_quoted(title), "\nset xlabel ", gnuplot_quoted(axis), "\nset xtics (", tics, ")\nplot ");
   };
   const std::string style = " using 1:2:3:4 with yerrorlines lw 2 ";
   std::string tics;
@@ -183,12 +180,9 @@ void plot_profile(const std::string& path, const Profile& p) {
     panel(text("a chunk of ", p.chunk, " frames, streamed"), "encoder frames before it", tics);
     for (std::size_t i = 0; i < p.streaming.size(); ++i)
       script += text(i == 0 ? "" : ", ", "$streaming", i, style, i == 0 ? "lc rgb '#0060ad' pt 7" : "lc rgb '#dd7711' pt 5", " title ",
-                     quoted(kept(p, p.streaming[i])));
+                     gnuplot_quoted(kept(p, p.streaming[i])));
     script += '\n';
   }
   script += "unset multiplot\n";
-  std::FILE* gnuplot = ::popen("gnuplot", "w");
-  require(gnuplot != nullptr, path, ": cannot start gnuplot");
-  const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
-  require(::pclose(gnuplot) == 0 && written, path, ": gnuplot cannot draw it");
+  draw(path, script);
 }

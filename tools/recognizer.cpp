@@ -129,19 +129,16 @@ void Recognizer::save(const std::filesystem::path& folder) const {
   std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json()); }, model);
 }
 
-void Recognizer::export_hugging_face(const std::filesystem::path& path) const {
-  const nlohmann::json described = hugging_face_config(config.encoder);
-  FolderWriter folder(path);
-  write_json(folder.path() / "config.json", described);
-  write_json(folder.path() / "vocab.json", vocabulary.to_json());
-  write_json(folder.path() / "preprocessor_config.json", {{"feature_extractor_type", "Wav2Vec2FeatureExtractor"},
-                                                          {"feature_size", 1},
-                                                          {"sampling_rate", config.features.fbank.sample_rate},
-                                                          {"padding_value", 0},
-                                                          {"do_normalize", config.features.normalization == Normalization::utterance},
-                                                          {"return_attention_mask", true}});
-  std::visit([&](const auto& m) { save_parameters(m, folder.path() / "model.safetensors", {{"format", "pt"}}); }, model);
-  folder.commit();
+void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {
+  const nlohmann::json features{{"feature_extractor_type", "Wav2Vec2FeatureExtractor"},
+                                {"feature_size", 1},
+                                {"sampling_rate", config.features.fbank.sample_rate},
+                                {"padding_value", 0},
+                                {"do_normalize", config.features.normalization == Normalization::utterance},
+                                {"return_attention_mask", true}};
+  std::visit([&](const auto& m) {
+    save_model_folder(folder, m, hugging_face_config(config.encoder), vocabulary.to_json(), {{"preprocessor_config.json", features}});
+  }, model);
 }
 
 Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report,
@@ -188,9 +185,14 @@ double Recognizer::cache_bytes_per_second() const {
 }
 
 TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& settings, const Training& how) {
+  TrainConfig used = settings;
+  if (config.features.kind == FeatureKind::samples) {  // rows are samples: masks of time and frequency have no meaning there
+    used.batch_frames *= std::max<Index>(1, std::lround(10 / config.features.fbank.frame_shift_ms));
+    used.spec_augment.num_time_masks = used.spec_augment.num_freq_masks = 0;
+  }
   return std::visit(
       [&](auto& m) {
-        Trainer trainer(m, cpu, training, validation, vocabulary, settings, how.folder);
+        Trainer trainer(m, cpu, training, validation, vocabulary, used, how.folder);
         trainer.run(how.progress, how.better, [](const TrainState&) { return false; }, how.checkpoint_steps);
         return trainer.state();
       },

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic study: trains an MHA baseline, converts it to smaller caches, fine-tunes, and reports WER against cache size.
+#include "gnuplot.hpp"
 #include "progress.hpp"
 #include "study_report.hpp"
 #include "study_setup.hpp"

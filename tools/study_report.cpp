@@ -2,11 +2,9 @@
 #include "study_report.hpp"
 
 #include "cli.hpp"
+#include "gnuplot.hpp"
 
 #include <laconic/speech/wer.hpp>
-
-#include <spawn.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,23 +13,9 @@
 #include <numeric>
 #include <vector>
 
-extern char** environ;
-
 using namespace laconic;
 
 namespace {
-
-/// Runs a program and waits; gives its exit code, 127 if it cannot be started.
-int run_program(const std::vector<std::string>& arguments) {
-  std::vector<char*> argv;
-  for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
-  argv.push_back(nullptr);
-  pid_t child = 0;
-  if (::posix_spawnp(&child, argv[0], nullptr, nullptr, argv.data(), environ) != 0) return 127;
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 127;
-}
 
 /// The rows of one model, stage and test set, over all seeds.
 struct Summary {
@@ -86,8 +70,8 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
 void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
   for (const std::string format : {"png", "svg"}) {
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, text(gnuplot_terminal(format == "svg"), "\nset output ", gnuplot_quoted(image), '\n', body));
-    require(run_program({"gnuplot", script.string()}) == 0, "gnuplot failed on ", script.string());
+    write_file(script, gnuplot_output(image) + body);
+    run_gnuplot(script);
   }
 }
 
@@ -181,20 +165,6 @@ void StudyResults::put(nlohmann::json row) {
   else
     rows_.push_back(std::move(row));
   write_json(path_, rows_);
-}
-
-std::string gnuplot_quoted(const std::string& plain) {
-  std::string out = "'";
-  for (const char c : plain) out += c == '\'' ? std::string("''") : std::string(1, c);
-  return out + "'";
-}
-
-std::string gnuplot_terminal(bool svg) {
-  return svg ? "set terminal svg size 1000,500 font 'sans,13'" : "set terminal pngcairo size 1200,580 font 'sans,13'";
-}
-
-void require_gnuplot() {
-  require(run_program({"gnuplot", "-e", "set terminal pngcairo"}) == 0, "the program gnuplot (with pngcairo) is needed for the plots: apt-get install gnuplot-nox");
 }
 
 void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command, int threads) {

@@ -22,12 +22,5 @@ class StudyResults {
   nlohmann::json rows_ = nlohmann::json::array();
 };
 
-/// Throws unless the program gnuplot is there, so that a study does not fail at its end.
-void require_gnuplot();
-/// For gnuplot: in single quotes, those inside doubled.
-std::string gnuplot_quoted(const std::string& plain);
-/// The line that sets its kind of picture.
-std::string gnuplot_terminal(bool svg);
-
 /// Writes report.md, summary.txt, wer_cache.{gp,dat,png,svg} and conversion_error.{gp,dat,png,svg} into the folder.
 void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command, int threads);

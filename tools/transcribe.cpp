@@ -18,18 +18,22 @@ struct TranscribeOptions : CommonOptions {
   double max_seconds = 600;
 };
 
-/// The logits (frames, tokens) of every file, under its path, as safetensors.
-void write_logits(const TranscribeOptions& o, const Recognizer& recognizer, const Dataset& data) {
+/// What every file says, and its logits (frames, tokens) as safetensors, under its path.
+std::vector<std::string> write_logits(const TranscribeOptions& o, const Recognizer& recognizer, const Dataset& data) {
   Cpu<float> cpu(o.threads);
   std::vector<Matrix<float>> logits;
-  for (const Example& e : data.examples)
-    logits.push_back(std::visit([&](const auto& m) -> Matrix<float> { return m(cpu, e.features, Sequences{e.features.rows()}).rows.view(); },
-                                recognizer.model));
+  std::vector<std::string> hypotheses;
   SafetensorsWriter writer;
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    writer.add(o.files[i], std::array{logits[i].rows(), logits[i].cols()}, std::span<const float>(logits[i].data(), static_cast<std::size_t>(logits[i].size())));
+  logits.reserve(data.examples.size());  // the writer borrows them
+  for (std::size_t i = 0; i < data.examples.size(); ++i) {
+    const Matrix<float>& x = data.examples[i].features;
+    const auto& one = logits.emplace_back(
+        std::visit([&](const auto& m) -> Matrix<float> { return m(cpu, x, Sequences{x.rows()}).rows.view(); }, recognizer.model));
+    hypotheses.push_back(recognizer.vocabulary.decode(greedy_ctc(view(one))));
+    writer.add(o.files[i], std::array{one.rows(), one.cols()}, std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
+  }
   writer.write(o.logits);
-  std::printf("logits: %s\n", o.logits.c_str());
+  return hypotheses;
 }
 
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
@@ -38,14 +42,14 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
   const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
   say_notes(data.notes);
   Cpu<float> cpu(o.threads);
-  const Evaluation evaluation = recognizer.evaluate(cpu, data);
+  const auto hypotheses = o.logits.empty() ? recognizer.evaluate(cpu, data).hypotheses : write_logits(o, recognizer, data);
   nlohmann::json result = nlohmann::json::array();
   for (std::size_t i = 0; i < o.files.size(); ++i) {
-    std::printf("%s: %s\n", o.files[i].c_str(), evaluation.hypotheses[i].c_str());
-    result.push_back({{"audio_filepath", o.files[i]}, {"text", evaluation.hypotheses[i]}, {"seconds", data.examples[i].seconds}});
+    std::printf("%s: %s\n", o.files[i].c_str(), hypotheses[i].c_str());
+    result.push_back({{"audio_filepath", o.files[i]}, {"text", hypotheses[i]}, {"seconds", data.examples[i].seconds}});
   }
   o.write(result);
-  if (!o.logits.empty()) write_logits(o, recognizer, data);
+  if (!o.logits.empty()) std::printf("logits: %s\n", o.logits.c_str());
 }
 
 /// Samples as they come: of a file, or raw 16-bit ones in the machine's order from standard input.

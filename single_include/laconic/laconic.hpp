@@ -821,7 +821,8 @@ struct Conv2dShape {
   constexpr Index out_freqs() const { return out_length(in_freqs); }
   constexpr Index in_cols() const { return in_freqs * in_channels; }
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
-  constexpr Index patch() const { return kernel * kernel * in_channels; }
+  constexpr Index taps() const { return kernel * kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
@@ -830,7 +831,8 @@ struct Conv1dShape {
   Index in_channels, out_channels, kernel, stride;
 
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index patch() const { return kernel * in_channels; }
+  constexpr Index taps() const { return kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
 };
 
 /// What one softmax attention is about, apart from its values.
@@ -4446,19 +4448,18 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// The (out, in, time, frequency) weight as (out, time, frequency, in), to match patches that are whole runs of memory;
-/// and back, adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back, adding.
 template <class T>
-void conv2d_reorder(const Conv2dShape& s, const T* weight, T* ordered) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < 9; ++k) ordered[(o * 9 + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * 9 + k];
+void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
 }
 template <class T>
-void conv2d_add_reordered(const Conv2dShape& s, const T* ordered, T* weight) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < 9; ++k) weight[(o * s.in_channels + i) * 9 + k] += ordered[(o * 9 + k) * s.in_channels + i];
+void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(o * taps + k) * in + i];
 }
 
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
@@ -4555,20 +4556,6 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
         }
       });
     }
-}
-
-/// The (out, in, kernel) weight as (out, kernel, in), so that it meets runs of whole rows; and back, adding.
-template <class T>
-void conv1d_reorder(const Conv1dShape& s, const T* weight, T* ordered) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < s.kernel; ++k) ordered[(o * s.kernel + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * s.kernel + k];
-}
-template <class T>
-void conv1d_add_reordered(const Conv1dShape& s, const T* ordered, T* weight) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < s.kernel; ++k) weight[(o * s.in_channels + i) * s.kernel + k] += ordered[(o * s.kernel + k) * s.in_channels + i];
 }
 
 /// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
@@ -5043,7 +5030,7 @@ class Cpu : public CpuAttention<T> {
             from.rows(), ", ", shape.in_channels, ")");
     check_convolved("conv1d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_channels);
-    const Tensor ordered = conv1d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
@@ -5052,12 +5039,12 @@ class Cpu : public CpuAttention<T> {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      kernels::conv1d_add_reordered(shape, ordered.data(), weight.gradient().data());
+      add_gradient(weight, shape, ordered);
     }
     if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = conv1d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
     return dx;
   }
@@ -5073,7 +5060,7 @@ class Cpu : public CpuAttention<T> {
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
-    const Tensor ordered = conv2d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
     return y;
   }
@@ -5082,13 +5069,13 @@ class Cpu : public CpuAttention<T> {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      kernels::conv2d_add_reordered(shape, ordered.data(), weight.gradient().data());
+      add_gradient(weight, shape, ordered);
     }
     if (bias.trainable)
       kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(), bias.gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = conv2d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
     return dx;
   }
@@ -5308,15 +5295,15 @@ class Cpu : public CpuAttention<T> {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
               shape.out_length(from.length(n)), " expected");
   }
-  Tensor conv1d_weight(const Parameter<T>& weight, const Conv1dShape& shape) {
+  template <class Shape>
+  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
     Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::conv1d_reorder(shape, weight.value.data(), ordered.data());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
     return ordered;
   }
-  Tensor conv2d_weight(const Parameter<T>& weight, const Conv2dShape& shape) {
-    Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::conv2d_reorder(shape, weight.value.data(), ordered.data());
-    return ordered;
+  template <class Shape>
+  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(), weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
     Tensor taps = make(weight.value.cols(), weight.value.rows());
@@ -8001,11 +7988,13 @@ class WaveformFront : public Module<WaveformFront<T>> {
     require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
     require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ", sequences.rows());
     Tensor x = samples;
-    Sequences at = sequences;
+    const Sequences* from = &sequences;  // a copy of what the caller owns would take memory
+    Sequences at;
     for (const WaveformLayer<T>& layer : conv_layers) {
-      const auto next = at.map_lengths(context.arena(), [&](Index n) { return layer.conv.shape().out_length(n); });
-      x = layer(context, x, at, next);
-      at = next;
+      const auto to = from->map_lengths(context.arena(), [&](Index n) { return layer.conv.shape().out_length(n); });
+      x = layer(context, x, *from, to);
+      at = to;
+      from = &at;
     }
     return {projection(context, layer_norm(context, x)), at};
   }
@@ -8057,6 +8046,10 @@ struct Wav2Vec2ConformerKind : ConformerKind {
   static constexpr Index out_length(const EncoderConfig& c, Index rows) {
     for (Index i = 0; i < c.waveform.conv_dim.size(); ++i) rows = c.waveform.layer(i).out_length(rows);
     return rows;
+  }
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    ConformerKind::require_streamable(c);
+    require(c.waveform.feat_extract_norm != WaveformNorm::group, "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
   }
   static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
                               *norm_name = "wav2vec2_conformer.encoder.layer_norm";

@@ -187,7 +187,7 @@ class Cpu : public CpuAttention<T> {
             from.rows(), ", ", shape.in_channels, ")");
     check_convolved("conv1d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_channels);
-    const Tensor ordered = conv1d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
@@ -196,12 +196,12 @@ class Cpu : public CpuAttention<T> {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      kernels::conv1d_add_reordered(shape, ordered.data(), weight.gradient().data());
+      add_gradient(weight, shape, ordered);
     }
     if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = conv1d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
     return dx;
   }
@@ -217,7 +217,7 @@ class Cpu : public CpuAttention<T> {
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
-    const Tensor ordered = conv2d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
     return y;
   }
@@ -226,13 +226,13 @@ class Cpu : public CpuAttention<T> {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      kernels::conv2d_add_reordered(shape, ordered.data(), weight.gradient().data());
+      add_gradient(weight, shape, ordered);
     }
     if (bias.trainable)
       kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(), bias.gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = conv2d_weight(weight, shape);
+    const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
     return dx;
   }
@@ -452,15 +452,15 @@ class Cpu : public CpuAttention<T> {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
               shape.out_length(from.length(n)), " expected");
   }
-  Tensor conv1d_weight(const Parameter<T>& weight, const Conv1dShape& shape) {
+  template <class Shape>
+  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
     Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::conv1d_reorder(shape, weight.value.data(), ordered.data());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
     return ordered;
   }
-  Tensor conv2d_weight(const Parameter<T>& weight, const Conv2dShape& shape) {
-    Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::conv2d_reorder(shape, weight.value.data(), ordered.data());
-    return ordered;
+  template <class Shape>
+  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(), weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
     Tensor taps = make(weight.value.cols(), weight.value.rows());

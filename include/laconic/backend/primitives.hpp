@@ -34,7 +34,8 @@ struct Conv2dShape {
   constexpr Index out_freqs() const { return out_length(in_freqs); }
   constexpr Index in_cols() const { return in_freqs * in_channels; }
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
-  constexpr Index patch() const { return kernel * kernel * in_channels; }
+  constexpr Index taps() const { return kernel * kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
@@ -43,7 +44,8 @@ struct Conv1dShape {
   Index in_channels, out_channels, kernel, stride;
 
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index patch() const { return kernel * in_channels; }
+  constexpr Index taps() const { return kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
 };
 
 /// What one softmax attention is about, apart from its values.

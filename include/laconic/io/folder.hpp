@@ -9,6 +9,8 @@
 #include <laconic/io/sharded_tensors.hpp>
 #include <laconic/io/tensors.hpp>
 #include <laconic/io/torch_file.hpp>
+#include <map>
+#include <string>
 #include <string_view>
 #include <system_error>
 
@@ -17,13 +19,15 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Writes a model folder, whole or not at all; other files in an older folder of that name are kept.
+/// Writes a model folder, whole or not at all, with `others` beside config.json and vocab.json; other files in an older folder of
+/// that name are kept.
 template <class Model>
 void save_model_folder(const std::filesystem::path& path, const Model& model, const nlohmann::json& config,
-                       const nlohmann::json& vocab) {
+                       const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {}) {
   FolderWriter folder(path);
   write_json(folder.path() / "config.json", config);
   write_json(folder.path() / "vocab.json", vocab);
+  for (const auto& [name, json] : others) write_json(folder.path() / name, json);
   // Hugging Face tools ask for this note; the layout of the values is PyTorch's.
   save_parameters(model, folder.path() / "model.safetensors", {{"format", "pt"}});
   folder.commit();

@@ -207,6 +207,8 @@ T read_value(const nlohmann::json& value, const JsonPlace& place) {
     return *found;
   } else if constexpr (is_vector<T>) {
     if (!value.is_array()) place.fail(value, "an array");
+    if constexpr (std::same_as<T, IndexList>)
+      if (value.size() > IndexList::capacity) place.fail(value, text("an array of at most ", IndexList::capacity));
     T out;
     for (std::size_t i = 0; i < value.size(); ++i)
       out.push_back(read_value<typename T::value_type>(value[i], place.element(i)));

@@ -69,11 +69,13 @@ class WaveformFront : public Module<WaveformFront<T>> {
     require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
     require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ", sequences.rows());
     Tensor x = samples;
-    Sequences at = sequences;
+    const Sequences* from = &sequences;  // a copy of what the caller owns would take memory
+    Sequences at;
     for (const WaveformLayer<T>& layer : conv_layers) {
-      const auto next = at.map_lengths(context.arena(), [&](Index n) { return layer.conv.shape().out_length(n); });
-      x = layer(context, x, at, next);
-      at = next;
+      const auto to = from->map_lengths(context.arena(), [&](Index n) { return layer.conv.shape().out_length(n); });
+      x = layer(context, x, *from, to);
+      at = to;
+      from = &at;
     }
     return {projection(context, layer_norm(context, x)), at};
   }
@@ -125,6 +127,10 @@ struct Wav2Vec2ConformerKind : ConformerKind {
   static constexpr Index out_length(const EncoderConfig& c, Index rows) {
     for (Index i = 0; i < c.waveform.conv_dim.size(); ++i) rows = c.waveform.layer(i).out_length(rows);
     return rows;
+  }
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    ConformerKind::require_streamable(c);
+    require(c.waveform.feat_extract_norm != WaveformNorm::group, "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
   }
   static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
                               *norm_name = "wav2vec2_conformer.encoder.layer_norm";

@@ -62,19 +62,18 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// The (out, in, time, frequency) weight as (out, time, frequency, in), to match patches that are whole runs of memory;
-/// and back, adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back, adding.
 template <class T>
-void conv2d_reorder(const Conv2dShape& s, const T* weight, T* ordered) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < 9; ++k) ordered[(o * 9 + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * 9 + k];
+void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
 }
 template <class T>
-void conv2d_add_reordered(const Conv2dShape& s, const T* ordered, T* weight) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < 9; ++k) weight[(o * s.in_channels + i) * 9 + k] += ordered[(o * 9 + k) * s.in_channels + i];
+void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(o * taps + k) * in + i];
 }
 
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
@@ -171,20 +170,6 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
         }
       });
     }
-}
-
-/// The (out, in, kernel) weight as (out, kernel, in), so that it meets runs of whole rows; and back, adding.
-template <class T>
-void conv1d_reorder(const Conv1dShape& s, const T* weight, T* ordered) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < s.kernel; ++k) ordered[(o * s.kernel + k) * s.in_channels + i] = weight[(o * s.in_channels + i) * s.kernel + k];
-}
-template <class T>
-void conv1d_add_reordered(const Conv1dShape& s, const T* ordered, T* weight) {
-  for (Index o = 0; o < s.out_channels; ++o)
-    for (Index i = 0; i < s.in_channels; ++i)
-      for (Index k = 0; k < s.kernel; ++k) weight[(o * s.in_channels + i) * s.kernel + k] += ordered[(o * s.kernel + k) * s.in_channels + i];
 }
 
 /// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
