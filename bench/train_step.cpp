@@ -35,7 +35,7 @@ struct TrainStep {
   }
 
   void operator()() {
-    Autodiff tape(cpu, Seed(static_cast<std::uint64_t>(optimizer.steps())));
+    Autodiff tape(cpu, Seed(static_cast<std::uint64_t>(optimizer.state().steps)));
     const auto loss = ctc_loss(tape, model(tape, features, sequences), labels);
     tape.backward(loss);
     optimizer.step(model, 1e-4);

@@ -241,6 +241,12 @@ TEST_CASE("equal layers share evenly, and nothing is spent on nothing", "[conver
     }
     return std::string();
   };
+  const std::vector<double> equal{1, 1}, unequal{1, 16};
+  CHECK(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher, equal) == std::vector<Index>{5, 3});
+  CHECK(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher, unequal) == std::vector<Index>{4, 4});
+  CHECK_THROWS_WITH(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher), "allocate_ranks: fisher with 0 weights given for 2 layers");
+  CHECK_THROWS_WITH(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::uniform, equal),
+                    "allocate_ranks: uniform with 2 weights given for 2 layers");
   CHECK(refused(15, 8, {falling, falling}) == "allocate_ranks: a budget of 15 floats a frame given for 2 layers, at least 8 each expected");
   CHECK(refused(-1, 1, {falling}) == "allocate_ranks: a budget of -1 floats a frame given for 1 layers, at least 1 each expected");
   CHECK(refused(9, 0, {falling}) == "allocate_ranks: ranks that are multiples of 0 asked for, a positive number expected");

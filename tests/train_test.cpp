@@ -101,7 +101,7 @@ TEMPLATE_TEST_CASE("AdamW does what its algorithm says", "[train]", float, doubl
       double worst = 0;
       for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - reference.value[i]));
       CHECK(worst < (sizeof(T) == 8 ? 1e-13 : 2e-6));
-      CHECK(optimizer.steps() == step);
+      CHECK(optimizer.state().steps == step);
       // A statistic gets its update as it is: neither clipped, nor scaled by the rate, nor decayed.
       CHECK((model.statistic.value - statistic).isConstant(T(0.5) * static_cast<T>(step), T(1e-5)));
       model.parameters([&](std::string_view name, const Parameter<T>& p) {
@@ -125,15 +125,15 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
     give_gradients();
     optimizer.step(model, 0.1);
     const auto before = all_numbers(model);
-    const Matrix<double> first = optimizer.moments()[0].first, second = optimizer.moments()[0].second;
+    const Matrix<double> first = optimizer.state().moments[0].first, second = optimizer.state().moments[0].second;
 
     give_gradients();
     model.kernel.gradient()(1, 2) = bad;
     CHECK_FALSE(std::isfinite(optimizer.step(model, 0.1)));
     CHECK(all_numbers(model) == before);  // the statistics, too
-    CHECK(optimizer.steps() == 1);
-    CHECK(optimizer.moments()[0].first == first);
-    CHECK(optimizer.moments()[0].second == second);
+    CHECK(optimizer.state().steps == 1);
+    CHECK(optimizer.state().moments[0].first == first);
+    CHECK(optimizer.state().moments[0].second == second);
     model.parameters([](std::string_view, const Parameter<double>& p) { CHECK((!p.has_gradient() || (p.gradient().array() == 0).all())); });
 
     // The next step is as if the bad one had not been.

@@ -1651,6 +1651,7 @@ struct Pass {
   Tensor table{};                     ///< of the position policy
   std::span<const Index> slots{};
   std::span<const Index> firsts{};    ///< the place of each sequence's first row in its stream; empty: 0
+  std::vector<Tensor>* outputs = nullptr;  ///< if given, what each block gives is added to it
 
   Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };
@@ -2666,7 +2667,8 @@ class Autodiff {
   }
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
-    Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
+    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
               [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
   }
@@ -5317,25 +5319,32 @@ class Cpu : public CpuAttention<T> {
 namespace laconic::inline LACONIC_ABI {
 
 /// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy (of the
-/// squares of its singular values), as X-EcoMLA does by a threshold; or so that all layers together lose the least energy,
-/// for which the largest squares of all get their numbers first, wherever they are.
-enum class RankAllocation { uniform, energy, water_filling };
+/// squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least energy,
+/// for which the largest squares of all get their numbers first, wherever they are; or so that the least is lost of the energies
+/// that are weighed by what the loss minds errors in each layer (its Fisher information).
+enum class RankAllocation { uniform, energy, water_filling, fisher };
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
-  return std::to_array<EnumName<RankAllocation>>({{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}});
+  return std::to_array<EnumName<RankAllocation>>({{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
-/// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); those of
-/// a layer may be multiplied by what it matters more than others. `budget` is the number of floats that all layers together
+/// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
+/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together
 /// may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and
 /// at most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error` where the
 /// numbers leave no such ranks.
-inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how) {
+inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how,
+                                         std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
   require(layers > 0, "allocate_ranks: no layers given");
   require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
+
+  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(), "allocate_ranks: ", to_name(how), " with ", weights.size(),
+          " weights given for ", spectra.size(), " layers");
+  for (const double weight : weights)
+    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight, " given, a finite one of at least 0 expected");
 
   // Energy of each block of `multiple` singular values.
   std::vector<std::vector<double>> blocks(spectra.size());
@@ -5343,14 +5352,15 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
   for (std::size_t l = 0; l < spectra.size(); ++l) {
     const std::vector<double>& s = spectra[l];
     const auto size = static_cast<Index>(s.size());
+    const double weight = weights.empty() ? 1 : weights[l];
     require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple, " expected");
     for (Index i = 0; i < size; ++i) {
       const double value = s[static_cast<std::size_t>(i)];
       require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,
               ", a finite one of at least 0 expected");
       if (i % multiple == 0 && i + multiple <= size) blocks[l].push_back(0);
-      if (i / multiple < static_cast<Index>(blocks[l].size())) blocks[l].back() += value * value;
-      energies[l] += value * value;
+      if (i / multiple < static_cast<Index>(blocks[l].size())) blocks[l].back() += weight * value * value;
+      energies[l] += weight * value * value;
     }
     tails[l] = energies[l] - blocks[l][0];
   }
@@ -5487,6 +5497,25 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
     k_up.col(i) /= moved;
     v_up.col(i) /= moved;
   }
+}
+
+/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
+/// that divides their number: down' = H down, up' = up H^T. The function is the same.
+template <std::same_as<double> T>
+void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
+  const Index rank = down.rows(), block = rank & -rank;
+  const auto mix = [&](auto&& row, auto&& other) {
+    const Matrix<T> sum = (row + other) / std::sqrt(T{2}), difference = (row - other) / std::sqrt(T{2});
+    row = sum;
+    other = difference;
+  };
+  for (Index step = 1; step < block; step *= 2)
+    for (Index i = 0; i < rank; ++i)
+      if ((i & step) == 0) {
+        mix(down.row(i), down.row(i + step));
+        mix(k_up.col(i), k_up.col(i + step));
+        mix(v_up.col(i), v_up.col(i + step));
+      }
 }
 
 }  // namespace detail
@@ -5728,6 +5757,7 @@ struct LayerReport {
   std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< of the converted layer
   Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
+  double k_factor_error = 0, v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
   double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass
@@ -6024,7 +6054,7 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
 struct Fitting {
   std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank, const LayerStatistics& statistics)> factorize;
   SingularValues singular_values;
-  bool balance;
+  bool balance, hadamard;
   LayerStatistics statistics;
 };
 
@@ -6045,6 +6075,7 @@ JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fit
     out = how.factorize(k, v, rank, s);
   }
   place(out.down, out.k_up, out.v_up, how.singular_values);
+  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
   return out;
 }
 
@@ -6144,6 +6175,131 @@ double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitt
   const LayerStatistics& s = how.statistics;
   return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
          fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
+}
+
+}  // namespace laconic::inline LACONIC_ABI::detail
+
+// Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
+
+namespace laconic::inline LACONIC_ABI::detail {
+
+/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices where each
+/// has them as they are.
+struct HeadMerge {
+  KeyValueMap wanted;
+  Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
+
+  bool turns() const { return k_turn.size() > 0; }
+  /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
+  static Matrix<double> spread(const Matrix<double>& turn, const Matrix<double>& merged, const AttentionDims& d) {
+    Matrix<double> out = repeat_heads(merged, d);
+    if (turn.size() == 0) return out;
+    for (Index at = 0; at < out.rows(); at += d.head_dim)
+      out.middleRows(at, d.head_dim) = (turn.middleRows(at, d.head_dim) * out.middleRows(at, d.head_dim)).eval();
+    return out;
+  }
+};
+
+/// The orthogonal matrix nearest to this one.
+template <std::same_as<double> D>
+Matrix<D> nearest_rotation(const Matrix<D>& matrix) {
+  // With V from M^T M, the columns of M V are those of U, as long as their singular values.
+  const Matrix<D> v = principal_directions<D>(matrix.transpose() * matrix), columns = matrix * v;
+  Matrix<D> u = orthonormal(columns);
+  for (Index i = 0; i < u.cols(); ++i)
+    if (u.col(i).dot(columns.col(i)) < 0) u.col(i) = -u.col(i);
+  return u * v.transpose();
+}
+
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by rotations, which positions can follow, to agree
+/// best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention Jin et al. 2024): turn and mean
+/// take turns. Values are free, for the output projection can undo any matrix: a group's are projected to the head_dim principal
+/// components of its outputs.
+template <std::same_as<double> D>
+HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen, const Matrix<D>& output_weight) {
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
+  const Matrix<D> k = before.k_weight(), v = before.v_weight();
+  HeadMerge out;
+  out.wanted.k = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.k_turn.resize(d.q_dim(), dim);
+  out.v_turn.resize(d.q_dim(), dim);
+  for (Index g = 0; g < d.num_kv_heads; ++g) {
+    const Index first = g * group * dim;
+    const auto head = [&](Index i) { return k.middleRows(first + i * dim, dim); };
+    const auto turn = [&](Index i) { return out.k_turn.middleRows(first + i * dim, dim); };
+    Matrix<D> mean = head(0);
+    double error = -1;
+    for (Index round = 0; round < 100; ++round) {
+      Matrix<D> next = Matrix<D>::Zero(dim, inputs);
+      double rest = 0;
+      const Matrix<D> met = seen.key_input * mean.transpose();
+      for (Index i = 0; i < group; ++i) {
+        turn(i) = nearest_rotation<D>(head(i) * met);
+        next += turn(i).transpose() * head(i) / static_cast<D>(group);
+      }
+      mean = next;
+      for (Index i = 0; i < group; ++i) rest += output_energy<D>(head(i) - turn(i) * mean, seen.key_input);
+      if (round > 0 && error - rest <= 1e-9 * error) break;
+      error = rest;
+    }
+    out.wanted.k.block(g * dim, 0, dim, inputs) = mean;
+
+    // Errors of values count behind the output projection.
+    const Index rows = group * dim;
+    Matrix<D> metric(rows, dim);
+    for (Index i = 0; i < group; ++i) {
+      const auto columns = output_weight.middleCols(first + i * dim, dim);
+      metric.middleRows(i * dim, dim) = columns.transpose() * columns;
+    }
+    const HeadWeights<D> weights(metric);
+    const Matrix<D> weighted = weights.apply(v.middleRows(first, rows));
+    const Matrix<D> components = principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
+    const Matrix<D> spread = weights.undo(components), merged = components.transpose() * weighted;
+    // In units in which the output projection keeps its size, so that training goes on as before.
+    const auto eigen = eigenvectors<D>(spread.transpose() * spread / static_cast<D>(group));
+    const Matrix<D> root = eigen.operatorSqrt(), inverse = eigen.operatorInverseSqrt();
+    out.v_turn.middleRows(first, rows) = spread * inverse;
+    out.wanted.v.block(g * dim, 0, dim, inputs) = root * merged;
+  }
+  return out;
+}
+
+/// Whether queries, positions and the output can follow when keys and values are turned.
+template <class Policy>
+inline constexpr bool can_turn_heads = !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
+
+/// Turns queries, positions and output of a layer as keys and values of its heads are turned.
+template <class Policy, class T>
+void follow(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
+  const Index dim = layer.dims().head_dim;
+  const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim)
+      rows.value.middleRows(at, dim) =
+          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>()).template cast<T>().eval();
+  };
+  const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
+    for (Index h = 0; h < merge.k_turn.rows() / dim; ++h) {
+      Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>> one(numbers.data() + h * dim, dim);
+      one = (one.template cast<double>() * merge.k_turn.middleRows(h * dim, dim)).template cast<T>().eval();
+    }
+  };
+  auto& query = [&]() -> auto& {
+    if constexpr (requires { layer.query.up; })
+      return layer.query.up;
+    else
+      return layer.query;
+  }();
+  turn(query.linear_q.weight);
+  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.value);
+  if constexpr (Policy::Position::is_relative) {
+    turn(layer.position.linear_pos.weight);
+    turn_each(layer.position.pos_bias_u.value);
+    turn_each(layer.position.pos_bias_v.value);
+  }
+  Matrix<T>& out = layer.linear_out.weight.value;
+  for (Index at = 0; at < merge.v_turn.rows(); at += dim)
+    out.middleCols(at, dim) = (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
 }
 
 }  // namespace laconic::inline LACONIC_ABI::detail
@@ -6623,11 +6779,15 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   void require_streamable() const { Kind::require_streamable(config_); }
 
   /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
-  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
+  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says. To `outputs`, if
+  /// given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
-  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask) const {
+  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
+                  std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
-    x = encode(context, context.dropout(std::move(x), config_.dropout), out, mask);
+    Pass<decltype(x)> pass{out, mask};
+    pass.outputs = outputs;
+    x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
   template <class Context, class Features>
@@ -6657,6 +6817,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
         x = layers[i](context, std::move(x), pass, &state->layers[i]);
       else
         x = layers[i](context, std::move(x), pass, nullptr);
+      if (pass.outputs != nullptr) pass.outputs->push_back(x);
     }
     return layer_norm(context, x);
   }
@@ -6757,6 +6918,9 @@ struct ConversionConfig {
   /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
   /// stronger of the two takes the latent for itself.
   bool balance = false;
+  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the range of 8 bits
+  /// on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  bool hadamard = false;
 };
 
 /// `auto [small, report] = convert<Small>(model);`
@@ -6814,42 +6978,86 @@ KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& lay
 
 /// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
 struct LayerPair {
-  bool is_known = false, is_copied = false;
+  bool is_known = false, is_copied = false, is_merged = false;
 };
 template <class To, class From, class T>
 LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source) {
   const AttentionDims &to = target.dims(), &from = source.dims();
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads};
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads, from.num_kv_heads > to.num_kv_heads};
 }
 
+/// The predicted deviation of a layer, and how its heads were merged.
+struct ConvertedLayer {
+  Deviation deviation;
+  HeadMerge merge;
+  double k_factor_error = 0, v_factor_error = 0;
+};
+
 /// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
-/// these too. Returns the predicted deviation.
+/// these too.
 template <class To, class T>
-Deviation convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, bool is_copied, Fitting how) {
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair, Fitting how) {
   const AttentionDims& to = target.dims();
-  const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   LayerStatistics& seen = how.statistics;
+  const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
+  const Matrix<double> of_bias = output_weight() * before.v_bias();
+  ConvertedLayer out;
+  if (can_turn_heads<To> && pair.is_merged && seen.key_input.size() > 0)
+    out.merge = align_heads(before, to, seen, output_weight());
+  else
+    out.merge.wanted = mean_heads(before, to);
+  const HeadMerge& merge = out.merge;
   const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
     return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
   };
-  Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
-                energies(before.k_weight(), before.v_weight())};
-  if (is_copied) return out;
+  const auto error_of = [&](const KeyValueMap& merged) {
+    const Index inputs = before.k.cols() - 1;
+    return energies((HeadMerge::spread(merge.k_turn, merged.k, to) - before.k).leftCols(inputs),
+                    (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
+  };
+  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
+  if (pair.is_copied) return out;
 
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
-    if (metric->size() > 0) *metric = mean_heads(*metric, to);
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, how);
-  out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+    if (metric->size() == 0) continue;
+    for (Index at = 0; merge.turns() && at < metric->rows(); at += to.head_dim) {
+      const auto one = turn->middleRows(at, to.head_dim);
+      metric->middleRows(at, to.head_dim) = (one.transpose() * metric->middleRows(at, to.head_dim) * one).eval();
+    }
+    *metric = mean_heads(*metric, to);
+  }
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
+  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group. What heads
+  // that were turned lose is not.
+  out.deviation.error = merge.turns() ? error_of(now) : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
+  const auto factor_error = [&](const Matrix<double>& turn, const Matrix<double>& merged, const auto& expected) {
+    const double norm = expected.norm();
+    return norm > 0 ? (HeadMerge::spread(turn, merged, to).leftCols(expected.cols()) - expected).norm() / norm : 0;
+  };
+  out.k_factor_error = factor_error(merge.k_turn, now.k, before.k_weight());
+  out.v_factor_error = factor_error(merge.v_turn, now.v, before.v_weight());
+
+  if constexpr (can_turn_heads<To>) {
+    if (merge.turns()) follow(target, merge);
+  }
   // Probabilities sum to 1, so a bias on the values is one on the output.
-  const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
-  const Matrix<double> moved =
-      target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
+  const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
   if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
   return out;
+}
+
+/// Keys and values of the source's heads from those of merged ones.
+template <class T>
+void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
+  if (!merge.turns()) return;
+  const Index dim = merge.k_turn.cols();
+  for (const auto& [numbers, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
+    for (Index at = 0; at < turn->rows(); at += dim)
+      numbers->middleCols(at, dim) = (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
 /// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
@@ -6948,7 +7156,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
-    Deviation of_weights, of_key_value;
+    Deviation of_key_value;
+    ConvertedLayer converted;
     const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
     if (pair.is_known) {
       const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
@@ -6957,15 +7166,17 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
         return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
       };
       with_layer(to, [&]<class A>(AttentionLayer<A, T>& layer) {
-        if constexpr (is_linear_map<typename A::KeyValue>) of_weights = convert_layer(layer, before, pair.is_copied, how);
+        if constexpr (is_linear_map<typename A::KeyValue>) converted = convert_layer(layer, before, pair, how);
       });
-      of_key_value = deviation(rows(to), rows(from));
+      KeyValueRows<T> of_target = rows(to);
+      turn_back(of_target, converted.merge);
+      of_key_value = deviation(of_target, rows(from));
     }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 of_weights.relative(), of_key_value.relative(), of_output.relative(),
-                                 of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
-    predicted += of_weights;
+                                 converted.k_factor_error, converted.v_factor_error, converted.deviation.relative(), of_key_value.relative(),
+                                 of_output.relative(), of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
+    predicted += converted.deviation;
     key_value += of_key_value;
     output += of_output;
   });
@@ -7003,7 +7214,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
-                    numbers.balance, {}};
+                    numbers.balance, numbers.hadamard, {}};
   return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
@@ -7017,7 +7228,8 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 /// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
 /// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
 /// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
-/// the mean of those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// the mean of those that become one (Ainslie et al. 2023), after they were turned to agree where the method is calibrated; fewer to
+/// more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
 /// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
 /// softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///
@@ -8088,6 +8300,16 @@ struct AdamWConfig {
   }
 };
 
+/// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
+template <class T>
+struct OptimizerState {
+  struct Moments {
+    Matrix<T> first, second;
+  };
+  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
+  std::int64_t steps = 0;
+};
+
 /// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the
 /// gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get their gathered update added.
 template <class T>
@@ -8095,14 +8317,8 @@ class AdamW {
  public:
   explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
 
-  struct Moments {
-    Matrix<T> first, second;
-  };
-  /// By parameter, in the model's order; empty for those never stepped. For checkpoints.
-  std::vector<Moments>& moments() { return moments_; }
-  const std::vector<Moments>& moments() const { return moments_; }
-  std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
+  const OptimizerState<T>& state() const { return state_; }
+  void set_state(OptimizerState<T> state) { state_ = std::move(state); }
 
   /// Gives the norm of all gradients before clipping. Where that is not finite the whole step is skipped (weights,
   /// moments and statistics stay) and the caller must say so.
@@ -8117,12 +8333,12 @@ class AdamW {
       model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
       return norm;
     }
-    ++steps_;
+    ++state_.steps;
     const double clip = config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1;
     std::size_t i = 0;
     model.parameters([&](std::string_view, Parameter<T>& p) {
-      if (moments_.size() <= i) moments_.emplace_back();
-      Moments& m = moments_[i++];
+      if (state_.moments.size() <= i) state_.moments.emplace_back();
+      auto& m = state_.moments[i++];
       if (!p.trainable || !p.has_gradient()) return;
       if (p.role() == Role::statistic)
         p.value += p.gradient();
@@ -8134,15 +8350,15 @@ class AdamW {
   }
 
  private:
-  void update(Parameter<T>& p, Moments& m, double learning_rate, double clip) {
+  void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
     using B = kernels::Batch<T>;
     if (m.first.size() == 0) {
       m.first.setZero(p.value.rows(), p.value.cols());
       m.second.setZero(p.value.rows(), p.value.cols());
     }
     const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(steps_));
-    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(steps_));
+    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
+    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(state_.steps));
     const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
     const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
@@ -8161,8 +8377,7 @@ class AdamW {
 
   AdamWConfig config_;
   int threads_;
-  std::int64_t steps_ = 0;
-  std::vector<Moments> moments_;
+  OptimizerState<T> state_;
 };
 
 }  // namespace laconic

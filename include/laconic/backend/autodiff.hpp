@@ -111,7 +111,8 @@ class Autodiff {
   }
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
-    Value y = training ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
+    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
               [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
   }

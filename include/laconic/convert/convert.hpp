@@ -5,6 +5,7 @@
 #include <laconic/convert/allocate.hpp>
 #include <laconic/convert/calibrate.hpp>
 #include <laconic/convert/fit.hpp>
+#include <laconic/convert/merge.hpp>
 #include <laconic/convert/report.hpp>
 #include <laconic/model/encoder.hpp>
 
@@ -30,6 +31,9 @@ struct ConversionConfig {
   /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
   /// stronger of the two takes the latent for itself.
   bool balance = false;
+  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the range of 8 bits
+  /// on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  bool hadamard = false;
 };
 
 /// `auto [small, report] = convert<Small>(model);`
@@ -87,42 +91,86 @@ KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& lay
 
 /// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
 struct LayerPair {
-  bool is_known = false, is_copied = false;
+  bool is_known = false, is_copied = false, is_merged = false;
 };
 template <class To, class From, class T>
 LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source) {
   const AttentionDims &to = target.dims(), &from = source.dims();
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads};
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads, from.num_kv_heads > to.num_kv_heads};
 }
 
+/// The predicted deviation of a layer, and how its heads were merged.
+struct ConvertedLayer {
+  Deviation deviation;
+  HeadMerge merge;
+  double k_factor_error = 0, v_factor_error = 0;
+};
+
 /// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
-/// these too. Returns the predicted deviation.
+/// these too.
 template <class To, class T>
-Deviation convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, bool is_copied, Fitting how) {
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair, Fitting how) {
   const AttentionDims& to = target.dims();
-  const KeyValueMap wanted = mean_heads(before, to), shared = repeat_heads(wanted, to);
   LayerStatistics& seen = how.statistics;
+  const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
+  const Matrix<double> of_bias = output_weight() * before.v_bias();
+  ConvertedLayer out;
+  if (can_turn_heads<To> && pair.is_merged && seen.key_input.size() > 0)
+    out.merge = align_heads(before, to, seen, output_weight());
+  else
+    out.merge.wanted = mean_heads(before, to);
+  const HeadMerge& merge = out.merge;
   const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
     return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
   };
-  Deviation out{energies(shared.k_weight() - before.k_weight(), shared.v_weight() - before.v_weight()),
-                energies(before.k_weight(), before.v_weight())};
-  if (is_copied) return out;
+  const auto error_of = [&](const KeyValueMap& merged) {
+    const Index inputs = before.k.cols() - 1;
+    return energies((HeadMerge::spread(merge.k_turn, merged.k, to) - before.k).leftCols(inputs),
+                    (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
+  };
+  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
+  if (pair.is_copied) return out;
 
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  for (Matrix<double>* metric : {&seen.key_metric, &seen.value_metric})
-    if (metric->size() > 0) *metric = mean_heads(*metric, to);
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, wanted, how);
-  out.error += static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+    if (metric->size() == 0) continue;
+    for (Index at = 0; merge.turns() && at < metric->rows(); at += to.head_dim) {
+      const auto one = turn->middleRows(at, to.head_dim);
+      metric->middleRows(at, to.head_dim) = (one.transpose() * metric->middleRows(at, to.head_dim) * one).eval();
+    }
+    *metric = mean_heads(*metric, to);
+  }
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
+  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group. What heads
+  // that were turned lose is not.
+  out.deviation.error = merge.turns() ? error_of(now) : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
+  const auto factor_error = [&](const Matrix<double>& turn, const Matrix<double>& merged, const auto& expected) {
+    const double norm = expected.norm();
+    return norm > 0 ? (HeadMerge::spread(turn, merged, to).leftCols(expected.cols()) - expected).norm() / norm : 0;
+  };
+  out.k_factor_error = factor_error(merge.k_turn, now.k, before.k_weight());
+  out.v_factor_error = factor_error(merge.v_turn, now.v, before.v_weight());
+
+  if constexpr (can_turn_heads<To>) {
+    if (merge.turns()) follow(target, merge);
+  }
   // Probabilities sum to 1, so a bias on the values is one on the output.
-  const KeyValueMap now = repeat_heads(key_value_map(typename To::KeyValue{}, target.key_value), to);
-  const Matrix<double> moved =
-      target.linear_out.weight.value.template cast<double>() * (before.v_bias() - now.v_bias());
+  const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
   if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
   return out;
+}
+
+/// Keys and values of the source's heads from those of merged ones.
+template <class T>
+void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
+  if (!merge.turns()) return;
+  const Index dim = merge.k_turn.cols();
+  for (const auto& [numbers, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
+    for (Index at = 0; at < turn->rows(); at += dim)
+      numbers->middleCols(at, dim) = (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
 /// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
@@ -221,7 +269,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
     Matrix<T>& x = cpu.inputs[&from.input_weight()];
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
-    Deviation of_weights, of_key_value;
+    Deviation of_key_value;
+    ConvertedLayer converted;
     const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
     if (pair.is_known) {
       const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
@@ -230,15 +279,17 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
         return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
       };
       with_layer(to, [&]<class A>(AttentionLayer<A, T>& layer) {
-        if constexpr (is_linear_map<typename A::KeyValue>) of_weights = convert_layer(layer, before, pair.is_copied, how);
+        if constexpr (is_linear_map<typename A::KeyValue>) converted = convert_layer(layer, before, pair, how);
       });
-      of_key_value = deviation(rows(to), rows(from));
+      KeyValueRows<T> of_target = rows(to);
+      turn_back(of_target, converted.merge);
+      of_key_value = deviation(of_target, rows(from));
     }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
     out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 of_weights.relative(), of_key_value.relative(), of_output.relative(),
-                                 of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
-    predicted += of_weights;
+                                 converted.k_factor_error, converted.v_factor_error, converted.deviation.relative(), of_key_value.relative(),
+                                 of_output.relative(), of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
+    predicted += converted.deviation;
     key_value += of_key_value;
     output += of_output;
   });
@@ -276,7 +327,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
-                    numbers.balance, {}};
+                    numbers.balance, numbers.hadamard, {}};
   return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
@@ -290,7 +341,8 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 /// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
 /// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
 /// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
-/// the mean of those that become one; fewer to more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
+/// the mean of those that become one (Ainslie et al. 2023), after they were turned to agree where the method is calibrated; fewer to
+/// more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
 /// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
 /// softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///

@@ -116,6 +116,25 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
   }
 }
 
+/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
+/// that divides their number: down' = H down, up' = up H^T. The function is the same.
+template <std::same_as<double> T>
+void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
+  const Index rank = down.rows(), block = rank & -rank;
+  const auto mix = [&](auto&& row, auto&& other) {
+    const Matrix<T> sum = (row + other) / std::sqrt(T{2}), difference = (row - other) / std::sqrt(T{2});
+    row = sum;
+    other = difference;
+  };
+  for (Index step = 1; step < block; step *= 2)
+    for (Index i = 0; i < rank; ++i)
+      if ((i & step) == 0) {
+        mix(down.row(i), down.row(i + step));
+        mix(k_up.col(i), k_up.col(i + step));
+        mix(v_up.col(i), v_up.col(i + step));
+      }
+}
+
 }  // namespace detail
 
 /// Truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best latent of its size

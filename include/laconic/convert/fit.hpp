@@ -113,7 +113,7 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
 struct Fitting {
   std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank, const LayerStatistics& statistics)> factorize;
   SingularValues singular_values;
-  bool balance;
+  bool balance, hadamard;
   LayerStatistics statistics;
 };
 
@@ -134,6 +134,7 @@ JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fit
     out = how.factorize(k, v, rank, s);
   }
   place(out.down, out.k_up, out.v_up, how.singular_values);
+  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
   return out;
 }
 

@@ -56,6 +56,7 @@ struct LayerReport {
   std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< of the converted layer
   Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
+  double k_factor_error = 0, v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
   double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass

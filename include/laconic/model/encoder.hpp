@@ -78,11 +78,15 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   void require_streamable() const { Kind::require_streamable(config_); }
 
   /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
-  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says.
+  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says. To `outputs`, if
+  /// given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
-  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask) const {
+  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
+                  std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
-    x = encode(context, context.dropout(std::move(x), config_.dropout), out, mask);
+    Pass<decltype(x)> pass{out, mask};
+    pass.outputs = outputs;
+    x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
   template <class Context, class Features>
@@ -112,6 +116,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
         x = layers[i](context, std::move(x), pass, &state->layers[i]);
       else
         x = layers[i](context, std::move(x), pass, nullptr);
+      if (pass.outputs != nullptr) pass.outputs->push_back(x);
     }
     return layer_norm(context, x);
   }

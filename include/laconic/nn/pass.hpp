@@ -6,6 +6,7 @@
 
 #include <span>
 #include <type_traits>
+#include <vector>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -18,6 +19,7 @@ struct Pass {
   Tensor table{};                     ///< of the position policy
   std::span<const Index> slots{};
   std::span<const Index> firsts{};    ///< the place of each sequence's first row in its stream; empty: 0
+  std::vector<Tensor>* outputs = nullptr;  ///< if given, what each block gives is added to it
 
   Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };

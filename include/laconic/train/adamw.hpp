@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -33,6 +35,16 @@ struct AdamWConfig {
   }
 };
 
+/// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
+template <class T>
+struct OptimizerState {
+  struct Moments {
+    Matrix<T> first, second;
+  };
+  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
+  std::int64_t steps = 0;
+};
+
 /// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the
 /// gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get their gathered update added.
 template <class T>
@@ -40,14 +52,8 @@ class AdamW {
  public:
   explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
 
-  struct Moments {
-    Matrix<T> first, second;
-  };
-  /// By parameter, in the model's order; empty for those never stepped. For checkpoints.
-  std::vector<Moments>& moments() { return moments_; }
-  const std::vector<Moments>& moments() const { return moments_; }
-  std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
+  const OptimizerState<T>& state() const { return state_; }
+  void set_state(OptimizerState<T> state) { state_ = std::move(state); }
 
   /// Gives the norm of all gradients before clipping. Where that is not finite the whole step is skipped (weights,
   /// moments and statistics stay) and the caller must say so.
@@ -62,12 +68,12 @@ class AdamW {
       model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
       return norm;
     }
-    ++steps_;
+    ++state_.steps;
     const double clip = config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1;
     std::size_t i = 0;
     model.parameters([&](std::string_view, Parameter<T>& p) {
-      if (moments_.size() <= i) moments_.emplace_back();
-      Moments& m = moments_[i++];
+      if (state_.moments.size() <= i) state_.moments.emplace_back();
+      auto& m = state_.moments[i++];
       if (!p.trainable || !p.has_gradient()) return;
       if (p.role() == Role::statistic)
         p.value += p.gradient();
@@ -79,15 +85,15 @@ class AdamW {
   }
 
  private:
-  void update(Parameter<T>& p, Moments& m, double learning_rate, double clip) {
+  void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
     using B = kernels::Batch<T>;
     if (m.first.size() == 0) {
       m.first.setZero(p.value.rows(), p.value.cols());
       m.second.setZero(p.value.rows(), p.value.cols());
     }
     const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(steps_));
-    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(steps_));
+    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
+    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(state_.steps));
     const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
     const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
@@ -106,8 +112,7 @@ class AdamW {
 
   AdamWConfig config_;
   int threads_;
-  std::int64_t steps_ = 0;
-  std::vector<Moments> moments_;
+  OptimizerState<T> state_;
 };
 
 }  // namespace laconic

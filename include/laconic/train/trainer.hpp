@@ -7,6 +7,7 @@
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
+#include <laconic/train/distill.hpp>
 #include <laconic/train/dynamic_chunks.hpp>
 #include <laconic/train/fingerprint.hpp>
 #include <laconic/train/schedule.hpp>
@@ -27,7 +28,9 @@ struct TrainConfig {
   AdamWConfig adamw;
   SpecAugmentConfig spec_augment;
   bool dynamic_chunks = false;    ///< each batch sees chunks of another size, or whole utterances
-  std::vector<std::string> freeze;  ///< a parameter stays fixed whose name contains one of these
+  DistillationConfig distillation;  ///< of the teacher, where there is one
+  std::vector<std::string> train_only;  ///< if any: a parameter stays fixed whose name contains none of these
+  std::vector<std::string> freeze;      ///< a parameter stays fixed whose name contains one of these
   std::int64_t seed = 0;
 
   /// Throws where a number makes no sense.
@@ -45,6 +48,7 @@ struct TrainConfig {
     within(learning_rate, 0, 1e3, "learning_rate");
     within(warmup, 0, 1, "warmup");
     adamw.check();
+    distillation.check();
     require(seed >= 0, "train: seed ", seed, " given, at least 0 expected");
   }
 
@@ -59,6 +63,8 @@ struct TrainConfig {
     visit("adamw", self.adamw);
     visit("spec_augment", self.spec_augment);
     visit("dynamic_chunks", self.dynamic_chunks);
+    visit("distillation", self.distillation);
+    visit("train_only", self.train_only);
     visit("freeze", self.freeze);
     visit("seed", self.seed);
   }
@@ -102,40 +108,49 @@ struct TrainProgress {
   bool skipped;              ///< the gradient was not finite and the step was left out
 };
 
-/// Freezes the parameters whose names contain one of the patterns, and frees all others. A pattern that matches nothing
-/// throws.
+/// Leaves the parameters free whose names contain one of `only` (all, if that is empty) and none of `fixed`, and freezes all
+/// others. A pattern that matches nothing throws. Frozen batch norms use their running statistics as they are.
 template <class Model>
-void freeze(Model& model, std::span<const std::string> patterns) {
-  std::vector<bool> used(patterns.size(), false);
+void freeze(Model& model, std::span<const std::string> fixed, std::span<const std::string> only = {}) {
+  std::vector<bool> used(fixed.size() + only.size(), false);
   model.parameters([&](std::string_view name, auto& p) {
-    p.trainable = true;
-    for (std::size_t i = 0; i < patterns.size(); ++i)
-      if (name.find(patterns[i]) != std::string_view::npos) {
-        p.trainable = false;
-        used[i] = true;
-      }
+    const auto matches = [&](std::span<const std::string> patterns, std::size_t first) {
+      bool any = false;
+      for (std::size_t i = 0; i < patterns.size(); ++i)
+        if (name.find(patterns[i]) != std::string_view::npos) any = used[first + i] = true;
+      return any;
+    };
+    const bool is_fixed = matches(fixed, 0), is_chosen = matches(only, fixed.size());
+    p.trainable = (only.empty() || is_chosen) && !is_fixed;
   });
-  for (std::size_t i = 0; i < patterns.size(); ++i)
-    require(used[i], "freeze: no parameter's name contains \"", patterns[i], '"');
+  for (std::size_t i = 0; i < used.size(); ++i)
+    require(used[i], i < fixed.size() ? "freeze" : "train_only", ": no parameter's name contains \"",
+            i < fixed.size() ? fixed[i] : only[i - fixed.size()], '"');
 }
 
 /// Trains a CTC model on a dataset and keeps the parameters of the epoch with the lowest validation WER, then loss.
 /// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
 /// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
 /// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
+/// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout. `optimizer` is what
+/// an earlier training of this model has learnt.
 template <class Model>
 class Trainer {
  public:
   using T = typename Model::Scalar;
 
   Trainer(Model& model, Cpu<T>& cpu, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary, const TrainConfig& config,
-          std::filesystem::path folder = {})
+          std::filesystem::path folder = {}, Teacher<T> teacher = {}, OptimizerState<T> optimizer = {})
       : model_(model), cpu_(cpu), train_(train), valid_(valid), vocabulary_(vocabulary), config_(config), folder_(std::move(folder)),
-        best_(model), optimizer_(config.adamw, cpu.threads()) {
+        teacher_(std::move(teacher)), best_(model), optimizer_(config.adamw, cpu.threads()) {
     require(train.size() > 0, "train: no utterances to train on");
     require(valid.size() > 0, "train: no utterances to validate on");
     config.check();
-    freeze(model_, config_.freeze);
+    require(!teacher_ || config.distillation.any(), "train: a teacher given, but its weight and layer_weight are 0; one must be more");
+    require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight, " and layer_weight ",
+            config.distillation.layer_weight, " asked for, but no teacher given");
+    freeze(model_, config_.freeze, config_.train_only);
+    optimizer_.set_state(std::move(optimizer));
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
     schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
     if (folder_.empty()) return;
@@ -144,6 +159,7 @@ class Trainer {
   }
 
   const TrainState& state() const { return state_; }
+  const OptimizerState<T>& optimizer() const { return optimizer_.state(); }
   /// Updates of all epochs together.
   std::int64_t total_steps() const { return total_steps_; }
   std::filesystem::path checkpoint_path() const { return folder_ / "checkpoint.safetensors"; }
@@ -215,21 +231,34 @@ class Trainer {
     const SpeechBatch batch = make_batch(train_, indices, &config_.spec_augment, seed() / "augment" / state_.epoch);
     audio += batch.seconds;
     Autodiff<Cpu<T>> tape(cpu_, seed() / "dropout" / state_.epoch / b);
-    const auto loss = ctc_loss(tape, run(tape, batch, b), batch.labels);
+    const auto loss = batch_loss(tape, batch, b);
     tape.backward(loss, weight);
     return static_cast<double>(loss.value.row(0)[0]);
   }
 
-  auto run(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, Index b) {
+  auto batch_loss(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, Index b) {
     if constexpr (requires { model_.config().subsampling; }) {
       const auto& config = model_.config();
       const Mask mask = config_.dynamic_chunks ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
                                                                     Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
                                                : config.mask();
-      return model_(tape, batch.features, batch.sequences, mask);
+      if (!teacher_) return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels);
+      return distilled_loss(tape, batch, mask);
     } else {
-      return model_(tape, batch.features, batch.sequences);
+      require(!teacher_, "train: a teacher given for a model that takes no mask and shows no blocks");
+      return ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels);
     }
+  }
+
+  auto distilled_loss(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, const Mask& mask) {
+    const DistillationConfig& d = config_.distillation;
+    const auto taught = teacher_.output(cpu_, batch.features, batch.sequences, mask);
+    std::vector<typename Autodiff<Cpu<T>>::Tensor> blocks;
+    const auto logits = model_(tape, batch.features, batch.sequences, mask, &blocks);
+    auto loss = tape.scale(ctc_loss(tape, logits, batch.labels), 1 - d.weight);
+    if (d.weight > 0) loss = tape.add(loss, distillation_loss(tape, logits, taught.logits, d.temperature), d.weight);
+    if (d.layer_weight > 0) loss = tape.add(loss, block_loss(tape, blocks, taught.blocks), d.layer_weight);
+    return loss;
   }
 
   template <class Progress, class Better>
@@ -277,7 +306,8 @@ class Trainer {
                        {"steps", total_steps_},
                        {"data", Fingerprint::of(train_)},
                        {"valid_data", Fingerprint::of(valid_)},
-                       {"initial_parameters", Fingerprint::of_parameters(model_)}};
+                       {"initial_parameters", Fingerprint::of_parameters(model_)},
+                       {"teacher", teacher_.fingerprint}};
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
@@ -301,14 +331,14 @@ class Trainer {
     make_folder(folder_);
     write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer,valid_loss\n", rows_));
     SafetensorsWriter writer;
-    writer.metadata = {{"laconic_run", description_}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.steps())},
+    writer.metadata = {{"laconic_run", description_}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.state().steps)},
                        {"losses_bytes", text(rows_.size())}};
     append_parameters(writer, model_, "model.");
     append_parameters(writer, best_, "best.");
     std::size_t i = 0;
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
-      if (i >= optimizer_.moments().size()) return;
-      const auto& m = optimizer_.moments()[i++];
+      if (i >= optimizer_.state().moments.size()) return;
+      const auto& m = optimizer_.state().moments[i++];
       if (m.first.size() == 0) return;
       writer.add(text("first.", name), p.shape(), std::span<const T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
       writer.add(text("second.", name), p.shape(), std::span<const T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
@@ -340,16 +370,16 @@ class Trainer {
                 state_.lower_epoch >= 0 && state_.lower_epoch <= state_.best_epoch && state_.best_epoch <= state_.epoch,
             file.path(), ": its state is none of this run: step ", state_.step, ", epoch ", state_.epoch, ", batch ", state_.batch,
             ", best epoch ", state_.best_epoch);
-    optimizer_.set_steps(number("adamw_steps"));
-    optimizer_.moments().clear();
+    OptimizerState<T> learnt{{}, number("adamw_steps")};
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
-      auto& m = optimizer_.moments().emplace_back();
+      auto& m = learnt.moments.emplace_back();
       if (!file.contains(text("first.", name))) return;
       m.first.resize(p.value.rows(), p.value.cols());
       m.second.resize(p.value.rows(), p.value.cols());
       file.read(text("first.", name), std::span<T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
       file.read(text("second.", name), std::span<T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
     });
+    optimizer_.set_state(std::move(learnt));
     const std::string csv = read_file(losses_path(), std::size_t{1} << 30);
     // A run killed between the two files leaves rows that are newer than the checkpoint.
     const std::size_t begin = std::min(csv.size(), csv.find('\n') + 1), bytes = static_cast<std::size_t>(number("losses_bytes"));
@@ -364,6 +394,7 @@ class Trainer {
   const Vocabulary& vocabulary_;
   TrainConfig config_;
   std::filesystem::path folder_;
+  Teacher<T> teacher_;
   Model best_;
   AdamW<T> optimizer_;
   Schedule schedule_;

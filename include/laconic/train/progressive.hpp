@@ -1,0 +1,229 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/convert/convert.hpp>
+#include <laconic/train/adamw.hpp>
+
+#include <cmath>
+#include <map>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// Progressive conversion: a latent is not cut to its final rank at once, but in steps, with training between them.
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A model with smaller latents, and what its optimiser had learnt of the larger ones.
+template <class Model>
+struct Truncation {
+  Model model;
+  OptimizerState<typename Model::Scalar> optimizer;
+  double predicted_error = 0;  ///< of keys and values, relative: for the inputs of the statistics, else for white ones
+};
+
+namespace detail {
+
+/// The way from a latent of r numbers to one of fewer, and back: down' = narrow down, up' = up widen, narrow widen = 1.
+struct LatentBasis {
+  Matrix<double> narrow, widen;      ///< (rank, r), (r, rank)
+  double discarded = 0, energy = 0;  ///< squares that are lost, and all
+};
+
+/// The best one for W = up down, found without ever forming W. With down^T = Q R, core = up R^T has the singular values of W, and
+/// its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow = V^T R^-T. `down_transposed` may have been
+/// multiplied from the left by a root of the second moment of the inputs.
+template <std::same_as<double> D>
+LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
+  using Columns = Eigen::Matrix<D, Eigen::Dynamic, Eigen::Dynamic>;
+  const Index r = up.cols();
+  require(rank > 0 && rank <= r, "truncate: rank ", rank, " given for a latent of ", r, ", 1 .. ", r, " expected");
+  const Columns triangle = Eigen::HouseholderQR<Columns>(down_transposed).matrixQR().topRows(r).template triangularView<Eigen::Upper>();
+  const auto sizes = triangle.diagonal().cwiseAbs();
+  require(sizes.minCoeff() > 1e-12 * sizes.maxCoeff(), "truncate: channels of a latent of ", r, " depend on each other; convert it to fewer first");
+  const Columns core = up * triangle.transpose();
+  const auto eigen = eigenvectors<D>(core.transpose() * core);
+  const Columns kept = eigen.eigenvectors().rowwise().reverse().leftCols(rank);
+  LatentBasis out;
+  out.widen = triangle.transpose() * kept;
+  out.narrow = triangle.template triangularView<Eigen::Upper>().solve(kept).transpose();
+  out.energy = eigen.eigenvalues().cwiseMax(0).sum();
+  out.discarded = eigen.eigenvalues().head(r - rank).cwiseMax(0).sum();
+  return out;
+}
+
+/// A root of the second moment. Of what the calibration never saw a little is added, so that no channel is without any weight.
+template <std::same_as<double> D>
+Matrix<D> input_root(const Matrix<D>& second_moment) {
+  const auto eigen = eigenvectors(second_moment);
+  const D little = 1e-10 * second_moment.trace() / static_cast<D>(second_moment.rows());
+  const Matrix<D> roots = (eigen.eigenvalues().cwiseMax(0).array() + little).sqrt().matrix();
+  return roots.asDiagonal() * eigen.eigenvectors().transpose();
+}
+
+/// A latent of a layer: the parameters into it and out of it, and all that comes out of it as a matrix (channels, rank).
+template <class LinearPointer>
+struct LatentPlace {
+  LinearPointer down;
+  std::vector<LinearPointer> up;
+  Matrix<double> map;
+  bool of_keys = false;  // alone
+};
+template <class T>
+Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
+  Matrix<double> out(a.out() + b.out(), a.in());
+  out << a.weight.value.template cast<double>(), b.weight.value.template cast<double>();
+  return out;
+}
+template <Index R, class Layer>
+auto latent_places(SharedLatent<R>, Layer& layer) {
+  using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
+  return std::vector<Place>{{&layer.linear_kv_down, {&layer.linear_k_up, &layer.linear_v_up}, weights_above(layer.linear_k_up, layer.linear_v_up)}};
+}
+template <Index R, class Layer>
+auto latent_places(TwoStageLatent<R>, Layer& layer) {
+  using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
+  const Matrix<double> k = composed(with_bias(layer.linear_k_b), with_bias(layer.linear_k_a)),
+                       v = composed(with_bias(layer.linear_v_b), with_bias(layer.linear_v_a));
+  Matrix<double> both(k.rows() + v.rows(), k.cols() - 1);
+  both << k.leftCols(both.cols()), v.leftCols(both.cols());
+  return std::vector<Place>{{&layer.linear_kv_down, {&layer.linear_k_a, &layer.linear_v_a}, both}};
+}
+template <class Layer, class K, class V>
+auto separate_places(Layer& layer, K& k_up, V& v_up) {
+  using Place = LatentPlace<decltype(&layer.linear_k_down)>;
+  return std::vector<Place>{{&layer.linear_k_down, {&k_up}, k_up.weight.value.template cast<double>(), true},
+                            {&layer.linear_v_down, {&v_up}, v_up.weight.value.template cast<double>()}};
+}
+template <Index RK, Index RV, class Layer>
+auto latent_places(SplitLatent<RK, RV>, Layer& layer) {
+  return separate_places(layer, layer.linear_k_up, layer.linear_v_up);
+}
+template <Index R, class Layer>
+auto latent_places(HeadLatent<R, 0>, Layer& layer) {
+  return separate_places(layer, layer.k_expand, layer.v_expand);
+}
+template <class KeyValue>
+inline constexpr bool has_places = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+
+/// matrix * each block of rows, of as many rows as the matrix has columns.
+inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<double>& rows) {
+  const Index blocks = rows.rows() / matrix.cols();
+  Matrix<double> out(blocks * matrix.rows(), rows.cols());
+  for (Index b = 0; b < blocks; ++b) out.middleRows(b * matrix.rows(), matrix.rows()) = matrix * rows.middleRows(b * matrix.cols(), matrix.cols());
+  return out;
+}
+
+/// What becomes of a parameter of a latent and of its moments. Gradients go the other way than weights: where weights into the
+/// latent are multiplied by `narrow`, gradients are by widen^T, and the first moment, a mean of them, alike. The second, a mean
+/// of squares, is so by the squares of widen^T: right if gradients of different channels are uncorrelated.
+struct ParameterChange {
+  Matrix<double> of_value, of_gradient;  ///< from the left of weights into the latent, else from the right
+  bool into;
+  bool is_bias = false;  ///< a row
+
+  Matrix<double> apply(const Matrix<double>& matrix, const Matrix<double>& values) const {
+    if (!into) return values * matrix.transpose();
+    return is_bias ? Matrix<double>(each_block(matrix, values.transpose()).transpose()) : each_block(matrix, values);
+  }
+};
+
+}  // namespace detail
+
+/// Ranks as an EncoderConfig has them.
+struct LatentRanks {
+  Index kv_lora_rank = 0, v_lora_rank = 0;
+  IndexList kv_lora_ranks{}, v_lora_ranks{};
+};
+
+/// Cuts the latents of a model to smaller ranks, each by the best basis for it (Eckart and Young 1936; with calibration speech, for
+/// the inputs in that speech), and turns what its optimiser has learnt into the new basis, so that training goes on:
+///
+///     auto [smaller, learnt, error] = truncate<Model>(model, {.kv_lora_rank = 32}, trainer.optimizer());
+///     Trainer(smaller, cpu, train, valid, vocabulary, config, folder, {}, learnt).run(progress);
+///
+/// It works in the latent's own r dimensions, so it costs little beside a conversion. At equal ranks the model stays the same
+/// function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go up. Allocates.
+template <class Target, class Source>
+Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, const OptimizerState<typename Source::Scalar>& learnt = {},
+                            const Calibration<typename Source::Scalar>* calibration = nullptr) {
+  static_assert(detail::same_model<Target, Source>, "laconic: truncate changes the ranks of a model, neither its kind nor its number type");
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy::template Layer<T>;
+  using To = typename Target::Policy::template Layer<T>;
+  auto config = source.config();
+  config.kv_lora_rank = ranks.kv_lora_rank;
+  config.v_lora_rank = ranks.v_lora_rank;
+  config.kv_lora_ranks = ranks.kv_lora_ranks;
+  config.v_lora_ranks = ranks.v_lora_ranks;
+  Truncation<Target> out{Target(config, Seed()), {}};
+  detail::copy_parameters(out.model, source);
+
+  const std::vector<LayerStatistics> statistics =
+      calibration == nullptr ? std::vector<LayerStatistics>() : detail::calibrate(source, *calibration, false);
+  std::vector<const From*> layers;
+  Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
+
+  std::map<const Parameter<T>*, detail::ParameterChange> changes;  // of parameters of the target
+  double discarded = 0, energy = 0;
+  std::size_t l = 0;
+  Target::each_attention(out.model, [&](std::string_view name, To& to) {
+    const From& from = *layers[l];
+    const LayerStatistics seen = statistics.empty() ? LayerStatistics() : statistics[l];
+    ++l;
+    bool is_done = false;
+    const auto cut = [&]<class A, class B>(AttentionLayer<A, T>& small, const AttentionLayer<B, T>& large) {
+      if constexpr (detail::has_places<typename A::KeyValue> && detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
+        is_done = true;
+        const Matrix<double> before = detail::full_map(name, large).v_bias();
+        const auto old = detail::latent_places(typename B::KeyValue(), large.key_value);
+        auto now = detail::latent_places(typename A::KeyValue(), small.key_value);
+        for (std::size_t i = 0; i < old.size(); ++i) {
+          const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
+          const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(), blocks = old[i].down->out() / r;
+          const Matrix<double> down = old[i].down->weight.value.template cast<double>(), root = input.size() > 0 ? detail::input_root(input) : input;
+          Matrix<double> columns(blocks * inputs, r);
+          for (Index b = 0; b < blocks; ++b) {
+            const Matrix<double> block = down.middleRows(b * r, r).transpose();
+            columns.middleRows(b * inputs, inputs) = root.size() > 0 ? Matrix<double>(root * block) : block;
+          }
+          const detail::LatentBasis basis = detail::truncated_basis(old[i].map, columns, rank);
+          discarded += basis.discarded;
+          energy += basis.energy;
+          const auto change = [&](Parameter<T>& p, const Parameter<T>& was, detail::ParameterChange by) {
+            p.value = by.apply(by.of_value, was.value.template cast<double>()).template cast<T>();
+            changes.emplace(&p, std::move(by));
+          };
+          change(now[i].down->weight, old[i].down->weight, {basis.narrow, basis.widen.transpose(), true});
+          if (old[i].down->has_bias()) change(now[i].down->bias, old[i].down->bias, {basis.narrow, basis.widen.transpose(), true, true});
+          for (std::size_t u = 0; u < old[i].up.size(); ++u)
+            change(now[i].up[u]->weight, old[i].up[u]->weight, {basis.widen.transpose(), basis.narrow, false});
+        }
+        // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
+        const Matrix<double> moved = small.linear_out.weight.value.template cast<double>() * (before - detail::full_map(name, small).v_bias());
+        if (small.linear_out.has_bias()) small.linear_out.bias.value += moved.transpose().template cast<T>();
+      }
+    };
+    detail::with_layer(to, [&](auto& small) { detail::with_layer(from, [&](const auto& large) { cut(small, large); }); });
+    require(is_done, "truncate: ", name, " has no latent that is known to be cut (", to_name(config.attention), ')');
+  });
+  out.predicted_error = energy > 0 ? std::sqrt(discarded / energy) : 0;
+
+  out.optimizer.steps = learnt.steps;
+  std::size_t i = 0;
+  out.model.parameters([&](std::string_view name, const Parameter<T>& p) {
+    if (i >= learnt.moments.size()) return;
+    const auto& was = learnt.moments[i++];
+    auto& m = out.optimizer.moments.emplace_back(was);
+    const auto found = changes.find(&p);
+    if (was.first.size() == 0 || found == changes.end()) return;
+    const detail::ParameterChange& by = found->second;
+    m.first = by.apply(by.of_gradient, was.first.template cast<double>()).template cast<T>();
+    m.second = by.apply(by.of_gradient.cwiseAbs2(), was.second.template cast<double>()).template cast<T>();
+    require(m.first.rows() == p.value.rows() && m.first.cols() == p.value.cols(), "truncate: moments of another model given for ", name);
+  });
+  return out;
+}
+
+}  // namespace laconic
