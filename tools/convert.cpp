@@ -2,59 +2,101 @@
 //
 // laconic convert: gives a trained model another attention.
 #include "cli.hpp"
+#include "gnuplot.hpp"
 
 namespace {
 
 using namespace laconic;
 
 struct ConvertOptions : CommonOptions {
-  std::string input, output, speech, method = "svd", calibration, variant, allocation = "uniform";
+  std::string input, output, speech, method = "svd", calibration, variant, allocation = "uniform", plots;
   AttentionOptions attention{"mla-simple"};
-  bool export_mha = false;
+  bool export_mha = false, hadamard = false;
 };
 
 /// The first utterances of a corpus; of none, nothing.
-SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const FeatureConfig& features, int threads) {
+SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const Recognizer& model, bool with_texts, int threads) {
   if (corpus.empty()) return {};
   auto utterances = read_corpus(corpus);
   require(!utterances.empty(), corpus, ": no utterances in it");
   utterances.resize(std::min(utterances.size(), most));
-  const Dataset data = load_dataset(utterances, features, nullptr, threads);
+  const Dataset data = load_dataset(utterances, model.config.features, with_texts ? &model.vocabulary : nullptr, threads);
   say_notes(data.notes);
   std::vector<Index> all(utterances.size());
   std::iota(all.begin(), all.end(), Index{0});
   return make_batch(data, all, nullptr, Seed());
 }
 
+/// Pictures of what a latent has to hold in each layer, what each rank would lose, and the ranks that were taken.
+void plot(const ConvertOptions& o, const std::vector<std::vector<double>>& spectra, const nlohmann::json& report) {
+  make_folder(o.plots);
+  std::string values = "$values << EOD\n", errors = "$errors << EOD\n", ranks = "$ranks << EOD\n", lines;
+  for (std::size_t l = 0; l < spectra.size(); ++l) {
+    double left = 0, all = 0;
+    for (const double s : spectra[l]) all += s * s;
+    left = all;
+    for (std::size_t i = 0; i < spectra[l].size(); ++i) {
+      const double s = spectra[l][i];
+      values += text(i + 1, ' ', spectra[l].front() > 0 ? s / spectra[l].front() : 0.0, '\n');
+      left = std::max(0.0, left - s * s);
+      errors += text(i + 1, ' ', all > 0 ? std::sqrt(left / all) : 0.0, '\n');
+    }
+    values += "\n\n";
+    errors += "\n\n";
+    ranks += text(l, ' ', report["layers"][l]["kv_lora_rank"].get<Index>(), '\n');
+  }
+  const auto each_layer = [&](const char* name) {
+    return text("plot for [i=0:", spectra.size() - 1, "] ", name, " index i using 1:2 with lines lw 1.5 lc palette frac (i/", std::max<std::size_t>(1, spectra.size() - 1),
+                ".0) title 'layer '.i\n");
+  };
+  const std::string common = "set grid\nset key outside font ',10'\nunset colorbox\nset palette defined (0 '#0060ad', 1 '#dd7711')\nset xlabel 'rank'\n";
+  const std::string of = text(", ", o.method, "'\n");
+  const auto at = [&](const char* name) { return (std::filesystem::path(o.plots) / name).string(); };
+  draw(at("spectra.png"), values + "EOD\n" + common + "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\nset title 'Keys and values" + of + each_layer("$values"));
+  draw(at("error_by_rank.png"), errors + "EOD\n" + common + "set yrange [0:1]\nset ylabel 'relative error of keys and values'\nset title 'What a rank loses" + of + each_layer("$errors"));
+  draw(at("ranks.png"), ranks + "EOD\nset grid y\nset style fill solid 0.8\nset boxwidth 0.8\nset xlabel 'layer'\nset ylabel 'rank of the latent'\nset yrange [0:*]\nset title 'Ranks by layer, " +
+                            o.allocation + "'\nplot $ranks using 1:2 with boxes lc rgb '#0060ad' notitle\n");
+}
+
 void convert(ConvertOptions& o) {
   const auto method = from_name<ConversionMethod>(o.method).value();
   const bool is_calibrated = method == ConversionMethod::activation || method == ConversionMethod::score_aware;
-  require(is_calibrated == !o.calibration.empty(), "--method ", o.method,
-          is_calibrated ? " needs speech to calibrate on: --calibration" : " looks at the weights alone, so --calibration has no use");
+  const auto allocation = from_name<RankAllocation>(o.allocation).value();
+  const bool minds_texts = allocation == RankAllocation::fisher;
+  require(!is_calibrated || !o.calibration.empty(), "--method ", o.method, " needs speech to calibrate on: --calibration");
+  require(!minds_texts || !o.calibration.empty(), "--allocation ", o.allocation, " needs speech with its text: --calibration");
+  require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method, " looks at the weights alone, so --calibration has no use");
+  if (!o.plots.empty()) require_gnuplot();
   if (o.export_mha) o.attention.attention = "mha";
   if (!o.variant.empty()) o.attention.attention = o.variant == "full" ? "mla" : "mla-" + o.variant;
   const Recognizer source = Recognizer::load(o.input);
-  const SpeechBatch batch = first_utterances(o.speech, 32, source.config.features, o.threads);
-  const SpeechBatch calibration = first_utterances(o.calibration, 256, source.config.features, o.threads);
+  const SpeechBatch batch = first_utterances(o.speech, 32, source, false, o.threads);
+  const SpeechBatch calibration = first_utterances(o.calibration, 256, source, minds_texts, o.threads);
   nlohmann::json report;
-  const Recognizer target = source.convert(o.attention.chosen(), o.speech.empty() ? nullptr : &batch, report,
-                                           {method, is_calibrated ? &calibration : nullptr, from_name<RankAllocation>(o.allocation).value(), Seed(static_cast<std::uint64_t>(o.seed))});
+  const ConversionChoice how{method, o.calibration.empty() ? nullptr : &calibration, allocation, Seed(static_cast<std::uint64_t>(o.seed)), o.hadamard,
+                             o.threads};
+  const Recognizer target = source.convert(o.attention.chosen(), o.speech.empty() ? nullptr : &batch, report, how);
   o.export_mha ? target.export_hugging_face(o.output) : target.save(o.output);
   report["model"] = o.output;
   report["method"] = o.method;
-  if (is_calibrated) report["calibrated_on"] = o.calibration;
+  if (!o.calibration.empty()) report["calibrated_on"] = o.calibration;
+  report["allocation"] = o.allocation;
   if (!o.speech.empty()) report["measured_on"] = o.speech;
   report["cache_bytes_per_second"] = target.cache_bytes_per_second();
   report["source_cache_bytes_per_second"] = source.cache_bytes_per_second();
+  report["cache_fraction"] = target.cache_bytes_per_second() / source.cache_bytes_per_second();
   o.write(report);
+  if (!o.plots.empty()) plot(o, source.spectra(how), report);
 
-  std::printf("relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine\n",
+  std::printf("relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of the weights\n",
               report["measured_on"].get<std::string>().c_str());
   int width = 0;
   for (const auto& layer : report["layers"]) width = std::max(width, static_cast<int>(layer["layer"].get_ref<const std::string&>().size()));
-  std::printf("%-*s %5s %10s %11s %10s %10s %10s %8s\n", width, "layer", "rank", "predicted", "keys+values", "output", "squared", "absolute", "cosine");
+  std::printf("%-*s %5s %7s %7s %10s %11s %10s %10s %10s %8s\n", width, "layer", "rank", "K", "V", "predicted", "keys+values", "output", "squared", "absolute", "cosine");
   const auto row = [&](const std::string& name, const std::string& rank, const nlohmann::json& r) {
-    std::printf("%-*s %5s %10.4f %11.4f %10.4f %10.3g %10.3g %8.5f\n", width, name.c_str(), rank.c_str(), r["predicted_error"].get<double>(),
+    const auto of_weights = [&](const char* key) { return r.contains(key) ? fixed(r[key].get<double>(), 4) : std::string(); };
+    std::printf("%-*s %5s %7s %7s %10.4f %11.4f %10.4f %10.3g %10.3g %8.5f\n", width, name.c_str(), rank.c_str(), of_weights("k_factor_error").c_str(),
+                of_weights("v_factor_error").c_str(), r["predicted_error"].get<double>(),
                 r["key_value_error"].get<double>(), r["output_error"].get<double>(), r["output_mse"].get<double>(),
                 r["output_mae"].get<double>(), r["output_cosine"].get<double>());
   };
@@ -63,9 +105,10 @@ void convert(ConvertOptions& o) {
     row(layer["layer"], rank > 0 ? text(rank) : "", layer);
   }
   row("all layers", "", report);
-  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", width + 33, report["logits_error"].get<double>(),
+  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", width + 49, report["logits_error"].get<double>(),
               source.cache_bytes_per_second(), target.cache_bytes_per_second(),
               100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(), o.output.c_str());
+  if (!o.plots.empty()) std::printf("plots: %s/{spectra,error_by_rank,ranks}.png\n", o.plots.c_str());
 }
 
 }  // namespace
@@ -91,7 +134,9 @@ void add_convert_command(CLI::App& app) {
       ->check(CLI::IsMember(methods));
   command->add_option("--allocation", o->allocation, "how layers share --latent-dim times their number of cached floats, in multiples of 8")
       ->capture_default_str()
-      ->check(CLI::IsMember({"uniform", "energy", "water-filling"}));
+      ->check(CLI::IsMember({"uniform", "energy", "water-filling", "fisher"}));
+  command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less");
+  command->add_option("--plots", o->plots, "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")->type_name("DIR");
   command->add_option("--calibration", o->calibration, "the speech for which they are found: the first 256 utterances of this corpus")
       ->type_name("PATH");
   command->footer("Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "

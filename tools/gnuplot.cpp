@@ -46,9 +46,9 @@ std::string gnuplot_quoted(const std::string& plain) {
   return out + "'";
 }
 
-std::string gnuplot_output(const std::string& path) {
+std::string gnuplot_output(const std::string& path, int rows) {
   const bool svg = path.ends_with(".svg");
-  return text(svg ? "set terminal svg size 1000,500 font 'sans,13'" : "set terminal pngcairo size 1200,580 font 'sans,13'", "\nset output ",
+  return text(svg ? "set terminal svg size 1000," : "set terminal pngcairo size 1200,", (svg ? 500 : 580) * rows, " font 'sans,13'\nset output ",
               gnuplot_quoted(path), '\n');
 }
 

@@ -3,6 +3,10 @@
 
 #include <laconic/convert/convert.hpp>
 #include <laconic/io/hugging_face.hpp>
+#include <laconic/train/fisher.hpp>
+#include <laconic/train/progressive.hpp>
+
+#include <optional>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -14,6 +18,8 @@ nlohmann::json report_json(const ConversionReport& report) {
     layers.push_back({{"layer", layer.layer},
                       {"num_kv_heads", layer.num_kv_heads},
                       {"kv_lora_rank", layer.kv_lora_rank},
+                      {"k_factor_error", layer.k_factor_error},
+                      {"v_factor_error", layer.v_factor_error},
                       {"predicted_error", layer.predicted_error},
                       {"key_value_error", layer.key_value_error},
                       {"output_error", layer.output_error},
@@ -39,6 +45,19 @@ auto with_method(const ConversionChoice& how, F&& f) {
   if (how.method == randomized) return f(RandomizedSvd{.seed = how.seed});
   require(how.calibration != nullptr, "convert: ", to_name(how.method), " given without speech to calibrate on");
   return f(ActivationPca<float>{{how.calibration->features, how.calibration->sequences}, how.method == score_aware});
+}
+
+/// What the loss of the calibration speech minds errors in each layer, in units of the method's spectra.
+template <class Model>
+std::vector<double> layer_weights(const Model& model, const ConversionChoice& how) {
+  require(how.calibration != nullptr && !how.calibration->labels.tokens.empty(), "--allocation fisher: needs speech with its text (--calibration)");
+  const SpeechBatch& speech = *how.calibration;
+  Cpu<float> cpu(how.threads);
+  std::vector<double> out = fisher_information(model, cpu, speech.features, speech.sequences, speech.labels);
+  if (how.method == ConversionMethod::svd || how.method == ConversionMethod::randomized) return out;
+  const auto statistics = detail::calibrate(model, Calibration<float>{speech.features, speech.sequences}, false);
+  for (std::size_t l = 0; l < out.size(); ++l) out[l] *= static_cast<double>(statistics[l].value_input.rows()) / statistics[l].value_input.trace();
+  return out;
 }
 
 /// Throws where model, features and vocabulary do not go together.
@@ -145,15 +164,18 @@ Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch*
                                const ConversionChoice& how) const {
   const EncoderConfig wanted = with_attention(config.encoder, choice);
   ConversionConfig numbers{wanted.num_kv_heads, wanted.kv_lora_rank, wanted.v_lora_rank, wanted.attention};
+  numbers.hadamard = how.hadamard;
   const bool allocates = how.allocation != RankAllocation::uniform;
   require(!allocates || choice.attention == AttentionName::mla || choice.attention == AttentionName::mla_simple, "--allocation ",
           to_name(how.allocation), ": ", to_name(choice.attention), " given, mla or mla-simple expected");
   return std::visit(
       [&]<class Model>(const Model& source) {
         auto converted = with_method(how, [&](const auto& method) {
-          if (allocates)
-            for (const Index rank : allocate_ranks(key_value_spectra(source, method), numbers.kv_lora_rank * wanted.num_layers, 8, how.allocation))
+          if (allocates) {
+            const auto weights = how.allocation == RankAllocation::fisher ? layer_weights(source, how) : std::vector<double>();
+            for (const Index rank : allocate_ranks(key_value_spectra(source, method), numbers.kv_lora_rank * wanted.num_layers, 8, how.allocation, weights))
               numbers.kv_lora_ranks.push_back(rank);
+          }
           return speech != nullptr ? laconic::convert<Model>(source, method, numbers, speech->features, speech->sequences)
                                    : laconic::convert<Model>(source, method, numbers);
         });
@@ -163,6 +185,10 @@ Recognizer Recognizer::convert(const AttentionChoice& choice, const SpeechBatch*
         return out;
       },
       model);
+}
+
+std::vector<std::vector<double>> Recognizer::spectra(const ConversionChoice& how) const {
+  return std::visit([&](const auto& m) { return with_method(how, [&](const auto& method) { return key_value_spectra(m, method); }); }, model);
 }
 
 Evaluation Recognizer::evaluate(Cpu<float>& cpu, const Dataset& data) const {
@@ -191,10 +217,37 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
     used.spec_augment.num_time_masks = used.spec_augment.num_freq_masks = 0;
   }
   return std::visit(
-      [&](auto& m) {
-        Trainer trainer(m, cpu, training, validation, vocabulary, used, how.folder);
-        trainer.run(how.progress, how.better, [](const TrainState&) { return false; }, how.checkpoint_steps);
-        return trainer.state();
+      [&]<class M>(M& m) {
+        Teacher<float> teacher;
+        if (how.teacher != nullptr) {
+          require(how.teacher->vocabulary.size() == vocabulary.size() && std::holds_alternative<M>(how.teacher->model),
+                  "train: the teacher is a ", to_name(how.teacher->config.model), " with ", how.teacher->vocabulary.size(), " tokens, a ",
+                  to_name(config.model), " with ", vocabulary.size(), " expected");
+          teacher = teacher_of(std::get<M>(how.teacher->model));
+        }
+        const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better, OptimizerState<float>& learnt) {
+          Trainer trainer(m, cpu, training, validation, vocabulary, used, folder, teacher, std::move(learnt));
+          trainer.run(how.progress, better, [](const TrainState&) { return false; }, how.checkpoint_steps);
+          learnt = trainer.optimizer();
+          return trainer.state();
+        };
+        OptimizerState<float> learnt;
+        if (how.ranks.empty()) return once(how.folder, how.better, learnt);
+        std::optional<Calibration<float>> speech;
+        if (how.calibration != nullptr) speech.emplace(how.calibration->features, how.calibration->sequences);
+        TrainState last;
+        double seconds = 0;
+        for (const Index rank : how.ranks) {
+          auto cut = truncate<M>(m, {.kv_lora_rank = rank}, learnt, speech ? &*speech : nullptr);
+          m = std::move(cut.model);
+          config.encoder = m.config();
+          learnt = std::move(cut.optimizer);
+          how.cut(rank, cut.predicted_error);
+          last = once(how.folder / text("rank-", rank), rank == how.ranks.back() ? how.better : [] {}, learnt);
+          seconds += last.seconds;
+        }
+        last.seconds = seconds;
+        return last;
       },
       model);
 }

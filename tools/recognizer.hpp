@@ -64,9 +64,11 @@ constexpr auto enum_names(ConversionMethod) {
 }
 struct ConversionChoice {
   ConversionMethod method = ConversionMethod::svd;
-  const SpeechBatch* calibration = nullptr;
+  const SpeechBatch* calibration = nullptr;             ///< with labels, where layers are weighed by their Fisher information
   RankAllocation allocation = RankAllocation::uniform;  ///< of mla and mla-simple: how layers share their ranks' sum
   Seed seed{};
+  bool hadamard = false;                                ///< latents with their channels mixed
+  int threads = 1;
 };
 /// The encoder with this attention; throws where its numbers contradict it.
 EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& choice);
@@ -96,6 +98,9 @@ struct Recognizer {
   Recognizer convert(const AttentionChoice& choice, const SpeechBatch* speech, nlohmann::json& report,
                      const ConversionChoice& how = {}) const;
 
+  /// The singular values of keys and values of each layer, as the method has them.
+  std::vector<std::vector<double>> spectra(const ConversionChoice& how) const;
+
   Evaluation evaluate(Cpu<float>& cpu, const Dataset& data) const;
   /// The same as speech that comes block by block to many streams at once.
   StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
@@ -107,8 +112,12 @@ struct Recognizer {
     std::function<void()> better = [] {};
     std::filesystem::path folder;
     std::int64_t checkpoint_steps = 0;
+    const Recognizer* teacher = nullptr;             ///< of a model of the same kind
+    std::vector<Index> ranks{};                      ///< falling: latents are cut to each in turn, and trained for all epochs after each cut
+    const SpeechBatch* calibration = nullptr;        ///< what the cuts are best for; null: for all inputs alike
+    std::function<void(Index rank, double error)> cut = [](Index, double) {};
   };
-  /// Trains in place (see Trainer) and gives where it ended.
+  /// Trains in place (see Trainer, truncate) and gives where it ended.
   TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& config, const Training& how);
 };
 

@@ -1,13 +1,16 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic study: trains an MHA baseline, converts it to smaller caches, fine-tunes, and reports WER against cache size.
+// laconic study: trains an MHA baseline, converts it to smaller caches by one or several methods, trains on by one or several
+// strategies, and reports WER against cache size.
 #include "gnuplot.hpp"
 #include "progress.hpp"
 #include "study_report.hpp"
 #include "study_setup.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <numeric>
 
 namespace {
 
@@ -15,9 +18,44 @@ using namespace laconic;
 
 struct StudyOptions : CommonOptions {
   std::string data, out, preset = "quick", holdout_speaker, encoder = "conformer";
-  std::vector<std::string> attentions{"mla-simple", "gqa", "mqa"};
+  std::vector<std::string> attentions{"mla-simple", "gqa", "mqa"}, methods{"svd"}, strategies{"finetuned"};
+  std::vector<double> caches{50, 25, 12.5, 6.25};
   Index seeds = 0;
 };
+
+/// How a latent is found: "activation", or with ranks of the layers' own "activation+water-filling".
+struct Method {
+  std::string name;
+  ConversionMethod method;
+  RankAllocation allocation = RankAllocation::uniform;
+
+  static Method of(const std::string& name) {
+    const auto plus = name.find('+');
+    return {name, from_name<ConversionMethod>(name.substr(0, plus)).value(),
+            plus == std::string::npos ? RankAllocation::uniform : from_name<RankAllocation>(name.substr(plus + 1)).value()};
+  }
+  static std::vector<std::string> names() {
+    std::vector<std::string> out;
+    for (const auto& one : enum_names(ConversionMethod()))
+      for (const auto& shared : enum_names(RankAllocation()))
+        out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
+    return out;
+  }
+};
+
+/// What happens to a converted model.
+enum class Strategy { finetuned, attention_only, distilled, progressive };
+constexpr auto enum_names(Strategy) {
+  using enum Strategy;
+  return std::to_array<EnumName<Strategy>>(
+      {{finetuned, "finetuned"}, {attention_only, "attention-only"}, {distilled, "distilled"}, {progressive, "progressive"}});
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += (out.empty() ? "" : ",") + name;
+  return out;
+}
 
 constexpr const char *known = "known speakers", *held_out = "held-out speaker";
 
@@ -48,7 +86,8 @@ class Study {
     const auto start = std::chrono::steady_clock::now();
     for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i);
     write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
-                                             preset_.seeds, " --seed ", o_.seed,
+                                             preset_.seeds, " --seed ", o_.seed, " --attentions ", joined(o_.attentions), " --methods ",
+                                             joined(o_.methods), " --strategies ", joined(o_.strategies),
                                              o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"), o_.threads);
     o_.write(results_.rows());
     say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1), " min");
@@ -63,7 +102,6 @@ class Study {
     const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
                        {"preset", preset_.name},
                        {"model", o_.encoder},
-                       {"attentions", o_.attentions},
                        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
                        {"encoder", to_json(preset_.encoder)},
                        {"baseline", to_json(preset_.baseline)},
@@ -97,74 +135,125 @@ class Study {
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
-  /// What is compared: name, folder, and the attention.
+  /// What is compared: name, folder, the attention and how it is found.
   struct Variant {
     std::string name, folder;
     AttentionChoice choice;
+    Method method;
   };
-  /// Each attention with caches of a half, a quarter and an eighth of MHA's, and where it can, one that loses nothing.
+  /// Each attention by each method with the caches that are asked for, of MHA's; MLA with half of it loses nothing.
   std::vector<Variant> variants() const {
     using enum AttentionName;
     std::vector<Variant> out;
     const Index d = preset_.encoder.d_model, head = d / study_heads;
     for (const std::string& name : o_.attentions) {
       const AttentionName attention = from_name<AttentionName>(name).value();
-      const auto latents = [&](std::initializer_list<Index> ranks, const char* what) {
-        for (const Index rank : ranks) out.push_back({text(name, ' ', what, '=', rank), text(name, '-', rank), {attention, 0, rank}});
-      };
-      if (attention == mla || attention == mla_simple) latents({d, d / 2, d / 4, d / 8}, "R");
-      if (attention == mla_split) latents({d, d / 2, d / 4, d / 8}, "RK=RV");
-      if (attention == mla_head) latents({head, head / 2, head / 4, head / 8}, "R");
-      if (attention == gqa)
-        for (const Index kv_heads : {study_heads / 2, study_heads / 4})
-          out.push_back({text("gqa G=", kv_heads), text("gqa-", kv_heads), {gqa, kv_heads}});
-      if (attention == mqa || attention == input_latent) out.push_back({name, name, {attention}});
+      const bool has_latent = attention == mla || attention == mla_simple || attention == mla_split || attention == mla_head;
+      for (const double cache : o_.caches) {
+        const auto of = [&](Index all) { return static_cast<Index>(std::lround(2 * static_cast<double>(all) * cache / 100)); };
+        const Index rank = of(attention == mla_head ? head : d) / (attention == mla_split || attention == mla_head ? 2 : 1);
+        if (has_latent && (rank < 1 || rank > (attention == mla_head ? head : d))) continue;
+        for (const std::string& method : o_.methods) {
+          const Method how = Method::of(method);
+          const bool can_allocate = attention == mla || attention == mla_simple, is_uniform = how.allocation == RankAllocation::uniform;
+          const std::string suffix = method == "svd" ? "" : ", " + method, folder = method == "svd" ? "" : "-" + method;
+          const auto add = [&](const std::string& numbers, const std::string& number, const AttentionChoice& choice) {
+            out.push_back({text(name, numbers, suffix), text(name, number, folder), choice, how});
+          };
+          // Half of MHA's cache is lossless for a latent by any method; heads are merged as they are, or for what speech makes of them.
+          if (has_latent && (is_uniform || can_allocate) && (cache < 50 || method == o_.methods.front()))
+            add(text(attention == mla_split ? " RK=RV=" : " R=", rank), text('-', rank), {attention, 0, rank});
+          const Index kv_heads = of(study_heads) / 2;
+          if (!is_uniform || (how.method != ConversionMethod::svd && how.method != ConversionMethod::activation)) continue;
+          if (attention == gqa && kv_heads > 1 && kv_heads < study_heads) add(text(" G=", kv_heads), text('-', kv_heads), {gqa, kv_heads});
+          if (attention == mqa && kv_heads == 1) add("", "", {attention});
+        }
+      }
+      if (attention == input_latent) out.push_back({name, name, {attention}, Method::of("svd")});
+    }
+    return out;
+  }
+  /// Ranks fall to one between (geometrically) and to the last, half of the epochs each.
+  static bool can_progress(const Variant& v, Index d) {
+    return v.choice.latent_dim > 0 && v.choice.latent_dim < d && v.choice.attention != AttentionName::mla_head && v.method.allocation == RankAllocation::uniform;
+  }
+  std::vector<Strategy> strategies(const Variant& v) const {
+    std::vector<Strategy> out;
+    for (const std::string& name : o_.strategies) {
+      const Strategy one = from_name<Strategy>(name).value();
+      if (one != Strategy::progressive || can_progress(v, preset_.encoder.d_model)) out.push_back(one);
     }
     return out;
   }
 
-  /// Every row of the seed is there.
-  bool is_finished(std::int64_t seed) const {
-    std::vector<std::string> sets{known};
-    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) sets.emplace_back(held_out);
-    for (const std::string& set : sets) {
-      if (!results_.has("mha", "baseline", set, seed) || !results_.has("mha", "finetuned", set, seed)) return false;
-      for (const Variant& v : variants())
-        if (!results_.has(v.name, "converted", set, seed) || !results_.has(v.name, "finetuned", set, seed)) return false;
-    }
-    return true;
+  bool is_measured(const std::string& name, const std::string& stage, std::int64_t seed) const {
+    return results_.has(name, stage, known, seed) &&
+           (!std::filesystem::exists(corpus_ / "holdout.jsonl") || results_.has(name, stage, held_out, seed));
+  }
+  bool is_finished(const Variant& v, std::int64_t seed) const {
+    return is_measured(v.name, "converted", seed) &&
+           std::ranges::all_of(strategies(v), [&](Strategy s) { return is_measured(v.name, std::string(to_name(s)), seed); });
   }
 
   void run_seed(std::int64_t seed) {
-    if (is_finished(seed)) return say("seed ", seed, " is finished");
+    const std::vector<Variant> all = variants();
+    if (is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed) &&
+        std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
+      return say("seed ", seed, " is finished");
     const auto folder = out_ / "models" / text("seed", seed);
     Recognizer baseline = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
     load_data(baseline.config, baseline.vocabulary);
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");
-    measure(baseline, seed, "mha", "baseline", nlohmann::json::object(), seconds_);
+    measure(baseline, seed, {"mha", "", {}, {"", {}}}, "baseline", nlohmann::json::object(), seconds_);
     // The control: what the same fine-tuning does where nothing was converted.
     Recognizer control = baseline;
     train(control, folder / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
-    measure(control, seed, "mha", "finetuned", nlohmann::json::object(), seconds_);
-
-    for (const Variant& v : variants()) run_variant(baseline, folder, seed, v);
+    measure(control, seed, {"mha", "", {}, {"", {}}}, "finetuned", nlohmann::json::object(), seconds_);
+    for (const Variant& v : all)
+      if (!is_finished(v, seed)) run_variant(baseline, folder, seed, v);
   }
 
-  /// Converts, measures, fine-tunes, measures.
+  /// Converts, measures, trains, measures.
   void run_variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed, const Variant& v) {
+    const SpeechBatch speech = some_of(valid_, 32), calibration = some_of(train_, 128);
+    const ConversionChoice how{v.method.method, &calibration, v.method.allocation, Seed(static_cast<std::uint64_t>(seed)), false, o_.threads};
     nlohmann::json report;
-    std::vector<Index> some(static_cast<std::size_t>(std::min<Index>(valid_.size(), 32)));
+    Recognizer model = baseline.convert(v.choice, &speech, report, how);
+    measure(model, seed, v, "converted", report, 0);
+    for (const Strategy strategy : strategies(v)) {
+      const std::string stage(to_name(strategy));
+      Recognizer tuned = model;
+      TrainConfig config = preset_.finetune;
+      Recognizer::Training with;
+      if (strategy == Strategy::attention_only) config.train_only = {"attn."};
+      if (strategy == Strategy::distilled) {
+        config.distillation.weight = 0.5;
+        with.teacher = &baseline;
+      }
+      if (strategy == Strategy::progressive) {
+        const Index d = preset_.encoder.d_model, last = v.choice.latent_dim;
+        AttentionChoice all = v.choice;
+        all.latent_dim = d;
+        nlohmann::json unused;
+        tuned = baseline.convert(all, nullptr, unused, how);
+        with.ranks = {static_cast<Index>(std::lround(std::sqrt(static_cast<double>(d * last)) / 8)) * 8, last};
+        if (v.method.method == ConversionMethod::activation || v.method.method == ConversionMethod::score_aware) with.calibration = &calibration;
+        config.epochs = std::max<Index>(1, config.epochs / 2);
+      }
+      train(tuned, folder / (strategy == Strategy::finetuned ? v.folder : text(v.folder, '-', stage)), config, seed, text(v.name, ' ', stage), with);
+      measure(tuned, seed, v, stage, report, seconds_);
+    }
+  }
+  static SpeechBatch some_of(const Dataset& data, Index count) {
+    std::vector<Index> some(static_cast<std::size_t>(std::min(data.size(), count)));
     std::iota(some.begin(), some.end(), Index{0});
-    const SpeechBatch speech = make_batch(valid_, some, nullptr, Seed());
-    Recognizer model = baseline.convert(v.choice, &speech, report);
-    measure(model, seed, v.name, "converted", report, 0);
-    train(model, folder / v.folder, preset_.finetune, seed, v.name);
-    measure(model, seed, v.name, "finetuned", report, seconds_);
+    return make_batch(data, some, nullptr, Seed());
   }
 
   /// Trains, or takes the model that an earlier run of this study finished.
-  void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed, const std::string& name) {
+  void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed, const std::string& name,
+             Recognizer::Training with = {}) {
     config.seed = seed;
     if (std::filesystem::exists(folder / "finished.json")) {
       model = Recognizer::load(folder / "model");
@@ -172,16 +261,20 @@ class Study {
       return;
     }
     ProgressLine line(text("seed ", seed, "  ", name));
-    const TrainState state = model.train(cpu_, train_, valid_, config, {std::ref(line), [] {}, folder, 0});
+    with.progress = std::ref(line);
+    with.folder = folder;
+    const TrainState state = model.train(cpu_, train_, valid_, config, with);
     model.save(folder / "model");
     seconds_ = state.seconds;
     write_json(folder / "finished.json", {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
     std::filesystem::remove(folder / "checkpoint.safetensors");
+    for (const Index rank : with.ranks) std::filesystem::remove(folder / text("rank-", rank) / "checkpoint.safetensors");
   }
 
   /// A row for each test set.
-  void measure(const Recognizer& model, std::int64_t seed, const std::string& name, const std::string& stage, const nlohmann::json& report,
+  void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage, const nlohmann::json& report,
                double train_seconds) {
+    const std::string& name = v.name;
     const EncoderConfig& encoder = model.config.encoder;
     for (const TestSet& test : tests_) {
       const Evaluation evaluation = model.evaluate(cpu_, test.data);
@@ -197,8 +290,10 @@ class Study {
       }
       results_.put({{"name", name},
                     {"attention", to_name(model.config.encoder.attention)},
+                    {"method", encoder.kv_lora_rank == 0 && v.method.name == "svd" ? "mean" : v.method.name},
                     {"stage", stage},
                     {"rank", encoder.kv_lora_rank},
+                    {"ranks", encoder.kv_lora_ranks},
                     {"kv_heads", encoder.num_kv_heads},
                     {"cache_fraction", model.cache_bytes_per_second() / full_bytes_},
                     {"cache_bytes_per_second", model.cache_bytes_per_second()},
@@ -245,16 +340,23 @@ void add_study_command(CLI::App& app) {
   o->add_to(*command);
   command->add_option("--data", o->data, "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
       ->type_name("DIR");
-  command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
+  command->add_option("--out", o->out, "folder for results; an unfinished study goes on, a finished one may be widened")->required()->type_name("DIR");
   command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
   command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
   command->add_option("--attentions", o->attentions, "what MHA is converted to, with commas between")
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::IsMember({"mla", "mla-simple", "mla-split", "mla-head", "input-latent", "gqa", "mqa"}));
+  command->add_option("--methods", o->methods, "how latents are found, with commas between")->capture_default_str()->delimiter(',')->check(CLI::IsMember(Method::names()));
+  command->add_option("--strategies", o->strategies, "what happens to converted models, with commas between; each takes as many epochs as the others")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember({"finetuned", "attention-only", "distilled", "progressive"}));
+  command->add_option("--caches", o->caches, "cache sizes, percent of MHA's, with commas between")->capture_default_str()->delimiter(',')->check(CLI::Range(0.1, 50.0));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");
   command->footer("Example:\n  laconic study --out study --preset quick\n"
-                  "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset full");
+                  "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset full\n"
+                  "  laconic study --out study --methods svd,activation+water-filling --strategies finetuned,distilled,progressive");
   command->callback([=] { Study(*o).run(); });
 }

@@ -19,7 +19,7 @@ namespace {
 
 /// The rows of one model, stage and test set, over all seeds.
 struct Summary {
-  std::string name, stage, test_set;
+  std::string name, method, stage, test_set;
   double cache_fraction = 0, cache_bytes_per_second = 0, key_value_error = 0, train_seconds = 0;
   double wer = 0, low = 0, high = 0, spread = 0;  ///< percent; pooled over seeds; sd of the seeds' WERs
   Index parameters = 0, changed = 0, utterances = 0, seeds = 0;
@@ -29,7 +29,7 @@ struct Summary {
 /// tested on the same utterances.
 Summary summarize(const std::vector<const nlohmann::json*>& rows) {
   const nlohmann::json& first = *rows.front();
-  Summary s{.name = first["name"], .stage = first["stage"], .test_set = first["test_set"], .cache_fraction = first["cache_fraction"],
+  Summary s{.name = first["name"], .method = first.value("method", ""), .stage = first["stage"], .test_set = first["test_set"], .cache_fraction = first["cache_fraction"],
             .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
@@ -67,71 +67,91 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   return out;
 }
 
-void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body) {
+void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body, int rows = 1) {
   for (const std::string format : {"png", "svg"}) {
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, gnuplot_output(image) + body);
+    write_file(script, gnuplot_output(image, rows) + body);
     run_gnuplot(script);
   }
 }
 
-/// "mha", "mla" or "gqa".
-std::string family(const Summary& s) { return s.name == "mha" ? "mha" : s.name.starts_with("mla") ? "mla" : "gqa"; }
+/// "MHA", "MLA" or "GQA".
+std::string family(const Summary& s) { return s.name == "mha" ? "MHA" : s.name.starts_with("gqa") || s.name == "mqa" ? "GQA" : "MLA"; }
+
+std::string spelt_stage(const std::string& stage) { return stage == "finetuned" ? "fine-tuned" : stage; }
 
 constexpr const char* cache_axis =
     "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
-    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below maxrows 3 samplen 1.5 width 1 font ',11'\nset bmargin 7\n";
+    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below maxrows 5 samplen 1.5 width 1 font ',11'\nset bmargin 9\n";
 
-/// One panel a test set; a series for each family and stage, set apart a little so that intervals do not hide each other.
-void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
-  struct Series {
-    const char *family, *stage, *title, *style;
-    double shift;
-  };
-  static constexpr Series series[] = {
-      {"mha", "baseline", "MHA", "lc rgb '#999999' pt 6", 0.985},
-      {"mha", "finetuned", "MHA, fine-tuned alike", "lc rgb '#222222' pt 7", 1.015},
-      {"mla", "converted", "MLA, converted", "lc rgb '#7fb2e5' pt 6", 0.95},
-      {"mla", "finetuned", "MLA, fine-tuned", "lc rgb '#0060ad' pt 7", 0.985},
-      {"gqa", "converted", "GQA, converted", "lc rgb '#f0bb88' pt 4", 1.015},
-      {"gqa", "finetuned", "GQA, fine-tuned", "lc rgb '#dd7711' pt 5", 1.05},
-  };
-  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
-                                "set multiplot layout 1,", sets.size(), "\n");
-  int index = 0;
-  for (const std::string& set : sets) {
-    std::string list;
-    double most = 1;
-    for (const Series& one : series) {
-      std::string block;
-      for (const Summary& s : all)
-        if (s.test_set == set && family(s) == one.family && s.stage == one.stage) {
-          most = std::max(most, s.high);
-          block += text(fixed(100 * s.cache_fraction * one.shift, 4), ' ', fixed(s.wer, 4), ' ', fixed(s.low, 4), ' ', fixed(s.high, 4), '\n');
-        }
-      if (block.empty()) continue;
-      data += block + "\n\n";
-      list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 2 ", one.style, " title '", one.title, "'");
+/// Lines of one family and method, before training or after it by one strategy.
+struct Series {
+  std::string title, style;
+  std::vector<const Summary*> points;
+};
+std::vector<Series> series_of(const std::vector<Summary>& all, const std::string& set, bool is_trained) {
+  static constexpr const char* blues[] = {"#0060ad", "#2ca02c", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#003355"};
+  static constexpr const char* oranges[] = {"#dd7711", "#d62728", "#ffaa44"};
+  std::vector<Series> out;
+  std::size_t blue = 0, orange = 0;
+  for (const Summary& s : all) {
+    const std::string kind = family(s);
+    if (s.test_set != set || (kind != "MHA" && is_trained == (s.stage == "converted"))) continue;
+    std::string title = kind + (s.method.empty() ? "" : " by " + s.method);
+    if (kind == "MHA" || is_trained) title += ", " + spelt_stage(s.stage);
+    const auto found = std::ranges::find(out, title, &Series::title);
+    if (found != out.end()) {
+      found->points.push_back(&s);
+      continue;
     }
-    body += text("set title '", set, "'\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ", list, '\n');
+    const std::string style = kind == "MHA"   ? text("lc rgb '", s.stage == "baseline" ? "#999999" : "#222222", "' pt 7")
+                              : kind == "GQA" ? text("lc rgb '", oranges[orange++ % std::size(oranges)], "' pt 5")
+                                              : text("lc rgb '", blues[blue % std::size(blues)], "' pt ", 7 + 2 * (blue % 4));
+    blue += kind == "MLA";
+    out.push_back({title, style, {&s}});
   }
+  return out;
+}
+
+/// A column a test set; above what conversion alone gives, below what training makes of it. Series are set apart a little so that
+/// intervals do not hide each other.
+void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
+  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
+                                "set multiplot layout 2,", sets.size(), "\n");
+  int index = 0;
+  for (const bool is_trained : {false, true})
+    for (const std::string& set : sets) {
+      const auto series = series_of(all, set, is_trained);
+      std::string list;
+      double most = 0.1;
+      for (std::size_t i = 0; i < series.size(); ++i) {
+        const double shift = std::pow(1.025, static_cast<double>(i) - 0.5 * static_cast<double>(series.size() - 1));
+        for (const Summary* s : series[i].points) {
+          most = std::max(most, s->high);
+          data += text(fixed(100 * s->cache_fraction * shift, 4), ' ', fixed(s->wer, 4), ' ', fixed(s->low, 4), ' ', fixed(s->high, 4), '\n');
+        }
+        data += "\n\n";
+        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 1.5 ps 0.8 ", series[i].style, " title ",
+                     gnuplot_quoted(series[i].title));
+      }
+      body += text("set title ", gnuplot_quoted(set + (is_trained ? ", trained on" : ", converted")), "\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ",
+                   list, '\n');
+    }
   write_file(folder / "wer_cache.dat", data);
-  plot(folder, "wer_cache", body + "unset multiplot\n");
+  plot(folder, "wer_cache", body + "unset multiplot\n", 2);
 }
 
 /// Relative error of keys and values after conversion.
 void plot_conversion(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::string& set) {
   std::string data, list;
   int index = 0;
-  for (const auto& [kind, title, style] : {std::tuple{"mla", "MLA (joint SVD)", "lc rgb '#0060ad' pt 7"}, std::tuple{"gqa", "GQA (mean of heads)", "lc rgb '#dd7711' pt 5"}}) {
-    std::string block;
-    for (const Summary& s : all)
-      if (s.test_set == set && family(s) == kind && s.stage == "converted")
-        block += text(fixed(100 * s.cache_fraction, 4), ' ', fixed(s.key_value_error, 6), '\n');
-    if (block.empty()) continue;
-    data += block + "\n\n";
-    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", style, " title '", title, "'");
+  for (const Series& one : series_of(all, set, false)) {
+    if (family(*one.points.front()) == "MHA") continue;
+    for (const Summary* s : one.points) data += text(fixed(100 * s->cache_fraction, 4), ' ', fixed(s->key_value_error, 6), '\n');
+    data += "\n\n";
+    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", one.style, " title ", gnuplot_quoted(one.title));
   }
+  if (list.empty()) return;
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
        text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\n",
@@ -190,8 +210,8 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
                      " | ", fixed(s.low, 2), " to ", fixed(s.high, 2), " | ", s.seeds > 1 ? fixed(s.spread, 2) : "", " | ",
                      s.stage == "baseline" ? "" : fixed(s.key_value_error, 4), " | ", s.stage == "baseline" ? "" : text(s.changed, " of ", s.utterances),
                      " | ", s.train_seconds > 0 ? fixed(s.train_seconds, 0) : "", " |\n");
-      char line[160];
-      std::snprintf(line, sizeof line, "  %-18s %-10s cache %7s   WER %6.2f%%  [%.2f, %.2f]\n", s.name.c_str(), s.stage.c_str(), cache.c_str(), s.wer, s.low, s.high);
+      char line[200];
+      std::snprintf(line, sizeof line, "  %-36s %-14s cache %7s   WER %6.2f%%  [%.2f, %.2f]\n", s.name.c_str(), s.stage.c_str(), cache.c_str(), s.wer, s.low, s.high);
       summary += line;
     }
   }

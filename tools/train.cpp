@@ -5,15 +5,20 @@
 
 #include <laconic/model/published.hpp>
 
+#include <algorithm>
+#include <functional>
+#include <optional>
+
 namespace {
 
 using namespace laconic;
 
 struct TrainOptions : CommonOptions {
-  std::string data, train, valid, out, init, name, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
+  std::string data, train, valid, out, init, teacher, name, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
   AttentionOptions attention{"mha"};
   int sample_rate = 0, num_mels = 40;
   std::int64_t checkpoint_steps = 0;
+  std::vector<Index> ranks;
   EncoderConfig encoder{.d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15, .subsampling_channels = 32};
   TrainConfig training;
 
@@ -58,6 +63,8 @@ void train(TrainOptions& o) {
   o.training.seed = o.seed;
   o.training.decay = from_name<Decay>(o.decay).value();
   o.training.check();
+  require(std::is_sorted(o.ranks.rbegin(), o.ranks.rend(), std::less_equal<>()), "--ranks: falling numbers expected");
+  require(o.teacher.empty() || o.training.distillation.any(), "--teacher: --distill or --distill-blocks expected, too");
   const auto corpus = o.train.empty() ? data / "train.jsonl" : std::filesystem::path(o.train);
   const auto training = read_corpus(corpus);
   const auto validation = read_corpus(o.valid.empty() ? data / "valid.jsonl" : std::filesystem::path(o.valid));
@@ -75,9 +82,12 @@ void train(TrainOptions& o) {
       " min of speech, ", o.threads, " threads");
   ProgressLine line;
   const auto model_folder = out / "model";
-  const TrainState state =
-      recognizer.train(cpu, train_set, valid_set, o.training,
-                       {std::ref(line), [&] { recognizer.save(model_folder); }, out, o.checkpoint_steps});
+  std::optional<Recognizer> teacher;
+  if (!o.teacher.empty()) teacher = Recognizer::load(o.teacher);
+  const TrainState state = recognizer.train(
+      cpu, train_set, valid_set, o.training,
+      {std::ref(line), [&] { recognizer.save(model_folder); }, out, o.checkpoint_steps, teacher ? &*teacher : nullptr, o.ranks, nullptr,
+       [](Index rank, double error) { say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off"); }});
   recognizer.save(model_folder);
   const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
   o.write({{"model", model_folder.string()},
@@ -144,12 +154,25 @@ void add_train_command(CLI::App& app) {
   command->add_option("--batch-frames", o->training.batch_frames, "feature frames a batch")->capture_default_str();
   command->add_option("--accumulate", o->training.accumulate, "batches an update")->capture_default_str();
   command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")->capture_default_str();
+  command->add_option("--teacher", o->teacher, "model folder of a model to learn from, beside the texts")->type_name("DIR");
+  command->add_option("--distill", o->training.distillation.weight, "part of the loss that is the teacher's probabilities; the rest is the texts'")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")->capture_default_str();
+  command->add_option("--distill-blocks", o->training.distillation.layer_weight, "weight of the relative squared error of each block's output to the teacher's")
+      ->capture_default_str();
+  command->add_option("--ranks", o->ranks, "cut the latents of --init to each of these ranks in turn, and train for all epochs after each cut")
+      ->delimiter(',')
+      ->needs(init)
+      ->check(CLI::PositiveNumber);
+  command->add_option("--train-only", o->training.train_only, "train only parameters whose name contains this, as self_attn (may be repeated)")->type_name("NAME");
   command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
   command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
   command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
                   "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
                   "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
-                  "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4");
+                  "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"
+                  "  laconic train --data digits --out runs/mla-16 --init runs/mla --ranks 48,32,16 --teacher runs/mha --distill 0.5 --epochs 2 --lr 5e-4");
   command->callback([=] {
     if (data->empty() && train_path->empty()) throw CLI::RequiredError("--data or --train");
     require(!o->data.empty() || !o->valid.empty(), "train: --train needs --valid");
