@@ -182,17 +182,72 @@ cmp mha.jsonl mla.jsonl || fail "R = d does not give the same transcripts"
 ok convert --input run --output mla1 --attention mla-simple --latent-dim 1
 ok eval --model mla1 --data corpus/test.jsonl --transcripts mla1.jsonl --json mla1.json
 cmp -s mha.jsonl mla1.jsonl && fail "R = 1 gives the same transcripts, so that equal ones say nothing"
+cp -r mla1 mla1b
+printf '\1' | dd of=mla1b/model.safetensors bs=1 seek=$(($(stat -c %s mla1/model.safetensors) - 4)) conv=notrunc status=none
+cmp -s mla1/model.safetensors mla1b/model.safetensors && fail "no parameter was changed"
 ok convert --input run --output gqa --attention gqa --kv-heads 2
 says out '(50.00%)'
 ok eval --model gqa --data corpus/test.jsonl
 ok train --data corpus --init mla --out tuned --epochs 1 --freeze subsampling --accumulate 2
 ok eval --model tuned --data corpus/test.jsonl
 
+# --- Evaluations that were stopped, and refused what another one left.
+for _ in {1..50}; do cat corpus/test.jsonl; done >corpus/long.jsonl
+timeless() { grep -v -e compute_seconds -e push_seconds -e real_time_factor -e peak_memory_bytes "$1"; }
+same() { diff <(timeless "$1") <(timeless "$2") >&2 || fail "$1 and $2 differ"; }
+# resumed NAME ARGUMENTS...: an evaluation that is killed when it has done something, and goes on, ends as one that was not, and
+# as one that goes through the corpus in larger portions. Leaves what the killed one left as NAME.left.
+resumed() {
+  local name=$1 killed
+  shift
+  ok eval "$@" --data corpus/long.jsonl --json "$name.whole.json" --transcripts "$name.whole.jsonl"
+  "$laconic" eval "$@" --data corpus/long.jsonl --json "$name.json" --at-once 0.001 --threads 1 >out 2>err &
+  killed=$!
+  until [ -s "$name.json.partial" ]; do
+    kill -0 $killed 2>/dev/null || fail "done before it could be killed: eval $*"
+    sleep 0.02
+  done
+  kill -9 $killed
+  wait $killed 2>/dev/null
+  rm -f "$name".json.partial.partial-*
+  [ ! -e "$name.json" ] || fail "a killed evaluation has a result"
+  cp "$name.json.partial" "$name.left"
+  ok eval "$@" --data corpus/long.jsonl --json "$name.json" --transcripts "$name.jsonl" --at-once 0.001
+  grep -qE "^going on after [1-9][0-9]* of 400 utterances, which $PWD/$name.json.partial holds\$" err || fail "does not say that it goes on"
+  [ ! -e "$name.json.partial" ] || fail "$name.json.partial is left"
+  same "$name.whole.json" "$name.json"
+  cmp "$name.whole.jsonl" "$name.jsonl" || fail "other transcripts"
+  checks=$((checks + 1))
+}
+resumed stopped --model mla1
+# shellcheck disable=SC2086
+ok train --data corpus --out live ${tiny/30/5} --chunk 4 --left-context -1 --normalization global
+resumed live --model live --streaming --streams 3
+
+cp stopped.left other.json.partial
+refused other.json.partial '(parameters: "' -- eval --model mla1b --data corpus/long.jsonl --json other.json
+refused other.json.partial 'model/encoder/attention: "mla-simple" there and "mha" here' -- eval --model run --data corpus/long.jsonl --json other.json
+sed 's/"text":"[a-z]*/&s/' corpus/long.jsonl >corpus/longer.jsonl
+refused other.json.partial '(data: "' 'choose another name for --json, or delete it' -- eval --model mla1 --data corpus/longer.jsonl --json other.json
+head -n 1 corpus/long.jsonl >corpus/one.jsonl
+sed -E 's/"utterances_done":[0-9]+/"utterances_done":2/' stopped.left >other.json.partial
+refused other.json.partial utterances_done -- eval --model mla1 --data corpus/one.jsonl --json other.json
+sed -E 's/("errors":\[)\{[^}]*\},?/\1/' stopped.left >other.json.partial
+refused other.json.partial 'contradicts itself' -- eval --model mla1 --data corpus/long.jsonl --json other.json
+head -c 100 stopped.left >other.json.partial
+refused other.json.partial JSON -- eval --model mla1 --data corpus/long.jsonl --json other.json
+cp live.left other.json.partial
+refused other.json.partial 'streaming/streams: 3 there and 4 here' -- eval --model live --streaming --streams 4 --data corpus/long.jsonl --json other.json
+refused other.json.partial streaming -- eval --model live --data corpus/long.jsonl --json other.json
+misused '--at-once' eval --model run --data corpus/test.jsonl --at-once 0
+refused nowhere -- eval --model run --data corpus/test.jsonl --transcripts nowhere/new.jsonl
+refused corpus 'is a folder' -- eval --model run --data corpus/test.jsonl --json corpus
+
 # --- Results side by side.
 # One that hears no word.
-words=$(sed -n 's/^  "reference_words": \(.*\),/\1/p' eval.json) list=$(sed -n 's/^  "utterance_words": //p' eval.json)
-sed "s/\"\(substitutions\|insertions\)\": .*/\"\1\": 0,/; s/\"deletions\": .*/\"deletions\": $words,/
-     s/\"\(wer[a-z_]*\)\": [0-9.]*/\"\1\": 100.0/; s/\"utterance_errors\": .*/\"utterance_errors\": $list,/" eval.json >deaf.json
+words=$(sed -n 's/^  "reference_words": \(.*\),/\1/p' eval.json) list=$(sed -z 's/.*"utterance_words": \[\([^]]*\)\].*/\1/; s/\n//g' eval.json)
+sed -z "s/\"\(substitutions\|insertions\)\": [0-9]*/\"\1\": 0/g; s/\"deletions\": [0-9]*/\"deletions\": $words/
+        s/\"\(wer[a-z_]*\)\": [0-9.]*/\"\1\": 100.0/g; s/\"utterance_errors\": \[[^]]*/\"utterance_errors\": [$list/" eval.json >deaf.json
 ok compare eval.json mla.json mla1.json deaf.json --names full,half,one,deaf --json compare.json --plot compare.svg
 says out 'half: not told apart from full: 0.00 points [0.00, 0.00]'
 says out 'deaf: more errors than full: '
@@ -201,11 +256,11 @@ grep -qE '^one +mla-simple +[0-9]+ +[0-9]+  [0-9.]+ \[' out || fail "no row of o
 says compare.json '"sentence": "more errors than full: '
 ok compare deaf.json eval.json
 says out 'eval: fewer errors than deaf: '
-sed -z 's/,\n  "utterance_names".*/\n}\n/' mla.json >older.json # as before utterances were written
+sed -z 's/  "utterance_[a-z]*": \[[^]]*\],\n//g' mla.json >older.json # as before utterances were written
 ok compare eval.json older.json
 says out 'older: not compared with eval by utterance: older.json holds no utterances, so only the intervals can be looked at'
 ok eval --model run --data corpus/valid.jsonl --json valid.json
-sed 's/"utterance_names": \["/&other-/' mla.json >renamed.json
+sed -z 's/"utterance_names": \[[^"]*"/&other-/' mla.json >renamed.json
 sed 's/"utterance_errors": \[/&9,/' mla.json >longer.json
 mkdir again
 cp mla.json again/
@@ -345,6 +400,17 @@ refused m.jsonl:1 offset -- eval --model run --data m.jsonl
 echo '{"audio_filepath":"stereo.wav","duration":9,"text":"one"}' >m.jsonl
 ok eval --model run --data m.jsonl
 says err 'its duration is given as 9 s'
+{ echo "$line"; echo "$line"; echo '{"audio_filepath":"cut.wav","duration":0.4,"text":"one"}'; } >m.jsonl
+"$laconic" eval --model run --data m.jsonl --json late.json --at-once 0.1 --threads 1 >out 2>err && fail "accepted: a recording that is cut short"
+says err 'cut.wav: cut short'
+[ -s late.json.partial ] || fail "what was done before the recording that is cut short is lost"
+cp stereo.wav cut.wav
+ok eval --model run --data m.jsonl --json late.json
+says err 'going on after 2 of 3 utterances'
+echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"One caf\u00e9, PLEASE"}' >m.jsonl # what the vocabulary cannot write
+ok eval --model run --data m.jsonl --json odd.json --transcripts odd.jsonl
+says odd.json '"reference_words": 3'
+grep -qF $'"text":"one caf\xc3\xa9, please"' odd.jsonl || fail "texts are not compared as the vocabulary writes them"
 mkdir odd
 echo '[]' >odd/corpus.json
 cp corpus/train.jsonl odd/

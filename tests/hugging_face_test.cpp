@@ -37,17 +37,19 @@ void write_folder(const std::filesystem::path& folder, const std::string& name) 
   writer.write(folder / "model.safetensors");
 }
 
-/// As floating point, for these samples exceed 1.
-void write_float_wav(const std::filesystem::path& path, const Matrix<float>& samples) {
+void write_sound(const std::filesystem::path& path, const Matrix<float>& samples, int format) {
   SF_INFO info{};
   info.samplerate = 16000;
   info.channels = 1;
-  info.format = SF_FORMAT_WAV | SF_FORMAT_FLOAT;
+  info.format = format;
   SNDFILE* out = sf_open(path.c_str(), SFM_WRITE, &info);
   REQUIRE(out != nullptr);
   CHECK(sf_write_float(out, samples.data(), samples.size()) == samples.size());
   sf_close(out);
 }
+
+/// As floating point, for these samples exceed 1.
+void write_float_wav(const std::filesystem::path& path, const Matrix<float>& samples) { write_sound(path, samples, SF_FORMAT_WAV | SF_FORMAT_FLOAT); }
 
 /// Runs the program in a folder, and gives what it said on stderr where it failed.
 std::string run(const TemporaryFolder& folder, const std::string& arguments) {
@@ -97,16 +99,24 @@ TEST_CASE("a folder of Hugging Face is heard, converted and written back by the 
 TEST_CASE("a model of Hugging Face learns on from samples", "[hugging_face]") {
   const TemporaryFolder folder;
   write_folder(folder / "hf", "case0");
-  std::string manifest;
-  for (const char* words : {"tea eat", "at a tea"}) {
-    const auto name = text("speech", manifest.size(), ".wav");
-    write_float_wav(folder / name, random_matrix<float>(400, 1, manifest.size()));
-    manifest += text(R"({"audio_filepath": ")", name, R"(", "duration": 0.025, "text": ")", words, "\"}\n");
+  std::string manifest, transcript;
+  std::filesystem::create_directories(folder / "LibriSpeech" / "1" / "2");
+  for (const auto& [small, capitals] : {std::pair("tea eat", "TEA EAT"), std::pair("at a tea", "AT A TEA")}) {
+    const auto name = text("1-2-", manifest.size());
+    const auto file = text("LibriSpeech/1/2/", name, ".flac");
+    write_sound(folder / file, random_matrix<float>(400, 1, manifest.size(), 0.2), SF_FORMAT_FLAC | SF_FORMAT_PCM_16);
+    manifest += text(R"({"audio_filepath": ")", file, R"(", "duration": 0.025, "text": ")", small, "\"}\n");
+    transcript += text(name, ' ', capitals, '\n');
   }
   write_file(folder / "speech.jsonl", manifest);
+  write_file(folder / "LibriSpeech/1/2/1-2.trans.txt", transcript);
   CHECK(run(folder, "train --train speech.jsonl --valid speech.jsonl --init hf --out run --lr 5e-3 --epochs 150") == "");
-  CHECK(run(folder, "eval --model run --data speech.jsonl --json eval.json") == "");
-  CHECK(read_json(folder / "eval.json")["wer"] == 0);
+  for (const char* data : {"speech.jsonl", "LibriSpeech"}) {
+    CHECK(run(folder, text("eval --model run --json eval.json --data ", data)) == "");
+    const auto result = read_json(folder / "eval.json");
+    CHECK(result["wer"] == 0);
+    CHECK(result["reference_words"] == 5);
+  }
   // Only who hears the samples can tell the two apart: masks meant for features would hide all of them half of the time.
   const std::string losses = read_file(folder / "run" / "losses.csv", 1 << 20);
   INFO(losses);

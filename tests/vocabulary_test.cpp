@@ -49,6 +49,28 @@ TEST_CASE("a vocabulary of characters", "[vocabulary]") {
                     "vocabulary: '|' stands for the space and may not occur in a text: \"a|b\"");
 }
 
+TEST_CASE("a text is written in the letters that the vocabulary has", "[vocabulary]") {
+  const auto written = [](const Texts& tokens, std::string_view text, Tokens kind = Tokens::characters) {
+    return Vocabulary::of(kind, tokens).written(text);
+  };
+  CHECK(written({"AB'C"}, " it's\ta Day ") == "IT'S A DAY");
+  CHECK(written({"ab'c"}, " it's\ta Day ") == "it's a day");
+  CHECK(written({"Ab"}, "it's  a Day") == "it's a Day");  // it tells them apart
+  CHECK(written({"12"}, "Day 1") == "Day 1");
+  CHECK(written({"\u00c9A"}, "caf\u00e9") == "CAF\u00e9");  // A to Z alone
+  CHECK(written({"one two"}, "ONE Three", Tokens::words) == "one three");
+  CHECK(written({"ONE TWO"}, "one three", Tokens::words) == "ONE THREE");
+  CHECK(written({"one Two"}, "ONE two", Tokens::words) == "ONE two");
+  CHECK(Vocabulary().written("Any text") == "Any text");  // the blank has small letters that are never written
+
+  const auto published = Vocabulary::from_json(Tokens::characters, {{"<pad>", 0}, {"<unk>", 1}, {"|", 2}, {"A", 3}, {"B", 4}});
+  CHECK(published.written("a bad") == "A BAD");
+  CHECK(published.encode("b a") == Labels{4, 2, 3});
+  CHECK(published.decode(Labels{4, 0, 2, 3}) == "B A");
+  CHECK_THROWS_WITH(published.encode("a bad"), "vocabulary: unknown token \"D\" in \"A BAD\"; known characters: <unk> | A B");
+  CHECK_THROWS_WITH(published.encode("<pad>"), Catch::Matchers::StartsWith("vocabulary: unknown token \"<\" in \"<PAD>\"; "));
+}
+
 TEST_CASE("a vocabulary goes to vocab.json and back", "[vocabulary]") {
   const auto characters = Vocabulary::characters(Texts{"one two"});
   const auto words = Vocabulary::words(Texts{"one two"});

@@ -29,6 +29,14 @@ void add_profile_command(CLI::App& app);
 void add_study_command(CLI::App& app);
 void add_stream_study_command(CLI::App& app);
 
+/// Throws unless a file may be written there; before the work is done, not after. Gives the absolute path.
+inline std::string output_file(const std::string& file) {
+  const auto path = std::filesystem::absolute(file);
+  laconic::require(std::filesystem::is_directory(path.parent_path()), path.string(), ": no such folder");
+  laconic::require(!std::filesystem::is_directory(path), path.string(), ": is a folder, the name of a file expected");
+  return path.string();
+}
+
 /// Options that every subcommand has.
 struct CommonOptions {
   int threads = laconic::hardware_threads();
@@ -39,10 +47,8 @@ struct CommonOptions {
     command.add_option("--threads", threads, "CPU threads")->capture_default_str()->check(CLI::PositiveNumber);
     command.add_option("--seed", seed, "all random choices follow from it")->capture_default_str()->check(CLI::NonNegativeNumber);
     command.add_option("--json", json, "write the result to this file, too")->type_name("FILE");
-    command.parse_complete_callback([this] {  // before the work is done, not after
-      if (json.empty()) return;
-      json = std::filesystem::absolute(json).string();
-      laconic::require(std::filesystem::is_directory(std::filesystem::path(json).parent_path()), json, ": no such folder");
+    command.parse_complete_callback([this] {
+      if (!json.empty()) json = output_file(json);
     });
   }
   void write(const nlohmann::json& result) const {

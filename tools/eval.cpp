@@ -4,6 +4,9 @@
 #include "progress.hpp"
 #include "stream_options.hpp"
 
+#include <numeric>
+#include <span>
+
 namespace {
 
 using namespace laconic;
@@ -12,32 +15,154 @@ struct EvalOptions : CommonOptions {
   std::string model, data, transcripts;
   StreamOptions stream;
   Index streams = 16;
+  double at_once = 80;  // what a batch holds
+
+  /// Seconds of speech in a portion. Streams need more than one utterance each to be busy most of the time.
+  double portion_seconds() const { return at_once * static_cast<double>(stream.streaming ? streams : 1); }
 };
 
-/// One JSON object a line: name, text, hypothesis.
-void write_transcripts(const std::filesystem::path& path, const Dataset& data, const Evaluation& evaluation) {
+/// Utterances, and what is known of each before its samples are read.
+struct Corpus {
+  std::vector<Utterance> utterances;
+  std::vector<double> seconds;           ///< as the files say, not the manifest
+  std::vector<std::string> identities;   ///< what tells an utterance from others
+
+  explicit Corpus(const std::string& data) : utterances(read_corpus(data)) {
+    require(!utterances.empty(), data, ": no utterances");
+    for (const Utterance& u : utterances) {
+      seconds.push_back(detail::audio_duration(u.audio_filepath));
+      identities.push_back(text(name(u), '\n', u.text, '\n', seconds.back(), '\n', std::filesystem::file_size(u.audio_filepath)));
+    }
+  }
+  Index size() const { return static_cast<Index>(utterances.size()); }
+  /// Of the utterances from `begin` on.
+  double seconds_from(Index begin) const { return std::accumulate(seconds.begin() + begin, seconds.end(), 0.0); }
+  /// As many utterances from `begin` on as fill so many seconds, but at least one.
+  std::span<const Utterance> portion(Index begin, double most) const {
+    Index end = begin;
+    for (double sum = 0; end < size(); ++end)
+      if ((sum += seconds[static_cast<std::size_t>(end)]) > most && end > begin) break;
+    return std::span(utterances).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+  }
+  static std::string name(const Utterance& u) { return u.audio_filepath.stem().string(); }
+};
+
+/// What was found for the first utterances of a corpus.
+struct Findings {
+  Evaluation whole;             ///< whole utterances
+  StreamedEvaluation streamed;  ///< empty unless they are streamed, too
+
+  Index done() const { return static_cast<Index>(whole.hypotheses.size()); }
+  const Evaluation& wanted(bool streaming) const { return streaming ? streamed : whole; }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("whole", self.whole);
+    visit("streamed", self.streamed);
+  }
+};
+
+/// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
+class PartialFile {
+ public:
+  PartialFile(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus) : corpus_(corpus), streaming_(o.stream.streaming) {
+    // Beside a pipe or a device there is no place.
+    if (o.json.empty() || (std::filesystem::exists(o.json) && !std::filesystem::is_regular_file(o.json))) return;
+    path_ = o.json + ".partial";
+    run_ = {{"model", to_json(recognizer.config)},
+            {"parameters", recognizer.fingerprint()},
+            {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary.to_json().dump()})}};
+    if (streaming_)
+      run_["streaming"] = {{"streams", o.streams}, {"chunk", o.stream.chunk}, {"left_context", o.stream.left_context},
+                           {"cache", o.stream.cache}, {"block_ms", o.stream.block_ms}};
+  }
+
+  /// Nothing where there is no such file; throws where it belongs to another run.
+  Findings read() const {
+    if (path_.empty() || !std::filesystem::exists(path_)) return {};
+    const nlohmann::json json = read_json(path_, std::size_t{1} << 30);
+    auto found = json_member<Findings>(json, "found", path_);
+    const auto size = found.whole.hypotheses.size();
+    require_same_run(json.value("run", nlohmann::json()), run(std::min(found.done(), corpus_.size())), path_, "name for --json");
+    require(found.whole.errors.size() == size && found.streamed.hypotheses.size() == (streaming_ ? size : 0) &&
+                found.streamed.errors.size() == found.streamed.hypotheses.size(),
+            path_, ": contradicts itself; delete it to start anew");
+    say("going on after ", size, " of ", corpus_.size(), " utterances, which ", path_, " holds");
+    return found;
+  }
+  void write(const Findings& found) const {
+    if (!path_.empty()) write_file(path_, nlohmann::json{{"run", run(found.done())}, {"found", to_json(found)}}.dump() + '\n');
+  }
+  void remove() const {
+    if (!path_.empty()) std::filesystem::remove(path_);
+  }
+
+ private:
+  /// What a run that goes on must share with the one that was stopped, of which `done` utterances are done.
+  nlohmann::json run(Index done) const {
+    nlohmann::json out = run_;
+    out["utterances_done"] = done;
+    out["data"] = Fingerprint::of_texts(std::span(corpus_.identities).first(static_cast<std::size_t>(done)));
+    return out;
+  }
+
+  const Corpus& corpus_;
+  bool streaming_;
+  std::string path_;
+  nlohmann::json run_;
+};
+
+/// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each other, so
+/// that portions change no result.
+Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus, const PartialFile& partial) {
+  Findings found = partial.read();
+  const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
+  const auto longest_frames = static_cast<Index>(std::ceil(longest * recognizer.config.frames_per_second())) + 2;  // resampling rounds up
+  const StreamConfig stream = o.stream.config(o.streams, longest_frames, o.threads);
+  const double all = corpus.seconds_from(0), ahead = corpus.seconds_from(found.done());
+  const auto start = std::chrono::steady_clock::now();
+  StatusLine line;
+  std::vector<std::string> notes;
+  while (found.done() < corpus.size()) {
+    const Dataset data = load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config.features, nullptr, o.threads);
+    notes.insert(notes.end(), data.notes.begin(), data.notes.end());
+    Cpu<float> cpu(o.threads);  // its memory goes with the portion, for the next one has other shapes
+    found.whole += recognizer.evaluate(cpu, data);
+    if (o.stream.streaming) found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config));
+    if (found.done() == corpus.size()) break;
+    partial.write(found);
+    if (!line.due()) continue;
+    const Evaluation& e = found.wanted(o.stream.streaming);
+    const double left = corpus.seconds_from(found.done()), took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    line.show(text(found.done(), " of ", corpus.size(), " utterances  ", fixed((all - left) / 60, 1), " of ", fixed(all / 60, 1), " min of speech  real-time factor ",
+                   fixed(e.compute_seconds / e.audio_seconds, 3), "  WER ", fixed(100 * e.wer(), 2), "%  ", fixed(took / (ahead - left) * left, 0), " s left"));
+  }
+  line.end();
+  say_notes(notes);
+  return found;
+}
+
+/// JSON for a person. Names of files and folders may be no UTF-8, which must not cost the result.
+std::string to_text(const nlohmann::json& json, int indent) {
+  return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + '\n';
+}
+
+/// One JSON object a line: name, text as it was compared, hypothesis.
+void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation) {
   std::string out;
-  for (std::size_t i = 0; i < data.examples.size(); ++i)
-    out += nlohmann::json{{"name", data.examples[i].name}, {"text", data.examples[i].text}, {"hypothesis", evaluation.hypotheses[i]}}.dump() + '\n';
+  for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
+    const Utterance& u = corpus.utterances[i];
+    out += to_text({{"name", Corpus::name(u)}, {"text", recognizer.vocabulary.written(u.text)}, {"hypothesis", evaluation.hypotheses[i]}}, -1);
+  }
   write_file(path, out);
 }
 
-/// What each utterance cost, for `laconic compare`. On a line each, where write_json would take one for every number.
-void write_result(const std::filesystem::path& path, const nlohmann::json& result, const Dataset& data, const Evaluation& evaluation) {
-  nlohmann::json names = nlohmann::json::array(), errors = names, words = names;
-  for (std::size_t i = 0; i < data.examples.size(); ++i) {
-    names.push_back(data.examples[i].name);
-    errors.push_back(evaluation.errors[i].errors());
-    words.push_back(evaluation.errors[i].reference_words);
+/// What each utterance cost, for `laconic compare`.
+void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluation& evaluation) {
+  for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
+    result["utterance_names"].push_back(Corpus::name(corpus.utterances[i]));
+    result["utterance_errors"].push_back(evaluation.errors[i].errors());
+    result["utterance_words"].push_back(evaluation.errors[i].reference_words);
   }
-  // Names of files and folders may be no UTF-8, which must not cost the result.
-  const auto line = [](const nlohmann::json& value, int indent = -1) {
-    return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
-  };
-  std::string out = line(result, 2);
-  out.resize(out.size() - 2);  // "\n}"
-  write_file(path, text(out, ",\n  \"utterance_names\": ", line(names), ",\n  \"utterance_errors\": ", line(errors),
-                        ",\n  \"utterance_words\": ", line(words), "\n}\n"));
 }
 
 /// What a stream costs beside its errors.
@@ -57,36 +182,34 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 
 void eval(const EvalOptions& o) {
   const Recognizer recognizer = Recognizer::load(o.model);
-  const auto utterances = read_corpus(o.data);
-  require(!utterances.empty(), o.data, ": no utterances");
-  say("reading ", utterances.size(), " utterances ...");
-  const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
-  say_notes(data.notes);
-  Cpu<float> cpu(o.threads);
-  Evaluation evaluation = recognizer.evaluate(cpu, data);
+  if (o.stream.streaming) recognizer.config.features.require_streamable();
+  const Corpus corpus(o.data);
+  say("reading ", corpus.size(), " utterances ...");
+  const PartialFile partial(o, recognizer, corpus);
+  const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
+  const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
   std::string streaming_lines;
   if (o.stream.streaming) {
-    const StreamedEvaluation streamed = recognizer.evaluate_streamed(data, o.stream.config(recognizer.config, o.streams, data, o.threads), o.stream.block_frames(recognizer.config));
+    const StreamedEvaluation& streamed = found.streamed;
     Index changed = 0;
-    for (std::size_t i = 0; i < data.examples.size(); ++i) changed += streamed.hypotheses[i] != evaluation.hypotheses[i];
+    for (std::size_t i = 0; i < corpus.utterances.size(); ++i) changed += streamed.hypotheses[i] != found.whole.hypotheses[i];
     streaming = stream_json(streamed, recognizer, changed);
     streaming_lines = text("streamed: ", o.streams, " at once, chunks of ", fixed(streaming["chunk_seconds"].get<double>(), 2), " s, ", streamed.attention_bytes,
                            " + ", streamed.convolution_bytes, " + ", streamed.feature_bytes,
                            " bytes a stream (keys and values, convolutions, features)\na push that makes frames final takes ",
                            fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ", changed, " of ",
-                           data.size(), " transcripts differ from those of whole utterances under the model's mask\n");
-    evaluation = streamed;
+                           corpus.size(), " transcripts differ from those of whole utterances under the model's mask\n");
   }
   const WordErrors errors = evaluation.total_errors();
   const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(o.seed)));
-  if (!o.transcripts.empty()) write_transcripts(o.transcripts, data, evaluation);
+  if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   nlohmann::json result{
            {"model", o.model},
            {"data", o.data},
            {"encoder", to_name(recognizer.config.model)},
            {"attention", to_name(recognizer.config.encoder.attention)},
-           {"utterances", data.size()},
+           {"utterances", corpus.size()},
            {"wer", 100 * errors.rate()},
            {"wer_low", 100 * interval.low},
            {"wer_high", 100 * interval.high},
@@ -94,19 +217,21 @@ void eval(const EvalOptions& o) {
            {"deletions", errors.deletions},
            {"insertions", errors.insertions},
            {"reference_words", errors.reference_words},
-           {"audio_seconds", evaluation.audio_seconds},
+           {"audio_seconds", corpus.seconds_from(0)},
            {"compute_seconds", evaluation.compute_seconds},
            {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
            {"parameters", recognizer.count_parameters()},
            {"peak_memory_bytes", peak_resident_bytes()}};
   if (o.stream.streaming) result["streaming"] = streaming;
-  if (!o.json.empty()) write_result(o.json, result, data, evaluation);
+  add_utterances(result, corpus, evaluation);
+  if (!o.json.empty()) write_file(o.json, to_text(result, 2));
+  partial.remove();
   std::printf("WER %.2f%% [%.2f, %.2f]  (%td substitutions, %td deletions, %td insertions in %td words; 95%% interval by utterance)\n",
               100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions, errors.insertions,
               errors.reference_words);
   std::printf("%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times real time, %d threads)\n",
               std::string(to_name(recognizer.config.encoder.attention)).c_str(), recognizer.count_parameters(), recognizer.cache_bytes_per_second(),
-              evaluation.audio_seconds, evaluation.compute_seconds, evaluation.audio_seconds / evaluation.compute_seconds, o.threads);
+              corpus.seconds_from(0), evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
   std::printf("%s", streaming_lines.c_str());
 }
 
@@ -118,10 +243,19 @@ void add_eval_command(CLI::App& app) {
   o->add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
   command->add_option("--data", o->data, "manifest or LibriSpeech folder")->required()->type_name("PATH");
-  command->add_option("--transcripts", o->transcripts, "write texts and hypotheses to this file, a JSON object a line")->type_name("FILE");
+  command->add_option("--transcripts", o->transcripts, "write texts, as they are compared, and hypotheses to this file, a JSON object a line")->type_name("FILE");
+  command->add_option("--at-once", o->at_once, "seconds of speech in memory at once (streamed: for each stream); changes no result")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->get_option("--json")->description("write the result to this file, too; FILE.partial keeps what is done until then, and the same command goes on from it");
   o->stream.add_to(*command, "as speech that comes block by block to many streams at once");
   command->add_option("--streams", o->streams, "utterances at once, streamed")->capture_default_str()->check(CLI::PositiveNumber);
-  command->footer("Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
+  command->footer("Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones where it has no capitals.\n\n"
+                  "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
+                  "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json clean.json\n"
                   "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8");
-  command->callback([=] { eval(*o); });
+  command->callback([=] {
+    if (!o->transcripts.empty()) o->transcripts = output_file(o->transcripts);
+    eval(*o);
+  });
 }

@@ -205,6 +205,10 @@ Index Recognizer::count_parameters() const {
   return std::visit([](const auto& m) { return m.count_parameters(); }, model);
 }
 
+std::string Recognizer::fingerprint() const {
+  return std::visit([](const auto& m) { return Fingerprint::of_parameters(m); }, model);
+}
+
 double Recognizer::cache_bytes_per_second() const {
   const Index frame = std::visit([]<class M>(const M& m) { return M::cache_bytes(m.config(), frames(1)); }, model);
   return static_cast<double>(frame) * config.frames_per_second();

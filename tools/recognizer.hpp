@@ -105,6 +105,8 @@ struct Recognizer {
   /// The same as speech that comes block by block to many streams at once.
   StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
   Index count_parameters() const;
+  /// Of the parameters' values.
+  std::string fingerprint() const;
   double cache_bytes_per_second() const;
 
   struct Training {

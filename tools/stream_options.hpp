@@ -35,11 +35,4 @@ struct StreamOptions {
             .storage = laconic::from_name<laconic::CacheStorage>(cache).value(),
             .threads = threads};
   }
-  /// For streams as long as the longest of these.
-  laconic::StreamConfig config(const laconic::RecognizerConfig& c, laconic::Index capacity, const laconic::Dataset& data,
-                               int threads) const {
-    laconic::Index longest = 0;
-    for (const auto& e : data.examples) longest = std::max(longest, e.features.rows());
-    return config(capacity, longest / c.encoder.subsampling + 1, threads);
-  }
 };

@@ -16,12 +16,34 @@ struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
   double loss = 0;  ///< mean CTC loss of the examples that have labels which fit their frames
+  Index losses = 0;  ///< how many these are
   double audio_seconds = 0, compute_seconds = 0;
 
   WordErrors total_errors() const { return total(errors); }
   double wer() const { return total_errors().rate(); }
   /// 95% interval of the WER by resampling utterances.
   Interval interval() const { return bootstrap_interval(errors); }
+
+  /// Adds what was found for further examples.
+  Evaluation& operator+=(const Evaluation& more) {
+    hypotheses.insert(hypotheses.end(), more.hypotheses.begin(), more.hypotheses.end());
+    errors.insert(errors.end(), more.errors.begin(), more.errors.end());
+    const double sum = loss * static_cast<double>(losses) + more.loss * static_cast<double>(more.losses);
+    losses += more.losses;
+    loss = losses > 0 ? sum / static_cast<double>(losses) : 0;
+    audio_seconds += more.audio_seconds;
+    compute_seconds += more.compute_seconds;
+    return *this;
+  }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("hypotheses", self.hypotheses);
+    visit("errors", self.errors);
+    visit("loss", self.loss);
+    visit("losses", self.losses);
+    visit("audio_seconds", self.audio_seconds);
+    visit("compute_seconds", self.compute_seconds);
+  }
 };
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of `batch_frames` feature frames, and counts word errors.
@@ -31,7 +53,6 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
   out.audio_seconds = data.seconds();
-  Index losses = 0;
   const auto start = std::chrono::steady_clock::now();
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
     const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
@@ -43,7 +64,7 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
         const double one = static_cast<double>(loss.row(static_cast<Index>(n))[0]);
         if (data.examples[static_cast<std::size_t>(indices[n])].labels.empty() || std::isinf(one)) continue;
         out.loss += one;
-        ++losses;
+        ++out.losses;
       }
     }
     for (std::size_t n = 0; n < indices.size(); ++n) {
@@ -52,7 +73,7 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
       out.errors[i] = word_errors(vocabulary.written(data.examples[i].text), out.hypotheses[i]);
     }
   }
-  if (losses > 0) out.loss /= static_cast<double>(losses);
+  if (out.losses > 0) out.loss /= static_cast<double>(out.losses);
   out.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return out;
 }

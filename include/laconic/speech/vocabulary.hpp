@@ -77,18 +77,19 @@ class Vocabulary {
     return tokens_[static_cast<std::size_t>(i)];
   }
 
-  /// A text as the tokens write it: words with one space between them, in capitals where the characters have no small letters.
+  /// A text as the tokens write it: words with one space between them, and A to Z as capitals where no token has small
+  /// letters, as small ones where none has capitals. What the tokens cannot write stays as it is.
   std::string written(std::string_view text) const {
     std::string out = detail::join_words(text);
-    const auto has = [&](char first, char last) {
-      return std::ranges::any_of(tokens_, [&](const std::string& one) { return one.size() == 1 && one[0] >= first && one[0] <= last; });
-    };
-    if (kind_ == Tokens::characters && has('A', 'Z') && !has('a', 'z'))
-      for (char& c : out) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+    for (char& c : out)
+      if (capitals_ && !small_letters_ && is_small(c))
+        c = static_cast<char>(c - 'a' + 'A');
+      else if (small_letters_ && !capitals_ && is_capital(c))
+        c = static_cast<char>(c - 'A' + 'a');
     return out;
   }
 
-  /// The indices of a text's tokens; never the blank. An unknown token throws.
+  /// The indices of a text's tokens, as `written`; never the blank. An unknown token throws.
   std::vector<int> encode(std::string_view text) const {
     const std::string joined = written(text);
     std::vector<int> out;
@@ -167,8 +168,13 @@ class Vocabulary {
     require(index_.emplace(token, static_cast<int>(tokens_.size())).second, "vocabulary: token \"", token,
             "\" occurs twice or is the blank's name");
     tokens_.push_back(token);
+    if (tokens_.size() == 1 || is_special(token)) return;
+    capitals_ = capitals_ || std::ranges::any_of(token, is_capital);
+    small_letters_ = small_letters_ || std::ranges::any_of(token, is_small);
   }
 
+  static bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }
+  static bool is_small(char c) { return c >= 'a' && c <= 'z'; }
   static bool is_special(std::string_view token) { return token.size() > 2 && token.front() == '<' && token.back() == '>'; }
 
   std::string in_file(const std::string& token) const {
@@ -186,6 +192,7 @@ class Vocabulary {
   }
 
   Tokens kind_;
+  bool capitals_ = false, small_letters_ = false;  // among all tokens but the special ones
   std::vector<std::string> tokens_;
   std::unordered_map<std::string, int> index_;
 };

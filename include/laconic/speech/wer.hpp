@@ -33,6 +33,13 @@ struct WordErrors {
     return *this;
   }
   friend bool operator==(const WordErrors&, const WordErrors&) = default;
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("substitutions", self.substitutions);
+    visit("deletions", self.deletions);
+    visit("insertions", self.insertions);
+    visit("reference_words", self.reference_words);
+  }
 };
 
 /// The fewest edits that turn the reference into the hypothesis (Levenshtein), both split at white space. Words are

@@ -312,20 +312,6 @@ class Trainer {
     return out.dump();
   }
 
-  /// Says in one line which settings differ.
-  void require_same_run(const std::string& before, const std::string& path) const {
-    if (before == description_) return;
-    const nlohmann::json there = parse_json(before, path).flatten(), here = nlohmann::json::parse(description_).flatten();
-    nlohmann::json names = there;
-    names.update(here);
-    std::string differences;
-    for (const auto& [name, unused] : names.items())
-      if (there.value(name, nlohmann::json()) != here.value(name, nlohmann::json()))
-        differences += text(differences.empty() ? "" : ", ", name.substr(1), ": ", there.value(name, nlohmann::json()).dump(), " there and ",
-                            here.value(name, nlohmann::json()).dump(), " here");
-    throw Error(text(path, ": belongs to a run with other settings or data (", differences, "); choose another folder, or delete it to start anew"));
-  }
-
   void save() const {
     if (folder_.empty()) return;
     make_folder(folder_);
@@ -361,7 +347,7 @@ class Trainer {
       require(end == written.data() + written.size() && out >= 0, file.path(), ": \"", key, "\" is \"", written, "\", a number expected");
       return out;
     };
-    require_same_run(value("laconic_run"), file.path());
+    require_same_run(parse_json(value("laconic_run"), file.path()), nlohmann::json::parse(description_), file.path(), "folder");
     load_parameters(model_, file, "model.");
     load_parameters(best_, file, "best.");
     state_ = json_value<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());

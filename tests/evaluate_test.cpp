@@ -1,0 +1,126 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// What a model wrote, against what was said; in portions as at once.
+#include "golden.hpp"
+#include "ridge_speech.hpp"
+
+#include <laconic/attention/any.hpp>
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/model/conformer.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
+#include <laconic/speech/evaluate.hpp>
+
+#include <set>
+
+using namespace laconic;
+
+namespace {
+
+/// Hears in each frame the token that its features name.
+struct Parrot {
+  auto operator()(Cpu<float>& cpu, const Matrix<float>& features, const Sequences& sequences) const {
+    auto rows = cpu.input(features);
+    return Logits<decltype(rows)>{rows, sequences};
+  }
+};
+
+/// A model that says `heard` where `text` was said.
+Evaluation say(const Vocabulary& vocabulary, const std::vector<std::pair<std::string, std::string>>& text_and_heard) {
+  Dataset data;
+  for (const auto& [text, heard] : text_and_heard) {
+    const auto tokens = vocabulary.encode(heard);
+    Example e;
+    e.text = text;
+    e.features = Matrix<float>::Zero(2 * static_cast<Index>(tokens.size()), vocabulary.size());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      e.features(2 * static_cast<Index>(i), tokens[i]) = 1;
+      e.features(2 * static_cast<Index>(i) + 1, 0) = 1;  // a blank between
+    }
+    data.examples.push_back(std::move(e));
+  }
+  Cpu<float> cpu(1);
+  return evaluate(Parrot(), cpu, data, vocabulary);
+}
+
+/// Each portion alone and added up, as a program does that was stopped after each.
+template <class Model>
+Evaluation in_portions(const Model& model, const Dataset& data, const Vocabulary& vocabulary, std::size_t size) {
+  Evaluation out;
+  for (std::size_t begin = 0; begin < data.examples.size(); begin += size) {
+    Dataset portion;
+    for (std::size_t i = begin; i < std::min(begin + size, data.examples.size()); ++i) portion.examples.push_back(data.examples[i]);
+    Cpu<float> cpu(1);
+    out += evaluate(model, cpu, portion, vocabulary);
+    out = json_value<Evaluation>(parse_json(to_json(out).dump(), "partial"), "partial");
+  }
+  return out;
+}
+
+template <class Model>
+void check_portions(const Model& model, const Dataset& data, const Vocabulary& vocabulary) {
+  Cpu<float> cpu(1);
+  const Evaluation whole = evaluate(model, cpu, data, vocabulary, 100);
+  CHECK(whole.losses > 0);
+  REQUIRE(std::set<std::string>(whole.hypotheses.begin(), whole.hypotheses.end()).size() > 1);  // there is something to compare
+  for (const std::size_t size : {std::size_t{1}, std::size_t{3}, std::size_t{100}}) {
+    const Evaluation parts = in_portions(model, data, vocabulary, size);
+    CHECK(parts.hypotheses == whole.hypotheses);
+    CHECK(parts.errors == whole.errors);
+    CHECK(parts.losses == whole.losses);
+    CHECK(parts.loss == Approx(whole.loss).epsilon(1e-12));
+    CHECK(parts.audio_seconds == Approx(whole.audio_seconds).epsilon(1e-12));
+    CHECK(parts.compute_seconds > 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("texts are compared as the vocabulary writes them", "[evaluate]") {
+  const auto letters = [](std::string_view first_to_last) {
+    nlohmann::json json{{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"'", 5}};
+    for (char c = first_to_last[0]; c <= first_to_last[1]; ++c) json[std::string(1, c)] = json.size();
+    return Vocabulary::from_json(Tokens::characters, json);
+  };
+  for (const std::string_view range : {"AZ", "az"}) {  // LibriSpeech's texts are capitals
+    const Evaluation e = say(letters(range), {{"IT'S  A DAY", "it's a day"}, {"He said so", "HE SAD SO"}, {"", "a"}});
+    CHECK(e.errors[0] == WordErrors{.reference_words = 3});
+    CHECK(e.errors[1] == WordErrors{.substitutions = 1, .reference_words = 3});
+    CHECK(e.errors[2] == WordErrors{.insertions = 1});
+    CHECK(e.hypotheses[0] == (range == "AZ" ? "IT'S A DAY" : "it's a day"));
+  }
+  // What the vocabulary cannot write it cannot hear: errors, no failure.
+  const Evaluation e = say(letters("AZ"), {{"caf\u00e9 no. 7 | it\u2019s", "cafe no it's"}, {"\xff so", "so"}});
+  CHECK(e.errors[0] == WordErrors{.substitutions = 3, .deletions = 2, .reference_words = 5});
+  CHECK(e.errors[1] == WordErrors{.deletions = 1, .reference_words = 2});
+  CHECK(e.wer() == Approx(6.0 / 7));
+}
+
+TEST_CASE("an evaluation in portions is that of all at once", "[evaluate]") {
+  const EncoderConfig config{
+      .num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .num_heads = 2, .conv_kernel = 5, .subsampling_channels = 4};
+  Dataset data = corpus(17, Seed(2));
+  data.examples[4].features.resize(0, mels);  // nothing was said
+  data.examples[5].labels.clear();
+  const Vocabulary vocabulary = Vocabulary::words(words);
+  const Conformer<MlaSimple<2, 4>> model(config, Seed(1));
+  check_portions(model, data, vocabulary);
+}
+
+TEST_CASE("an evaluation of samples in portions is that of all at once", "[evaluate]") {
+  const SafetensorsFile file = golden_file("wav2vec2_conformer.safetensors");
+  const std::string name = GENERATE("case0", "case1");
+  const EncoderConfig config = wav2vec2_conformer_config(parse_json(file.metadata().at(name + ".config"), name), name);
+  Wav2Vec2Conformer<AnyAttention> model(config, Seed());
+  load_parameters(model, file, name + ".param.");
+  const Vocabulary vocabulary = Vocabulary::characters(std::vector<std::string>{"abcde f"});
+  REQUIRE(vocabulary.size() == config.vocab_size);
+  Dataset data;
+  for (Index i = 0; i < 7; ++i) {
+    Example e;
+    e.features = random_matrix<float>(300 + 70 * (i % 3) + i, 1, static_cast<std::uint64_t>(i));
+    e.text = "a bad cafe";
+    e.labels = vocabulary.encode(i % 2 == 0 ? "ab" : "c");
+    e.seconds = 0.01;
+    data.examples.push_back(std::move(e));
+  }
+  check_portions(model, data, vocabulary);
+}
