@@ -278,6 +278,28 @@ refused eval.json -- compare eval.json mla.json --json eval.json
 refused new.gif -- compare eval.json mla.json --plot new.gif
 misused 'results' compare
 
+# --- A student and its teacher, ranks that fall, and what is trained.
+ok train --data corpus --init mla --out distilled --epochs 1 --teacher run --distill 0.5 --temperature 2 --distill-blocks 1 --train-only self_attn
+ok train --data corpus --init mla --out fallen --epochs 1 --ranks 16,8 --teacher run --distill 1
+says err 'latents of 16: '
+says fallen/model/config.json '"kv_lora_rank": 8'
+[ -s fallen/rank-16/losses.csv ] || fail "no losses of the step at rank 16"
+cp fallen/model/model.safetensors before.safetensors
+ok train --data corpus --init mla --out fallen --epochs 1 --ranks 16,8 --teacher run --distill 1
+cmp before.safetensors fallen/model/model.safetensors || fail "a finished run changed"
+refused falling -- train --data corpus --init mla --out new --ranks 8,16
+refused --distill -- train --data corpus --init mla --out new --teacher run
+refused teacher -- train --data corpus --init mla --out new --distill 0.5
+refused 'no latent' mha -- train --data corpus --init run --out new --ranks 8
+refused decoder -- train --data corpus --init mla --out new --train-only decoder
+misused init train --data corpus --out new --ranks 8
+ok convert --input run --output shared --latent-dim 16 --method activation --allocation fisher --calibration corpus/valid.jsonl --hadamard --plots plots \
+  --json convert.json
+says convert.json k_factor_error allocation
+for plot in spectra error_by_rank ranks; do [ -s plots/$plot.png ] || fail "no $plot.png"; done
+ok convert --input run --output turned --attention gqa --kv-heads 2 --method activation --calibration corpus/valid.jsonl
+refused calibration -- convert --input run --output new --latent-dim 16 --allocation fisher
+
 # A run that is done has nothing to do; with other settings it is another one.
 # shellcheck disable=SC2086
 ok train --data corpus --out run2 $tiny --seed 3
@@ -308,6 +330,11 @@ echo $errors | awk '{ exit !($3 < 1e-4 && $9 > 1e-2) }' || fail "R = d is not ex
 cp study/results.json before.json
 ok study --data corpus --out study
 cmp before.json study/results.json || fail "a finished study changed"
+ok study --data corpus --out study --attentions mla-simple,mqa --methods svd,activation,activation+water-filling --caches 12.5 \
+  --strategies finetuned,distilled,progressive,attention-only
+for stage in distilled progressive attention-only; do says study/results.json "\"$stage\""; done
+rows=$(grep -c '"stage":' study/results.json) # 3 latents, 2 of which can progress, and 2 of one head, each converted and by each strategy
+[ "$rows" -eq $((16 + 3 + 10 + 7 + 5)) ] || fail "a study that was widened has $rows rows"
 refused study.json -- study --data corpus --out study --preset full
 refused nowhere -- study --data nowhere --out new
 touch file

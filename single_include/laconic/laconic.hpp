@@ -178,6 +178,39 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
 
 }  // namespace laconic
 
+#include <algorithm>
+#include <initializer_list>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
+class IndexList {
+ public:
+  using value_type = Index;
+  static constexpr Index capacity = 64;
+
+  constexpr IndexList() = default;
+  constexpr IndexList(std::initializer_list<Index> values) {
+    for (const Index value : values) push_back(value);
+  }
+
+  constexpr void push_back(Index value) {
+    require(size_ < capacity, "a list of more than ", capacity, " numbers given");
+    values_[static_cast<std::size_t>(size_++)] = value;
+  }
+  constexpr Index size() const { return size_; }
+  constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
+  constexpr const Index* begin() const { return values_.data(); }
+  constexpr const Index* end() const { return values_.data() + size_; }
+  friend constexpr bool operator==(const IndexList& a, const IndexList& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
+ private:
+  std::array<Index, capacity> values_{};
+  Index size_ = 0;
+};
+
+}  // namespace laconic
+
 namespace laconic::inline LACONIC_ABI {
 
 /// Attentions by name, for types that leave the choice open (`AnyAttention`).
@@ -213,6 +246,7 @@ struct AttentionConfig {
   Index v_lora_rank = 0;                ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
   Index q_lora_rank = 0;                ///< of low-rank queries
   Index qk_rope_head_dim = 0;           ///< of the decoupled rotary key
+  IndexList rope_pairs{};               ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
   Index head_dim = 0;                   ///< 0: d_model / num_heads
   bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
@@ -224,6 +258,7 @@ struct AttentionDims {
   Index d_model, num_heads, num_kv_heads, head_dim;
   bool bias;
   Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;
+  IndexList rope_pairs{};
 
   constexpr Index q_dim() const { return num_heads * head_dim; }
   constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
@@ -241,8 +276,6 @@ struct Heads {
 };
 
 }  // namespace laconic
-
-#include <algorithm>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -421,7 +454,6 @@ void shuffle(Container& items, const Random& random) {
 
 }  // namespace laconic
 
-#include <initializer_list>
 #include <vector>
 
 namespace laconic::inline LACONIC_ABI {
@@ -1565,8 +1597,8 @@ struct HeadLatent {
 };
 
 /// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of RopeDim
-/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T): both are cached. Keys are [c B_K^T, k_R], so
-/// position never stands between latent and key. Biases, where configured, as in `SharedLatent`, on the expansions only.
+/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR): both are cached. Keys are [c B_K^T, k_R], so
+/// position never stands between latent and key. Biases, where configured, on the rotary key and the expansions.
 template <Index R, Index RopeDim, template <class> class Norm = RmsNorm>
 struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
@@ -1578,11 +1610,14 @@ struct DecoupledLatent {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
     d.qk_rope_head_dim = resolve<RopeDim>(c.qk_rope_head_dim, "qk_rope_head_dim");
     require(d.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: ", d.qk_rope_head_dim, " given, an even number expected");
+    d.rope_pairs = c.rope_pairs;
+    require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim, "rope_pairs: ", d.rope_pairs.size(),
+            " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }
   static constexpr Index parameter_count(const AttentionDims& d) {
-    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + Norm<float>::parameter_count(d.kv_lora_rank) +
+    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + d.bias * d.qk_rope_head_dim + Norm<float>::parameter_count(d.kv_lora_rank) +
            2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
   }
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model; }
@@ -1595,7 +1630,7 @@ struct DecoupledLatent {
    public:
     Layer(const AttentionDims& d, Seed seed)
         : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no), kv_norm(d.kv_lora_rank),
-          linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", Bias::no),
+          linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
 
@@ -1730,11 +1765,17 @@ class SinusoidRates {
  public:
   SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
     for (Index m = 0; 2 * m < width; ++m)
-      static_cast<double*>(buffer_.data())[m] = std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
+      static_cast<double*>(buffer_.data())[m] = rate(m, width);
+  }
+  /// Chosen ones.
+  SinusoidRates(Arena& arena, Index width, const IndexList& chosen) : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
+    for (Index i = 0; i < chosen.size(); ++i) static_cast<double*>(buffer_.data())[i] = rate(chosen[i], width);
   }
   double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
 
  private:
+  static double rate(Index m, Index width) { return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width)); }
+
   Buffer buffer_;
 };
 
@@ -1810,8 +1851,8 @@ struct RelativePosition : PlainPosition {
 /// What rotary policies share: the angles of each row, (rows, width): cosines of the pairs, then their sines.
 struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
-  static Tensor table(Context& context, const AttentionDims&, Index width, const Pass<Tensor>& pass) {
-    const SinusoidRates rates(context.arena(), width);
+  static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
+    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs) : SinusoidRates(context.arena(), width);
     return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
       const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
       const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
@@ -5838,9 +5879,12 @@ template <class To, class From, class T>
 Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
                            const Mask& mask) {
   const auto rows = cpu.input(x);
-  Pass<Tensor<T>> pass{sequences, mask};
-  pass.table = source.table(cpu, pass);
-  return deviation(target(cpu, rows, pass).view(), source(cpu, rows, pass).view());
+  const auto output_of = [&](const auto& layer) {
+    Pass<Tensor<T>> pass{sequences, mask};
+    pass.table = layer.table(cpu, pass);
+    return layer(cpu, rows, pass);
+  };
+  return deviation(output_of(target).view(), output_of(source).view());
 }
 
 /// Rows of independent standard normal numbers, the same for the same name.
@@ -6306,36 +6350,6 @@ void follow(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
-class IndexList {
- public:
-  using value_type = Index;
-  static constexpr Index capacity = 64;
-
-  constexpr IndexList() = default;
-  constexpr IndexList(std::initializer_list<Index> values) {
-    for (const Index value : values) push_back(value);
-  }
-
-  constexpr void push_back(Index value) {
-    require(size_ < capacity, "a list of more than ", capacity, " numbers given");
-    values_[static_cast<std::size_t>(size_++)] = value;
-  }
-  constexpr Index size() const { return size_; }
-  constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
-  constexpr const Index* begin() const { return values_.data(); }
-  constexpr const Index* end() const { return values_.data() + size_; }
-  friend constexpr bool operator==(const IndexList& a, const IndexList& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
-
- private:
-  std::array<Index, capacity> values_{};
-  Index size_ = 0;
-};
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
 /// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the end of
 /// the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
 enum class ConvolutionContext { centred, causal, chunk };
@@ -6478,6 +6492,7 @@ struct EncoderConfig {
   IndexList kv_lora_ranks{}, v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
   Index q_lora_rank = 0;
   Index qk_rope_head_dim = 0;
+  IndexList rope_pairs{};           ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of its own width
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
   Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
   double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
@@ -6503,6 +6518,7 @@ struct EncoderConfig {
             .v_lora_rank = v_lora_rank,
             .q_lora_rank = q_lora_rank,
             .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
             .attention = attention,
             .position_embeddings_type = position_embeddings_type};
   }
@@ -6539,6 +6555,7 @@ struct EncoderConfig {
     visit("v_lora_ranks", self.v_lora_ranks);
     visit("q_lora_rank", self.q_lora_rank);
     visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
     visit("position_embeddings_type", self.position_embeddings_type);
     visit("hidden_act", self.hidden_act);
     visit("layer_norm_eps", self.layer_norm_eps);

@@ -3,6 +3,7 @@
 
 #include <laconic/core/enum.hpp>
 #include <laconic/core/extent.hpp>
+#include <laconic/core/index_list.hpp>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -39,6 +40,7 @@ struct AttentionConfig {
   Index v_lora_rank = 0;                ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
   Index q_lora_rank = 0;                ///< of low-rank queries
   Index qk_rope_head_dim = 0;           ///< of the decoupled rotary key
+  IndexList rope_pairs{};               ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
   Index head_dim = 0;                   ///< 0: d_model / num_heads
   bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
@@ -50,6 +52,7 @@ struct AttentionDims {
   Index d_model, num_heads, num_kv_heads, head_dim;
   bool bias;
   Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;
+  IndexList rope_pairs{};
 
   constexpr Index q_dim() const { return num_heads * head_dim; }
   constexpr Index kv_dim() const { return num_kv_heads * head_dim; }

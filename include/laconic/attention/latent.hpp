@@ -312,8 +312,8 @@ struct HeadLatent {
 };
 
 /// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of RopeDim
-/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T): both are cached. Keys are [c B_K^T, k_R], so
-/// position never stands between latent and key. Biases, where configured, as in `SharedLatent`, on the expansions only.
+/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR): both are cached. Keys are [c B_K^T, k_R], so
+/// position never stands between latent and key. Biases, where configured, on the rotary key and the expansions.
 template <Index R, Index RopeDim, template <class> class Norm = RmsNorm>
 struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
@@ -325,11 +325,14 @@ struct DecoupledLatent {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
     d.qk_rope_head_dim = resolve<RopeDim>(c.qk_rope_head_dim, "qk_rope_head_dim");
     require(d.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: ", d.qk_rope_head_dim, " given, an even number expected");
+    d.rope_pairs = c.rope_pairs;
+    require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim, "rope_pairs: ", d.rope_pairs.size(),
+            " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }
   static constexpr Index parameter_count(const AttentionDims& d) {
-    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + Norm<float>::parameter_count(d.kv_lora_rank) +
+    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + d.bias * d.qk_rope_head_dim + Norm<float>::parameter_count(d.kv_lora_rank) +
            2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
   }
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model; }
@@ -342,7 +345,7 @@ struct DecoupledLatent {
    public:
     Layer(const AttentionDims& d, Seed seed)
         : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no), kv_norm(d.kv_lora_rank),
-          linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", Bias::no),
+          linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
 

@@ -68,11 +68,17 @@ class SinusoidRates {
  public:
   SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
     for (Index m = 0; 2 * m < width; ++m)
-      static_cast<double*>(buffer_.data())[m] = std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
+      static_cast<double*>(buffer_.data())[m] = rate(m, width);
+  }
+  /// Chosen ones.
+  SinusoidRates(Arena& arena, Index width, const IndexList& chosen) : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
+    for (Index i = 0; i < chosen.size(); ++i) static_cast<double*>(buffer_.data())[i] = rate(chosen[i], width);
   }
   double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
 
  private:
+  static double rate(Index m, Index width) { return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width)); }
+
   Buffer buffer_;
 };
 
@@ -148,8 +154,8 @@ struct RelativePosition : PlainPosition {
 /// What rotary policies share: the angles of each row, (rows, width): cosines of the pairs, then their sines.
 struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
-  static Tensor table(Context& context, const AttentionDims&, Index width, const Pass<Tensor>& pass) {
-    const SinusoidRates rates(context.arena(), width);
+  static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
+    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs) : SinusoidRates(context.arena(), width);
     return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
       const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
       const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];

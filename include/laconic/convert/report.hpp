@@ -137,9 +137,12 @@ template <class To, class From, class T>
 Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
                            const Mask& mask) {
   const auto rows = cpu.input(x);
-  Pass<Tensor<T>> pass{sequences, mask};
-  pass.table = source.table(cpu, pass);
-  return deviation(target(cpu, rows, pass).view(), source(cpu, rows, pass).view());
+  const auto output_of = [&](const auto& layer) {
+    Pass<Tensor<T>> pass{sequences, mask};
+    pass.table = layer.table(cpu, pass);
+    return layer(cpu, rows, pass);
+  };
+  return deviation(output_of(target).view(), output_of(source).view());
 }
 
 /// Rows of independent standard normal numbers, the same for the same name.

@@ -77,6 +77,7 @@ struct EncoderConfig {
   IndexList kv_lora_ranks{}, v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
   Index q_lora_rank = 0;
   Index qk_rope_head_dim = 0;
+  IndexList rope_pairs{};           ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of its own width
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
   Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
   double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
@@ -102,6 +103,7 @@ struct EncoderConfig {
             .v_lora_rank = v_lora_rank,
             .q_lora_rank = q_lora_rank,
             .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
             .attention = attention,
             .position_embeddings_type = position_embeddings_type};
   }
@@ -138,6 +140,7 @@ struct EncoderConfig {
     visit("v_lora_ranks", self.v_lora_ranks);
     visit("q_lora_rank", self.q_lora_rank);
     visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
     visit("position_embeddings_type", self.position_embeddings_type);
     visit("hidden_act", self.hidden_act);
     visit("layer_norm_eps", self.layer_norm_eps);

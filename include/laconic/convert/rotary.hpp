@@ -1,0 +1,228 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/convert/convert.hpp>
+
+#include <algorithm>
+#include <numeric>
+
+// Models whose queries and keys are turned by position after their projections: position then stands between a latent and its
+// keys, so part of each key is set aside for it.
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many, or those
+/// with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical inference", section 3.1).
+enum class RotaryChoice { high, low, uniform, norm };
+constexpr auto enum_names(RotaryChoice) {
+  using enum RotaryChoice;
+  return std::to_array<EnumName<RotaryChoice>>({{high, "high"}, {low, "low"}, {uniform, "uniform"}, {norm, "2-norm"}});
+}
+
+/// Numbers of the decoupled latent that its type leaves open (`dyn`).
+struct DecouplingConfig {
+  Index kv_lora_rank = 0, qk_rope_head_dim = 0;
+};
+
+namespace detail {
+
+/// Real and imaginary rows of one pair of every head, (heads, inputs + 1) each: biases are the last column.
+struct PairRows {
+  Matrix<double> real, imaginary;
+};
+template <class Linear>
+PairRows pair_rows(const Linear& linear, RotaryPairs pairs, Index head_dim, Index pair) {
+  const Matrix<double> all = with_bias(linear);
+  const Index heads = all.rows() / head_dim, first = pairs == RotaryPairs::interleaved ? 2 * pair : pair,
+              second = pairs == RotaryPairs::interleaved ? first + 1 : pair + head_dim / 2;
+  PairRows out{Matrix<double>(heads, all.cols()), Matrix<double>(heads, all.cols())};
+  for (Index h = 0; h < heads; ++h) {
+    out.real.row(h) = all.row(h * head_dim + first);
+    out.imaginary.row(h) = all.row(h * head_dim + second);
+  }
+  return out;
+}
+
+/// The mean squares of each head's pair, for inputs of this second moment.
+inline Matrix<double> pair_energies(const PairRows& rows, const Matrix<double>& moment) {
+  return (rows.real * moment).cwiseProduct(rows.real).rowwise().sum() + (rows.imaginary * moment).cwiseProduct(rows.imaginary).rowwise().sum();
+}
+
+/// The inputs' second moment with the constant that biases meet.
+inline Matrix<double> with_constant(const Matrix<double>& moment, Index inputs) {
+  Matrix<double> out = Matrix<double>::Identity(inputs + 1, inputs + 1);
+  if (moment.size() > 0) out.topLeftCorner(inputs, inputs) = moment;
+  return out;
+}
+
+/// One pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with turning, so z is what is cached, and the
+/// queries of head g take conj(c_g). The best z is the first principal component over heads, each of which counts by the energy of
+/// the queries that meet it.
+struct SharedPair {
+  Matrix<double> key;             ///< (2, inputs + 1): real and imaginary part of z
+  Matrix<double> real, imaginary; ///< of c, (kv_heads, 1)
+};
+template <std::same_as<double> D>
+SharedPair shared_pair(const PairRows& keys, const Matrix<D>& query_energies, const Matrix<D>& moment) {
+  const Index heads = keys.real.rows(), group = query_energies.rows() / heads;
+  Matrix<D> weight(heads, 1);
+  for (Index g = 0; g < heads; ++g) weight(g, 0) = std::sqrt(std::max(query_energies.middleRows(g * group, group).sum(), D{1e-300}));
+  const Matrix<D> a = weight.col(0).asDiagonal() * keys.real, b = weight.col(0).asDiagonal() * keys.imaginary;
+  // The Hermitian matrix of products as a real one of twice the size: [[Re, -Im], [Im, Re]].
+  const Matrix<D> re = a * moment * a.transpose() + b * moment * b.transpose(), im = b * moment * a.transpose() - a * moment * b.transpose();
+  Matrix<D> both(2 * heads, 2 * heads);
+  both << re, -im, im, re;
+  const Matrix<D> first = principal_directions<D>(both).leftCols(1), yr = first.topRows(heads), yi = first.bottomRows(heads);
+  SharedPair out;
+  out.key.resize(2, a.cols());
+  out.key << yr.transpose() * a + yi.transpose() * b, yr.transpose() * b - yi.transpose() * a;
+  out.real = yr.cwiseQuotient(weight);
+  out.imaginary = yi.cwiseQuotient(weight);
+  return out;
+}
+
+template <class KeyValue>
+inline constexpr bool is_decoupled = false;
+template <Index R, Index RopeDim, template <class> class Norm>
+inline constexpr bool is_decoupled<DecoupledLatent<R, RopeDim, Norm>> = true;
+
+template <class Target, class Source, class Method>
+Conversion<Target> decouple(const Source& source, const Method& method, RotaryChoice choice, const DecouplingConfig& numbers,
+                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  static_assert(same_model<Target, Source>, "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
+  static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys && is_decoupled<typename To::KeyValue>,
+                "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
+  auto config = source.config();
+  config.num_kv_heads = 0;
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.qk_rope_head_dim = numbers.qk_rope_head_dim;
+  const AttentionDims dims = To::dims(config.attention_config());
+  const Index d_model = config.d_model, head_dim = dims.head_dim, pairs = head_dim / 2, chosen = dims.qk_rope_head_dim / 2;
+  require(chosen <= pairs, "decouple_rotary: qk_rope_head_dim ", 2 * chosen, " given, at most head_dim = ", head_dim, " expected");
+  const std::vector<LayerStatistics> statistics = statistics_of(source, method);
+  const auto moment_of = [&](std::size_t l) { return with_constant(statistics.empty() ? Matrix<double>() : statistics[l].value_input, d_model); };
+
+  // One choice for all layers, for they share the table of positions.
+  std::vector<Index> order(static_cast<std::size_t>(pairs));
+  std::iota(order.begin(), order.end(), Index{0});
+  if (choice == RotaryChoice::low) std::reverse(order.begin(), order.end());
+  if (choice == RotaryChoice::uniform)
+    for (Index i = 0; i < chosen; ++i) order[static_cast<std::size_t>(i)] = i * pairs / chosen;
+  if (choice == RotaryChoice::norm) {
+    std::vector<double> products(order.size());
+    std::size_t l = 0;
+    Source::each_attention(source, [&](std::string_view, const auto& layer) {
+      const Matrix<double> moment = moment_of(l++);
+      for (Index p = 0; p < pairs; ++p) {
+        const auto lengths = [&](const auto& linear) {
+          return Matrix<double>(pair_energies(pair_rows(linear, From::Position::pairs, head_dim, p), moment).cwiseSqrt());
+        };
+        const Matrix<double> q = lengths(layer.query.linear_q), k = lengths(layer.key_value.linear_k);
+        for (Index h = 0; h < q.rows(); ++h) products[static_cast<std::size_t>(p)] += q(h, 0) * k(h * k.rows() / q.rows(), 0);
+      }
+    });
+    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return products[static_cast<std::size_t>(a)] > products[static_cast<std::size_t>(b)]; });
+  }
+  std::sort(order.begin(), order.begin() + chosen);
+  for (Index i = 0; i < chosen; ++i) config.rope_pairs.push_back(order[static_cast<std::size_t>(i)]);
+
+  Conversion<Target> out{Target(config, Seed()), {}};
+  std::map<std::string, const Parameter<T>*, std::less<>> named;
+  source.parameters([&](std::string_view name, const Parameter<T>& p) { named.emplace(name, &p); });
+  out.model.parameters([&](std::string_view name, Parameter<T>& p) {
+    const auto found = named.find(name);
+    if (found != named.end() && found->second->shape() == p.shape()) p.value = found->second->value;
+  });
+
+  InputRecorder<T> cpu;
+  std::vector<const AttentionLayer<From, T>*> layers;
+  Source::each_attention(source, [&](std::string_view, const auto& layer) {
+    layers.push_back(&layer);
+    cpu.inputs[&layer.input_weight()];
+  });
+  const auto logits = source(cpu, features, sequences);
+  Deviation output;
+  std::size_t l = 0;
+  Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
+    const AttentionLayer<From, T>& from = *layers[l];
+    const Matrix<double> moment = moment_of(l);
+    const double scale = std::sqrt(static_cast<double>(head_dim + 2 * chosen) / static_cast<double>(head_dim));
+    const Index heads = dims.num_heads, rope = 2 * chosen;
+    const auto at = [](RotaryPairs layout, Index width, Index pair) {
+      return layout == RotaryPairs::interleaved ? std::pair(2 * pair, 2 * pair + 1) : std::pair(pair, pair + width / 2);
+    };
+    KeyValueMap all = repeat_heads(key_value_map(FullRank(), from.key_value), from.dims());
+    Matrix<double> rope_keys(rope, d_model + 1), rope_queries(heads * rope, d_model + 1);
+    for (Index i = 0; i < chosen; ++i) {
+      const Index p = config.rope_pairs[i];
+      const PairRows queries = pair_rows(from.query.linear_q, From::Position::pairs, head_dim, p);
+      const SharedPair shared = shared_pair(pair_rows(from.key_value.linear_k, From::Position::pairs, head_dim, p), pair_energies(queries, moment), moment);
+      const auto [first, second] = at(To::Position::pairs, rope, i);
+      rope_keys.row(first) = shared.key.row(0);
+      rope_keys.row(second) = shared.key.row(1);
+      for (Index h = 0; h < heads; ++h) {
+        const Index g = h * shared.real.rows() / heads;
+        rope_queries.row(h * rope + first) = scale * (shared.real(g, 0) * queries.real.row(h) + shared.imaginary(g, 0) * queries.imaginary.row(h));
+        rope_queries.row(h * rope + second) = scale * (shared.real(g, 0) * queries.imaginary.row(h) - shared.imaginary(g, 0) * queries.real.row(h));
+        const auto [a, b] = at(From::Position::pairs, head_dim, p);
+        all.k.row(h * head_dim + a).setZero();
+        all.k.row(h * head_dim + b).setZero();
+      }
+    }
+    const auto put = [](Linear<T>& linear, const Matrix<double>& rows) {
+      linear.weight.value = rows.leftCols(linear.in()).template cast<T>();
+      if (linear.has_bias()) linear.bias.value = rows.rightCols(1).transpose().template cast<T>();
+    };
+    put(to.query.linear_q, scale * with_bias(from.query.linear_q));
+    put(to.query.linear_q_rope, rope_queries);
+    put(to.key_value.linear_k_rope, rope_keys);
+
+    // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
+    const Matrix<double> k = all.k_weight(), v = all.v_weight();
+    const JointFactors factors = factorize(method, k, v, to.key_value.linear_kv_down.out(), statistics.empty() ? LayerStatistics() : statistics[l]);
+    assign_weight(to.key_value.linear_kv_down, factors.down);
+    assign_weight(to.key_value.linear_k_up, factors.k_up);
+    assign_weight(to.key_value.linear_v_up, factors.v_up);
+    if constexpr (requires { to.key_value.kv_norm.weight; }) {
+      const Matrix<double> inputs = moment.topLeftCorner(d_model, d_model);
+      to.key_value.kv_norm.weight.value.setConstant(static_cast<T>(std::sqrt(output_energy(factors.down, inputs) / static_cast<double>(factors.down.rows()))));
+    }
+    const Matrix<double> moved = from.linear_out.weight.value.template cast<double>() * all.v_bias();
+    if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
+
+    const Deviation of_output = output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
+    out.report.layers.push_back({.layer = std::string(name), .num_kv_heads = heads, .kv_lora_rank = dims.kv_lora_rank, .output_error = of_output.relative(),
+                                 .output_mse = of_output.mean_squared(), .output_mae = of_output.mean_absolute(), .output_cosine = of_output.cosine()});
+    output += of_output;
+    ++l;
+  });
+  out.report.input = "features";
+  out.report.output_error = output.relative();
+  out.report.output_mse = output.mean_squared();
+  out.report.output_mae = output.mean_absolute();
+  out.report.output_cosine = output.cosine();
+  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+  return out;
+}
+
+}  // namespace detail
+
+/// A model with rotary positions (`Attention<Heads, FullRank, Rotary>`) as one with decoupled latents (`MlaDecoupled`): the chosen
+/// pairs of all heads become one rotary key by principal components; of the other pairs position is dropped, and with the values
+/// they become the latent, by `method`. Scores keep their scale. Lossless where heads' keys differ by complex factors, all pairs are
+/// chosen and the latent holds the values; otherwise for fine-tuning. A norm on the latent gets the gain that keeps its mean square.
+///
+///     using Small = Conformer<MlaDecoupled<8, 64, 16, FullQuery, NoNorm>>;  // or numbers in the configuration
+///     auto [small, report] = decouple_rotary<Small>(model, JointSvd(), RotaryChoice::norm, {}, features, sequences);
+///
+/// The report has the errors of outputs on these features (rows, num_mels). Allocates. Throws `Error` where numbers do not fit.
+template <class Target, class Source, class Method>
+Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice, const DecouplingConfig& numbers,
+                                   const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+  return detail::decouple<Target>(source, method, choice, numbers, features, sequences);
+}
+
+}  // namespace laconic
