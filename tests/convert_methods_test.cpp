@@ -6,6 +6,7 @@
 #include <laconic/model/conformer.hpp>
 
 #include <limits>
+#include <map>
 
 using namespace laconic;
 
@@ -300,6 +301,23 @@ TEST_CASE("mistakes that were made elsewhere would be seen", "[convert]") {
       last = error;
     }
   });
+  // Without the output's share of the values' bias, or without the terms of position, it is another function.
+  const auto without = [&](std::string_view what) {
+    Model wrong = convert_to(model, JointSvd{}, lossless[0].config()).model;
+    const Model& right = model;
+    std::map<std::string, Matrix<double>, std::less<>> before;
+    right.parameters([&](std::string_view name, const auto& p) { before.emplace(name, p.value); });
+    wrong.parameters([&](std::string_view name, auto& p) {
+      if (name.find(what) == std::string_view::npos || name.find("self_attn") == std::string_view::npos) return;
+      if (name.ends_with("linear_out.bias"))
+        p.value = before.find(name)->second;
+      else
+        p.value.setZero();
+    });
+    return difference(wrong, model);
+  };
+  CHECK(without("nothing") < 1e-11);
+  for (const std::string_view what : {"linear_out.bias", "linear_pos", "pos_bias_u", "pos_bias_v"}) CHECK(without(what) > 1e-3);
   // The mean of a compressor for keys and one for values, with the best way up from it: at full rank, too, it loses much.
   const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value, &v = keys_and_values(model, 0).linear_v.weight.value;
   const Matrix<double> nothing(0, d_model);
