@@ -256,6 +256,11 @@ TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conforme
   CHECK(error_of([](auto& c) { c.d_model = -8; }) == "encoder: d_model -8 given, 1 to 65536 expected");
   CHECK(error_of([](auto& c) { c.d_model = 200'000; }) == "encoder: d_model 200000 given, 1 to 65536 expected");
   CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "encoder: num_layers 0 given, 1 to 4096 expected");
+  CHECK(error_of([](auto& c) { c.num_heads = -2; }) == "encoder: num_heads -2 given, 0 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.num_kv_heads = 1 << 20; }) == "encoder: num_kv_heads 1048576 given, 0 to 65536 expected");
+  for (Index EncoderConfig::*const member : {&EncoderConfig::kv_lora_rank, &EncoderConfig::v_lora_rank, &EncoderConfig::q_lora_rank,
+                                             &EncoderConfig::qk_rope_head_dim})  // counts of parameters would overflow
+    CHECK(error_of([&](auto& c) { c.*member = Index{1} << 62; }).ends_with(" 4611686018427387904 given, 0 to 65536 expected"));
   CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "encoder: vocab_size 1 given, 2 to 16777216 expected");
   CHECK(error_of([](auto& c) { c.ffn_expansion = Index{1} << 61; }) ==
         "encoder: ffn_expansion 2305843009213693952 given, 1 to 64 expected");

@@ -58,6 +58,18 @@ TEST_CASE("texts of errors", "[core]") {
   CHECK_THROWS_WITH(require(false, "length ", 3, " given"), "length 3 given");
 }
 
+TEST_CASE("an error is one line, whatever of a file is in it", "[core]") {
+  CHECK(Error("f: token \"a\nb\x1b[2J\x7f\t\" \u00e4").what() == std::string("f: token \"a?b?[2J??\" \u00e4"));
+  CHECK(Error(std::string("a\0b", 3)).what() == std::string("a?b"));
+  const std::string most(2000, 'x');
+  CHECK(Error(most).what() == most);
+  CHECK(Error("<" + most + ">").what() == "<" + std::string(999, 'x') + " ... " + std::string(999, 'x') + ">");
+  std::string umlauts;  // two bytes each: none is cut
+  for (int i = 0; i < 1500; ++i) umlauts += "\u00e4";
+  CHECK(Error("x" + umlauts).what() == "x" + umlauts.substr(0, 998) + " ... " + umlauts.substr(0, 1000));
+  CHECK(Error(umlauts + "x").what() == umlauts.substr(0, 1000) + " ... " + umlauts.substr(0, 998) + "x");
+}
+
 TEST_CASE("extents", "[core]") {
   CHECK_THROWS_WITH(Extent<5>(4), "extent: 4 given where the type says 5");
   CHECK_THROWS_WITH(Extent<5>(Extent<dyn>(6)), "extent: 6 given where the type says 5");

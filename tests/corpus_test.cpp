@@ -119,12 +119,31 @@ TEST_CASE("a bad manifest is refused with file and line", "[corpus]") {
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "speaker": 5})") ==
         "'speaker' is 5, a string expected");
   CHECK(message(R"({"audio_filepath": "", "duration": 1, "text": "one"})") == "'audio_filepath' is empty");
+  CHECK(message(R"({"audio_filepath": "a.wav\u0000b", "duration": 1, "text": "one"})") ==
+        "'audio_filepath' is 'a.wav?b', a path without a zero byte expected");
   CHECK(message(R"({"audio_filepath": "gone.wav", "duration": 1, "text": "one"})") ==
         "audio file " + (folder / "gone.wav").string() + " does not exist");
   put(path, "\n");
   CHECK_THROWS_WITH(read_manifest(path), path.string() + ": holds no utterances");
   CHECK_THROWS_WITH(read_manifest(folder / "none.jsonl"), (folder / "none.jsonl").string() + ": no such file");
   CHECK_THROWS_WITH(read_manifest(folder.path), folder.path.string() + ": no such file");
+}
+
+TEST_CASE("a recording whose header does not say how long it is, is heard", "[corpus]") {
+  TemporaryFolder folder;
+  const fs::path path = folder / "a.flac";
+  put_flac(path);
+  std::string bytes = read_file(path, 1 << 20);
+  bytes[21] = static_cast<char>(bytes[21] & 0xf0);  // 36 bits of the number of samples
+  bytes.replace(22, 4, 4, '\0');
+  put(path, bytes);
+  CHECK(detail::audio_duration(path) == 0.1);
+}
+
+TEST_CASE("attack: a text file of nothing but ends of lines", "[corpus]") {
+  TemporaryFolder folder;
+  put(folder / "m.jsonl", std::string(20'000'000, '\n') + "{");  // each was kept as a string of 32 bytes
+  CHECK_THROWS_WITH(read_manifest(folder / "m.jsonl"), Catch::Matchers::StartsWith((folder / "m.jsonl").string() + ":20000001: not valid JSON"));
 }
 
 TEST_CASE("a corpus in LibriSpeech's layout", "[corpus]") {

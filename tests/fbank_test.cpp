@@ -154,7 +154,8 @@ TEST_CASE("fbank: configurations that make no sense", "[fbank]") {
     return std::string("no error");
   };
   CHECK(message({.sample_rate = 0}) == "fbank: sample_rate 0 Hz given, 1 to 10000000 expected");
-  CHECK(message({.num_mels = 0}) == "fbank: num_mels 0 given, at least 1 expected");
+  CHECK(message({.num_mels = 0}) == "fbank: num_mels 0 given, 1 to 4096 expected");
+  CHECK(message({.num_mels = 2147483647}) == "fbank: num_mels 2147483647 given, 1 to 4096 expected");
   CHECK(message({.frame_shift_ms = 0}) == "fbank: frame_shift_ms 0 given, which is 0 samples; 1 to 1048576 expected");
   CHECK(message({.frame_length_ms = 1e9}) ==
         "fbank: frame_length_ms 1e+09 given, which is 1.6e+10 samples; 1 to 1048576 expected");
@@ -167,6 +168,12 @@ TEST_CASE("fbank: configurations that make no sense", "[fbank]") {
   CHECK(message({.preemphasis = 2}) == "fbank: preemphasis 2 given, 0 to 1 expected");
   CHECK(message({.num_mels = 200}).find("of 200 has no frequency of the transform of 512 samples") !=
         std::string::npos);
+}
+
+TEST_CASE("fbank: as many channels and as long frames as there may be are made soon", "[fbank]") {
+  // Each channel looked through all frequencies once: 2^31 logarithms.
+  const Fbank fbank({.sample_rate = 10'000'000, .num_mels = 4096, .frame_length_ms = 100, .low_hz = 1e6});
+  CHECK(fbank.num_frames(1'000'000) == 1);
 }
 
 TEST_CASE("features are normalised", "[normalize]") {

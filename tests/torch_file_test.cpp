@@ -387,6 +387,9 @@ TEST_CASE("attack: a pickle that grows or nests without end", "[io][torch]") {
   const std::string within = " is a dict, a tensor expected: a state dict within another is not read, save it alone";
   CHECK(pickle_message("}" + put + string("w") + get + "s") == "'w'" + within);  // itself
   CHECK(pickle_message("}" + put + string("_metadata") + get + "s" + get + "b") == "'_metadata'" + within);
+  // A dict with a thousand members, which would be looked at again and again.
+  CHECK(pickle_message("}" + put + "(" + many(1000, string("_metadata") + "N") + "u" + many(1000, get + "b")) ==
+        "data.pkl byte 15009: a dict with 1000 members, _metadata alone expected");
   CHECK(pickle_message("]" + put + get + "a") == "holds a list" + expected);
   CHECK(pickle_message(")" + put + get + get + "\x87" + put) == "holds a tuple" + expected);
 

@@ -98,6 +98,12 @@ TEST_CASE("attack: zip entries that reach elsewhere", "[io][zip]") {
   CHECK(zip_message(with(whole, l + 30, 'x')) == "zip entry 'm/c' has another name at byte " + lc);
 }
 
+TEST_CASE("attack: a zip entry whose name takes long to compare", "[io][zip]") {
+  CHECK(zip_message(parts::zip({{std::string(1024, 'm'), "x"}})) == "no error");
+  CHECK(zip_message(parts::zip({{std::string(1025, 'm'), "x"}})) ==
+        "zip entry '" + std::string(60, 'm') + "...' has a name of 1025 bytes, at most 1024 expected");
+}
+
 TEST_CASE("attack: a zip entry twice", "[io][zip]") {
   CHECK(zip_message(parts::zip({{"m/a", "1"}, {"m/a", "2"}})) == "zip entry 'm/a' appears twice");
   // Two names for the same bytes: the second header in the directory points into the first entry.

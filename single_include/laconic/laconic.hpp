@@ -33,13 +33,32 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace laconic::inline LACONIC_ABI {
 
-/// What every run-time failure throws. The text says where, what was given and what was expected.
+namespace detail {
+
+/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more than 2000
+/// bytes the middle goes (not within a character of UTF-8).
+inline std::string one_line(std::string line) {
+  for (char& c : line)
+    if ((c >= 0 && c < ' ') || c == 127) c = '?';
+  constexpr std::size_t kept = 1000;
+  if (line.size() <= 2 * kept) return line;
+  const auto within = [&](std::size_t at) { return (static_cast<unsigned char>(line[at]) & 0xC0) == 0x80; };
+  std::size_t begin = kept, end = line.size() - kept;
+  while (begin > 0 && within(begin)) --begin;
+  while (end + 1 < line.size() && within(end)) ++end;
+  return line.replace(begin, end - begin, " ... ");
+}
+
+}  // namespace detail
+
+/// What every run-time failure throws. The text says where, what was given and what was expected, in one line.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(std::string line) : std::runtime_error(detail::one_line(std::move(line))) {}
 };
 
 namespace detail {
@@ -357,7 +376,6 @@ MatrixView<T> view(Matrix<T>& matrix) {
 #include <cmath>
 #include <cstdint>
 #include <numbers>
-#include <utility>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -6583,6 +6601,12 @@ struct EncoderConfig {
     within(d_model, 1, 1 << 16, "d_model");
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
     within(conv_kernel, 1, 1 << 12, "conv_kernel");
     within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");

@@ -55,51 +55,89 @@ inline std::string shown(const nlohmann::json& value) {
   return value.dump();
 }
 
-/// Watches a parse: the nesting, and the keys of the objects that are open.
+/// Builds a value from what nlohmann's parser reads, without keys twice and not too deep. nlohmann's own builder that can be
+/// watched goes through all members of an object whenever one that is an object ends, so that many keep it busy for hours.
+template <class Watch>
 class StrictParse {
  public:
-  static constexpr int max_depth = 32;
+  using Json = nlohmann::json;
+  using Event = Json::parse_event_t;
+  static constexpr std::size_t max_depth = 32;
 
-  explicit StrictParse(const std::string& where) : where_(where) {}
+  StrictParse(const std::string& where, Watch& watch) : where_(where), watch_(watch) {}
 
-  void operator()(int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
-    using Event = nlohmann::json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start)
-      require(depth < max_depth, where_, ": JSON nested more than ", max_depth, " deep");
-    if (event == Event::object_start) keys_.emplace_back();
-    if (event == Event::object_end) keys_.pop_back();
-    if (event == Event::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      require(keys_.back().insert(key).second, where_, ": key ", in_quotes(key), " appears twice in one JSON object");
-    }
+  bool null() { return put(nullptr); }
+  bool boolean(bool value) { return put(value); }
+  bool number_integer(Json::number_integer_t value) { return put(value); }
+  bool number_unsigned(Json::number_unsigned_t value) { return put(value); }
+  bool number_float(Json::number_float_t value, const std::string&) { return put(value); }
+  bool string(std::string& value) { return put(std::move(value)); }
+  bool binary(Json::binary_t&) { return false; }  // JSON has none
+  bool start_object(std::size_t) { return open(Json::object(), Event::object_start); }
+  bool end_object() { return close(Event::object_end); }
+  bool start_array(std::size_t) { return open(Json::array(), Event::array_start); }
+  bool end_array() { return close(Event::array_end); }
+  bool key(std::string& name) {
+    const auto [member, is_new] = open_.back()->emplace(name, nullptr);
+    require(is_new, where_, ": key ", in_quotes(name), " appears twice in one JSON object");
+    member_ = &*member;
+    Json word = std::move(name);
+    watch_(depth(), Event::key, word);
+    return true;
+  }
+  [[noreturn]] bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 7: ..."
+    std::string_view reason = error.what();
+    if (const auto end = reason.find("] "); end != std::string_view::npos) reason.remove_prefix(end + 2);
+    std::string out(reason.substr(0, 200));
+    for (char& c : out) c = c >= ' ' && c <= '~' ? c : '?';
+    throw Error(text(where_, ": not valid JSON: ", out));
   }
 
+  Json root;
+
  private:
+  int depth() const { return static_cast<int>(open_.size()); }
+  /// Where the value goes that was read.
+  Json& place(Json value) {
+    if (open_.empty()) return root = std::move(value);
+    if (open_.back()->is_array()) return open_.back()->emplace_back(std::move(value));
+    return *member_ = std::move(value);
+  }
+  bool put(Json value) {
+    Json& placed = place(std::move(value));
+    if (!watch_(depth(), Event::value, placed)) placed = nullptr;
+    return true;
+  }
+  bool open(Json empty, Event event) {
+    require(open_.size() < max_depth, where_, ": JSON nested more than ", max_depth, " deep");
+    watch_(depth(), event, empty);
+    open_.push_back(&place(std::move(empty)));
+    return true;
+  }
+  bool close(Event event) {
+    Json& whole = *open_.back();
+    open_.pop_back();
+    if (!watch_(depth(), event, whole)) whole = nullptr;
+    return true;
+  }
+
   const std::string& where_;
-  std::vector<std::unordered_set<std::string>> keys_;
+  Watch& watch_;
+  std::vector<Json*> open_;  ///< arrays do not grow, and so do not move, while something in them is open
+  Json* member_ = nullptr;
 };
 
-/// Parses strictly; `watch(depth, event, value)` may return false to drop a value (see nlohmann::json::parse).
+/// Parses strictly; `watch(depth, event, value)` sees it as by nlohmann::json::parse, and where it returns false, a value that is
+/// complete is replaced by null.
 template <class Watch>
 nlohmann::json parse_json(std::string_view source, const std::string& where, Watch&& watch) {
   // nlohmann's parser takes a zero byte for the end and would not see what follows.
   const std::size_t zero = source.find('\0');
   require(zero == std::string_view::npos, where, ": not valid JSON: a zero byte at byte ", zero);
-  StrictParse strict(where);
-  try {
-    return nlohmann::json::parse(source.begin(), source.end(),
-                                 [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-                                   strict(depth, event, value);
-                                   return watch(depth, event, value);
-                                 });
-  } catch (const nlohmann::json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 7: ..."
-    std::string_view reason = e.what();
-    if (const auto end = reason.find("] "); end != std::string_view::npos) reason.remove_prefix(end + 2);
-    std::string out(reason.substr(0, 200));
-    for (char& c : out) c = c >= ' ' && c <= '~' ? c : '?';
-    throw Error(text(where, ": not valid JSON: ", out));
-  }
+  StrictParse strict(where, watch);
+  nlohmann::json::sax_parse(source.begin(), source.end(), &strict);
+  return std::move(strict.root);
 }
 
 }  // namespace detail

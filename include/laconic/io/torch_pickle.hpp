@@ -406,6 +406,7 @@ class TorchPickle {
     const Value state = pop();
     expect(state, Value::dict, "the state of an object");
     expect(top(), Value::dict, "what gets a state");
+    if (items(state).size() > 1) fail("a dict with ", items(state).size(), " members, _metadata alone expected");
     for (const auto& [key, value] : items(state)) {
       expect(key, Value::string, "the name of a member");
       if (string_of(key) != "_metadata")

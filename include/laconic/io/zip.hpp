@@ -57,7 +57,7 @@ class ZipDirectory {
 
  private:
   static constexpr std::size_t end_bytes = 22, locator_bytes = 20, end64_bytes = 56, central_bytes = 46,
-                               local_bytes = 30;
+                               local_bytes = 30, max_name = 1024;  // a pickle may name an entry millions of times
   static constexpr std::uint32_t end_mark = 0x06054b50, locator_mark = 0x07064b50, end64_mark = 0x06064b50,
                                  central_mark = 0x02014b50, local_mark = 0x04034b50;
   static constexpr std::uint16_t all16 = 0xffff;
@@ -130,6 +130,7 @@ class ZipDirectory {
   }
 
   void read_entry(std::uint64_t at, std::string_view name, std::span<const std::byte> extra) {
+    check(name.size() <= max_name, name, "has a name of ", name.size(), " bytes, at most ", max_name, " expected");
     const std::uint16_t flags = number<std::uint16_t>(at + 8), method = number<std::uint16_t>(at + 10);
     check((flags & 1) == 0, name, "is encrypted");
     check(method == 0, name, "is compressed (method ", method, "), stored bytes expected, as torch.save writes");

@@ -168,6 +168,12 @@ struct EncoderConfig {
     within(d_model, 1, 1 << 16, "d_model");
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
     within(conv_kernel, 1, 1 << 12, "conv_kernel");
     within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/io/json.hpp>
+#include <laconic/speech/audio.hpp>
 #include <laconic/speech/words.hpp>
 
 #include <sndfile.h>
@@ -34,17 +35,20 @@ inline bool is_file(const std::filesystem::path& path) {
   return std::filesystem::is_regular_file(path, ignored);
 }
 
-/// A text file of at most 1 GiB as lines, without their ends ("\n" or "\r\n").
-inline std::vector<std::string> read_lines(const std::filesystem::path& path) {
+/// visit(line, where) for each line of a text file of at most 1 GiB that is not blank, without its end ("\n" or "\r\n");
+/// `where` is "FILE:NUMBER". Lines are not kept: a file may be nothing but ends of them.
+template <class Visit>
+void each_line(const std::filesystem::path& path, Visit&& visit) {
   require(is_file(path), path.string(), ": no such file");
   const std::string all = read_file(path, std::size_t{1} << 30);
-  std::vector<std::string> lines;
+  std::size_t number = 0;
   for (std::size_t begin = 0; begin < all.size();) {
     const std::size_t end = std::min(all.find('\n', begin), all.size());
-    lines.push_back(all.substr(begin, end - begin - (end > begin && all[end - 1] == '\r' ? 1 : 0)));
+    const auto line = std::string_view(all).substr(begin, end - begin - (end > begin && all[end - 1] == '\r' ? 1 : 0));
+    ++number;
+    if (line.find_first_not_of(" \t\r\n\v\f") != std::string_view::npos) visit(line, text(path.string(), ':', number));
     begin = end + 1;
   }
-  return lines;
 }
 
 /// All files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted: a corpus' order
@@ -67,12 +71,13 @@ inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& 
   return list_files<std::filesystem::directory_iterator>(folder);
 }
 
-/// The length of a recording in seconds, from its header.
+/// The length of a recording in seconds, from its header, if it says so.
 inline double audio_duration(const std::filesystem::path& path) {
   SF_INFO info{};
   const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open(path.c_str(), SFM_READ, &info), sf_close);
   require(file != nullptr, path.string(), ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
   require(info.frames > 0 && info.samplerate > 0, path.string(), ": holds no audio");
+  if (info.frames == SF_COUNT_MAX) return read_audio(path).duration();  // written to a pipe
   return static_cast<double>(info.frames) / info.samplerate;
 }
 
@@ -85,16 +90,15 @@ inline constexpr std::string_view transcript_ending = ".trans.txt";
 /// Throws with file and line number for bad JSON, a missing key, a wrong type, an `offset` into a recording and audio
 /// that does not exist, and for a manifest without utterances.
 inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
-  const std::vector<std::string> lines = detail::read_lines(path);
   const std::filesystem::path folder = path.parent_path();
   std::vector<Utterance> utterances;
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    if (detail::split_words(lines[i]).empty()) continue;
-    const std::string where = text(path.string(), ':', i + 1);
-    const nlohmann::json json = parse_json(lines[i], where);
+  detail::each_line(path, [&](std::string_view line, const std::string& where) {
+    const nlohmann::json json = parse_json(line, where);
     Utterance one;
     const auto file = json_member<std::string>(json, "audio_filepath", where);
     require(!file.empty(), where, ": 'audio_filepath' is empty");
+    require(file.find('\0') == std::string::npos, where, ": 'audio_filepath' is ", detail::in_quotes(file),
+            ", a path without a zero byte expected");
     one.audio_filepath = folder / file;  // an absolute path stays as it is
     one.duration = json_member<double>(json, "duration", where);
     one.text = json_member<std::string>(json, "text", where);
@@ -105,7 +109,7 @@ inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
     require(detail::is_file(one.audio_filepath), where, ": audio file ", one.audio_filepath.string(),
             " does not exist");
     utterances.push_back(std::move(one));
-  }
+  });
   require(!utterances.empty(), path.string(), ": holds no utterances");
   return utterances;
 }
@@ -151,23 +155,20 @@ inline std::vector<Utterance> read_librispeech(const std::filesystem::path& fold
   std::vector<Utterance> utterances;
   std::vector<std::filesystem::path> used;
   for (const std::filesystem::path& transcript : transcripts) {
-    const std::vector<std::string> lines = detail::read_lines(transcript);
-    for (std::size_t i = 0; i < lines.size(); ++i) {
-      if (detail::split_words(lines[i]).empty()) continue;
-      const std::string where = text(transcript.string(), ':', i + 1);
-      const std::size_t space = lines[i].find(' ');
-      require(space != std::string::npos && space > 0, where, ": \"SPEAKER-CHAPTER-NUMBER TEXT\" expected");
-      const std::string id = lines[i].substr(0, space);
+    detail::each_line(transcript, [&](std::string_view line, const std::string& where) {
+      const std::size_t space = line.find(' ');
+      require(space != std::string_view::npos && space > 0, where, ": \"SPEAKER-CHAPTER-NUMBER TEXT\" expected");
+      const std::string id(line.substr(0, space));
       Utterance one;
       one.audio_filepath = transcript.parent_path() / (id + ".flac");
-      one.text = detail::join_words(lines[i].substr(space));
+      one.text = detail::join_words(line.substr(space));
       one.speaker = id.substr(0, id.find('-'));
       require(detail::is_file(one.audio_filepath), where, ": audio file ", one.audio_filepath.string(),
               " does not exist");
       one.duration = detail::audio_duration(one.audio_filepath);
       used.push_back(one.audio_filepath);
       utterances.push_back(std::move(one));
-    }
+    });
   }
   std::ranges::sort(used);
   const auto twice = std::ranges::adjacent_find(used);

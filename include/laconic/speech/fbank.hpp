@@ -48,7 +48,7 @@ class Fbank {
   explicit Fbank(const FbankConfig& config) : config_(config) {
     require(config.sample_rate > 0 && config.sample_rate <= 10'000'000, "fbank: sample_rate ", config.sample_rate,
             " Hz given, 1 to 10000000 expected");
-    require(config.num_mels > 0, "fbank: num_mels ", config.num_mels, " given, at least 1 expected");
+    require(config.num_mels > 0 && config.num_mels <= 4096, "fbank: num_mels ", config.num_mels, " given, 1 to 4096 expected");
     require(std::isfinite(config.preemphasis) && config.preemphasis >= 0 && config.preemphasis <= 1,
             "fbank: preemphasis ", config.preemphasis, " given, 0 to 1 expected");
     const Index frame = samples_in(config.frame_length_ms, "frame_length_ms");
@@ -121,14 +121,16 @@ class Fbank {
     require(low >= 0 && low < high && high <= nyquist, "fbank: a band from ", low, " to ", high,
             " Hz, 0 <= low < high <= ", nyquist, " expected");
     const double delta = (mel(high) - mel(low)) / (config_.num_mels + 1);
+    std::size_t begin = 0;  // no later channel has a bin before the first of this one
     for (int m = 0; m < config_.num_mels; ++m) {
       const double left = mel(low) + m * delta;
       Filter filter;
-      for (std::size_t k = 0; k < fft / 2; ++k) {
+      for (std::size_t k = begin; k < fft / 2; ++k) {
         const double up = (mel(static_cast<double>(k) * config_.sample_rate / static_cast<double>(fft)) - left) / delta;
         const auto weight = static_cast<float>(std::min(up, 2 - up));
-        if (weight <= 0) continue;
-        if (filter.weights.empty()) filter.first = k;
+        if (weight <= 0 && filter.weights.empty()) continue;
+        if (weight <= 0) break;
+        if (filter.weights.empty()) filter.first = begin = k;
         filter.weights.push_back(weight);
       }
       require(!filter.weights.empty(), "fbank: mel channel ", m, " of ", config_.num_mels,

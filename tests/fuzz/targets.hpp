@@ -1,0 +1,222 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/any.hpp>
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/io/safetensors.hpp>
+#include <laconic/io/sharded_tensors.hpp>
+#include <laconic/io/torch_file.hpp>
+#include <laconic/model/branchformer.hpp>
+#include <laconic/model/conformer.hpp>
+#include <laconic/model/published.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/corpus.hpp>
+#include <laconic/speech/features.hpp>
+#include <laconic/speech/vocabulary.hpp>
+
+#include <fstream>
+
+#include "../temporary_folder.hpp"
+#include "../torch_parts.hpp"
+
+// Every reader of files that may come from strangers, as a function of the file's bytes. It returns where the reader accepts them,
+// and throws `laconic::Error` where it refuses. All else is a bug: other exceptions, crashes, hangs, memory without end.
+// libFuzzer drives them (scripts/fuzz), and a test gives them the files of corpus/ (fuzz_test.cpp).
+
+namespace fuzz {
+
+using namespace laconic;
+
+/// What a reader must never do, thrown where only a look at the result shows it. Not an `Error`, which would be a refusal.
+struct Violation : std::logic_error {
+  using std::logic_error::logic_error;
+};
+inline void demand(bool condition, const std::string& what) {
+  if (!condition) throw Violation(what);
+}
+
+/// Small tensors and recordings for the readers that look at files beside the one that is read.
+inline void write_tensors(const std::filesystem::path& path, std::initializer_list<std::string_view> names) {
+  const std::array<float, 2> values{1, -1};
+  const std::array<Index, 1> shape{2};
+  SafetensorsWriter writer;
+  for (const std::string_view name : names) writer.add(name, shape, values);
+  writer.write(path);
+}
+
+/// A folder of one process, in which a reader finds its file and those that the file may name.
+class Folder {
+ public:
+  Folder() {
+    write_tensors(folder_ / "1.safetensors", {"a"});
+    write_tensors(folder_ / "2.safetensors", {"b", "c"});
+    write_wav(folder_ / "1-2-0.flac", {{0.5F, -0.5F}, 16000});  // which format it is says the file, not its name
+    write_wav(folder_ / "a.wav", {{0.5F, -0.5F}, 16000});
+  }
+
+  /// The path of a file that holds these bytes.
+  std::filesystem::path with(std::string_view name, std::string_view bytes) const {
+    auto path = folder_ / std::string(name);
+    std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    return path;
+  }
+
+ private:
+  TemporaryFolder folder_;
+};
+inline const Folder& folder() {
+  static const Folder out;
+  return out;
+}
+
+/// What has been accepted can be read to the last byte, and is as long as its shape says.
+inline void use(const TensorInfo& tensor) {
+  Index size = 0;
+  demand(detail::checked_size(tensor.shape, size), "a shape whose size overflows");
+  demand(tensor.bytes.size() == static_cast<std::size_t>(size) * dtype_bytes(tensor.dtype), "other bytes than the shape says");
+  unsigned sum = 0;
+  for (const std::byte b : tensor.bytes) sum += std::to_integer<unsigned>(b);
+  volatile unsigned read = sum;  // must not be optimised away
+  static_cast<void>(read);
+}
+inline void use(const Tensors& tensors) {
+  demand(tensors.count_values() >= 0, "a negative number of values");
+  for (const std::string& name : tensors.names()) {
+    const TensorInfo& tensor = tensors.info(name);
+    use(tensor);
+    std::vector<float> values(tensor.bytes.size() / dtype_bytes(tensor.dtype));
+    try {
+      tensors.read(name, std::span<float>(values));
+    } catch (const Error&) {  // of whole numbers, or a number too large
+    }
+  }
+}
+
+/// Formats are read twice, first from memory: behind a mapped file are zeros until its page ends, and no sanitizer minds that they
+/// are read; but what libFuzzer gives ends where it ends.
+template <class Read>
+void from_memory(Read&& read) {
+  try {
+    read();
+  } catch (const Error&) {  // the file will be refused, too
+  }
+}
+
+inline void safetensors(std::string_view bytes) {
+  const std::string where = "f";
+  from_memory([&] {
+    const auto all = std::as_bytes(std::span(bytes));
+    if (bytes.size() < 8) return;
+    const auto size = detail::number_at<std::uint64_t>(all, 0);
+    if (size > bytes.size() - 8) return;
+    const detail::SafetensorsHeader header(where, bytes.substr(8, size), all.subspan(8 + size));
+    for (const auto& entry : header.entries) use(entry.info);
+  });
+  use(SafetensorsFile(folder().with("f.safetensors", bytes)));
+}
+
+/// The pickle of a zip file in memory.
+inline void use_torch(std::string_view zip) {
+  const std::string where = "f";
+  const detail::ZipDirectory directory(where, std::as_bytes(std::span(zip)));
+  const std::string name = detail::torch_folder(where, directory);
+  const detail::TorchPickle pickle(where, directory, name);
+  for (const auto& [key, tensor] : pickle.tensors) use(tensor);
+}
+inline void torch(std::string_view bytes) {
+  from_memory([&] { use_torch(bytes); });
+  use(TorchFile(folder().with("f.bin", bytes)));
+}
+/// The bytes are those of data.pkl alone: a zip file around them is hard to mutate and yet be one.
+inline void pickle(std::string_view bytes) { use_torch(parts::file(std::string(bytes))); }
+
+/// The bytes are those of an index. It may name 1.safetensors, which holds a, and 2.safetensors, which holds b and c.
+inline void sharded(std::string_view bytes) {
+  use(ShardedTensors<SafetensorsFile>(folder().with("model.safetensors.index.json", bytes)));
+}
+
+/// Counts overflow nowhere: what a model takes is looked at before it is made.
+template <class Model>
+void count(const EncoderConfig& config) {
+  try {
+    demand(Model::parameter_count(config) > 0, "a model without parameters");
+  } catch (const Error&) {  // not every encoder has this attention
+  }
+}
+inline void use(const EncoderConfig& config) {
+  config.checked();
+  demand(to_json(json_value<EncoderConfig>(to_json(config), "back")) == to_json(config), "a configuration that changes when written");
+  count<Conformer<AnyAttention>>(config);
+  count<Branchformer<AnyAttention>>(config);
+  count<EBranchformer<AnyAttention>>(config);
+  count<Wav2Vec2Conformer<AnyAttention>>(config);
+  demand(Conformer<AnyAttention>::cache_bytes(config, frames(1000)) > 0, "a model without a cache");
+}
+/// config.json, as laconic or Hugging Face writes it, features.json for the features in it, or vocab.json.
+inline void config(std::string_view bytes) {
+  const std::string where = "f.json";
+  const nlohmann::json json = parse_json(bytes, where);
+  if (is_hugging_face_config(json))
+    use(wav2vec2_conformer_config(json, where));
+  else if (json.contains("fbank"))
+    FeatureExtractor(json_value<FeatureConfig>(json, where)).frame_shift();
+  else if (json.contains("d_model"))
+    use(json_value<EncoderConfig>(json, where));
+  else
+    demand(Vocabulary::from_json(json.contains("|") ? Tokens::characters : Tokens::words, json, where).size() > 0, "no tokens");
+}
+
+/// The bytes are those of a manifest, which may name a.wav.
+inline void manifest(std::string_view bytes) {
+  for (const Utterance& one : read_manifest(folder().with("m.jsonl", bytes))) {
+    demand(one.audio_filepath.string().find('\0') == std::string::npos, "a path that the system sees the beginning of only");
+    demand(detail::audio_duration(one.audio_filepath) > 0 && one.duration >= 0, "no duration");
+  }
+}
+/// The bytes are those of a LibriSpeech folder's transcripts; 1-2-0.flac lies beside them.
+inline void transcripts(std::string_view bytes) {
+  for (const Utterance& one : read_librispeech(folder().with("1-2.trans.txt", bytes).parent_path()))
+    demand(one.duration > 0, "no duration");
+}
+
+inline void audio(std::string_view bytes) {
+  const auto path = folder().with("f.wav", bytes);
+  const Audio whole = read_audio(path);
+  demand(!whole.samples.empty() && whole.sample_rate > 0, "audio without samples");
+  for (const float x : whole.samples) demand(std::isfinite(x), "a sample that is not finite");
+  const double seconds = detail::audio_duration(path);
+  demand(seconds > 0 && seconds < 1e9, "a duration of no recording");
+  if (whole.samples.size() > 5000) return;  // resampling takes its time
+  std::string note;
+  demand(read_audio(path, 16000, &note).sample_rate == 16000, "another rate than was asked for");
+}
+
+struct Target {
+  std::string_view name;
+  void (*read)(std::string_view bytes);
+};
+inline constexpr auto targets = std::to_array<Target>({{"safetensors", safetensors},
+                                                       {"torch", torch},
+                                                       {"pickle", pickle},
+                                                       {"sharded", sharded},
+                                                       {"config", config},
+                                                       {"manifest", manifest},
+                                                       {"transcripts", transcripts},
+                                                       {"audio", audio}});
+
+/// Gives the bytes to a reader. True where it accepts them, and false where it refuses them with one clear line.
+inline bool accepts(const Target& target, std::string_view bytes) {
+  try {
+    target.read(bytes);
+    return true;
+  } catch (const Error& error) {
+    const std::string_view line = error.what();
+    demand(!line.empty() && line.size() < 2100, "an error of " + std::to_string(line.size()) + " bytes: one line expected");
+    for (const char c : line)
+      demand(static_cast<unsigned char>(c) >= ' ' && c != '\x7f', "an error with control characters: " + std::string(line));
+    return false;
+  }
+}
+
+}  // namespace fuzz
