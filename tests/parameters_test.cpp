@@ -5,6 +5,8 @@
 #include "catch.hpp"
 #include "temporary_folder.hpp"
 
+#include <limits>
+
 using namespace laconic;
 
 namespace {
@@ -138,6 +140,14 @@ TEST_CASE("a file that does not fit the model is refused and the model kept", "[
   CHECK(load_from(with({3, 2})) == path.string() + ": tensor 'layers.1.weight' has shape (3, 2), (3, 1, 2) expected");
   CHECK(load_from(with({2, 1, 3})) ==
         path.string() + ": tensor 'layers.1.weight' has shape (2, 1, 3), (3, 1, 2) expected");
+
+  auto damaged = model;
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    damaged.layers[1].weight.value(1, 1) = bad;
+    SafetensorsWriter writer;
+    append_parameters(writer, damaged);
+    CHECK(load_from(writer) == path.string() + ": tensor 'layers.1.weight' holds numbers that are not finite");
+  }
 
   with({3, 1, 2}).write(path);
   std::string bytes = read_file(path, 10000);  // "F32" of the tensor becomes "I32": as many bytes, another meaning
