@@ -142,6 +142,30 @@ TEST_CASE("training touches attention alone where that is asked for", "[distill]
   CHECK_THROWS_WITH(Trainer(model, s.cpu, s.train, s.valid, s.vocabulary, config), "train_only: no parameter's name contains \"decoder\"");
 }
 
+TEST_CASE("training goes on with what the optimiser had learnt", "[distill]") {
+  Speech s;
+  const TrainConfig config = config_of(1, 1e-3);
+  Model first = small_model(3);
+  Trainer before(first, s.cpu, s.train, s.valid, s.vocabulary, config);
+  before.run(silent);
+  const auto trained_on = [&](OptimizerState<float> learnt) {
+    Model model = first;
+    Trainer trainer(model, s.cpu, s.train, s.valid, s.vocabulary, config, {}, {}, std::move(learnt));
+    trainer.run(silent);
+    return std::pair(Fingerprint::of_parameters(model), trainer.optimizer().steps);
+  };
+  const auto [with, steps] = trained_on(before.optimizer());
+  CHECK(steps == 2 * before.optimizer().steps);
+  CHECK(with == trained_on(before.optimizer()).first);
+  CHECK(with != trained_on({}).first);
+  OptimizerState<float> wrong = before.optimizer();
+  wrong.moments[0].second.resize(1, 2);
+  CHECK_THROWS_WITH(trained_on(wrong), Catch::Matchers::ContainsSubstring("train: moments of (1, 2) given for "));
+  wrong.moments.resize(1000);
+  wrong.moments[0] = {};
+  CHECK_THROWS_WITH(trained_on(wrong), "train: moments of 1000 parameters given for a model of fewer");
+}
+
 TEST_CASE("Fisher information is the mean square of utterances' derivatives", "[fisher]") {
   Speech s;
   const Model model = small_model(3);
@@ -162,6 +186,16 @@ TEST_CASE("Fisher information is the mean square of utterances' derivatives", "[
     CHECK(information[l] == Approx(sum / (3 * 2 * 16 * 16)).epsilon(1e-5));
     CHECK(information[l] > 0);
   }
+  // An utterance without frames first: it says nothing, and counts as one.
+  Matrix<float> more(batch.features.rows() + 1, batch.features.cols());
+  more << Matrix<float>::Zero(1, batch.features.cols()), batch.features;
+  std::vector<Index> lengths{1}, label_lengths{0};
+  for (Index n = 0; n < batch.sequences.size(); ++n) {
+    lengths.push_back(batch.sequences.length(n));
+    label_lengths.push_back(batch.labels.sequences.length(n));
+  }
+  const std::vector<double> of_four = fisher_information(model, s.cpu, more, Sequences(lengths), {batch.labels.tokens, Sequences(label_lengths)});
+  for (std::size_t l = 0; l < 2; ++l) CHECK(of_four[l] == Approx(0.75 * information[l]).epsilon(1e-5));
   CHECK_THROWS_WITH(fisher_information(model, s.cpu, batch.features, batch.sequences, Labels()),
                     "fisher_information: 0 label sequences given for 3 sequences of features, equal numbers of at least 1 expected");
 }

@@ -6,6 +6,7 @@
 #include "gradient_check.hpp"
 
 #include <laconic/attention/any.hpp>
+#include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 
 #include <map>
@@ -86,14 +87,18 @@ TEST_CASE("every attention has its own cost, and the one that is counted", "[mis
 }
 
 TEST_CASE("utterances of any length give numbers", "[mistakes]") {
-  const Conformer<Mha<4>> model({.num_mels = 20, .d_model = d_model, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3, .subsampling_channels = 3}, Seed(1));
-  Cpu<float> cpu(1);
-  for (Index frames = 0; frames < 12; ++frames) {
-    const Matrix<float> x = random_matrix<float>(frames, 20, 1);
-    const auto logits = model(cpu, x, Sequences{frames});
-    CHECK(logits.rows.view().allFinite());
-    CHECK(logits.rows.rows() == Conformer<Mha<4>>::out_length(model.config(), frames));
-  }
+  const auto check = []<class Model>(std::type_identity<Model>) {
+    const Model model({.num_mels = 20, .d_model = d_model, .num_layers = 1, .vocab_size = 5, .conv_kernel = 3, .subsampling_channels = 3}, Seed(1));
+    Cpu<float> cpu(1);
+    for (Index frames = 0; frames < 12; ++frames) {
+      const Matrix<float> x = random_matrix<float>(frames, 20, 1);
+      const auto logits = model(cpu, x, Sequences{frames});
+      CHECK(logits.rows.view().allFinite());
+      CHECK(logits.rows.rows() == Model::out_length(model.config(), frames));
+    }
+  };
+  check(std::type_identity<Conformer<Mha<4>>>());
+  check(std::type_identity<Branchformer<Mha<4>>>());
 }
 
 TEST_CASE("rotary positions turn frames, also where as many heads, channels and frames are there", "[mistakes]") {

@@ -84,7 +84,37 @@ TEST_CASE("layers may be cut to ranks of their own", "[progressive]") {
   const auto cut = truncate<Model>(model, {.kv_lora_ranks = {8, 16}});
   CHECK(cut.model.layers[0].self_attn.dims().kv_lora_rank == 8);
   CHECK(cut.model.layers[1].self_attn.dims().kv_lora_rank == 16);
-  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 25}), "truncate: rank 25 given for a latent of 24, 1 .. 24 expected");
+  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 25}), "truncate: layers.0.self_attn has a latent of 24, 25 asked for");
+}
+
+TEST_CASE("latents of keys and of values may be cut to ranks of their own, and hold channels that are empty", "[progressive]") {
+  Model model = random_model(AttentionName::mla_split, 24);
+  const auto cut = truncate<Model>(model, {.kv_lora_rank = 10, .v_lora_rank = 7});
+  const auto converted =
+      convert<Model>(model, JointSvd(), {.kv_lora_rank = 10, .v_lora_rank = 7, .attention = AttentionName::mla_split}, features, sequences);
+  CHECK(difference(cut.model, converted.model) < 1e-10);
+
+  for (auto& block : model.layers) {
+    auto& latent = std::get<AttentionLayer<MlaSplit<dyn, dyn, dyn>, double>>(block.self_attn.layer).key_value;
+    latent.linear_k_down.weight.value.topRows(5).setZero();
+    latent.linear_v_up.weight.value.leftCols(5).setZero();
+  }
+  CHECK(difference(truncate<Model>(model, {.kv_lora_rank = 24}).model, model) < 1e-10);
+  const auto smaller = truncate<Model>(model, {.kv_lora_rank = 19});
+  CHECK(difference(smaller.model, model) < 1e-9);
+  CHECK(smaller.predicted_error < 1e-7);
+}
+
+TEST_CASE("a model in single precision is cut as one in double", "[progressive]") {
+  EncoderConfig config = numbers;
+  config.attention = AttentionName::mla_simple;
+  config.kv_lora_rank = 24;
+  Conformer<AnyAttention, float> model(config, Seed(1));
+  const auto cut = truncate<Conformer<AnyAttention, float>>(model, {.kv_lora_rank = 24});
+  Cpu<float> cpu(1);
+  const Matrix<float> x = features.cast<float>();
+  const Matrix<float> before = model(cpu, x, sequences).rows.view(), after = cut.model(cpu, x, sequences).rows.view();
+  CHECK((after - before).cwiseAbs().maxCoeff() < 1e-4f * before.cwiseAbs().maxCoeff());
 }
 
 TEST_CASE("for calibration speech, a cut latent is that of the principal components", "[progressive]") {
@@ -151,6 +181,15 @@ TEST_CASE("the second moment is the mean square of first ones with independent c
   CHECK((cut.optimizer.moments[down].second - mean_down).cwiseAbs().maxCoeff() < 1e-12 * mean_down.maxCoeff());
   CHECK((cut.optimizer.moments[up].second - mean_up).cwiseAbs().maxCoeff() < 1e-12 * mean_up.maxCoeff());
   CHECK(cut.optimizer.moments[down].second.minCoeff() >= 0);
+}
+
+TEST_CASE("moments of another model are refused", "[progressive]") {
+  const Model model = random_model(AttentionName::mla_simple, 24), other = random_model(AttentionName::mla_simple, 20);
+  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 10}, gradients(other)),
+                    "truncate: moments of another model given for layers.0.self_attn.linear_kv_down.weight");
+  Learnt more = gradients(model);
+  more.moments.emplace_back();
+  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 10}, more), "truncate: moments of another model given");
 }
 
 TEST_CASE("attention without a latent cannot be cut", "[progressive]") {

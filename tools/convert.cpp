@@ -29,7 +29,6 @@ SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const 
 
 /// Pictures of what a latent has to hold in each layer, what each rank would lose, and the ranks that were taken.
 void plot(const ConvertOptions& o, const std::vector<std::vector<double>>& spectra, const nlohmann::json& report) {
-  make_folder(o.plots);
   std::string values = "$values << EOD\n", errors = "$errors << EOD\n", ranks = "$ranks << EOD\n", lines;
   for (std::size_t l = 0; l < spectra.size(); ++l) {
     double left = 0, all = 0;
@@ -66,9 +65,14 @@ void convert(ConvertOptions& o) {
   require(!is_calibrated || !o.calibration.empty(), "--method ", o.method, " needs speech to calibrate on: --calibration");
   require(!minds_texts || !o.calibration.empty(), "--allocation ", o.allocation, " needs speech with its text: --calibration");
   require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method, " looks at the weights alone, so --calibration has no use");
-  if (!o.plots.empty()) require_gnuplot();
   if (o.export_mha) o.attention.attention = "mha";
   if (!o.variant.empty()) o.attention.attention = o.variant == "full" ? "mla" : "mla-" + o.variant;
+  if (!o.plots.empty()) {
+    const AttentionName attention = o.attention.chosen().attention;
+    require(attention == AttentionName::mla || attention == AttentionName::mla_simple, "--plots: ", to_name(attention), " given, mla or mla-simple expected");
+    require_gnuplot();
+    make_folder(o.plots);
+  }
   const Recognizer source = Recognizer::load(o.input);
   const SpeechBatch batch = first_utterances(o.speech, 32, source, false, o.threads);
   const SpeechBatch calibration = first_utterances(o.calibration, 256, source, minds_texts, o.threads);
@@ -135,7 +139,7 @@ void add_convert_command(CLI::App& app) {
   command->add_option("--allocation", o->allocation, "how layers share --latent-dim times their number of cached floats, in multiples of 8")
       ->capture_default_str()
       ->check(CLI::IsMember({"uniform", "energy", "water-filling", "fisher"}));
-  command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less");
+  command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less; not of mla-head");
   command->add_option("--plots", o->plots, "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")->type_name("DIR");
   command->add_option("--calibration", o->calibration, "the speech for which they are found: the first 256 utterances of this corpus")
       ->type_name("PATH");

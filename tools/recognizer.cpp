@@ -6,6 +6,7 @@
 #include <laconic/train/fisher.hpp>
 #include <laconic/train/progressive.hpp>
 
+#include <limits>
 #include <optional>
 
 namespace laconic::inline LACONIC_ABI {
@@ -47,9 +48,11 @@ auto with_method(const ConversionChoice& how, F&& f) {
   return f(ActivationPca<float>{{how.calibration->features, how.calibration->sequences}, how.method == score_aware});
 }
 
-/// What the loss of the calibration speech minds errors in each layer, in units of the method's spectra.
+/// What the loss of the calibration speech minds errors in each layer. The calibrated method's spectra are those of outputs, so the
+/// weights' information is divided by the energy of inputs; score-aware ones are in units of each layer's own.
 template <class Model>
 std::vector<double> layer_weights(const Model& model, const ConversionChoice& how) {
+  require(how.method != ConversionMethod::score_aware, "--allocation fisher: score-aware given, a method expected that counts errors of keys and values as they are");
   require(how.calibration != nullptr && !how.calibration->labels.tokens.empty(), "--allocation fisher: needs speech with its text (--calibration)");
   const SpeechBatch& speech = *how.calibration;
   Cpu<float> cpu(how.threads);
@@ -214,21 +217,60 @@ double Recognizer::cache_bytes_per_second() const {
   return static_cast<double>(frame) * config.frames_per_second();
 }
 
+void Recognizer::check_ranks(const std::vector<Index>& ranks) const {
+  Index before = std::numeric_limits<Index>::max();
+  for (const Index rank : ranks) {
+    require(rank > 0 && rank < before, "ranks: ", rank, " given", before == std::numeric_limits<Index>::max() ? "" : text(" after ", before),
+            ", falling numbers of at least 1 expected");
+    before = rank;
+  }
+  for (Index i = 0; i < config.encoder.num_layers && !ranks.empty(); ++i) {
+    const EncoderConfig of_layer = config.encoder.for_layer(i);
+    require(of_layer.kv_lora_rank > 0, "ranks: a model with ", to_name(config.encoder.attention), " given, which has no latent to cut");
+    const Index least = of_layer.v_lora_rank > 0 ? std::min(of_layer.kv_lora_rank, of_layer.v_lora_rank) : of_layer.kv_lora_rank;
+    require(ranks.front() <= least, "ranks: ", ranks.front(), " given, but layer ", i, " has a latent of ", least);
+  }
+}
+
+void Recognizer::check_teacher(const Recognizer& teacher, bool chunks) const {
+  require(teacher.config.model == config.model, "teacher: a ", to_name(teacher.config.model), " given, a ", to_name(config.model), " expected");
+  require(teacher.vocabulary.to_json() == vocabulary.to_json(), "teacher: has ", teacher.vocabulary.size(), " tokens, and not the ", vocabulary.size(),
+          " that the model to train has");
+  require(to_json(teacher.config.features) == to_json(config.features), "teacher: hears other features than the model to train (see 'features' in their config.json)");
+  require(teacher.config.encoder.num_layers == config.encoder.num_layers, "teacher: has ", teacher.config.encoder.num_layers, " blocks, ",
+          config.encoder.num_layers, " expected");
+  try {
+    if (chunks) std::visit([](const auto& m) { m.require_streamable(); }, teacher.model);
+  } catch (const Error& error) {
+    throw Error(text("teacher: ", error.what()));
+  }
+}
+
 TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& settings, const Training& how) {
   TrainConfig used = settings;
   if (config.features.kind == FeatureKind::samples) {  // rows are samples: masks of time and frequency have no meaning there
     used.batch_frames *= std::max<Index>(1, std::lround(10 / config.features.fbank.frame_shift_ms));
     used.spec_augment.num_time_masks = used.spec_augment.num_freq_masks = 0;
   }
+  check_ranks(how.ranks);
+  if (how.teacher != nullptr) check_teacher(*how.teacher, settings.dynamic_chunks || config.encoder.chunk > 0);
+  // A run in steps has its checkpoints elsewhere than one without, and both must know of each other.
+  if (const auto plan = how.folder / "ranks.json"; !how.folder.empty()) {
+    if (how.ranks.empty()) {
+      require(!std::filesystem::exists(plan), how.folder.string(), ": belongs to a run with --ranks; choose another folder, or delete it to start anew");
+    } else {
+      require(!std::filesystem::exists(how.folder / "losses.csv"), how.folder.string(),
+              ": belongs to a run without --ranks; choose another folder, or delete it to start anew");
+      const nlohmann::json now{{"ranks", how.ranks}, {"initial_parameters", fingerprint()}};
+      if (std::filesystem::exists(plan)) require_same_run(read_json(plan), now, plan.string(), "folder");
+      make_folder(how.folder);
+      write_json(plan, now);
+    }
+  }
   return std::visit(
       [&]<class M>(M& m) {
         Teacher<float> teacher;
-        if (how.teacher != nullptr) {
-          require(how.teacher->vocabulary.size() == vocabulary.size() && std::holds_alternative<M>(how.teacher->model),
-                  "train: the teacher is a ", to_name(how.teacher->config.model), " with ", how.teacher->vocabulary.size(), " tokens, a ",
-                  to_name(config.model), " with ", vocabulary.size(), " expected");
-          teacher = teacher_of(std::get<M>(how.teacher->model));
-        }
+        if (how.teacher != nullptr) teacher = teacher_of(std::get<M>(how.teacher->model));
         const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better, OptimizerState<float>& learnt) {
           Trainer trainer(m, cpu, training, validation, vocabulary, used, folder, teacher, std::move(learnt));
           trainer.run(how.progress, better, [](const TrainState&) { return false; }, how.checkpoint_steps);
@@ -247,7 +289,7 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
           config.encoder = m.config();
           learnt = std::move(cut.optimizer);
           how.cut(rank, cut.predicted_error);
-          last = once(how.folder / text("rank-", rank), rank == how.ranks.back() ? how.better : [] {}, learnt);
+          last = once(how.folder.empty() ? how.folder : how.folder / text("rank-", rank), rank == how.ranks.back() ? how.better : [] {}, learnt);
           seconds += last.seconds;
         }
         last.seconds = seconds;

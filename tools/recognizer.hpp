@@ -119,7 +119,11 @@ struct Recognizer {
     const SpeechBatch* calibration = nullptr;        ///< what the cuts are best for; null: for all inputs alike
     std::function<void(Index rank, double error)> cut = [](Index, double) {};
   };
-  /// Trains in place (see Trainer, truncate) and gives where it ended.
+  /// Throws where latents cannot be cut to these ranks, or this one cannot be a model's teacher; before corpora are read.
+  void check_ranks(const std::vector<Index>& ranks) const;
+  void check_teacher(const Recognizer& teacher, bool chunks) const;
+  /// Trains in place (see Trainer, truncate) and gives where it ended; with ranks where the last of them ended, in seconds of all.
+  /// Each step has a folder of its own in that of the run, and goes on from the best epoch of the one before.
   TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& config, const Training& how);
 };
 

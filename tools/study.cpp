@@ -38,7 +38,7 @@ struct Method {
     std::vector<std::string> out;
     for (const auto& one : enum_names(ConversionMethod()))
       for (const auto& shared : enum_names(RankAllocation()))
-        out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
+        if (one.value != ConversionMethod::score_aware || shared.value != RankAllocation::fisher) out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
     return out;
   }
 };
@@ -51,9 +51,9 @@ constexpr auto enum_names(Strategy) {
       {{finetuned, "finetuned"}, {attention_only, "attention-only"}, {distilled, "distilled"}, {progressive, "progressive"}});
 }
 
-std::string joined(const std::vector<std::string>& names) {
+std::string joined(const auto& list) {
   std::string out;
-  for (const std::string& name : names) out += (out.empty() ? "" : ",") + name;
+  for (const auto& one : list) out += text(out.empty() ? "" : ",", one);
   return out;
 }
 
@@ -86,8 +86,8 @@ class Study {
     const auto start = std::chrono::steady_clock::now();
     for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i);
     write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
-                                             preset_.seeds, " --seed ", o_.seed, " --attentions ", joined(o_.attentions), " --methods ",
-                                             joined(o_.methods), " --strategies ", joined(o_.strategies),
+                                             preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder, " --attentions ", joined(o_.attentions), " --methods ",
+                                             joined(o_.methods), " --strategies ", joined(o_.strategies), " --caches ", joined(o_.caches),
                                              o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"), o_.threads);
     o_.write(results_.rows());
     say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1), " min");
@@ -110,8 +110,7 @@ class Study {
                        {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "study.json";
     if (std::filesystem::exists(path)) {
-      const auto before = read_json(path);
-      require(before == now, path.string(), ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
+      require_same_run(read_json(path), now, path.string(), "folder");
       say("going on with the study in ", out_.string());
       return false;
     }
@@ -141,41 +140,47 @@ class Study {
     AttentionChoice choice;
     Method method;
   };
-  /// Each attention by each method with the caches that are asked for, of MHA's; MLA with half of it loses nothing.
+  /// Each attention by each method with the caches that are asked for, of MHA's.
   std::vector<Variant> variants() const {
     using enum AttentionName;
     std::vector<Variant> out;
     const Index d = preset_.encoder.d_model, head = d / study_heads;
     for (const std::string& name : o_.attentions) {
       const AttentionName attention = from_name<AttentionName>(name).value();
-      const bool has_latent = attention == mla || attention == mla_simple || attention == mla_split || attention == mla_head;
+      const bool can_allocate = attention == mla || attention == mla_simple, is_split = attention == mla_split || attention == mla_head;
+      const bool has_latent = can_allocate || is_split;
+      const Index widest = attention == mla_head ? head : d;
       for (const double cache : o_.caches) {
         const auto of = [&](Index all) { return static_cast<Index>(std::lround(2 * static_cast<double>(all) * cache / 100)); };
-        const Index rank = of(attention == mla_head ? head : d) / (attention == mla_split || attention == mla_head ? 2 : 1);
-        if (has_latent && (rank < 1 || rank > (attention == mla_head ? head : d))) continue;
+        const Index rank = of(widest) / (is_split ? 2 : 1), kv_heads = of(study_heads) / 2;
+        bool is_lossless = false;
         for (const std::string& method : o_.methods) {
           const Method how = Method::of(method);
-          const bool can_allocate = attention == mla || attention == mla_simple, is_uniform = how.allocation == RankAllocation::uniform;
+          const bool is_uniform = how.allocation == RankAllocation::uniform;
           const std::string suffix = method == "svd" ? "" : ", " + method, folder = method == "svd" ? "" : "-" + method;
           const auto add = [&](const std::string& numbers, const std::string& number, const AttentionChoice& choice) {
-            out.push_back({text(name, numbers, suffix), text(name, number, folder), choice, how});
+            const std::string full = text(name, numbers, suffix);
+            if (std::ranges::find(out, full, &Variant::name) == out.end()) out.push_back({full, text(name, number, folder), choice, how});
           };
-          // Half of MHA's cache is lossless for a latent by any method; heads are merged as they are, or for what speech makes of them.
-          if (has_latent && (is_uniform || can_allocate) && (cache < 50 || method == o_.methods.front()))
-            add(text(attention == mla_split ? " RK=RV=" : " R=", rank), text('-', rank), {attention, 0, rank});
-          const Index kv_heads = of(study_heads) / 2;
+          // What holds all is the same by any method, and ranks shared between layers are multiples of 8.
+          if (has_latent && rank >= 1 && !is_lossless && (is_uniform || (can_allocate && rank >= 8 && rank < widest))) {
+            is_lossless = rank == widest;
+            add(text(is_split && attention != mla_head ? " RK=RV=" : " R=", rank), text('-', rank), {attention, 0, rank});
+          }
           if (!is_uniform || (how.method != ConversionMethod::svd && how.method != ConversionMethod::activation)) continue;
           if (attention == gqa && kv_heads > 1 && kv_heads < study_heads) add(text(" G=", kv_heads), text('-', kv_heads), {gqa, kv_heads});
           if (attention == mqa && kv_heads == 1) add("", "", {attention});
         }
       }
       if (attention == input_latent) out.push_back({name, name, {attention}, Method::of("svd")});
+      if (std::ranges::none_of(out, [&](const Variant& v) { return v.choice.attention == attention; }))
+        say("note: ", name, " has none of these caches by any of these methods, and is left out");
     }
     return out;
   }
   /// Ranks fall to one between (geometrically) and to the last, half of the epochs each.
   static bool can_progress(const Variant& v, Index d) {
-    return v.choice.latent_dim > 0 && v.choice.latent_dim < d && v.choice.attention != AttentionName::mla_head && v.method.allocation == RankAllocation::uniform;
+    return v.method.method != ConversionMethod::score_aware && v.choice.latent_dim > 0 && v.choice.latent_dim < d && v.choice.attention != AttentionName::mla_head && v.method.allocation == RankAllocation::uniform;
   }
   std::vector<Strategy> strategies(const Variant& v) const {
     std::vector<Strategy> out;
@@ -237,9 +242,11 @@ class Study {
         all.latent_dim = d;
         nlohmann::json unused;
         tuned = baseline.convert(all, nullptr, unused, how);
-        with.ranks = {static_cast<Index>(std::lround(std::sqrt(static_cast<double>(d * last)) / 8)) * 8, last};
-        if (v.method.method == ConversionMethod::activation || v.method.method == ConversionMethod::score_aware) with.calibration = &calibration;
-        config.epochs = std::max<Index>(1, config.epochs / 2);
+        const Index middle = static_cast<Index>(std::lround(std::sqrt(static_cast<double>(d * last)) / 8)) * 8;
+        if (middle > last && middle < d) with.ranks.push_back(middle);
+        with.ranks.push_back(last);
+        if (v.method.method == ConversionMethod::activation) with.calibration = &calibration;
+        config.epochs = std::max<Index>(1, config.epochs / static_cast<Index>(with.ranks.size()));
       }
       train(tuned, folder / (strategy == Strategy::finetuned ? v.folder : text(v.folder, '-', stage)), config, seed, text(v.name, ' ', stage), with);
       measure(tuned, seed, v, stage, report, seconds_);
@@ -290,7 +297,7 @@ class Study {
       }
       results_.put({{"name", name},
                     {"attention", to_name(model.config.encoder.attention)},
-                    {"method", encoder.kv_lora_rank == 0 && v.method.name == "svd" ? "mean" : v.method.name},
+                    {"method", v.choice.attention != AttentionName::gqa && v.choice.attention != AttentionName::mqa ? v.method.name : v.method.name == "svd" ? "mean" : v.method.name},
                     {"stage", stage},
                     {"rank", encoder.kv_lora_rank},
                     {"ranks", encoder.kv_lora_ranks},
@@ -348,7 +355,7 @@ void add_study_command(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::IsMember({"mla", "mla-simple", "mla-split", "mla-head", "input-latent", "gqa", "mqa"}));
   command->add_option("--methods", o->methods, "how latents are found, with commas between")->capture_default_str()->delimiter(',')->check(CLI::IsMember(Method::names()));
-  command->add_option("--strategies", o->strategies, "what happens to converted models, with commas between; each takes as many epochs as the others")
+  command->add_option("--strategies", o->strategies, "what happens to converted models, with commas between; all with the same number of epochs")
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::IsMember({"finetuned", "attention-only", "distilled", "progressive"}));

@@ -8,9 +8,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
-#include <tuple>
 #include <numeric>
+#include <set>
 #include <vector>
 
 using namespace laconic;
@@ -19,7 +20,7 @@ namespace {
 
 /// The rows of one model, stage and test set, over all seeds.
 struct Summary {
-  std::string name, method, stage, test_set;
+  std::string name, attention, method, stage, test_set;
   double cache_fraction = 0, cache_bytes_per_second = 0, key_value_error = 0, train_seconds = 0;
   double wer = 0, low = 0, high = 0, spread = 0;  ///< percent; pooled over seeds; sd of the seeds' WERs
   Index parameters = 0, changed = 0, utterances = 0, seeds = 0;
@@ -29,7 +30,7 @@ struct Summary {
 /// tested on the same utterances.
 Summary summarize(const std::vector<const nlohmann::json*>& rows) {
   const nlohmann::json& first = *rows.front();
-  Summary s{.name = first["name"], .method = first.value("method", ""), .stage = first["stage"], .test_set = first["test_set"], .cache_fraction = first["cache_fraction"],
+  Summary s{.name = first["name"], .attention = first.value("attention", ""), .method = first.value("method", ""), .stage = first["stage"], .test_set = first["test_set"], .cache_fraction = first["cache_fraction"],
             .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
@@ -94,10 +95,13 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
   static constexpr const char* oranges[] = {"#dd7711", "#d62728", "#ffaa44"};
   std::vector<Series> out;
   std::size_t blue = 0, orange = 0;
+  std::set<std::string> latents;
+  for (const Summary& s : all)
+    if (family(s) == "MLA") latents.insert(s.attention);
   for (const Summary& s : all) {
     const std::string kind = family(s);
     if (s.test_set != set || (kind != "MHA" && is_trained == (s.stage == "converted"))) continue;
-    std::string title = kind + (s.method.empty() ? "" : " by " + s.method);
+    std::string title = (kind == "MLA" && latents.size() > 1 ? s.attention : kind) + (s.method.empty() ? "" : " by " + s.method);
     if (kind == "MHA" || is_trained) title += ", " + spelt_stage(s.stage);
     const auto found = std::ranges::find(out, title, &Series::title);
     if (found != out.end()) {
@@ -110,6 +114,7 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
     blue += kind == "MLA";
     out.push_back({title, style, {&s}});
   }
+  for (Series& one : out) std::ranges::sort(one.points, std::greater(), [](const Summary* s) { return s->cache_fraction; });
   return out;
 }
 
@@ -194,7 +199,7 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
     if (std::find(sets.begin(), sets.end(), s.test_set) == sets.end()) sets.push_back(s.test_set);
 
   std::string report = text("# Word error rate against key-value cache\n\nMade by ", command, " on ", threads, " threads, ", all.front().seeds,
-                            " seed(s).\n\nWER in percent over all seeds; the 95% interval resamples utterances, sd is that of the seeds' WERs. Cache: "
+                            " seed(s); a study that was widened has rows of earlier commands, too.\n\nWER in percent over all seeds; the 95% interval resamples utterances, sd is that of the seeds' WERs. Cache: "
                             "bytes of\nkeys and values (or latents) for each second of speech, in single precision, and its part of the baseline's. "
                             "Error: of keys and\nvalues after conversion, relative, measured on validation speech. Changed: transcripts that differ "
                             "from the baseline's.\n"),

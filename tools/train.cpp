@@ -5,7 +5,6 @@
 
 #include <laconic/model/published.hpp>
 
-#include <algorithm>
 #include <functional>
 #include <optional>
 
@@ -63,13 +62,19 @@ void train(TrainOptions& o) {
   o.training.seed = o.seed;
   o.training.decay = from_name<Decay>(o.decay).value();
   o.training.check();
-  require(std::is_sorted(o.ranks.rbegin(), o.ranks.rend(), std::less_equal<>()), "--ranks: falling numbers expected");
   require(o.teacher.empty() || o.training.distillation.any(), "--teacher: --distill or --distill-blocks expected, too");
+  require(!o.teacher.empty() || !o.training.distillation.any(), "--distill, --distill-blocks: --teacher expected, too");
   const auto corpus = o.train.empty() ? data / "train.jsonl" : std::filesystem::path(o.train);
   const auto training = read_corpus(corpus);
   const auto validation = read_corpus(o.valid.empty() ? data / "valid.jsonl" : std::filesystem::path(o.valid));
   require(!training.empty(), "train: the training corpus is empty");
   Recognizer recognizer = o.init.empty() ? begin(o, corpus, training) : Recognizer::load(o.init);
+  std::optional<Recognizer> teacher;
+  if (!o.teacher.empty()) {
+    teacher = Recognizer::load(o.teacher);
+    recognizer.check_teacher(*teacher, o.training.dynamic_chunks || recognizer.config.encoder.chunk > 0);
+  }
+  recognizer.check_ranks(o.ranks);
   say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
   const Dataset train_set = load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads);
   const Dataset valid_set = load_dataset(validation, recognizer.config.features, &recognizer.vocabulary, o.threads);
@@ -82,12 +87,15 @@ void train(TrainOptions& o) {
       " min of speech, ", o.threads, " threads");
   ProgressLine line;
   const auto model_folder = out / "model";
-  std::optional<Recognizer> teacher;
-  if (!o.teacher.empty()) teacher = Recognizer::load(o.teacher);
   const TrainState state = recognizer.train(
       cpu, train_set, valid_set, o.training,
-      {std::ref(line), [&] { recognizer.save(model_folder); }, out, o.checkpoint_steps, teacher ? &*teacher : nullptr, o.ranks, nullptr,
-       [](Index rank, double error) { say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off"); }});
+      {.progress = std::ref(line),
+       .better = [&] { recognizer.save(model_folder); },
+       .folder = out,
+       .checkpoint_steps = o.checkpoint_steps,
+       .teacher = teacher ? &*teacher : nullptr,
+       .ranks = o.ranks,
+       .cut = [](Index rank, double error) { say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off"); }});
   recognizer.save(model_folder);
   const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
   o.write({{"model", model_folder.string()},
@@ -98,7 +106,7 @@ void train(TrainOptions& o) {
            {"seconds", state.seconds},
            {"parameters", recognizer.count_parameters()}});
   std::printf("validation WER %s%% (epoch %td of %td, %s s of training)\nmodel:  %s\nlosses: %s\n", fixed(100 * evaluation.wer(), 2).c_str(),
-              state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(), model_folder.c_str(), (out / "losses.csv").c_str());
+              state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(), model_folder.c_str(), ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
 }
 
 }  // namespace
@@ -161,11 +169,11 @@ void add_train_command(CLI::App& app) {
   command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")->capture_default_str();
   command->add_option("--distill-blocks", o->training.distillation.layer_weight, "weight of the relative squared error of each block's output to the teacher's")
       ->capture_default_str();
-  command->add_option("--ranks", o->ranks, "cut the latents of --init to each of these ranks in turn, and train for all epochs after each cut")
+  command->add_option("--ranks", o->ranks, "cut the latents of --init to each of these ranks in turn, and train for all epochs after each cut, in OUT/rank-N")
       ->delimiter(',')
       ->needs(init)
       ->check(CLI::PositiveNumber);
-  command->add_option("--train-only", o->training.train_only, "train only parameters whose name contains this, as self_attn (may be repeated)")->type_name("NAME");
+  command->add_option("--train-only", o->training.train_only, "train only parameters whose name contains this, as self_attn. (may be repeated)")->type_name("NAME");
   command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
   command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
   command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"

@@ -1631,6 +1631,8 @@ struct DecoupledLatent {
     d.rope_pairs = c.rope_pairs;
     require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim, "rope_pairs: ", d.rope_pairs.size(),
             " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim, " expected");
+    for (const Index pair : d.rope_pairs)
+      require(pair >= 0 && 2 * pair < d.head_dim, "rope_pairs: ", pair, " given, 0 to less than half of head_dim = ", d.head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }
@@ -2045,6 +2047,7 @@ struct Attention {
     AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads, config.attention_bias};
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
+    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(), " configured for an attention without a rotary key of its own");
     if (Position::turns_input)
       require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ", heads,
               " heads fill d_model = ", d.d_model, " with expected");
@@ -5384,7 +5387,8 @@ namespace laconic::inline LACONIC_ABI {
 enum class RankAllocation { uniform, energy, water_filling, fisher };
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
-  return std::to_array<EnumName<RankAllocation>>({{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
+  return std::to_array<EnumName<RankAllocation>>(
+      {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
 /// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
@@ -5559,7 +5563,8 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
 }
 
 /// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
-/// that divides their number: down' = H down, up' = up H^T. The function is the same.
+/// that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has no few strong channels
+/// (as QuaRot does before quantising, Ashkboos et al. 2024).
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;
@@ -6034,7 +6039,7 @@ Matrix<double> with_bias(const Linear<T>& linear) {
 template <class T>
 void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
   linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+  if (linear.has_bias()) linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
 }
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
@@ -6264,7 +6269,7 @@ struct HeadMerge {
 
 /// The orthogonal matrix nearest to this one.
 template <std::same_as<double> D>
-Matrix<D> nearest_rotation(const Matrix<D>& matrix) {
+Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   // With V from M^T M, the columns of M V are those of U, as long as their singular values.
   const Matrix<D> v = principal_directions<D>(matrix.transpose() * matrix), columns = matrix * v;
   Matrix<D> u = orthonormal(columns);
@@ -6273,7 +6278,7 @@ Matrix<D> nearest_rotation(const Matrix<D>& matrix) {
   return u * v.transpose();
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by rotations, which positions can follow, to agree
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions can follow, to agree
 /// best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention Jin et al. 2024): turn and mean
 /// take turns. Values are free, for the output projection can undo any matrix: a group's are projected to the head_dim principal
 /// components of its outputs.
@@ -6297,7 +6302,7 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
       double rest = 0;
       const Matrix<D> met = seen.key_input * mean.transpose();
       for (Index i = 0; i < group; ++i) {
-        turn(i) = nearest_rotation<D>(head(i) * met);
+        turn(i) = nearest_orthogonal<D>(head(i) * met);
         next += turn(i).transpose() * head(i) / static_cast<D>(group);
       }
       mean = next;
@@ -6333,7 +6338,7 @@ inline constexpr bool can_turn_heads = !Policy::Score::is_linear && Policy::Posi
 
 /// Turns queries, positions and output of a layer as keys and values of its heads are turned.
 template <class Policy, class T>
-void follow(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
+void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
@@ -6994,6 +6999,12 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
+/// Whether the channels of its latent can be mixed.
+template <class KeyValue>
+inline constexpr bool can_mix = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+template <Index R>
+inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
@@ -7059,7 +7070,8 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                     (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
   };
   out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  if (pair.is_copied) return out;
+  require(can_mix<typename To::KeyValue> || !how.hadamard, "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  if (pair.is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
 
   for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
     if (metric->size() == 0) continue;
@@ -7083,7 +7095,7 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   out.v_factor_error = factor_error(merge.v_turn, now.v, before.v_weight());
 
   if constexpr (can_turn_heads<To>) {
-    if (merge.turns()) follow(target, merge);
+    if (merge.turns()) turn_heads(target, merge);
   }
   // Probabilities sum to 1, so a bias on the values is one on the output.
   const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
@@ -7119,7 +7131,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
           to_name(to.attention), ")");
 }
 
-/// Copies by name. Only keys and values may be missing in the source or have another shape there.
+/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   using P = Parameter<typename Source::Scalar>;
@@ -7127,7 +7139,11 @@ void copy_parameters(Target& target, const Source& source) {
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
   std::vector<const P*> converted;
   Target::each_attention(target, [&](std::string_view, const auto& any) {
-    with_layer(any, [&](const auto& layer) { layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); }); });
+    with_layer(any, [&](const auto& layer) {
+      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+      if constexpr (requires { layer.query.linear_q_rope; })
+        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+    });
   });
   target.parameters([&](std::string_view name, P& p) {
     const auto found = from.find(name);

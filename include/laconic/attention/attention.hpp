@@ -66,6 +66,7 @@ struct Attention {
     AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads, config.attention_bias};
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
+    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(), " configured for an attention without a rotary key of its own");
     if (Position::turns_input)
       require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ", heads,
               " heads fill d_model = ", d.d_model, " with expected");

@@ -328,6 +328,8 @@ struct DecoupledLatent {
     d.rope_pairs = c.rope_pairs;
     require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim, "rope_pairs: ", d.rope_pairs.size(),
             " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim, " expected");
+    for (const Index pair : d.rope_pairs)
+      require(pair >= 0 && 2 * pair < d.head_dim, "rope_pairs: ", pair, " given, 0 to less than half of head_dim = ", d.head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }

@@ -17,7 +17,8 @@ namespace laconic::inline LACONIC_ABI {
 enum class RankAllocation { uniform, energy, water_filling, fisher };
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
-  return std::to_array<EnumName<RankAllocation>>({{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
+  return std::to_array<EnumName<RankAllocation>>(
+      {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
 /// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their

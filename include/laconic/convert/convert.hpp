@@ -66,6 +66,12 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
+/// Whether the channels of its latent can be mixed.
+template <class KeyValue>
+inline constexpr bool can_mix = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+template <Index R>
+inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
@@ -131,7 +137,8 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                     (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
   };
   out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  if (pair.is_copied) return out;
+  require(can_mix<typename To::KeyValue> || !how.hadamard, "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  if (pair.is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
 
   for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
     if (metric->size() == 0) continue;
@@ -155,7 +162,7 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   out.v_factor_error = factor_error(merge.v_turn, now.v, before.v_weight());
 
   if constexpr (can_turn_heads<To>) {
-    if (merge.turns()) follow(target, merge);
+    if (merge.turns()) turn_heads(target, merge);
   }
   // Probabilities sum to 1, so a bias on the values is one on the output.
   const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
@@ -191,7 +198,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
           to_name(to.attention), ")");
 }
 
-/// Copies by name. Only keys and values may be missing in the source or have another shape there.
+/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   using P = Parameter<typename Source::Scalar>;
@@ -199,7 +206,11 @@ void copy_parameters(Target& target, const Source& source) {
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
   std::vector<const P*> converted;
   Target::each_attention(target, [&](std::string_view, const auto& any) {
-    with_layer(any, [&](const auto& layer) { layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); }); });
+    with_layer(any, [&](const auto& layer) {
+      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+      if constexpr (requires { layer.query.linear_q_rope; })
+        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+    });
   });
   target.parameters([&](std::string_view name, P& p) {
     const auto found = from.find(name);

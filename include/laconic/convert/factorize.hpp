@@ -117,7 +117,8 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
 }
 
 /// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
-/// that divides their number: down' = H down, up' = up H^T. The function is the same.
+/// that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has no few strong channels
+/// (as QuaRot does before quantising, Ashkboos et al. 2024).
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;

@@ -31,7 +31,7 @@ Matrix<double> with_bias(const Linear<T>& linear) {
 template <class T>
 void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
   linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+  if (linear.has_bias()) linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
 }
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/attention/attention.hpp>
 #include <laconic/convert/fit.hpp>
 
 // Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
@@ -26,7 +27,7 @@ struct HeadMerge {
 
 /// The orthogonal matrix nearest to this one.
 template <std::same_as<double> D>
-Matrix<D> nearest_rotation(const Matrix<D>& matrix) {
+Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   // With V from M^T M, the columns of M V are those of U, as long as their singular values.
   const Matrix<D> v = principal_directions<D>(matrix.transpose() * matrix), columns = matrix * v;
   Matrix<D> u = orthonormal(columns);
@@ -35,7 +36,7 @@ Matrix<D> nearest_rotation(const Matrix<D>& matrix) {
   return u * v.transpose();
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by rotations, which positions can follow, to agree
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions can follow, to agree
 /// best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention Jin et al. 2024): turn and mean
 /// take turns. Values are free, for the output projection can undo any matrix: a group's are projected to the head_dim principal
 /// components of its outputs.
@@ -59,7 +60,7 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
       double rest = 0;
       const Matrix<D> met = seen.key_input * mean.transpose();
       for (Index i = 0; i < group; ++i) {
-        turn(i) = nearest_rotation<D>(head(i) * met);
+        turn(i) = nearest_orthogonal<D>(head(i) * met);
         next += turn(i).transpose() * head(i) / static_cast<D>(group);
       }
       mean = next;
@@ -95,7 +96,7 @@ inline constexpr bool can_turn_heads = !Policy::Score::is_linear && Policy::Posi
 
 /// Turns queries, positions and output of a layer as keys and values of its heads are turned.
 template <class Policy, class T>
-void follow(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
+void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)

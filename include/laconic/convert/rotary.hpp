@@ -14,10 +14,6 @@ namespace laconic::inline LACONIC_ABI {
 /// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many, or those
 /// with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical inference", section 3.1).
 enum class RotaryChoice { high, low, uniform, norm };
-constexpr auto enum_names(RotaryChoice) {
-  using enum RotaryChoice;
-  return std::to_array<EnumName<RotaryChoice>>({{high, "high"}, {low, "low"}, {uniform, "uniform"}, {norm, "2-norm"}});
-}
 
 /// Numbers of the decoupled latent that its type leaves open (`dyn`).
 struct DecouplingConfig {
@@ -48,7 +44,7 @@ inline Matrix<double> pair_energies(const PairRows& rows, const Matrix<double>& 
   return (rows.real * moment).cwiseProduct(rows.real).rowwise().sum() + (rows.imaginary * moment).cwiseProduct(rows.imaginary).rowwise().sum();
 }
 
-/// The inputs' second moment with the constant that biases meet.
+/// The inputs' second moment with the constant that biases meet; inputs behind a norm are taken as of mean 0.
 inline Matrix<double> with_constant(const Matrix<double>& moment, Index inputs) {
   Matrix<double> out = Matrix<double>::Identity(inputs + 1, inputs + 1);
   if (moment.size() > 0) out.topLeftCorner(inputs, inputs) = moment;
@@ -57,7 +53,7 @@ inline Matrix<double> with_constant(const Matrix<double>& moment, Index inputs) 
 
 /// One pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with turning, so z is what is cached, and the
 /// queries of head g take conj(c_g). The best z is the first principal component over heads, each of which counts by the energy of
-/// the queries that meet it.
+/// the queries that meet it (TransMLA's RoRoPE turns heads alike, Meng et al. 2025).
 struct SharedPair {
   Matrix<double> key;             ///< (2, inputs + 1): real and imaginary part of z
   Matrix<double> real, imaginary; ///< of c, (kv_heads, 1)
@@ -95,12 +91,15 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
   static_assert(same_model<Target, Source>, "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
   static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys && is_decoupled<typename To::KeyValue>,
                 "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
+  static_assert(std::is_same_v<typename From::Query, FullQuery> && std::is_same_v<typename To::Query, FullQuery>,
+                "laconic: decouple_rotary knows full queries alone");
   auto config = source.config();
   config.num_kv_heads = 0;
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.qk_rope_head_dim = numbers.qk_rope_head_dim;
   const AttentionDims dims = To::dims(config.attention_config());
   const Index d_model = config.d_model, head_dim = dims.head_dim, pairs = head_dim / 2, chosen = dims.qk_rope_head_dim / 2;
+  require(chosen <= IndexList::capacity, "decouple_rotary: qk_rope_head_dim ", 2 * chosen, " given, at most ", 2 * IndexList::capacity, " expected");
   require(chosen <= pairs, "decouple_rotary: qk_rope_head_dim ", 2 * chosen, " given, at most head_dim = ", head_dim, " expected");
   const std::vector<LayerStatistics> statistics = statistics_of(source, method);
   const auto moment_of = [&](std::size_t l) { return with_constant(statistics.empty() ? Matrix<double>() : statistics[l].value_input, d_model); };
@@ -130,12 +129,7 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
   for (Index i = 0; i < chosen; ++i) config.rope_pairs.push_back(order[static_cast<std::size_t>(i)]);
 
   Conversion<Target> out{Target(config, Seed()), {}};
-  std::map<std::string, const Parameter<T>*, std::less<>> named;
-  source.parameters([&](std::string_view name, const Parameter<T>& p) { named.emplace(name, &p); });
-  out.model.parameters([&](std::string_view name, Parameter<T>& p) {
-    const auto found = named.find(name);
-    if (found != named.end() && found->second->shape() == p.shape()) p.value = found->second->value;
-  });
+  copy_parameters(out.model, source);
 
   InputRecorder<T> cpu;
   std::vector<const AttentionLayer<From, T>*> layers;
@@ -172,13 +166,9 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
         all.k.row(h * head_dim + b).setZero();
       }
     }
-    const auto put = [](Linear<T>& linear, const Matrix<double>& rows) {
-      linear.weight.value = rows.leftCols(linear.in()).template cast<T>();
-      if (linear.has_bias()) linear.bias.value = rows.rightCols(1).transpose().template cast<T>();
-    };
-    put(to.query.linear_q, scale * with_bias(from.query.linear_q));
-    put(to.query.linear_q_rope, rope_queries);
-    put(to.key_value.linear_k_rope, rope_keys);
+    assign(to.query.linear_q, scale * with_bias(from.query.linear_q));
+    assign(to.query.linear_q_rope, rope_queries);
+    assign(to.key_value.linear_k_rope, rope_keys);
 
     // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
     const Matrix<double> k = all.k_weight(), v = all.v_weight();

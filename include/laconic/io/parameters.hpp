@@ -73,7 +73,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
     detail::check_loadable(tensors, full, p.shape());
     std::vector<T> numbers(static_cast<std::size_t>(p.size()));
     tensors.read(full, std::span<T>(numbers));
-    require(std::ranges::all_of(numbers, [](T x) { return std::isfinite(x); }), tensors.path(full), ": tensor ", in_quotes(full),
+    require(std::ranges::all_of(numbers, [](T x) { return std::isfinite(x); }), tensors.path(full), ": tensor ", detail::in_quotes(full),
             " holds numbers that are not finite");
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {

@@ -5,6 +5,7 @@
 #include <laconic/model/encoder.hpp>
 #include <laconic/train/fingerprint.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -75,7 +76,7 @@ auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<l
   auto& cpu = tape.backend();
   const auto wanted = cpu.log_softmax(cpu.scale(teacher.rows, 1 / temperature));
   Matrix<T> probabilities = wanted.view().array().exp().matrix();
-  const double entropy = -static_cast<double>(probabilities.cwiseProduct(wanted.view()).sum());
+  const double entropy = -probabilities.template cast<double>().cwiseProduct(wanted.view().template cast<double>()).sum();
   const double utterances = static_cast<double>(std::max<Index>(1, student.sequences.size())), square = temperature * temperature;
   const auto said = tape.log_softmax(tape.scale(student.rows, 1 / temperature));
   const auto agreed = tape.mean_finite(tape.multiply(said, tape.input(std::move(probabilities))));

@@ -4,7 +4,9 @@
 #include <laconic/convert/convert.hpp>
 #include <laconic/train/adamw.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <span>
 #include <string_view>
@@ -31,23 +33,22 @@ struct LatentBasis {
   double discarded = 0, energy = 0;  ///< squares that are lost, and all
 };
 
-/// The best one for W = up down, found without ever forming W. With down^T = Q R, core = up R^T has the singular values of W, and
-/// its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow = V^T R^-T. `down_transposed` may have been
-/// multiplied from the left by a root of the second moment of the inputs.
+/// The best one for W = up down, found without ever forming W. With a root R of down down^T = R^T R, core = up R^T has the singular
+/// values of W, and its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow = V^T R^-T, whose product is 1.
+/// `down_transposed` may have been multiplied from the left by a root of the second moment of the inputs.
 template <std::same_as<double> D>
 LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
-  using Columns = Eigen::Matrix<D, Eigen::Dynamic, Eigen::Dynamic>;
   const Index r = up.cols();
-  require(rank > 0 && rank <= r, "truncate: rank ", rank, " given for a latent of ", r, ", 1 .. ", r, " expected");
-  const Columns triangle = Eigen::HouseholderQR<Columns>(down_transposed).matrixQR().topRows(r).template triangularView<Eigen::Upper>();
-  const auto sizes = triangle.diagonal().cwiseAbs();
-  require(sizes.minCoeff() > 1e-12 * sizes.maxCoeff(), "truncate: channels of a latent of ", r, " depend on each other; convert it to fewer first");
-  const Columns core = up * triangle.transpose();
+  const auto channels = eigenvectors<D>(down_transposed.transpose() * down_transposed);
+  // A channel that holds nothing has a place, too.
+  const D least = std::max<D>(1e-14 * channels.eigenvalues().maxCoeff(), std::numeric_limits<D>::min());
+  const Matrix<D> lengths = channels.eigenvalues().cwiseMax(least).cwiseSqrt(), turn = channels.eigenvectors();
+  const Matrix<D> core = up * turn * lengths.asDiagonal();
   const auto eigen = eigenvectors<D>(core.transpose() * core);
-  const Columns kept = eigen.eigenvectors().rowwise().reverse().leftCols(rank);
+  const Matrix<D> kept = eigen.eigenvectors().rowwise().reverse().leftCols(rank);
   LatentBasis out;
-  out.widen = triangle.transpose() * kept;
-  out.narrow = triangle.template triangularView<Eigen::Upper>().solve(kept).transpose();
+  out.widen = turn * lengths.asDiagonal() * kept;
+  out.narrow = kept.transpose() * lengths.cwiseInverse().asDiagonal() * turn.transpose();
   out.energy = eigen.eigenvalues().cwiseMax(0).sum();
   out.discarded = eigen.eigenvalues().head(r - rank).cwiseMax(0).sum();
   return out;
@@ -131,7 +132,7 @@ struct ParameterChange {
 
 }  // namespace detail
 
-/// Ranks as an EncoderConfig has them.
+/// Ranks as an EncoderConfig has them: of values 0 where they are those of the keys; of all layers, or each its own.
 struct LatentRanks {
   Index kv_lora_rank = 0, v_lora_rank = 0;
   IndexList kv_lora_ranks{}, v_lora_ranks{};
@@ -144,7 +145,8 @@ struct LatentRanks {
 ///     Trainer(smaller, cpu, train, valid, vocabulary, config, folder, {}, learnt).run(progress);
 ///
 /// It works in the latent's own r dimensions, so it costs little beside a conversion. At equal ranks the model stays the same
-/// function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go up. Allocates.
+/// function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go up, and channels that were
+/// mixed (`ConversionConfig::hadamard`) are so no more. Allocates.
 template <class Target, class Source>
 Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, const OptimizerState<typename Source::Scalar>& learnt = {},
                             const Calibration<typename Source::Scalar>* calibration = nullptr) {
@@ -188,6 +190,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
             const Matrix<double> block = down.middleRows(b * r, r).transpose();
             columns.middleRows(b * inputs, inputs) = root.size() > 0 ? Matrix<double>(root * block) : block;
           }
+          require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r, old[i].of_keys ? " for its keys" : "", ", ", rank, " asked for");
           const detail::LatentBasis basis = detail::truncated_basis(old[i].map, columns, rank);
           discarded += basis.discarded;
           energy += basis.energy;
@@ -211,8 +214,16 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
   out.predicted_error = energy > 0 ? std::sqrt(discarded / energy) : 0;
 
   out.optimizer.steps = learnt.steps;
+  std::size_t at = 0;
+  source.parameters([&](std::string_view name, const Parameter<T>& p) {
+    if (at >= learnt.moments.size()) return;
+    const auto& m = learnt.moments[at++];
+    require(m.first.size() == 0 || (m.first.rows() == p.value.rows() && m.first.cols() == p.value.cols()), "truncate: moments of another model given for ",
+            name);
+  });
+  require(at == learnt.moments.size(), "truncate: moments of another model given");
   std::size_t i = 0;
-  out.model.parameters([&](std::string_view name, const Parameter<T>& p) {
+  out.model.parameters([&](std::string_view, const Parameter<T>& p) {
     if (i >= learnt.moments.size()) return;
     const auto& was = learnt.moments[i++];
     auto& m = out.optimizer.moments.emplace_back(was);
@@ -221,7 +232,6 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
     const detail::ParameterChange& by = found->second;
     m.first = by.apply(by.of_gradient, was.first.template cast<double>()).template cast<T>();
     m.second = by.apply(by.of_gradient.cwiseAbs2(), was.second.template cast<double>()).template cast<T>();
-    require(m.first.rows() == p.value.rows() && m.first.cols() == p.value.cols(), "truncate: moments of another model given for ", name);
   });
   return out;
 }

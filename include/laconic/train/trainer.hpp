@@ -133,7 +133,7 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
 /// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
 /// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
 /// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout. `optimizer` is what
-/// an earlier training of this model has learnt.
+/// an earlier training of this model had learnt at its end (at the end of its last epoch, which need not be the best).
 template <class Model>
 class Trainer {
  public:
@@ -150,6 +150,15 @@ class Trainer {
     require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight, " and layer_weight ",
             config.distillation.layer_weight, " asked for, but no teacher given");
     freeze(model_, config_.freeze, config_.train_only);
+    std::size_t of_parameter = 0;
+    model_.parameters([&](std::string_view name, const Parameter<T>& p) {
+      if (of_parameter >= optimizer.moments.size()) return;
+      const auto& m = optimizer.moments[of_parameter++];
+      for (const Matrix<T>* moment : {&m.first, &m.second})
+        require(m.first.size() == 0 || (moment->rows() == p.value.rows() && moment->cols() == p.value.cols()), "train: moments of (",
+                moment->rows(), ", ", moment->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
+    });
+    require(of_parameter == optimizer.moments.size(), "train: moments of ", optimizer.moments.size(), " parameters given for a model of fewer");
     optimizer_.set_state(std::move(optimizer));
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
     schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
@@ -254,7 +263,7 @@ class Trainer {
     const DistillationConfig& d = config_.distillation;
     const auto taught = teacher_.output(cpu_, batch.features, batch.sequences, mask);
     std::vector<typename Autodiff<Cpu<T>>::Tensor> blocks;
-    const auto logits = model_(tape, batch.features, batch.sequences, mask, &blocks);
+    const auto logits = model_(tape, batch.features, batch.sequences, mask, d.layer_weight > 0 ? &blocks : nullptr);
     auto loss = tape.scale(ctc_loss(tape, logits, batch.labels), 1 - d.weight);
     if (d.weight > 0) loss = tape.add(loss, distillation_loss(tape, logits, taught.logits, d.temperature), d.weight);
     if (d.layer_weight > 0) loss = tape.add(loss, block_loss(tape, blocks, taught.blocks), d.layer_weight);
@@ -307,7 +316,8 @@ class Trainer {
                        {"data", Fingerprint::of(train_)},
                        {"valid_data", Fingerprint::of(valid_)},
                        {"initial_parameters", Fingerprint::of_parameters(model_)},
-                       {"teacher", teacher_.fingerprint}};
+                       {"teacher", teacher_.fingerprint},
+                       {"optimizer_steps", optimizer_.state().steps}};
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
