@@ -45,16 +45,20 @@ void plot(const ConvertOptions& o, const std::vector<std::vector<double>>& spect
     ranks += text(l, ' ', report["layers"][l]["kv_lora_rank"].get<Index>(), '\n');
   }
   const auto each_layer = [&](const char* name) {
-    return text("plot for [i=0:", spectra.size() - 1, "] ", name, " index i using 1:2 with lines lw 1.5 lc palette frac (i/", std::max<std::size_t>(1, spectra.size() - 1),
-                ".0) title 'layer '.i\n");
+    return text("plot for [i=0:", spectra.size() - 1, "] ", name, " index i using 1:2 with lines lw 1.5 lc palette frac (i/",
+                std::max<std::size_t>(1, spectra.size() - 1), ".0) title 'layer '.i\n");
   };
-  const std::string common = "set grid\nset key outside font ',10'\nunset colorbox\nset palette defined (0 '#0060ad', 1 '#dd7711')\nset xlabel 'rank'\n";
-  const std::string of = text(", ", o.method, "'\n");
+  const std::string end = "EOD\n", title_end = text(", ", o.method, "'\n"),
+                    common = end + "set grid\nset key outside font ',10'\nunset colorbox\nset autoscale xfix\nset palette defined (0 '#0060ad', 1 '#dd7711')\n"
+                                   "set xlabel 'rank'\n";
   const auto at = [&](const char* name) { return (std::filesystem::path(o.plots) / name).string(); };
-  draw(at("spectra.png"), values + "EOD\n" + common + "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\nset title 'Keys and values" + of + each_layer("$values"));
-  draw(at("error_by_rank.png"), errors + "EOD\n" + common + "set yrange [0:1]\nset ylabel 'relative error of keys and values'\nset title 'What a rank loses" + of + each_layer("$errors"));
-  draw(at("ranks.png"), ranks + "EOD\nset grid y\nset style fill solid 0.8\nset boxwidth 0.8\nset xlabel 'layer'\nset ylabel 'rank of the latent'\nset yrange [0:*]\nset title 'Ranks by layer, " +
-                            o.allocation + "'\nplot $ranks using 1:2 with boxes lc rgb '#0060ad' notitle\n");
+  draw(at("spectra.png"), values + common + "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\n" +
+                              "set title 'Keys and values" + title_end + each_layer("$values"));
+  draw(at("error_by_rank.png"), errors + common + "set yrange [0:1]\nset ylabel 'relative error of keys and values'\nset title 'What a rank loses" +
+                                    title_end + each_layer("$errors"));
+  draw(at("ranks.png"), ranks + end + "set grid y\nset xtics 1\nset style fill solid 0.8\nset boxwidth 0.8\nset xlabel 'layer'\n" +
+                            "set ylabel 'rank of the latent'\nset yrange [0:*]\nset title 'Ranks by layer, " + o.allocation +
+                            "'\nplot $ranks using 1:2 with boxes lc rgb '#0060ad' notitle\n");
 }
 
 void convert(ConvertOptions& o) {

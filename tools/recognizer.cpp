@@ -280,7 +280,7 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
         OptimizerState<float> learnt;
         if (how.ranks.empty()) return once(how.folder, how.better, learnt);
         std::optional<Calibration<float>> speech;
-        if (how.calibration != nullptr) speech.emplace(how.calibration->features, how.calibration->sequences);
+        if (how.calibration != nullptr) speech = Calibration<float>{how.calibration->features, how.calibration->sequences};
         TrainState last;
         double seconds = 0;
         for (const Index rank : how.ranks) {

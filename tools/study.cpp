@@ -38,7 +38,8 @@ struct Method {
     std::vector<std::string> out;
     for (const auto& one : enum_names(ConversionMethod()))
       for (const auto& shared : enum_names(RankAllocation()))
-        if (one.value != ConversionMethod::score_aware || shared.value != RankAllocation::fisher) out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
+        if (one.value != ConversionMethod::score_aware || shared.value != RankAllocation::fisher)
+          out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
     return out;
   }
 };
@@ -180,7 +181,8 @@ class Study {
   }
   /// Ranks fall to one between (geometrically) and to the last, half of the epochs each.
   static bool can_progress(const Variant& v, Index d) {
-    return v.method.method != ConversionMethod::score_aware && v.choice.latent_dim > 0 && v.choice.latent_dim < d && v.choice.attention != AttentionName::mla_head && v.method.allocation == RankAllocation::uniform;
+    return v.method.method != ConversionMethod::score_aware && v.method.allocation == RankAllocation::uniform &&
+           v.choice.attention != AttentionName::mla_head && v.choice.latent_dim > 0 && v.choice.latent_dim < d;
   }
   std::vector<Strategy> strategies(const Variant& v) const {
     std::vector<Strategy> out;
@@ -282,6 +284,7 @@ class Study {
   void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage, const nlohmann::json& report,
                double train_seconds) {
     const std::string& name = v.name;
+    const bool has_groups = v.choice.attention == AttentionName::gqa || v.choice.attention == AttentionName::mqa;
     const EncoderConfig& encoder = model.config.encoder;
     for (const TestSet& test : tests_) {
       const Evaluation evaluation = model.evaluate(cpu_, test.data);
@@ -297,7 +300,7 @@ class Study {
       }
       results_.put({{"name", name},
                     {"attention", to_name(model.config.encoder.attention)},
-                    {"method", v.choice.attention != AttentionName::gqa && v.choice.attention != AttentionName::mqa ? v.method.name : v.method.name == "svd" ? "mean" : v.method.name},
+                    {"method", has_groups && v.method.name == "svd" ? "mean" : v.method.name},
                     {"stage", stage},
                     {"rank", encoder.kv_lora_rank},
                     {"ranks", encoder.kv_lora_ranks},

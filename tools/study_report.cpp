@@ -30,8 +30,8 @@ struct Summary {
 /// tested on the same utterances.
 Summary summarize(const std::vector<const nlohmann::json*>& rows) {
   const nlohmann::json& first = *rows.front();
-  Summary s{.name = first["name"], .attention = first.value("attention", ""), .method = first.value("method", ""), .stage = first["stage"], .test_set = first["test_set"], .cache_fraction = first["cache_fraction"],
-            .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
+  Summary s{.name = first["name"], .attention = first.value("attention", ""), .method = first.value("method", ""), .stage = first["stage"],
+            .test_set = first["test_set"], .cache_fraction = first["cache_fraction"], .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
   std::vector<WordErrors> errors(first["errors_by_utterance"].size());

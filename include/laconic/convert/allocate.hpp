@@ -22,10 +22,10 @@ constexpr auto enum_names(RankAllocation) {
 }
 
 /// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
-/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together
-/// may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and
-/// at most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error` where the
-/// numbers leave no such ranks.
+/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the
+/// number of floats that all layers together may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which
+/// hardware likes), at least one of them and at most as many as there are singular values. What would hold nothing is not given
+/// away. Allocates. Throws `Error` where the numbers leave no such ranks.
 inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how,
                                          std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
@@ -33,7 +33,6 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
   require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
-
   require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(), "allocate_ranks: ", to_name(how), " with ", weights.size(),
           " weights given for ", spectra.size(), " layers");
   for (const double weight : weights)

@@ -169,7 +169,7 @@ struct JointSvd {
 /// the error is within 1% of the least where singular values fall like those of trained weights; with 4, about that also where they
 /// hardly fall, as those of random matrices. Equal seeds, equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;     ///< numbers more than the rank that the sketch has
+  Index oversampling = 10;     ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
   Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
   Seed seed{};
 
@@ -179,10 +179,11 @@ struct RandomizedSvd {
     require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ", power_iterations,
             " power iterations given, at least 0 expected of both");
     const Matrix<T> stacked = detail::stacked(k, v, rank);
-    if (oversampling >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
+    const Index more = std::max(oversampling, rank / 8);
+    if (more >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
 
     const Random random(seed, "RandomizedSvd");
-    Matrix<T> noise(stacked.rows(), rank + oversampling);
+    Matrix<T> noise(stacked.rows(), rank + more);
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
     // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes the rest.
     Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
