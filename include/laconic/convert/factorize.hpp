@@ -165,9 +165,8 @@ struct JointSvd {
 };
 
 /// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): it
-/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. With 2 iterations
-/// the error is within 1% of the least where singular values fall like those of trained weights; with 4, about that also where they
-/// hardly fall, as those of random matrices. Equal seeds, equal factors.
+/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The error is within 1% of the least,
+/// also where singular values hardly fall, as those of random matrices (docs/conversion.md). Equal seeds, equal factors.
 struct RandomizedSvd {
   Index oversampling = 10;     ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
   Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
