@@ -5392,10 +5392,10 @@ constexpr auto enum_names(RankAllocation) {
 }
 
 /// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
-/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together
-/// may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and
-/// at most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error` where the
-/// numbers leave no such ranks.
+/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the
+/// number of floats that all layers together may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which
+/// hardware likes), at least one of them and at most as many as there are singular values. What would hold nothing is not given
+/// away. Allocates. Throws `Error` where the numbers leave no such ranks.
 inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how,
                                          std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
@@ -5403,7 +5403,6 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
   require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
-
   require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(), "allocate_ranks: ", to_name(how), " with ", weights.size(),
           " weights given for ", spectra.size(), " layers");
   for (const double weight : weights)
@@ -5611,11 +5610,10 @@ struct JointSvd {
 };
 
 /// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): it
-/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. With 2 iterations
-/// the error is within 1% of the least where singular values fall like those of trained weights; with 4, about that also where they
-/// hardly fall, as those of random matrices. Equal seeds, equal factors.
+/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The error is within 1% of the least,
+/// also where singular values hardly fall, as those of random matrices (docs/conversion.md). Equal seeds, equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;     ///< numbers more than the rank that the sketch has
+  Index oversampling = 10;     ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
   Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
   Seed seed{};
 
@@ -5625,10 +5623,11 @@ struct RandomizedSvd {
     require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ", power_iterations,
             " power iterations given, at least 0 expected of both");
     const Matrix<T> stacked = detail::stacked(k, v, rank);
-    if (oversampling >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
+    const Index more = std::max(oversampling, rank / 8);
+    if (more >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
 
     const Random random(seed, "RandomizedSvd");
-    Matrix<T> noise(stacked.rows(), rank + oversampling);
+    Matrix<T> noise(stacked.rows(), rank + more);
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
     // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes the rest.
     Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
