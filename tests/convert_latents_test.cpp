@@ -124,7 +124,7 @@ constexpr Names linear_maps[] = {Names::mha,        Names::gqa,       Names::mqa
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every latent that holds all loses nothing", "[convert]", NoPosition, Sinusoidal, RelativePosition) {
+TEMPLATE_TEST_CASE("every latent that holds all loses nothing", "[convert]", NoPosition, RelativePosition) {
   using P = TestType;
   const auto full = random_model<Model<Mha<heads, P>>>(1);
   check_lossless<Model<CachedInput<heads, heads, P>>>(full);
@@ -202,6 +202,21 @@ TEST_CASE("the predicted error is that of the weights' singular values", "[conve
   check_prediction(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 2, .kv_lora_rank = 5}), source);
   check_prediction(convert<Model<Open<TwoStageLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 1, .kv_lora_rank = 7}), source);
   check_prediction(convert<Model<Open<InputLatent>>>(source, JointSvd{}, {.num_kv_heads = 2}), source);
+}
+
+TEST_CASE("a latent of heads that were turned to agree", "[convert]") {
+  const auto source = random_model<Model<Mha<heads>>>(4);
+  const Calibration<double> speech{random_matrix(306, config.num_mels, 1), {161, 7, 138}};
+  using Latent = Model<Open<SplitLatent<dyn>>>;
+  for (const bool score_aware : {false, true}) {
+    const ActivationPca<double> method{speech, score_aware};
+    const auto small = convert<Latent>(source, method, {.num_kv_heads = 2, .kv_lora_rank = 15}, speech.features, speech.sequences);
+    CHECK(small.report.predicted_error == Approx(small.report.key_value_error).epsilon(1e-6));
+    const auto all = convert<Latent>(source, method, {.num_kv_heads = 2, .kv_lora_rank = 24});
+    CHECK(difference(all.model, convert<Model<Gqa<heads, dyn>>>(source, method, {.num_kv_heads = 2}).model) < 1e-8);
+  }
+  const auto same = convert<Model<Gqa<heads, dyn>>>(source, ActivationPca<double>{speech}, {.num_kv_heads = heads});
+  CHECK(difference(same.model, source) < 1e-13);
 }
 
 TEST_CASE("latents of one kind and size are copied, others fitted", "[convert]") {

@@ -18,8 +18,9 @@ using Model = Conformer<AnyAttention, double>;
 // 4 heads of 12 channels: no two sizes that could be mixed up are equal.
 constexpr Index d_model = 48, heads = 4, head_dim = 12;
 
-Model full_model(Index seed) {
+Model full_model(Index seed, PositionEmbeddings positions = PositionEmbeddings::relative) {
   EncoderConfig config;
+  config.position_embeddings_type = positions;
   config.num_mels = 20;
   config.d_model = d_model;
   config.num_layers = 2;
@@ -245,6 +246,39 @@ TEST_CASE("mixed channels are the same function, and lose less in 8 bits", "[con
       CHECK(after == before);
     else
       CHECK(after < before);
+  }
+}
+
+TEST_CASE("heads that differ by a turn become one without loss, and others lose less than their mean", "[convert]") {
+  const ActivationPca<double> method{heard};
+  const ConversionConfig two = Wanted{Names::gqa, 2}.config(), one{.attention = Names::mqa};
+  for (const auto positions : {PositionEmbeddings::relative, PositionEmbeddings::rotary}) {
+    INFO(to_name(positions));
+    const Model different = full_model(9, positions);
+    Model alike = different;
+    std::uint64_t seed = 50;
+    for (auto& block : alike.layers)
+      std::visit([&](auto& layer) {
+        if constexpr (requires { layer.key_value.linear_k; }) {
+          auto &k = layer.key_value.linear_k.weight.value, &v = layer.key_value.linear_v.weight.value;
+          for (const Index first : {0, 2}) {  // the second of two heads: keys turned, values in other units
+            k.middleRows((first + 1) * head_dim, head_dim) =
+                detail::orthonormal(random_matrix(head_dim, head_dim, ++seed)) * k.middleRows(first * head_dim, head_dim).eval();
+            v.middleRows((first + 1) * head_dim, head_dim) = random_matrix(head_dim, head_dim, ++seed) * v.middleRows(first * head_dim, head_dim).eval();
+          }
+        }
+      }, block.self_attn.layer);
+    const auto aligned = convert_to(alike, method, two, heard);
+    CHECK(difference(aligned.model, alike) < 1e-8);
+    CHECK(aligned.report.key_value_error < 1e-8);
+    CHECK(difference(convert_to(alike, JointSvd{}, two).model, alike) > 1e-2);
+
+    for (const ConversionConfig& fewer : {two, one}) {
+      const auto turned = convert_to(different, method, fewer, heard), mean = convert_to(different, JointSvd{}, fewer, heard);
+      CHECK(turned.report.predicted_error == Approx(turned.report.key_value_error).epsilon(1e-6));
+      CHECK(turned.report.key_value_error < 0.9 * mean.report.key_value_error);
+      CHECK(turned.report.output_error < 0.9 * mean.report.output_error);
+    }
   }
 }
 

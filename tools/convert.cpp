@@ -140,15 +140,19 @@ void add_convert_command(CLI::App& app) {
       ->add_option("--method", o->method, "how to find latents: from the weights (svd, randomized) or for speech (activation, score-aware)")
       ->capture_default_str()
       ->check(CLI::IsMember(methods));
+  command
+      ->add_option("--calibration", o->calibration,
+                   "speech for which latents are found and heads merged (activation, score-aware) or layers weighed (fisher): the first 256 utterances of this corpus")
+      ->type_name("PATH");
   command->add_option("--allocation", o->allocation, "how layers share --latent-dim times their number of cached floats, in multiples of 8")
       ->capture_default_str()
       ->check(CLI::IsMember({"uniform", "energy", "water-filling", "fisher"}));
   command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less; not of mla-head");
   command->add_option("--plots", o->plots, "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")->type_name("DIR");
-  command->add_option("--calibration", o->calibration, "the speech for which they are found: the first 256 utterances of this corpus")
-      ->type_name("PATH");
   command->footer("Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "
                   "--speech digits/valid.jsonl\n"
+                  "  laconic convert --input runs/mha --output runs/mla --latent-dim 32 --method activation --calibration digits/train.jsonl "
+                  "--allocation water-filling --plots plots\n"
                   "  laconic convert --input w2v-mla --output w2v-mha --export-mha");
   command->callback([=] { convert(*o); });
 }
