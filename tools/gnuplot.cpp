@@ -46,10 +46,10 @@ std::string gnuplot_quoted(const std::string& plain) {
   return out + "'";
 }
 
-std::string gnuplot_output(const std::string& path, int rows) {
+std::string gnuplot_output(const std::string& path, bool is_large) {
   const bool svg = path.ends_with(".svg");
-  return text(svg ? "set terminal svg size 1000," : "set terminal pngcairo size 1200,", (svg ? 500 : 580) * rows, " font 'sans,13'\nset output ",
-              gnuplot_quoted(path), '\n');
+  const char* size = svg ? (is_large ? "1300,800" : "1000,500") : (is_large ? "1560,960" : "1200,580");
+  return text("set terminal ", svg ? "svg" : "pngcairo", " size ", size, " font 'sans,13'\nset output ", gnuplot_quoted(path), '\n');
 }
 
 void run_gnuplot(const std::filesystem::path& script) {

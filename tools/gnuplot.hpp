@@ -13,8 +13,8 @@ void require_picture(const std::string& path);
 
 /// In single quotes, those inside doubled.
 std::string gnuplot_quoted(const std::string& plain);
-/// The lines that set the kind of picture, .png or .svg, and its file; for so many rows of panels.
-std::string gnuplot_output(const std::string& path, int rows = 1);
+/// The lines that set the kind of picture, .png or .svg, and its file; large for panels.
+std::string gnuplot_output(const std::string& path, bool is_large = false);
 
 /// Runs a script that lies in a file.
 void run_gnuplot(const std::filesystem::path& script);

@@ -68,22 +68,22 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   return out;
 }
 
-void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body, int rows = 1) {
+void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body, bool is_large = false) {
   for (const std::string format : {"png", "svg"}) {
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, gnuplot_output(image, rows) + body);
+    write_file(script, gnuplot_output(image, is_large) + body);
     run_gnuplot(script);
   }
 }
 
 /// "MHA", "MLA" or "GQA".
-std::string family(const Summary& s) { return s.name == "mha" ? "MHA" : s.name.starts_with("gqa") || s.name == "mqa" ? "GQA" : "MLA"; }
+std::string family(const Summary& s) { return s.name == "mha" ? "MHA" : s.name.starts_with("gqa") || s.name.starts_with("mqa") ? "GQA" : "MLA"; }
 
 std::string spelt_stage(const std::string& stage) { return stage == "finetuned" ? "fine-tuned" : stage; }
 
 constexpr const char* cache_axis =
     "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
-    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\nset key below maxrows 5 samplen 1.5 width 1 font ',11'\nset bmargin 9\n";
+    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\n";
 
 /// Lines of one family and method, before training or after it by one strategy.
 struct Series {
@@ -92,7 +92,7 @@ struct Series {
 };
 std::vector<Series> series_of(const std::vector<Summary>& all, const std::string& set, bool is_trained) {
   static constexpr const char* blues[] = {"#0060ad", "#2ca02c", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#003355"};
-  static constexpr const char* oranges[] = {"#dd7711", "#d62728", "#ffaa44"};
+  static constexpr const char* oranges[] = {"#dd7711", "#d62728", "#ffaa44", "#8b0000"};
   std::vector<Series> out;
   std::size_t blue = 0, orange = 0;
   std::set<std::string> latents;
@@ -122,9 +122,10 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
 /// intervals do not hide each other.
 void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
   std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
-                                "set multiplot layout 2,", sets.size(), "\n");
+                                "set multiplot layout 2,", sets.size(), " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
   int index = 0;
-  for (const bool is_trained : {false, true})
+  for (const bool is_trained : {false, true}) {
+    body += text("set key at screen 0.755,", is_trained ? 0.42 : 0.95, " left top Left reverse samplen 1.5 font ',11'\n");
     for (const std::string& set : sets) {
       const auto series = series_of(all, set, is_trained);
       std::string list;
@@ -136,14 +137,15 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
           data += text(fixed(100 * s->cache_fraction * shift, 4), ' ', fixed(s->wer, 4), ' ', fixed(s->low, 4), ' ', fixed(s->high, 4), '\n');
         }
         data += "\n\n";
-        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 1.5 ps 0.8 ", series[i].style, " title ",
+        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 1.2 ps 0.9 ", series[i].style, " title ",
                      gnuplot_quoted(series[i].title));
       }
       body += text("set title ", gnuplot_quoted(set + (is_trained ? ", trained on" : ", converted")), "\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ",
-                   list, '\n');
+                   list, "\nunset key\n");  // once a row
     }
+  }
   write_file(folder / "wer_cache.dat", data);
-  plot(folder, "wer_cache", body + "unset multiplot\n", 2);
+  plot(folder, "wer_cache", body + "unset multiplot\n", true);
 }
 
 /// Relative error of keys and values after conversion.
@@ -159,7 +161,7 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   if (list.empty()) return;
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
-       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\n",
+       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\nset key below\n",
             "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ", list, '\n'));
 }
 
