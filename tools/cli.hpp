@@ -91,6 +91,14 @@ inline void say_notes(const std::vector<std::string>& notes) {
   if (notes.size() > 3) say("note: and ", notes.size() - 3, " more such files");
 }
 
+/// All names of an enumeration, for options.
+template <laconic::NamedEnum Enum>
+std::vector<std::string> names_of() {
+  std::vector<std::string> out;
+  for (const auto& entry : enum_names(Enum{})) out.emplace_back(entry.name);
+  return out;
+}
+
 /// Of memory that the process has held, the most at once.
 inline laconic::Index peak_resident_bytes() {
   rusage usage{};

@@ -134,19 +134,17 @@ void add_convert_command(CLI::App& app) {
       ->excludes(attention)->excludes(variant);
   command->add_option("--speech", o->speech, "measure the error on the first 32 utterances of this corpus; default: on white noise")
       ->type_name("PATH");
-  std::vector<std::string> methods;
-  for (const auto& entry : enum_names(ConversionMethod())) methods.emplace_back(entry.name);
   command
       ->add_option("--method", o->method, "how to find latents: from the weights (svd, randomized) or for speech (activation, score-aware)")
       ->capture_default_str()
-      ->check(CLI::IsMember(methods));
+      ->check(CLI::IsMember(names_of<ConversionMethod>()));
   command
       ->add_option("--calibration", o->calibration,
                    "speech for which latents are found and heads merged (activation, score-aware) or layers weighed (fisher): the first 256 utterances of this corpus")
       ->type_name("PATH");
   command->add_option("--allocation", o->allocation, "how layers share --latent-dim times their number of cached floats, in multiples of 8")
       ->capture_default_str()
-      ->check(CLI::IsMember({"uniform", "energy", "water-filling", "fisher"}));
+      ->check(CLI::IsMember(names_of<RankAllocation>()));
   command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less; not of mla-head");
   command->add_option("--plots", o->plots, "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")->type_name("DIR");
   command->footer("Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "

@@ -85,7 +85,8 @@ class Study {
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
-    for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i);
+    const std::vector<Variant> all = variants();
+    for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i, all);
     write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
                                              preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder, " --attentions ", joined(o_.attentions), " --methods ",
                                              joined(o_.methods), " --strategies ", joined(o_.strategies), " --caches ", joined(o_.caches),
@@ -202,8 +203,7 @@ class Study {
            std::ranges::all_of(strategies(v), [&](Strategy s) { return is_measured(v.name, std::string(to_name(s)), seed); });
   }
 
-  void run_seed(std::int64_t seed) {
-    const std::vector<Variant> all = variants();
+  void run_seed(std::int64_t seed, const std::vector<Variant>& all) {
     if (is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed) &&
         std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
       return say("seed ", seed, " is finished");
@@ -361,7 +361,7 @@ void add_study_command(CLI::App& app) {
   command->add_option("--strategies", o->strategies, "what happens to converted models, with commas between; all with the same number of epochs")
       ->capture_default_str()
       ->delimiter(',')
-      ->check(CLI::IsMember({"finetuned", "attention-only", "distilled", "progressive"}));
+      ->check(CLI::IsMember(names_of<Strategy>()));
   command->add_option("--caches", o->caches, "cache sizes, percent of MHA's, with commas between")->capture_default_str()->delimiter(',')->check(CLI::Range(0.1, 50.0));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");

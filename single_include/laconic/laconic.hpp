@@ -5842,6 +5842,14 @@ struct ConversionReport {
   double logits_error = 0;          ///< of the whole model's output
 };
 
+/// What a layer's report, or that of all, says of outputs.
+void set_output(auto& report, const Deviation& of_output) {
+  report.output_error = of_output.relative();
+  report.output_mse = of_output.mean_squared();
+  report.output_mae = of_output.mean_absolute();
+  report.output_cosine = of_output.cosine();
+}
+
 /// The CPU, keeping what flows into chosen linear layers: `inputs[&layer.weight]` is filled where it exists.
 template <class T>
 class InputRecorder : public Cpu<T> {
@@ -6998,11 +7006,23 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
-/// Whether the channels of its latent can be mixed.
+/// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
 template <class KeyValue>
-inline constexpr bool can_mix = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+inline constexpr bool has_linear_latent = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+template <class KeyValue>
+inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
 inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
+/// The configuration with the ranks that these numbers say.
+template <class Config, class Numbers>
+Config with_ranks(Config config, const Numbers& numbers) {
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  config.kv_lora_ranks = numbers.kv_lora_ranks;
+  config.v_lora_ranks = numbers.v_lora_ranks;
+  return config;
+}
 
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
@@ -7184,12 +7204,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
-  auto config = source.config();
+  auto config = with_ranks(source.config(), numbers);
   config.num_kv_heads = numbers.num_kv_heads;
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  config.v_lora_rank = numbers.v_lora_rank;
-  config.kv_lora_ranks = numbers.kv_lora_ranks;
-  config.v_lora_ranks = numbers.v_lora_ranks;
   config.attention = numbers.attention;
   require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
@@ -7229,9 +7245,15 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
       of_key_value = deviation(of_target, rows(from));
     }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
-    out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 converted.k_factor_error, converted.v_factor_error, converted.deviation.relative(), of_key_value.relative(),
-                                 of_output.relative(), of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
+    LayerReport& layer = out.report.layers.emplace_back();
+    layer.layer = name;
+    layer.num_kv_heads = to.dims().num_kv_heads;
+    layer.kv_lora_rank = to.dims().kv_lora_rank;
+    layer.k_factor_error = converted.k_factor_error;
+    layer.v_factor_error = converted.v_factor_error;
+    layer.predicted_error = converted.deviation.relative();
+    layer.key_value_error = of_key_value.relative();
+    set_output(layer, of_output);
     predicted += converted.deviation;
     key_value += of_key_value;
     output += of_output;
@@ -7239,10 +7261,7 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   out.report.input = measure_on_noise ? "white noise" : "features";
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
-  out.report.output_error = output.relative();
-  out.report.output_mse = output.mean_squared();
-  out.report.output_mae = output.mean_absolute();
-  out.report.output_cosine = output.cosine();
+  set_output(out.report, output);
   out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
   return out;
 }
@@ -8364,6 +8383,20 @@ struct OptimizerState {
   };
   std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
   std::int64_t steps = 0;
+
+  /// Throws, in the name of `who`, unless these are of such a model, or of none yet.
+  template <class Model>
+  void require_of(const Model& model, const char* who) const {
+    std::size_t i = 0;
+    model.parameters([&](std::string_view name, const Parameter<T>& p) {
+      if (i >= moments.size()) return;
+      const Moments& m = moments[i++];
+      for (const Matrix<T>* one : {&m.first, &m.second})
+        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who, ": moments of (", one->rows(),
+                ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
+    });
+    require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
+  }
 };
 
 /// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the

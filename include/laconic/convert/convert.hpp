@@ -66,11 +66,23 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
-/// Whether the channels of its latent can be mixed.
+/// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
 template <class KeyValue>
-inline constexpr bool can_mix = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+inline constexpr bool has_linear_latent = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+template <class KeyValue>
+inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
 inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
+/// The configuration with the ranks that these numbers say.
+template <class Config, class Numbers>
+Config with_ranks(Config config, const Numbers& numbers) {
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  config.kv_lora_ranks = numbers.kv_lora_ranks;
+  config.v_lora_ranks = numbers.v_lora_ranks;
+  return config;
+}
 
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
@@ -252,12 +264,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
 
-  auto config = source.config();
+  auto config = with_ranks(source.config(), numbers);
   config.num_kv_heads = numbers.num_kv_heads;
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  config.v_lora_rank = numbers.v_lora_rank;
-  config.kv_lora_ranks = numbers.kv_lora_ranks;
-  config.v_lora_ranks = numbers.v_lora_ranks;
   config.attention = numbers.attention;
   require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
@@ -297,9 +305,15 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
       of_key_value = deviation(of_target, rows(from));
     }
     const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
-    out.report.layers.push_back({std::string(name), to.dims().num_kv_heads, to.dims().kv_lora_rank,
-                                 converted.k_factor_error, converted.v_factor_error, converted.deviation.relative(), of_key_value.relative(),
-                                 of_output.relative(), of_output.mean_squared(), of_output.mean_absolute(), of_output.cosine()});
+    LayerReport& layer = out.report.layers.emplace_back();
+    layer.layer = name;
+    layer.num_kv_heads = to.dims().num_kv_heads;
+    layer.kv_lora_rank = to.dims().kv_lora_rank;
+    layer.k_factor_error = converted.k_factor_error;
+    layer.v_factor_error = converted.v_factor_error;
+    layer.predicted_error = converted.deviation.relative();
+    layer.key_value_error = of_key_value.relative();
+    set_output(layer, of_output);
     predicted += converted.deviation;
     key_value += of_key_value;
     output += of_output;
@@ -307,10 +321,7 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   out.report.input = measure_on_noise ? "white noise" : "features";
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
-  out.report.output_error = output.relative();
-  out.report.output_mse = output.mean_squared();
-  out.report.output_mae = output.mean_absolute();
-  out.report.output_cosine = output.cosine();
+  set_output(out.report, output);
   out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
   return out;
 }

@@ -78,6 +78,14 @@ struct ConversionReport {
   double logits_error = 0;          ///< of the whole model's output
 };
 
+/// What a layer's report, or that of all, says of outputs.
+void set_output(auto& report, const Deviation& of_output) {
+  report.output_error = of_output.relative();
+  report.output_mse = of_output.mean_squared();
+  report.output_mae = of_output.mean_absolute();
+  report.output_cosine = of_output.cosine();
+}
+
 /// The CPU, keeping what flows into chosen linear layers: `inputs[&layer.weight]` is filled where it exists.
 template <class T>
 class InputRecorder : public Cpu<T> {

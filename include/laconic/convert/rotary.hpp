@@ -184,16 +184,16 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
     if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
 
     const Deviation of_output = output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
-    out.report.layers.push_back({.layer = std::string(name), .num_kv_heads = heads, .kv_lora_rank = dims.kv_lora_rank, .output_error = of_output.relative(),
-                                 .output_mse = of_output.mean_squared(), .output_mae = of_output.mean_absolute(), .output_cosine = of_output.cosine()});
+    LayerReport& layer = out.report.layers.emplace_back();
+    layer.layer = name;
+    layer.num_kv_heads = heads;
+    layer.kv_lora_rank = dims.kv_lora_rank;
+    set_output(layer, of_output);
     output += of_output;
     ++l;
   });
   out.report.input = "features";
-  out.report.output_error = output.relative();
-  out.report.output_mse = output.mean_squared();
-  out.report.output_mae = output.mean_absolute();
-  out.report.output_cosine = output.cosine();
+  set_output(out.report, output);
   out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
   return out;
 }

@@ -43,6 +43,20 @@ struct OptimizerState {
   };
   std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
   std::int64_t steps = 0;
+
+  /// Throws, in the name of `who`, unless these are of such a model, or of none yet.
+  template <class Model>
+  void require_of(const Model& model, const char* who) const {
+    std::size_t i = 0;
+    model.parameters([&](std::string_view name, const Parameter<T>& p) {
+      if (i >= moments.size()) return;
+      const Moments& m = moments[i++];
+      for (const Matrix<T>* one : {&m.first, &m.second})
+        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who, ": moments of (", one->rows(),
+                ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
+    });
+    require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
+  }
 };
 
 /// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the

@@ -105,8 +105,6 @@ template <Index R, class Layer>
 auto latent_places(HeadLatent<R, 0>, Layer& layer) {
   return separate_places(layer, layer.k_expand, layer.v_expand);
 }
-template <class KeyValue>
-inline constexpr bool has_places = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
 
 /// matrix * each block of rows, of as many rows as the matrix has columns.
 inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<double>& rows) {
@@ -154,11 +152,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
-  auto config = source.config();
-  config.kv_lora_rank = ranks.kv_lora_rank;
-  config.v_lora_rank = ranks.v_lora_rank;
-  config.kv_lora_ranks = ranks.kv_lora_ranks;
-  config.v_lora_ranks = ranks.v_lora_ranks;
+  const auto config = detail::with_ranks(source.config(), ranks);
   Truncation<Target> out{Target(config, Seed()), {}};
   detail::copy_parameters(out.model, source);
 
@@ -176,7 +170,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
     ++l;
     bool is_done = false;
     const auto cut = [&]<class A, class B>(AttentionLayer<A, T>& small, const AttentionLayer<B, T>& large) {
-      if constexpr (detail::has_places<typename A::KeyValue> && detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
+      if constexpr (detail::has_linear_latent<typename A::KeyValue> && detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
         is_done = true;
         const Matrix<double> before = detail::full_map(name, large).v_bias();
         const auto old = detail::latent_places(typename B::KeyValue(), large.key_value);
@@ -214,14 +208,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
   out.predicted_error = energy > 0 ? std::sqrt(discarded / energy) : 0;
 
   out.optimizer.steps = learnt.steps;
-  std::size_t at = 0;
-  source.parameters([&](std::string_view name, const Parameter<T>& p) {
-    if (at >= learnt.moments.size()) return;
-    const auto& m = learnt.moments[at++];
-    require(m.first.size() == 0 || (m.first.rows() == p.value.rows() && m.first.cols() == p.value.cols()), "truncate: moments of another model given for ",
-            name);
-  });
-  require(at == learnt.moments.size(), "truncate: moments of another model given");
+  learnt.require_of(source, "truncate");
   std::size_t i = 0;
   out.model.parameters([&](std::string_view, const Parameter<T>& p) {
     if (i >= learnt.moments.size()) return;

@@ -150,15 +150,7 @@ class Trainer {
     require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight, " and layer_weight ",
             config.distillation.layer_weight, " asked for, but no teacher given");
     freeze(model_, config_.freeze, config_.train_only);
-    std::size_t of_parameter = 0;
-    model_.parameters([&](std::string_view name, const Parameter<T>& p) {
-      if (of_parameter >= optimizer.moments.size()) return;
-      const auto& m = optimizer.moments[of_parameter++];
-      for (const Matrix<T>* moment : {&m.first, &m.second})
-        require(m.first.size() == 0 || (moment->rows() == p.value.rows() && moment->cols() == p.value.cols()), "train: moments of (",
-                moment->rows(), ", ", moment->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
-    });
-    require(of_parameter == optimizer.moments.size(), "train: moments of ", optimizer.moments.size(), " parameters given for a model of fewer");
+    optimizer.require_of(model_, "train");
     optimizer_.set_state(std::move(optimizer));
     for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
     schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
