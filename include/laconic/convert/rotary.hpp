@@ -22,15 +22,20 @@ struct DecouplingConfig {
 
 namespace detail {
 
+/// Where a head of this width has the real and the imaginary part of a pair.
+inline std::pair<Index, Index> pair_places(RotaryPairs layout, Index width, Index pair) {
+  return layout == RotaryPairs::interleaved ? std::pair(2 * pair, 2 * pair + 1) : std::pair(pair, pair + width / 2);
+}
+
 /// Real and imaginary rows of one pair of every head, (heads, inputs + 1) each: biases are the last column.
 struct PairRows {
   Matrix<double> real, imaginary;
 };
 template <class Linear>
-PairRows pair_rows(const Linear& linear, RotaryPairs pairs, Index head_dim, Index pair) {
+PairRows pair_rows(const Linear& linear, RotaryPairs layout, Index head_dim, Index pair) {
   const Matrix<double> all = with_bias(linear);
-  const Index heads = all.rows() / head_dim, first = pairs == RotaryPairs::interleaved ? 2 * pair : pair,
-              second = pairs == RotaryPairs::interleaved ? first + 1 : pair + head_dim / 2;
+  const Index heads = all.rows() / head_dim;
+  const auto [first, second] = pair_places(layout, head_dim, pair);
   PairRows out{Matrix<double>(heads, all.cols()), Matrix<double>(heads, all.cols())};
   for (Index h = 0; h < heads; ++h) {
     out.real.row(h) = all.row(h * head_dim + first);
@@ -82,29 +87,12 @@ inline constexpr bool is_decoupled = false;
 template <Index R, Index RopeDim, template <class> class Norm>
 inline constexpr bool is_decoupled<DecoupledLatent<R, RopeDim, Norm>> = true;
 
-template <class Target, class Source, class Method>
-Conversion<Target> decouple(const Source& source, const Method& method, RotaryChoice choice, const DecouplingConfig& numbers,
-                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
-  using T = typename Source::Scalar;
+/// The pairs that keep their position, in order: one choice for all layers, for they share the table of positions. `moments` are
+/// the inputs' second moments by layer, with the constant.
+template <class Source>
+std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index chosen, const std::vector<Matrix<double>>& moments) {
   using From = typename Source::Policy;
-  using To = typename Target::Policy;
-  static_assert(same_model<Target, Source>, "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
-  static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys && is_decoupled<typename To::KeyValue>,
-                "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
-  static_assert(std::is_same_v<typename From::Query, FullQuery> && std::is_same_v<typename To::Query, FullQuery>,
-                "laconic: decouple_rotary knows full queries alone");
-  auto config = source.config();
-  config.num_kv_heads = 0;
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  config.qk_rope_head_dim = numbers.qk_rope_head_dim;
-  const AttentionDims dims = To::dims(config.attention_config());
-  const Index d_model = config.d_model, head_dim = dims.head_dim, pairs = head_dim / 2, chosen = dims.qk_rope_head_dim / 2;
-  require(chosen <= IndexList::capacity, "decouple_rotary: qk_rope_head_dim ", 2 * chosen, " given, at most ", 2 * IndexList::capacity, " expected");
-  require(chosen <= pairs, "decouple_rotary: qk_rope_head_dim ", 2 * chosen, " given, at most head_dim = ", head_dim, " expected");
-  const std::vector<LayerStatistics> statistics = statistics_of(source, method);
-  const auto moment_of = [&](std::size_t l) { return with_constant(statistics.empty() ? Matrix<double>() : statistics[l].value_input, d_model); };
-
-  // One choice for all layers, for they share the table of positions.
+  const Index head_dim = From::dims(source.config().attention_config()).head_dim, pairs = head_dim / 2;
   std::vector<Index> order(static_cast<std::size_t>(pairs));
   std::iota(order.begin(), order.end(), Index{0});
   if (choice == RotaryChoice::low) std::reverse(order.begin(), order.end());
@@ -114,7 +102,7 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
     std::vector<double> products(order.size());
     std::size_t l = 0;
     Source::each_attention(source, [&](std::string_view, const auto& layer) {
-      const Matrix<double> moment = moment_of(l++);
+      const Matrix<double>& moment = moments[l++];
       for (Index p = 0; p < pairs; ++p) {
         const auto lengths = [&](const auto& linear) {
           return Matrix<double>(pair_energies(pair_rows(linear, From::Position::pairs, head_dim, p), moment).cwiseSqrt());
@@ -125,77 +113,53 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
     });
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return products[static_cast<std::size_t>(a)] > products[static_cast<std::size_t>(b)]; });
   }
-  std::sort(order.begin(), order.begin() + chosen);
-  for (Index i = 0; i < chosen; ++i) config.rope_pairs.push_back(order[static_cast<std::size_t>(i)]);
+  order.resize(static_cast<std::size_t>(chosen));
+  std::sort(order.begin(), order.end());
+  return order;
+}
 
-  Conversion<Target> out{Target(config, Seed()), {}};
-  copy_parameters(out.model, source);
-
-  InputRecorder<T> cpu;
-  std::vector<const AttentionLayer<From, T>*> layers;
-  Source::each_attention(source, [&](std::string_view, const auto& layer) {
-    layers.push_back(&layer);
-    cpu.inputs[&layer.input_weight()];
-  });
-  const auto logits = source(cpu, features, sequences);
-  Deviation output;
-  std::size_t l = 0;
-  Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
-    const AttentionLayer<From, T>& from = *layers[l];
-    const Matrix<double> moment = moment_of(l);
-    const double scale = std::sqrt(static_cast<double>(head_dim + 2 * chosen) / static_cast<double>(head_dim));
-    const Index heads = dims.num_heads, rope = 2 * chosen;
-    const auto at = [](RotaryPairs layout, Index width, Index pair) {
-      return layout == RotaryPairs::interleaved ? std::pair(2 * pair, 2 * pair + 1) : std::pair(pair, pair + width / 2);
-    };
-    KeyValueMap all = repeat_heads(key_value_map(FullRank(), from.key_value), from.dims());
-    Matrix<double> rope_keys(rope, d_model + 1), rope_queries(heads * rope, d_model + 1);
-    for (Index i = 0; i < chosen; ++i) {
-      const Index p = config.rope_pairs[i];
-      const PairRows queries = pair_rows(from.query.linear_q, From::Position::pairs, head_dim, p);
-      const SharedPair shared = shared_pair(pair_rows(from.key_value.linear_k, From::Position::pairs, head_dim, p), pair_energies(queries, moment), moment);
-      const auto [first, second] = at(To::Position::pairs, rope, i);
-      rope_keys.row(first) = shared.key.row(0);
-      rope_keys.row(second) = shared.key.row(1);
-      for (Index h = 0; h < heads; ++h) {
-        const Index g = h * shared.real.rows() / heads;
-        rope_queries.row(h * rope + first) = scale * (shared.real(g, 0) * queries.real.row(h) + shared.imaginary(g, 0) * queries.imaginary.row(h));
-        rope_queries.row(h * rope + second) = scale * (shared.real(g, 0) * queries.imaginary.row(h) - shared.imaginary(g, 0) * queries.real.row(h));
-        const auto [a, b] = at(From::Position::pairs, head_dim, p);
-        all.k.row(h * head_dim + a).setZero();
-        all.k.row(h * head_dim + b).setZero();
-      }
+/// Queries, keys and values of one layer of decoupled latents from one of rotary positions that keeps these pairs. `moment` is the
+/// inputs' second moment with the constant.
+template <class To, class From, class T, class Method>
+void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& from, const std::vector<Index>& pairs, const Matrix<double>& moment,
+                    const Method& method, const LayerStatistics& statistics) {
+  constexpr RotaryPairs from_layout = From::Position::pairs;
+  const Index heads = to.dims().num_heads, head_dim = to.dims().head_dim, rope = to.dims().qk_rope_head_dim, inputs = moment.rows() - 1;
+  const double scale = std::sqrt(static_cast<double>(head_dim + rope) / static_cast<double>(head_dim));
+  KeyValueMap without_position = repeat_heads(key_value_map(FullRank(), from.key_value), from.dims());
+  Matrix<double> rope_keys(rope, inputs + 1), rope_queries(heads * rope, inputs + 1);
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const PairRows queries = pair_rows(from.query.linear_q, from_layout, head_dim, pairs[i]);
+    const SharedPair shared = shared_pair(pair_rows(from.key_value.linear_k, from_layout, head_dim, pairs[i]), pair_energies(queries, moment), moment);
+    const auto [first, second] = pair_places(To::Position::pairs, rope, static_cast<Index>(i));
+    const auto [real, imaginary] = pair_places(from_layout, head_dim, pairs[i]);
+    rope_keys.row(first) = shared.key.row(0);
+    rope_keys.row(second) = shared.key.row(1);
+    for (Index h = 0; h < heads; ++h) {
+      const Index g = h * shared.real.rows() / heads;
+      rope_queries.row(h * rope + first) = scale * (shared.real(g, 0) * queries.real.row(h) + shared.imaginary(g, 0) * queries.imaginary.row(h));
+      rope_queries.row(h * rope + second) = scale * (shared.real(g, 0) * queries.imaginary.row(h) - shared.imaginary(g, 0) * queries.real.row(h));
+      without_position.k.row(h * head_dim + real).setZero();
+      without_position.k.row(h * head_dim + imaginary).setZero();
     }
-    assign(to.query.linear_q, scale * with_bias(from.query.linear_q));
-    assign(to.query.linear_q_rope, rope_queries);
-    assign(to.key_value.linear_k_rope, rope_keys);
+  }
+  assign(to.query.linear_q, scale * with_bias(from.query.linear_q));
+  assign(to.query.linear_q_rope, rope_queries);
+  assign(to.key_value.linear_k_rope, rope_keys);
 
-    // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
-    const Matrix<double> k = all.k_weight(), v = all.v_weight();
-    const JointFactors factors = factorize(method, k, v, to.key_value.linear_kv_down.out(), statistics.empty() ? LayerStatistics() : statistics[l]);
-    assign_weight(to.key_value.linear_kv_down, factors.down);
-    assign_weight(to.key_value.linear_k_up, factors.k_up);
-    assign_weight(to.key_value.linear_v_up, factors.v_up);
-    if constexpr (requires { to.key_value.kv_norm.weight; }) {
-      const Matrix<double> inputs = moment.topLeftCorner(d_model, d_model);
-      to.key_value.kv_norm.weight.value.setConstant(static_cast<T>(std::sqrt(output_energy(factors.down, inputs) / static_cast<double>(factors.down.rows()))));
-    }
-    const Matrix<double> moved = from.linear_out.weight.value.template cast<double>() * all.v_bias();
-    if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
-
-    const Deviation of_output = output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
-    LayerReport& layer = out.report.layers.emplace_back();
-    layer.layer = name;
-    layer.num_kv_heads = heads;
-    layer.kv_lora_rank = dims.kv_lora_rank;
-    set_output(layer, of_output);
-    output += of_output;
-    ++l;
-  });
-  out.report.input = "features";
-  set_output(out.report, output);
-  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
-  return out;
+  // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
+  const JointFactors factors =
+      factorize(method, without_position.k_weight(), without_position.v_weight(), to.key_value.linear_kv_down.out(), statistics);
+  assign_weight(to.key_value.linear_kv_down, factors.down);
+  assign_weight(to.key_value.linear_k_up, factors.k_up);
+  assign_weight(to.key_value.linear_v_up, factors.v_up);
+  if constexpr (requires { to.key_value.kv_norm.weight; }) {
+    const Matrix<double> second_moment = moment.topLeftCorner(inputs, inputs);
+    to.key_value.kv_norm.weight.value.setConstant(
+        static_cast<T>(std::sqrt(output_energy(factors.down, second_moment) / static_cast<double>(factors.down.rows()))));
+  }
+  const Matrix<double> moved = from.linear_out.weight.value.template cast<double>() * without_position.v_bias();
+  if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
 }
 
 }  // namespace detail
@@ -212,7 +176,57 @@ Conversion<Target> decouple(const Source& source, const Method& method, RotaryCh
 template <class Target, class Source, class Method>
 Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice, const DecouplingConfig& numbers,
                                    const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
-  return detail::decouple<Target>(source, method, choice, numbers, features, sequences);
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  static_assert(detail::same_model<Target, Source>, "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
+  static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys && detail::is_decoupled<typename To::KeyValue>,
+                "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
+  static_assert(std::is_same_v<typename From::Query, FullQuery> && std::is_same_v<typename To::Query, FullQuery>,
+                "laconic: decouple_rotary knows full queries alone");
+  auto config = source.config();
+  config.num_kv_heads = 0;
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.qk_rope_head_dim = numbers.qk_rope_head_dim;
+  const AttentionDims dims = To::dims(config.attention_config());
+  const Index rope = dims.qk_rope_head_dim;
+  require(rope / 2 <= IndexList::capacity, "decouple_rotary: qk_rope_head_dim ", rope, " given, at most ", 2 * IndexList::capacity, " expected");
+  require(rope <= dims.head_dim, "decouple_rotary: qk_rope_head_dim ", rope, " given, at most head_dim = ", dims.head_dim, " expected");
+
+  InputRecorder<T> cpu;
+  std::vector<const AttentionLayer<From, T>*> layers;
+  Source::each_attention(source, [&](std::string_view, const auto& layer) {
+    layers.push_back(&layer);
+    cpu.inputs[&layer.input_weight()];
+  });
+  std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
+  statistics.resize(layers.size());
+  std::vector<Matrix<double>> moments;
+  for (const LayerStatistics& s : statistics) moments.push_back(detail::with_constant(s.value_input, config.d_model));
+  const std::vector<Index> pairs = detail::choose_pairs(source, choice, rope / 2, moments);
+  for (const Index p : pairs) config.rope_pairs.push_back(p);
+
+  Conversion<Target> out{Target(config, Seed()), {}};
+  detail::copy_parameters(out.model, source);
+  const auto logits = source(cpu, features, sequences);
+  Deviation output;
+  std::size_t l = 0;
+  Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
+    const AttentionLayer<From, T>& from = *layers[l];
+    detail::decouple_layer(to, from, pairs, moments[l], method, statistics[l]);
+    const Deviation of_output = output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
+    LayerReport& layer = out.report.layers.emplace_back();
+    layer.layer = name;
+    layer.num_kv_heads = dims.num_heads;
+    layer.kv_lora_rank = dims.kv_lora_rank;
+    set_output(layer, of_output);
+    output += of_output;
+    ++l;
+  });
+  out.report.input = "features";
+  set_output(out.report, output);
+  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+  return out;
 }
 
 }  // namespace laconic

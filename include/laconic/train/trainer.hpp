@@ -244,14 +244,14 @@ class Trainer {
                                                                     Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
                                                : config.mask();
       if (!teacher_) return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels);
-      return distilled_loss(tape, batch, mask);
+      return loss_with_teacher(tape, batch, mask);
     } else {
       require(!teacher_, "train: a teacher given for a model that takes no mask and shows no blocks");
       return ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels);
     }
   }
 
-  auto distilled_loss(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, const Mask& mask) {
+  auto loss_with_teacher(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, const Mask& mask) {
     const DistillationConfig& d = config_.distillation;
     const auto taught = teacher_.output(cpu_, batch.features, batch.sequences, mask);
     std::vector<typename Autodiff<Cpu<T>>::Tensor> blocks;
