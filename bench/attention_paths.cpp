@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// The two exact ways to attend over a latent, expanded and absorbed, by the number of queries: where the measured times cross,
-// and where the cost rule says they do.
+// The two exact ways to attend over a latent, expanded and absorbed, by the number of queries: where the measured times
+// cross, and where the cost rule says they do.
 //   usage: attention_paths [THREADS] [KEYS]
 #include <laconic/attention/attention.hpp>
 #include <laconic/backend/cpu.hpp>
@@ -47,7 +47,8 @@ class Crossing {
     if (crossed_)
       std::printf("%s %.0f", what, at_);
     else
-      std::printf("%s %s", what, before_ < 0 ? "nowhere, absorbed is always ahead" : "nowhere, expanded is always ahead");
+      std::printf("%s %s", what,
+                  before_ < 0 ? "nowhere, absorbed is always ahead" : "nowhere, expanded is always ahead");
   }
 
  private:
@@ -63,22 +64,26 @@ void compare(const char* name, const AttentionConfig& config, Index keys, int th
   const Matrix<float> source = noise(keys, config.d_model);
   const Sequences sources{keys};
   const auto memory = layer.remember(cpu, cpu.input(source));
-  std::printf("%s, d_model %td, %td heads, latent %td, %td keys\n%8s %14s %14s %10s %10s\n", name, config.d_model, layer.dims().num_heads,
-              layer.dims().kv_lora_rank, keys, "queries", "expanded, ms", "absorbed, ms", "measured", "predicted");
+  std::printf("%s, d_model %td, %td heads, latent %td, %td keys\n%8s %14s %14s %10s %10s\n", name, config.d_model,
+              layer.dims().num_heads, layer.dims().kv_lora_rank, keys, "queries", "expanded, ms", "absorbed, ms",
+              "measured", "predicted");
   Crossing measured, predicted;
   for (Index queries = 1; queries <= keys; queries = queries < 4 ? queries * 2 : queries * 3 / 2) {
     const Matrix<float> x = noise(queries, config.d_model);
     const Sequences rows{queries};
     const auto time = [&](AttentionPath path) {
-      return median_seconds(queries < 100 ? 15 : 7, [&] { layer.cross(cpu, cpu.input(x), rows, memory, sources, path); });
+      return median_seconds(queries < 100 ? 15 : 7,
+                            [&] { layer.cross(cpu, cpu.input(x), rows, memory, sources, path); });
     };
     time(AttentionPath::expanded);
     const double expanded = time(AttentionPath::expanded), absorbed = time(AttentionPath::absorbed);
     const typename Policy::Work work{queries, keys, queries * keys};
-    const double both = 2.0 * 2 * static_cast<double>(queries * config.d_model * config.d_model);  // projections of queries and output
+    const double both =
+        2.0 * 2 * static_cast<double>(queries * config.d_model * config.d_model);  // projections of queries and output
     const double by_rule = (static_cast<double>(Policy::absorbed_flops(layer.dims(), work)) + both) /
                            (static_cast<double>(Policy::expanded_flops(layer.dims(), work)) + both);
-    std::printf("%8td %14.3f %14.3f %10.2f %10.2f\n", queries, 1e3 * expanded, 1e3 * absorbed, absorbed / expanded, by_rule);
+    std::printf("%8td %14.3f %14.3f %10.2f %10.2f\n", queries, 1e3 * expanded, 1e3 * absorbed, absorbed / expanded,
+                by_rule);
     measured.add(queries, absorbed, expanded);
     predicted.add(queries, by_rule, 1);
   }

@@ -1,15 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// How many streams fit: as many streams as have their keys and values in a fixed budget, all pushed chunk by chunk, for MHA
-// and each latent attention.
+// How many streams fit: as many streams as have their keys and values in a fixed budget, all pushed chunk by chunk, for
+// MHA and each latent attention.
 //   usage: streams [--size small|published] [--budget-mib 1024] [--left-context 250] [--threads 1] [--chunks 3]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 
-#include <CLI/CLI.hpp>
 #include <sys/resource.h>
+#include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <cstdio>
@@ -54,7 +54,8 @@ void run(const Options& o, const EncoderConfig& config) {
       const Matrix<float> block = features.topRows(count * rows);
       const Sequences blocks(lengths);
       const auto start = std::chrono::steady_clock::now();
-      streams.push(std::span(ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)), block, blocks);
+      streams.push(std::span(ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)), block,
+                   blocks);
       const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (chunk == 0) continue;
       seconds += took;
@@ -62,9 +63,10 @@ void run(const Options& o, const EncoderConfig& config) {
     }
   }
   const double factor = seconds / (static_cast<double>(o.chunks) * chunk_seconds);
-  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", std::string(to_name(config.attention)).c_str(), each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
-              static_cast<double>(streams.convolution_bytes() + streams.feature_bytes()) / (1 << 20), peak_gib(), factor,
-              static_cast<double>(capacity) / factor);
+  std::printf("%-14s %12td %9td %9.1f %9.1f %9.2f %12.3f %12.0f\n", std::string(to_name(config.attention)).c_str(),
+              each, capacity, static_cast<double>(streams.attention_bytes()) / (1 << 20),
+              static_cast<double>(streams.convolution_bytes() + streams.feature_bytes()) / (1 << 20), peak_gib(),
+              factor, static_cast<double>(capacity) / factor);
   std::fflush(stdout);
 }
 
@@ -73,12 +75,22 @@ void run(const Options& o, const EncoderConfig& config) {
 int main(int argc, char** argv) {
   Options o;
   CLI::App app("how many streams fit into a budget of key-value cache, and how fast they are");
-  app.add_option("--size", o.size, "small: 4 x 128, 8 heads; published: 24 x 1024, 16 heads")->capture_default_str()->check(CLI::IsMember({"small", "published"}));
-  app.add_option("--cache", o.cache, "how keys and values are stored")->capture_default_str()->check(CLI::IsMember({"float", "bf16", "int8"}));
+  app.add_option("--size", o.size, "small: 4 x 128, 8 heads; published: 24 x 1024, 16 heads")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"small", "published"}));
+  app.add_option("--cache", o.cache, "how keys and values are stored")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"float", "bf16", "int8"}));
   app.add_option("--budget-mib", o.budget_mib, "of key-value cache")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--left-context", o.left_context, "encoder frames of 40 ms that are kept")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--chunk", o.chunk, "encoder frames that become final together")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--chunks", o.chunks, "chunks that each stream is pushed")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--left-context", o.left_context, "encoder frames of 40 ms that are kept")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--chunk", o.chunk, "encoder frames that become final together")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--chunks", o.chunks, "chunks that each stream is pushed")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--threads", o.threads, "threads")->capture_default_str()->check(CLI::PositiveNumber);
   std::string only;
   app.add_option("--attention", only, "only this one");
@@ -87,10 +99,10 @@ int main(int argc, char** argv) {
   encoder.convolution = ConvolutionContext::chunk;
   encoder.chunk = o.chunk;
   encoder.left_context = o.left_context;
-  std::printf("Conformer, %s size, %td MiB of cache as %s, chunks of %td and left context of %td frames, %d threads\n", o.size.c_str(), o.budget_mib,
-              o.cache.c_str(), o.chunk, o.left_context, o.threads);
-  std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s\n", "attention", "bytes each", "streams", "cache MiB", "other MiB", "peak GiB", "RTF of all",
-              "live at once");
+  std::printf("Conformer, %s size, %td MiB of cache as %s, chunks of %td and left context of %td frames, %d threads\n",
+              o.size.c_str(), o.budget_mib, o.cache.c_str(), o.chunk, o.left_context, o.threads);
+  std::printf("%-14s %12s %9s %9s %9s %9s %12s %12s\n", "attention", "bytes each", "streams", "cache MiB", "other MiB",
+              "peak GiB", "RTF of all", "live at once");
   for (const EncoderConfig& config : quarter_caches(encoder))
     if (only.empty() || only == to_name(config.attention)) run(o, config);
   return 0;

@@ -22,11 +22,14 @@ struct TrainStep {
   static constexpr Index num_utterances = 16, num_frames = 298, labels_each = 36;
 
   explicit TrainStep(int threads)
-      : cpu(threads), model({.num_mels = 80, .d_model = 144, .num_layers = 4, .vocab_size = 29, .dropout = 0.1}, Seed(1)),
-        optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads), features(num_utterances * num_frames, 80) {
+      : cpu(threads),
+        model({.num_mels = 80, .d_model = 144, .num_layers = 4, .vocab_size = 29, .dropout = 0.1}, Seed(1)),
+        optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads),
+        features(num_utterances * num_frames, 80) {
     require(model.count_parameters() == 2'611'469, "train_step: not the model of bench/peers/train_step.py");
     const Random random(Seed(2), 0);
-    for (Index i = 0; i < features.size(); ++i) features.data()[i] = static_cast<float>(random.normal(static_cast<std::uint64_t>(i)));
+    for (Index i = 0; i < features.size(); ++i)
+      features.data()[i] = static_cast<float>(random.normal(static_cast<std::uint64_t>(i)));
     const std::vector<Index> lengths(num_utterances, num_frames), label_lengths(num_utterances, labels_each);
     sequences = Sequences(lengths);
     labels.sequences = Sequences(label_lengths);
@@ -53,14 +56,16 @@ void train_step(benchmark::State& state) {
   TrainStep step(static_cast<int>(state.range(0)));
   step();
   for (auto _ : state) step();
-  state.counters["audio_s/s"] = benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["audio_s/s"] =
+      benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(train_step)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 void forward(benchmark::State& state) {
   TrainStep step(static_cast<int>(state.range(0)));
   for (auto _ : state) benchmark::DoNotOptimize(step.model(step.cpu, step.features, step.sequences).rows.data());
-  state.counters["audio_s/s"] = benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["audio_s/s"] =
+      benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(forward)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
@@ -72,7 +77,8 @@ int serve(int threads) {
     for (int i = 0; i < steps; ++i) {
       const auto start = std::chrono::steady_clock::now();
       step();
-      std::cout << (i > 0 ? ", " : "") << std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      std::cout << (i > 0 ? ", " : "")
+                << std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
     std::cout << "]}" << std::endl;
   }

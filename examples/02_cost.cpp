@@ -16,7 +16,8 @@ static_assert(24 * Gqa<16, 2>::cache_bytes(conformer, frames(1000)) / mib == 23.
 template <class Attention>
 void row(const char* name) {
   std::printf("%-22s %10.2f %12td %10.2f\n", name, 24 * Attention::cache_bytes(conformer, frames(1000)) / mib,
-              Attention::parameter_count(conformer), static_cast<double>(Attention::flops(conformer, frames(1000))) * 1e-9);
+              Attention::parameter_count(conformer),
+              static_cast<double>(Attention::flops(conformer, frames(1000))) * 1e-9);
 }
 
 int main() {

@@ -7,7 +7,8 @@ using namespace laconic;
 
 int main() {
   Cpu cpu;
-  Conformer<Mha<4>> model({.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 5, .conv_kernel = 7, .dropout = 0}, Seed(1));
+  Conformer<Mha<4>> model(
+      {.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 5, .conv_kernel = 7, .dropout = 0}, Seed(1));
   AdamW<float> optimizer;
 
   // Two utterances, each token of which is a tone: 30 frames with energy in one mel.

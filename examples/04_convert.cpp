@@ -12,8 +12,8 @@ int main() {
   double exact = 1;
   for (const Index rank : {64, 32, 16, 8}) {
     const auto [small, report] = convert<Conformer<MlaSimple<4, dyn>>>(model, JointSvd{}, {.kv_lora_rank = rank});
-    std::printf("%4td  %4.1f%%  %9.4f  %11.4f  %7.5f\n", rank, 100.0 * static_cast<double>(rank) / (2 * 64), report.predicted_error,
-                report.key_value_error, report.logits_error);
+    std::printf("%4td  %4.1f%%  %9.4f  %11.4f  %7.5f\n", rank, 100.0 * static_cast<double>(rank) / (2 * 64),
+                report.predicted_error, report.key_value_error, report.logits_error);
     if (rank == 64) exact = report.logits_error;
   }
   return exact < 1e-4 ? 0 : 1;

@@ -19,7 +19,8 @@ void write_folder(const fs::path& folder) {
   FeatureConfig features;
   features.fbank.num_mels = 40;
   const Model model({.num_mels = 40, .d_model = 32, .num_layers = 2, .vocab_size = vocabulary.size()}, Seed(1));
-  save_model_folder(folder, model, {{"encoder", to_json(model.config())}, {"features", to_json(features)}, {"tokens", "words"}},
+  save_model_folder(folder, model,
+                    {{"encoder", to_json(model.config())}, {"features", to_json(features)}, {"tokens", "words"}},
                     vocabulary.to_json());
 }
 
@@ -44,6 +45,7 @@ int main() {
   Audio tone{std::vector<float>(16000), 16000};
   for (std::size_t i = 0; i < tone.samples.size(); ++i) tone.samples[i] = 0.3F * std::sin(0.2F * static_cast<float>(i));
   write_wav(folder / "tone.wav", tone);
-  std::printf("%s says: \"%s\" (it was never trained)\n", folder.c_str(), transcribe(folder / "model", folder / "tone.wav").c_str());
+  std::printf("%s says: \"%s\" (it was never trained)\n", folder.c_str(),
+              transcribe(folder / "model", folder / "tone.wav").c_str());
   fs::remove_all(folder);
 }

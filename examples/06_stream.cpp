@@ -1,5 +1,5 @@
-// Lesson 6: streaming. Speech comes in blocks of any size; frames come out when they are final, and they are those that the
-// whole utterance gives under the same chunks. What is kept of the past is a cache of known size.
+// Lesson 6: streaming. Speech comes in blocks of any size; frames come out when they are final, and they are those that
+// the whole utterance gives under the same chunks. What is kept of the past is a cache of known size.
 #include <laconic/laconic.hpp>
 
 #include <algorithm>
@@ -10,11 +10,19 @@ using namespace laconic;
 
 int main() {
   // Chunks of 8 encoder frames (320 ms), and 1.28 s before them. The convolution must not see beyond its chunk.
-  constexpr EncoderConfig config{.num_mels = 40, .d_model = 64, .num_layers = 3, .vocab_size = 11, .conv_kernel = 15, .subsampling_channels = 16,
-                                 .convolution = ConvolutionContext::chunk, .chunk = 8, .left_context = 32};
+  constexpr EncoderConfig config{.num_mels = 40,
+                                 .d_model = 64,
+                                 .num_layers = 3,
+                                 .vocab_size = 11,
+                                 .conv_kernel = 15,
+                                 .subsampling_channels = 16,
+                                 .convolution = ConvolutionContext::chunk,
+                                 .chunk = 8,
+                                 .left_context = 32};
   using Full = Conformer<Mha<8>>;
   using Small = Conformer<MlaSimple<8, 16>>;
-  static_assert(8 * Small::cache_bytes(config, frames(config.left_context)) == Full::cache_bytes(config, frames(config.left_context)));
+  static_assert(8 * Small::cache_bytes(config, frames(config.left_context)) ==
+                Full::cache_bytes(config, frames(config.left_context)));
 
   const Small model(config, Seed(1));
   const Matrix<float> features = Matrix<float>::Random(400, config.num_mels);  // 4 s of speech
@@ -27,7 +35,9 @@ int main() {
   double difference = 0;
   const auto compare = [&](const Logits<Tensor<float>>& logits) {
     for (Index r = 0; r < logits.rows.rows(); ++r, ++frame)
-      difference = std::max(difference, static_cast<double>((logits.rows.view().row(r) - whole.rows.view().row(frame)).cwiseAbs().maxCoeff()));
+      difference = std::max(
+          difference,
+          static_cast<double>((logits.rows.view().row(r) - whole.rows.view().row(frame)).cwiseAbs().maxCoeff()));
   };
   for (Index row = 0; row < 400;) {
     const Index block = std::min<Index>(7 + row % 50, 400 - row);  // whatever the network brought
@@ -35,8 +45,9 @@ int main() {
     row += block;
   }
   compare(streams.finish(stream));
-  std::printf("%td of %td frames came out, at most %.1e from those of the whole utterance\n", frame, whole.rows.rows(), difference);
-  std::printf("%td bytes of latents a stream, where MHA keeps %td bytes of keys and values\n", streams.attention_bytes() / 2,
-              Full::cache_bytes(config, frames(config.left_context)));
+  std::printf("%td of %td frames came out, at most %.1e from those of the whole utterance\n", frame, whole.rows.rows(),
+              difference);
+  std::printf("%td bytes of latents a stream, where MHA keeps %td bytes of keys and values\n",
+              streams.attention_bytes() / 2, Full::cache_bytes(config, frames(config.left_context)));
   return frame == whole.rows.rows() && difference < 1e-4 ? 0 : 1;
 }

@@ -1,5 +1,5 @@
-// Lesson 7: a key-value policy of one's own. This one caches keys only and takes them as values too, so that half is kept;
-// everything else, from training to streams and cost accounting, follows from the policy.
+// Lesson 7: a key-value policy of one's own. This one caches keys only and takes them as values too, so that half is
+// kept; everything else, from training to streams and cost accounting, follows from the policy.
 #include <laconic/laconic.hpp>
 
 #include <cstdio>
@@ -9,7 +9,9 @@ using namespace laconic;
 struct KeysAsValues {
   static constexpr bool is_latent = false, one_input = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
-  static constexpr void set_ranks(const AttentionConfig& config, AttentionDims& dims) { FullRank::set_ranks(config, dims); }
+  static constexpr void set_ranks(const AttentionConfig& config, AttentionDims& dims) {
+    FullRank::set_ranks(config, dims);
+  }
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_dim()}}}; }
   static constexpr Index parameter_count(const AttentionDims& d) { return d.kv_dim() * (d.d_model + 1); }
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_dim() * d.d_model; }
@@ -37,8 +39,16 @@ struct KeysAsValues {
 static_assert(KeyValuePolicy<KeysAsValues>);
 
 int main() {
-  constexpr EncoderConfig config{.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 5, .conv_kernel = 7, .subsampling_channels = 8,
-                                 .dropout = 0, .convolution = ConvolutionContext::causal, .chunk = 4, .left_context = 12};
+  constexpr EncoderConfig config{.num_mels = 20,
+                                 .d_model = 32,
+                                 .num_layers = 2,
+                                 .vocab_size = 5,
+                                 .conv_kernel = 7,
+                                 .subsampling_channels = 8,
+                                 .dropout = 0,
+                                 .convolution = ConvolutionContext::causal,
+                                 .chunk = 4,
+                                 .left_context = 12};
   using Half = Conformer<Attention<Heads<4>, KeysAsValues>>;
   static_assert(2 * Half::cache_bytes(config, frames(1)) == Conformer<Mha<4>>::cache_bytes(config, frames(1)));
 
@@ -57,6 +67,7 @@ int main() {
     if (step == 0) first = last;
   }
   Streams streams(model);
-  std::printf("%td parameters, loss %.3f to %.3f; a stream keeps %td bytes\n", model.count_parameters(), first, last, streams.attention_bytes());
+  std::printf("%td parameters, loss %.3f to %.3f; a stream keeps %td bytes\n", model.count_parameters(), first, last,
+              streams.attention_bytes());
   return last < 0.5 * first && model.count_parameters() == Half::parameter_count(config) ? 0 : 1;
 }

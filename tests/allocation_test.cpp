@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// A warm forward pass allocates nothing, nor do streams once they are made: every form of operator new is counted, and what Eigen
-// takes with malloc.
+// A warm forward pass allocates nothing, nor do streams once they are made: every form of operator new is counted, and
+// what Eigen takes with malloc.
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -50,8 +50,12 @@ std::size_t of(std::align_val_t alignment) { return static_cast<std::size_t>(ali
 [[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a) { return counted_or_throw(n, of(a)); }
 [[gnu::noinline]] void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
 [[gnu::noinline]] void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return counted(n, plain); }
-[[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
-[[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(n, of(a)); }
+[[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(n, of(a));
+}
+[[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(n, of(a));
+}
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete[](void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
@@ -119,7 +123,8 @@ void check_streams(const EncoderConfig& numbers, const StreamConfig& streamed, I
   const Random random(Seed(2) / seed, "draw");
   std::uint64_t at = 0;
   const auto draw = [&](Index least, Index most) { return least + random.below(most - least + 1, at++); };
-  INFO("chunk " << numbers.chunk << ", left context " << numbers.left_context << ", threads " << streamed.threads << ", seed " << seed);
+  INFO("chunk " << numbers.chunk << ", left context " << numbers.left_context << ", threads " << streamed.threads
+                << ", seed " << seed);
   Streams<Model> streams(model, streamed);
   std::optional<Logits<Tensor<T>>> last;  // is kept while the next push runs
   struct Live {
@@ -139,7 +144,8 @@ void check_streams(const EncoderConfig& numbers, const StreamConfig& streamed, I
     std::vector<Index> ids, lengths;
     for (std::size_t n = 0; n < part.size(); ++n) {
       ids.push_back(part[n].stream);
-      lengths.push_back(std::min(draw(0, 3) == 0 ? streams.chunk_rows() : draw(0, streams.chunk_rows()), longest - part[n].rows));
+      lengths.push_back(
+          std::min(draw(0, 3) == 0 ? streams.chunk_rows() : draw(0, streams.chunk_rows()), longest - part[n].rows));
       live[n].rows += lengths.back();
     }
     const Sequences blocks(lengths);
@@ -153,7 +159,8 @@ void check_streams(const EncoderConfig& numbers, const StreamConfig& streamed, I
     live.erase(live.begin(), live.begin() + static_cast<std::ptrdiff_t>(part.size()));
     ids.clear();
     for (const Live& l : part) ids.push_back(l.stream);
-    const auto half = std::span<const Index>(ids).first(ids.size() / 2), rest = std::span<const Index>(ids).subspan(ids.size() / 2);
+    const auto half = std::span<const Index>(ids).first(ids.size() / 2),
+               rest = std::span<const Index>(ids).subspan(ids.size() / 2);
     taken += allocations_of([&] {
       last = streams.finish(half);
       for (const Index stream : rest) streams.close(stream);
@@ -178,8 +185,10 @@ void check_streams(EncoderConfig numbers) {
     check_streams<Model>(numbers, {.capacity = 12, .max_frames = 70, .threads = n % 2 == 0 ? 2 : 1}, n);
     if (!Model(numbers, Seed(1)).layers[0].attention().keeps_frames()) continue;
     numbers.left_context = lefts[n];
-    check_streams<Model>(numbers, {.capacity = 12, .storage = n == 1 ? CacheStorage::int8 : CacheStorage::full, .threads = n == 3 ? 3 : 1},
-                         n + 10);
+    check_streams<Model>(
+        numbers,
+        {.capacity = 12, .storage = n == 1 ? CacheStorage::int8 : CacheStorage::full, .threads = n == 3 ? 3 : 1},
+        n + 10);
     numbers.left_context = -1;
   }
 }
@@ -187,8 +196,14 @@ void check_streams(EncoderConfig numbers) {
 }  // namespace
 
 TEST_CASE("the counter counts", "[allocation]") {
-  CHECK(allocations_of([] { int* volatile p = new int(3); delete p; }) == 1);
-  CHECK(allocations_of([] { char* volatile p = new char[100]; delete[] p; }) == 1);
+  CHECK(allocations_of([] {
+          int* volatile p = new int(3);
+          delete p;
+        }) == 1);
+  CHECK(allocations_of([] {
+          char* volatile p = new char[100];
+          delete[] p;
+        }) == 1);
   CHECK(allocations_of([] { ::operator delete(::operator new(10, std::align_val_t(64)), std::align_val_t(64)); }) == 1);
   CHECK(allocations_of([] { ::operator delete(::operator new(10, std::nothrow)); }) == 1);
   CHECK(allocations_of([] { Cpu<float>(1).make(3, 4); }) == 2);  // the block, and what arena and blocks share
@@ -202,7 +217,8 @@ TEMPLATE_TEST_CASE("a warm forward pass allocates nothing", "[allocation]", floa
   check_warm_passes<Conformer<MlaSimple<4, 16, Sinusoidal>, TestType>>(config);
   EncoderConfig samples = config;
   samples.num_mels = 1;
-  samples.waveform = {.conv_dim = {8, 8}, .conv_kernel = {4, 3}, .conv_stride = {2, 2}, .feat_extract_norm = WaveformNorm::group};
+  samples.waveform = {
+      .conv_dim = {8, 8}, .conv_kernel = {4, 3}, .conv_stride = {2, 2}, .feat_extract_norm = WaveformNorm::group};
   check_warm_passes<Wav2Vec2Conformer<Mha<4>, TestType>>(samples);
 }
 

@@ -16,10 +16,10 @@ struct Operands {
   Mask mask;
   Index span;  // 0: no relative positions
   double scale = 0.6;
-  Matrix<T> q = random_matrix<T>(q_sequences.rows(), num_heads * key_width, 1);
-  Matrix<T> k = random_matrix<T>(kv_sequences.rows(), num_kv_heads * key_width, 2);
-  Matrix<T> v = random_matrix<T>(kv_sequences.rows(), num_kv_heads * value_width, 3);
-  Matrix<T> table = random_matrix<T>(span > 0 ? 2 * span - 1 : 0, num_heads * key_width, 4, 0.5);
+  Matrix<T> q = random_matrix<T>(q_sequences.rows(), num_heads* key_width, 1);
+  Matrix<T> k = random_matrix<T>(kv_sequences.rows(), num_kv_heads* key_width, 2);
+  Matrix<T> v = random_matrix<T>(kv_sequences.rows(), num_kv_heads* value_width, 3);
+  Matrix<T> table = random_matrix<T>(span > 0 ? 2 * span - 1 : 0, num_heads* key_width, 4, 0.5);
   Parameter<T> bias_u = random_parameter<T>({num_heads, key_width}, 5, 0.5);
   Parameter<T> bias_v = random_parameter<T>({num_heads, key_width}, 6, 0.5);
 };
@@ -33,11 +33,13 @@ Matrix<double> reference(const Operands<T>& in) {
     const Index queries = in.q_sequences.length(n), keys = in.kv_sequences.length(n);
     for (Index h = 0; h < in.num_heads; ++h)
       for (Index i = 0; i < queries; ++i) {
-        const Index g = h / (in.num_heads / in.num_kv_heads), position = keys - queries + i, row = in.q_sequences.begin(n) + i;
+        const Index g = h / (in.num_heads / in.num_kv_heads), position = keys - queries + i,
+                    row = in.q_sequences.begin(n) + i;
         std::vector<double> p(static_cast<std::size_t>(keys), -std::numeric_limits<double>::infinity());
         for (Index j = 0; j < keys; ++j) {
           if (in.mask.chunk > 0) {
-            const Index start = keys - queries + i / in.mask.chunk * in.mask.chunk;  // chunks are counted from the first query
+            const Index start =
+                keys - queries + i / in.mask.chunk * in.mask.chunk;  // chunks are counted from the first query
             if (j >= start + in.mask.chunk) continue;
             if (in.mask.left_context >= 0 && j < start - in.mask.left_context) continue;
           }
@@ -45,9 +47,11 @@ Matrix<double> reference(const Operands<T>& in) {
           for (Index c = 0; c < in.key_width; ++c) {
             const double q = at(in.q, row, h * in.key_width + c);
             const bool relative = in.span > 0;
-            score += (q + (relative ? at(in.bias_u.value, h, c) : 0)) * at(in.k, in.kv_sequences.begin(n) + j, g * in.key_width + c);
+            score += (q + (relative ? at(in.bias_u.value, h, c) : 0)) *
+                     at(in.k, in.kv_sequences.begin(n) + j, g * in.key_width + c);
             if (relative)
-              score += (q + at(in.bias_v.value, h, c)) * at(in.table, in.span - 1 - (position - j), h * in.key_width + c);
+              score +=
+                  (q + at(in.bias_v.value, h, c)) * at(in.table, in.span - 1 - (position - j), h * in.key_width + c);
           }
           p[static_cast<std::size_t>(j)] = score * in.scale;
         }
@@ -69,8 +73,9 @@ double error_of(const Operands<T>& in, int threads = 1) {
   Cpu<T> cpu(threads);
   RelativeTerm<Tensor<T>, T> term;
   if (in.span > 0) term = {cpu.input(in.table), &in.bias_u, &in.bias_v};
-  const auto out = cpu.attend(cpu.input(in.q), cpu.input(in.k), cpu.input(in.v), {in.num_heads, in.num_kv_heads, in.scale, in.mask},
-                              in.q_sequences, in.kv_sequences, term);
+  const auto out =
+      cpu.attend(cpu.input(in.q), cpu.input(in.k), cpu.input(in.v), {in.num_heads, in.num_kv_heads, in.scale, in.mask},
+                 in.q_sequences, in.kv_sequences, term);
   const Matrix<double> expected = reference(in);
   REQUIRE(out.rows() == expected.rows());
   REQUIRE(out.cols() == expected.cols());
@@ -95,9 +100,8 @@ void check_layer(const AttentionConfig& config, const Sequences& sequences) {
     randomize(layer, 40);
     CHECK(layer.count_parameters() == Policy::parameter_count(config));
     const GradientCheck check{.samples = 16};
-    CHECK(check({random_matrix(sequences.rows(), config.d_model, 1)}, weights_of(layer), [&](auto& tape, const auto& v) {
-            return apply(tape, layer, v[0], sequences);
-          }) < 1e-6);
+    CHECK(check({random_matrix(sequences.rows(), config.d_model, 1)}, weights_of(layer),
+                [&](auto& tape, const auto& v) { return apply(tape, layer, v[0], sequences); }) < 1e-6);
   }
 }
 
@@ -105,7 +109,8 @@ void check_layer(const AttentionConfig& config, const Sequences& sequences) {
 
 TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
   const double tolerance = std::is_same_v<TestType, double> ? 1e-13 : 2e-5;
-  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(4, 0), Mask::chunked(16, 8), Mask::chunked(5, Mask::unlimited)};
+  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(4, 0), Mask::chunked(16, 8),
+                        Mask::chunked(5, Mask::unlimited)};
   for (const Mask mask : masks)
     for (const Index span : {0, 150})
       for (const int threads : {1, 3}) {
@@ -142,21 +147,29 @@ TEST_CASE("attention refuses operands that do not fit", "[attention]") {
   const auto attend = [&](const Matrix<double>& k, const Sequences& keys, AttendShape shape = {2, 2, 1}) {
     return cpu.attend(cpu.input(x), cpu.input(k), cpu.input(x), shape, six, keys);
   };
-  CHECK_THROWS_WITH(attend(narrow, six), "attend: q, k, v have 8, 7, 8 channels, which 2 heads over 2 key-value heads do not divide");
-  CHECK_THROWS_WITH(attend(x, six, {2, 0, 1}), "attend: q, k, v have 8, 8, 8 channels, which 2 heads over 0 key-value heads do not divide");
-  CHECK_THROWS_WITH(attend(x, six, {3, 2, 1}), "attend: q, k, v have 8, 8, 8 channels, which 3 heads over 2 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(narrow, six),
+                    "attend: q, k, v have 8, 7, 8 channels, which 2 heads over 2 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(x, six, {2, 0, 1}),
+                    "attend: q, k, v have 8, 8, 8 channels, which 2 heads over 0 key-value heads do not divide");
+  CHECK_THROWS_WITH(attend(x, six, {3, 2, 1}),
+                    "attend: q, k, v have 8, 8, 8 channels, which 3 heads over 2 key-value heads do not divide");
   CHECK_THROWS_WITH(attend(x, five), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 5");
   CHECK_THROWS_WITH(attend(x, one), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 6");
-  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(0, 1)}), "attend: a mask of chunk 0 and left context 1 given, at least 1 and 0 expected, or neither");
-  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(4, -3)}), "attend: a mask of chunk 4 and left context -3 given, at least 1 and 0 expected, or neither");
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(0, 1)}),
+                    "attend: a mask of chunk 0 and left context 1 given, at least 1 and 0 expected, or neither");
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(4, -3)}),
+                    "attend: a mask of chunk 4 and left context -3 given, at least 1 and 0 expected, or neither");
   const auto relative = [&](const Matrix<double>& k, const Sequences& keys, const Matrix<double>& p) {
     return cpu.attend(cpu.input(x), cpu.input(k), cpu.input(k), {2, 2, 1}, six, keys, {cpu.input(p), &bias, &bias});
   };
   CHECK_NOTHROW(relative(x, six, table));
-  CHECK_THROWS_WITH(relative(x, six, random_matrix(5, 8, 1)), "attend: the table of relative positions is (5, 8), expected (2 n - 1, 8) with n at least 4");
-  CHECK_THROWS_WITH(relative(x, six, random_matrix(8, 8, 1)), "attend: the table of relative positions is (8, 8), expected (2 n - 1, 8) with n at least 4");
-  CHECK_THROWS_WITH(relative(random_matrix(5, 8, 1), {3, 2}, table),
-                    "attend: sequence 0 has 4 queries and 3 keys, at least as many keys expected with relative positions");
+  CHECK_THROWS_WITH(relative(x, six, random_matrix(5, 8, 1)),
+                    "attend: the table of relative positions is (5, 8), expected (2 n - 1, 8) with n at least 4");
+  CHECK_THROWS_WITH(relative(x, six, random_matrix(8, 8, 1)),
+                    "attend: the table of relative positions is (8, 8), expected (2 n - 1, 8) with n at least 4");
+  CHECK_THROWS_WITH(
+      relative(random_matrix(5, 8, 1), {3, 2}, table),
+      "attend: sequence 0 has 4 queries and 3 keys, at least as many keys expected with relative positions");
 }
 
 TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
@@ -182,7 +195,8 @@ TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
   check_layer<Attention<Heads<4, 2>, HeadLatent<2>, InputRotary<RotaryPairs::interleaved>>>({8}, sequences);
   check_layer<MlaDecoupled<2, 3, 4>>({8}, sequences);
   check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5>, LayerNorm>>({8}, sequences);
-  check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5, NoNorm>, NoNorm>>({.d_model = 8, .head_dim = 3, .attention_bias = false}, sequences);
+  check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5, NoNorm>, NoNorm>>(
+      {.d_model = 8, .head_dim = 3, .attention_bias = false}, sequences);
   check_layer<CachedInput<2>>({8}, sequences);
   check_layer<CachedInput<4, 2, NoPosition>>({8}, sequences);
   check_layer<LinearAttention<2>>({8}, sequences);
@@ -190,8 +204,8 @@ TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
 }
 
 TEST_CASE("relative positions depend on distance alone", "[attention]") {
-  // With equal rows everywhere, the scores of a query are those of its distances; so the first sequence's frames see the
-  // second's distances when the second begins earlier in a longer table.
+  // With equal rows everywhere, the scores of a query are those of its distances; so the first sequence's frames see
+  // the second's distances when the second begins earlier in a longer table.
   AttentionLayer<Mha<2>, double> layer(AttentionConfig{8}, 0, Seed(3));
   randomize(layer, 40);
   const Matrix<double> x = random_matrix(5, 8, 1);
@@ -215,7 +229,8 @@ TEST_CASE("sinusoids", "[attention]") {
   const auto table = RelativePosition::table(cpu, dims, 4, Pass<Tensor<double>>{three});
   REQUIRE(table.rows() == 5);
   for (Index r = 0; r < 5; ++r)
-    for (Index c = 0; c < 8; ++c) CHECK(table.view()(r, c) == Approx(sinusoid(static_cast<double>(2 - r), c, 8)).margin(1e-15));
+    for (Index c = 0; c < 8; ++c)
+      CHECK(table.view()(r, c) == Approx(sinusoid(static_cast<double>(2 - r), c, 8)).margin(1e-15));
   const Matrix<double> zero = Matrix<double>::Zero(3, 8);
   const Sequences uneven{0, 1, 0, 2};
   const std::vector<Index> firsts{7, 3, 0, 20};

@@ -238,7 +238,8 @@ TEST_CASE("audio that is none, or not whole", "[audio]") {
 
 TEST_CASE("attack: a chunk of a WAV file as long as 32 bits can say", "[audio]") {
   TemporaryFolder folder;
-  for (const char* size : {"\xf8\xff\xff\xff", "\xf7\xff\xff\xff", "\xff\xff\xff\xff"}) {  // 2^32 with what is before it: the next was itself
+  for (const char* size : {"\xf8\xff\xff\xff", "\xf7\xff\xff\xff",
+                           "\xff\xff\xff\xff"}) {  // 2^32 with what is before it: the next was itself
     const auto path = folder / "a.wav";
     write_file(path, std::string("RIFF\x14\0\0\0WAVELIST", 16) + std::string(size, 4));
     CHECK(error_of(path).starts_with(path.string() + ": cannot read as audio: "));

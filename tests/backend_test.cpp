@@ -62,7 +62,8 @@ TEST_CASE("values outlive their tape, and clearing it frees what it kept") {
     const auto variable = tape.variable(features);
     tape.backward(tape.mean_finite(tape.add(tape.mean_finite(logits.rows), tape.mean_finite(variable))));
     CHECK(tape.gradient(variable).view()(0, 0) == Approx(1.0 / (40 * 16)));
-    CHECK_THROWS_WITH(tape.backward(tape.mean_finite(logits.rows)), "backward: the loss does not depend on any trainable parameter or variable");
+    CHECK_THROWS_WITH(tape.backward(tape.mean_finite(logits.rows)),
+                      "backward: the loss does not depend on any trainable parameter or variable");
   }
   CHECK(cpu.arena().used_bytes() == before);
 }
@@ -113,9 +114,11 @@ TEST_CASE("a tape that is used wrongly says so") {
   tape.backward(loss);
   CHECK(tape.gradient(x).view() == layer.weight.value);
   CHECK_THROWS_WITH(tape.backward(loss), "backward: this value was used up by an earlier backward(); compute it again");
-  CHECK_THROWS_WITH(tape.backward(tape.mean_finite(y)), "backward: this value was used up by an earlier backward(); compute it again");
+  CHECK_THROWS_WITH(tape.backward(tape.mean_finite(y)),
+                    "backward: this value was used up by an earlier backward(); compute it again");
   CHECK_THROWS_WITH(tape.gradient(y), "gradient: of an intermediate value, which is not kept; of a variable expected");
-  CHECK_THROWS_WITH(tape.gradient(tape.input(Matrix<float>::Ones(1, 3))), "gradient: of a constant; of a variable expected");
+  CHECK_THROWS_WITH(tape.gradient(tape.input(Matrix<float>::Ones(1, 3))),
+                    "gradient: of a constant; of a variable expected");
   // New values on the same tape are another computation.
   tape.backward(tape.mean_finite(layer(tape, x)));
   CHECK(tape.gradient(x).view() == 2 * layer.weight.value);
@@ -147,7 +150,8 @@ TEST_CASE("activations by their numbers") {
   CHECK(value(Activation::relu, -1.5) == 0);
   CHECK(value(Activation::silu, 1.5) == Approx(1.5 / (1 + std::exp(-1.5))).epsilon(1e-12));
   CHECK(value(Activation::silu, -40) == Approx(0).margin(1e-12));
-  for (const double x : {-3.0, -0.5, 0.0, 1.0, 2.5}) CHECK(value(Activation::gelu, x) == Approx(x * 0.5 * std::erfc(-x / std::sqrt(2.0))).margin(1e-10));
+  for (const double x : {-3.0, -0.5, 0.0, 1.0, 2.5})
+    CHECK(value(Activation::gelu, x) == Approx(x * 0.5 * std::erfc(-x / std::sqrt(2.0))).margin(1e-10));
   for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu})
     CHECK(std::isnan(value(kind, std::numeric_limits<double>::quiet_NaN())));
 }
@@ -158,23 +162,30 @@ TEST_CASE("operands that do not fit are refused") {
   const Parameter<float> weight({3, 6}), short_bias({2}), six({6}), five({5});
   const Sequences four{4};
   CHECK_THROWS_WITH(cpu.linear(x, weight, &short_bias), "linear: a bias of 2 given for 3 channels");
-  CHECK_THROWS_WITH(cpu.layer_norm(x, six, five, 1e-5), "layer_norm: input has 6 channels, weight and bias expect 6 and 5");
-  CHECK_THROWS_WITH(cpu.batch_norm(x, {six, six, six, five, 1e-5, 0.1}), "batch_norm: input has 6 channels, a parameter expects 5");
+  CHECK_THROWS_WITH(cpu.layer_norm(x, six, five, 1e-5),
+                    "layer_norm: input has 6 channels, weight and bias expect 6 and 5");
+  CHECK_THROWS_WITH(cpu.batch_norm(x, {six, six, six, five, 1e-5, 0.1}),
+                    "batch_norm: input has 6 channels, a parameter expects 5");
   const Parameter<float> taps({6, 1, 3});
   CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, &five, four, {1}), "depthwise_conv: a bias of 5 given for 6 channels");
   const Parameter<float> kernel({2, 1, 3, 3}), two({2});
-  CHECK_THROWS_WITH(cpu.conv2d(x, kernel, two, {1, 3, 6, 2}, four, Sequences{1}),
-                    "conv2d: stride 2, a weight of (2, 9) and a bias of 2 given, a positive one, (3, 9) and 3 expected");
-  CHECK_THROWS_WITH(cpu.conv2d(x, kernel, two, {1, 2, 6, 0}, four, Sequences{1}), Catch::Matchers::StartsWith("conv2d: stride 0"));
+  CHECK_THROWS_WITH(
+      cpu.conv2d(x, kernel, two, {1, 3, 6, 2}, four, Sequences{1}),
+      "conv2d: stride 2, a weight of (2, 9) and a bias of 2 given, a positive one, (3, 9) and 3 expected");
+  CHECK_THROWS_WITH(cpu.conv2d(x, kernel, two, {1, 2, 6, 0}, four, Sequences{1}),
+                    Catch::Matchers::StartsWith("conv2d: stride 0"));
   const auto table = cpu.zeros(7, 6);
-  CHECK_THROWS_WITH(cpu.attend(x, x, x, {2, 2, 1.0}, four, four, {table, &five, &six}), "attend: a position bias of 5 given, 6 expected");
+  CHECK_THROWS_WITH(cpu.attend(x, x, x, {2, 2, 1.0}, four, four, {table, &five, &six}),
+                    "attend: a position bias of 5 given, 6 expected");
   CHECK_THROWS_WITH(cpu.attend(x, x, x, {2, 2, 1.0, {.left_context = 2}}, four, four),
                     "attend: a mask of chunk -1 and left context 2 given, at least 1 and 0 expected, or neither");
   // Without position biases they are zeros.
   const Parameter<float> zeros({2, 3});
   const Matrix<float> some = Matrix<float>::Random(4, 6), places = Matrix<float>::Random(7, 6);
   const auto attend = [&](const Parameter<float>* bias) {
-    return Matrix<float>(cpu.attend(cpu.input(some), cpu.input(some), cpu.input(some), {2, 2, 1.0}, four, four, {cpu.input(places), bias, bias}).view());
+    return Matrix<float>(cpu.attend(cpu.input(some), cpu.input(some), cpu.input(some), {2, 2, 1.0}, four, four,
+                                    {cpu.input(places), bias, bias})
+                             .view());
   };
   CHECK(attend(nullptr) == attend(&zeros));
   CHECK_THROWS_WITH(cpu.make(-1, 4), "tensor: (-1, 4) given, sizes of at least 0 that fit the memory expected");
@@ -184,7 +195,9 @@ TEST_CASE("operands that do not fit are refused") {
 
 TEST_CASE("statistics of many batches before one update are those of as many updates") {
   Cpu<double> cpu(1);
-  const auto batch = [](Index n) { return Matrix<double>(Matrix<double>::Random(6, 3).array() * (1 + static_cast<double>(n)) + static_cast<double>(n)); };
+  const auto batch = [](Index n) {
+    return Matrix<double>(Matrix<double>::Random(6, 3).array() * (1 + static_cast<double>(n)) + static_cast<double>(n));
+  };
   std::vector<Matrix<double>> batches;
   for (Index n = 0; n < 30; ++n) batches.push_back(batch(n));
   const auto gather = [&](bool at_once) {
@@ -213,7 +226,8 @@ TEST_CASE("attention's dropout has a mask of its own for every head and query") 
   v << Matrix<float>::Identity(frames, frames), Matrix<float>::Identity(frames, frames);
   Autodiff tape(cpu, Seed(3));
   const Sequences one{frames};
-  const Matrix<float> out = tape.attend(tape.input(q), tape.input(q), tape.input(v), {heads, heads, 1.0}, one, one, {}, 0.5).view();
+  const Matrix<float> out =
+      tape.attend(tape.input(q), tape.input(q), tape.input(v), {heads, heads, 1.0}, one, one, {}, 0.5).view();
   const Matrix<float> first = out.leftCols(frames), second = out.rightCols(frames);
   for (Index i = 0; i < frames; ++i) {
     CHECK(first.row(i) != second.row(i));

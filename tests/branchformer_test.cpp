@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Branchformer and E-Branchformer against ESPnet's (tests/golden/branchformer.py), their derivatives and those of whole small
-// encoders of all kinds, and what encoders refuse.
+// Branchformer and E-Branchformer against ESPnet's (tests/golden/branchformer.py), their derivatives and those of whole
+// small encoders of all kinds, and what encoders refuse.
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
@@ -13,7 +13,8 @@ namespace {
 
 using enum BranchMerge;
 constexpr BranchMerge merges[] = {concat, fixed_average, learned_average};
-constexpr auto centred = ConvolutionContext::centred, causal = ConvolutionContext::causal, by_chunk = ConvolutionContext::chunk;
+constexpr auto centred = ConvolutionContext::centred, causal = ConvolutionContext::causal,
+               by_chunk = ConvolutionContext::chunk;
 
 /// A block as an encoder runs it.
 template <class Context, class Block, class Tensor>
@@ -50,8 +51,16 @@ void check_golden(const std::string& name, const EncoderConfig& config) {
   }
 }
 
-const EncoderConfig small{.num_mels = 11, .d_model = 8, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 3,
-                          .cgmlp_expansion = 3, .subsampling = 2, .subsampling_channels = 3, .dropout = 0.1};
+const EncoderConfig small{.num_mels = 11,
+                          .d_model = 8,
+                          .num_layers = 2,
+                          .vocab_size = 5,
+                          .ffn_expansion = 2,
+                          .conv_kernel = 3,
+                          .cgmlp_expansion = 3,
+                          .subsampling = 2,
+                          .subsampling_channels = 3,
+                          .dropout = 0.1};
 EncoderConfig with(auto change) {
   EncoderConfig config = small;
   change(config);
@@ -73,10 +82,11 @@ void check_derivatives(const EncoderConfig& config) {
   const Sequences sequences{23, 17, 2};
   const Labels labels{{1, 2, 3}, Sequences{2, 1, 0}};
   // A small step: a ReLU whose input changes sign within it has no derivative to compare.
-  CHECK((GradientCheck{.step = 1e-6, .samples = 4}({random_matrix(42, 11, 1)}, weights_of(model), [&](auto& tape, const auto& v) {
-          const auto logits = model(tape, v[0], sequences);
-          return tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0));
-        })) < 1e-5);
+  CHECK((GradientCheck{.step = 1e-6, .samples = 4}(
+            {random_matrix(42, 11, 1)}, weights_of(model), [&](auto& tape, const auto& v) {
+              const auto logits = model(tape, v[0], sequences);
+              return tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0));
+            })) < 1e-5);
 }
 
 template <class Kind, class Policy>
@@ -151,7 +161,8 @@ std::string error_of(const EncoderConfig& config) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("the blocks equal ESPnet's", "[branchformer][golden]", float, double) {
-  const EncoderConfig config{.d_model = 16, .ffn_expansion = 2, .conv_kernel = 7, .cgmlp_expansion = 1, .cgmlp_weight = 0.3, .dropout = 0};
+  const EncoderConfig config{
+      .d_model = 16, .ffn_expansion = 2, .conv_kernel = 7, .cgmlp_expansion = 1, .cgmlp_weight = 0.3, .dropout = 0};
   for (std::size_t n = 0; n < 3; ++n) {
     EncoderConfig c = config;
     c.merge = merges[n];
@@ -169,10 +180,9 @@ TEST_CASE("derivatives of the blocks", "[branchformer][gradient]") {
     randomize(block, 3);
     const Sequences sequences{6, 0, 1, 3};
     for (const bool training : {true, false})
-      CHECK(
-          (GradientCheck{.training = training, .samples = 10}({random_matrix(10, 8, 1)}, weights_of(block), [&](auto& tape, const auto& v) {
-            return apply(tape, block, v[0], sequences, mask);
-          })) < 1e-6);
+      CHECK((GradientCheck{.training = training, .samples = 10}(
+                {random_matrix(10, 8, 1)}, weights_of(block),
+                [&](auto& tape, const auto& v) { return apply(tape, block, v[0], sequences, mask); })) < 1e-6);
   };
   for (const BranchMerge merge : merges) {
     INFO(to_name(merge));
@@ -182,9 +192,11 @@ TEST_CASE("derivatives of the blocks", "[branchformer][gradient]") {
   check(EBranchformerBlock<Mha<2>, double>(small, Seed(1)), {});
   check(EBranchformerBlock<MlaSimple<2, 3>, double>(chunked(causal), Seed(1)), Mask::causal());
   check(EBranchformerBlock<Mha<2>, double>(with([](auto& c) {
-          c.merge_kernel = 5;
-          c.convolution = by_chunk;
-        }), Seed(1)), Mask::chunked(3, 2));
+                                             c.merge_kernel = 5;
+                                             c.convolution = by_chunk;
+                                           }),
+                                           Seed(1)),
+        Mask::chunked(3, 2));
 }
 
 TEST_CASE("derivatives of whole encoders", "[branchformer][conformer][gradient]") {
@@ -210,8 +222,10 @@ TEST_CASE("parameters are counted without a model", "[branchformer][cost]") {
   check_all_counts<EBranchformerKind>();
 }
 
-TEMPLATE_TEST_CASE("a batch of any encoder is its sequences, on any number of threads", "[branchformer][determinism]", float, double) {
-  for (const BranchMerge merge : merges) check_batches<Branchformer<Mha<2>, TestType>>(with([&](auto& c) { c.merge = merge; }));
+TEMPLATE_TEST_CASE("a batch of any encoder is its sequences, on any number of threads", "[branchformer][determinism]",
+                   float, double) {
+  for (const BranchMerge merge : merges)
+    check_batches<Branchformer<Mha<2>, TestType>>(with([&](auto& c) { c.merge = merge; }));
   check_batches<Branchformer<Gqa<4, 2>, TestType>>(chunked(causal, 2, fixed_average));
   check_batches<EBranchformer<Mha<2>, TestType>>(small);
   check_batches<EBranchformer<MlaDecoupled<2, 3, 4>, TestType>>(chunked(by_chunk));
@@ -237,9 +251,10 @@ TEST_CASE("an average that weighs one branch with 0 does without it", "[branchfo
   Cpu<double> cpu(1);
   for (const double weight : {0.0, 1.0}) {
     BranchformerBlock<Mha<2>, double> block(with([&](auto& c) {
-      c.merge = fixed_average;
-      c.cgmlp_weight = weight;
-    }), Seed(1));
+                                              c.merge = fixed_average;
+                                              c.cgmlp_weight = weight;
+                                            }),
+                                            Seed(1));
     const auto run = [&] { return Matrix<double>(apply(cpu, block, cpu.input(x), {9}).view()); };
     const Matrix<double> before = run();
     auto& in_use = weight == 0 ? block.branches.attn.linear_out.bias : block.branches.cgmlp.channel_proj2.bias;
@@ -276,11 +291,14 @@ TEST_CASE("encoders refuse what they cannot do", "[branchformer][conformer]") {
   CHECK(error_of<EBranchformer<Mha<2>>>(chunked(centred)) == "e-branchformer" + centred_error);
   CHECK(error_of<Conformer<Mha<2>>>(chunked(centred)) == "conformer" + centred_error);
   const std::string learned_error =
-      "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or fixed-average "
+      "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or "
+      "fixed-average "
       "expected";
   CHECK(error_of<Branch>(chunked(causal, 2, learned_average)) == learned_error);
-  CHECK(error_of<EBranchformer<Mha<2>>>(chunked(causal, 2, learned_average)) == "no error");  // it has no merge to choose
-  const std::string cannot_forget = "encoder: left_context 2 given, but the state of linear attention cannot forget; -1 expected";
+  CHECK(error_of<EBranchformer<Mha<2>>>(chunked(causal, 2, learned_average)) ==
+        "no error");  // it has no merge to choose
+  const std::string cannot_forget =
+      "encoder: left_context 2 given, but the state of linear attention cannot forget; -1 expected";
   CHECK(error_of<Conformer<LinearAttention<2>>>(chunked(causal)) == cannot_forget);
   CHECK(error_of<EBranchformer<AnyAttention>>([] {
           EncoderConfig c = chunked(by_chunk);
@@ -299,10 +317,13 @@ TEST_CASE("encoders refuse what they cannot do", "[branchformer][conformer]") {
     CHECK_THROWS_WITH(model.encode(cpu, cpu.input(rows), {9}, mask), error);
   };
   check(Branch(with([](auto& c) {
-          c.merge = learned_average;
-          c.convolution = causal;
-        }), Seed(1)), Mask::causal(), learned_error);
+                 c.merge = learned_average;
+                 c.convolution = causal;
+               }),
+               Seed(1)),
+        Mask::causal(), learned_error);
   check(Conformer<Mha<2>>(small, Seed(1)), Mask::causal(), "conformer" + centred_error);
   check(Conformer<LinearAttention<2>>(with([](auto& c) { c.convolution = causal; }), Seed(1)), Mask::chunked(3, 2),
-        "linear_attend: a mask of chunk 3 and left context 2 given; its state cannot forget, so an unlimited left context is expected");
+        "linear_attend: a mask of chunk 3 and left context 2 given; its state cannot forget, so an unlimited left "
+        "context is expected");
 }

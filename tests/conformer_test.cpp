@@ -8,8 +8,15 @@ using namespace laconic;
 
 namespace {
 
-constexpr EncoderConfig golden{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 9, .ffn_expansion = 2, .conv_kernel = 7,
-                                 .subsampling = 4, .subsampling_channels = 6, .dropout = 0};
+constexpr EncoderConfig golden{.num_mels = 20,
+                               .d_model = 24,
+                               .num_layers = 2,
+                               .vocab_size = 9,
+                               .ffn_expansion = 2,
+                               .conv_kernel = 7,
+                               .subsampling = 4,
+                               .subsampling_channels = 6,
+                               .dropout = 0};
 
 /// Integers are stored as I64.
 std::vector<Index> integers(const SafetensorsFile& file, const std::string& name) {
@@ -32,21 +39,22 @@ Sequences sequences_of(const SafetensorsFile& file, const std::string& name) {
 /// sum(y * weight) of all entries, from primitives: the trace of y weight^T, the rest of which counts as infinite.
 template <class Tape, class Tensor, class T>
 void backward_of_sum(Tape& tape, const Tensor& y, const Parameter<T>& weight) {
-  const auto off_diagonal = tape.constant(y.rows(), y.rows(), [](Index r, Index c) {
-    return r == c ? T(0) : std::numeric_limits<T>::infinity();
-  });
-  tape.backward(tape.mean_finite(tape.add(tape.linear(y, weight, nullptr), off_diagonal)), static_cast<double>(y.rows() * y.rows()));
+  const auto off_diagonal = tape.constant(
+      y.rows(), y.rows(), [](Index r, Index c) { return r == c ? T(0) : std::numeric_limits<T>::infinity(); });
+  tape.backward(tape.mean_finite(tape.add(tape.linear(y, weight, nullptr), off_diagonal)),
+                static_cast<double>(y.rows() * y.rows()));
 }
 
-/// Compares the gradient of every parameter of the model that the file names, and the running statistics after the step.
-/// Gradients that cancel (the bias of the keys) are measured beside the others.
+/// Compares the gradient of every parameter of the model that the file names, and the running statistics after the
+/// step. Gradients that cancel (the bias of the keys) are measured beside the others.
 template <class Model, class T>
-void check_gradients(const SafetensorsFile& file, const std::string& name_of_case, const Model& model, const Matrix<T>& input_gradient,
-                     double tolerance) {
+void check_gradients(const SafetensorsFile& file, const std::string& name_of_case, const Model& model,
+                     const Matrix<T>& input_gradient, double tolerance) {
   CHECK(difference<T>(input_gradient, tensor<T>(file, name_of_case + "/grad/input")) < tolerance);
   double greatest = 0;
   for (const std::string& name : file.names())
-    if (name.starts_with(name_of_case + "/grad/")) greatest = std::max(greatest, static_cast<double>(tensor<T>(file, name).cwiseAbs().maxCoeff()));
+    if (name.starts_with(name_of_case + "/grad/"))
+      greatest = std::max(greatest, static_cast<double>(tensor<T>(file, name).cwiseAbs().maxCoeff()));
   std::size_t compared = 1;
   model.parameters([&](std::string_view name, const Parameter<T>& p) {
     const std::string grad = text(name_of_case, "/grad/", name), after = text(name_of_case, "/after/", name);
@@ -114,7 +122,8 @@ TEMPLATE_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][gol
     INFO(name);
     Conformer<Mha<4>, T> model(golden, Seed(1));
     for (auto& [layers, norm] : {std::pair{&model.layers, &model.layer_norm}}) {
-      for (std::size_t i = 0; i < layers->size(); ++i) load_parameters((*layers)[i], file, text("param/layers.", i, "."));
+      for (std::size_t i = 0; i < layers->size(); ++i)
+        load_parameters((*layers)[i], file, text("param/layers.", i, "."));
       load_parameters(*norm, file, "param/layer_norm.");
     }
     const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output");
@@ -166,25 +175,33 @@ TEST_CASE("derivatives of a Conformer block", "[conformer][gradient]") {
   randomize(block, 3);
   const Sequences sequences{6, 1, 3};
   for (const bool training : {true, false})
-    CHECK((GradientCheck{.training = training, .samples = 12}({random_matrix(10, 8, 1)}, weights_of(block), [&](auto& tape, const auto& v) {
-            return apply(tape, block, v[0], sequences);
-          })) < 1e-6);
+    CHECK((GradientCheck{.training = training, .samples = 12}(
+              {random_matrix(10, 8, 1)}, weights_of(block),
+              [&](auto& tape, const auto& v) { return apply(tape, block, v[0], sequences); })) < 1e-6);
 }
 
-TEMPLATE_TEST_CASE("derivatives of a whole Conformer", "[conformer][gradient]", (Mha<2>), (Mqa<2, NoPosition>), (Gqa<4, 2, Sinusoidal>),
-                   (MlaSimple<2, 3>)) {
+TEMPLATE_TEST_CASE("derivatives of a whole Conformer", "[conformer][gradient]", (Mha<2>), (Mqa<2, NoPosition>),
+                   (Gqa<4, 2, Sinusoidal>), (MlaSimple<2, 3>)) {
   for (const Index subsampling : {2, 4}) {
-    const EncoderConfig config{.num_mels = 11, .d_model = 8, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 3,
-                                 .subsampling = subsampling, .subsampling_channels = 3, .dropout = 0.1};
+    const EncoderConfig config{.num_mels = 11,
+                               .d_model = 8,
+                               .num_layers = 2,
+                               .vocab_size = 5,
+                               .ffn_expansion = 2,
+                               .conv_kernel = 3,
+                               .subsampling = subsampling,
+                               .subsampling_channels = 3,
+                               .dropout = 0.1};
     Conformer<TestType, double> model(config, Seed(1));
     randomize(model, 3);
     const Sequences sequences{23, 17, 2};
     const Labels labels{{1, 2, 3}, Sequences{2, 1, 0}};
     // A small step: a ReLU whose input changes sign within it has no derivative to compare.
-    CHECK((GradientCheck{.step = 1e-6, .samples = 6}({random_matrix(42, 11, 1)}, weights_of(model), [&](auto& tape, const auto& v) {
-            const auto logits = model(tape, v[0], sequences);
-            return tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0));
-          })) < 1e-5);
+    CHECK((GradientCheck{.step = 1e-6, .samples = 6}(
+              {random_matrix(42, 11, 1)}, weights_of(model), [&](auto& tape, const auto& v) {
+                const auto logits = model(tape, v[0], sequences);
+                return tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0));
+              })) < 1e-5);
   }
 }
 
@@ -202,7 +219,8 @@ TEST_CASE("utterances too short for the subsampling give no rows", "[conformer]"
     Autodiff<Cpu<float>> tape(cpu);
     const auto trained = model(tape, features, sequences);
     const std::vector<Index> none(static_cast<std::size_t>(sequences.size()), 0);
-    tape.backward(tape.mean_finite(tape.ctc(trained.rows, trained.sequences, {{}, Sequences(std::span<const Index>(none))}, 0)));
+    tape.backward(
+        tape.mean_finite(tape.ctc(trained.rows, trained.sequences, {{}, Sequences(std::span<const Index>(none))}, 0)));
     model.parameters([](std::string_view name, const auto& p) {
       INFO(std::string(name));
       CHECK((p.gradient().size() == 0 || p.gradient().cwiseAbs().maxCoeff() == 0));
@@ -219,23 +237,49 @@ TEST_CASE("a Conformer's parameters have Hugging Face's names", "[conformer]") {
   const Conformer<MlaSimple<2, 3>> model(config, Seed(1));
   std::vector<std::string> names;
   model.parameters([&](std::string_view name, const auto&) { names.emplace_back(name); });
-  std::vector<std::string> expected{"subsampling.conv0.weight", "subsampling.conv0.bias", "subsampling.conv1.weight",
-                                    "subsampling.conv1.bias", "subsampling.linear.weight", "subsampling.linear.bias"};
-  for (const char* name : {"ffn1_layer_norm.weight", "ffn1_layer_norm.bias", "ffn1.intermediate_dense.weight",
-                           "ffn1.intermediate_dense.bias", "ffn1.output_dense.weight", "ffn1.output_dense.bias",
-                           "self_attn_layer_norm.weight", "self_attn_layer_norm.bias", "self_attn.linear_q.weight",
-                           "self_attn.linear_q.bias", "self_attn.linear_kv_down.weight", "self_attn.linear_kv_down.bias",
-                           "self_attn.linear_k_up.weight", "self_attn.linear_k_up.bias", "self_attn.linear_v_up.weight",
-                           "self_attn.linear_v_up.bias", "self_attn.linear_out.weight", "self_attn.linear_out.bias",
-                           "self_attn.linear_pos.weight", "self_attn.pos_bias_u", "self_attn.pos_bias_v",
-                           "conv_module.layer_norm.weight", "conv_module.layer_norm.bias", "conv_module.pointwise_conv1.weight",
-                           "conv_module.depthwise_conv.weight", "conv_module.batch_norm.weight", "conv_module.batch_norm.bias",
-                           "conv_module.batch_norm.running_mean", "conv_module.batch_norm.running_var",
-                           "conv_module.pointwise_conv2.weight", "ffn2_layer_norm.weight", "ffn2_layer_norm.bias",
-                           "ffn2.intermediate_dense.weight", "ffn2.intermediate_dense.bias", "ffn2.output_dense.weight",
-                           "ffn2.output_dense.bias", "final_layer_norm.weight", "final_layer_norm.bias"})
+  std::vector<std::string> expected{"subsampling.conv0.weight", "subsampling.conv0.bias",    "subsampling.conv1.weight",
+                                    "subsampling.conv1.bias",   "subsampling.linear.weight", "subsampling.linear.bias"};
+  for (const char* name : {"ffn1_layer_norm.weight",
+                           "ffn1_layer_norm.bias",
+                           "ffn1.intermediate_dense.weight",
+                           "ffn1.intermediate_dense.bias",
+                           "ffn1.output_dense.weight",
+                           "ffn1.output_dense.bias",
+                           "self_attn_layer_norm.weight",
+                           "self_attn_layer_norm.bias",
+                           "self_attn.linear_q.weight",
+                           "self_attn.linear_q.bias",
+                           "self_attn.linear_kv_down.weight",
+                           "self_attn.linear_kv_down.bias",
+                           "self_attn.linear_k_up.weight",
+                           "self_attn.linear_k_up.bias",
+                           "self_attn.linear_v_up.weight",
+                           "self_attn.linear_v_up.bias",
+                           "self_attn.linear_out.weight",
+                           "self_attn.linear_out.bias",
+                           "self_attn.linear_pos.weight",
+                           "self_attn.pos_bias_u",
+                           "self_attn.pos_bias_v",
+                           "conv_module.layer_norm.weight",
+                           "conv_module.layer_norm.bias",
+                           "conv_module.pointwise_conv1.weight",
+                           "conv_module.depthwise_conv.weight",
+                           "conv_module.batch_norm.weight",
+                           "conv_module.batch_norm.bias",
+                           "conv_module.batch_norm.running_mean",
+                           "conv_module.batch_norm.running_var",
+                           "conv_module.pointwise_conv2.weight",
+                           "ffn2_layer_norm.weight",
+                           "ffn2_layer_norm.bias",
+                           "ffn2.intermediate_dense.weight",
+                           "ffn2.intermediate_dense.bias",
+                           "ffn2.output_dense.weight",
+                           "ffn2.output_dense.bias",
+                           "final_layer_norm.weight",
+                           "final_layer_norm.bias"})
     expected.push_back(text("layers.0.", name));
-  for (const char* name : {"layer_norm.weight", "layer_norm.bias", "lm_head.weight", "lm_head.bias"}) expected.emplace_back(name);
+  for (const char* name : {"layer_norm.weight", "layer_norm.bias", "lm_head.weight", "lm_head.bias"})
+    expected.emplace_back(name);
   CHECK(names == expected);
 }
 
@@ -257,14 +301,19 @@ TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conforme
   CHECK(error_of([](auto& c) { c.d_model = 200'000; }) == "encoder: d_model 200000 given, 1 to 65536 expected");
   CHECK(error_of([](auto& c) { c.num_layers = 0; }) == "encoder: num_layers 0 given, 1 to 4096 expected");
   CHECK(error_of([](auto& c) { c.num_heads = -2; }) == "encoder: num_heads -2 given, 0 to 65536 expected");
-  CHECK(error_of([](auto& c) { c.num_kv_heads = 1 << 20; }) == "encoder: num_kv_heads 1048576 given, 0 to 65536 expected");
-  for (Index EncoderConfig::*const member : {&EncoderConfig::kv_lora_rank, &EncoderConfig::v_lora_rank, &EncoderConfig::q_lora_rank,
-                                             &EncoderConfig::qk_rope_head_dim})  // counts of parameters would overflow
-    CHECK(error_of([&](auto& c) { c.*member = Index{1} << 62; }).ends_with(" 4611686018427387904 given, 0 to 65536 expected"));
+  CHECK(error_of([](auto& c) { c.num_kv_heads = 1 << 20; }) ==
+        "encoder: num_kv_heads 1048576 given, 0 to 65536 expected");
+  for (Index EncoderConfig::*const member :
+       {&EncoderConfig::kv_lora_rank, &EncoderConfig::v_lora_rank, &EncoderConfig::q_lora_rank,
+        &EncoderConfig::qk_rope_head_dim})  // counts of parameters would overflow
+    CHECK(error_of([&](auto& c) {
+            c.*member = Index{1} << 62;
+          }).ends_with(" 4611686018427387904 given, 0 to 65536 expected"));
   CHECK(error_of([](auto& c) { c.vocab_size = 1; }) == "encoder: vocab_size 1 given, 2 to 16777216 expected");
   CHECK(error_of([](auto& c) { c.ffn_expansion = Index{1} << 61; }) ==
         "encoder: ffn_expansion 2305843009213693952 given, 1 to 64 expected");
-  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) == "encoder: subsampling_channels -1 given, 0 to 65536 expected");
+  CHECK(error_of([](auto& c) { c.subsampling_channels = -1; }) ==
+        "encoder: subsampling_channels -1 given, 0 to 65536 expected");
   CHECK(error_of([](auto& c) { c.conv_kernel = 4; }) == "encoder: conv_kernel 4 given, an odd number expected");
   CHECK(error_of([](auto& c) { c.conv_kernel = -3; }) == "encoder: conv_kernel -3 given, 1 to 4096 expected");
   CHECK(error_of([](auto& c) { c.num_mels = 6; }) == "encoder: num_mels 6 given, 7 to 4096 expected");
@@ -274,8 +323,10 @@ TEST_CASE("a Conformer refuses numbers and features that do not fit", "[conforme
 
   const Conformer<Mha<2>> model(good, Seed(1));
   Cpu<float> cpu(1);
-  const Matrix<float> features = random_matrix<float>(20, 11, 1), narrow = random_matrix<float>(20, 10, 1), x = random_matrix<float>(20, 8, 1);
+  const Matrix<float> features = random_matrix<float>(20, 11, 1), narrow = random_matrix<float>(20, 10, 1),
+                      x = random_matrix<float>(20, 8, 1);
   CHECK_THROWS_WITH(model(cpu, narrow, Sequences{20}), "subsampling: features have 10 mels, the model expects 11");
-  CHECK_THROWS_WITH(model(cpu, features, Sequences{20, 1}), "subsampling: 20 rows of features given, their sequences have 21");
+  CHECK_THROWS_WITH(model(cpu, features, Sequences{20, 1}),
+                    "subsampling: 20 rows of features given, their sequences have 21");
   CHECK_THROWS_WITH(model.encode(cpu, cpu.input(x), Sequences{19}), "encoder: 20 rows given, their sequences have 19");
 }

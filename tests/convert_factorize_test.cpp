@@ -13,15 +13,18 @@ namespace {
 
 /// Frames whose channels are correlated and of different strength; their mean of x^T x.
 Matrix<double> inputs(Index frames, Index channels) {
-  return with_spectrum(frames, channels, 70, [&](double i) { return std::sqrt(static_cast<double>(frames)) * std::exp(-0.2 * i); });
+  return with_spectrum(frames, channels, 70,
+                       [&](double i) { return std::sqrt(static_cast<double>(frames)) * std::exp(-0.2 * i); });
 }
 const ActivationPca<double> pca{{}, false};
 
 /// The least that ranks within a budget can lose, by trying them all.
-double least_lost(const std::vector<std::vector<double>>& spectra, std::vector<Index>& ranks, Index left, Index multiple) {
+double least_lost(const std::vector<std::vector<double>>& spectra, std::vector<Index>& ranks, Index left,
+                  Index multiple) {
   if (ranks.size() == spectra.size()) return lost(spectra, ranks);
   double least = std::numeric_limits<double>::infinity();
-  for (Index rank = multiple; rank <= std::min<Index>(left, static_cast<Index>(spectra[ranks.size()].size())); rank += multiple) {
+  for (Index rank = multiple; rank <= std::min<Index>(left, static_cast<Index>(spectra[ranks.size()].size()));
+       rank += multiple) {
     ranks.push_back(rank);
     least = std::min(least, least_lost(spectra, ranks, left - rank, multiple));
     ranks.pop_back();
@@ -37,7 +40,8 @@ std::vector<std::vector<double>> random_spectra(std::size_t layers, Index size, 
   }
   return out;
 }
-constexpr RankAllocation allocations[] = {RankAllocation::uniform, RankAllocation::energy, RankAllocation::water_filling};
+constexpr RankAllocation allocations[] = {RankAllocation::uniform, RankAllocation::energy,
+                                          RankAllocation::water_filling};
 
 }  // namespace
 
@@ -91,7 +95,8 @@ TEST_CASE("components of the outputs are the best latent for given inputs", "[co
   for (const auto& [k_rows, v_rows] : {std::pair<Index, Index>{24, 12}, {8, 8}, {4, 0}, {0, 30}}) {
     const Matrix<double> k = random_matrix(k_rows, d, 1), v = 2 * random_matrix(v_rows, d, 2), w = below(k, v);
     for (const Index frames : {200, 7}) {
-      const Matrix<double> x = inputs(frames, d), g = second_moment(x), seen = w * x.transpose() / std::sqrt(static_cast<double>(frames));
+      const Matrix<double> x = inputs(frames, d), g = second_moment(x),
+                           seen = w * x.transpose() / std::sqrt(static_cast<double>(frames));
       const auto error = [&](const JointFactors& f) {
         return (x * (w - product(f)).transpose()).squaredNorm() / static_cast<double>(frames);
       };
@@ -114,23 +119,28 @@ TEST_CASE("components of the outputs are the best latent for given inputs", "[co
   const Matrix<double> k = random_matrix(8, d, 1);
   CHECK(product(pca.factorize(k, k, 3, {})) == product(JointSvd::factorize(k, k, 3)));  // nothing known of the inputs
   const Matrix<double> white = Matrix<double>::Identity(d, d);
-  CHECK((product(pca.factorize(k, k, 3, {white, white, {}, {}})) - product(JointSvd::factorize(k, k, 3))).norm() < 1e-9);
+  CHECK((product(pca.factorize(k, k, 3, {white, white, {}, {}})) - product(JointSvd::factorize(k, k, 3))).norm() <
+        1e-9);
   // Of what seven frames say nothing of, the strongest weights are kept.
-  const Matrix<double> g = second_moment(inputs(7, d)), weights = with_spectrum(30, d, 3, [](double i) { return std::exp(-0.3 * i); });
+  const Matrix<double> g = second_moment(inputs(7, d)),
+                       weights = with_spectrum(30, d, 3, [](double i) { return std::exp(-0.3 * i); });
   const Matrix<double> nothing(0, d);
   CHECK(pca.factorize(weights, nothing, 14, {g, g, {}, {}}).down.rows() == 14);
-  CHECK((product(pca.factorize(weights, nothing, 14, {g, g, {}, {}})) - weights).norm() < 2 * std::sqrt(tail(weights, 7)));
+  CHECK((product(pca.factorize(weights, nothing, 14, {g, g, {}, {}})) - weights).norm() <
+        2 * std::sqrt(tail(weights, 7)));
   CHECK_THROWS_WITH(pca.factorize(k, k, 3, {g.topLeftCorner(9, 9), g.topLeftCorner(9, 9), {}, {}}),
                     "factorize: statistics of 9 inputs given, 20 expected");
 }
 
 TEST_CASE("errors of keys count by their queries, those of values by the output projection", "[convert]") {
   const Index d = 20, dim = 10;
-  const Matrix<double> k = random_matrix(30, d, 1), v = 5 * random_matrix(30, d, 2), w = below(k, v), g = second_moment(inputs(100, d));
+  const Matrix<double> k = random_matrix(30, d, 1), v = 5 * random_matrix(30, d, 2), w = below(k, v),
+                       g = second_moment(inputs(100, d));
   const auto metrics = [&](std::uint64_t seed, Index rank) {  // of three heads
     Matrix<double> out(30, dim);
     for (Index h = 0; h < 3; ++h) {
-      const Matrix<double> half = random_matrix(rank, dim, seed + static_cast<std::uint64_t>(h), static_cast<double>(1 + 3 * h));
+      const Matrix<double> half =
+          random_matrix(rank, dim, seed + static_cast<std::uint64_t>(h), static_cast<double>(1 + 3 * h));
       out.middleRows(h * dim, dim) = half.transpose() * half;
     }
     return out;
@@ -151,7 +161,8 @@ TEST_CASE("errors of keys count by their queries, those of values by the output 
     };
     Matrix<double> seen = w;  // as the weights have it: the optimum is its tail
     for (Index h = 0; h < 6; ++h) {
-      const Matrix<double> metric = (h < 3 ? of_k / energy(k, of_k) : of_v / energy(v, of_v)).middleRows(h % 3 * dim, dim);
+      const Matrix<double> metric =
+          (h < 3 ? of_k / energy(k, of_k) : of_v / energy(v, of_v)).middleRows(h % 3 * dim, dim);
       seen.middleRows(h * dim, dim) = (root(metric) * seen.middleRows(h * dim, dim) * root(g)).eval();
     }
     for (const Index rank : {1, 5, 12}) {
@@ -165,7 +176,8 @@ TEST_CASE("errors of keys count by their queries, those of values by the output 
       // What is reported is not weighted.
       CHECK(f.discarded == Approx(((w - product(f)) * g).cwiseProduct(w - product(f)).sum()).epsilon(1e-10));
       // Given the way down, no way up is nearer, even where errors are not weighted.
-      const Matrix<double> latent = f.down * g * f.down.transpose(), best_up = w * g * f.down.transpose() * latent.inverse();
+      const Matrix<double> latent = f.down * g * f.down.transpose(),
+                           best_up = w * g * f.down.transpose() * latent.inverse();
       if (metric_rank > dim) CHECK((below(f.k_up, f.v_up) - best_up).norm() < 1e-3 * best_up.norm());
     }
     CHECK((product(pca.factorize(k, v, d, weighted)) - w).norm() < 1e-9 * w.norm());
@@ -175,7 +187,8 @@ TEST_CASE("errors of keys count by their queries, those of values by the output 
 }
 
 TEST_CASE("singular values go where they are wanted, and the function stays", "[convert]") {
-  const Matrix<double> half = random_matrix(5, 12, 2), k = random_matrix(6, 5, 1) * half, v = random_matrix(9, 5, 3) * half;
+  const Matrix<double> half = random_matrix(5, 12, 2), k = random_matrix(6, 5, 1) * half,
+                       v = random_matrix(9, 5, 3) * half;
   const JointFactors up = JointSvd::factorize(k, v, 8);  // three channels more than the weights fill
   for (const SingularValues where : {SingularValues::up, SingularValues::down, SingularValues::both}) {
     INFO(to_name(where));
@@ -209,7 +222,8 @@ TEST_CASE("ranks fit the budget, the hardware and the layers", "[convert]") {
           CHECK(sum <= budget);
           if (how == RankAllocation::uniform) CHECK((ranks[0] == ranks[1] && ranks[1] == ranks[2]));
           // All that can be given is given.
-          if (how != RankAllocation::uniform) CHECK(sum == std::min(budget / multiple, 3 * (size / multiple)) * multiple);
+          if (how != RankAllocation::uniform)
+            CHECK(sum == std::min(budget / multiple, 3 * (size / multiple)) * multiple);
           CHECK(lost(spectra, ranks) >= least * (1 - 1e-12));
           if (how == RankAllocation::water_filling) water = lost(spectra, ranks);
         }
@@ -225,8 +239,10 @@ TEST_CASE("equal layers share evenly, and nothing is spent on nothing", "[conver
     CHECK(allocate_ranks(std::span(&falling, 1), 5, 1, how) == std::vector<Index>{5});
   }
   const std::vector<double> short_one{3, 0, 0, 0, 0, 0, 0, 0}, zero(8);
-  CHECK(allocate_ranks(std::vector{falling, short_one, zero}, 24, 1, RankAllocation::water_filling) == std::vector<Index>{8, 1, 1});
-  CHECK(allocate_ranks(std::vector{falling, short_one, zero}, 24, 1, RankAllocation::energy) == std::vector<Index>{8, 1, 1});
+  CHECK(allocate_ranks(std::vector{falling, short_one, zero}, 24, 1, RankAllocation::water_filling) ==
+        std::vector<Index>{8, 1, 1});
+  CHECK(allocate_ranks(std::vector{falling, short_one, zero}, 24, 1, RankAllocation::energy) ==
+        std::vector<Index>{8, 1, 1});
   // A layer of equal shape and less energy: the same part of it is kept, or less of it.
   std::vector<double> weak = falling;
   for (double& value : weak) value /= 4;
@@ -244,15 +260,20 @@ TEST_CASE("equal layers share evenly, and nothing is spent on nothing", "[conver
   const std::vector<double> equal{1, 1}, unequal{1, 16};
   CHECK(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher, equal) == std::vector<Index>{5, 3});
   CHECK(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher, unequal) == std::vector<Index>{4, 4});
-  CHECK_THROWS_WITH(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher), "allocate_ranks: fisher with 0 weights given for 2 layers");
+  CHECK_THROWS_WITH(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::fisher),
+                    "allocate_ranks: fisher with 0 weights given for 2 layers");
   CHECK_THROWS_WITH(allocate_ranks(std::vector{falling, weak}, 8, 1, RankAllocation::uniform, equal),
                     "allocate_ranks: uniform with 2 weights given for 2 layers");
-  CHECK(refused(15, 8, {falling, falling}) == "allocate_ranks: a budget of 15 floats a frame given for 2 layers, at least 8 each expected");
-  CHECK(refused(-1, 1, {falling}) == "allocate_ranks: a budget of -1 floats a frame given for 1 layers, at least 1 each expected");
-  CHECK(refused(9, 0, {falling}) == "allocate_ranks: ranks that are multiples of 0 asked for, a positive number expected");
+  CHECK(refused(15, 8, {falling, falling}) ==
+        "allocate_ranks: a budget of 15 floats a frame given for 2 layers, at least 8 each expected");
+  CHECK(refused(-1, 1, {falling}) ==
+        "allocate_ranks: a budget of -1 floats a frame given for 1 layers, at least 1 each expected");
+  CHECK(refused(9, 0, {falling}) ==
+        "allocate_ranks: ranks that are multiples of 0 asked for, a positive number expected");
   CHECK(refused(90, 9, {falling}) == "allocate_ranks: layer 0 has 8 singular values, at least 9 expected");
   CHECK(refused(9, 1, {}) == "allocate_ranks: no layers given");
-  CHECK(refused(9, 1, {{1, -2}}) == "allocate_ranks: singular value 1 of layer 0 is -2, a finite one of at least 0 expected");
+  CHECK(refused(9, 1, {{1, -2}}) ==
+        "allocate_ranks: singular value 1 of layer 0 is -2, a finite one of at least 0 expected");
   CHECK(refused(9, 1, {{std::numeric_limits<double>::quiet_NaN()}}) ==
         "allocate_ranks: singular value 0 of layer 0 is nan, a finite one of at least 0 expected");
 }

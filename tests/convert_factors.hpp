@@ -29,13 +29,17 @@ template <class S>
 inline Matrix<double> with_spectrum(Index rows, Index cols, std::uint64_t seed, S&& s) {
   Matrix<double> diagonal = Matrix<double>::Zero(rows, cols);
   for (Index i = 0; i < std::min(rows, cols); ++i) diagonal(i, i) = s(static_cast<double>(i));
-  return detail::orthonormal(random_matrix(rows, rows, seed)) * diagonal * detail::orthonormal(random_matrix(cols, cols, seed + 1));
+  return detail::orthonormal(random_matrix(rows, rows, seed)) * diagonal *
+         detail::orthonormal(random_matrix(cols, cols, seed + 1));
 }
 inline Matrix<double> root(const Matrix<double>& gram) {
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(gram);
-  return eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() * eigen.eigenvectors().transpose();
+  return eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() *
+         eigen.eigenvectors().transpose();
 }
-inline Matrix<double> second_moment(const Matrix<double>& x) { return x.transpose() * x / static_cast<double>(x.rows()); }
+inline Matrix<double> second_moment(const Matrix<double>& x) {
+  return x.transpose() * x / static_cast<double>(x.rows());
+}
 
 inline Matrix<double> product(const JointFactors& f) { return below(f.k_up, f.v_up) * f.down; }
 /// As JointFactors promises.
@@ -49,7 +53,8 @@ inline void check_form(const JointFactors& f, Index rank) {
 inline double lost(const std::vector<std::vector<double>>& spectra, const std::vector<Index>& ranks) {
   double sum = 0;
   for (std::size_t l = 0; l < spectra.size(); ++l)
-    for (std::size_t i = static_cast<std::size_t>(ranks[l]); i < spectra[l].size(); ++i) sum += spectra[l][i] * spectra[l][i];
+    for (std::size_t i = static_cast<std::size_t>(ranks[l]); i < spectra[l].size(); ++i)
+      sum += spectra[l][i] * spectra[l][i];
   return sum;
 }
 

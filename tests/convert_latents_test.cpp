@@ -14,8 +14,14 @@ using Names = AttentionName;
 
 // 4 heads of 12 channels: no two sizes that could be mixed up are equal.
 constexpr Index d_model = 48, heads = 4, head_dim = 12;
-constexpr EncoderConfig config{.num_mels = 20, .d_model = d_model, .num_layers = 2, .vocab_size = 7, .ffn_expansion = 2, .conv_kernel = 5,
-                               .cgmlp_expansion = 2, .subsampling_channels = 3};
+constexpr EncoderConfig config{.num_mels = 20,
+                               .d_model = d_model,
+                               .num_layers = 2,
+                               .vocab_size = 7,
+                               .ffn_expansion = 2,
+                               .conv_kernel = 5,
+                               .cgmlp_expansion = 2,
+                               .subsampling_channels = 3};
 
 template <class Policy>
 using Model = Conformer<Policy, double>;
@@ -62,13 +68,15 @@ Matrix<double> side_by_side(const Matrix<double>& weight) {
   return out;
 }
 
-/// The prediction is the error of keys and values on inputs whose Gram matrix is the identity, and on endless white noise.
+/// The prediction is the error of keys and values on inputs whose Gram matrix is the identity, and on endless white
+/// noise.
 template <class Target, class Source>
 void check_prediction(const Conversion<Target>& conversion, const Source& source) {
   Cpu<double> cpu(1);
   for (std::size_t i = 0; i < source.layers.size(); ++i) {
     const auto error = [&](const Matrix<double>& x) {
-      return key_value_deviation(cpu, conversion.model.layers[i].attention(), source.layers[i].attention(), x).relative();
+      return key_value_deviation(cpu, conversion.model.layers[i].attention(), source.layers[i].attention(), x)
+          .relative();
     };
     const LayerReport& layer = conversion.report.layers[i];
     CHECK(error(Matrix<double>::Identity(d_model, d_model)) == Approx(layer.predicted_error).epsilon(1e-10));
@@ -197,10 +205,13 @@ TEST_CASE("the predicted error is that of the weights' singular values", "[conve
     check(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.kv_lora_rank = rank}),
           [&](const auto& k, const auto& v) { return tail(side_by_side(k), rank) + tail(side_by_side(v), rank); });
   // Fewer heads and a latent at once.
-  check_prediction(convert<Model<Open<SplitLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 2, .kv_lora_rank = 9, .v_lora_rank = 5}),
+  check_prediction(convert<Model<Open<SplitLatent<dyn>>>>(source, JointSvd{},
+                                                          {.num_kv_heads = 2, .kv_lora_rank = 9, .v_lora_rank = 5}),
                    source);
-  check_prediction(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 2, .kv_lora_rank = 5}), source);
-  check_prediction(convert<Model<Open<TwoStageLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 1, .kv_lora_rank = 7}), source);
+  check_prediction(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 2, .kv_lora_rank = 5}),
+                   source);
+  check_prediction(
+      convert<Model<Open<TwoStageLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 1, .kv_lora_rank = 7}), source);
   check_prediction(convert<Model<Open<InputLatent>>>(source, JointSvd{}, {.num_kv_heads = 2}), source);
 }
 
@@ -210,7 +221,8 @@ TEST_CASE("a latent of heads that were turned to agree", "[convert]") {
   using Latent = Model<Open<SplitLatent<dyn>>>;
   for (const bool score_aware : {false, true}) {
     const ActivationPca<double> method{speech, score_aware};
-    const auto small = convert<Latent>(source, method, {.num_kv_heads = 2, .kv_lora_rank = 15}, speech.features, speech.sequences);
+    const auto small =
+        convert<Latent>(source, method, {.num_kv_heads = 2, .kv_lora_rank = 15}, speech.features, speech.sequences);
     CHECK(small.report.predicted_error == Approx(small.report.key_value_error).epsilon(1e-6));
     const auto all = convert<Latent>(source, method, {.num_kv_heads = 2, .kv_lora_rank = 24});
     CHECK(difference(all.model, convert<Model<Gqa<heads, dyn>>>(source, method, {.num_kv_heads = 2}).model) < 1e-8);
@@ -221,12 +233,14 @@ TEST_CASE("a latent of heads that were turned to agree", "[convert]") {
 
 TEST_CASE("latents of one kind and size are copied, others fitted", "[convert]") {
   const auto two_stage = random_model<Model<Mla<heads, 9>>>(5);
-  CHECK(same_parameters(convert<Model<Open<TwoStageLatent<dyn>>>>(two_stage, JointSvd{}, {.kv_lora_rank = 9}).model, two_stage));
+  CHECK(same_parameters(convert<Model<Open<TwoStageLatent<dyn>>>>(two_stage, JointSvd{}, {.kv_lora_rank = 9}).model,
+                        two_stage));
   const auto simple = convert<Model<MlaSimple<heads, 9>>>(two_stage);  // the same functions in other parameters
   CHECK(difference(simple.model, two_stage) < 1e-12);
   CHECK(difference(convert<Model<Mla<heads, 9>>>(simple.model).model, two_stage) < 1e-12);
   const auto split = random_model<Model<MlaSplit<heads, 9, 5>>>(6);
-  CHECK(same_parameters(convert<Model<Open<SplitLatent<dyn>>>>(split, JointSvd{}, {.kv_lora_rank = 9, .v_lora_rank = 5}).model, split));
+  CHECK(same_parameters(
+      convert<Model<Open<SplitLatent<dyn>>>>(split, JointSvd{}, {.kv_lora_rank = 9, .v_lora_rank = 5}).model, split));
   CHECK(difference(convert<Model<MlaSplit<heads, 9, 9>>>(split).model, split) < 1e-12);
   check_prediction(convert<Model<MlaSplit<heads, 9, 3>>>(split), split);
   const auto each = random_model<Model<MlaHead<heads, 5>>>(7);
@@ -258,7 +272,8 @@ TEST_CASE("queries of low rank stay as they are", "[convert]") {
   using Query = LowRankQuery<6>;
   const auto source = random_model<Model<Attention<Heads<heads, heads>, FullRank, RelativePosition, Query>>>(11);
   check_lossless<Model<Attention<Heads<heads, heads>, SharedLatent<d_model>, RelativePosition, Query>>>(source);
-  CHECK_THROWS_WITH((convert<Model<MlaSimple<heads, 9>>>(source)), "q_lora_rank: 6 configured for an attention that has none");
+  CHECK_THROWS_WITH((convert<Model<MlaSimple<heads, 9>>>(source)),
+                    "q_lora_rank: 6 configured for an attention that has none");
 }
 
 TEST_CASE("by name, every attention becomes every other", "[convert]") {
@@ -303,7 +318,8 @@ TEST_CASE("by name and by type are the same conversion", "[convert]") {
   check(std::type_identity<Model<Mqa<heads>>>(), {.attention = Names::mqa});
   check(std::type_identity<Model<MlaSimple<heads, dyn>>>(), {.kv_lora_rank = 9, .attention = Names::mla_simple});
   check(std::type_identity<Model<Mla<heads, dyn>>>(), {.kv_lora_rank = 9, .attention = Names::mla});
-  check(std::type_identity<Model<MlaSplit<heads, dyn, dyn>>>(), {.kv_lora_rank = 9, .v_lora_rank = 5, .attention = Names::mla_split});
+  check(std::type_identity<Model<MlaSplit<heads, dyn, dyn>>>(),
+        {.kv_lora_rank = 9, .v_lora_rank = 5, .attention = Names::mla_split});
   check(std::type_identity<Model<MlaHead<heads, dyn>>>(), {.kv_lora_rank = 5, .attention = Names::mla_head});
   check(std::type_identity<Model<CachedInput<heads, dyn>>>(), {.num_kv_heads = 2, .attention = Names::input_latent});
 }
@@ -311,22 +327,30 @@ TEST_CASE("by name and by type are the same conversion", "[convert]") {
 TEST_CASE("conversions that are not known are refused by name, too", "[convert]") {
   using Any = Model<AnyAttention>;
   const auto unknown = [](Names source, Names target) {
-    return text("convert: no conversion is known between these two attentions (", to_name(source), " to ", to_name(target), ")");
+    return text("convert: no conversion is known between these two attentions (", to_name(source), " to ",
+                to_name(target), ")");
   };
   const ConversionConfig decoupled{.kv_lora_rank = 9, .attention = Names::mla_decoupled};
   for (const Names from : linear_maps) {
     const auto source = random_model<Any>(14, named(from, 14));
     CHECK_THROWS_WITH(convert<Any>(source, JointSvd{}, {.attention = Names::linear}), unknown(from, Names::linear));
-    CHECK_THROWS_WITH(convert<Any>(source), "attention: by-type with relative positions given; the type leaves it open, so the "
-                                            "configuration must name one that it knows");
+    CHECK_THROWS_WITH(convert<Any>(source),
+                      "attention: by-type with relative positions given; the type leaves it open, so the "
+                      "configuration must name one that it knows");
   }
   const auto from_decoupled = random_model<Any>(14, named(Names::mla_decoupled, 14)),
              from_linear = random_model<Any>(14, named(Names::linear, 14));
-  CHECK_THROWS_WITH(convert<Any>(from_decoupled, JointSvd{}, decoupled), unknown(Names::mla_decoupled, Names::mla_decoupled));
-  CHECK_THROWS_WITH(convert<Any>(from_linear, JointSvd{}, {.attention = Names::mha}), unknown(Names::linear, Names::mha));
+  CHECK_THROWS_WITH(convert<Any>(from_decoupled, JointSvd{}, decoupled),
+                    unknown(Names::mla_decoupled, Names::mla_decoupled));
+  CHECK_THROWS_WITH(convert<Any>(from_linear, JointSvd{}, {.attention = Names::mha}),
+                    unknown(Names::linear, Names::mha));
   CHECK(same_parameters(convert<Any>(from_linear, JointSvd{}, {.attention = Names::linear}).model, from_linear));
   // Positions are kept: those of AnyAttention are relative.
-  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, Rotary<>>>>(14), JointSvd{}, {.attention = Names::mha}), unknown(Names::by_type, Names::mha));
-  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, NoPosition>>>(14), JointSvd{}, {.attention = Names::mha}), unknown(Names::by_type, Names::mha));
-  CHECK_THROWS_WITH(convert<Model<Mha<2>>>(random_model<Any>(14, named(Names::mha, 14))), "num_heads: 4 configured, but the type says 2");
+  CHECK_THROWS_WITH(convert<Any>(random_model<Model<Mha<heads, Rotary<>>>>(14), JointSvd{}, {.attention = Names::mha}),
+                    unknown(Names::by_type, Names::mha));
+  CHECK_THROWS_WITH(
+      convert<Any>(random_model<Model<Mha<heads, NoPosition>>>(14), JointSvd{}, {.attention = Names::mha}),
+      unknown(Names::by_type, Names::mha));
+  CHECK_THROWS_WITH(convert<Model<Mha<2>>>(random_model<Any>(14, named(Names::mha, 14))),
+                    "num_heads: 4 configured, but the type says 2");
 }

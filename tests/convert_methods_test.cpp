@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Conversions by every method: by random projections, for inputs and queries as speech has them, with ranks of each layer.
+// Conversions by every method: by random projections, for inputs and queries as speech has them, with ranks of each
+// layer.
 #include "convert_factors.hpp"
 
 #include <laconic/convert/convert.hpp>
@@ -56,9 +57,11 @@ struct Wanted {
             .attention = attention};
   }
 };
-const Wanted lossless[] = {{Names::mla_simple, d_model}, {Names::mla, d_model}, {Names::mla_split, d_model}, {Names::mla_head, head_dim}};
-const Wanted lossy[] = {{Names::mla_simple, 1}, {Names::mla_simple, 9}, {Names::mla_simple, head_dim}, {Names::mla_simple, 30},
-                        {Names::mla, 9},        {Names::mla_split, 9, 5}, {Names::mla_head, 5},       {Names::gqa, 2}};
+const Wanted lossless[] = {
+    {Names::mla_simple, d_model}, {Names::mla, d_model}, {Names::mla_split, d_model}, {Names::mla_head, head_dim}};
+const Wanted lossy[] = {{Names::mla_simple, 1},  {Names::mla_simple, 9}, {Names::mla_simple, head_dim},
+                        {Names::mla_simple, 30}, {Names::mla, 9},        {Names::mla_split, 9, 5},
+                        {Names::mla_head, 5},    {Names::gqa, 2}};
 
 /// f(method, calibration) for every method.
 template <class F>
@@ -69,7 +72,8 @@ void with_methods(const Calibration<double>& calibration, F&& f) {
   f(ActivationPca<double>{calibration, true}, "score-aware");
 }
 template <class Method>
-auto convert_to(const Model& model, const Method& method, const ConversionConfig& config, const Calibration<double>& measured = held_out) {
+auto convert_to(const Model& model, const Method& method, const ConversionConfig& config,
+                const Calibration<double>& measured = held_out) {
   return convert<Model>(model, method, config, measured.features, measured.sequences);
 }
 
@@ -107,8 +111,10 @@ TEST_CASE("with every method, what is predicted of calibration speech is measure
   const auto check = [&](const Wanted& wanted) {
     for (const auto* calibration : {&heard, &little})
       for (const bool score_aware : {false, true}) {
-        INFO(to_name(wanted.attention) << ' ' << wanted.rank << ", " << score_aware << ", " << calibration->features.rows() << " rows");
-        const auto [small, report] = convert_to(model, ActivationPca<double>{*calibration, score_aware}, wanted.config(), *calibration);
+        INFO(to_name(wanted.attention) << ' ' << wanted.rank << ", " << score_aware << ", "
+                                       << calibration->features.rows() << " rows");
+        const auto [small, report] =
+            convert_to(model, ActivationPca<double>{*calibration, score_aware}, wanted.config(), *calibration);
         for (const LayerReport& layer : report.layers) {
           CHECK(layer.key_value_error == Approx(layer.predicted_error).epsilon(1e-6).margin(1e-7));
           if (calibration == &heard) CHECK(layer.predicted_error > 1e-4);
@@ -152,11 +158,14 @@ TEST_CASE("calibrated latents are the optimum on their speech, and better on oth
     INFO(to_name(wanted.attention) << ' ' << wanted.rank);
     const auto calibrated = convert_to(model, ActivationPca<double>{heard}, wanted.config());
     for (std::size_t i = 0; i < 2; ++i) {
-      const Matrix<double> k = seen(keys_and_values(model, i).linear_k, i), v = seen(keys_and_values(model, i).linear_v, i);
+      const Matrix<double> k = seen(keys_and_values(model, i).linear_k, i),
+                           v = seen(keys_and_values(model, i).linear_v, i);
       double discarded = tail(below(k, v), wanted.rank);
       if (wanted.attention == Names::mla_split) discarded = tail(k, wanted.rank) + tail(v, wanted.v_rank);
-      if (wanted.attention == Names::mla_head) discarded = tail(side_by_side(k), wanted.rank) + tail(side_by_side(v), wanted.rank);
-      CHECK(calibrated.report.layers[i].predicted_error == Approx(std::sqrt(discarded / below(k, v).squaredNorm())).epsilon(1e-6));
+      if (wanted.attention == Names::mla_head)
+        discarded = tail(side_by_side(k), wanted.rank) + tail(side_by_side(v), wanted.rank);
+      CHECK(calibrated.report.layers[i].predicted_error ==
+            Approx(std::sqrt(discarded / below(k, v).squaredNorm())).epsilon(1e-6));
     }
     const auto plain = convert_to(model, JointSvd{}, wanted.config());
     CHECK(calibrated.report.key_value_error < plain.report.key_value_error);
@@ -181,7 +190,8 @@ TEST_CASE("statistics are those of the layer's input, its queries and its output
     for (Index h = 0; h < heads; ++h) {
       const auto rows = [&](const Matrix<double>& m) { return Matrix<double>(m.middleRows(h * head_dim, head_dim)); };
       Matrix<double> q = x * rows(layer.query.linear_q.weight.value).transpose();
-      q.rowwise() += layer.query.linear_q.bias.value.row(0).segment(h * head_dim, head_dim) + layer.position.pos_bias_u.value.row(h);
+      q.rowwise() += layer.query.linear_q.bias.value.row(0).segment(h * head_dim, head_dim) +
+                     layer.position.pos_bias_u.value.row(h);
       CHECK((rows(statistics[i].key_metric) - second_moment(q)).norm() < 1e-11 * second_moment(q).norm());
       const Matrix<double> out = layer.linear_out.weight.value.middleCols(h * head_dim, head_dim);
       CHECK((rows(statistics[i].value_metric) - out.transpose() * out).norm() < 1e-12 * out.squaredNorm());
@@ -193,8 +203,10 @@ TEST_CASE("statistics are those of the layer's input, its queries and its output
   };
   CHECK_THROWS_WITH(calibrate(speech(1, {5, 3})),
                     "calibration: 8 rows of features given in 2 sequences, of which the subsampling leaves none");
-  CHECK_THROWS_WITH(calibrate({}), "calibration: 0 rows of features given in 0 sequences, of which the subsampling leaves none");
-  CHECK_THROWS_WITH(calibrate({heard.features, Sequences{300}}), "calibration: 603 rows of features given, their sequences have 300");
+  CHECK_THROWS_WITH(calibrate({}),
+                    "calibration: 0 rows of features given in 0 sequences, of which the subsampling leaves none");
+  CHECK_THROWS_WITH(calibrate({heard.features, Sequences{300}}),
+                    "calibration: 603 rows of features given, their sequences have 300");
   Calibration<double> broken = heard;
   broken.features(320, 3) = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_WITH(calibrate(broken), "calibration: layers.0.self_attn has inputs or queries that are not finite");
@@ -213,7 +225,9 @@ TEST_CASE("options of a conversion change factors, not functions", "[convert]") 
       CHECK(moved.report.predicted_error == up.report.predicted_error);
       Index changed = 0;
       moved.model.parameters([&](std::string_view name, const auto& p) {
-        up.model.parameters([&](std::string_view other, const auto& q) { changed += name == other && (p.value - q.value).norm() > 1e-3; });
+        up.model.parameters([&](std::string_view other, const auto& q) {
+          changed += name == other && (p.value - q.value).norm() > 1e-3;
+        });
       });
       CHECK(changed == (wanted.attention == Names::mla_split || wanted.attention == Names::mla_head ? 8 : 6));
     }
@@ -225,14 +239,16 @@ TEST_CASE("mixed channels are the same function, and lose less in 8 bits", "[con
   for (const Index rank : {32, 24, 9}) {
     CAPTURE(rank);
     ConversionConfig config = Wanted{Names::mla_simple, rank}.config();
-    // With singular values in the way down, channels are as unequal as these are: a whole number for all has few steps for most.
+    // With singular values in the way down, channels are as unequal as these are: a whole number for all has few steps
+    // for most.
     config.singular_values = SingularValues::down;
     const auto plain = convert_to(model, JointSvd{}, config);
     config.hadamard = true;
     const auto mixed = convert_to(model, JointSvd{}, config);
     CHECK(difference(mixed.model, plain.model) < 1e-12);
     const auto error_in_8_bits = [&](const Model& of) {
-      const auto& latent = std::get<AttentionLayer<MlaSimple<dyn, dyn>, double>>(of.layers[0].self_attn.layer).key_value;
+      const auto& latent =
+          std::get<AttentionLayer<MlaSimple<dyn, dyn>, double>>(of.layers[0].self_attn.layer).key_value;
       const Matrix<double> c = random_matrix(500, d_model, 3) * latent.linear_kv_down.weight.value.transpose();
       Matrix<double> stored = c;
       for (Index r = 0; r < c.rows(); ++r) {
@@ -258,23 +274,28 @@ TEST_CASE("heads that differ by a turn become one without loss, and others lose 
     Model alike = different;
     std::uint64_t seed = 50;
     for (auto& block : alike.layers)
-      std::visit([&](auto& layer) {
-        if constexpr (requires { layer.key_value.linear_k; }) {
-          auto &k = layer.key_value.linear_k.weight.value, &v = layer.key_value.linear_v.weight.value;
-          for (const Index first : {0, 2}) {  // the second of two heads: keys turned, values in other units
-            k.middleRows((first + 1) * head_dim, head_dim) =
-                detail::orthonormal(random_matrix(head_dim, head_dim, ++seed)) * k.middleRows(first * head_dim, head_dim).eval();
-            v.middleRows((first + 1) * head_dim, head_dim) = random_matrix(head_dim, head_dim, ++seed) * v.middleRows(first * head_dim, head_dim).eval();
-          }
-        }
-      }, block.self_attn.layer);
+      std::visit(
+          [&](auto& layer) {
+            if constexpr (requires { layer.key_value.linear_k; }) {
+              auto &k = layer.key_value.linear_k.weight.value, &v = layer.key_value.linear_v.weight.value;
+              for (const Index first : {0, 2}) {  // the second of two heads: keys turned, values in other units
+                k.middleRows((first + 1) * head_dim, head_dim) =
+                    detail::orthonormal(random_matrix(head_dim, head_dim, ++seed)) *
+                    k.middleRows(first * head_dim, head_dim).eval();
+                v.middleRows((first + 1) * head_dim, head_dim) =
+                    random_matrix(head_dim, head_dim, ++seed) * v.middleRows(first * head_dim, head_dim).eval();
+              }
+            }
+          },
+          block.self_attn.layer);
     const auto aligned = convert_to(alike, method, two, heard);
     CHECK(difference(aligned.model, alike) < 1e-8);
     CHECK(aligned.report.key_value_error < 1e-8);
     CHECK(difference(convert_to(alike, JointSvd{}, two).model, alike) > 1e-2);
 
     for (const ConversionConfig& fewer : {two, one}) {
-      const auto turned = convert_to(different, method, fewer, heard), mean = convert_to(different, JointSvd{}, fewer, heard);
+      const auto turned = convert_to(different, method, fewer, heard),
+                 mean = convert_to(different, JointSvd{}, fewer, heard);
       CHECK(turned.report.predicted_error == Approx(turned.report.key_value_error).epsilon(1e-6));
       CHECK(turned.report.key_value_error < 0.9 * mean.report.key_value_error);
       CHECK(turned.report.output_error < 0.9 * mean.report.output_error);
@@ -288,7 +309,8 @@ TEST_CASE("balanced, weak keys or values keep their place in the latent", "[conv
     std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(block.self_attn.layer).key_value.linear_k.weight.value *= 30;
   for (const Names attention : {Names::mla_simple, Names::mla}) {
     ConversionConfig config = Wanted{attention, 20}.config();
-    const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value, &v = keys_and_values(model, 0).linear_v.weight.value;
+    const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value,
+          &v = keys_and_values(model, 0).linear_v.weight.value;
     const auto errors = [&](const auto& conversion) {
       const auto map = detail::with_layer(conversion.model.layers[0].self_attn, [](const auto& layer) {
         using KeyValue = typename std::remove_cvref_t<decltype(layer)>::KeyValue;
@@ -303,14 +325,17 @@ TEST_CASE("balanced, weak keys or values keep their place in the latent", "[conv
     const auto calibrated = convert_to(model, ActivationPca<double>{heard}, config, heard);
     const auto [of_keys, of_values] = errors(balanced);
     CHECK(of_values < 0.9 * errors(plain).second);
-    CHECK(of_keys * of_keys + of_values * of_values == Approx(tail(below(k / k.norm(), v / v.norm()), 20)).epsilon(1e-9));
+    CHECK(of_keys * of_keys + of_values * of_values ==
+          Approx(tail(below(k / k.norm(), v / v.norm()), 20)).epsilon(1e-9));
     CHECK(balanced.report.predicted_error > plain.report.predicted_error);
-    for (const LayerReport& layer : calibrated.report.layers) CHECK(layer.key_value_error == Approx(layer.predicted_error).epsilon(1e-6));
+    for (const LayerReport& layer : calibrated.report.layers)
+      CHECK(layer.key_value_error == Approx(layer.predicted_error).epsilon(1e-6));
     Cpu<double> cpu(1);
     detail::with_layer(balanced.model.layers[1].self_attn, [&](const auto& to) {
       const auto& from = std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(model.layers[1].self_attn.layer);
       const Matrix<double> identity = Matrix<double>::Identity(d_model, d_model);
-      CHECK(key_value_deviation(cpu, to, from, identity).relative() == Approx(balanced.report.layers[1].predicted_error).epsilon(1e-10));
+      CHECK(key_value_deviation(cpu, to, from, identity).relative() ==
+            Approx(balanced.report.layers[1].predicted_error).epsilon(1e-10));
     });
     config.kv_lora_rank = d_model;
     CHECK(difference(convert_to(model, JointSvd{}, config).model, model) < 1e-11);
@@ -351,9 +376,12 @@ TEST_CASE("mistakes that were made elsewhere would be seen", "[convert]") {
     return difference(wrong, model);
   };
   CHECK(without("nothing") < 1e-11);
-  for (const std::string_view what : {"linear_out.bias", "linear_pos", "pos_bias_u", "pos_bias_v"}) CHECK(without(what) > 1e-3);
-  // The mean of a compressor for keys and one for values, with the best way up from it: at full rank, too, it loses much.
-  const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value, &v = keys_and_values(model, 0).linear_v.weight.value;
+  for (const std::string_view what : {"linear_out.bias", "linear_pos", "pos_bias_u", "pos_bias_v"})
+    CHECK(without(what) > 1e-3);
+  // The mean of a compressor for keys and one for values, with the best way up from it: at full rank, too, it loses
+  // much.
+  const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value,
+        &v = keys_and_values(model, 0).linear_v.weight.value;
   const Matrix<double> nothing(0, d_model);
   for (const Index rank : {head_dim, d_model}) {
     const JointFactors of_k = JointSvd::factorize(k, nothing, rank), of_v = JointSvd::factorize(nothing, v, rank);

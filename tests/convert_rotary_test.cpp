@@ -10,7 +10,12 @@ using namespace laconic;
 namespace {
 
 constexpr Index heads = 4, head_dim = 8, d_model = heads * head_dim;
-constexpr EncoderConfig config{.num_mels = 20, .d_model = d_model, .num_layers = 2, .vocab_size = 7, .ffn_expansion = 2, .conv_kernel = 5,
+constexpr EncoderConfig config{.num_mels = 20,
+                               .d_model = d_model,
+                               .num_layers = 2,
+                               .vocab_size = 7,
+                               .ffn_expansion = 2,
+                               .conv_kernel = 5,
                                .subsampling_channels = 3};
 template <RotaryPairs Pairs, Index G>
 using Turned = Conformer<Attention<Heads<heads, G>, FullRank, Rotary<Pairs>>, double>;
@@ -47,7 +52,8 @@ Turned<Pairs, heads> alike() {
     auto& linear = block.self_attn.key_value.linear_k;
     for (Index h = 1; h < heads; ++h)
       for (Index p = 0; p < head_dim / 2; ++p) {
-        const Index a = Pairs == RotaryPairs::interleaved ? 2 * p : p, b = Pairs == RotaryPairs::interleaved ? a + 1 : p + head_dim / 2;
+        const Index a = Pairs == RotaryPairs::interleaved ? 2 * p : p,
+                    b = Pairs == RotaryPairs::interleaved ? a + 1 : p + head_dim / 2;
         const auto turn = [&](auto&& to_a, auto&& to_b, const auto& from_a, const auto& from_b) {
           to_a = c(h, 2 * p) * from_a - c(h, 2 * p + 1) * from_b;
           to_b = c(h, 2 * p) * from_b + c(h, 2 * p + 1) * from_a;
@@ -63,19 +69,25 @@ Turned<Pairs, heads> alike() {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("heads that share their keys up to complex factors lose nothing", "[convert][rotary]", (Turned<RotaryPairs::interleaved, 1>),
-                   (Turned<RotaryPairs::halves, 1>)) {
+TEMPLATE_TEST_CASE("heads that share their keys up to complex factors lose nothing", "[convert][rotary]",
+                   (Turned<RotaryPairs::interleaved, 1>), (Turned<RotaryPairs::halves, 1>)) {
   // One key-value head: a rotary key of the same width holds the key, a latent of a head's width the value.
   const auto model = random_model<TestType>();
-  const auto [decoupled, report] = decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::high, {head_dim, head_dim}, features, sequences);
+  const auto [decoupled, report] =
+      decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::high, {head_dim, head_dim}, features, sequences);
   CHECK(difference(decoupled, model) < 1e-9);
   CHECK(report.output_error < 1e-9);
 }
 
 TEST_CASE("heads that differ by complex factors lose nothing", "[convert][rotary]") {
   const auto check = [](const auto& model) {
-    CHECK(difference(decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::norm, {d_model, head_dim}, features, sequences).model, model) < 1e-8);
-    CHECK(difference(decouple_rotary<Decoupled<>>(model, ActivationPca<double>{speech}, RotaryChoice::low, {d_model, head_dim}, features, sequences).model,
+    CHECK(difference(decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::norm, {d_model, head_dim}, features,
+                                                  sequences)
+                         .model,
+                     model) < 1e-8);
+    CHECK(difference(decouple_rotary<Decoupled<>>(model, ActivationPca<double>{speech}, RotaryChoice::low,
+                                                  {d_model, head_dim}, features, sequences)
+                         .model,
                      model) < 1e-8);
   };
   check(alike<RotaryPairs::interleaved>());
@@ -90,7 +102,9 @@ TEST_CASE("the chosen pairs are those that were asked for", "[convert][rotary]")
       block.self_attn.query.linear_q.weight.value.middleRows(h * head_dim, 2) *= 5;
     }
   const auto pairs = [&](RotaryChoice choice) {
-    return decouple_rotary<Decoupled<>>(model, JointSvd(), choice, {16, 4}, features, sequences).model.config().rope_pairs;
+    return decouple_rotary<Decoupled<>>(model, JointSvd(), choice, {16, 4}, features, sequences)
+        .model.config()
+        .rope_pairs;
   };
   CHECK(pairs(RotaryChoice::high) == IndexList{0, 1});
   CHECK(pairs(RotaryChoice::low) == IndexList{2, 3});
@@ -108,15 +122,18 @@ TEST_CASE("keys without energy in other pairs need no others", "[convert][rotary
         block.self_attn.key_value.linear_k.weight.value.middleRows(h * head_dim + 2 * pair, 2).setZero();
         block.self_attn.key_value.linear_k.bias.value.middleCols(h * head_dim + 2 * pair, 2).setZero();
       }
-  const auto decoupled = decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::norm, {d_model, 4}, features, sequences).model;
+  const auto decoupled =
+      decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::norm, {d_model, 4}, features, sequences).model;
   CHECK(decoupled.config().rope_pairs == IndexList{1, 2});
   CHECK(difference(decoupled, model) < 1e-8);
 }
 
 TEST_CASE("a norm on the latent keeps its mean square", "[convert][rotary]") {
   const auto model = alike<RotaryPairs::interleaved>();
-  const auto plain = decouple_rotary<Decoupled<>>(model, ActivationPca<double>{speech}, RotaryChoice::high, {16, head_dim}, features, sequences);
-  const auto normed = decouple_rotary<Decoupled<RmsNorm>>(model, ActivationPca<double>{speech}, RotaryChoice::high, {16, head_dim}, features, sequences);
+  const auto plain = decouple_rotary<Decoupled<>>(model, ActivationPca<double>{speech}, RotaryChoice::high,
+                                                  {16, head_dim}, features, sequences);
+  const auto normed = decouple_rotary<Decoupled<RmsNorm>>(model, ActivationPca<double>{speech}, RotaryChoice::high,
+                                                          {16, head_dim}, features, sequences);
   CHECK(plain.report.output_error < normed.report.output_error);
   CHECK(normed.report.output_error < 0.6);  // without the gain it is far above 1
 }

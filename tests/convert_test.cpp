@@ -15,12 +15,12 @@ namespace {
 // 4 heads of 12 channels: no two sizes that could be mixed up are equal.
 constexpr Index d_model = 48, heads = 4, head_dim = 12;
 constexpr EncoderConfig config{.num_mels = 20,
-                                 .d_model = d_model,
-                                 .num_layers = 2,
-                                 .vocab_size = 7,
-                                 .ffn_expansion = 2,
-                                 .conv_kernel = 5,
-                                 .subsampling_channels = 3};
+                               .d_model = d_model,
+                               .num_layers = 2,
+                               .vocab_size = 7,
+                               .ffn_expansion = 2,
+                               .conv_kernel = 5,
+                               .subsampling_channels = 3};
 
 template <class Position = RelativePosition, class T = double>
 using Full = Conformer<Mha<heads, Position>, T>;
@@ -199,8 +199,8 @@ TEST_CASE("no other latent of the same rank is nearer") {
     };
     CHECK(error_of_subspace(JointSvd::factorize(k, v, rank).down) == Approx(joint).epsilon(1e-12));
     CHECK(joint < error_of_subspace(white_noise<double>(rank, d, text(name, "any"))));
-    CHECK(joint < error_of_subspace(0.5 * (JointSvd::factorize(k, nothing, rank).down +
-                                           JointSvd::factorize(v, nothing, rank).down)));
+    CHECK(joint < error_of_subspace(
+                      0.5 * (JointSvd::factorize(k, nothing, rank).down + JointSvd::factorize(v, nothing, rank).down)));
   }
 }
 
@@ -346,13 +346,14 @@ TEST_CASE("fewer key-value heads are means") {
     REQUIRE(after.rows() == 2 * head_dim);
     REQUIRE(after.cols() == d_model);
     for (const Index g : {0, 1})
-      CHECK((after.middleRows(g * head_dim, head_dim) - (before.middleRows(2 * g * head_dim, head_dim) +
-                                                         before.middleRows((2 * g + 1) * head_dim, head_dim)) / 2)
+      CHECK((after.middleRows(g * head_dim, head_dim) -
+             (before.middleRows(2 * g * head_dim, head_dim) + before.middleRows((2 * g + 1) * head_dim, head_dim)) / 2)
                 .norm() < 1e-14);
   }
   CHECK((parameter(grouped, "layers.1.self_attn.linear_k.bias").leftCols(head_dim) -
          (parameter(model, "layers.1.self_attn.linear_k.bias").leftCols(head_dim) +
-          parameter(model, "layers.1.self_attn.linear_k.bias").middleCols(head_dim, head_dim)) / 2)
+          parameter(model, "layers.1.self_attn.linear_k.bias").middleCols(head_dim, head_dim)) /
+             2)
             .norm() < 1e-14);
   check_prediction(conversion, model, 1e-2);
   check_prediction(convert<Grouped>(model, JointSvd{}, kv_heads_of(1)), model, 1e-2);

@@ -11,10 +11,13 @@ using namespace laconic;
 namespace {
 
 enum class Colour { red, green };
-constexpr auto enum_names(Colour) { return std::to_array<EnumName<Colour>>({{Colour::red, "red"}, {Colour::green, "green"}}); }
+constexpr auto enum_names(Colour) {
+  return std::to_array<EnumName<Colour>>({{Colour::red, "red"}, {Colour::green, "green"}});
+}
 enum class Nameless { a };
 static_assert(NamedEnum<Colour> && !NamedEnum<Nameless>);
-static_assert(to_name(Colour::green) == "green" && from_name<Colour>("red") == Colour::red && !from_name<Colour>("blue"));
+static_assert(to_name(Colour::green) == "green" && from_name<Colour>("red") == Colour::red &&
+              !from_name<Colour>("blue"));
 
 struct Leaf : Module<Leaf> {
   Parameter<float> weight{2, 3};
@@ -49,7 +52,8 @@ static_assert(Index(from_static) == 5 && Index(Extent<5>(from_static)) == 5);
 }  // namespace
 
 TEST_CASE("texts of errors", "[core]") {
-  CHECK(text("rank ", 64, " > ", 32U, ' ', -1.5, ' ', std::string("s"), std::string_view("v")) == "rank 64 > 32 -1.5 sv");
+  CHECK(text("rank ", 64, " > ", 32U, ' ', -1.5, ' ', std::string("s"), std::string_view("v")) ==
+        "rank 64 > 32 -1.5 sv");
   CHECK(text() == "");
   CHECK(text(std::numeric_limits<Index>::min()) == "-9223372036854775808");
   CHECK(text(0.1) == "0.1");
@@ -75,7 +79,8 @@ TEST_CASE("extents", "[core]") {
   CHECK_THROWS_WITH(Extent<5>(Extent<dyn>(6)), "extent: 6 given where the type says 5");
   CHECK_THROWS_WITH(Extent<dyn>(-1), "extent: -1 given, at least 0 expected");
   CHECK_THROWS_WITH(resolve<5>(4, "num_heads"), "num_heads: 4 configured, but the type says 5");
-  CHECK_THROWS_WITH(resolve<dyn>(0, "num_heads"), "num_heads: the type says `dyn`, so the configuration must say it: 0 given");
+  CHECK_THROWS_WITH(resolve<dyn>(0, "num_heads"),
+                    "num_heads: the type says `dyn`, so the configuration must say it: 0 given");
 }
 
 TEST_CASE("names of enumerations", "[core]") {
@@ -234,8 +239,8 @@ TEST_CASE("parameters", "[core]") {
 TEST_CASE("modules name their parameters once", "[core]") {
   Tree tree;
   const Tree& constant = tree;
-  const std::vector<std::string> expected{"leaves.0.weight", "leaves.0.mean", "leaves.1.weight", "leaves.1.mean",
-                                          "single.weight",   "single.mean",   "bias"};
+  const std::vector<std::string> expected{
+      "leaves.0.weight", "leaves.0.mean", "leaves.1.weight", "leaves.1.mean", "single.weight", "single.mean", "bias"};
   std::vector<std::string> names, same;
   tree.parameters([&](std::string_view name, Parameter<float>& p) {
     names.emplace_back(name);
@@ -254,6 +259,7 @@ TEST_CASE("uniform initial values are the numbers of their stream, one by one", 
   for (const Index size : {1, 63, 64, 130}) {
     Parameter<double> p({size});
     fill_uniform(p, 0.25, random);
-    for (Index i = 0; i < size; ++i) CHECK(p.value(0, i) == 0.25 * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+    for (Index i = 0; i < size; ++i)
+      CHECK(p.value(0, i) == 0.25 * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
   }
 }

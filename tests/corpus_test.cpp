@@ -143,7 +143,8 @@ TEST_CASE("a recording whose header does not say how long it is, is heard", "[co
 TEST_CASE("attack: a text file of nothing but ends of lines", "[corpus]") {
   TemporaryFolder folder;
   put(folder / "m.jsonl", std::string(20'000'000, '\n') + "{");  // each was kept as a string of 32 bytes
-  CHECK_THROWS_WITH(read_manifest(folder / "m.jsonl"), Catch::Matchers::StartsWith((folder / "m.jsonl").string() + ":20000001: not valid JSON"));
+  CHECK_THROWS_WITH(read_manifest(folder / "m.jsonl"),
+                    Catch::Matchers::StartsWith((folder / "m.jsonl").string() + ":20000001: not valid JSON"));
 }
 
 TEST_CASE("a corpus in LibriSpeech's layout", "[corpus]") {
@@ -196,9 +197,11 @@ TEST_CASE("what is no corpus is refused with what is one", "[corpus]") {
   CHECK_THROWS_WITH(read_corpus(folder / "none"), (folder / "none").string() + ": no such file or folder" + expected);
   put(folder / "a.txt", "x");
   CHECK_THROWS_WITH(read_corpus(folder / "a.txt"), (folder / "a.txt").string() + ": is none" + expected);
-  CHECK_THROWS_WITH(read_corpus(folder.path), folder.path.string() + ": a folder without *.trans.txt files (LibriSpeech) below it");
+  CHECK_THROWS_WITH(read_corpus(folder.path),
+                    folder.path.string() + ": a folder without *.trans.txt files (LibriSpeech) below it");
   put(folder / "train.jsonl", "x");
-  CHECK_THROWS_WITH(read_corpus(folder.path), Catch::Matchers::EndsWith(" below it; in it are the manifests train.jsonl: give one of them"));
+  CHECK_THROWS_WITH(read_corpus(folder.path),
+                    Catch::Matchers::EndsWith(" below it; in it are the manifests train.jsonl: give one of them"));
 }
 
 TEST_CASE("real corpora are read", "[corpus][data]") {

@@ -23,7 +23,8 @@ static_assert(mib(18 * MlaSimple<8, 512>::cache_bytes(branchformer, frames(1000)
 static_assert(mib(18 * Gqa<8, 2>::cache_bytes(branchformer, frames(1000))) == 17.578125);
 
 // The same in half precision.
-static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), CacheStorage::bf16) == Mha<8>::cache_bytes(branchformer, frames(1000)));
+static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), CacheStorage::bf16) ==
+              Mha<8>::cache_bytes(branchformer, frames(1000)));
 
 // -- A small model ----------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,8 @@ static_assert(8 * Small::cache_bytes(config, frames(1000)) == Full::cache_bytes(
 static_assert(Mha<8, NoPosition>::parameter_count(branchformer) == 1'050'624);
 static_assert(Gqa<8, 2, NoPosition>::parameter_count(branchformer) == 656'640);
 static_assert(MlaSimple<8, 256, NoPosition>::parameter_count(branchformer) == 919'808);
-static_assert(Mqa<8, NoPosition>::parameter_count(branchformer) == Gqa<8, 1, NoPosition>::parameter_count(branchformer));
+static_assert(Mqa<8, NoPosition>::parameter_count(branchformer) ==
+              Gqa<8, 1, NoPosition>::parameter_count(branchformer));
 static_assert(Mha<8, Sinusoidal>::parameter_count(branchformer) == 1'050'624);
 static_assert(Mha<8>::parameter_count(branchformer) == 1'050'624 + 512 * 512 + 2 * 512);
 
@@ -50,15 +52,16 @@ static_assert(Mqa<2, NoPosition>::flops(eight, frames(3)) == out_and_query + 3 *
 static_assert(MlaSimple<2, 5, NoPosition>::flops(eight, frames(3)) ==
               out_and_query + 3 * 2 * (8 * 5 + 5 * 8 + 5 * 8) + scores_and_values);
 // The table of 5 distances is projected, and each query meets each of them.
-static_assert(Mha<2>::flops(eight, frames(3)) - Mha<2, NoPosition>::flops(eight, frames(3)) == 2 * 5 * 8 * 8 + 2 * (3 * 5 * 8));
+static_assert(Mha<2>::flops(eight, frames(3)) - Mha<2, NoPosition>::flops(eight, frames(3)) ==
+              2 * 5 * 8 * 8 + 2 * (3 * 5 * 8));
 static_assert(Mha<2, Sinusoidal>::flops(eight, frames(3)) == Mha<2, NoPosition>::flops(eight, frames(3)));
 
 // -- Numbers in the type or in the configuration ----------------------------------------------------------------------
 
 template <class A, class B>
 constexpr bool same_costs(const AttentionConfig& a, const AttentionConfig& b) {
-  return A::cache_bytes(a, frames(77)) == B::cache_bytes(b, frames(77)) && A::parameter_count(a) == B::parameter_count(b) &&
-         A::flops(a, frames(77)) == B::flops(b, frames(77));
+  return A::cache_bytes(a, frames(77)) == B::cache_bytes(b, frames(77)) &&
+         A::parameter_count(a) == B::parameter_count(b) && A::flops(a, frames(77)) == B::flops(b, frames(77));
 }
 static_assert(same_costs<Mha<8>, Mha<dyn>>({512}, {512, 8}));
 static_assert(same_costs<Mha<8>, Mha<8>>({512}, {512, 8, 8}));
@@ -113,16 +116,20 @@ TEST_CASE("type and configuration that contradict each other are refused", "[cos
   CHECK(dims_error<Mha<8>>({512}) == "no error");
   CHECK(dims_error<Mha<8>>({512, 4}) == "num_heads: 4 configured, but the type says 8");
   CHECK(dims_error<Mha<dyn>>({512}) == "num_heads: the type says `dyn`, so the configuration must say it: 0 given");
-  CHECK(dims_error<Mha<dyn>>({512, -2}) == "num_heads: the type says `dyn`, so the configuration must say it: -2 given");
+  CHECK(dims_error<Mha<dyn>>({512, -2}) ==
+        "num_heads: the type says `dyn`, so the configuration must say it: -2 given");
   CHECK(dims_error<Mha<8>>({513}) == "num_heads: 8 heads given, a divisor of d_model = 513 expected");
   CHECK(dims_error<Mha<8>>({}) == "num_heads: 8 heads given, a divisor of d_model = 0 expected");
   CHECK(dims_error<Mha<8>>({-8}) == "num_heads: 8 heads given, a divisor of d_model = -8 expected");
-  CHECK(dims_error<Gqa<8, dyn>>({512, 0, 3}) == "num_kv_heads: 3 key-value heads given, a divisor of num_heads = 8 expected");
+  CHECK(dims_error<Gqa<8, dyn>>({512, 0, 3}) ==
+        "num_kv_heads: 3 key-value heads given, a divisor of num_heads = 8 expected");
   CHECK(dims_error<Gqa<8, 2>>({512, 0, 4}) == "num_kv_heads: 4 configured, but the type says 2");
-  CHECK(dims_error<Gqa<8, dyn>>({512, 0, -1}) == "num_kv_heads: the type says `dyn`, so the configuration must say it: -1 given");
+  CHECK(dims_error<Gqa<8, dyn>>({512, 0, -1}) ==
+        "num_kv_heads: the type says `dyn`, so the configuration must say it: -1 given");
   CHECK(dims_error<Mha<8>>({512, 0, 0, 64}) == "kv_lora_rank: 64 configured for an attention that has none");
   CHECK(dims_error<MlaSimple<8, 64>>({512, 0, 0, 32}) == "kv_lora_rank: 32 configured, but the type says 64");
-  CHECK(dims_error<MlaSimple<8, dyn>>({512}) == "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
+  CHECK(dims_error<MlaSimple<8, dyn>>({512}) ==
+        "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
   CHECK(dims_error<MlaSimple<8, 64>>({32}) ==
         "kv_lora_rank: 64 given, at most d_model = 32 expected (a larger latent holds nothing more)");
 }

@@ -39,7 +39,8 @@ double by_enumeration(const Matrix<double>& logits, const std::vector<int>& labe
     for (Index t = 0; t < frames; ++t) {
       const Index token = path[static_cast<std::size_t>(t)];
       probability *= std::exp(logits(t, token)) / logits.row(t).array().exp().sum();
-      if (token != blank && (t == 0 || token != path[static_cast<std::size_t>(t - 1)])) collapsed.push_back(static_cast<int>(token));
+      if (token != blank && (t == 0 || token != path[static_cast<std::size_t>(t - 1)]))
+        collapsed.push_back(static_cast<int>(token));
     }
     if (collapsed == labels) total += probability;
     Index t = 0;
@@ -61,7 +62,8 @@ TEMPLATE_TEST_CASE("CTC equals PyTorch", "[ctc][golden]", float, double) {
       INFO(name);
       const auto sequences = lengths_of(tensor(file, name + "/lengths"));
       const auto numbers = tensor(file, name + "/labels");
-      const Labels labels{std::vector<int>(numbers.begin(), numbers.end()), lengths_of(tensor(file, name + "/label_lengths"))};
+      const Labels labels{std::vector<int>(numbers.begin(), numbers.end()),
+                          lengths_of(tensor(file, name + "/label_lengths"))};
       const Index vocab = file.info(name + "/logits").shape[1];
       Matrix<TestType> logits(sequences.rows(), vocab);
       file.read(name + "/logits", std::span<TestType>(logits.data(), static_cast<std::size_t>(logits.size())));
@@ -74,7 +76,8 @@ TEMPLATE_TEST_CASE("CTC equals PyTorch", "[ctc][golden]", float, double) {
       tape.backward(tape.mean_finite(losses), static_cast<double>(sequences.size()));
       REQUIRE(losses.rows() == sequences.size());
       for (Index n = 0; n < sequences.size(); ++n) {
-        const double loss = static_cast<double>(losses.value.row(n)[0]), wanted = expected_losses[static_cast<std::size_t>(n)];
+        const double loss = static_cast<double>(losses.value.row(n)[0]),
+                     wanted = expected_losses[static_cast<std::size_t>(n)];
         if (std::isinf(wanted)) {
           CHECK(loss == std::numeric_limits<double>::infinity());
           ++infinite;
@@ -100,9 +103,11 @@ TEST_CASE("CTC is the sum over all paths", "[ctc]") {
     for (const Index frames : {1, 2, 5}) {
       const Matrix<double> logits = random_matrix(frames, 3, static_cast<std::uint64_t>(frames));
       const int a = blank == 0 ? 1 : 0, b = blank == 2 ? 1 : 2;
-      for (const std::vector<int>& labels : std::vector<std::vector<int>>{{}, {a}, {a, b}, {a, a}, {b, b, a}, {a, b, a, b, a, b}}) {
+      for (const std::vector<int>& labels :
+           std::vector<std::vector<int>>{{}, {a}, {a, b}, {a, a}, {b, b, a}, {a, b, a, b, a, b}}) {
         INFO("blank " << blank << ", " << frames << " frames, " << labels.size() << " labels");
-        const auto loss = cpu.ctc(cpu.input(logits), Sequences{frames}, {labels, Sequences{static_cast<Index>(labels.size())}}, blank);
+        const auto loss = cpu.ctc(cpu.input(logits), Sequences{frames},
+                                  {labels, Sequences{static_cast<Index>(labels.size())}}, blank);
         const double expected = by_enumeration(logits, labels, blank);
         if (std::isinf(expected))
           CHECK(loss.row(0)[0] == expected);
@@ -174,5 +179,6 @@ TEST_CASE("CTC refuses what does not fit", "[ctc]") {
   CHECK_THROWS_WITH(ctc({4}, {{1}, {1}}, 3), "ctc: blank 3 given, expected 0 .. 2");
   CHECK_THROWS_WITH(ctc({4}, {{1}, {1}}, -1), "ctc: blank -1 given, expected 0 .. 2");
   for (const int token : {-1, 0, 3})
-    CHECK_THROWS_WITH(ctc({4}, {{token}, {1}}), text("ctc: label ", token, " given, expected 0 .. 2 except the blank 0"));
+    CHECK_THROWS_WITH(ctc({4}, {{token}, {1}}),
+                      text("ctc: label ", token, " given, expected 0 .. 2 except the blank 0"));
 }

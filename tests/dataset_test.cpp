@@ -30,7 +30,8 @@ TEST_CASE("Length buckets", "[dataset]") {
   check_whole(second);
   CHECK(second != first);
   // Other company, too, not only another order of the same batches.
-  CHECK(std::set<std::vector<Index>>(first.begin(), first.end()) != std::set<std::vector<Index>>(second.begin(), second.end()));
+  CHECK(std::set<std::vector<Index>>(first.begin(), first.end()) !=
+        std::set<std::vector<Index>>(second.begin(), second.end()));
 
   // Like lengths together: far closer within a batch than among all.
   Index shortest = 1000, longest = 0;
@@ -77,7 +78,8 @@ TEST_CASE("Batches are packed", "[dataset]") {
   CHECK(batch.seconds == Approx(seconds));
 
   // An utterance's masks do not depend on the company it is in, but on the seed.
-  const SpecAugmentConfig masks{.num_time_masks = 2, .max_time_width = 8, .max_time_fraction = 0.5, .num_freq_masks = 1, .max_freq_width = 4};
+  const SpecAugmentConfig masks{
+      .num_time_masks = 2, .max_time_width = 8, .max_time_fraction = 0.5, .num_freq_masks = 1, .max_freq_width = 4};
   const SpeechBatch masked = make_batch(data, some, &masks, Seed(9)), again = make_batch(data, some, &masks, Seed(9));
   CHECK(masked.features == again.features);
   CHECK(masked.features != batch.features);

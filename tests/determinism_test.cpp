@@ -10,8 +10,16 @@ using namespace laconic;
 
 namespace {
 
-const EncoderConfig config{.num_mels = 40, .d_model = 48, .num_layers = 2, .vocab_size = 11, .num_heads = 4, .num_kv_heads = 2,
-                             .ffn_expansion = 4, .conv_kernel = 7, .subsampling = 2, .dropout = 0.1};
+const EncoderConfig config{.num_mels = 40,
+                           .d_model = 48,
+                           .num_layers = 2,
+                           .vocab_size = 11,
+                           .num_heads = 4,
+                           .num_kv_heads = 2,
+                           .ffn_expansion = 4,
+                           .conv_kernel = 7,
+                           .subsampling = 2,
+                           .dropout = 0.1};
 const Sequences sequences{190, 37, 3, 160};  // 92 rows of the encoder, 16, 0 and 77
 const Labels labels{{1, 2, 2, 3, 4, 10, 9, 9, 9}, Sequences{5, 2, 0, 2}};
 
@@ -73,7 +81,8 @@ TEST_CASE("any number of threads gives the same derivative of convolutions", "[d
     const Conv2dShape shape{3, 5, 21, stride};
     const Sequences to{shape.out_length(101), 0, shape.out_length(60)};
     const Parameter<float> weight = random_parameter<float>({5, 3, 3, 3}, 2), bias = random_parameter<float>({5}, 3);
-    const Matrix<float> x = random_matrix<float>(from.rows(), shape.in_cols(), 1), dy = random_matrix<float>(to.rows(), shape.out_cols(), 4);
+    const Matrix<float> x = random_matrix<float>(from.rows(), shape.in_cols(), 1),
+                        dy = random_matrix<float>(to.rows(), shape.out_cols(), 4);
     const auto derivative = [&](int threads) {
       Cpu<float> cpu(threads);
       weight.clear_gradient();
@@ -86,11 +95,13 @@ TEST_CASE("any number of threads gives the same derivative of convolutions", "[d
 }
 
 TEMPLATE_TEST_CASE("a batch gives what its utterances give one by one", "[determinism]", float, double) {
-  Conformer<MlaSimple<4, 20>, TestType> model([] {
-    EncoderConfig c = config;
-    c.num_kv_heads = 0;
-    return c;
-  }(), Seed(3));
+  Conformer<MlaSimple<4, 20>, TestType> model(
+      [] {
+        EncoderConfig c = config;
+        c.num_kv_heads = 0;
+        return c;
+      }(),
+      Seed(3));
   randomize(model, 7);
   const Matrix<TestType> features = random_matrix<TestType>(sequences.rows(), config.num_mels, 1);
   Cpu<TestType> cpu(1);
@@ -100,7 +111,8 @@ TEMPLATE_TEST_CASE("a batch gives what its utterances give one by one", "[determ
     const Matrix<TestType> part = features.middleRows(sequences.begin(n), sequences.length(n));
     const auto alone = model(cpu, part, Sequences{sequences.length(n)});
     REQUIRE(alone.rows.rows() == batch.sequences.length(n));
-    CHECK(numbers(alone.rows.view()) == numbers(batch.rows.view().middleRows(batch.sequences.begin(n), batch.sequences.length(n))));
+    CHECK(numbers(alone.rows.view()) ==
+          numbers(batch.rows.view().middleRows(batch.sequences.begin(n), batch.sequences.length(n))));
   }
 }
 
@@ -128,7 +140,8 @@ TEST_CASE("dropout is a function of the seed", "[determinism]") {
   Cpu<float> cpu(1);
   const auto dropped = [&](Seed seed) {
     Autodiff<Cpu<float>> tape(cpu, seed);
-    const Matrix<float> one = tape.dropout(tape.input(x), 0.3).value.view(), two = tape.dropout(tape.input(x), 0.3).value.view();
+    const Matrix<float> one = tape.dropout(tape.input(x), 0.3).value.view(),
+                        two = tape.dropout(tape.input(x), 0.3).value.view();
     CHECK(one != two);  // each call has numbers of its own
     return one;
   };
@@ -140,7 +153,8 @@ TEST_CASE("dropout is a function of the seed", "[determinism]") {
   CHECK(scale == Approx(1 / 0.7).epsilon(1e-4));
   CHECK(((y.array() == 0) || (y.array() == scale)).all());
   CHECK(y.mean() == Approx(1).margin(4 * std::sqrt(0.3 / 0.7 / 20000)));
-  CHECK_THROWS_WITH(Autodiff(cpu).dropout({cpu.input(x), -1}, 1.0), "dropout: probability 1 given, expected from 0 to less than 1");
+  CHECK_THROWS_WITH(Autodiff(cpu).dropout({cpu.input(x), -1}, 1.0),
+                    "dropout: probability 1 given, expected from 0 to less than 1");
   // Outside training nothing is dropped.
   Autodiff<Cpu<float>> evaluation(cpu, Seed(1), false);
   CHECK(evaluation.dropout(evaluation.input(x), 0.3).value.view() == x);

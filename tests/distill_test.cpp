@@ -15,8 +15,15 @@ namespace {
 
 using Model = Conformer<Mha<2>>;
 Model small_model(std::uint64_t seed) {
-  return Model({.num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 5, .subsampling = 2,
-                .subsampling_channels = 4, .dropout = 0},
+  return Model({.num_mels = mels,
+                .d_model = 16,
+                .num_layers = 2,
+                .vocab_size = 5,
+                .ffn_expansion = 2,
+                .conv_kernel = 5,
+                .subsampling = 2,
+                .subsampling_channels = 4,
+                .dropout = 0},
                Seed(seed));
 }
 
@@ -30,7 +37,8 @@ TrainConfig config_of(Index epochs, double rate) {
   config.epochs = epochs;
   config.batch_frames = 250;
   config.learning_rate = rate;
-  config.spec_augment = {.num_time_masks = 0, .max_time_width = 0, .max_time_fraction = 0, .num_freq_masks = 0, .max_freq_width = 0};
+  config.spec_augment = {
+      .num_time_masks = 0, .max_time_width = 0, .max_time_fraction = 0, .num_freq_masks = 0, .max_freq_width = 0};
   return config;
 }
 const auto silent = [](const TrainProgress&) {};
@@ -41,7 +49,9 @@ double distance(const Model& a, const Model& b, const Dataset& data) {
   std::vector<Index> all(static_cast<std::size_t>(data.size()));
   std::iota(all.begin(), all.end(), Index{0});
   const SpeechBatch batch = make_batch(data, all, nullptr, Seed());
-  const auto probabilities = [&](const Model& m) { return cpu.log_softmax(m(cpu, batch.features, batch.sequences).rows); };
+  const auto probabilities = [&](const Model& m) {
+    return cpu.log_softmax(m(cpu, batch.features, batch.sequences).rows);
+  };
   const auto x = probabilities(a), y = probabilities(b);
   return static_cast<double>((x.view() - y.view()).squaredNorm()) / static_cast<double>(x.size());
 }
@@ -64,9 +74,11 @@ TEST_CASE("the loss of probabilities is their divergence", "[distill]") {
       expected += temperature * temperature * (p * (p / q).log()).sum() / 2;
     }
     Autodiff<Cpu<double>> tape(cpu);
-    CHECK(distillation_loss(tape, Logits<Autodiff<Cpu<double>>::Tensor>{tape.variable(student), sequences}, taught, temperature).value.row(0)[0] ==
-          Approx(expected).epsilon(1e-12));
-    CHECK(std::abs(distillation_loss(tape, Logits<Autodiff<Cpu<double>>::Tensor>{tape.variable(teacher), sequences}, taught, temperature)
+    CHECK(distillation_loss(tape, Logits<Autodiff<Cpu<double>>::Tensor>{tape.variable(student), sequences}, taught,
+                            temperature)
+              .value.row(0)[0] == Approx(expected).epsilon(1e-12));
+    CHECK(std::abs(distillation_loss(tape, Logits<Autodiff<Cpu<double>>::Tensor>{tape.variable(teacher), sequences},
+                                     taught, temperature)
                        .value.row(0)[0]) < 1e-13);
     const GradientCheck check;
     CHECK(check({student}, {}, [&](auto& on, const auto& v) {
@@ -76,7 +88,8 @@ TEST_CASE("the loss of probabilities is their divergence", "[distill]") {
 }
 
 TEST_CASE("the loss of blocks is their relative squared error", "[distill]") {
-  const Matrix<double> a = random_matrix(7, 4, 1), b = random_matrix(7, 4, 2), x = random_matrix(7, 4, 3), y = random_matrix(7, 4, 4);
+  const Matrix<double> a = random_matrix(7, 4, 1), b = random_matrix(7, 4, 2), x = random_matrix(7, 4, 3),
+                       y = random_matrix(7, 4, 4);
   Cpu<double> cpu(1);
   const std::vector<Tensor<double>> taught{cpu.input(a), cpu.input(b)};
   const auto loss = [&](auto& tape, const auto& v) { return block_loss(tape, std::vector{v[0], v[1]}, taught); };
@@ -85,7 +98,8 @@ TEST_CASE("the loss of blocks is their relative squared error", "[distill]") {
         Approx(((x - a).squaredNorm() / a.squaredNorm() + (y - b).squaredNorm() / b.squaredNorm()) / 2).epsilon(1e-12));
   const GradientCheck check;
   CHECK(check({x, y}, {}, loss) < 1e-7);
-  CHECK_THROWS_WITH(block_loss(tape, std::vector{tape.variable(x)}, taught), "distillation: the teacher has 2 blocks, the student 1");
+  CHECK_THROWS_WITH(block_loss(tape, std::vector{tape.variable(x)}, taught),
+                    "distillation: the teacher has 2 blocks, the student 1");
 }
 
 TEST_CASE("a student comes to its teacher, whatever the labels say", "[distill]") {
@@ -112,7 +126,8 @@ TEST_CASE("one that is its teacher has nothing to learn from it", "[distill]") {
   Model student = teacher;
   TrainConfig config = config_of(1, 1e-3);
   config.distillation = {.weight = 1, .temperature = 2, .layer_weight = 1};
-  // Batch norm computes with the batch in training, with its running statistics in the teacher: frozen, it does as the teacher.
+  // Batch norm computes with the batch in training, with its running statistics in the teacher: frozen, it does as the
+  // teacher.
   config.train_only = {"self_attn"};
   std::vector<double> losses;
   Trainer trainer(student, s.cpu, s.train, s.valid, s.vocabulary, config, {}, teacher_of(teacher));
@@ -136,10 +151,13 @@ TEST_CASE("training touches attention alone where that is asked for", "[distill]
     CAPTURE(name);
     const bool changed = p.value != was[i++]->value;
     const bool is_key_bias = name.ends_with("linear_k.bias");  // changes no probability, and may stay
-    if (!is_key_bias) CHECK(changed == (name.find("self_attn.") != std::string_view::npos && name.find("linear_pos") == std::string_view::npos));
+    if (!is_key_bias)
+      CHECK(changed ==
+            (name.find("self_attn.") != std::string_view::npos && name.find("linear_pos") == std::string_view::npos));
   });
   config.train_only = {"decoder"};
-  CHECK_THROWS_WITH(Trainer(model, s.cpu, s.train, s.valid, s.vocabulary, config), "train_only: no parameter's name contains \"decoder\"");
+  CHECK_THROWS_WITH(Trainer(model, s.cpu, s.train, s.valid, s.vocabulary, config),
+                    "train_only: no parameter's name contains \"decoder\"");
 }
 
 TEST_CASE("training goes on with what the optimiser had learnt", "[distill]") {
@@ -171,7 +189,8 @@ TEST_CASE("Fisher information is the mean square of utterances' derivatives", "[
   const Model model = small_model(3);
   const std::vector<Index> three{0, 4, 7};
   const SpeechBatch batch = make_batch(s.train, three, nullptr, Seed());
-  const std::vector<double> information = fisher_information(model, s.cpu, batch.features, batch.sequences, batch.labels);
+  const std::vector<double> information =
+      fisher_information(model, s.cpu, batch.features, batch.sequences, batch.labels);
   REQUIRE(information.size() == 2);
   for (std::size_t l = 0; l < 2; ++l) {
     double sum = 0;
@@ -180,7 +199,8 @@ TEST_CASE("Fisher information is the mean square of utterances' derivatives", "[
       Autodiff<Cpu<float>> tape(s.cpu, Seed(), false);
       tape.backward(ctc_loss(tape, model(tape, one.features, one.sequences), one.labels));
       const auto& kv = model.layers[l].self_attn.key_value;
-      sum += static_cast<double>(kv.linear_k.weight.gradient().squaredNorm() + kv.linear_v.weight.gradient().squaredNorm());
+      sum += static_cast<double>(kv.linear_k.weight.gradient().squaredNorm() +
+                                 kv.linear_v.weight.gradient().squaredNorm());
       model.parameters([](std::string_view, const Parameter<float>& p) { p.clear_gradient(); });
     }
     CHECK(information[l] == Approx(sum / (3 * 2 * 16 * 16)).epsilon(1e-5));
@@ -194,10 +214,12 @@ TEST_CASE("Fisher information is the mean square of utterances' derivatives", "[
     lengths.push_back(batch.sequences.length(n));
     label_lengths.push_back(batch.labels.sequences.length(n));
   }
-  const std::vector<double> of_four = fisher_information(model, s.cpu, more, Sequences(lengths), {batch.labels.tokens, Sequences(label_lengths)});
+  const std::vector<double> of_four =
+      fisher_information(model, s.cpu, more, Sequences(lengths), {batch.labels.tokens, Sequences(label_lengths)});
   for (std::size_t l = 0; l < 2; ++l) CHECK(of_four[l] == Approx(0.75 * information[l]).epsilon(1e-5));
-  CHECK_THROWS_WITH(fisher_information(model, s.cpu, batch.features, batch.sequences, Labels()),
-                    "fisher_information: 0 label sequences given for 3 sequences of features, equal numbers of at least 1 expected");
+  CHECK_THROWS_WITH(
+      fisher_information(model, s.cpu, batch.features, batch.sequences, Labels()),
+      "fisher_information: 0 label sequences given for 3 sequences of features, equal numbers of at least 1 expected");
 }
 
 TEST_CASE("a teacher goes with its weights, and a run with its teacher", "[distill]") {
@@ -213,10 +235,12 @@ TEST_CASE("a teacher goes with its weights, and a run with its teacher", "[disti
   const TemporaryFolder folder;
   Model stopped = student;
   Trainer trainer(stopped, s.cpu, s.train, s.valid, s.vocabulary, config, folder / "run", teacher_of(teacher));
-  trainer.run(silent, [] {}, [](const TrainState& state) { return state.step == 2; });
+  trainer.run(
+      silent, [] {}, [](const TrainState& state) { return state.step == 2; });
   Model resumed = student;
-  CHECK_THROWS_WITH(Trainer(resumed, s.cpu, s.train, s.valid, s.vocabulary, config, folder / "run", teacher_of(another)),
-                    Catch::Matchers::ContainsSubstring("belongs to a run with other settings or data (teacher: "));
+  CHECK_THROWS_WITH(
+      Trainer(resumed, s.cpu, s.train, s.valid, s.vocabulary, config, folder / "run", teacher_of(another)),
+      Catch::Matchers::ContainsSubstring("belongs to a run with other settings or data (teacher: "));
   Trainer(resumed, s.cpu, s.train, s.valid, s.vocabulary, config, folder / "run", teacher_of(teacher)).run(silent);
   Model unbroken = student;
   Trainer(unbroken, s.cpu, s.train, s.valid, s.vocabulary, config, {}, teacher_of(teacher)).run(silent);

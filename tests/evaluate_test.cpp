@@ -47,7 +47,8 @@ Evaluation in_portions(const Model& model, const Dataset& data, const Vocabulary
   Evaluation out;
   for (std::size_t begin = 0; begin < data.examples.size(); begin += size) {
     Dataset portion;
-    for (std::size_t i = begin; i < std::min(begin + size, data.examples.size()); ++i) portion.examples.push_back(data.examples[i]);
+    for (std::size_t i = begin; i < std::min(begin + size, data.examples.size()); ++i)
+      portion.examples.push_back(data.examples[i]);
     Cpu<float> cpu(1);
     out += evaluate(model, cpu, portion, vocabulary);
     out = json_value<Evaluation>(parse_json(to_json(out).dump(), "partial"), "partial");
@@ -60,7 +61,8 @@ void check_portions(const Model& model, const Dataset& data, const Vocabulary& v
   Cpu<float> cpu(1);
   const Evaluation whole = evaluate(model, cpu, data, vocabulary, 100);
   CHECK(whole.losses > 0);
-  REQUIRE(std::set<std::string>(whole.hypotheses.begin(), whole.hypotheses.end()).size() > 1);  // there is something to compare
+  REQUIRE(std::set<std::string>(whole.hypotheses.begin(), whole.hypotheses.end()).size() >
+          1);  // there is something to compare
   for (const std::size_t size : {std::size_t{1}, std::size_t{3}, std::size_t{100}}) {
     const Evaluation parts = in_portions(model, data, vocabulary, size);
     CHECK(parts.hypotheses == whole.hypotheses);
@@ -95,8 +97,13 @@ TEST_CASE("texts are compared as the vocabulary writes them", "[evaluate]") {
 }
 
 TEST_CASE("an evaluation in portions is that of all at once", "[evaluate]") {
-  const EncoderConfig config{
-      .num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .num_heads = 2, .conv_kernel = 5, .subsampling_channels = 4};
+  const EncoderConfig config{.num_mels = mels,
+                             .d_model = 16,
+                             .num_layers = 2,
+                             .vocab_size = 5,
+                             .num_heads = 2,
+                             .conv_kernel = 5,
+                             .subsampling_channels = 4};
   Dataset data = corpus(17, Seed(2));
   data.examples[4].features.resize(0, mels);  // nothing was said
   data.examples[5].labels.clear();

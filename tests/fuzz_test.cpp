@@ -51,9 +51,11 @@ TEST_CASE("what is neither taken nor refused in one line is caught", "[fuzz]") {
   const auto says = [](auto message) { return fuzz::Target{"planted", message}; };
   CHECK(fuzz::accepts(says([](std::string_view) {}), ""));
   CHECK_FALSE(fuzz::accepts(says([](std::string_view) { throw laconic::Error("one line"); }), ""));
-  CHECK_THROWS_AS(fuzz::accepts(says([](std::string_view) { throw std::runtime_error("not ours"); }), ""), std::runtime_error);
+  CHECK_THROWS_AS(fuzz::accepts(says([](std::string_view) { throw std::runtime_error("not ours"); }), ""),
+                  std::runtime_error);
   CHECK_THROWS_AS(fuzz::accepts(says([](std::string_view) { throw laconic::Error(""); }), ""), fuzz::Violation);
-  CHECK_THROWS_AS(fuzz::accepts(says([](std::string_view) { fuzz::demand(false, "a wrong result"); }), ""), fuzz::Violation);
+  CHECK_THROWS_AS(fuzz::accepts(says([](std::string_view) { fuzz::demand(false, "a wrong result"); }), ""),
+                  fuzz::Violation);
 }
 
 TEST_CASE("the seeds are written", "[.seeds]") {

@@ -9,10 +9,12 @@ using namespace laconic;
 namespace {
 
 template <class T>
-void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transposed, bool accumulate, bool with_bias, int threads) {
+void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transposed, bool accumulate, bool with_bias,
+                   int threads) {
   CAPTURE(m, n, k, a_transposed, b_transposed, accumulate, with_bias, threads);
   const Matrix<T> a = random_matrix<T>(m, k, 1), b = random_matrix<T>(k, n, 2), bias = random_matrix<T>(1, n, 3);
-  const Matrix<T> a_stored = a_transposed ? Matrix<T>(a.transpose()) : a, b_stored = b_transposed ? Matrix<T>(b.transpose()) : b;
+  const Matrix<T> a_stored = a_transposed ? Matrix<T>(a.transpose()) : a,
+                  b_stored = b_transposed ? Matrix<T>(b.transpose()) : b;
   const kernels::Operand<T> left{a_stored.data(), a_stored.cols()}, right{b_stored.data(), b_stored.cols()};
   const Index stride = n + 3;  // what lies between the rows stays as it is
   Matrix<T> c = random_matrix<T>(m, stride, 4);
@@ -22,9 +24,11 @@ void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transpos
   if (with_bias) expected.rowwise() += bias.row(0);
 
   Arena arena;
-  kernels::gemm<T>(threads, arena, m, n, k, a_transposed ? left.transposed() : left, b_transposed ? right.transposed() : right, c.data(), stride,
-                   accumulate, with_bias ? bias.data() : nullptr);
-  const double tolerance = std::numeric_limits<T>::epsilon() * 4 * static_cast<double>(k + 16);  // of sums of k products of normal numbers
+  kernels::gemm<T>(threads, arena, m, n, k, a_transposed ? left.transposed() : left,
+                   b_transposed ? right.transposed() : right, c.data(), stride, accumulate,
+                   with_bias ? bias.data() : nullptr);
+  const double tolerance =
+      std::numeric_limits<T>::epsilon() * 4 * static_cast<double>(k + 16);  // of sums of k products of normal numbers
   REQUIRE(static_cast<double>((c.leftCols(n) - expected).cwiseAbs().maxCoeff()) < tolerance);
   REQUIRE(c.rightCols(3) == before.rightCols(3));
 }
@@ -34,7 +38,8 @@ void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transpos
 TEMPLATE_TEST_CASE("the matrix product is the matrix product", "[gemm]", float, double) {
   using Tile = kernels::GemmTile<TestType>;
   for (const Index m : {Index{1}, Index{3}, Tile::rows, Tile::rows + 5, Index{70}})
-    for (const Index n : {Index{1}, kernels::lanes<TestType>, Tile::cols + 1, Tile::block_cols, Tile::block_cols + Tile::cols + 7})
+    for (const Index n :
+         {Index{1}, kernels::lanes<TestType>, Tile::cols + 1, Tile::block_cols, Tile::block_cols + Tile::cols + 7})
       for (const Index k : {Index{1}, Index{17}, Tile::depth, Tile::depth + 1, 2 * Tile::depth + 100})
         for (const int variant : {0, 1, 2, 3}) {
           const bool accumulate = variant == 1, with_bias = variant == 2;

@@ -11,7 +11,9 @@
 namespace laconic {
 
 /// A file that a script in tests/golden wrote.
-inline SafetensorsFile golden_file(const std::string& name) { return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name); }
+inline SafetensorsFile golden_file(const std::string& name) {
+  return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name);
+}
 
 /// A tensor as a matrix: its first dimension times all others, or one row.
 template <class T>
@@ -30,7 +32,8 @@ double difference(const Matrix<T>& got, const Matrix<T>& expected, double least 
   REQUIRE(got.rows() == expected.rows());
   REQUIRE(got.cols() == expected.cols());
   if (!got.allFinite()) return 1e300;
-  return static_cast<double>((got - expected).cwiseAbs().maxCoeff()) / std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
+  return static_cast<double>((got - expected).cwiseAbs().maxCoeff()) /
+         std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
 }
 
 /// One case of a file as tests/golden/golden_case.py lays it out, and how near to it results must be.
@@ -47,13 +50,15 @@ struct Golden {
   template <class Tape, class Tensor>
   void check_backward(Tape& tape, const Tensor& y) const {
     check_output(y.value.view());
-    tape.backward(tape.mean_finite(tape.multiply(y, tape.input((*this)("mix")))), static_cast<double>(y.rows() * y.cols()));
+    tape.backward(tape.mean_finite(tape.multiply(y, tape.input((*this)("mix")))),
+                  static_cast<double>(y.rows() * y.cols()));
   }
   /// Gradients that cancel (the bias of the keys) are measured beside the others.
   void check_gradient(const std::string& name, const Matrix<T>& got) const {
     double greatest = 0;
     for (const std::string& one : file.names())
-      if (one.starts_with(prefix + "grad.")) greatest = std::max(greatest, static_cast<double>(tensor<T>(file, one).cwiseAbs().maxCoeff()));
+      if (one.starts_with(prefix + "grad."))
+        greatest = std::max(greatest, static_cast<double>(tensor<T>(file, one).cwiseAbs().maxCoeff()));
     INFO(prefix << name);
     CHECK(difference<T>(got, (*this)("grad." + name), 1e-2 * greatest) < gradient_tolerance);
   }

@@ -16,7 +16,8 @@ Golden<T> golden_case(const SafetensorsFile& file, const std::string& prefix) {
 }
 
 template <class Policy, class T>
-void check_layer(const Golden<T>& golden, const AttentionConfig& config, const Mask& mask, AttentionPath path = AttentionPath::by_cost) {
+void check_layer(const Golden<T>& golden, const AttentionConfig& config, const Mask& mask,
+                 AttentionPath path = AttentionPath::by_cost) {
   AttentionLayer<Policy, T> layer(config, 0, Seed(1));
   load_parameters(layer, golden.file, golden.prefix + "param.");
   const Matrix<T> input = golden("input");
@@ -42,7 +43,8 @@ TEMPLATE_TEST_CASE("a decoupled latent is DeepSeek's attention, on both paths", 
   const AttentionConfig config{.d_model = 48, .attention_bias = false};
   for (const AttentionPath path : {AttentionPath::by_cost, AttentionPath::expanded, AttentionPath::absorbed}) {
     INFO("path " << static_cast<int>(path));
-    check_layer<MlaDecoupled<4, 20, 6, LowRankQuery<24>>, TestType>(golden_case<TestType>(file, "case0."), config, Mask::causal(), path);
+    check_layer<MlaDecoupled<4, 20, 6, LowRankQuery<24>>, TestType>(golden_case<TestType>(file, "case0."), config,
+                                                                    Mask::causal(), path);
     check_layer<MlaDecoupled<4, 20, 6>, TestType>(golden_case<TestType>(file, "case1."), config, Mask::causal(), path);
   }
 }

@@ -19,7 +19,8 @@ template <class T = double>
 Matrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale = 1) {
   const Random random(Seed(seed), "random_matrix");
   Matrix<T> out(rows, cols);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(scale * random.normal(static_cast<std::uint64_t>(i)));
+  for (Index i = 0; i < out.size(); ++i)
+    out.data()[i] = static_cast<T>(scale * random.normal(static_cast<std::uint64_t>(i)));
   return out;
 }
 
@@ -62,7 +63,8 @@ struct GradientCheck {
   /// The greatest difference, relative to the greatest derivative of the same tensor (at least a thousandth of that of
   /// all tensors).
   template <class Backend = Cpu<double>, class Build>
-  double operator()(std::vector<Matrix<double>> inputs, const std::vector<Parameter<double>*>& parameters, Build&& build) const {
+  double operator()(std::vector<Matrix<double>> inputs, const std::vector<Parameter<double>*>& parameters,
+                    Build&& build) const {
     using Tape = Autodiff<Backend>;
     using Tensor = typename Tape::Tensor;
     Backend backend(threads);
@@ -137,8 +139,8 @@ struct GradientCheck {
         worst.scale = std::max({worst.scale, std::abs(numeric), std::abs(given)});
         if (!(std::abs(numeric - given) <= worst.difference)) {
           worst.difference = std::isnan(numeric - given) ? 1e300 : std::abs(numeric - given);
-          worst.where = text(all[n].name, " (", x.rows(), ", ", x.cols(), ") at (", i / x.cols(), ", ", i % x.cols(), "): ", given,
-                             " given, ", numeric, " by differences");
+          worst.where = text(all[n].name, " (", x.rows(), ", ", x.cols(), ") at (", i / x.cols(), ", ", i % x.cols(),
+                             "): ", given, " given, ", numeric, " by differences");
         }
       }
       greatest = std::max(greatest, worst.scale);

@@ -24,9 +24,11 @@ struct AttendCase {
   double error() const {
     const Index cols = num_heads * key_width, span = kv.max_length() + longer_table;
     const AttendShape shape{num_heads, num_kv_heads, 0.7, mask};
-    std::vector<Matrix<double>> inputs{random_matrix(q.rows(), cols, 1), random_matrix(kv.rows(), num_kv_heads * key_width, 2),
+    std::vector<Matrix<double>> inputs{random_matrix(q.rows(), cols, 1),
+                                       random_matrix(kv.rows(), num_kv_heads * key_width, 2),
                                        random_matrix(kv.rows(), num_kv_heads * value_width, 3)};
-    Parameter<double> u = random_parameter({num_heads, key_width}, 5, 0.5), v = random_parameter({num_heads, key_width}, 6, 0.5);
+    Parameter<double> u = random_parameter({num_heads, key_width}, 5, 0.5),
+                      v = random_parameter({num_heads, key_width}, 6, 0.5);
     std::vector<Parameter<double>*> parameters;
     if (relative) {
       inputs.push_back(random_matrix(2 * span - 1, cols, 4, 0.5));
@@ -52,7 +54,8 @@ struct WrongGlu : Cpu<double> {
 /// One that forgets the half of a bias.
 struct WrongBias : Cpu<double> {
   using Cpu::Cpu;
-  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<double>& weight, const Parameter<double>* bias, bool needs_dx) {
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<double>& weight,
+                         const Parameter<double>* bias, bool needs_dx) {
     Tensor dx = Cpu::linear_backward(dy, x, weight, bias, needs_dx);
     if (bias != nullptr) bias->gradient().rightCols(1) *= 0.5;
     return dx;
@@ -78,12 +81,15 @@ TEST_CASE("the gradient check finds planted errors", "[gradient]") {
 }
 
 TEST_CASE("derivatives of linear layers", "[gradient]") {
-  for (const auto& [rows, in, out] : std::vector<std::tuple<Index, Index, Index>>{{1, 1, 1}, {7, 5, 11}, {19, 33, 26}, {70, 40, 37}}) {
+  for (const auto& [rows, in, out] :
+       std::vector<std::tuple<Index, Index, Index>>{{1, 1, 1}, {7, 5, 11}, {19, 33, 26}, {70, 40, 37}}) {
     Parameter<double> weight = random_parameter({out, in}, 2, 0.3), bias = random_parameter({out}, 3);
     const std::vector<Matrix<double>> x{random_matrix(rows, in, 1)};
     INFO(rows << " rows, " << in << " to " << out);
-    CHECK(check(x, {&weight, &bias}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, &bias); }) < tolerance);
-    CHECK(check(x, {&weight}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, nullptr); }) < tolerance);
+    CHECK(check(x, {&weight, &bias}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, &bias); }) <
+          tolerance);
+    CHECK(check(x, {&weight}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, nullptr); }) <
+          tolerance);
     CHECK((GradientCheck{.threads = 3}(x, {&weight, &bias}, [&](auto& tape, const auto& v) {
             return tape.linear(v[0], weight, &bias);
           })) < tolerance);
@@ -108,11 +114,12 @@ TEST_CASE("derivatives of norms", "[gradient]") {
   SequenceNorm<double> over_time(13);
   randomize(over_time, 30);
   const Sequences uneven{4, 0, 9};
-  CHECK(check({random_matrix(13, 13, 2)}, weights_of(over_time), [&](auto& tape, const auto& v) { return over_time(tape, v[0], uneven); }) < tolerance);
+  CHECK(check({random_matrix(13, 13, 2)}, weights_of(over_time),
+              [&](auto& tape, const auto& v) { return over_time(tape, v[0], uneven); }) < tolerance);
   for (const bool training : {true, false}) {
     INFO("training " << training);
-    CHECK((GradientCheck{.training = training}(wide, weights_of(batch), [&](auto& tape, const auto& v) { return batch(tape, v[0]); })) <
-          tolerance);
+    CHECK((GradientCheck{.training = training}(
+              wide, weights_of(batch), [&](auto& tape, const auto& v) { return batch(tape, v[0]); })) < tolerance);
   }
 }
 
@@ -127,9 +134,10 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
         const Sequences to{std::span<const Index>(lengths)};
         Parameter<double> weight = random_parameter({5, channels, 3, 3}, 2, 0.3), bias = random_parameter({5}, 3);
         INFO("stride " << stride << ", channels " << channels);
-        CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), shape.in_cols(), 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
-                return tape.conv2d(v[0], weight, bias, shape, from, to);
-              })) < tolerance);
+        CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), shape.in_cols(), 1)}, {&weight, &bias},
+                                                 [&](auto& tape, const auto& v) {
+                                                   return tape.conv2d(v[0], weight, bias, shape, from, to);
+                                                 })) < tolerance);
       }
 
   for (const Index stride : {1, 2, 5})
@@ -140,13 +148,15 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
       const Sequences to{std::span<const Index>(lengths)};
       Parameter<double> weight = random_parameter({5, 3, 4}, 2, 0.3), bias = random_parameter({5}, 3);
       INFO("stride " << stride);
-      CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), 3, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
-              return tape.conv1d(v[0], weight, &bias, shape, from, to);
-            })) < tolerance);
+      CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), 3, 1)}, {&weight, &bias},
+                                               [&](auto& tape, const auto& v) {
+                                                 return tape.conv1d(v[0], weight, &bias, shape, from, to);
+                                               })) < tolerance);
     }
 
   const Sequences sequences{7, 0, 1, 70};
-  for (const DepthwiseShape shape : {DepthwiseShape{0}, DepthwiseShape{2}, DepthwiseShape{4}, DepthwiseShape{2, 3}, DepthwiseShape{1, 1}, DepthwiseShape{0, 16}}) {
+  for (const DepthwiseShape shape : {DepthwiseShape{0}, DepthwiseShape{2}, DepthwiseShape{4}, DepthwiseShape{2, 3},
+                                     DepthwiseShape{1, 1}, DepthwiseShape{0, 16}}) {
     Parameter<double> weight = random_parameter({11, 1, 5}, 2, 0.5), bias = random_parameter({11}, 3);
     INFO("left " << shape.left << ", chunk " << shape.chunk);
     CHECK(check({random_matrix(78, 11, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
@@ -164,10 +174,12 @@ TEST_CASE("derivatives of attention", "[gradient][attention]") {
   CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 1, .key_width = 5, .value_width = 9}.error() < tolerance);
   CHECK(AttendCase{.relative = true}.error() < tolerance);
   CHECK(AttendCase{.relative = true, .longer_table = 4}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .value_width = 7, .relative = true, .threads = 3}.error() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .value_width = 7, .relative = true, .threads = 3}.error() <
+        tolerance);
   // Longer than one tile of queries.
   CHECK(AttendCase{.q{70, 5}}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 0, 5}, .relative = true, .threads = 2}.error() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 0, 5}, .relative = true, .threads = 2}.error() <
+        tolerance);
   CHECK(AttendCase{.q{130}, .relative = true}.error() < tolerance);
   // Keys that were there before the queries.
   CHECK(AttendCase{.q{3, 1}, .kv{8, 1}, .relative = true}.error() < tolerance);
@@ -177,11 +189,13 @@ TEST_CASE("derivatives of attention", "[gradient][attention]") {
 }
 
 TEST_CASE("derivatives of masked attention", "[gradient][attention]") {
-  for (const Mask mask : {Mask::causal(), Mask::chunked(1, 3), Mask::chunked(4, 0), Mask::chunked(4, 6), Mask::chunked(3, Mask::unlimited)})
+  for (const Mask mask : {Mask::causal(), Mask::chunked(1, 3), Mask::chunked(4, 0), Mask::chunked(4, 6),
+                          Mask::chunked(3, Mask::unlimited)})
     for (const bool relative : {false, true}) {
       INFO("chunk " << mask.chunk << ", left " << mask.left_context << ", relative " << relative);
       CHECK(AttendCase{.q{70, 5}, .mask = mask, .relative = relative}.error() < tolerance);
-      CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .key_width = 5, .q{9, 1}, .mask = mask, .relative = relative}.error() < tolerance);
+      CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .key_width = 5, .q{9, 1}, .mask = mask, .relative = relative}
+                .error() < tolerance);
     }
 }
 
@@ -189,7 +203,8 @@ TEST_CASE("derivatives with dropout", "[gradient]") {
   CHECK(AttendCase{.dropout = 0.3}.error() < tolerance);
   CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 5}, .relative = true, .dropout = 0.2}.error() < tolerance);
   CHECK(AttendCase{.q{20, 5}, .mask = Mask::chunked(4, 3), .relative = true, .dropout = 0.2}.error() < tolerance);
-  CHECK(check({random_matrix(9, 21, 1)}, {}, [&](auto& tape, const auto& v) { return tape.dropout(v[0], 0.4); }) < tolerance);
+  CHECK(check({random_matrix(9, 21, 1)}, {}, [&](auto& tape, const auto& v) { return tape.dropout(v[0], 0.4); }) <
+        tolerance);
 }
 
 TEST_CASE("derivatives of sums", "[gradient]") {
@@ -201,7 +216,9 @@ TEST_CASE("derivatives of sums", "[gradient]") {
           const auto a = tape.add(v[0], v[0]), b = tape.add(a, v[1], 0.5);
           return tape.add(tape.add(b, a), tape.activation(Activation::silu, tape.add(a, b)), 2.0);
         }) < tolerance);
-  CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) { return tape.mean_finite(tape.activation(Activation::silu, v[0])); }) < tolerance);
+  CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) {
+          return tape.mean_finite(tape.activation(Activation::silu, v[0]));
+        }) < tolerance);
 }
 
 TEST_CASE("derivatives of CTC", "[gradient][ctc]") {
@@ -213,9 +230,8 @@ TEST_CASE("derivatives of CTC", "[gradient][ctc]") {
           }) < tolerance);
     // Weighted unequally.
     const Labels fitting{{1, 1, 3, 2, 3, 3, 1}, Sequences{3, 0, 4, 0, 0, 0}};
-    CHECK(check({random_matrix(21, 5, 1, 2)}, {}, [&](auto& tape, const auto& v) {
-            return tape.ctc(v[0], sequences, fitting, blank);
-          }) < tolerance);
+    CHECK(check({random_matrix(21, 5, 1, 2)}, {},
+                [&](auto& tape, const auto& v) { return tape.ctc(v[0], sequences, fitting, blank); }) < tolerance);
   }
 }
 

@@ -17,12 +17,14 @@ const SafetensorsFile& file() {
   return out;
 }
 
-/// config.json, vocab.json, preprocessor_config.json and model.safetensors of a golden case, with the tensors that take no part.
+/// config.json, vocab.json, preprocessor_config.json and model.safetensors of a golden case, with the tensors that take
+/// no part.
 void write_folder(const std::filesystem::path& folder, const std::string& name) {
   std::filesystem::create_directory(folder);
   auto config = parse_json(file().metadata().at(name + ".config"), name);
   write_json(folder / "config.json", config);
-  write_json(folder / "vocab.json", {{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"E", 5}, {"T", 6}, {"A", 7}});
+  write_json(folder / "vocab.json",
+             {{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"E", 5}, {"T", 6}, {"A", 7}});
   write_json(folder / "preprocessor_config.json", {{"sampling_rate", 16000}, {"do_normalize", false}});
   SafetensorsWriter writer;
   const std::vector<float> unused(6, 1);
@@ -33,7 +35,8 @@ void write_folder(const std::filesystem::path& folder, const std::string& name) 
   for (const std::string& one : file().names())
     if (one.starts_with(prefix)) values.emplace_back(one.substr(prefix.size()), tensor<float>(file(), one));
   for (const auto& [key, value] : values)
-    writer.add(key, file().info(prefix + key).shape, std::span<const float>(value.data(), static_cast<std::size_t>(value.size())));
+    writer.add(key, file().info(prefix + key).shape,
+               std::span<const float>(value.data(), static_cast<std::size_t>(value.size())));
   writer.write(folder / "model.safetensors");
 }
 
@@ -49,11 +52,14 @@ void write_sound(const std::filesystem::path& path, const Matrix<float>& samples
 }
 
 /// As floating point, for these samples exceed 1.
-void write_float_wav(const std::filesystem::path& path, const Matrix<float>& samples) { write_sound(path, samples, SF_FORMAT_WAV | SF_FORMAT_FLOAT); }
+void write_float_wav(const std::filesystem::path& path, const Matrix<float>& samples) {
+  write_sound(path, samples, SF_FORMAT_WAV | SF_FORMAT_FLOAT);
+}
 
 /// Runs the program in a folder, and gives what it said on stderr where it failed.
 std::string run(const TemporaryFolder& folder, const std::string& arguments) {
-  const std::string command = "cd " + folder.path.string() + " && " LACONIC_PROGRAM " " + arguments + " --threads 1 > out.txt 2> err.txt";
+  const std::string command =
+      "cd " + folder.path.string() + " && " LACONIC_PROGRAM " " + arguments + " --threads 1 > out.txt 2> err.txt";
   const int status = std::system(command.c_str());  // NOLINT
   return status == 0 ? "" : read_file(folder / "err.txt", 1 << 20);
 }
@@ -84,7 +90,8 @@ TEST_CASE("a folder of Hugging Face is heard, converted and written back by the 
   CHECK(run(folder, "convert --input mla --output back --export-mha") == "");
   const auto config = read_json(folder / "back" / "config.json");
   CHECK(is_hugging_face_config(config));
-  CHECK(to_json(wav2vec2_conformer_config(config, "back")) == to_json(wav2vec2_conformer_config(read_json(folder / "hf" / "config.json"), "hf")));
+  CHECK(to_json(wav2vec2_conformer_config(config, "back")) ==
+        to_json(wav2vec2_conformer_config(read_json(folder / "hf" / "config.json"), "hf")));
   CHECK(read_json(folder / "back" / "vocab.json") == read_json(folder / "hf" / "vocab.json"));
   const SafetensorsFile before(folder / "hf" / "model.safetensors"), after(folder / "back" / "model.safetensors");
   for (const std::string& one : after.names()) {
@@ -110,14 +117,16 @@ TEST_CASE("a model of Hugging Face learns on from samples", "[hugging_face]") {
   }
   write_file(folder / "speech.jsonl", manifest);
   write_file(folder / "LibriSpeech/1/2/1-2.trans.txt", transcript);
-  CHECK(run(folder, "train --train speech.jsonl --valid speech.jsonl --init hf --out run --lr 5e-3 --epochs 150") == "");
+  CHECK(run(folder, "train --train speech.jsonl --valid speech.jsonl --init hf --out run --lr 5e-3 --epochs 150") ==
+        "");
   for (const char* data : {"speech.jsonl", "LibriSpeech"}) {
     CHECK(run(folder, text("eval --model run --json eval.json --data ", data)) == "");
     const auto result = read_json(folder / "eval.json");
     CHECK(result["wer"] == 0);
     CHECK(result["reference_words"] == 5);
   }
-  // Only who hears the samples can tell the two apart: masks meant for features would hide all of them half of the time.
+  // Only who hears the samples can tell the two apart: masks meant for features would hide all of them half of the
+  // time.
   const std::string losses = read_file(folder / "run" / "losses.csv", 1 << 20);
   INFO(losses);
   const auto epoch = losses.find(',', losses.rfind('\n', losses.size() - 2)) + 1;  // step,epoch,loss,...
@@ -154,5 +163,6 @@ TEST_CASE("a folder of Hugging Face that does not fit together is refused by the
   write_json(path, config);
   write_json(folder / "hf" / "preprocessor_config.json", {{"sampling_rate", 0}});
   refused("no rate", "'sampling_rate' is 0");
-  CHECK_THAT(run(folder, "convert --input hf --output mla --export-mha --attention mla"), Catch::Matchers::Contains("--attention excludes --export-mha"));
+  CHECK_THAT(run(folder, "convert --input hf --output mla --export-mha --attention mla"),
+             Catch::Matchers::Contains("--attention excludes --export-mha"));
 }

@@ -103,10 +103,11 @@ TEST_CASE("attack: many objects in one take time as their number, not as its squ
 
 TEST_CASE("what a watch drops is null, and its key is known still", "[io][json]") {
   const auto parse = [](std::string_view source) {
-    return detail::parse_json(source, "f.json", [](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
-      using Event = nlohmann::json::parse_event_t;
-      return !(event == Event::object_end && depth == 1) && !(event == Event::value && value == 7);
-    });
+    return detail::parse_json(
+        source, "f.json", [](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& value) {
+          using Event = nlohmann::json::parse_event_t;
+          return !(event == Event::object_end && depth == 1) && !(event == Event::value && value == 7);
+        });
   };
   CHECK(parse(R"({"a": {"b": 1}, "c": [7, 8, [7]], "d": {}})").dump() == R"({"a":null,"c":[null,8,[null]],"d":null})");
   CHECK(message_of([&] { parse(R"({"a": {"b": 1}, "a": 2})"); }) == "f.json: key 'a' appears twice in one JSON object");

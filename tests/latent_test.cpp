@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Properties of all attention policies over random shapes: absorbed is expanded, a batch is its sequences, a stream is the whole;
-// what caches hold, what attention costs, and cross-attention.
+// Properties of all attention policies over random shapes: absorbed is expanded, a batch is its sequences, a stream is
+// the whole; what caches hold, what attention costs, and cross-attention.
 #include <laconic/attention/attention.hpp>
 
 #include "gradient_check.hpp"
@@ -32,17 +32,18 @@ using LinearOf = Open<FullRank, Position, FullQuery, LinearKernel>;
 template <class KeyValue, class... More>
 using Positions = std::tuple<Open<KeyValue>, Open<KeyValue, RelativePosition>, Open<KeyValue, Sinusoidal>, More...>;
 using Latents = decltype(std::tuple_cat(
-    Positions<Shared, Open<Shared, RelativePosition, LowRankQuery<dyn>>>(), Positions<TwoStage>(), Positions<InputLatent>(),
-    Positions<Split, Open<Split, InputRotary<half>>, Open<Split, InputRotary<next>>>(),
+    Positions<Shared, Open<Shared, RelativePosition, LowRankQuery<dyn>>>(), Positions<TwoStage>(),
+    Positions<InputLatent>(), Positions<Split, Open<Split, InputRotary<half>>, Open<Split, InputRotary<next>>>(),
     Positions<PerHead, Open<PerHead, InputRotary<half>>>(), Positions<LowValue, Open<LowValue, InputRotary<next>>>(),
-    std::tuple<Decoupled<RmsNorm>, Decoupled<LayerNorm, half>, Decoupled<NoNorm>, Decoupled<RmsNorm, half, LowRankQuery<dyn>>,
-               Decoupled<NoNorm, next, LowRankQuery<dyn, LayerNorm>>, Decoupled<LayerNorm, next, LowRankQuery<dyn, NoNorm>>>()));
+    std::tuple<Decoupled<RmsNorm>, Decoupled<LayerNorm, half>, Decoupled<NoNorm>,
+               Decoupled<RmsNorm, half, LowRankQuery<dyn>>, Decoupled<NoNorm, next, LowRankQuery<dyn, LayerNorm>>,
+               Decoupled<LayerNorm, next, LowRankQuery<dyn, NoNorm>>>()));
 using All = decltype(std::tuple_cat(
-    Latents(), Positions<FullRank, Open<FullRank, Rotary<>>, Open<FullRank, Rotary<half>>, Open<FullRank, InputRotary<half>>,
-                         LinearOf<NoPosition>, LinearOf<Sinusoidal>>()));
+    Latents(), Positions<FullRank, Open<FullRank, Rotary<>>, Open<FullRank, Rotary<half>>,
+                         Open<FullRank, InputRotary<half>>, LinearOf<NoPosition>, LinearOf<Sinusoidal>>()));
 /// One of each way to cache.
-using Cached = std::tuple<Open<Shared>, Open<TwoStage>, Open<Split>, Open<PerHead>, Open<LowValue>, Open<InputLatent>, Decoupled<RmsNorm>,
-                          Open<FullRank>, Open<FullRank, Rotary<>>, LinearOf<NoPosition>>;
+using Cached = std::tuple<Open<Shared>, Open<TwoStage>, Open<Split>, Open<PerHead>, Open<LowValue>, Open<InputLatent>,
+                          Decoupled<RmsNorm>, Open<FullRank>, Open<FullRank, Rotary<>>, LinearOf<NoPosition>>;
 
 template <class A, class... B>
 constexpr bool is = (std::is_same_v<A, B> || ...);
@@ -85,13 +86,18 @@ Sequences draw_sequences(Draw& draw) {
 
 Mask draw_mask(Draw& draw, bool forgets) {
   const Index kind = draw(0, 3), chunk = draw(1, 6);
-  return kind == 0 ? Mask::bidirectional() : kind == 1 ? Mask::causal() : Mask::chunked(chunk, forgets ? draw(-1, 9) : unlimited);
+  return kind == 0   ? Mask::bidirectional()
+         : kind == 1 ? Mask::causal()
+                     : Mask::chunked(chunk, forgets ? draw(-1, 9) : unlimited);
 }
 
 template <class Policy, class T>
 struct Case {
   explicit Case(Index n)
-      : draw(n), config(draw_config<Policy>(draw)), layer(config, 0, Seed(3) / n), sequences(draw_sequences(draw)),
+      : draw(n),
+        config(draw_config<Policy>(draw)),
+        layer(config, 0, Seed(3) / n),
+        sequences(draw_sequences(draw)),
         mask(draw_mask(draw, !Policy::Score::is_linear)),
         x(random_matrix<T>(sequences.rows(), config.d_model, static_cast<std::uint64_t>(n))) {
     randomize(layer, 40);
@@ -113,8 +119,8 @@ Tensor apply(Context& context, const Layer& layer, const Tensor& x, Pass<Tensor>
   return layer(context, entered, pass, state, path);
 }
 template <class Layer, class T>
-Matrix<T> run(const Layer& layer, const Matrix<T>& x, const Sequences& sequences, const Mask& mask, AttentionPath path = by_cost,
-              int threads = 1) {
+Matrix<T> run(const Layer& layer, const Matrix<T>& x, const Sequences& sequences, const Mask& mask,
+              AttentionPath path = by_cost, int threads = 1) {
   Cpu<T> cpu(threads);
   return apply(cpu, layer, cpu.input(x), {sequences, mask}, path).view();
 }
@@ -143,13 +149,14 @@ Gradients gradients(const Case<Policy, double>& c, AttentionPath path, int threa
   return out;
 }
 
-/// The greatest difference of two sets of gradients, each tensor relative to itself or to a thousandth of the greatest of all.
-/// Those of biases on keys that no position turns are zero but for rounding.
+/// The greatest difference of two sets of gradients, each tensor relative to itself or to a thousandth of the greatest
+/// of all. Those of biases on keys that no position turns are zero but for rounding.
 double difference(const Gradients& got, const Gradients& expected) {
   double greatest = 0, worst = 0;
   for (const auto& [name, g] : expected) greatest = std::max(greatest, g.cwiseAbs().maxCoeff());
   for (const auto& [name, g] : expected) {
-    if (name == "linear_k.bias" || (name.starts_with("linear_k_") && name.ends_with(".bias") && name != "linear_k_rope.bias"))
+    if (name == "linear_k.bias" ||
+        (name.starts_with("linear_k_") && name.ends_with(".bias") && name != "linear_k_rope.bias"))
       CHECK(std::max(g.cwiseAbs().maxCoeff(), got.at(name).cwiseAbs().maxCoeff()) < 1e-12 * greatest);
     else
       worst = std::max(worst, difference<double>(got.at(name), g, 1e-3 * greatest));
@@ -157,14 +164,16 @@ double difference(const Gradients& got, const Gradients& expected) {
   return worst;
 }
 
-/// What streams give that push their frames in random pieces of whole chunks, random ones in random order at a time, put together
-/// as the whole pass has them: first of -x, in new slots, then of x, in slots used before.
+/// What streams give that push their frames in random pieces of whole chunks, random ones in random order at a time,
+/// put together as the whole pass has them: first of -x, in new slots, then of x, in slots used before.
 template <class Policy, class T>
-std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStorage storage, AttentionPath path = by_cost) {
+std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStorage storage,
+                                AttentionPath path = by_cost) {
   const Index most = std::max<Index>(1, 4 / mask.chunk), count = c.sequences.size();
   const Index capacity = mask.left_context == unlimited ? c.sequences.max_length() : mask.left_context;
   Cpu<T> cpu(c.draw(0, 5) > 0 ? 1 : 2);
-  typename AttentionLayer<Policy, T>::template State<Cpu<T>> state(cpu, c.layer, {count + 1, capacity, most * mask.chunk, storage});
+  typename AttentionLayer<Policy, T>::template State<Cpu<T>> state(cpu, c.layer,
+                                                                   {count + 1, capacity, most * mask.chunk, storage});
   std::vector<Index> order;
   for (Index n = 0; n < count; ++n) order.push_back(n);
   std::array<Matrix<T>, 2> outs;
@@ -172,7 +181,8 @@ std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStora
     const auto slot = [&](Index n) { return count - n - round; };
     for (Index n = 0; round > 0 && n < count; ++n) state.clear(slot(n));
     const Matrix<T> x = round > 0 ? c.x : Matrix<T>(-c.x);
-    Matrix<T>& out = outs[static_cast<std::size_t>(round)] = Matrix<T>::Constant(x.rows(), x.cols(), std::numeric_limits<T>::quiet_NaN());
+    Matrix<T>& out = outs[static_cast<std::size_t>(round)] =
+        Matrix<T>::Constant(x.rows(), x.cols(), std::numeric_limits<T>::quiet_NaN());
     std::vector<Index> done(order.size());
     for (Index left = x.rows(); left > 0;) {
       shuffle(order, Random(Seed(2), c.draw.at));
@@ -222,9 +232,12 @@ void check_same(const AttentionConfig& typed, const AttentionConfig& open) {
 template <class Policy>
 constexpr Index parameters_of = Policy::parameter_count({.d_model = 512});
 static_assert(parameters_of<Mha<8, NoPosition>> == 1'050'624 && parameters_of<Gqa<8, 2, NoPosition>> == 656'640);
-static_assert(parameters_of<CachedInput<8, 8, NoPosition>> == 1'050'624 && parameters_of<LinearAttention<8>> == 1'050'624);
-static_assert(parameters_of<MlaSimple<8, 256, NoPosition>> == 919'808 && parameters_of<Mla<8, 256, NoPosition>> == 986'368);
-static_assert(parameters_of<MlaSplit<8, 256, 256, NoPosition>> == 1'050'112 && parameters_of<MlaHead<8, 32, 0, NoPosition>> == 792'064);
+static_assert(parameters_of<CachedInput<8, 8, NoPosition>> == 1'050'624 &&
+              parameters_of<LinearAttention<8>> == 1'050'624);
+static_assert(parameters_of<MlaSimple<8, 256, NoPosition>> == 919'808 &&
+              parameters_of<Mla<8, 256, NoPosition>> == 986'368);
+static_assert(parameters_of<MlaSplit<8, 256, 256, NoPosition>> == 1'050'112 &&
+              parameters_of<MlaHead<8, 32, 0, NoPosition>> == 792'064);
 
 // DeepSeek-V3: parameters, cached numbers, and operations for a cached frame on both paths.
 using V3 = MlaDecoupled<128, 512, 64, LowRankQuery<1536>>;
@@ -232,8 +245,10 @@ constexpr AttentionConfig v3{.d_model = 7168, .head_dim = 128, .attention_bias =
 static_assert(V3::parameter_count(v3) == 187'107'328 && V3::cache_bytes(v3, frames(1)) == 4 * 576);
 static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::bf16) == 10 * (2 * 512 + 4 * 64));
 static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::int8) == 10 * (512 + 4 + 4 * 64));
-static_assert(V3::expanded_flops(V3::dims(v3), {1, 0, 1}) == 81'920 && V3::expanded_flops(V3::dims(v3), {1, 1, 1}) == 33'636'352);
-static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528 && HeadLatent<3>::expand_flops({16, 4, 2, 4, true, 3}) == 96);
+static_assert(V3::expanded_flops(V3::dims(v3), {1, 0, 1}) == 81'920 &&
+              V3::expanded_flops(V3::dims(v3), {1, 1, 1}) == 33'636'352);
+static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528 &&
+              HeadLatent<3>::expand_flops({16, 4, 2, 4, true, 3}) == 96);
 
 /// So many queries make expanding the cheaper path, where there are many keys.
 template <class Policy>
@@ -260,9 +275,10 @@ TEMPLATE_LIST_TEST_CASE("absorbed attention is expanded attention", "[latent]", 
   }
   const Sequences few{4, 0, 2, 1};
   Case<TestType, double> c(5);
-  CHECK((GradientCheck{.samples = 6}({random_matrix(7, c.config.d_model, 1)}, weights_of(c.layer), [&](auto& tape, const auto& v) {
-          return apply(tape, c.layer, v[0], {few, Mask::chunked(2, 3)}, absorbed);
-        })) < 1e-6);
+  CHECK((GradientCheck{.samples = 6}({random_matrix(7, c.config.d_model, 1)}, weights_of(c.layer),
+                                     [&](auto& tape, const auto& v) {
+                                       return apply(tape, c.layer, v[0], {few, Mask::chunked(2, 3)}, absorbed);
+                                     })) < 1e-6);
 }
 
 TEST_CASE("the path is chosen by cost, but in training, for the sake of dropout", "[latent]") {
@@ -279,22 +295,27 @@ TEST_CASE("the path is chosen by cost, but in training, for the sake of dropout"
                     "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
 }
 
-TEMPLATE_LIST_TEST_CASE("a batch is its sequences, on any number of threads, and a stream the whole pass", "[latent][stream]", All) {
+TEMPLATE_LIST_TEST_CASE("a batch is its sequences, on any number of threads, and a stream the whole pass",
+                        "[latent][stream]", All) {
   using Layer = AttentionLayer<TestType, double>;
-  const Mask limited[] = {Mask::chunked(1, 5), Mask::chunked(2, 4), Mask::chunked(3, 4), Mask::chunked(4, 0), Mask::chunked(5, 7)};
+  const Mask limited[] = {Mask::chunked(1, 5), Mask::chunked(2, 4), Mask::chunked(3, 4), Mask::chunked(4, 0),
+                          Mask::chunked(5, 7)};
   for (Index n = 0; n < 8; ++n) {
     Case<TestType, double> c(n);
     CHECK(c.layer.count_parameters() == TestType::parameter_count(c.config));
     if (n < 2) CHECK(gradients(c, expanded, 3) == gradients(c, expanded));
-    for (const Mask& mask : {Mask::bidirectional(), c.mask, Mask::causal(), Mask::chunked(1 + n % 4, unlimited), limited[n % 5]})
+    for (const Mask& mask :
+         {Mask::bidirectional(), c.mask, Mask::causal(), Mask::chunked(1 + n % 4, unlimited), limited[n % 5]})
       for (const AttentionPath path : {expanded, absorbed, by_cost}) {
         if (TestType::Score::is_linear && mask.left_context != unlimited) continue;
-        INFO("draw " << n << ", chunk " << mask.chunk << ", left " << mask.left_context << ", path " << static_cast<int>(path));
+        INFO("draw " << n << ", chunk " << mask.chunk << ", left " << mask.left_context << ", path "
+                     << static_cast<int>(path));
         const Matrix<double> whole = run(c.layer, c.x, c.sequences, mask, path);
         if (n < 3) CHECK(run(c.layer, c.x, c.sequences, mask, path, 3) == whole);
         for (Index i = 0; i < c.sequences.size(); ++i) {
           const Index first = c.sequences.begin(i), length = c.sequences.length(i);
-          CHECK(run<Layer, double>(c.layer, c.x.middleRows(first, length), {length}, mask, path) == whole.middleRows(first, length));
+          CHECK(run<Layer, double>(c.layer, c.x.middleRows(first, length), {length}, mask, path) ==
+                whole.middleRows(first, length));
         }
         if (mask.chunk == unlimited) continue;
         const auto streams = stream(c, mask, CacheStorage::full, path);
@@ -310,7 +331,8 @@ TEST_CASE("numbers in the type or in the configuration give the same attention",
   check_same<MlaSplit<4, 5, 3>, MlaSplit<dyn, dyn, dyn>>({16}, {16, 4, 0, 5, 3});
   check_same<MlaSplit<4, 5, 5, InputRotary<>>, MlaSplit<dyn, dyn, dyn, InputRotary<>>>({16}, {16, 4, 0, 5});
   check_same<MlaHead<4, 3>, MlaHead<dyn, dyn>>({16}, {16, 4, 0, 3});
-  check_same<Attention<Heads<4, 2>, HeadLatent<3, 2>>, Attention<Heads<dyn, dyn>, HeadLatent<dyn, 2>>>({16}, {16, 4, 2, 3});
+  check_same<Attention<Heads<4, 2>, HeadLatent<3, 2>>, Attention<Heads<dyn, dyn>, HeadLatent<dyn, 2>>>({16},
+                                                                                                       {16, 4, 2, 3});
   check_same<CachedInput<4, 2>, CachedInput<dyn, dyn>>({16}, {16, 4, 2});
   check_same<MlaDecoupled<4, 5, 6, LowRankQuery<7>>, MlaDecoupled<dyn, dyn, dyn, LowRankQuery<dyn>>>(
       {16}, {.d_model = 16, .num_heads = 4, .kv_lora_rank = 5, .q_lora_rank = 7, .qk_rope_head_dim = 6});
@@ -332,19 +354,24 @@ TEST_CASE("the cheaper path is that of fewer operations", "[latent][cost]") {
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("a state holds as many bytes as its policy says, and rounding changes little", "[latent][cost]", Cached) {
+TEMPLATE_LIST_TEST_CASE("a state holds as many bytes as its policy says, and rounding changes little", "[latent][cost]",
+                        Cached) {
   for (const CacheStorage storage : {CacheStorage::full, CacheStorage::bf16, CacheStorage::int8})
     for (Index n = 0; n < 8; ++n) {
       INFO("draw " << n << ", storage " << static_cast<int>(storage));
       Case<TestType, float> c(n), same(n);
       Cpu<float> cpu(1);
-      const typename AttentionLayer<TestType, float>::template State<Cpu<float>> state(cpu, c.layer, {3, 17, 4, storage});
+      const typename AttentionLayer<TestType, float>::template State<Cpu<float>> state(cpu, c.layer,
+                                                                                       {3, 17, 4, storage});
       CHECK(state.cache_bytes() == 3 * TestType::cache_bytes(c.config, frames(17), storage));
       const AttentionDims& d = c.layer.dims();
-      if (TestType::Score::is_linear) CHECK(state.cache_bytes() == 3 * 4 * d.num_kv_heads * d.head_dim * (d.head_dim + 1));
-      const double change = difference(stream(c, Mask::causal(), storage)[1], stream(same, Mask::causal(), CacheStorage::full)[1]);
+      if (TestType::Score::is_linear)
+        CHECK(state.cache_bytes() == 3 * 4 * d.num_kv_heads * d.head_dim * (d.head_dim + 1));
+      const double change =
+          difference(stream(c, Mask::causal(), storage)[1], stream(same, Mask::causal(), CacheStorage::full)[1]);
       CHECK(change < 2e-2);
-      if (c.sequences.max_length() > 4) CHECK((change > 0) == (storage != CacheStorage::full && !TestType::Score::is_linear));
+      if (c.sequences.max_length() > 4)
+        CHECK((change > 0) == (storage != CacheStorage::full && !TestType::Score::is_linear));
     }
 }
 
@@ -355,7 +382,8 @@ TEST_CASE("what says where a frame is stays exact", "[latent][stream]") {
     // A latent that is held without loss however it is stored: multiples of 1/128, 127 of them in each frame.
     c.layer.key_value.linear_kv_down.weight.value.setIdentity();
     for (Index i = 0; i < c.x.rows(); ++i)
-      for (Index k = 0; k < c.config.kv_lora_rank; ++k) c.x(i, k) = static_cast<float>(k == 0 ? 127 : (37 * i + 91 * k) % 255 - 127) / 128;
+      for (Index k = 0; k < c.config.kv_lora_rank; ++k)
+        c.x(i, k) = static_cast<float>(k == 0 ? 127 : (37 * i + 91 * k) % 255 - 127) / 128;
     return stream(c, Mask::causal(), storage);
   };
   CHECK(streamed(CacheStorage::bf16) == streamed(CacheStorage::full));
@@ -393,12 +421,14 @@ TEST_CASE("a row cache is a ring of rounded rows", "[cache]") {
     CHECK(cache.bytes() == 11 * (storage == CacheStorage::bf16 ? 6 : 7));
     cache.append(0, 11, x.data());
     const float steps = storage == CacheStorage::bf16 ? 256 : 253;
-    for (Index i = 0; i < 11; ++i) CHECK((read(cache, 0) - x).row(i).cwiseAbs().maxCoeff() <= x.row(i).cwiseAbs().maxCoeff() / steps);
+    for (Index i = 0; i < 11; ++i)
+      CHECK((read(cache, 0) - x).row(i).cwiseAbs().maxCoeff() <= x.row(i).cwiseAbs().maxCoeff() / steps);
     cache.append(0, 5, special.data());
     const Matrix<float> got = read(cache, 0).bottomRows(5);
     CHECK(got.row(0).isZero(0));
     CHECK((std::isnan(got(1, 1)) && !std::isfinite(got(2, 0))));
-    if (storage == CacheStorage::int8) CHECK(got.middleRows(1, 2).array().isNaN().all());  // the row is spoilt, and shows
+    if (storage == CacheStorage::int8)
+      CHECK(got.middleRows(1, 2).array().isNaN().all());  // the row is spoilt, and shows
     CHECK((got.row(3).cwiseAbs().maxCoeff() < 1e-37F && std::abs(got(4, 0) / 3e38F - 1) < 0.01F));
   }
 }
@@ -411,7 +441,8 @@ TEST_CASE("all layers of a decoder share one source", "[latent][cross]") {
   const auto shared = cpu.input(source);
   for (const Index n : {1, 2, 3}) {
     const AttentionLayer<Open<InputLatent>, double> layer(config, 0, Seed() / n);
-    const AttentionLayer<Open<FullRank>, double> full(config, 0, Seed() / n);  // the same weights: they have the same names
+    const AttentionLayer<Open<FullRank>, double> full(config, 0,
+                                                      Seed() / n);  // the same weights: they have the same names
     const auto memory = layer.remember(cpu, shared);
     CHECK(memory[0].data() == source.data());
     const Matrix<double> expected = full.cross(cpu, cpu.input(x), queries, full.remember(cpu, shared), sources).view();
@@ -421,7 +452,8 @@ TEST_CASE("all layers of a decoder share one source", "[latent][cross]") {
       for (Index i = 0; i < 7; ++i) {  // each hypothesis, and each sequence, alone
         const Index of = i < 5 ? 0 : 1;
         const Matrix<double> row = x.row(i), own = source.middleRows(sources.begin(of), sources.length(of));
-        const Matrix<double> alone = layer.cross(cpu, cpu.input(row), {1}, layer.remember(cpu, cpu.input(own)), {own.rows()}, path).view();
+        const Matrix<double> alone =
+            layer.cross(cpu, cpu.input(row), {1}, layer.remember(cpu, cpu.input(own)), {own.rows()}, path).view();
         CHECK(difference<double>(alone, all.row(i)) < 1e-12);
         if (path != by_cost) CHECK(alone == all.row(i));
       }

@@ -17,12 +17,13 @@ struct Operands {
   Index num_heads, num_kv_heads, key_width, value_width;
   Sequences sequences;
   Index chunk;
-  Matrix<T> q = random_matrix<T>(sequences.rows(), num_heads * key_width, 1);
-  Matrix<T> k = random_matrix<T>(sequences.rows(), num_kv_heads * key_width, 2);
-  Matrix<T> v = random_matrix<T>(sequences.rows(), num_kv_heads * value_width, 3);
+  Matrix<T> q = random_matrix<T>(sequences.rows(), num_heads* key_width, 1);
+  Matrix<T> k = random_matrix<T>(sequences.rows(), num_kv_heads* key_width, 2);
+  Matrix<T> v = random_matrix<T>(sequences.rows(), num_kv_heads* value_width, 3);
 
   kernels::LinearAttendOperands<T> raw() const {
-    return {num_heads, num_kv_heads, {chunk, unlimited}, &sequences, key_width, value_width, q.data(), k.data(), v.data()};
+    return {num_heads,   num_kv_heads, {chunk, unlimited}, &sequences, key_width,
+            value_width, q.data(),     k.data(),           v.data()};
   }
   Matrix<T> no_states() const { return Matrix<T>::Zero(sequences.size(), num_kv_heads * raw().state_size()); }
 };
@@ -48,7 +49,8 @@ struct Gradients {
 template <class T>
 Gradients<T> run_backward(const Operands<T>& in, const Matrix<T>& dout, int threads = 1) {
   Arena arena;
-  Gradients<T> out{blank<T>(in.q.rows(), in.q.cols()), blank<T>(in.k.rows(), in.k.cols()), blank<T>(in.v.rows(), in.v.cols())};
+  Gradients<T> out{blank<T>(in.q.rows(), in.q.cols()), blank<T>(in.k.rows(), in.k.cols()),
+                   blank<T>(in.v.rows(), in.v.cols())};
   kernels::linear_attend_backward(threads, arena, in.raw(), dout.data(), out.q.data(), out.k.data(), out.v.data());
   return out;
 }
@@ -60,7 +62,8 @@ template <class T>
 Matrix<double> reference(const Operands<T>& in) {
   Matrix<double> out = Matrix<double>::Zero(in.q.rows(), in.num_heads * in.value_width);
   const Matrix<double> v = in.v.template cast<double>();
-  const Matrix<double> phi_q = in.q.template cast<double>().unaryExpr(&phi), phi_k = in.k.template cast<double>().unaryExpr(&phi);
+  const Matrix<double> phi_q = in.q.template cast<double>().unaryExpr(&phi),
+                       phi_k = in.k.template cast<double>().unaryExpr(&phi);
   for (Index n = 0; n < in.sequences.size(); ++n)
     for (Index h = 0; h < in.num_heads; ++h)
       for (Index i = 0; i < in.sequences.length(n); ++i) {
@@ -70,9 +73,11 @@ Matrix<double> reference(const Operands<T>& in) {
           if (in.chunk != unlimited && j / in.chunk > i / in.chunk) continue;
           const Index key = in.sequences.begin(n) + j;
           double weight = 0;
-          for (Index c = 0; c < in.key_width; ++c) weight += phi_q(row, h * in.key_width + c) * phi_k(key, g * in.key_width + c);
+          for (Index c = 0; c < in.key_width; ++c)
+            weight += phi_q(row, h * in.key_width + c) * phi_k(key, g * in.key_width + c);
           sum += weight;
-          for (Index c = 0; c < in.value_width; ++c) out(row, h * in.value_width + c) += weight * v(key, g * in.value_width + c);
+          for (Index c = 0; c < in.value_width; ++c)
+            out(row, h * in.value_width + c) += weight * v(key, g * in.value_width + c);
         }
         for (Index c = 0; c < in.value_width; ++c) out(row, h * in.value_width + c) /= sum;
       }
@@ -109,10 +114,12 @@ Matrix<T> run_in_pieces(const Operands<T>& whole, const std::vector<std::vector<
   Matrix<T> out = blank<T>(whole.sequences.rows(), whole.num_heads * whole.value_width);
   std::vector<Index> done(static_cast<std::size_t>(whole.sequences.size()), 0);
   for (const auto& lengths : steps) {
-    Operands<T> piece{whole.num_heads, whole.num_kv_heads, whole.key_width, whole.value_width, Sequences(lengths), whole.chunk};
+    Operands<T> piece{whole.num_heads,   whole.num_kv_heads, whole.key_width,
+                      whole.value_width, Sequences(lengths), whole.chunk};
     const auto each = [&](auto&& move) {
       for (Index n = 0; n < piece.sequences.size(); ++n)
-        move(whole.sequences.begin(n) + done[static_cast<std::size_t>(n)], piece.sequences.begin(n), piece.sequences.length(n));
+        move(whole.sequences.begin(n) + done[static_cast<std::size_t>(n)], piece.sequences.begin(n),
+             piece.sequences.length(n));
     };
     each([&](Index from, Index to, Index rows) {
       piece.q.middleRows(to, rows) = whole.q.middleRows(from, rows);
@@ -142,14 +149,17 @@ TEST_CASE("the feature map is elu + 1, positive and exact", "[linear_attend]") {
     }
     return error;
   };
-  kernels::map_span(n, y.data(), [](auto a) { return kernels::elu_plus_one(a); }, x.data());
+  kernels::map_span(
+      n, y.data(), [](auto a) { return kernels::elu_plus_one(a); }, x.data());
   CHECK(worst(phi) < 1e-6);
-  kernels::map_span(n, y.data(), [](auto a) { return kernels::elu_plus_one_backward(decltype(a)(1.0F), a); }, x.data());
+  kernels::map_span(
+      n, y.data(), [](auto a) { return kernels::elu_plus_one_backward(decltype(a)(1.0F), a); }, x.data());
   CHECK(worst([](double a) { return a >= 0 ? 1 : std::exp(a); }) < 1e-6);
 
   const float odd[] = {std::numeric_limits<float>::quiet_NaN(), 1e30F, -1e30F};
   float mapped[3];
-  kernels::map_span(3, mapped, [](auto a) { return kernels::elu_plus_one(a); }, odd);
+  kernels::map_span(
+      3, mapped, [](auto a) { return kernels::elu_plus_one(a); }, odd);
   CHECK(std::isnan(mapped[0]));
   CHECK(mapped[1] == 1e30F);
   CHECK(mapped[2] == 0);
@@ -157,9 +167,12 @@ TEST_CASE("the feature map is elu + 1, positive and exact", "[linear_attend]") {
 
 TEMPLATE_TEST_CASE("linear attention is the formula", "[linear_attend]", float, double) {
   const double tolerance = std::is_same_v<TestType, double> ? 1e-13 : 1e-5;
-  for (const Index chunk : {unlimited, Index{1}, Index{5}, Index{16}, Index{63}, Index{64}, Index{65}, Index{100}, Index{1} << 62}) {
+  for (const Index chunk :
+       {unlimited, Index{1}, Index{5}, Index{16}, Index{63}, Index{64}, Index{65}, Index{100}, Index{1} << 62}) {
     INFO("chunk " << chunk);
-    const Operands<TestType> all[] = {{4, 4, 8, 8, uneven, chunk}, {6, 2, 5, 7, uneven, chunk}, {3, 1, 17, 33, uneven, chunk},
+    const Operands<TestType> all[] = {{4, 4, 8, 8, uneven, chunk},
+                                      {6, 2, 5, 7, uneven, chunk},
+                                      {3, 1, 17, 33, uneven, chunk},
                                       {2, 1, 3, 1, {64, 128, 200}, chunk}};
     for (const auto& in : all) {
       const Matrix<TestType> out = run(in);
@@ -229,7 +242,8 @@ TEST_CASE("without chunks, rows see those of earlier calls and all of their own"
   const Matrix<double> out = run_in_pieces(in, {first, second}, states), expected = reference(in);
   for (std::size_t n = 0; n < 3; ++n) {
     const Index end = in.sequences.end(static_cast<Index>(n));
-    CHECK(difference(out.middleRows(end - second[n], second[n]), expected.middleRows(end - second[n], second[n])) < 1e-13);
+    CHECK(difference(out.middleRows(end - second[n], second[n]), expected.middleRows(end - second[n], second[n])) <
+          1e-13);
   }
   const Operands<double> alone{6, 2, 5, 7, {80}, unlimited, in.q.topRows(80), in.k.topRows(80), in.v.topRows(80)};
   CHECK(difference(out.topRows(80), reference(alone)) < 1e-13);
@@ -290,7 +304,8 @@ TEST_CASE("derivatives of linear attention in float, and on several threads", "[
     CAPTURE(chunk);
     const Operands<float> in{6, 2, 17, 33, {70, 0, 5, 400, 1}, chunk};
     const Matrix<float> dout = random_matrix<float>(in.q.rows(), 6 * 33, 4);
-    const Operands<double> wide{6, 2, 17, 33, in.sequences, chunk, in.q.cast<double>(), in.k.cast<double>(), in.v.cast<double>()};
+    const Operands<double> wide{
+        6, 2, 17, 33, in.sequences, chunk, in.q.cast<double>(), in.k.cast<double>(), in.v.cast<double>()};
     const Gradients<double> expected = run_backward(wide, Matrix<double>(dout.cast<double>()));
     const Gradients<float> got = run_backward(in, dout), threaded = run_backward(in, dout, 3);
     CHECK(difference(got.q, expected.q) < 1e-5);

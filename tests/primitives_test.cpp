@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// The primitives that are neither layers nor attention by softmax: values, derivatives, refusals, threads; what streams are made
-// of; and the memory under them.
+// The primitives that are neither layers nor attention by softmax: values, derivatives, refusals, threads; what streams
+// are made of; and the memory under them.
 #include "gradient_check.hpp"
 
 using namespace laconic;
@@ -18,7 +18,8 @@ double error(const Got& got, const Matrix<double>& expected) {
   REQUIRE((got.rows() == expected.rows() && got.cols() == expected.cols()));
   if (expected.size() == 0) return 0;
   if (!got.view().allFinite()) return 1e300;
-  return (got.view().template cast<double>() - expected).cwiseAbs().maxCoeff() / std::max(1.0, expected.cwiseAbs().maxCoeff());
+  return (got.view().template cast<double>() - expected).cwiseAbs().maxCoeff() /
+         std::max(1.0, expected.cwiseAbs().maxCoeff());
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -42,7 +43,8 @@ Parameter<T> head_weight(const HeadShape& shape, Index out, Index in) {
   return random_parameter<T>({shape.num_blocks * out, in}, 2, 0.5);
 }
 
-Matrix<double> head_reference(const Matrix<double>& x, const Matrix<double>& weight, const Matrix<double>* bias, const HeadShape& shape) {
+Matrix<double> head_reference(const Matrix<double>& x, const Matrix<double>& weight, const Matrix<double>* bias,
+                              const HeadShape& shape) {
   const Index out = weight.rows() / shape.num_blocks, in = weight.cols(), from = shape.transposed ? out : in,
               to = shape.transposed ? in : out;
   Matrix<double> y(x.rows(), shape.num_heads * to);
@@ -78,8 +80,8 @@ TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, doubl
 
       Matrix<double> normed = wide(x);
       for (Index r = 0; r < rows; ++r)
-        normed.row(r) =
-            normed.row(r).cwiseProduct(wide(row.value).row(0)) / std::sqrt(normed.row(r).squaredNorm() / static_cast<double>(cols) + 0.25);
+        normed.row(r) = normed.row(r).cwiseProduct(wide(row.value).row(0)) /
+                        std::sqrt(normed.row(r).squaredNorm() / static_cast<double>(cols) + 0.25);
       CHECK(error(cpu.rms_norm(a, row, 0.25), normed) < close);
     }
   Cpu<T> cpu(2);
@@ -104,14 +106,15 @@ TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", flo
       Cpu<T> cpu(threads);
       for (const HeadShape& shape : head_shapes)
         for (const auto& [out, in] : std::vector<std::pair<Index, Index>>{{1, 1}, {5, 3}, {3, 17}}) {
-          const Parameter<T> weight = head_weight<T>(shape, out, in), bias = random_parameter<T>({shape.num_blocks * out}, 4);
+          const Parameter<T> weight = head_weight<T>(shape, out, in),
+                             bias = random_parameter<T>({shape.num_blocks * out}, 4);
           const Matrix<T> x = random_matrix<T>(rows, shape.num_heads * (shape.transposed ? out : in), 1);
           const Matrix<double> b = wide(bias.value);
-          CHECK(error(cpu.head_linear(cpu.input(x), weight, nullptr, shape), head_reference(wide(x), wide(weight.value), nullptr, shape)) <
-                close);
+          CHECK(error(cpu.head_linear(cpu.input(x), weight, nullptr, shape),
+                      head_reference(wide(x), wide(weight.value), nullptr, shape)) < close);
           if (!shape.transposed)
-            CHECK(error(cpu.head_linear(cpu.input(x), weight, &bias, shape), head_reference(wide(x), wide(weight.value), &b, shape)) <
-                  close);
+            CHECK(error(cpu.head_linear(cpu.input(x), weight, &bias, shape),
+                        head_reference(wide(x), wide(weight.value), &b, shape)) < close);
         }
       for (const RotaryPairs pairs : both_pairs)
         for (const Index width : {2, 6, 16})
@@ -137,7 +140,8 @@ TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", flo
           const Matrix<T> a = random_matrix<T>(rows, heads * 3, 1), b = random_matrix<T>(rows, b_heads * 5, 2);
           Matrix<double> beside(rows, heads * 8);
           for (Index h = 0; h < heads; ++h)
-            beside.middleCols(h * 8, 8) << wide(a).middleCols(h * 3, 3), wide(b).middleCols(b_heads == 1 ? 0 : h * 5, 5);
+            beside.middleCols(h * 8, 8) << wide(a).middleCols(h * 3, 3),
+                wide(b).middleCols(b_heads == 1 ? 0 : h * 5, 5);
           CHECK(error(cpu.concat(cpu.input(a), cpu.input(b), heads, b_heads), beside) == 0);
         }
     }
@@ -162,13 +166,15 @@ TEMPLATE_TEST_CASE("a depthwise convolution sees its chunk and what came before"
                 double sum = static_cast<double>(bias.value(0, c));
                 for (Index k = 0; k < 5; ++k) {
                   const Index at = past + t + k - left;
-                  if (at < 0 || at >= sequences.length(n) || (chunk > 0 && at - past >= (t / chunk + 1) * chunk)) continue;
+                  if (at < 0 || at >= sequences.length(n) || (chunk > 0 && at - past >= (t / chunk + 1) * chunk))
+                    continue;
                   sum += static_cast<double>(weight.value(c, k)) * static_cast<double>(x(sequences.begin(n) + at, c));
                 }
                 expected(row, c) = sum;
               }
           Cpu<T> cpu(threads);
-          CHECK(error(cpu.depthwise_conv(cpu.input(x), weight, &bias, sequences, {left, chunk, past}), expected) < close);
+          CHECK(error(cpu.depthwise_conv(cpu.input(x), weight, &bias, sequences, {left, chunk, past}), expected) <
+                close);
         }
 }
 
@@ -179,22 +185,23 @@ TEST_CASE("derivatives of primitives", "[primitives][gradient]") {
   CHECK(check({two[0]}, {&row}, [&](auto& tape, const auto& v) { return tape.add_row(v[0], row); }) < tolerance);
   CHECK(check({}, {&row}, [&](auto& tape, const auto&) { return tape.add_row(tape.input(two[0]), row); }) < tolerance);
   CHECK(check(two, {}, [&](auto& tape, const auto& v) { return tape.multiply(v[0], v[1]); }) < tolerance);
-  CHECK(check(two, {}, [&](auto& tape, const auto& v) { return tape.multiply(v[0], tape.multiply(v[0], v[0])); }) < tolerance);
+  CHECK(check(two, {}, [&](auto& tape, const auto& v) { return tape.multiply(v[0], tape.multiply(v[0], v[0])); }) <
+        tolerance);
   CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) { return tape.scale(v[0], -1.7); }) < tolerance);
   for (const auto& part : std::vector<std::pair<Index, Index>>{{0, 13}, {0, 1}, {4, 6}, {12, 1}})
-    CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) { return tape.columns(v[0], part.first, part.second); }) < tolerance);
+    CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) { return tape.columns(v[0], part.first, part.second); }) <
+          tolerance);
   // Both halves of one value, as a gate has them.
   CHECK(check({random_matrix(6, 14, 1)}, {}, [&](auto& tape, const auto& v) {
           return tape.multiply(tape.columns(v[0], 0, 7), tape.columns(v[0], 7, 7));
         }) < tolerance);
   for (const Index cols : {1, 13, 37}) {
     Parameter<double> weight = random_parameter({cols}, 3);
-    CHECK(check({random_matrix(6, cols, 1)}, {&weight}, [&](auto& tape, const auto& v) { return tape.rms_norm(v[0], weight, 0.1); }) <
-          tolerance);
+    CHECK(check({random_matrix(6, cols, 1)}, {&weight},
+                [&](auto& tape, const auto& v) { return tape.rms_norm(v[0], weight, 0.1); }) < tolerance);
   }
-  CHECK(check({random_matrix(70, 3, 1), random_matrix(70, 3, 2), random_matrix(4, 1, 3)}, {}, [&](auto& tape, const auto& v) {
-          return tape.mix(v[0], v[1], v[2], uneven);
-        }) < tolerance);
+  CHECK(check({random_matrix(70, 3, 1), random_matrix(70, 3, 2), random_matrix(4, 1, 3)}, {},
+              [&](auto& tape, const auto& v) { return tape.mix(v[0], v[1], v[2], uneven); }) < tolerance);
 }
 
 TEST_CASE("derivatives of primitives of heads", "[primitives][gradient]") {
@@ -202,11 +209,15 @@ TEST_CASE("derivatives of primitives of heads", "[primitives][gradient]") {
     for (const HeadShape& shape : head_shapes) {
       const GradientCheck check{.samples = 20, .threads = threads};
       Parameter<double> weight = head_weight<double>(shape, 5, 3), bias = random_parameter({shape.num_blocks * 5}, 4);
-      const std::vector<Matrix<double>> x{random_matrix(threads == 1 ? 6 : 70, shape.num_heads * (shape.transposed ? 5 : 3), 1)};
+      const std::vector<Matrix<double>> x{
+          random_matrix(threads == 1 ? 6 : 70, shape.num_heads * (shape.transposed ? 5 : 3), 1)};
       INFO(shape.num_heads << " heads, " << shape.num_blocks << " blocks, transposed " << shape.transposed);
-      CHECK(check(x, {&weight}, [&](auto& tape, const auto& v) { return tape.head_linear(v[0], weight, nullptr, shape); }) < tolerance);
-      CHECK(check({}, {&weight}, [&](auto& tape, const auto&) { return tape.head_linear(tape.input(x[0]), weight, nullptr, shape); }) <
-            tolerance);
+      CHECK(check(x, {&weight}, [&](auto& tape, const auto& v) {
+              return tape.head_linear(v[0], weight, nullptr, shape);
+            }) < tolerance);
+      CHECK(check({}, {&weight}, [&](auto& tape, const auto&) {
+              return tape.head_linear(tape.input(x[0]), weight, nullptr, shape);
+            }) < tolerance);
       if (shape.transposed) continue;
       const auto with_bias = [&](auto& tape, const auto& v) { return tape.head_linear(v[0], weight, &bias, shape); };
       CHECK(check(x, {&weight, &bias}, with_bias) < tolerance);
@@ -222,17 +233,18 @@ TEST_CASE("derivatives of primitives of heads", "[primitives][gradient]") {
           }) < tolerance);
   for (const Index heads : {1, 4})
     for (const Index b_heads : {Index{1}, heads})
-      CHECK(check({random_matrix(7, heads * 3, 1), random_matrix(7, b_heads * 5, 2)}, {}, [&](auto& tape, const auto& v) {
-              return tape.concat(v[0], v[1], heads, b_heads);
-            }) < tolerance);
-  for (const Mask mask : {Mask::bidirectional(), Mask::causal(), Mask::chunked(3, Mask::unlimited), Mask::chunked(66, Mask::unlimited)})
+      CHECK(check({random_matrix(7, heads * 3, 1), random_matrix(7, b_heads * 5, 2)}, {},
+                  [&](auto& tape, const auto& v) { return tape.concat(v[0], v[1], heads, b_heads); }) < tolerance);
+  for (const Mask mask :
+       {Mask::bidirectional(), Mask::causal(), Mask::chunked(3, Mask::unlimited), Mask::chunked(66, Mask::unlimited)})
     for (const int threads : {1, 3}) {
       INFO("chunk " << mask.chunk);
       const Sequences sequences{70, 0, 5};
-      CHECK((GradientCheck{.samples = 20, .threads = threads}({random_matrix(75, 12, 1), random_matrix(75, 6, 2), random_matrix(75, 10, 3)},
-                                                              {}, [&](auto& tape, const auto& v) {
-                                                                return tape.linear_attend(v[0], v[1], v[2], {4, 2, 1, mask}, sequences);
-                                                              })) < tolerance);
+      CHECK((GradientCheck{.samples = 20, .threads = threads}(
+                {random_matrix(75, 12, 1), random_matrix(75, 6, 2), random_matrix(75, 10, 3)}, {},
+                [&](auto& tape, const auto& v) {
+                  return tape.linear_attend(v[0], v[1], v[2], {4, 2, 1, mask}, sequences);
+                })) < tolerance);
     }
 }
 
@@ -241,7 +253,8 @@ TEST_CASE("primitives give the same on any number of threads", "[primitives]") {
   const auto everything = [&](int threads) {
     Cpu<float> cpu(threads);
     Autodiff<Cpu<float>> tape(cpu);
-    const Parameter<float> row = random_parameter<float>({24}, 1), grouped = random_parameter<float>({2 * 7, 6}, 2, 0.5),
+    const Parameter<float> row = random_parameter<float>({24}, 1),
+                           grouped = random_parameter<float>({2 * 7, 6}, 2, 0.5),
                            bias = random_parameter<float>({14}, 3), back = random_parameter<float>({4 * 7, 6}, 4, 0.5),
                            one = random_parameter<float>({7, 6}, 5, 0.5);
     const auto x = tape.variable(random_matrix<float>(137, 24, 6)), gate = tape.variable(random_matrix<float>(3, 1, 7));
@@ -285,26 +298,38 @@ TEST_CASE("primitives refuse operands that do not fit", "[primitives]") {
   CHECK_THROWS_WITH(cpu.mix(x, x, of(2, 2), six),
                     "mix: (6, 8) and (6, 8) with gates (2, 2) given, 6 rows of equal width and (2, 1) expected");
 
-  const auto unfit = [&](Index rows, Index cols, const HeadShape& shape) { cpu.head_linear(x, parameter(rows, cols), nullptr, shape); };
-  CHECK_THROWS_WITH(unfit(4, 3, {2, 2}),
-                    "head_linear: an input of 8 channels and a weight of (4, 3) given, which 2 heads with 2 matrices do not fit");
-  CHECK_THROWS_WITH(unfit(5, 4, {2, 2}),
-                    "head_linear: an input of 8 channels and a weight of (5, 4) given, which 2 heads with 2 matrices do not fit");
-  CHECK_THROWS_WITH(unfit(6, 4, {2, 3}),
-                    "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 3 matrices do not fit");
-  CHECK_THROWS_WITH(unfit(6, 4, {2, 0}),
-                    "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 0 matrices do not fit");
-  CHECK_THROWS_WITH(unfit(6, 4, {2, 2, true}),
-                    "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 2 matrices do not fit");
+  const auto unfit = [&](Index rows, Index cols, const HeadShape& shape) {
+    cpu.head_linear(x, parameter(rows, cols), nullptr, shape);
+  };
+  CHECK_THROWS_WITH(
+      unfit(4, 3, {2, 2}),
+      "head_linear: an input of 8 channels and a weight of (4, 3) given, which 2 heads with 2 matrices do not fit");
+  CHECK_THROWS_WITH(
+      unfit(5, 4, {2, 2}),
+      "head_linear: an input of 8 channels and a weight of (5, 4) given, which 2 heads with 2 matrices do not fit");
+  CHECK_THROWS_WITH(
+      unfit(6, 4, {2, 3}),
+      "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 3 matrices do not fit");
+  CHECK_THROWS_WITH(
+      unfit(6, 4, {2, 0}),
+      "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 0 matrices do not fit");
+  CHECK_THROWS_WITH(
+      unfit(6, 4, {2, 2, true}),
+      "head_linear: an input of 8 channels and a weight of (6, 4) given, which 2 heads with 2 matrices do not fit");
   CHECK_THROWS_WITH(cpu.head_linear(x, parameter(6, 4), &seven, {2, 2}), "head_linear: a bias of 7 given, 6 expected");
   const Parameter<double> eight = random_parameter({8}, 1);
-  CHECK_THROWS_WITH(cpu.head_linear(x, parameter(8, 4), &eight, {2, 2, true}), "head_linear: a bias of 8 given, 0 expected");
+  CHECK_THROWS_WITH(cpu.head_linear(x, parameter(8, 4), &eight, {2, 2, true}),
+                    "head_linear: a bias of 8 given, 0 expected");
 
   const std::string table = ", as many rows and a multiple of an even number of columns expected";
-  CHECK_THROWS_WITH(cpu.rotate(x, of(5, 4), RotaryPairs::halves), "rotate: (6, 8) given with a table of (5, 4)" + table);
-  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 6), RotaryPairs::halves), "rotate: (6, 8) given with a table of (6, 6)" + table);
-  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 1), RotaryPairs::halves), "rotate: (6, 8) given with a table of (6, 1)" + table);
-  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 0), RotaryPairs::halves), "rotate: (6, 8) given with a table of (6, 0)" + table);
+  CHECK_THROWS_WITH(cpu.rotate(x, of(5, 4), RotaryPairs::halves),
+                    "rotate: (6, 8) given with a table of (5, 4)" + table);
+  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 6), RotaryPairs::halves),
+                    "rotate: (6, 8) given with a table of (6, 6)" + table);
+  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 1), RotaryPairs::halves),
+                    "rotate: (6, 8) given with a table of (6, 1)" + table);
+  CHECK_THROWS_WITH(cpu.rotate(x, of(6, 0), RotaryPairs::halves),
+                    "rotate: (6, 8) given with a table of (6, 0)" + table);
   CHECK_THROWS_WITH(cpu.concat(x, of(5, 8)), "concat: (6, 8) and (5, 8) given for 1 and 1 heads");
   CHECK_THROWS_WITH(cpu.concat(x, x, 3, 3), "concat: (6, 8) and (6, 8) given for 3 and 3 heads");
   CHECK_THROWS_WITH(cpu.concat(x, x, 4, 2), "concat: (6, 8) and (6, 8) given for 4 and 2 heads");
@@ -312,29 +337,30 @@ TEST_CASE("primitives refuse operands that do not fit", "[primitives]") {
   CHECK_THROWS_WITH(cpu.concat(x, x, 0, 1), "concat: (6, 8) and (6, 8) given for 0 and 1 heads");
 
   const Parameter<double> taps = random_parameter({8, 1, 3}, 1);
-  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, five, {1}), "depthwise_conv: input is (6, 8), expected (5, 8)");
+  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, five, {1}),
+                    "depthwise_conv: input is (6, 8), expected (5, 8)");
   CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, &seven, six, {1}), "depthwise_conv: a bias of 7 given for 8 channels");
   CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, six, {1, 0}),
                     "depthwise_conv: chunk 0 and past 0 given, at least 1 and 0 expected");
   CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, six, {1, 2, -1}),
                     "depthwise_conv: chunk 2 and past -1 given, at least 1 and 0 expected");
-  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, six, {1, 2, 3}), "depthwise_conv: sequence 1 has 2 rows, at least 3 expected");
+  CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, nullptr, six, {1, 2, 3}),
+                    "depthwise_conv: sequence 1 has 2 rows, at least 3 expected");
   Autodiff<Cpu<double>> tape(cpu);
   const auto past = tape.depthwise_conv(tape.input(x.view()), taps, nullptr, six, {1, 2, 1});
   CHECK_THROWS_WITH(tape.backward(tape.mean_finite(past)),
                     "depthwise_conv: its derivative is known for whole sequences only, 1 past rows given");
 
-  const auto linear = [&](const Tensor<double>& k, AttendShape shape, const Sequences& s, Tensor<double>* states = nullptr) {
-    cpu.linear_attend(x, k, k, shape, s, states);
-  };
+  const auto linear = [&](const Tensor<double>& k, AttendShape shape, const Sequences& s,
+                          Tensor<double>* states = nullptr) { cpu.linear_attend(x, k, k, shape, s, states); };
   CHECK_THROWS_WITH(linear(x, {3, 3, 1}, six),
                     "linear_attend: q, k, v have 8, 8, 8 channels, which 3 heads over 3 key-value heads do not divide");
   CHECK_THROWS_WITH(linear(x, {4, 2, 1}, six),
                     "linear_attend: q, k, v have 8, 8, 8 channels, which 4 heads over 2 key-value heads do not divide");
   CHECK_THROWS_WITH(linear(x, {2, 2, 1}, five), "linear_attend: q, k, v have 6, 6, 6 rows; their sequences have 5");
-  CHECK_THROWS_WITH(
-      linear(x, {2, 2, 1, Mask::chunked(2, 4)}, six),
-      "linear_attend: a mask of chunk 2 and left context 4 given; its state cannot forget, so an unlimited left context is expected");
+  CHECK_THROWS_WITH(linear(x, {2, 2, 1, Mask::chunked(2, 4)}, six),
+                    "linear_attend: a mask of chunk 2 and left context 4 given; its state cannot forget, so an "
+                    "unlimited left context is expected");
   auto states = cpu.zeros(2, 39);
   CHECK_THROWS_WITH(linear(x, {2, 2, 1}, six, &states), "linear_attend: states of (2, 39) given, (2, 40) expected");
 }
@@ -353,7 +379,8 @@ TEST_CASE("caches give what they hold, then what came, and take it in", "[primit
       slots.resize(static_cast<std::size_t>(1 + random.below(5, 10 * round)));
       for (std::size_t n = 0; n < slots.size(); ++n) lengths.push_back(random.below(4, 10 * round + n + 1));
       const Sequences pieces(lengths);
-      const auto [rows, sequences] = cpu.extend(cache, slots, cpu.input(Matrix<float>(x.middleRows(next, pieces.rows()))), pieces);
+      const auto [rows, sequences] =
+          cpu.extend(cache, slots, cpu.input(Matrix<float>(x.middleRows(next, pieces.rows()))), pieces);
       for (std::size_t n = 0; n < slots.size(); ++n) {
         std::vector<Index>& own = held[static_cast<std::size_t>(slots[n])];
         for (Index i = 0; i < lengths[n]; ++i) own.push_back(next++);
@@ -371,15 +398,18 @@ TEST_CASE("caches give what they hold, then what came, and take it in", "[primit
         CHECK(rows.view() == Matrix<float>::Constant(2, 3, step - 1));
         rows.view().array() += 1;
       });
-    cpu.update(single, std::vector<Index>{0, 1},
-               [](Tensor<float>& rows) { CHECK((rows.view().row(0).isZero(0) && (rows.view().row(1).array() == 2).all())); });
+    cpu.update(single, std::vector<Index>{0, 1}, [](Tensor<float>& rows) {
+      CHECK((rows.view().row(0).isZero(0) && (rows.view().row(1).array() == 2).all()));
+    });
     CHECK_THROWS_WITH(cpu.extend(cache, some, cpu.input(x), Sequences{200}),
                       "extend: (200, 3) in 1 sequences given, (200, 3) in 2 expected");
-    CHECK_THROWS_WITH(cpu.extend(cache, some, cpu.input(x), {100, 99}), "extend: (200, 3) in 2 sequences given, (199, 3) in 2 expected");
+    CHECK_THROWS_WITH(cpu.extend(cache, some, cpu.input(x), {100, 99}),
+                      "extend: (200, 3) in 2 sequences given, (199, 3) in 2 expected");
     const std::vector<Index> beyond{3, 5}, before{-1, 0};
     CHECK_THROWS_WITH(cpu.extend(cache, beyond, cpu.zeros(2, 3), {1, 1}), "cache: slot 5 given, 0 to 4 expected");
     CHECK_THROWS_WITH(cpu.update(single, before, [](auto&) {}), "cache: slot -1 given, 0 to 4 expected");
-    CHECK_THROWS_WITH(cpu.extend(single, some, cpu.zeros(2, 4), {1, 1}), "extend: (2, 4) in 2 sequences given, (2, 3) in 2 expected");
+    CHECK_THROWS_WITH(cpu.extend(single, some, cpu.zeros(2, 4), {1, 1}),
+                      "extend: (2, 4) in 2 sequences given, (2, 3) in 2 expected");
   }
 }
 
@@ -430,7 +460,8 @@ TEST_CASE("a settled arena serves smaller requests in any order from what it has
       std::vector<Buffer> all;
       for (const std::uint64_t half : {0U, 1U})
         for (std::size_t i = 0; i < sizes.size(); ++i) {
-          all.push_back(arena.allocate(std::max<std::size_t>(1, sizes[i] >> random.below(4, 1000 * round + 100 * half + i))));
+          all.push_back(
+              arena.allocate(std::max<std::size_t>(1, sizes[i] >> random.below(4, 1000 * round + 100 * half + i))));
           if (i % 3 == 2) all.erase(all.begin());
         }
       CHECK(arena.reserved_bytes() == reserved);

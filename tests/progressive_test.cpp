@@ -13,8 +13,15 @@ namespace {
 using Model = Conformer<AnyAttention, double>;
 using Learnt = OptimizerState<double>;
 
-constexpr EncoderConfig numbers{.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 7, .num_heads = 4, .ffn_expansion = 2,
-                                .conv_kernel = 5, .subsampling_channels = 3, .dropout = 0};
+constexpr EncoderConfig numbers{.num_mels = 20,
+                                .d_model = 32,
+                                .num_layers = 2,
+                                .vocab_size = 7,
+                                .num_heads = 4,
+                                .ffn_expansion = 2,
+                                .conv_kernel = 5,
+                                .subsampling_channels = 3,
+                                .dropout = 0};
 
 /// A model whose latents have biases and no order of their channels.
 Model random_model(AttentionName attention, Index rank) {
@@ -67,7 +74,8 @@ TEST_CASE("a cut latent is the best of its rank", "[progressive]") {
     CAPTURE(to_name(c.attention));
     const Model model = random_model(c.attention, c.rank);
     const auto cut = truncate<Model>(model, {.kv_lora_rank = c.smaller});
-    const auto converted = convert<Model>(model, JointSvd(), {.kv_lora_rank = c.smaller, .attention = c.attention}, features, sequences);
+    const auto converted =
+        convert<Model>(model, JointSvd(), {.kv_lora_rank = c.smaller, .attention = c.attention}, features, sequences);
     CHECK(cut.model.config().kv_lora_rank == c.smaller);
     CHECK(difference(cut.model, converted.model) < 1e-10);
     CHECK(cut.predicted_error == Approx(converted.report.predicted_error).epsilon(1e-9));
@@ -84,14 +92,17 @@ TEST_CASE("layers may be cut to ranks of their own", "[progressive]") {
   const auto cut = truncate<Model>(model, {.kv_lora_ranks = {8, 16}});
   CHECK(cut.model.layers[0].self_attn.dims().kv_lora_rank == 8);
   CHECK(cut.model.layers[1].self_attn.dims().kv_lora_rank == 16);
-  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 25}), "truncate: layers.0.self_attn has a latent of 24, 25 asked for");
+  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 25}),
+                    "truncate: layers.0.self_attn has a latent of 24, 25 asked for");
 }
 
-TEST_CASE("latents of keys and of values may be cut to ranks of their own, and hold channels that are empty", "[progressive]") {
+TEST_CASE("latents of keys and of values may be cut to ranks of their own, and hold channels that are empty",
+          "[progressive]") {
   Model model = random_model(AttentionName::mla_split, 24);
   const auto cut = truncate<Model>(model, {.kv_lora_rank = 10, .v_lora_rank = 7});
   const auto converted =
-      convert<Model>(model, JointSvd(), {.kv_lora_rank = 10, .v_lora_rank = 7, .attention = AttentionName::mla_split}, features, sequences);
+      convert<Model>(model, JointSvd(), {.kv_lora_rank = 10, .v_lora_rank = 7, .attention = AttentionName::mla_split},
+                     features, sequences);
   CHECK(difference(cut.model, converted.model) < 1e-10);
 
   for (auto& block : model.layers) {
@@ -122,8 +133,10 @@ TEST_CASE("for calibration speech, a cut latent is that of the principal compone
     CAPTURE(to_name(c.attention));
     const Model model = random_model(c.attention, c.rank);
     const Calibration<double> speech{features, sequences};
-    const auto cut = truncate<Model>(model, {.kv_lora_rank = c.smaller}, {}, &speech), plain = truncate<Model>(model, {.kv_lora_rank = c.smaller});
-    const auto pca = convert<Model>(model, ActivationPca<double>{speech}, {.kv_lora_rank = c.smaller, .attention = c.attention}, features, sequences);
+    const auto cut = truncate<Model>(model, {.kv_lora_rank = c.smaller}, {}, &speech),
+               plain = truncate<Model>(model, {.kv_lora_rank = c.smaller});
+    const auto pca = convert<Model>(model, ActivationPca<double>{speech},
+                                    {.kv_lora_rank = c.smaller, .attention = c.attention}, features, sequences);
     CHECK(cut.predicted_error == Approx(pca.report.predicted_error).epsilon(1e-6));
     CHECK(difference(cut.model, pca.model) < 1e-6);
     CHECK(difference(cut.model, plain.model) > 1e-3);
@@ -185,8 +198,9 @@ TEST_CASE("the second moment is the mean square of first ones with independent c
 
 TEST_CASE("moments of another model are refused", "[progressive]") {
   const Model model = random_model(AttentionName::mla_simple, 24), other = random_model(AttentionName::mla_simple, 20);
-  CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 10}, gradients(other)),
-                    "truncate: moments of (20, 32) given for layers.0.self_attn.linear_kv_down.weight, (24, 32) expected");
+  CHECK_THROWS_WITH(
+      truncate<Model>(model, {.kv_lora_rank = 10}, gradients(other)),
+      "truncate: moments of (20, 32) given for layers.0.self_attn.linear_kv_down.weight, (24, 32) expected");
   Learnt more = gradients(model);
   more.moments.emplace_back();
   CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 10}, more),
@@ -197,5 +211,6 @@ TEST_CASE("attention without a latent cannot be cut", "[progressive]") {
   EncoderConfig config = numbers;
   config.attention = AttentionName::mha;
   const Model model(config, Seed(1));
-  CHECK_THROWS_WITH(truncate<Model>(model, {}), "truncate: layers.0.self_attn has no latent that is known to be cut (mha)");
+  CHECK_THROWS_WITH(truncate<Model>(model, {}),
+                    "truncate: layers.0.self_attn has no latent that is known to be cut (mha)");
 }

@@ -47,7 +47,8 @@ static_assert(parameters("branchformer_linear_small") == 1'070'848);
 
 constexpr double cache_mib(std::string_view name, Index count = 1000) {
   const PublishedModel& model = published_model(name);
-  const Index bytes = with_model(model, [&]<class M>(std::type_identity<M>) { return M::cache_bytes(model.config, frames(count)); });
+  const Index bytes =
+      with_model(model, [&]<class M>(std::type_identity<M>) { return M::cache_bytes(model.config, frames(count)); });
   return static_cast<double>(bytes) / (1024 * 1024);
 }
 static_assert(cache_mib("conformer_mha") == 187.5);
@@ -84,9 +85,11 @@ TEST_CASE("published models are found by their names", "[published]") {
     }
     CHECK(message ==
           text("published model: \"", wrong,
-               "\" given, one of conformer_mha, conformer_mla, conformer_gqa, conformer_linear, branchformer_mha, branchformer_mla, "
+               "\" given, one of conformer_mha, conformer_mla, conformer_gqa, conformer_linear, branchformer_mha, "
+               "branchformer_mla, "
                "branchformer_gqa, branchformer_linear, conformer_mha_small, conformer_mla_small, conformer_gqa_small, "
-               "conformer_linear_small, branchformer_mha_small, branchformer_mla_small, branchformer_gqa_small, branchformer_linear_small "
+               "conformer_linear_small, branchformer_mha_small, branchformer_mla_small, branchformer_gqa_small, "
+               "branchformer_linear_small "
                "expected"));
   }
 }

@@ -33,7 +33,8 @@ inline Dataset corpus(Index utterances, Seed seed) {
     for (Index t = 0; t < e.features.rows(); ++t)
       for (Index f = 0; f < mels; ++f) {
         const int at = channel[static_cast<std::size_t>(t)];
-        e.features(t, f) = static_cast<float>(0.4 * random.uniform(draw++) - 0.2 + (at == f || at + 1 == f ? 1.5 : -0.3));
+        e.features(t, f) =
+            static_cast<float>(0.4 * random.uniform(draw++) - 0.2 + (at == f || at + 1 == f ? 1.5 : -0.3));
       }
     e.labels = vocabulary.encode(e.text);
     e.name = text("utterance", u);

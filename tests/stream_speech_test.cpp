@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Speech that comes in pieces: features, decoding and evaluation are those of the whole; and training with chunks of many sizes.
+// Speech that comes in pieces: features, decoding and evaluation are those of the whole; and training with chunks of
+// many sizes.
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
@@ -33,7 +34,8 @@ const EncoderConfig small{.num_mels = mels,
 std::vector<float> noise(Index samples, std::uint64_t seed) {
   const Random random(Seed(seed), "noise");
   std::vector<float> out;
-  for (Index i = 0; i < samples; ++i) out.push_back(static_cast<float>(0.2 * random.normal(static_cast<std::uint64_t>(i))));
+  for (Index i = 0; i < samples; ++i)
+    out.push_back(static_cast<float>(0.2 * random.normal(static_cast<std::uint64_t>(i))));
   return out;
 }
 
@@ -42,7 +44,8 @@ TrainConfig dynamic_config() {
   config.epochs = 2;
   config.batch_frames = 250;
   config.learning_rate = 5e-3;
-  config.spec_augment = {.num_time_masks = 1, .max_time_width = 3, .max_time_fraction = 0.1, .num_freq_masks = 1, .max_freq_width = 1};
+  config.spec_augment = {
+      .num_time_masks = 1, .max_time_width = 3, .max_time_fraction = 0.1, .num_freq_masks = 1, .max_freq_width = 1};
   config.dynamic_chunks = true;
   config.seed = 7;
   return config;
@@ -67,7 +70,8 @@ void check_evaluation() {
   for (const Index capacity : {1, 5, 40})
     for (const Index block : {1, 7, 1000}) {
       INFO(capacity << " streams, blocks of " << block);
-      const StreamedEvaluation streamed = evaluate_streamed(model, data, vocabulary, {.capacity = capacity, .threads = 1}, block);
+      const StreamedEvaluation streamed =
+          evaluate_streamed(model, data, vocabulary, {.capacity = capacity, .threads = 1}, block);
       CHECK(streamed.hypotheses == whole.hypotheses);
       CHECK(streamed.wer() == whole.wer());
       CHECK(streamed.audio_seconds == whole.audio_seconds);
@@ -80,7 +84,8 @@ void check_evaluation() {
       CHECK(streamed.push_quantile(1) == streamed.push_seconds.back());
       CHECK(streamed.compute_seconds > 0);
     }
-  CHECK_THROWS_WITH(evaluate_streamed(model, data, vocabulary, {}, 0), "evaluate_streamed: blocks of 0 frames given, at least 1 expected");
+  CHECK_THROWS_WITH(evaluate_streamed(model, data, vocabulary, {}, 0),
+                    "evaluate_streamed: blocks of 0 frames given, at least 1 expected");
   CHECK(StreamedEvaluation().push_quantile(0.5) == 0);
 }
 
@@ -95,12 +100,14 @@ std::vector<Matrix<float>> values(const Model& model) {
 }  // namespace
 
 TEST_CASE("features of pieces are those of the whole", "[stream]") {
-  const FbankConfig configs[] = {{},
-                                 {.sample_rate = 8000, .num_mels = 20},
-                                 {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 10},
-                                 {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 35}};  // with gaps between the frames
+  const FbankConfig configs[] = {
+      {},
+      {.sample_rate = 8000, .num_mels = 20},
+      {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 10},
+      {.num_mels = 10, .frame_length_ms = 10, .frame_shift_ms = 35}};  // with gaps between the frames
   for (const FbankConfig& fbank : configs) {
-    FeatureConfig config{.kind = FeatureKind::fbank, .fbank = fbank, .normalization = Normalization::global, .statistics = {}};
+    FeatureConfig config{
+        .kind = FeatureKind::fbank, .fbank = fbank, .normalization = Normalization::global, .statistics = {}};
     for (int m = 0; m < fbank.num_mels; ++m) {
       config.statistics.mean.push_back(static_cast<float>(m));
       config.statistics.inverse_std.push_back(1 / static_cast<float>(m + 1));
@@ -125,7 +132,8 @@ TEST_CASE("features of pieces are those of the whole", "[stream]") {
     }
   }
   CHECK_THROWS_WITH(FeatureStream(FeatureConfig{}),
-                    "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+                    "a stream cannot know the mean of an utterance that it has not heard: a model with global "
+                    "normalization expected");
 }
 
 TEST_CASE("labels of pieces are those of the whole", "[stream][decode]") {
@@ -162,7 +170,8 @@ TEST_CASE("masks for training are chunks of all sizes, or none", "[stream][train
     std::set<Index> chunks, lefts;
     for (std::uint64_t n = 0; n < 4000; ++n) {
       const Random random(Seed(3), n);
-      const Mask mask = dynamic_chunk_mask(200, limit_left, random), again = dynamic_chunk_mask(200, limit_left, random);
+      const Mask mask = dynamic_chunk_mask(200, limit_left, random),
+                 again = dynamic_chunk_mask(200, limit_left, random);
       CHECK((mask.chunk == again.chunk && mask.left_context == again.left_context));
       REQUIRE(mask.is_valid());
       if (mask.chunk == Mask::unlimited) {
@@ -216,7 +225,8 @@ TEST_CASE("training with chunks of many sizes, stopped and resumed", "[stream][t
       Model model(small, Seed(3));
       Trainer trainer(model, cpu, train, valid, vocabulary, config, folder / text(every));
       if (trainer.finished()) break;
-      trainer.run(silent, [] {}, [&](const TrainState& s) { return s.step % every == 0; });
+      trainer.run(
+          silent, [] {}, [&](const TrainState& s) { return s.step % every == 0; });
     }
     CHECK(run(config, cpu, folder / text(every)) == whole);
   }
@@ -241,6 +251,8 @@ TEST_CASE("a model trained with chunks of many sizes learns every latency", "[st
   Trainer(model, cpu, train, valid, vocabulary, config).run(silent);
   for (const Index chunk : {1, 4, 16}) {
     INFO("chunk " << chunk);
-    CHECK(evaluate_streamed(model, valid, vocabulary, {.capacity = 4, .chunk = chunk, .left_context = 16, .threads = 1}, 5).wer() < 0.5);
+    CHECK(evaluate_streamed(model, valid, vocabulary, {.capacity = 4, .chunk = chunk, .left_context = 16, .threads = 1},
+                            5)
+              .wer() < 0.5);
   }
 }

@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// Streams of every encoder and attention: however the features come, what comes out is the whole pass under the mask of chunks.
+// Streams of every encoder and attention: however the features come, what comes out is the whole pass under the mask of
+// chunks.
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
@@ -31,16 +32,17 @@ struct Case {
   using T = T_;
   using Model = Encoder<Kind_, Policy, T>;
 };
-using Cases =
-    std::tuple<Case<ConformerKind, Mha<4>>, Case<ConformerKind, Gqa<4, 2, NoPosition>>, Case<BranchformerKind, Mqa<4, Sinusoidal>>,
-               Case<EBranchformerKind, Mha<4, Rotary<>>>, Case<BranchformerKind, Gqa<4, 2, InputRotary<>>>, Case<ConformerKind, Mla<4, 5>>,
-               Case<EBranchformerKind, MlaSimple<4, 5>>, Case<BranchformerKind, MlaSplit<4, 5, 3, InputRotary<>>>,
-               Case<ConformerKind, MlaHead<4, 2, 0, Sinusoidal>>, Case<EBranchformerKind, MlaHead<4, 2, 1>>,
-               Case<ConformerKind, MlaDecoupled<4, 5, 4>>, Case<BranchformerKind, MlaDecoupled<4, 5, 4, LowRankQuery<3>, LayerNorm>>,
-               Case<EBranchformerKind, CachedInput<4, 2>>, Case<ConformerKind, LinearAttention<4>>,
-               Case<EBranchformerKind, LinearAttention<4, 2, Sinusoidal>>, Case<ConformerKind, Mha<4>, float>,
-               Case<ConformerKind, AnyAttention>, Case<BranchformerKind, AnyAttention>, Case<EBranchformerKind, AnyAttention>,
-               Case<ConformerKind, AnyAttention, float>, Case<EBranchformerKind, AnyAttention, float>>;
+using Cases = std::tuple<
+    Case<ConformerKind, Mha<4>>, Case<ConformerKind, Gqa<4, 2, NoPosition>>, Case<BranchformerKind, Mqa<4, Sinusoidal>>,
+    Case<EBranchformerKind, Mha<4, Rotary<>>>, Case<BranchformerKind, Gqa<4, 2, InputRotary<>>>,
+    Case<ConformerKind, Mla<4, 5>>, Case<EBranchformerKind, MlaSimple<4, 5>>,
+    Case<BranchformerKind, MlaSplit<4, 5, 3, InputRotary<>>>, Case<ConformerKind, MlaHead<4, 2, 0, Sinusoidal>>,
+    Case<EBranchformerKind, MlaHead<4, 2, 1>>, Case<ConformerKind, MlaDecoupled<4, 5, 4>>,
+    Case<BranchformerKind, MlaDecoupled<4, 5, 4, LowRankQuery<3>, LayerNorm>>,
+    Case<EBranchformerKind, CachedInput<4, 2>>, Case<ConformerKind, LinearAttention<4>>,
+    Case<EBranchformerKind, LinearAttention<4, 2, Sinusoidal>>, Case<ConformerKind, Mha<4>, float>,
+    Case<ConformerKind, AnyAttention>, Case<BranchformerKind, AnyAttention>, Case<EBranchformerKind, AnyAttention>,
+    Case<ConformerKind, AnyAttention, float>, Case<EBranchformerKind, AnyAttention, float>>;
 
 template <class Policy>
 constexpr bool any = std::is_same_v<Policy, AnyAttention>;
@@ -51,8 +53,9 @@ bool is_linear(Names name) {
   else
     return Policy::Score::is_linear;
 }
-/// Whether a stream is the whole pass bit for bit. Attention over a latent may take another of its two paths there, and linear
-/// attention sums its state in other steps; all others compute the same numbers in the same order, however many come at a time.
+/// Whether a stream is the whole pass bit for bit. Attention over a latent may take another of its two paths there, and
+/// linear attention sums its state in other steps; all others compute the same numbers in the same order, however many
+/// come at a time.
 template <class Policy>
 bool is_exact(Names name) {
   if constexpr (any<Policy>)
@@ -73,8 +76,11 @@ void set_attention(EncoderConfig& c, Names name, Draw& draw) {
 
 template <class Policy>
 EncoderConfig draw_config(Draw& draw, Names name) {
-  EncoderConfig c{
-      .num_mels = draw(7, 12), .d_model = 8 * draw(1, 3), .num_layers = draw(1, 3), .vocab_size = 5, .ffn_expansion = draw(1, 2)};
+  EncoderConfig c{.num_mels = draw(7, 12),
+                  .d_model = 8 * draw(1, 3),
+                  .num_layers = draw(1, 3),
+                  .vocab_size = 5,
+                  .ffn_expansion = draw(1, 2)};
   c.conv_kernel = 2 * draw(0, 4) + 1;
   c.cgmlp_expansion = draw(1, 3);
   c.merge = draw(0, 1) == 0 ? BranchMerge::concat : BranchMerge::fixed_average;
@@ -102,8 +108,8 @@ struct Utterance {
   bool broken = false;  // pushed and closed without an end; all its features are NaN
 };
 
-/// Pushes the utterances as they might come: up to `capacity` at a time, in any order, several in one call, in blocks of 0 to 50
-/// rows. Gives what came out.
+/// Pushes the utterances as they might come: up to `capacity` at a time, in any order, several in one call, in blocks
+/// of 0 to 50 rows. Gives what came out.
 template <class Model, class T>
 std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model>& streams, Index capacity,
                              const std::vector<Utterance<T>>& utterances) {
@@ -119,7 +125,8 @@ std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model>& str
       Matrix<T>& to = out[of[n].utterance];
       const Matrix<T> before = to;
       to.resize(before.rows() + logits.sequences.length(static_cast<Index>(n)), before.cols());
-      to << before, logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
+      to << before,
+          logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
     }
   };
   std::vector<Index> ids, lengths;
@@ -145,7 +152,8 @@ std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model>& str
     take(pushed, streams.push(ids, features, blocks));
     for (std::size_t n = 0; n < part; ++n) {
       const Index late = live[n].given - streams.first_rows();
-      REQUIRE(out[live[n].utterance].rows() == (late < 0 ? 0 : (late / streams.chunk_rows() + 1) * streams.mask().chunk));
+      REQUIRE(out[live[n].utterance].rows() ==
+              (late < 0 ? 0 : (late / streams.chunk_rows() + 1) * streams.mask().chunk));
     }
 
     std::vector<Live> going, done;
@@ -195,8 +203,8 @@ void check_streams(Index n, Names name) {
   using Model = typename C::Model;
   Draw draw(n);
   EncoderConfig config = draw_config<typename C::Policy>(draw, name);
-  INFO("draw " << n << ", " << to_name(name) << ", " << to_name(config.convolution) << ", chunk " << config.chunk << ", left "
-               << config.left_context);
+  INFO("draw " << n << ", " << to_name(name) << ", " << to_name(config.convolution) << ", chunk " << config.chunk
+               << ", left " << config.left_context);
   std::vector<Utterance<T>> utterances;
   Index longest = 0;
   for (Index i = draw(3, 7); i > 0; --i) {
@@ -204,7 +212,8 @@ void check_streams(Index n, Names name) {
     const bool broken = draw(0, 3) == 0;
     const T nan = std::numeric_limits<T>::quiet_NaN();
     utterances.push_back({broken ? Matrix<T>::Constant(rows, config.num_mels, nan)
-                                 : random_matrix<T>(rows, config.num_mels, static_cast<std::uint64_t>(100 * n + i)), broken});
+                                 : random_matrix<T>(rows, config.num_mels, static_cast<std::uint64_t>(100 * n + i)),
+                          broken});
     longest = std::max(longest, Conv2dSubsampling<T>::out_length(rows, config.subsampling));
   }
   const Model model = random_model<Model>(config);
@@ -216,7 +225,8 @@ void check_streams(Index n, Names name) {
   streamed_as.capacity = streamed_as.threads = 1;
   for (std::size_t i = 0; i < out.size(); ++i) {
     if (utterances[i].broken) continue;
-    CHECK(out[i] == streamed(model, utterances[i].features, streamed_as));  // no company, no blocks, and no broken one before it
+    CHECK(out[i] ==
+          streamed(model, utterances[i].features, streamed_as));  // no company, no blocks, and no broken one before it
     const Matrix<T> expected = whole(model, utterances[i].features, config.mask());
     if (is_exact<typename C::Policy>(name))
       CHECK(out[i] == expected);
@@ -246,7 +256,8 @@ TEMPLATE_LIST_TEST_CASE("streams give the whole pass under the mask of their chu
   constexpr bool all_names = any<typename TestType::Policy>;
   for (Index n = 0; n < (all_names ? 8 : 40); ++n)
     for (const auto& name : enum_names(Names()))
-      if ((name.value == Names::by_type) != all_names) check_streams<TestType>(n + 100 * static_cast<Index>(name.value), name.value);
+      if ((name.value == Names::by_type) != all_names)
+        check_streams<TestType>(n + 100 * static_cast<Index>(name.value), name.value);
 }
 
 TEST_CASE("more streams than one pass takes", "[stream]") {
@@ -268,7 +279,8 @@ TEST_CASE("more streams than one pass takes", "[stream]") {
     Matrix<float> both(first.sequences.length(n) + last.sequences.length(n), 5);
     both << part(first, n), part(last, n);
     CHECK(both == whole<Branchformer<Gqa<4, 2>>, float>(
-                      model, features.middleRows(sequences.begin(n), lengths[static_cast<std::size_t>(n)]), model.config().mask()));
+                      model, features.middleRows(sequences.begin(n), lengths[static_cast<std::size_t>(n)]),
+                      model.config().mask()));
   }
 }
 
@@ -283,7 +295,8 @@ TEST_CASE("what became final does not change, and nothing waits for longer than 
       const std::array one{streams.open()};
       const Matrix<double> now = streams.push(one, x.topRows(rows), {rows}).rows.view();
       streams.close(one[0]);
-      const Matrix<double> a = whole<Model, double>(model, x, streams.mask()), b = whole<Model, double>(model, other, streams.mask());
+      const Matrix<double> a = whole<Model, double>(model, x, streams.mask()),
+                           b = whole<Model, double>(model, other, streams.mask());
       CHECK(a.topRows(now.rows()) == b.topRows(now.rows()));
       CHECK(difference<double>(now, b.topRows(now.rows())) < 1e-12);
       if (rows < 90) CHECK(a.bottomRows(1) != b.bottomRows(1));
@@ -294,7 +307,8 @@ TEST_CASE("what became final does not change, and nothing waits for longer than 
       Matrix<double> other = x;
       other(row, 3) += 1;
       const Index begin = chunk * streams.mask().chunk;
-      const Matrix<double> change = whole<Model, double>(model, x, streams.mask()) - whole<Model, double>(model, other, streams.mask());
+      const Matrix<double> change =
+          whole<Model, double>(model, x, streams.mask()) - whole<Model, double>(model, other, streams.mask());
       CHECK(change.topRows(begin).isZero(0));
       CHECK(change.row(begin).cwiseAbs().minCoeff() > 0);  // already its first frame sees the last
     }
@@ -311,11 +325,13 @@ TEST_CASE("one model, many latencies", "[stream]") {
     if (whole_model) config.chunk = 0, config.left_context = -1;
     const auto model = random_model<Conformer<Mqa<4>, double>>(config);
     const Matrix<double> x = random_matrix(150, 8, 1);
-    for (const auto& [chunk, left] : std::vector<std::pair<Index, Index>>{{1, 0}, {2, 3}, {7, 20}, {5, -1}, {100, -1}, {0, 3}, {3, -2}}) {
+    for (const auto& [chunk, left] :
+         std::vector<std::pair<Index, Index>>{{1, 0}, {2, 3}, {7, 20}, {5, -1}, {100, -1}, {0, 3}, {3, -2}}) {
       if (whole_model && chunk == 0) continue;
       INFO("chunk " << chunk << ", left " << left);
       const Mask mask{chunk > 0 ? chunk : 4, left == -2 ? config.left_context : left};
-      const StreamConfig with{.chunk = chunk, .left_context = left, .max_frames = mask.left_context < 0 ? 72 : 0, .threads = 1};
+      const StreamConfig with{
+          .chunk = chunk, .left_context = left, .max_frames = mask.left_context < 0 ? 72 : 0, .threads = 1};
       CHECK(Streams(model, with).mask().chunk == mask.chunk);
       CHECK(streamed(model, x, with) == whole(model, x, mask));
     }
@@ -338,7 +354,8 @@ TEST_CASE("streams hold as many bytes as their model says, and rounding changes 
       INFO(name.name << ", " << storage.name);
       const Streams streams(model, {.capacity = 5, .storage = storage.value, .threads = 1});
       CHECK(streams.attention_bytes() == 5 * Model::cache_bytes(model.config(), frames(17), storage.value));
-      const Streams all(model, {.capacity = 2, .left_context = -1, .max_frames = 50, .storage = storage.value, .threads = 1});
+      const Streams all(model,
+                        {.capacity = 2, .left_context = -1, .max_frames = 50, .storage = storage.value, .threads = 1});
       CHECK(all.attention_bytes() == 2 * Model::cache_bytes(config, frames(50), storage.value));
       // The gate's convolution sees 2 frames before its own, the merge's 1.
       CHECK(streams.convolution_bytes() == 5 * 3 * 4 * (2 * 3 * 24 / 2 + 1 * 2 * 24));
@@ -359,7 +376,9 @@ TEST_CASE("streams refuse what they cannot do, and go on afterwards", "[stream]"
   const Matrix<float> x = random_matrix<float>(60, 8, 1);
   Streams streams(model, {.capacity = 2, .threads = 1});
   const std::vector<Index> one{0}, both{0, 1}, twice{1, 1}, wrong{2}, negative{-1};
-  const auto push = [&](std::span<const Index> ids, Index rows, const Sequences& blocks) { streams.push(ids, x.topRows(rows), blocks); };
+  const auto push = [&](std::span<const Index> ids, Index rows, const Sequences& blocks) {
+    streams.push(ids, x.topRows(rows), blocks);
+  };
   CHECK_THROWS_WITH(push(one, 5, {5}), "streams: stream 0 is not open");
   CHECK((streams.open() == 0 && streams.open() == 1));
   CHECK_THROWS_WITH(streams.open(), "streams: all 2 are in use");
@@ -372,7 +391,8 @@ TEST_CASE("streams refuse what they cannot do, and go on afterwards", "[stream]"
   CHECK_THROWS_WITH(streams.close(2), "streams: stream 2 is not open");
   CHECK_THROWS_WITH(push(one, 5, {4}), "streams: features (5, 8) in 1 blocks given, (4, 8) in 1 expected");
   CHECK_THROWS_WITH(push(both, 5, {5}), "streams: features (5, 8) in 1 blocks given, (5, 8) in 2 expected");
-  CHECK_THROWS_WITH(streams.push(one, x.leftCols(7), {60}), "streams: features (60, 7) in 1 blocks given, (60, 8) in 1 expected");
+  CHECK_THROWS_WITH(streams.push(one, x.leftCols(7), {60}),
+                    "streams: features (60, 7) in 1 blocks given, (60, 8) in 1 expected");
   const std::vector<Index> other{1};
   streams.finish(other);
   CHECK_THROWS_WITH(push(both, 5, {2, 3}), "streams: stream 1 is not open");
@@ -388,15 +408,18 @@ TEST_CASE("streams refuse what they cannot do, and go on afterwards", "[stream]"
 
   Streams keeps(model, {.left_context = -1, .max_frames = 10, .threads = 1});
   keeps.open();
-  CHECK_THROWS_WITH(keeps.push(one, x, {60}), "streams: stream 0 would have 27 frames, at most max_frames = 10 expected");
+  CHECK_THROWS_WITH(keeps.push(one, x, {60}),
+                    "streams: stream 0 would have 27 frames, at most max_frames = 10 expected");
   CHECK(keeps.push(one, x.topRows(24), {24}).rows.rows() == 9);
-  CHECK_THROWS_WITH(keeps.push(one, x.topRows(5), {5}), "streams: stream 0 would have 12 frames, at most max_frames = 10 expected");
+  CHECK_THROWS_WITH(keeps.push(one, x.topRows(5), {5}),
+                    "streams: stream 0 would have 12 frames, at most max_frames = 10 expected");
   CHECK(keeps.push(one, x.topRows(2), {2}).rows.rows() == 0);
   CHECK(keeps.finish(one).rows.rows() == 1);
 }
 
 TEST_CASE("some models and numbers make no streams", "[stream]") {
-  const auto refused = []<class Model>(std::type_identity<Model>, auto change, StreamConfig streams = {}) -> std::string {
+  const auto refused = []<class Model>(std::type_identity<Model>, auto change,
+                                       StreamConfig streams = {}) -> std::string {
     EncoderConfig config = small();
     change(config);
     streams.threads = 1;
@@ -414,7 +437,8 @@ TEST_CASE("some models and numbers make no streams", "[stream]") {
   constexpr std::type_identity<Branchformer<Mha<4>>> branchformer;
   CHECK(refused(conformer, as_it_is) == "no error");
   CHECK(refused(conformer, as_it_is, {.capacity = 0}) == "streams: capacity 0 given, 1 to 16777216 expected");
-  CHECK(refused(conformer, as_it_is, {.chunk = -3}) == "streams: chunk -3 given, 1 to 1048576 expected, or 0 for the model's own");
+  CHECK(refused(conformer, as_it_is, {.chunk = -3}) ==
+        "streams: chunk -3 given, 1 to 1048576 expected, or 0 for the model's own");
   CHECK(refused(conformer, as_it_is, {.chunk = Index{1} << 62}) ==
         "streams: chunk 4611686018427387904 given, 1 to 1048576 expected, or 0 for the model's own");
   CHECK(refused(conformer, as_it_is, {.left_context = -3}) ==
@@ -435,9 +459,12 @@ TEST_CASE("some models and numbers make no streams", "[stream]") {
     c.merge = BranchMerge::learned_average;
   };
   CHECK(refused(branchformer, learned, {.chunk = 4, .left_context = 4}) ==
-        "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or fixed-average "
+        "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat "
+        "or fixed-average "
         "expected");
   CHECK(refused(std::type_identity<Conformer<LinearAttention<4>>>(), unchunked, {.chunk = 4, .left_context = 4}) ==
-        "linear_attend: a mask of chunk 4 and left context 4 given; its state cannot forget, so an unlimited left context is expected");
-  CHECK(refused(std::type_identity<Conformer<LinearAttention<4>>>(), unchunked, {.chunk = 4}) == "no error");  // it keeps no frames
+        "linear_attend: a mask of chunk 4 and left context 4 given; its state cannot forget, so an unlimited left "
+        "context is expected");
+  CHECK(refused(std::type_identity<Conformer<LinearAttention<4>>>(), unchunked, {.chunk = 4}) ==
+        "no error");  // it keeps no frames
 }

@@ -31,7 +31,8 @@ struct Small : Module<Small<T>> {
 
 template <class T>
 double number(Index i, int step) {
-  return static_cast<double>(static_cast<T>(std::sin(0.7 * static_cast<double>(i) + 1.3 * step) * (step == 2 ? 0.01 : 1)));
+  return static_cast<double>(
+      static_cast<T>(std::sin(0.7 * static_cast<double>(i) + 1.3 * step) * (step == 2 ? 0.01 : 1)));
 }
 
 /// AdamW as in algorithm 2 of Loshchilov and Hutter (2019), a number at a time.
@@ -51,8 +52,10 @@ struct Reference {
       const double g = gradient[i] * clip;
       first[i] = config.beta1 * first[i] + (1 - config.beta1) * g;
       second[i] = config.beta2 * second[i] + (1 - config.beta2) * g * g;
-      const double m = first[i] / (1 - std::pow(config.beta1, steps)), v = second[i] / (1 - std::pow(config.beta2, steps));
-      value[i] = value[i] - rate * m / (std::sqrt(v) + config.eps) - (decays[i] ? rate * config.weight_decay * value[i] : 0);
+      const double m = first[i] / (1 - std::pow(config.beta1, steps)),
+                   v = second[i] / (1 - std::pow(config.beta2, steps));
+      value[i] =
+          value[i] - rate * m / (std::sqrt(v) + config.eps) - (decays[i] ? rate * config.weight_decay * value[i] : 0);
     }
   }
 };
@@ -67,7 +70,9 @@ std::vector<double> trained(const Small<T>& model) {
 
 std::vector<double> all_numbers(const Small<double>& model) {
   std::vector<double> out;
-  model.parameters([&](std::string_view, const Parameter<double>& p) { out.insert(out.end(), p.value.data(), p.value.data() + p.size()); });
+  model.parameters([&](std::string_view, const Parameter<double>& p) {
+    out.insert(out.end(), p.value.data(), p.value.data() + p.size());
+  });
   return out;
 }
 
@@ -134,7 +139,9 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
     CHECK(optimizer.state().steps == 1);
     CHECK(optimizer.state().moments[0].first == first);
     CHECK(optimizer.state().moments[0].second == second);
-    model.parameters([](std::string_view, const Parameter<double>& p) { CHECK((!p.has_gradient() || (p.gradient().array() == 0).all())); });
+    model.parameters([](std::string_view, const Parameter<double>& p) {
+      CHECK((!p.has_gradient() || (p.gradient().array() == 0).all()));
+    });
 
     // The next step is as if the bad one had not been.
     Small<double> other;
@@ -153,10 +160,12 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
 
 TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
   CHECK_THROWS_WITH(AdamW<float>({.beta1 = 1}), "adamw: beta1 1 and beta2 0.98 given, expected from 0 to less than 1");
-  CHECK_THROWS_WITH(AdamW<float>({.beta2 = -0.5}), "adamw: beta1 0.9 and beta2 -0.5 given, expected from 0 to less than 1");
+  CHECK_THROWS_WITH(AdamW<float>({.beta2 = -0.5}),
+                    "adamw: beta1 0.9 and beta2 -0.5 given, expected from 0 to less than 1");
   CHECK_THROWS_WITH(AdamW<float>({.eps = 0}), "adamw: eps 0 given, a positive number expected");
   CHECK_THROWS_WITH(AdamW<float>({.weight_decay = -1}), "adamw: weight_decay -1 given, at least 0 expected");
-  CHECK_THROWS_WITH(AdamW<float>({.clip_norm = std::numeric_limits<double>::quiet_NaN()}), "adamw: clip_norm nan given, at least 0 expected");
+  CHECK_THROWS_WITH(AdamW<float>({.clip_norm = std::numeric_limits<double>::quiet_NaN()}),
+                    "adamw: clip_norm nan given, at least 0 expected");
 }
 
 TEST_CASE("A frozen parameter's gradient counts for nothing", "[train]") {

@@ -19,8 +19,15 @@ namespace {
 
 using Model = Conformer<Mha<2>>;
 Model small_model() {
-  return Model({.num_mels = mels, .d_model = 16, .num_layers = 2, .vocab_size = 5, .ffn_expansion = 2, .conv_kernel = 5, .subsampling = 2,
-                .subsampling_channels = 4, .dropout = 0.1},
+  return Model({.num_mels = mels,
+                .d_model = 16,
+                .num_layers = 2,
+                .vocab_size = 5,
+                .ffn_expansion = 2,
+                .conv_kernel = 5,
+                .subsampling = 2,
+                .subsampling_channels = 4,
+                .dropout = 0.1},
                Seed(3));
 }
 
@@ -29,7 +36,8 @@ TrainConfig small_config() {
   config.epochs = 3;
   config.batch_frames = 250;
   config.learning_rate = 5e-3;
-  config.spec_augment = {.num_time_masks = 1, .max_time_width = 3, .max_time_fraction = 0.1, .num_freq_masks = 1, .max_freq_width = 1};
+  config.spec_augment = {
+      .num_time_masks = 1, .max_time_width = 3, .max_time_fraction = 0.1, .num_freq_masks = 1, .max_freq_width = 1};
   config.seed = 7;
   return config;
 }
@@ -116,7 +124,8 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
       {
         Model model = small_model();
         Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
-        trainer.run(silent, [] {}, [&](const TrainState& s) { return s.step >= step; });
+        trainer.run(
+            silent, [] {}, [&](const TrainState& s) { return s.step >= step; });
         CHECK(trainer.state().step == step);
       }
       check_same(finish(run));
@@ -127,7 +136,8 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
       Model model = small_model();
       Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
       if (trainer.finished()) break;
-      trainer.run(silent, [] {}, [](const TrainState&) { return true; });
+      trainer.run(
+          silent, [] {}, [](const TrainState&) { return true; });
     }
     check_same(finish(run));
   }
@@ -139,7 +149,11 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
       if (child == 0) {
         Model model = small_model();
         Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
-        trainer.run([&](const TrainProgress& p) { if (p.state.step == fatal) ::_exit(9); }, [] {}, never, every);
+        trainer.run(
+            [&](const TrainProgress& p) {
+              if (p.state.step == fatal) ::_exit(9);
+            },
+            [] {}, never, every);
         ::_exit(0);
       }
       int status = 0;
@@ -158,7 +172,8 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
     {
       Model model = small_model();
       Trainer trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config, run);
-      trainer.run(silent, [] {}, [&](const TrainState& s) { return s.step >= 2; });
+      trainer.run(
+          silent, [] {}, [&](const TrainState& s) { return s.step >= 2; });
     }
     write_file(run / "losses.csv", read_file(run / "losses.csv", 1 << 20) + "3,0,1.5,0.001,2,\n");
     check_same(finish(run));
@@ -305,7 +320,8 @@ TEST_CASE("Training stops early without progress", "[trainer]") {
     epochs += !std::isnan(p.valid_wer);
     last = values(model);
   };
-  trainer.run(progress, [&] { best = values(model); }, never);
+  trainer.run(
+      progress, [&] { best = values(model); }, never);
   CHECK(trainer.state().epoch < 50);
   CHECK(trainer.state().epoch - trainer.state().lower_epoch == 2);
   CHECK(epochs == trainer.state().epoch);
@@ -340,14 +356,19 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
     TrainConfig other = config;
     other.learning_rate = 0.25;
     const std::string error = resume(other, r.train);
-    CHECK_THAT(error, ContainsSubstring(path) && ContainsSubstring("other settings") && ContainsSubstring("learning_rate") && ContainsSubstring("0.25") && ContainsSubstring("0.005"));
+    CHECK_THAT(error, ContainsSubstring(path) && ContainsSubstring("other settings") &&
+                          ContainsSubstring("learning_rate") && ContainsSubstring("0.25") &&
+                          ContainsSubstring("0.005"));
     CHECK(error.find('\n') == std::string::npos);
     CHECK(error.find("batch_frames") == std::string::npos);  // only what differs
     other = config;
     other.freeze = {"subsampling"};
     CHECK_THAT(resume(other, r.train), ContainsSubstring("freeze"));
   }
-  SECTION("of other data") { CHECK_THAT(resume(config, r.valid), ContainsSubstring(path) && ContainsSubstring("utterances: 40") && ContainsSubstring("12")); }
+  SECTION("of other data") {
+    CHECK_THAT(resume(config, r.valid),
+               ContainsSubstring(path) && ContainsSubstring("utterances: 40") && ContainsSubstring("12"));
+  }
   SECTION("of as much other data, or another beginning") {
     Dataset other = r.train;
     other.examples[7].features(0, 0) += 1e-3F;
@@ -364,7 +385,8 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
     REQUIRE(at != std::string::npos);
     bytes[at + 10] = '9';
     write_file(path, bytes);
-    CHECK_THAT(resume(config, r.train), ContainsSubstring(path) && ContainsSubstring("its state is none of this run") && ContainsSubstring("batch 9"));
+    CHECK_THAT(resume(config, r.train), ContainsSubstring(path) && ContainsSubstring("its state is none of this run") &&
+                                            ContainsSubstring("batch 9"));
   }
   SECTION("cut short") {
     const std::string bytes = read_file(path, 1 << 24);
@@ -396,7 +418,8 @@ TEST_CASE("Trainer refuses what it cannot train", "[trainer]") {
                     "train: epochs 0 given, 1 to 10000 expected");
   config = small_config();
   config.learning_rate = std::numeric_limits<double>::quiet_NaN();
-  CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config), "train: learning_rate nan given, 0 to 1000 expected");
+  CHECK_THROWS_WITH(Trainer(model, r.cpu, r.train, r.valid, r.vocabulary, config),
+                    "train: learning_rate nan given, 0 to 1000 expected");
 }
 
 TEST_CASE("A step whose gradient is not finite is left out, and its loss too", "[trainer]") {
@@ -424,8 +447,9 @@ TEST_CASE("A step whose gradient is not finite is left out, and its loss too", "
   for (Example& e : r.train.examples) e.features.setConstant(std::numeric_limits<float>::quiet_NaN());
   Trainer hopeless(model, r.cpu, r.train, r.valid, r.vocabulary, config);
   const auto plan = hopeless.total_steps() / 2;
-  CHECK_THROWS_WITH(hopeless.run(silent), Catch::Matchers::StartsWith(text("train: the gradient was not finite ", std::min<std::int64_t>(10, plan),
-                                                                           " times in a row at step ")));
+  CHECK_THROWS_WITH(hopeless.run(silent),
+                    Catch::Matchers::StartsWith(text("train: the gradient was not finite ",
+                                                     std::min<std::int64_t>(10, plan), " times in a row at step ")));
 }
 
 TEST_CASE("An utterance whose labels do not fit trains nothing and spoils nothing", "[trainer]") {

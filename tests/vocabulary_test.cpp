@@ -63,12 +63,15 @@ TEST_CASE("a text is written in the letters that the vocabulary has", "[vocabula
   CHECK(written({"one Two"}, "ONE two", Tokens::words) == "ONE two");
   CHECK(Vocabulary().written("Any text") == "Any text");  // the blank has small letters that are never written
 
-  const auto published = Vocabulary::from_json(Tokens::characters, {{"<pad>", 0}, {"<unk>", 1}, {"|", 2}, {"A", 3}, {"B", 4}});
+  const auto published =
+      Vocabulary::from_json(Tokens::characters, {{"<pad>", 0}, {"<unk>", 1}, {"|", 2}, {"A", 3}, {"B", 4}});
   CHECK(published.written("a bad") == "A BAD");
   CHECK(published.encode("b a") == Labels{4, 2, 3});
   CHECK(published.decode(Labels{4, 0, 2, 3}) == "B A");
-  CHECK_THROWS_WITH(published.encode("a bad"), "vocabulary: unknown token \"D\" in \"A BAD\"; known characters: <unk> | A B");
-  CHECK_THROWS_WITH(published.encode("<pad>"), Catch::Matchers::StartsWith("vocabulary: unknown token \"<\" in \"<PAD>\"; "));
+  CHECK_THROWS_WITH(published.encode("a bad"),
+                    "vocabulary: unknown token \"D\" in \"A BAD\"; known characters: <unk> | A B");
+  CHECK_THROWS_WITH(published.encode("<pad>"),
+                    Catch::Matchers::StartsWith("vocabulary: unknown token \"<\" in \"<PAD>\"; "));
 }
 
 TEST_CASE("a vocabulary goes to vocab.json and back", "[vocabulary]") {

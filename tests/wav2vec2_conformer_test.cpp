@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// The Conformer behind convolutions over samples, against Hugging Face's (tests/golden/wav2vec2_conformer.py) and itself.
+// The Conformer behind convolutions over samples, against Hugging Face's (tests/golden/wav2vec2_conformer.py) and
+// itself.
 #include <laconic/attention/any.hpp>
 #include <laconic/convert/convert.hpp>
 #include <laconic/io/hugging_face.hpp>
@@ -51,7 +52,8 @@ Wav2Vec2Conformer<AnyAttention, T> model_of(const std::string& name) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a wav2vec2-conformer gives the logits and gradients of Hugging Face's", "[golden][wav2vec2]", float, double) {
+TEMPLATE_TEST_CASE("a wav2vec2-conformer gives the logits and gradients of Hugging Face's", "[golden][wav2vec2]", float,
+                   double) {
   using T = TestType;
   constexpr bool single = std::is_same_v<T, float>;
   const std::string name = GENERATE("case0", "case1", "case2");
@@ -87,7 +89,8 @@ TEST_CASE("utterances of samples in a batch are those alone, on any number of th
     const Matrix<float> own = samples.middleRows(batch.begin(n), batch.length(n));
     const auto alone = model(one, own, Sequences{own.rows()});
     REQUIRE(alone.rows.rows() == together.sequences.length(n));
-    const Matrix<float> part = together.rows.view().middleRows(together.sequences.begin(n), together.sequences.length(n));
+    const Matrix<float> part =
+        together.rows.view().middleRows(together.sequences.begin(n), together.sequences.length(n));
     CHECK(part == Matrix<float>(alone.rows.view()));
   }
 }
@@ -97,14 +100,17 @@ TEST_CASE("a wav2vec2-conformer converts to latents that both its positions know
   const auto relative = model_of<double>("case0"), rotary = model_of<double>("case1");
   const auto samples = random_matrix<double>(500, 1, 5);
   const auto error = [&](const Model& source, AttentionName attention, Index rank) {
-    const auto made = convert<Model>(source, JointSvd{}, {.kv_lora_rank = rank, .v_lora_rank = attention == AttentionName::mla_split ? rank : 0, .attention = attention},
-                                     samples, Sequences{300, 200});
+    const auto made = convert<Model>(
+        source, JointSvd{},
+        {.kv_lora_rank = rank, .v_lora_rank = attention == AttentionName::mla_split ? rank : 0, .attention = attention},
+        samples, Sequences{300, 200});
     return made.report.logits_error;
   };
   CHECK(error(relative, AttentionName::mla_simple, 16) < 1e-12);
   CHECK(error(relative, AttentionName::mla_simple, 4) > 1e-3);
   CHECK(error(rotary, AttentionName::mla_split, 24) < 1e-12);
-  CHECK_THROWS_WITH(error(rotary, AttentionName::mla_simple, 24), Catch::Matchers::Contains("mla-simple with rotary positions"));
+  CHECK_THROWS_WITH(error(rotary, AttentionName::mla_simple, 24),
+                    Catch::Matchers::Contains("mla-simple with rotary positions"));
 }
 
 TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {
@@ -122,7 +128,8 @@ TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {
           for (Index k = 0; k < 4; ++k) sum += weight.value(o, i * 4 + k) * x(from.begin(n) + 2 * t + k, i);
         CHECK(y.view()(to.begin(n) + t, o) == Approx(sum));
       }
-  CHECK_THROWS_WITH(cpu.conv1d(cpu.input(x), weight, &bias, shape, from, Sequences{3, 5}), "conv1d: length 5 out given for 14 in, 6 expected");
+  CHECK_THROWS_WITH(cpu.conv1d(cpu.input(x), weight, &bias, shape, from, Sequences{3, 5}),
+                    "conv1d: length 5 out given for 14 in, 6 expected");
 }
 
 TEST_CASE("a config.json of Hugging Face is written as it was understood", "[wav2vec2]") {
@@ -140,7 +147,8 @@ TEST_CASE("a norm over time is no norm for streams", "[wav2vec2][errors]") {
   EncoderConfig chunked = config_of("case2");
   chunked.convolution = ConvolutionContext::causal;
   chunked.chunk = 4;
-  CHECK_THROWS_WITH((Wav2Vec2Conformer<AnyAttention>(chunked, Seed(1))), Catch::Matchers::StartsWith("wav2vec2: a norm over time"));
+  CHECK_THROWS_WITH((Wav2Vec2Conformer<AnyAttention>(chunked, Seed(1))),
+                    Catch::Matchers::StartsWith("wav2vec2: a norm over time"));
   chunked.waveform.feat_extract_norm = WaveformNorm::layer;
   CHECK_NOTHROW(Wav2Vec2Conformer<AnyAttention>(chunked, Seed(1)));
 }
@@ -150,7 +158,8 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
   const auto refused = [&](const char* key, const nlohmann::json& value, const char* why) {
     auto bad = good;
     bad[key] = value;
-    CHECK_THROWS_WITH(wav2vec2_conformer_config(bad, "config.json"), Catch::Matchers::Contains("config.json: ") && Catch::Matchers::Contains(why));
+    CHECK_THROWS_WITH(wav2vec2_conformer_config(bad, "config.json"),
+                      Catch::Matchers::Contains("config.json: ") && Catch::Matchers::Contains(why));
   };
   refused("model_type", "wav2vec2", "'model_type' is 'wav2vec2'");
   refused("position_embeddings_type", nullptr, "'position_embeddings_type'");

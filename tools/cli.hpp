@@ -45,7 +45,9 @@ struct CommonOptions {
 
   void add_to(CLI::App& command) {
     command.add_option("--threads", threads, "CPU threads")->capture_default_str()->check(CLI::PositiveNumber);
-    command.add_option("--seed", seed, "all random choices follow from it")->capture_default_str()->check(CLI::NonNegativeNumber);
+    command.add_option("--seed", seed, "all random choices follow from it")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     command.add_option("--json", json, "write the result to this file, too")->type_name("FILE");
     command.parse_complete_callback([this] {
       if (!json.empty()) json = output_file(json);
@@ -66,12 +68,14 @@ struct AttentionOptions {
     std::vector<std::string> names;
     for (const auto& entry : laconic::enum_names(laconic::AttentionName()))
       if (entry.value != laconic::AttentionName::by_type) names.emplace_back(entry.name);
-    return {command.add_option("--attention", attention, "attention")->capture_default_str()->check(CLI::IsMember(names)),
-            command.add_option("--kv-heads", choice.kv_heads, "key-value heads of gqa"),
-            command.add_option("--latent-dim", choice.latent_dim,
-                               "numbers cached a frame and layer by a latent; of mla-split for keys, of mla-head for each head"),
-            command.add_option("--v-latent-dim", choice.v_latent_dim, "of mla-split for values; 0: as --latent-dim"),
-            command.add_option("--rope-dim", choice.rope_dim, "width of the rotary key of mla-decoupled; 0: half a head")};
+    return {
+        command.add_option("--attention", attention, "attention")->capture_default_str()->check(CLI::IsMember(names)),
+        command.add_option("--kv-heads", choice.kv_heads, "key-value heads of gqa"),
+        command.add_option(
+            "--latent-dim", choice.latent_dim,
+            "numbers cached a frame and layer by a latent; of mla-split for keys, of mla-head for each head"),
+        command.add_option("--v-latent-dim", choice.v_latent_dim, "of mla-split for values; 0: as --latent-dim"),
+        command.add_option("--rope-dim", choice.rope_dim, "width of the rotary key of mla-decoupled; 0: half a head")};
   }
   const laconic::AttentionChoice& chosen() {
     choice.attention = laconic::from_name<laconic::AttentionName>(attention).value();

@@ -24,8 +24,8 @@ struct CompareOptions : CommonOptions {
 struct Result {
   std::string file, name, attention;
   Index parameters = 0, utterances = 0, reference_words = 0;
-  Index peak_memory_bytes = -1;  ///< -1: an older file, which does not say
-  double wer = 0, low = 0, high = 0;  ///< percent
+  Index peak_memory_bytes = -1;                  ///< -1: an older file, which does not say
+  double wer = 0, low = 0, high = 0;             ///< percent
   double cache_bytes_per_second = 0, speed = 0;  ///< the latter in times real time
   bool streamed = false;
   std::vector<std::string> utterance_names;  ///< this and the next empty: an older file
@@ -46,8 +46,8 @@ void read_utterances(const nlohmann::json& json, const std::string& where, Index
   const auto errors = json_member<std::vector<Index>>(json, "utterance_errors", where);
   const auto words = json_member<std::vector<Index>>(json, "utterance_words", where);
   const auto require_size = [&](const char* key, std::size_t size) {
-    require(size == static_cast<std::size_t>(r.utterances), where, ": '", key, "' is an array of ", size, ", ", r.utterances,
-            " expected, as 'utterances' says");
+    require(size == static_cast<std::size_t>(r.utterances), where, ": '", key, "' is an array of ", size, ", ",
+            r.utterances, " expected, as 'utterances' says");
   };
   require_size("utterance_names", r.utterance_names.size());
   require_size("utterance_errors", errors.size());
@@ -55,11 +55,13 @@ void read_utterances(const nlohmann::json& json, const std::string& where, Index
   for (std::size_t i = 0; i < errors.size(); ++i) {
     require(errors[i] >= 0 && words[i] >= 0, where, ": utterance ", i + 1, " has ", errors[i], " errors in ", words[i],
             " words, no number below 0 expected");
-    r.errors.push_back({.substitutions = errors[i], .reference_words = words[i]});  // of which kind they are is not told
+    r.errors.push_back(
+        {.substitutions = errors[i], .reference_words = words[i]});  // of which kind they are is not told
   }
   const WordErrors sum = total(r.errors);
-  require(sum.errors() == all_errors && sum.reference_words == r.reference_words, where, ": its utterances have ", sum.errors(),
-          " errors in ", sum.reference_words, " words, ", all_errors, " in ", r.reference_words, " expected, as the file says of all");
+  require(sum.errors() == all_errors && sum.reference_words == r.reference_words, where, ": its utterances have ",
+          sum.errors(), " errors in ", sum.reference_words, " words, ", all_errors, " in ", r.reference_words,
+          " expected, as the file says of all");
 }
 
 Result read_result(const std::string& file) {
@@ -94,16 +96,19 @@ Result read_result(const std::string& file) {
   return r;
 }
 
-/// Rates of other utterances say nothing of the systems. Where a file holds no utterances only their number can be compared.
+/// Rates of other utterances say nothing of the systems. Where a file holds no utterances only their number can be
+/// compared.
 void require_same_test(const Result& first, const Result& other) {
-  require(first.utterances == other.utterances && first.reference_words == other.reference_words, other.file, ": tested on ",
-          other.utterances, " utterances of ", other.reference_words, " words, ", first.utterances, " of ", first.reference_words,
-          " expected, as in ", first.file);
+  require(first.utterances == other.utterances && first.reference_words == other.reference_words, other.file,
+          ": tested on ", other.utterances, " utterances of ", other.reference_words, " words, ", first.utterances,
+          " of ", first.reference_words, " expected, as in ", first.file);
   if (!first.has_utterances() || !other.has_utterances()) return;
   for (std::size_t i = 0; i < first.errors.size(); ++i) {
-    const auto what = [i](const Result& r) { return text("'", r.utterance_names[i], "' of ", r.errors[i].reference_words, " words"); };
-    require(what(first) == what(other), other.file, ": tested on other utterances: number ", i + 1, " is ", what(other), ", ", what(first),
-            " expected, as in ", first.file);
+    const auto what = [i](const Result& r) {
+      return text("'", r.utterance_names[i], "' of ", r.errors[i].reference_words, " words");
+    };
+    require(what(first) == what(other), other.file, ": tested on other utterances: number ", i + 1, " is ", what(other),
+            ", ", what(first), " expected, as in ", first.file);
   }
 }
 
@@ -114,7 +119,8 @@ std::vector<Result> read_results(const CompareOptions& o) {
   std::map<std::filesystem::path, std::string> files;
   for (const std::string& file : o.files) {
     const auto [at, fresh] = files.emplace(std::filesystem::weakly_canonical(file), file);
-    require(fresh, file, ": given twice", at->second == file ? "" : text(", as ", at->second, ", too"), "; different files expected");
+    require(fresh, file, ": given twice", at->second == file ? "" : text(", as ", at->second, ", too"),
+            "; different files expected");
   }
   require(o.json.empty() || !files.contains(std::filesystem::weakly_canonical(o.json)), "--json: ", o.json,
           " given, which is one of the files to compare; another file expected");
@@ -124,7 +130,8 @@ std::vector<Result> read_results(const CompareOptions& o) {
     Result& r = out.emplace_back(read_result(o.files[i]));
     if (!o.names.empty()) r.name = o.names[i];
     const auto [at, fresh] = names.emplace(r.name, r.file);
-    require(fresh, r.file, ": its name is '", r.name, "', as that of ", at->second, "; different names expected, by --names");
+    require(fresh, r.file, ": its name is '", r.name, "', as that of ", at->second,
+            "; different names expected, by --names");
     require_same_test(out.front(), r);
   }
   return out;
@@ -133,7 +140,8 @@ std::vector<Result> read_results(const CompareOptions& o) {
 /// Empty where one of the two holds no utterances.
 std::optional<Difference> difference(const Result& first, const Result& other, std::int64_t seed) {
   if (!first.has_utterances() || !other.has_utterances()) return std::nullopt;
-  const Interval i = bootstrap_difference(first.errors, other.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(seed)));
+  const Interval i =
+      bootstrap_difference(first.errors, other.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(seed)));
   return Difference{100 * (total(other.errors).rate() - total(first.errors).rate()), {100 * i.low, 100 * i.high}};
 }
 
@@ -146,13 +154,15 @@ std::string sentence(const Result& first, const Result& other, const std::option
   if (!d) {
     const bool both = !first.has_utterances() && !other.has_utterances();
     const std::string& one = first.has_utterances() ? other.file : first.file;
-    return text("not compared with ", first.name, " by utterance: ", both ? text(one, " and ", other.file, " hold") : one + " holds",
+    return text("not compared with ", first.name,
+                " by utterance: ", both ? text(one, " and ", other.file, " hold") : one + " holds",
                 " no utterances, so only the intervals can be looked at, which ",
                 first.low <= other.high && other.low <= first.high ? "overlap" : "do not overlap");
   }
   const auto& [low, high] = d->interval;
   if (high < 0) return text("fewer errors than ", first.name, ": ", shown(-d->wer, -high, -low, " points"));
-  return text(low > 0 ? "more errors than " : "not told apart from ", first.name, ": ", shown(d->wer, low, high, " points"));
+  return text(low > 0 ? "more errors than " : "not told apart from ", first.name, ": ",
+              shown(d->wer, low, high, " points"));
 }
 
 nlohmann::json result_json(const Result& r, const std::optional<Difference>& d) {
@@ -176,24 +186,27 @@ void print_table(const std::vector<Result>& results, const std::vector<std::opti
     name = std::max(name, r.name.size());
     attention = std::max(attention, r.attention.size());
   }
-  const auto row = [&](const std::string& n, const std::string& a, const std::string& parameters, const std::string& cache,
-                       const std::string& wer, const std::string& speed, const std::string& memory, const std::string& d) {
-    std::printf("%-*s  %-*s %12s %14s  %-24s %12s %10s  %s\n", static_cast<int>(name), n.c_str(), static_cast<int>(attention), a.c_str(),
-                parameters.c_str(), cache.c_str(), wer.c_str(), speed.c_str(), memory.c_str(), d.c_str());
+  const auto row = [&](const std::string& n, const std::string& a, const std::string& parameters,
+                       const std::string& cache, const std::string& wer, const std::string& speed,
+                       const std::string& memory, const std::string& d) {
+    std::printf("%-*s  %-*s %12s %14s  %-24s %12s %10s  %s\n", static_cast<int>(name), n.c_str(),
+                static_cast<int>(attention), a.c_str(), parameters.c_str(), cache.c_str(), wer.c_str(), speed.c_str(),
+                memory.c_str(), d.c_str());
   };
   row("name", "attention", "parameters", "cache, bytes/s", "WER, %", "x real time", "peak, MiB", "difference, points");
   for (std::size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
     const auto& d = differences[i];
-    row(r.name, r.attention, text(r.parameters), fixed(r.cache_bytes_per_second, 0), shown(r.wer, r.low, r.high), fixed(r.speed, 0),
+    row(r.name, r.attention, text(r.parameters), fixed(r.cache_bytes_per_second, 0), shown(r.wer, r.low, r.high),
+        fixed(r.speed, 0),
         r.peak_memory_bytes < 0 ? "-" : fixed(static_cast<double>(r.peak_memory_bytes) / (1024 * 1024), 1),
         d ? shown(d->wer, d->interval.low, d->interval.high) : "-");
   }
   std::printf("\n");
 }
 
-/// A point with its interval for each result. Those of equal caches are set apart a little so that intervals do not hide each
-/// other, and their names go to one side and the other.
+/// A point with its interval for each result. Those of equal caches are set apart a little so that intervals do not
+/// hide each other, and their names go to one side and the other.
 void plot_results(const std::string& path, const std::vector<Result>& results) {
   double least = results.front().cache_bytes_per_second, most = least, highest = 1;
   for (const Result& r : results) {
@@ -208,25 +221,30 @@ void plot_results(const std::string& path, const std::vector<Result>& results) {
   for (const Result& r : results) {
     const int before = seen[r.cache_bytes_per_second]++;
     const double step = before % 2 == 0 ? before / 2.0 : -(before + 1) / 2.0;  // 0, -1, 1, -2, 2, ...
-    const double x = logarithmic ? r.cache_bytes_per_second * std::exp2(0.06 * step) : r.cache_bytes_per_second + 0.015 * span * step;
+    const double x = logarithmic ? r.cache_bytes_per_second * std::exp2(0.06 * step)
+                                 : r.cache_bytes_per_second + 0.015 * span * step;
     const std::string at = text(fixed(x / 1000, 6), ' ', fixed(r.wer, 4));
     points += text(at, ' ', fixed(r.low, 4), ' ', fixed(r.high, 4), '\n');
     std::string label;
     for (const char c : r.name) label += c == '"' || c == '\\' ? text('\\', c) : std::string(1, c);
     names[before % 2] += text(at, " \"", label, "\"\n");
   }
-  const std::string range = logarithmic ? text(fixed(least / 2000, 6), ':', fixed(most / 500, 6))
-                                        : text(fixed((least - 0.3 * span) / 1000, 6), ':', fixed((most + 0.4 * span) / 1000, 6));
+  const std::string range =
+      logarithmic ? text(fixed(least / 2000, 6), ':', fixed(most / 500, 6))
+                  : text(fixed((least - 0.3 * span) / 1000, 6), ':', fixed((most + 0.4 * span) / 1000, 6));
   std::string script = text("set encoding utf8\nset termoption noenhanced\n$points << EOD\n", points, "EOD\n");
   std::string list = "$points using 1:2:3:4 with yerrorbars lw 2 pt 7 lc rgb '#0060ad'";
   for (const int side : {0, 1}) {
     if (names[side].empty()) continue;
     script += text("$names", side, " << EOD\n", names[side], "EOD\n");
-    list += text(", $names", side, " using 1:2:3 with labels ", side == 0 ? "left offset 1,0.4" : "right offset -1,0.4");
+    list +=
+        text(", $names", side, " using 1:2:3 with labels ", side == 0 ? "left offset 1,0.4" : "right offset -1,0.4");
   }
-  script += text(logarithmic ? "set logscale x 2\n" : "", "set xrange [", range, "]\nset yrange [0:", fixed(1.1 * highest, 4),
-                 "]\nset grid\nset bars small\nunset key\nset xlabel 'key-value cache, kB a second of speech'\n"
-                 "set ylabel 'word error rate, %, with its 95% interval'\nplot ", list, '\n');
+  script +=
+      text(logarithmic ? "set logscale x 2\n" : "", "set xrange [", range, "]\nset yrange [0:", fixed(1.1 * highest, 4),
+           "]\nset grid\nset bars small\nunset key\nset xlabel 'key-value cache, kB a second of speech'\n"
+           "set ylabel 'word error rate, %, with its 95% interval'\nplot ",
+           list, '\n');
   draw(path, script);
 }
 
@@ -234,7 +252,9 @@ void compare(const CompareOptions& o) {
   if (!o.plot.empty()) require_picture(o.plot);
   const auto results = read_results(o);
   for (const Result& r : results)
-    if (r.streamed) say("note: ", r.name, " was streamed: its cache is given as of whole utterances in single precision all the same");
+    if (r.streamed)
+      say("note: ", r.name,
+          " was streamed: its cache is given as of whole utterances in single precision all the same");
   std::vector<std::optional<Difference>> differences(1);
   std::string sentences;
   nlohmann::json rows = nlohmann::json::array();
@@ -252,23 +272,33 @@ void compare(const CompareOptions& o) {
            {"results", rows}});
   if (!o.plot.empty()) plot_results(o.plot, results);
   print_table(results, differences);
-  std::printf("%s(95%% intervals by utterance, the same ones drawn for both of a difference; of other trainings they know nothing)\n",
-              sentences.c_str());
+  std::printf(
+      "%s(95%% intervals by utterance, the same ones drawn for both of a difference; of other trainings they know "
+      "nothing)\n",
+      sentences.c_str());
 }
 
 }  // namespace
 
 void add_compare_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("compare", "results of eval in one table, and which are told apart from the first");
+  CLI::App* command =
+      app.add_subcommand("compare", "results of eval in one table, and which are told apart from the first");
   const auto o = std::make_shared<CompareOptions>();
   o->add_to(*command);
-  command->add_option("results", o->files, "files that `laconic eval --json` wrote, of the same utterances; the first is what others are "
-                                           "compared with")->required()->type_name("FILE");
+  command
+      ->add_option("results", o->files,
+                   "files that `laconic eval --json` wrote, of the same utterances; the first is what others are "
+                   "compared with")
+      ->required()
+      ->type_name("FILE");
   command->add_option("--names", o->names, "of the results, in their order; default: the files' own")
-      ->type_name("A,B,...")->delimiter(',')->allow_extra_args(false);
+      ->type_name("A,B,...")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command->add_option("--plot", o->plot, "draw WER by cache into this .png or .svg, with gnuplot")->type_name("FILE");
-  command->footer("Example:\n  laconic eval --model runs/mha --data digits/test.jsonl --json mha.json\n"
-                  "  laconic eval --model runs/mla --data digits/test.jsonl --json mla.json\n"
-                  "  laconic compare mha.json mla.json --names before,after --plot wer_cache.png");
+  command->footer(
+      "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl --json mha.json\n"
+      "  laconic eval --model runs/mla --data digits/test.jsonl --json mla.json\n"
+      "  laconic compare mha.json mla.json --names before,after --plot wer_cache.png");
   command->callback([=] { compare(*o); });
 }

@@ -15,12 +15,14 @@ struct ConvertOptions : CommonOptions {
 };
 
 /// The first utterances of a corpus; of none, nothing.
-SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const Recognizer& model, bool with_texts, int threads) {
+SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const Recognizer& model, bool with_texts,
+                             int threads) {
   if (corpus.empty()) return {};
   auto utterances = read_corpus(corpus);
   require(!utterances.empty(), corpus, ": no utterances in it");
   utterances.resize(std::min(utterances.size(), most));
-  const Dataset data = load_dataset(utterances, model.config.features, with_texts ? &model.vocabulary : nullptr, threads);
+  const Dataset data =
+      load_dataset(utterances, model.config.features, with_texts ? &model.vocabulary : nullptr, threads);
   say_notes(data.notes);
   std::vector<Index> all(utterances.size());
   std::iota(all.begin(), all.end(), Index{0});
@@ -45,20 +47,28 @@ void plot(const ConvertOptions& o, const std::vector<std::vector<double>>& spect
     ranks += text(l, ' ', report["layers"][l]["kv_lora_rank"].get<Index>(), '\n');
   }
   const auto each_layer = [&](const char* name) {
-    return text("plot for [i=0:", spectra.size() - 1, "] ", name, " index i using 1:2 with lines lw 1.5 lc palette frac (i/",
+    return text("plot for [i=0:", spectra.size() - 1, "] ", name,
+                " index i using 1:2 with lines lw 1.5 lc palette frac (i/",
                 std::max<std::size_t>(1, spectra.size() - 1), ".0) title 'layer '.i\n");
   };
   const std::string end = "EOD\n", title_end = text(", ", o.method, "'\n"),
-                    common = end + "set grid\nset key outside font ',10'\nunset colorbox\nset autoscale xfix\nset palette defined (0 '#0060ad', 1 '#dd7711')\n"
-                                   "set xlabel 'rank'\n";
+                    common = end +
+                             "set grid\nset key outside font ',10'\nunset colorbox\nset autoscale xfix\nset palette "
+                             "defined (0 '#0060ad', 1 '#dd7711')\n"
+                             "set xlabel 'rank'\n";
   const auto at = [&](const char* name) { return (std::filesystem::path(o.plots) / name).string(); };
-  draw(at("spectra.png"), values + common + "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\n" +
-                              "set title 'Keys and values" + title_end + each_layer("$values"));
-  draw(at("error_by_rank.png"), errors + common + "set yrange [0:1]\nset ylabel 'relative error of keys and values'\nset title 'What a rank loses" +
-                                    title_end + each_layer("$errors"));
-  draw(at("ranks.png"), ranks + end + "set grid y\nset xtics 1\nset style fill solid 0.8\nset boxwidth 0.8\nset xlabel 'layer'\n" +
-                            "set ylabel 'rank of the latent'\nset yrange [0:*]\nset title 'Ranks by layer, " + o.allocation +
-                            "'\nplot $ranks using 1:2 with boxes lc rgb '#0060ad' notitle\n");
+  draw(at("spectra.png"),
+       values + common +
+           "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\n" +
+           "set title 'Keys and values" + title_end + each_layer("$values"));
+  draw(at("error_by_rank.png"),
+       errors + common +
+           "set yrange [0:1]\nset ylabel 'relative error of keys and values'\nset title 'What a rank loses" +
+           title_end + each_layer("$errors"));
+  draw(at("ranks.png"),
+       ranks + end + "set grid y\nset xtics 1\nset style fill solid 0.8\nset boxwidth 0.8\nset xlabel 'layer'\n" +
+           "set ylabel 'rank of the latent'\nset yrange [0:*]\nset title 'Ranks by layer, " + o.allocation +
+           "'\nplot $ranks using 1:2 with boxes lc rgb '#0060ad' notitle\n");
 }
 
 void convert(ConvertOptions& o) {
@@ -66,14 +76,18 @@ void convert(ConvertOptions& o) {
   const bool is_calibrated = method == ConversionMethod::activation || method == ConversionMethod::score_aware;
   const auto allocation = from_name<RankAllocation>(o.allocation).value();
   const bool minds_texts = allocation == RankAllocation::fisher;
-  require(!is_calibrated || !o.calibration.empty(), "--method ", o.method, " needs speech to calibrate on: --calibration");
-  require(!minds_texts || !o.calibration.empty(), "--allocation ", o.allocation, " needs speech with its text: --calibration");
-  require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method, " looks at the weights alone, so --calibration has no use");
+  require(!is_calibrated || !o.calibration.empty(), "--method ", o.method,
+          " needs speech to calibrate on: --calibration");
+  require(!minds_texts || !o.calibration.empty(), "--allocation ", o.allocation,
+          " needs speech with its text: --calibration");
+  require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method,
+          " looks at the weights alone, so --calibration has no use");
   if (o.export_mha) o.attention.attention = "mha";
   if (!o.variant.empty()) o.attention.attention = o.variant == "full" ? "mla" : "mla-" + o.variant;
   if (!o.plots.empty()) {
     const AttentionName attention = o.attention.chosen().attention;
-    require(attention == AttentionName::mla || attention == AttentionName::mla_simple, "--plots: ", to_name(attention), " given, mla or mla-simple expected");
+    require(attention == AttentionName::mla || attention == AttentionName::mla_simple, "--plots: ", to_name(attention),
+            " given, mla or mla-simple expected");
     require_gnuplot();
     make_folder(o.plots);
   }
@@ -81,8 +95,9 @@ void convert(ConvertOptions& o) {
   const SpeechBatch batch = first_utterances(o.speech, 32, source, false, o.threads);
   const SpeechBatch calibration = first_utterances(o.calibration, 256, source, minds_texts, o.threads);
   nlohmann::json report;
-  const ConversionChoice how{method, o.calibration.empty() ? nullptr : &calibration, allocation, Seed(static_cast<std::uint64_t>(o.seed)), o.hadamard,
-                             o.threads};
+  const ConversionChoice how{method,     o.calibration.empty() ? nullptr : &calibration,
+                             allocation, Seed(static_cast<std::uint64_t>(o.seed)),
+                             o.hadamard, o.threads};
   const Recognizer target = source.convert(o.attention.chosen(), o.speech.empty() ? nullptr : &batch, report, how);
   o.export_mha ? target.export_hugging_face(o.output) : target.save(o.output);
   report["model"] = o.output;
@@ -96,25 +111,31 @@ void convert(ConvertOptions& o) {
   o.write(report);
   if (!o.plots.empty()) plot(o, source.spectra(how), report);
 
-  std::printf("relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of the weights\n",
-              report["measured_on"].get<std::string>().c_str());
+  std::printf(
+      "relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of "
+      "the weights\n",
+      report["measured_on"].get<std::string>().c_str());
   int width = 0;
-  for (const auto& layer : report["layers"]) width = std::max(width, static_cast<int>(layer["layer"].get_ref<const std::string&>().size()));
-  std::printf("%-*s %5s %7s %7s %10s %11s %10s %10s %10s %8s\n", width, "layer", "rank", "K", "V", "predicted", "keys+values", "output", "squared", "absolute", "cosine");
+  for (const auto& layer : report["layers"])
+    width = std::max(width, static_cast<int>(layer["layer"].get_ref<const std::string&>().size()));
+  std::printf("%-*s %5s %7s %7s %10s %11s %10s %10s %10s %8s\n", width, "layer", "rank", "K", "V", "predicted",
+              "keys+values", "output", "squared", "absolute", "cosine");
   const auto row = [&](const std::string& name, const std::string& rank, const nlohmann::json& r) {
-    const auto of_weights = [&](const char* key) { return r.contains(key) ? fixed(r[key].get<double>(), 4) : std::string(); };
-    std::printf("%-*s %5s %7s %7s %10.4f %11.4f %10.4f %10.3g %10.3g %8.5f\n", width, name.c_str(), rank.c_str(), of_weights("k_factor_error").c_str(),
-                of_weights("v_factor_error").c_str(), r["predicted_error"].get<double>(),
-                r["key_value_error"].get<double>(), r["output_error"].get<double>(), r["output_mse"].get<double>(),
-                r["output_mae"].get<double>(), r["output_cosine"].get<double>());
+    const auto of_weights = [&](const char* key) {
+      return r.contains(key) ? fixed(r[key].get<double>(), 4) : std::string();
+    };
+    std::printf("%-*s %5s %7s %7s %10.4f %11.4f %10.4f %10.3g %10.3g %8.5f\n", width, name.c_str(), rank.c_str(),
+                of_weights("k_factor_error").c_str(), of_weights("v_factor_error").c_str(),
+                r["predicted_error"].get<double>(), r["key_value_error"].get<double>(), r["output_error"].get<double>(),
+                r["output_mse"].get<double>(), r["output_mae"].get<double>(), r["output_cosine"].get<double>());
   };
   for (const auto& layer : report["layers"]) {
     const Index rank = layer["kv_lora_rank"];
     row(layer["layer"], rank > 0 ? text(rank) : "", layer);
   }
   row("all layers", "", report);
-  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", width + 49, report["logits_error"].get<double>(),
-              source.cache_bytes_per_second(), target.cache_bytes_per_second(),
+  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", width + 49,
+              report["logits_error"].get<double>(), source.cache_bytes_per_second(), target.cache_bytes_per_second(),
               100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(), o.output.c_str());
   if (!o.plots.empty()) std::printf("plots: %s/{spectra,error_by_rank,ranks}.png\n", o.plots.c_str());
 }
@@ -122,35 +143,55 @@ void convert(ConvertOptions& o) {
 }  // namespace
 
 void add_convert_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("convert", "give a trained model another attention: a latent (by SVD), grouped queries, or back");
+  CLI::App* command = app.add_subcommand(
+      "convert", "give a trained model another attention: a latent (by SVD), grouped queries, or back");
   const auto o = std::make_shared<ConvertOptions>();
   o->add_to(*command);
   command->add_option("--input", o->input, "model folder")->required()->type_name("DIR");
   command->add_option("--output", o->output, "model folder to write")->required()->type_name("DIR");
   CLI::Option* attention = o->attention.add_to(*command).front();
-  CLI::Option* variant = command->add_option("--variant", o->variant, "short for --attention mla-simple, mla (full), mla-split or mla-head")
-                             ->check(CLI::IsMember({"simple", "full", "split", "head"}))->excludes(attention);
-  command->add_flag("--export-mha", o->export_mha, "with full attention again, as a folder that Hugging Face transformers loads (wav2vec2-conformer)")
-      ->excludes(attention)->excludes(variant);
-  command->add_option("--speech", o->speech, "measure the error on the first 32 utterances of this corpus; default: on white noise")
+  CLI::Option* variant =
+      command
+          ->add_option("--variant", o->variant, "short for --attention mla-simple, mla (full), mla-split or mla-head")
+          ->check(CLI::IsMember({"simple", "full", "split", "head"}))
+          ->excludes(attention);
+  command
+      ->add_flag("--export-mha", o->export_mha,
+                 "with full attention again, as a folder that Hugging Face transformers loads (wav2vec2-conformer)")
+      ->excludes(attention)
+      ->excludes(variant);
+  command
+      ->add_option("--speech", o->speech,
+                   "measure the error on the first 32 utterances of this corpus; default: on white noise")
       ->type_name("PATH");
   command
-      ->add_option("--method", o->method, "how to find latents: from the weights (svd, randomized) or for speech (activation, score-aware)")
+      ->add_option("--method", o->method,
+                   "how to find latents: from the weights (svd, randomized) or for speech (activation, score-aware)")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConversionMethod>()));
   command
       ->add_option("--calibration", o->calibration,
-                   "speech for which latents are found and heads merged (activation, score-aware) or layers weighed (fisher): the first 256 utterances of this corpus")
+                   "speech for which latents are found and heads merged (activation, score-aware) or layers weighed "
+                   "(fisher): the first 256 utterances of this corpus")
       ->type_name("PATH");
-  command->add_option("--allocation", o->allocation, "how layers share --latent-dim times their number of cached floats, in multiples of 8")
+  command
+      ->add_option("--allocation", o->allocation,
+                   "how layers share --latent-dim times their number of cached floats, in multiples of 8")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<RankAllocation>()));
-  command->add_flag("--hadamard", o->hadamard, "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less; not of mla-head");
-  command->add_option("--plots", o->plots, "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")->type_name("DIR");
-  command->footer("Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "
-                  "--speech digits/valid.jsonl\n"
-                  "  laconic convert --input runs/mha --output runs/mla --latent-dim 32 --method activation --calibration digits/train.jsonl "
-                  "--allocation water-filling --plots plots\n"
-                  "  laconic convert --input w2v-mla --output w2v-mha --export-mha");
+  command->add_flag(
+      "--hadamard", o->hadamard,
+      "mix the channels of latents by a Hadamard matrix, so that a cache in 8 bits loses less; not of mla-head");
+  command
+      ->add_option("--plots", o->plots,
+                   "draw singular values, errors by rank and the layers' ranks into this folder, with gnuplot")
+      ->type_name("DIR");
+  command->footer(
+      "Example:\n  laconic convert --input runs/mha --output runs/mla --attention mla-simple --latent-dim 64 "
+      "--speech digits/valid.jsonl\n"
+      "  laconic convert --input runs/mha --output runs/mla --latent-dim 32 --method activation --calibration "
+      "digits/train.jsonl "
+      "--allocation water-filling --plots plots\n"
+      "  laconic convert --input w2v-mla --output w2v-mha --export-mha");
   command->callback([=] { convert(*o); });
 }

@@ -24,14 +24,15 @@ struct EvalOptions : CommonOptions {
 /// Utterances, and what is known of each before its samples are read.
 struct Corpus {
   std::vector<Utterance> utterances;
-  std::vector<double> seconds;           ///< as the files say, not the manifest
-  std::vector<std::string> identities;   ///< what tells an utterance from others
+  std::vector<double> seconds;          ///< as the files say, not the manifest
+  std::vector<std::string> identities;  ///< what tells an utterance from others
 
   explicit Corpus(const std::string& data) : utterances(read_corpus(data)) {
     require(!utterances.empty(), data, ": no utterances");
     for (const Utterance& u : utterances) {
       seconds.push_back(detail::audio_duration(u.audio_filepath));
-      identities.push_back(text(name(u), '\n', u.text, '\n', seconds.back(), '\n', std::filesystem::file_size(u.audio_filepath)));
+      identities.push_back(
+          text(name(u), '\n', u.text, '\n', seconds.back(), '\n', std::filesystem::file_size(u.audio_filepath)));
     }
   }
   Index size() const { return static_cast<Index>(utterances.size()); }
@@ -64,7 +65,8 @@ struct Findings {
 /// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
 class PartialFile {
  public:
-  PartialFile(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus) : corpus_(corpus), streaming_(o.stream.streaming) {
+  PartialFile(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus)
+      : corpus_(corpus), streaming_(o.stream.streaming) {
     // Beside a pipe or a device there is no place.
     if (o.json.empty() || (std::filesystem::exists(o.json) && !std::filesystem::is_regular_file(o.json))) return;
     path_ = o.json + ".partial";
@@ -72,8 +74,11 @@ class PartialFile {
             {"parameters", recognizer.fingerprint()},
             {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary.to_json().dump()})}};
     if (streaming_)
-      run_["streaming"] = {{"streams", o.streams}, {"chunk", o.stream.chunk}, {"left_context", o.stream.left_context},
-                           {"cache", o.stream.cache}, {"block_ms", o.stream.block_ms}};
+      run_["streaming"] = {{"streams", o.streams},
+                           {"chunk", o.stream.chunk},
+                           {"left_context", o.stream.left_context},
+                           {"cache", o.stream.cache},
+                           {"block_ms", o.stream.block_ms}};
   }
 
   /// Nothing where there is no such file; throws where it belongs to another run.
@@ -82,7 +87,8 @@ class PartialFile {
     const nlohmann::json json = read_json(path_, std::size_t{1} << 30);
     auto found = json_member<Findings>(json, "found", path_);
     const auto size = found.whole.hypotheses.size();
-    require_same_run(json.value("run", nlohmann::json()), run(std::min(found.done(), corpus_.size())), path_, "name for --json");
+    require_same_run(json.value("run", nlohmann::json()), run(std::min(found.done(), corpus_.size())), path_,
+                     "name for --json");
     require(found.whole.errors.size() == size && found.streamed.hypotheses.size() == (streaming_ ? size : 0) &&
                 found.streamed.errors.size() == found.streamed.hypotheses.size(),
             path_, ": contradicts itself; delete it to start anew");
@@ -90,7 +96,8 @@ class PartialFile {
     return found;
   }
   void write(const Findings& found) const {
-    if (!path_.empty()) write_file(path_, nlohmann::json{{"run", run(found.done())}, {"found", to_json(found)}}.dump() + '\n');
+    if (!path_.empty())
+      write_file(path_, nlohmann::json{{"run", run(found.done())}, {"found", to_json(found)}}.dump() + '\n');
   }
   void remove() const {
     if (!path_.empty()) std::filesystem::remove(path_);
@@ -111,30 +118,37 @@ class PartialFile {
   nlohmann::json run_;
 };
 
-/// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each other, so
-/// that portions change no result.
-Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus, const PartialFile& partial) {
+/// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each
+/// other, so that portions change no result.
+Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus,
+                              const PartialFile& partial) {
   Findings found = partial.read();
   const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
-  const auto longest_frames = static_cast<Index>(std::ceil(longest * recognizer.config.frames_per_second())) + 2;  // resampling rounds up
+  const auto longest_frames =
+      static_cast<Index>(std::ceil(longest * recognizer.config.frames_per_second())) + 2;  // resampling rounds up
   const StreamConfig stream = o.stream.config(o.streams, longest_frames, o.threads);
   const double all = corpus.seconds_from(0), ahead = corpus.seconds_from(found.done());
   const auto start = std::chrono::steady_clock::now();
   StatusLine line;
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
-    const Dataset data = load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config.features, nullptr, o.threads);
+    const Dataset data =
+        load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config.features, nullptr, o.threads);
     notes.insert(notes.end(), data.notes.begin(), data.notes.end());
     Cpu<float> cpu(o.threads);  // its memory goes with the portion, for the next one has other shapes
     found.whole += recognizer.evaluate(cpu, data);
-    if (o.stream.streaming) found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config));
+    if (o.stream.streaming)
+      found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config));
     if (found.done() == corpus.size()) break;
     partial.write(found);
     if (!line.due()) continue;
     const Evaluation& e = found.wanted(o.stream.streaming);
-    const double left = corpus.seconds_from(found.done()), took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    line.show(text(found.done(), " of ", corpus.size(), " utterances  ", fixed((all - left) / 60, 1), " of ", fixed(all / 60, 1), " min of speech  real-time factor ",
-                   fixed(e.compute_seconds / e.audio_seconds, 3), "  WER ", fixed(100 * e.wer(), 2), "%  ", fixed(took / (ahead - left) * left, 0), " s left"));
+    const double left = corpus.seconds_from(found.done()),
+                 took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    line.show(text(found.done(), " of ", corpus.size(), " utterances  ", fixed((all - left) / 60, 1), " of ",
+                   fixed(all / 60, 1), " min of speech  real-time factor ",
+                   fixed(e.compute_seconds / e.audio_seconds, 3), "  WER ", fixed(100 * e.wer(), 2), "%  ",
+                   fixed(took / (ahead - left) * left, 0), " s left"));
   }
   line.end();
   say_notes(notes);
@@ -147,11 +161,15 @@ std::string to_text(const nlohmann::json& json, int indent) {
 }
 
 /// One JSON object a line: name, text as it was compared, hypothesis.
-void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation) {
+void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const Corpus& corpus,
+                       const Evaluation& evaluation) {
   std::string out;
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     const Utterance& u = corpus.utterances[i];
-    out += to_text({{"name", Corpus::name(u)}, {"text", recognizer.vocabulary.written(u.text)}, {"hypothesis", evaluation.hypotheses[i]}}, -1);
+    out += to_text({{"name", Corpus::name(u)},
+                    {"text", recognizer.vocabulary.written(u.text)},
+                    {"hypothesis", evaluation.hypotheses[i]}},
+                   -1);
   }
   write_file(path, out);
 }
@@ -193,45 +211,51 @@ void eval(const EvalOptions& o) {
   if (o.stream.streaming) {
     const StreamedEvaluation& streamed = found.streamed;
     Index changed = 0;
-    for (std::size_t i = 0; i < corpus.utterances.size(); ++i) changed += streamed.hypotheses[i] != found.whole.hypotheses[i];
+    for (std::size_t i = 0; i < corpus.utterances.size(); ++i)
+      changed += streamed.hypotheses[i] != found.whole.hypotheses[i];
     streaming = stream_json(streamed, recognizer, changed);
-    streaming_lines = text("streamed: ", o.streams, " at once, chunks of ", fixed(streaming["chunk_seconds"].get<double>(), 2), " s, ", streamed.attention_bytes,
-                           " + ", streamed.convolution_bytes, " + ", streamed.feature_bytes,
-                           " bytes a stream (keys and values, convolutions, features)\na push that makes frames final takes ",
-                           fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ", changed, " of ",
-                           corpus.size(), " transcripts differ from those of whole utterances under the model's mask\n");
+    streaming_lines = text(
+        "streamed: ", o.streams, " at once, chunks of ", fixed(streaming["chunk_seconds"].get<double>(), 2), " s, ",
+        streamed.attention_bytes, " + ", streamed.convolution_bytes, " + ", streamed.feature_bytes,
+        " bytes a stream (keys and values, convolutions, features)\na push that makes frames final takes ",
+        fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ",
+        changed, " of ", corpus.size(), " transcripts differ from those of whole utterances under the model's mask\n");
   }
   const WordErrors errors = evaluation.total_errors();
   const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(o.seed)));
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
-  nlohmann::json result{
-           {"model", o.model},
-           {"data", o.data},
-           {"encoder", to_name(recognizer.config.model)},
-           {"attention", to_name(recognizer.config.encoder.attention)},
-           {"utterances", corpus.size()},
-           {"wer", 100 * errors.rate()},
-           {"wer_low", 100 * interval.low},
-           {"wer_high", 100 * interval.high},
-           {"substitutions", errors.substitutions},
-           {"deletions", errors.deletions},
-           {"insertions", errors.insertions},
-           {"reference_words", errors.reference_words},
-           {"audio_seconds", corpus.seconds_from(0)},
-           {"compute_seconds", evaluation.compute_seconds},
-           {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
-           {"parameters", recognizer.count_parameters()},
-           {"peak_memory_bytes", peak_resident_bytes()}};
+  nlohmann::json result{{"model", o.model},
+                        {"data", o.data},
+                        {"encoder", to_name(recognizer.config.model)},
+                        {"attention", to_name(recognizer.config.encoder.attention)},
+                        {"utterances", corpus.size()},
+                        {"wer", 100 * errors.rate()},
+                        {"wer_low", 100 * interval.low},
+                        {"wer_high", 100 * interval.high},
+                        {"substitutions", errors.substitutions},
+                        {"deletions", errors.deletions},
+                        {"insertions", errors.insertions},
+                        {"reference_words", errors.reference_words},
+                        {"audio_seconds", corpus.seconds_from(0)},
+                        {"compute_seconds", evaluation.compute_seconds},
+                        {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
+                        {"parameters", recognizer.count_parameters()},
+                        {"peak_memory_bytes", peak_resident_bytes()}};
   if (o.stream.streaming) result["streaming"] = streaming;
   add_utterances(result, corpus, evaluation);
   if (!o.json.empty()) write_file(o.json, to_text(result, 2));
   partial.remove();
-  std::printf("WER %.2f%% [%.2f, %.2f]  (%td substitutions, %td deletions, %td insertions in %td words; 95%% interval by utterance)\n",
-              100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions, errors.insertions,
-              errors.reference_words);
-  std::printf("%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times real time, %d threads)\n",
-              std::string(to_name(recognizer.config.encoder.attention)).c_str(), recognizer.count_parameters(), recognizer.cache_bytes_per_second(),
-              corpus.seconds_from(0), evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
+  std::printf(
+      "WER %.2f%% [%.2f, %.2f]  (%td substitutions, %td deletions, %td insertions in %td words; 95%% interval by "
+      "utterance)\n",
+      100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions,
+      errors.insertions, errors.reference_words);
+  std::printf(
+      "%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
+      "real time, %d threads)\n",
+      std::string(to_name(recognizer.config.encoder.attention)).c_str(), recognizer.count_parameters(),
+      recognizer.cache_bytes_per_second(), corpus.seconds_from(0), evaluation.compute_seconds,
+      corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
   std::printf("%s", streaming_lines.c_str());
 }
 
@@ -243,17 +267,29 @@ void add_eval_command(CLI::App& app) {
   o->add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
   command->add_option("--data", o->data, "manifest or LibriSpeech folder")->required()->type_name("PATH");
-  command->add_option("--transcripts", o->transcripts, "write texts, as they are compared, and hypotheses to this file, a JSON object a line")->type_name("FILE");
-  command->add_option("--at-once", o->at_once, "seconds of speech in memory at once (streamed: for each stream); changes no result")
+  command
+      ->add_option("--transcripts", o->transcripts,
+                   "write texts, as they are compared, and hypotheses to this file, a JSON object a line")
+      ->type_name("FILE");
+  command
+      ->add_option("--at-once", o->at_once,
+                   "seconds of speech in memory at once (streamed: for each stream); changes no result")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->get_option("--json")->description("write the result to this file, too; FILE.partial keeps what is done until then, and the same command goes on from it");
+  command->get_option("--json")->description(
+      "write the result to this file, too; FILE.partial keeps what is done until then, and the same command goes on "
+      "from it");
   o->stream.add_to(*command, "as speech that comes block by block to many streams at once");
-  command->add_option("--streams", o->streams, "utterances at once, streamed")->capture_default_str()->check(CLI::PositiveNumber);
-  command->footer("Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones where it has no capitals.\n\n"
-                  "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
-                  "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json clean.json\n"
-                  "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8");
+  command->add_option("--streams", o->streams, "utterances at once, streamed")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->footer(
+      "Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones "
+      "where it has no capitals.\n\n"
+      "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
+      "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json "
+      "clean.json\n"
+      "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8");
   command->callback([=] {
     if (!o->transcripts.empty()) o->transcripts = output_file(o->transcripts);
     eval(*o);

@@ -35,7 +35,8 @@ void require_gnuplot() {
 }
 
 void require_picture(const std::string& path) {
-  require(path.ends_with(".png") || path.ends_with(".svg"), "--plot: ", path, " given, a name that ends in .png or .svg expected");
+  require(path.ends_with(".png") || path.ends_with(".svg"), "--plot: ", path,
+          " given, a name that ends in .png or .svg expected");
   require(std::filesystem::is_directory(std::filesystem::absolute(path).parent_path()), path, ": no such folder");
   require_gnuplot();
 }
@@ -49,7 +50,8 @@ std::string gnuplot_quoted(const std::string& plain) {
 std::string gnuplot_output(const std::string& path, bool is_large) {
   const bool svg = path.ends_with(".svg");
   const char* size = svg ? (is_large ? "1300,800" : "1000,500") : (is_large ? "1560,960" : "1200,580");
-  return text("set terminal ", svg ? "svg" : "pngcairo", " size ", size, " font 'sans,13'\nset output ", gnuplot_quoted(path), '\n');
+  return text("set terminal ", svg ? "svg" : "pngcairo", " size ", size, " font 'sans,13'\nset output ",
+              gnuplot_quoted(path), '\n');
 }
 
 void run_gnuplot(const std::filesystem::path& script) {

@@ -10,9 +10,9 @@
 
 namespace {
 
-/// libgomp's waiting threads spin for long by default, which costs a busy machine dearly, and sleep at once if told to, which
-/// costs a quiet one (docs/architecture.md has the numbers). The library reads its settings before main, so the program
-/// starts itself again with one.
+/// libgomp's waiting threads spin for long by default, which costs a busy machine dearly, and sleep at once if told to,
+/// which costs a quiet one (docs/architecture.md has the numbers). The library reads its settings before main, so the
+/// program starts itself again with one.
 void let_threads_wait_shortly(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   ::setenv("GOMP_SPINCOUNT", "300", 1);
@@ -20,9 +20,12 @@ void let_threads_wait_shortly(char** argv) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"laconic: speech recognition with a small key-value cache. Trains Conformers with full attention (MHA), converts\n"
-               "them to latent attention (MLA) or grouped queries (GQA), and measures word error rate against cache size."};
-  app.set_version_flag("--version", laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
+  CLI::App app{
+      "laconic: speech recognition with a small key-value cache. Trains Conformers with full attention (MHA), "
+      "converts\n"
+      "them to latent attention (MLA) or grouped queries (GQA), and measures word error rate against cache size."};
+  app.set_version_flag("--version",
+                       laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
   app.require_subcommand(1);
   app.footer("Example:\n  laconic study --out study --preset quick\n\n`laconic COMMAND --help` says more of each.");
   add_data_command(app);
@@ -36,7 +39,8 @@ int run(int argc, char** argv) {
   add_stream_study_command(app);
   try {
     app.parse(argc, argv);
-    laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, "standard output: cannot write the result");  // a full disk
+    laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+                     "standard output: cannot write the result");  // a full disk
     return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error);

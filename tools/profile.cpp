@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic profile: what a model costs, in parameters, cache, operations, memory and time, whole utterances and streamed.
+// laconic profile: what a model costs, in parameters, cache, operations, memory and time, whole utterances and
+// streamed.
 #include "cli.hpp"
 #include "gnuplot.hpp"
 #include "profile_report.hpp"
@@ -52,15 +53,17 @@ Index available_bytes() {
   return static_cast<Index>(::sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(::sysconf(_SC_PAGESIZE));
 }
 
-/// Roughly what encoding or streaming takes beside the weights: the widest of the subsampling and of a block; or what a stream
-/// keeps that keeps all, with its tables of positions.
+/// Roughly what encoding or streaming takes beside the weights: the widest of the subsampling and of a block; or what a
+/// stream keeps that keeps all, with its tables of positions.
 Index working_bytes(const EncoderConfig& c, Index n) {
   const WaveformConfig& w = c.waveform;
   const Index half = w.empty() ? c.subsampling / 2 * n * Conv2dShape{1, c.channels(), c.num_mels, 2}.out_cols()
                                : 2 * n * c.subsampling / w.conv_stride[0] * w.conv_dim[0];
-  const Index quarter = w.empty() ? n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels() : 0;
+  const Index quarter =
+      w.empty() ? n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels() : 0;
   const Index block = n * c.d_model * (10 + 2 * std::max(c.ffn_expansion, c.cgmlp_expansion));
-  const Index kept = c.over_layers([&](const AttentionConfig& a) { return AnyAttention::cache_bytes(a, frames(n)) / 4 + 2 * n * c.d_model; });
+  const Index kept = c.over_layers(
+      [&](const AttentionConfig& a) { return AnyAttention::cache_bytes(a, frames(n)) / 4 + 2 * n * c.d_model; });
   return 6 * std::max({half + quarter, block, kept});  // blocks of the arena are up to a quarter larger
 }
 
@@ -68,12 +71,14 @@ Index working_bytes(const EncoderConfig& c, Index n) {
 void require_memory(const std::string& name, const EncoderConfig& config, Index weight_bytes, Index n) {
   const auto gib = [](Index bytes) { return fixed(static_cast<double>(bytes) / (1 << 30), 1); };
   const Index needed = weight_bytes + working_bytes(config, n), available = available_bytes();
-  const std::string weights = weight_bytes > 0 ? text(" (", gib(weight_bytes), " for its weights)") : " beside its weights";
-  require(needed < available, name, " with ", n, " frames needs about ", gib(needed), " GiB of memory", weights, "; ", gib(available),
-          " GiB are available");
+  const std::string weights =
+      weight_bytes > 0 ? text(" (", gib(weight_bytes), " for its weights)") : " beside its weights";
+  require(needed < available, name, " with ", n, " frames needs about ", gib(needed), " GiB of memory", weights, "; ",
+          gib(available), " GiB are available");
 }
 
-/// The path that attention takes by its costs, over whole utterances or with so many frames kept; empty where it has one only.
+/// The path that attention takes by its costs, over whole utterances or with so many frames kept; empty where it has
+/// one only.
 std::string attention_path(const EncoderConfig& c, const Mask& mask, Index kept = -1) {
   const AttentionConfig config = AnyAttention::named(c.attention_config());
   return AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) -> std::string {
@@ -91,11 +96,13 @@ void count_costs(Profile& p) {
     p.subsampling_parameters = M::front_parameter_count(c);
     p.flops = M::flops(c, frames(p.frames));
     for (const auto& entry : enum_names(CacheStorage()))
-      p.cache.push_back({entry.value, M::cache_bytes(c, frames(1), entry.value), M::cache_bytes(c, frames(p.frames), entry.value)});
+      p.cache.push_back(
+          {entry.value, M::cache_bytes(c, frames(1), entry.value), M::cache_bytes(c, frames(p.frames), entry.value)});
   });
   if (p.has_state()) p.cache.resize(1);
   p.attention_parameters = c.over_layers([](const AttentionConfig& a) { return AnyAttention::parameter_count(a); });
-  p.attention_flops = c.over_layers([&](const AttentionConfig& a) { return AnyAttention::flops(a, frames(p.frames), c.mask()); });
+  p.attention_flops =
+      c.over_layers([&](const AttentionConfig& a) { return AnyAttention::flops(a, frames(p.frames), c.mask()); });
   p.attention_path = attention_path(c, c.mask());
 }
 
@@ -103,7 +110,8 @@ void count_costs(Profile& p) {
 template <class F>
 Latency measure(Index repeats, F&& once) {
   Latency out;
-  for (double sum = 0; static_cast<Index>(out.seconds.size()) < repeats && sum < enough_seconds; sum += out.seconds.back())
+  for (double sum = 0; static_cast<Index>(out.seconds.size()) < repeats && sum < enough_seconds;
+       sum += out.seconds.back())
     out.seconds.push_back(once());
   std::ranges::sort(out.seconds);
   return out;
@@ -124,15 +132,20 @@ void measure_encoding(const Model& model, const ProfileOptions& o, Profile& p) {
     };
     const double first = once();  // takes memory, which is nothing to a pass that is slow
     const Latency latency = first < enough_seconds ? measure(o.repeats, once) : Latency{{first}};
-    p.encoding.push_back({n, latency, Model::flops(model.config(), frames(n)), static_cast<Index>(cpu.arena().peak_bytes())});
+    p.encoding.push_back(
+        {n, latency, Model::flops(model.config(), frames(n)), static_cast<Index>(cpu.arena().peak_bytes())});
   }
 }
 
 template <class Model>
-Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o, const Profile& p, Index left_context) {
+Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o, const Profile& p,
+                                     Index left_context) {
   say("streaming ", p.frames, " frames, ", left_context < 0 ? "all kept" : text("left context ", left_context), " ...");
-  Streams streams(model, {.chunk = p.chunk, .left_context = left_context, .max_frames = p.frames + p.chunk * (4 * o.repeats + 4),
-                          .storage = p.storage, .threads = o.threads});
+  Streams streams(model, {.chunk = p.chunk,
+                          .left_context = left_context,
+                          .max_frames = p.frames + p.chunk * (4 * o.repeats + 4),
+                          .storage = p.storage,
+                          .threads = o.threads});
   Profile::Streaming out{left_context, streams.convolution_bytes(), streams.feature_bytes(), {}};
   const auto features = white_noise<float>(streams.first_rows(), model.config().num_mels, "features");
   const Matrix<float> later = features.topRows(streams.chunk_rows());
@@ -142,7 +155,8 @@ Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o
     const auto start = Clock::now();
     const auto logits = streams.push(one, rows, block);
     const double seconds = since(start);
-    require(logits.rows.rows() == p.chunk, "profile: a push gave ", logits.rows.rows(), " frames, ", p.chunk, " expected");
+    require(logits.rows.rows() == p.chunk, "profile: a push gave ", logits.rows.rows(), " frames, ", p.chunk,
+            " expected");
     return seconds;
   };
   const auto add = [&](Index before, auto&& once) {
@@ -175,8 +189,9 @@ void list_models() {
   for (const PublishedModel& m : published_models)
     with_model(m.encoder, [&]<class M>(std::type_identity<M>) {
       const Index bytes = M::cache_bytes(m.config, frames(1));
-      std::printf("%-28s%14.2f%26s\n", std::string(m.name).c_str(), 1e-6 * static_cast<double>(M::parameter_count(m.config)),
-                  m.config.attention == AttentionName::linear ? text("a state of ", bytes).c_str() : text(bytes).c_str());
+      std::printf(
+          "%-28s%14.2f%26s\n", std::string(m.name).c_str(), 1e-6 * static_cast<double>(M::parameter_count(m.config)),
+          m.config.attention == AttentionName::linear ? text("a state of ", bytes).c_str() : text(bytes).c_str());
     });
 }
 
@@ -196,7 +211,8 @@ AnyModel load(const ProfileOptions& o, Profile& p) {
   p.name = o.name;
   p.config.model = published.encoder;
   p.config.encoder = published.config;
-  p.config.encoder.convolution = ConvolutionContext::chunk;  // which streams, and is the centred one for whole utterances
+  p.config.encoder.convolution =
+      ConvolutionContext::chunk;  // which streams, and is the centred one for whole utterances
   p.config.features.fbank.num_mels = static_cast<int>(published.config.num_mels);
   count_costs(p);
   require_memory(p.name, published.config, 4 * p.parameters, o.frames);
@@ -243,25 +259,44 @@ void profile(const ProfileOptions& o) {
 }  // namespace
 
 void add_profile_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("profile", "what a model costs: parameters, cache, operations, memory, latency by length");
+  CLI::App* command =
+      app.add_subcommand("profile", "what a model costs: parameters, cache, operations, memory, latency by length");
   const auto o = std::make_shared<ProfileOptions>();
   o->add_to(*command);
-  CLI::Option* name = command->add_option("--name", o->name, "a published model, with random weights, as --list names them");
-  CLI::Option* model = command->add_option("--model", o->model, "model folder, instead")->type_name("DIR")->excludes(name);
-  command->add_flag("--list", o->list, "list the published models, and measure nothing")->excludes(name)->excludes(model);
-  command->add_option("--frames", o->frames, "encoder frames, of 40 ms as a rule; an eighth, a quarter and half as many are measured, too")
-      ->capture_default_str()->check(CLI::Range(8, 1'000'000));
-  command->add_option("--repeats", o->repeats, text("measurements of each length; fewer where they take ", enough_seconds, " s"))
-      ->capture_default_str()->check(CLI::Range(1, 1000));
-  command->add_option("--chunk", o->chunk, text("encoder frames of a push; default: as the model says, else ", default_chunk))
+  CLI::Option* name =
+      command->add_option("--name", o->name, "a published model, with random weights, as --list names them");
+  CLI::Option* model =
+      command->add_option("--model", o->model, "model folder, instead")->type_name("DIR")->excludes(name);
+  command->add_flag("--list", o->list, "list the published models, and measure nothing")
+      ->excludes(name)
+      ->excludes(model);
+  command
+      ->add_option("--frames", o->frames,
+                   "encoder frames, of 40 ms as a rule; an eighth, a quarter and half as many are measured, too")
+      ->capture_default_str()
+      ->check(CLI::Range(8, 1'000'000));
+  command
+      ->add_option("--repeats", o->repeats,
+                   text("measurements of each length; fewer where they take ", enough_seconds, " s"))
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  command
+      ->add_option("--chunk", o->chunk,
+                   text("encoder frames of a push; default: as the model says, else ", default_chunk))
       ->check(CLI::Range(1, 1 << 20));
-  command->add_option("--left-context", o->left_context, text("encoder frames kept, beside all; -1: all only; default: as --chunk, else ",
-                                                              default_left_context))->check(CLI::Range(-1, 1 << 20));
+  command
+      ->add_option(
+          "--left-context", o->left_context,
+          text("encoder frames kept, beside all; -1: all only; default: as --chunk, else ", default_left_context))
+      ->check(CLI::Range(-1, 1 << 20));
   command->add_option("--cache", o->cache, "how streams store keys and values")
-      ->capture_default_str()->check(CLI::IsMember({"float", "bf16", "int8"}));
-  command->add_option("--plot", o->plot, "draw latency by length into this .png or .svg, with gnuplot")->type_name("FILE");
-  command->footer("Example:\n  laconic profile --name conformer_mla_small --plot latency.png\n"
-                  "  laconic profile --model runs/live --frames 500 --cache int8 --json profile.json");
+      ->capture_default_str()
+      ->check(CLI::IsMember({"float", "bf16", "int8"}));
+  command->add_option("--plot", o->plot, "draw latency by length into this .png or .svg, with gnuplot")
+      ->type_name("FILE");
+  command->footer(
+      "Example:\n  laconic profile --name conformer_mla_small --plot latency.png\n"
+      "  laconic profile --model runs/live --frames 500 --cache int8 --json profile.json");
   command->callback([=] {
     if (!o->list && name->empty() && model->empty()) throw CLI::RequiredError("--name or --model");
     profile(*o);

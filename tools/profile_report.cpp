@@ -12,7 +12,9 @@ namespace {
 
 double mib(Index bytes) { return static_cast<double>(bytes) / (1024 * 1024); }
 double percent(Index part, Index whole) { return 100 * static_cast<double>(part) / static_cast<double>(whole); }
-double gflops_per_second(const Profile::Encoding& e) { return 1e-9 * static_cast<double>(e.flops) / e.latency.median(); }
+double gflops_per_second(const Profile::Encoding& e) {
+  return 1e-9 * static_cast<double>(e.flops) / e.latency.median();
+}
 
 nlohmann::json latency_json(const Latency& latency) {
   return {{"seconds_median", latency.median()},
@@ -29,14 +31,15 @@ std::string description(const EncoderConfig& c) {
   };
   add("num_kv_heads", c.num_kv_heads == c.num_heads ? 0 : c.num_kv_heads);
   if (c.kv_lora_ranks.size() > 0)
-    numbers += text(numbers.empty() ? " (" : ", ", "kv_lora_ranks ", std::ranges::min(c.kv_lora_ranks), " to ", std::ranges::max(c.kv_lora_ranks));
+    numbers += text(numbers.empty() ? " (" : ", ", "kv_lora_ranks ", std::ranges::min(c.kv_lora_ranks), " to ",
+                    std::ranges::max(c.kv_lora_ranks));
   else
     add("kv_lora_rank", c.kv_lora_rank);
   add("v_lora_rank", c.v_lora_rank);
   add("qk_rope_head_dim", c.qk_rope_head_dim);
   if (!numbers.empty()) numbers += ')';
-  return text(c.num_layers, " layers of ", c.d_model, ", ", c.num_heads, " heads, ", to_name(c.attention), numbers, ", kernel ",
-              c.conv_kernel, c.waveform.empty() ? text(", ", c.num_mels, " mels") : ", over samples");
+  return text(c.num_layers, " layers of ", c.d_model, ", ", c.num_heads, " heads, ", to_name(c.attention), numbers,
+              ", kernel ", c.conv_kernel, c.waveform.empty() ? text(", ", c.num_mels, " mels") : ", over samples");
 }
 
 /// "left context 32" or "all kept"
@@ -48,7 +51,8 @@ std::string threads(const Profile& p) { return text(p.threads, p.threads == 1 ? 
 
 /// A line of data: x, and milliseconds.
 std::string point(Index x, const Latency& latency) {
-  return text(x, ' ', fixed(1e3 * latency.median(), 4), ' ', fixed(1e3 * latency.least(), 4), ' ', fixed(1e3 * latency.most(), 4), '\n');
+  return text(x, ' ', fixed(1e3 * latency.median(), 4), ' ', fixed(1e3 * latency.least(), 4), ' ',
+              fixed(1e3 * latency.most(), 4), '\n');
 }
 
 }  // namespace
@@ -109,11 +113,13 @@ void print_profile(const Profile& p) {
   const std::string what = text(p.name, ": ", to_name(p.config.model), ", ", description(p.config.encoder));
   std::printf("%s\n%s, %s\n\n", what.c_str(), p.cpu.c_str(), threads(p).c_str());
   std::printf("parameters, M %10.2f   attention %.2f (%.1f%%), subsampling %.2f, other %.2f\n", million(p.parameters),
-              million(p.attention_parameters), percent(p.attention_parameters, p.parameters), million(p.subsampling_parameters),
+              million(p.attention_parameters), percent(p.attention_parameters, p.parameters),
+              million(p.subsampling_parameters),
               million(p.parameters - p.attention_parameters - p.subsampling_parameters));
   std::printf("weights, MiB  %10.2f   the process holds %.2f at most\n", mib(4 * p.parameters), mib(p.resident_bytes));
-  std::printf("GFLOP         %10.2f   for %td frames (%.1f s of speech); attention %.2f (%.1f%%)%s\n", 1e-3 * million(p.flops), p.frames,
-              p.speech_seconds(p.frames), 1e-3 * million(p.attention_flops), percent(p.attention_flops, p.flops),
+  std::printf("GFLOP         %10.2f   for %td frames (%.1f s of speech); attention %.2f (%.1f%%)%s\n",
+              1e-3 * million(p.flops), p.frames, p.speech_seconds(p.frames), 1e-3 * million(p.attention_flops),
+              percent(p.attention_flops, p.flops),
               p.attention_path.empty() ? "" : text(", ", p.attention_path, " path").c_str());
 
   if (p.has_state()) {
@@ -127,7 +133,8 @@ void print_profile(const Profile& p) {
     for (const auto& c : p.cache) std::printf("%10.3f", mib(c.bytes));
     std::printf("\n");
   }
-  if (!p.streaming.empty()) std::printf("%-28s%10.3f\n", "state of convolutions, MiB", mib(p.streaming.front().convolution_bytes));
+  if (!p.streaming.empty())
+    std::printf("%-28s%10.3f\n", "state of convolutions, MiB", mib(p.streaming.front().convolution_bytes));
 
   constexpr const char* times = "median ms    min ms    max ms  repeats  real-time factor";
   const auto print_times = [&](const Latency& l, Index n) {
@@ -150,7 +157,8 @@ void print_profile(const Profile& p) {
     for (const auto& push : s.pushes) {
       std::printf("%-17s%13td", kept(p, s).c_str(), push.before);
       print_times(push.latency, p.chunk);
-      std::printf("%11.3f%s%s\n", mib(push.cache_bytes), push.attention_path.empty() ? "" : "  ", push.attention_path.c_str());
+      std::printf("%11.3f%s%s\n", mib(push.cache_bytes), push.attention_path.empty() ? "" : "  ",
+                  push.attention_path.c_str());
     }
 }
 
@@ -163,11 +171,14 @@ void plot_profile(const std::string& path, const Profile& p) {
     for (const auto& push : p.streaming[i].pushes) script += point(push.before, push.latency);
     script += "EOD\n";
   }
-  script += "set grid\nset bars small\nset key top left\nset offsets graph 0.04, graph 0.04, graph 0.1, 0\nset yrange [0:*]\n";
+  script +=
+      "set grid\nset bars small\nset key top left\nset offsets graph 0.04, graph 0.04, graph 0.1, 0\nset yrange "
+      "[0:*]\n";
   script += text("set ylabel 'latency, ms'\nset multiplot layout 1,", p.streaming.empty() ? 1 : 2, " title ",
                  gnuplot_quoted(text(p.name, ", ", p.cpu, ", ", threads(p), ": median, least and most")), '\n');
   const auto panel = [&](const std::string& title, const char* axis, const std::string& tics) {
-    script += text("set title ", gnuplot_quoted(title), "\nset xlabel ", gnuplot_quoted(axis), "\nset xtics (", tics, ")\nplot ");
+    script += text("set title ", gnuplot_quoted(title), "\nset xlabel ", gnuplot_quoted(axis), "\nset xtics (", tics,
+                   ")\nplot ");
   };
   const std::string style = " using 1:2:3:4 with yerrorlines lw 2 ";
   std::string tics;
@@ -179,8 +190,9 @@ void plot_profile(const std::string& path, const Profile& p) {
     for (const auto& push : p.streaming.front().pushes) tics += text(tics.empty() ? "" : ", ", push.before);
     panel(text("a chunk of ", p.chunk, " frames, streamed"), "encoder frames before it", tics);
     for (std::size_t i = 0; i < p.streaming.size(); ++i)
-      script += text(i == 0 ? "" : ", ", "$streaming", i, style, i == 0 ? "lc rgb '#0060ad' pt 7" : "lc rgb '#dd7711' pt 5", " title ",
-                     gnuplot_quoted(kept(p, p.streaming[i])));
+      script +=
+          text(i == 0 ? "" : ", ", "$streaming", i, style, i == 0 ? "lc rgb '#0060ad' pt 7" : "lc rgb '#dd7711' pt 5",
+               " title ", gnuplot_quoted(kept(p, p.streaming[i])));
     script += '\n';
   }
   script += "unset multiplot\n";

@@ -47,7 +47,7 @@ struct Profile {
     std::string attention_path;
   };
   struct Streaming {
-    laconic::Index left_context;  ///< -1: all
+    laconic::Index left_context;                      ///< -1: all
     laconic::Index convolution_bytes, feature_bytes;  ///< of one stream
     std::vector<Push> pushes;
   };

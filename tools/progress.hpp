@@ -46,9 +46,10 @@ class ProgressLine {
     }
     const bool epoch_end = !std::isnan(p.valid_wer);
     if (!epoch_end && !line_.due()) return;
-    std::string line = text(name_, name_.empty() ? "" : "  ", "epoch ", p.state.epoch + (epoch_end ? 0 : 1), "  step ", p.state.step, '/',
-                            p.total_steps, "  loss ", fixed(p.loss, 3));
-    line += epoch_end ? text("  valid WER ", fixed(100 * p.valid_wer, 2), '%', p.state.best_epoch == p.state.epoch ? " (best)" : "")
+    std::string line = text(name_, name_.empty() ? "" : "  ", "epoch ", p.state.epoch + (epoch_end ? 0 : 1), "  step ",
+                            p.state.step, '/', p.total_steps, "  loss ", fixed(p.loss, 3));
+    line += epoch_end ? text("  valid WER ", fixed(100 * p.valid_wer, 2), '%',
+                             p.state.best_epoch == p.state.epoch ? " (best)" : "")
                       : text("  lr ", fixed(p.learning_rate * 1e3, 3), "e-3  ", fixed(p.audio_speed, 0), "x real time");
     line_.show(line + text("  ", fixed(p.seconds_left, 0), " s left"));
     if (epoch_end) line_.end();
@@ -69,5 +70,7 @@ inline void say_infeasible(const laconic::Dataset& data, const laconic::Recogniz
         config.model, [&]<class M>(std::type_identity<M>) { return M::out_length(config.encoder, e.features.rows()); });
     count += needed > frames ? 1 : 0;
   }
-  if (count > 0) say("note: ", count, " of ", data.size(), " utterances have more labels than frames after subsampling and teach nothing");
+  if (count > 0)
+    say("note: ", count, " of ", data.size(),
+        " utterances have more labels than frames after subsampling and teach nothing");
 }

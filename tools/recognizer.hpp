@@ -29,21 +29,27 @@ struct RecognizerConfig {
     visit("tokens", self.tokens);
   }
 
-  double frames_per_second() const { return 1000 / features.fbank.frame_shift_ms / static_cast<double>(encoder.subsampling); }
+  double frames_per_second() const {
+    return 1000 / features.fbank.frame_shift_ms / static_cast<double>(encoder.subsampling);
+  }
 };
 
 /// The models behind one face: what attention they have is known at run time.
-using AnyModel =
-    std::variant<Conformer<AnyAttention>, Branchformer<AnyAttention>, EBranchformer<AnyAttention>, Wav2Vec2Conformer<AnyAttention>>;
+using AnyModel = std::variant<Conformer<AnyAttention>, Branchformer<AnyAttention>, EBranchformer<AnyAttention>,
+                              Wav2Vec2Conformer<AnyAttention>>;
 
 /// f(std::type_identity<Model>()) for the encoder of this name.
 template <class F>
 decltype(auto) with_model(EncoderName name, F&& f) {
   switch (name) {
-    case EncoderName::branchformer: return f(std::type_identity<Branchformer<AnyAttention>>());
-    case EncoderName::e_branchformer: return f(std::type_identity<EBranchformer<AnyAttention>>());
-    case EncoderName::wav2vec2_conformer: return f(std::type_identity<Wav2Vec2Conformer<AnyAttention>>());
-    default: return f(std::type_identity<Conformer<AnyAttention>>());
+    case EncoderName::branchformer:
+      return f(std::type_identity<Branchformer<AnyAttention>>());
+    case EncoderName::e_branchformer:
+      return f(std::type_identity<EBranchformer<AnyAttention>>());
+    case EncoderName::wav2vec2_conformer:
+      return f(std::type_identity<Wav2Vec2Conformer<AnyAttention>>());
+    default:
+      return f(std::type_identity<Conformer<AnyAttention>>());
   }
 }
 /// A new model, randomly initialised.
@@ -54,8 +60,8 @@ struct AttentionChoice {
   AttentionName attention = AttentionName::mha;
   Index kv_heads = 0, latent_dim = 0, v_latent_dim = 0, rope_dim = 0;
 };
-/// How a conversion finds its latents: from the weights alone (exactly, or by random projections), or for speech to calibrate on,
-/// where errors count as they are, or by what comes of them in scores and output.
+/// How a conversion finds its latents: from the weights alone (exactly, or by random projections), or for speech to
+/// calibrate on, where errors count as they are, or by what comes of them in scores and output.
 enum class ConversionMethod { svd, randomized, activation, score_aware };
 constexpr auto enum_names(ConversionMethod) {
   using enum ConversionMethod;
@@ -64,10 +70,10 @@ constexpr auto enum_names(ConversionMethod) {
 }
 struct ConversionChoice {
   ConversionMethod method = ConversionMethod::svd;
-  const SpeechBatch* calibration = nullptr;             ///< with labels, where layers are weighed by their Fisher information
+  const SpeechBatch* calibration = nullptr;  ///< with labels, where layers are weighed by their Fisher information
   RankAllocation allocation = RankAllocation::uniform;  ///< of mla and mla-simple: how layers share their ranks' sum
   Seed seed{};
-  bool hadamard = false;                                ///< latents with their channels mixed
+  bool hadamard = false;  ///< latents with their channels mixed
   int threads = 1;
 };
 /// The encoder with this attention; throws where its numbers contradict it.
@@ -114,17 +120,21 @@ struct Recognizer {
     std::function<void()> better = [] {};
     std::filesystem::path folder;
     std::int64_t checkpoint_steps = 0;
-    const Recognizer* teacher = nullptr;             ///< of a model of the same kind
-    std::vector<Index> ranks{};                      ///< falling: latents are cut to each in turn, and trained for all epochs after each cut
-    const SpeechBatch* calibration = nullptr;        ///< what the cuts are best for; null: for all inputs alike
+    const Recognizer* teacher = nullptr;  ///< of a model of the same kind
+    std::vector<Index>
+        ranks{};  ///< falling: latents are cut to each in turn, and trained for all epochs after each cut
+    const SpeechBatch* calibration = nullptr;  ///< what the cuts are best for; null: for all inputs alike
     std::function<void(Index rank, double error)> cut = [](Index, double) {};
   };
-  /// Throws where latents cannot be cut to these ranks, or this one cannot be a model's teacher; before corpora are read.
+  /// Throws where latents cannot be cut to these ranks, or this one cannot be a model's teacher; before corpora are
+  /// read.
   void check_ranks(const std::vector<Index>& ranks) const;
   void check_teacher(const Recognizer& teacher, bool chunks) const;
-  /// Trains in place (see Trainer, truncate) and gives where it ended; with ranks where the last of them ended, in seconds of all.
-  /// Each step has a folder of its own in that of the run, and goes on from the best epoch of the one before.
-  TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& config, const Training& how);
+  /// Trains in place (see Trainer, truncate) and gives where it ended; with ranks where the last of them ended, in
+  /// seconds of all. Each step has a folder of its own in that of the run, and goes on from the best epoch of the one
+  /// before.
+  TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const TrainConfig& config,
+                   const Training& how);
 };
 
 }  // namespace laconic

@@ -15,10 +15,16 @@ struct StreamOptions {
   void add_to(CLI::App& command, const std::string& what) {
     CLI::Option* flag = command.add_flag("--streaming", streaming, what);
     for (CLI::Option* option :
-         {command.add_option("--chunk", chunk, "encoder frames that become final together; 0: as the model says")->capture_default_str(),
-          command.add_option("--left-context", left_context, "encoder frames kept; -1: all, -2: as the model says")->capture_default_str(),
-          command.add_option("--cache", cache, "how keys and values are stored")->capture_default_str()->check(CLI::IsMember({"float", "bf16", "int8"})),
-          command.add_option("--block-ms", block_ms, "of speech that come with each push")->capture_default_str()->check(CLI::Range(1.0, 1e6))})
+         {command.add_option("--chunk", chunk, "encoder frames that become final together; 0: as the model says")
+              ->capture_default_str(),
+          command.add_option("--left-context", left_context, "encoder frames kept; -1: all, -2: as the model says")
+              ->capture_default_str(),
+          command.add_option("--cache", cache, "how keys and values are stored")
+              ->capture_default_str()
+              ->check(CLI::IsMember({"float", "bf16", "int8"})),
+          command.add_option("--block-ms", block_ms, "of speech that come with each push")
+              ->capture_default_str()
+              ->check(CLI::Range(1.0, 1e6))})
       option->needs(flag);
   }
 

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic stream-study: trains a streaming encoder with every attention and reports what its streams cost and get wrong.
+// laconic stream-study: trains a streaming encoder with every attention and reports what its streams cost and get
+// wrong.
 #include "progress.hpp"
 #include "study_setup.hpp"
 
@@ -19,7 +20,8 @@ struct StreamStudyOptions : CommonOptions {
 
 class StreamStudy {
  public:
-  explicit StreamStudy(const StreamStudyOptions& o) : o_(o), out_(o.out), preset_(study_preset(o.preset)), cpu_(o.threads) {
+  explicit StreamStudy(const StreamStudyOptions& o)
+      : o_(o), out_(o.out), preset_(study_preset(o.preset)), cpu_(o.threads) {
     preset_.encoder.convolution = from_name<ConvolutionContext>(o.convolution).value();
     preset_.encoder.chunk = o.chunk;
     preset_.encoder.left_context = o.left_context;
@@ -33,8 +35,8 @@ class StreamStudy {
       for (const EncoderConfig& config : quarter_caches(preset_.encoder)) run_variant(o_.seed + i, config);
     write_report();
     o_.write(rows_);
-    std::printf("table:   %s\nresults: %s\nmodels:  %s\n", (out_ / "streaming.md").c_str(), (out_ / "streaming.json").c_str(),
-                (out_ / "models").c_str());
+    std::printf("table:   %s\nresults: %s\nmodels:  %s\n", (out_ / "streaming.md").c_str(),
+                (out_ / "streaming.json").c_str(), (out_ / "models").c_str());
   }
 
  private:
@@ -48,7 +50,8 @@ class StreamStudy {
                              {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "stream-study.json";
     if (std::filesystem::exists(path)) {
-      require(read_json(path) == now, path.string(), ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
+      require(read_json(path) == now, path.string(),
+              ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
       if (std::filesystem::exists(out_ / "streaming.json")) rows_ = read_json(out_ / "streaming.json");
     } else {
       write_json(path, now);
@@ -61,7 +64,9 @@ class StreamStudy {
       if (row.at("name") == name && row.at("seed") == seed) return;
     Recognizer model = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), config, seed, o_.threads);
     if (train_.size() == 0) {
-      const auto load = [&](const char* file) { return load_dataset(read_corpus(corpus_ / file), model.config.features, &model.vocabulary, o_.threads); };
+      const auto load = [&](const char* file) {
+        return load_dataset(read_corpus(corpus_ / file), model.config.features, &model.vocabulary, o_.threads);
+      };
       train_ = load("train.jsonl");
       valid_ = load("valid.jsonl");
       test_ = load("test.jsonl");
@@ -83,7 +88,8 @@ class StreamStudy {
     ProgressLine line(text("seed ", seed, "  ", name));
     const TrainState state = model.train(cpu_, train_, valid_, training, {std::ref(line), [] {}, folder, 0});
     model.save(folder / "model");
-    write_json(folder / "finished.json", {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
+    write_json(folder / "finished.json",
+               {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
     std::filesystem::remove(folder / "checkpoint.safetensors");
     return state.seconds;
   }
@@ -92,7 +98,10 @@ class StreamStudy {
     Index longest = 0;
     for (const Example& e : test_.examples) longest = std::max(longest, e.features.rows());
     const auto config = [&](Index capacity, CacheStorage storage) {
-      return StreamConfig{.capacity = capacity, .max_frames = longest / model.config.encoder.subsampling + 1, .storage = storage, .threads = o_.threads};
+      return StreamConfig{.capacity = capacity,
+                          .max_frames = longest / model.config.encoder.subsampling + 1,
+                          .storage = storage,
+                          .threads = o_.threads};
     };
     const Index block = std::lround(o_.block_ms / model.config.features.fbank.frame_shift_ms);
     const Evaluation masked = model.evaluate(cpu_, test_);
@@ -129,7 +138,8 @@ class StreamStudy {
       row[prefix + "_changed"] = changed(e);
       row[prefix + "_logits_error"] = logits_error(model, config(1, storage));
     }
-    say(name, ": WER ", fixed(100 * many.wer(), 2), "%, ", many.attention_bytes, " bytes a stream, ", changed(many), " transcripts changed by streaming");
+    say(name, ": WER ", fixed(100 * many.wer(), 2), "%, ", many.attention_bytes, " bytes a stream, ", changed(many),
+        " transcripts changed by streaming");
     return row;
   }
 
@@ -144,7 +154,8 @@ class StreamStudy {
           for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {
             const auto& features = test_.examples[static_cast<std::size_t>(i)].features;
             const std::array<Index, 1> in_a{a.open()}, in_b{b.open()};
-            sum += deviation(a.push(in_a, features, Sequences{features.rows()}).rows.view(), b.push(in_b, features, Sequences{features.rows()}).rows.view());
+            sum += deviation(a.push(in_a, features, Sequences{features.rows()}).rows.view(),
+                             b.push(in_b, features, Sequences{features.rows()}).rows.view());
             sum += deviation(a.finish(in_a).rows.view(), b.finish(in_b).rows.view());
           }
           return sum.relative();
@@ -153,25 +164,35 @@ class StreamStudy {
   }
 
   void write_report() const {
-    std::string out = text("`laconic stream-study --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", o_.preset, " --chunk ", o_.chunk,
-                           " --left-context ", o_.left_context, " --seeds ", o_.seeds, " --seed ", o_.seed, " --threads ", o_.threads, "`\n\n");
-    out += text("| attention | seed | parameters | WER % | 95% interval | changed | keys and values, bytes | convolutions, bytes | push, ms | 95% | real-time factor | of ",
-                o_.streams, " streams |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    std::string out =
+        text("`laconic stream-study --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR",
+             " --out DIR --preset ", o_.preset, " --chunk ", o_.chunk, " --left-context ", o_.left_context, " --seeds ",
+             o_.seeds, " --seed ", o_.seed, " --threads ", o_.threads, "`\n\n");
+    out += text(
+        "| attention | seed | parameters | WER % | 95% interval | changed | keys and values, bytes | convolutions, "
+        "bytes | push, ms | 95% | real-time factor | of ",
+        o_.streams, " streams |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     const auto number = [](const nlohmann::json& row, const char* key) { return row.at(key).get<double>(); };
     for (const auto& r : rows_)
-      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>(), " | ", r.at("parameters").get<Index>(), " | ", fixed(number(r, "wer"), 2),
-                  " | ", fixed(number(r, "wer_low"), 2), " to ", fixed(number(r, "wer_high"), 2), " | ", r.at("transcripts_changed").get<Index>(), " of ",
-                  r.at("utterances").get<Index>(), " | ", r.at("attention_bytes").get<Index>(), " | ", r.at("convolution_bytes").get<Index>(), " | ",
-                  fixed(1e3 * number(r, "push_seconds_median"), 2), " | ", fixed(1e3 * number(r, "push_seconds_95"), 2), " | ", fixed(number(r, "real_time_factor"), 4), " | ",
-                  fixed(number(r, "real_time_factor_many"), 4), " |\n");
-    out += "\n| attention | seed | bf16, bytes | WER % | changed | logits error | int8, bytes | WER % | changed | logits error |\n|---|---|---|---|---|---|---|---|---|---|\n";
+      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>(), " | ",
+                  r.at("parameters").get<Index>(), " | ", fixed(number(r, "wer"), 2), " | ",
+                  fixed(number(r, "wer_low"), 2), " to ", fixed(number(r, "wer_high"), 2), " | ",
+                  r.at("transcripts_changed").get<Index>(), " of ", r.at("utterances").get<Index>(), " | ",
+                  r.at("attention_bytes").get<Index>(), " | ", r.at("convolution_bytes").get<Index>(), " | ",
+                  fixed(1e3 * number(r, "push_seconds_median"), 2), " | ", fixed(1e3 * number(r, "push_seconds_95"), 2),
+                  " | ", fixed(number(r, "real_time_factor"), 4), " | ", fixed(number(r, "real_time_factor_many"), 4),
+                  " |\n");
+    out +=
+        "\n| attention | seed | bf16, bytes | WER % | changed | logits error | int8, bytes | WER % | changed | logits "
+        "error |\n|---|---|---|---|---|---|---|---|---|---|\n";
     for (const auto& r : rows_) {
       out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>());
       for (const char* storage : {"bf16", "int8"}) {
         const auto key = [&](const char* what) { return r.at(text(storage, what)).get<double>(); };
         char error[32];
         std::snprintf(error, sizeof error, "%.1e", key("_logits_error"));
-        out += text(" | ", static_cast<Index>(key("_bytes")), " | ", fixed(key("_wer"), 2), " | ", static_cast<Index>(key("_changed")), " | ", error);
+        out += text(" | ", static_cast<Index>(key("_bytes")), " | ", fixed(key("_wer"), 2), " | ",
+                    static_cast<Index>(key("_changed")), " | ", error);
       }
       out += " |\n";
     }
@@ -190,21 +211,40 @@ class StreamStudy {
 }  // namespace
 
 void add_stream_study_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("stream-study", "a streaming encoder with every attention: word errors, cache, latency, real-time factor");
+  CLI::App* command = app.add_subcommand(
+      "stream-study", "a streaming encoder with every attention: word errors, cache, latency, real-time factor");
   const auto o = std::make_shared<StreamStudyOptions>();
   o->add_to(*command);
-  command->add_option("--data", o->data, "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
+  command
+      ->add_option(
+          "--data", o->data,
+          "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
       ->type_name("DIR");
   command->add_option("--out", o->out, "folder for results; an unfinished study goes on")->required()->type_name("DIR");
-  command->add_option("--preset", o->preset, "quick: a small model; full: a larger one")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
-  command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
-  command->add_option("--convolution", o->convolution, "what convolutions see")->capture_default_str()->check(CLI::IsMember({"causal", "chunk"}));
-  command->add_option("--chunk", o->chunk, "encoder frames of 40 ms that become final together")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--left-context", o->left_context, "encoder frames kept")->capture_default_str()->check(CLI::NonNegativeNumber);
-  command->add_option("--streams", o->streams, "streams at once, beside one alone")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--block-ms", o->block_ms, "of speech that come with each push")->capture_default_str()->check(CLI::Range(10.0, 1e4));
+  command->add_option("--preset", o->preset, "quick: a small model; full: a larger one")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"quick", "full"}));
+  command->add_option("--encoder", o->encoder, "encoder")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
+  command->add_option("--convolution", o->convolution, "what convolutions see")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"causal", "chunk"}));
+  command->add_option("--chunk", o->chunk, "encoder frames of 40 ms that become final together")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--left-context", o->left_context, "encoder frames kept")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--streams", o->streams, "streams at once, beside one alone")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--block-ms", o->block_ms, "of speech that come with each push")
+      ->capture_default_str()
+      ->check(CLI::Range(10.0, 1e4));
   command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")->type_name("NAME");
+  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")
+      ->type_name("NAME");
   command->footer("Example:\n  laconic stream-study --data free-spoken-digit-dataset/recordings --out live");
   command->callback([=] { StreamStudy(*o).run(); });
 }

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic study: trains an MHA baseline, converts it to smaller caches by one or several methods, trains on by one or several
-// strategies, and reports WER against cache size.
+// laconic study: trains an MHA baseline, converts it to smaller caches by one or several methods, trains on by one or
+// several strategies, and reports WER against cache size.
 #include "gnuplot.hpp"
 #include "progress.hpp"
 #include "study_report.hpp"
@@ -31,15 +31,17 @@ struct Method {
 
   static Method of(const std::string& name) {
     const auto plus = name.find('+');
-    return {name, from_name<ConversionMethod>(name.substr(0, plus)).value(),
-            plus == std::string::npos ? RankAllocation::uniform : from_name<RankAllocation>(name.substr(plus + 1)).value()};
+    return {
+        name, from_name<ConversionMethod>(name.substr(0, plus)).value(),
+        plus == std::string::npos ? RankAllocation::uniform : from_name<RankAllocation>(name.substr(plus + 1)).value()};
   }
   static std::vector<std::string> names() {
     std::vector<std::string> out;
     for (const auto& one : enum_names(ConversionMethod()))
       for (const auto& shared : enum_names(RankAllocation()))
         if (one.value != ConversionMethod::score_aware || shared.value != RankAllocation::fisher)
-          out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name) : text(one.name, '+', shared.name));
+          out.push_back(shared.value == RankAllocation::uniform ? std::string(one.name)
+                                                                : text(one.name, '+', shared.name));
     return out;
   }
 };
@@ -48,8 +50,10 @@ struct Method {
 enum class Strategy { finetuned, attention_only, distilled, progressive };
 constexpr auto enum_names(Strategy) {
   using enum Strategy;
-  return std::to_array<EnumName<Strategy>>(
-      {{finetuned, "finetuned"}, {attention_only, "attention-only"}, {distilled, "distilled"}, {progressive, "progressive"}});
+  return std::to_array<EnumName<Strategy>>({{finetuned, "finetuned"},
+                                            {attention_only, "attention-only"},
+                                            {distilled, "distilled"},
+                                            {progressive, "progressive"}});
 }
 
 std::string joined(const auto& list) {
@@ -69,7 +73,11 @@ struct TestSet {
 class Study {
  public:
   Study(const StudyOptions& options)
-      : o_(options), out_(options.out), preset_(study_preset(options.preset)), cpu_(options.threads), results_(out_ / "results.json") {
+      : o_(options),
+        out_(options.out),
+        preset_(study_preset(options.preset)),
+        cpu_(options.threads),
+        results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
     const bool begun = begin_or_go_on();
@@ -87,29 +95,35 @@ class Study {
     const auto start = std::chrono::steady_clock::now();
     const std::vector<Variant> all = variants();
     for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i, all);
-    write_report(out_, results_.rows(), text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
-                                             preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder, " --attentions ", joined(o_.attentions), " --methods ",
-                                             joined(o_.methods), " --strategies ", joined(o_.strategies), " --caches ", joined(o_.caches),
-                                             o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"), o_.threads);
+    write_report(
+        out_, results_.rows(),
+        text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
+             preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder, " --attentions ", joined(o_.attentions),
+             " --methods ", joined(o_.methods), " --strategies ", joined(o_.strategies), " --caches ",
+             joined(o_.caches), o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"),
+        o_.threads);
     o_.write(results_.rows());
-    say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1), " min");
-    std::printf("%s\ntable:   %s\nplots:   %s, %s\nresults: %s\nmodels:  %s\n", read_file(out_ / "summary.txt", 1 << 20).c_str(),
-                (out_ / "report.md").c_str(), (out_ / "wer_cache.png").c_str(), (out_ / "conversion_error.png").c_str(),
+    say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1),
+        " min");
+    std::printf("%s\ntable:   %s\nplots:   %s, %s\nresults: %s\nmodels:  %s\n",
+                read_file(out_ / "summary.txt", 1 << 20).c_str(), (out_ / "report.md").c_str(),
+                (out_ / "wer_cache.png").c_str(), (out_ / "conversion_error.png").c_str(),
                 (out_ / "results.json").c_str(), (out_ / "models").c_str());
   }
 
  private:
   /// A folder can go on only with the study that began it, described in study.json. Whether it begins here.
   bool begin_or_go_on() const {
-    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
-                       {"preset", preset_.name},
-                       {"model", o_.encoder},
-                       {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
-                       {"encoder", to_json(preset_.encoder)},
-                       {"baseline", to_json(preset_.baseline)},
-                       {"finetune", to_json(preset_.finetune)},
-                       {"seed", o_.seed},
-                       {"holdout_speaker", o_.holdout_speaker}};
+    const nlohmann::json now{
+        {"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+        {"preset", preset_.name},
+        {"model", o_.encoder},
+        {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
+        {"encoder", to_json(preset_.encoder)},
+        {"baseline", to_json(preset_.baseline)},
+        {"finetune", to_json(preset_.finetune)},
+        {"seed", o_.seed},
+        {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "study.json";
     if (std::filesystem::exists(path)) {
       require_same_run(read_json(path), now, path.string(), "folder");
@@ -132,7 +146,8 @@ class Study {
     train_ = load("train.jsonl", &vocabulary);
     valid_ = load("valid.jsonl", &vocabulary);
     tests_.push_back({known, load("test.jsonl", nullptr)});
-    if (std::filesystem::exists(corpus_ / "holdout.jsonl")) tests_.push_back({held_out, load("holdout.jsonl", nullptr)});
+    if (std::filesystem::exists(corpus_ / "holdout.jsonl"))
+      tests_.push_back({held_out, load("holdout.jsonl", nullptr)});
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
@@ -149,11 +164,14 @@ class Study {
     const Index d = preset_.encoder.d_model, head = d / study_heads;
     for (const std::string& name : o_.attentions) {
       const AttentionName attention = from_name<AttentionName>(name).value();
-      const bool can_allocate = attention == mla || attention == mla_simple, is_split = attention == mla_split || attention == mla_head;
+      const bool can_allocate = attention == mla || attention == mla_simple,
+                 is_split = attention == mla_split || attention == mla_head;
       const bool has_latent = can_allocate || is_split;
       const Index widest = attention == mla_head ? head : d;
       for (const double cache : o_.caches) {
-        const auto of = [&](Index all) { return static_cast<Index>(std::lround(2 * static_cast<double>(all) * cache / 100)); };
+        const auto of = [&](Index all) {
+          return static_cast<Index>(std::lround(2 * static_cast<double>(all) * cache / 100));
+        };
         const Index rank = of(widest) / (is_split ? 2 : 1), kv_heads = of(study_heads) / 2;
         bool is_lossless = false;
         for (const std::string& method : o_.methods) {
@@ -162,15 +180,19 @@ class Study {
           const std::string suffix = method == "svd" ? "" : ", " + method, folder = method == "svd" ? "" : "-" + method;
           const auto add = [&](const std::string& numbers, const std::string& number, const AttentionChoice& choice) {
             const std::string full = text(name, numbers, suffix);
-            if (std::ranges::find(out, full, &Variant::name) == out.end()) out.push_back({full, text(name, number, folder), choice, how});
+            if (std::ranges::find(out, full, &Variant::name) == out.end())
+              out.push_back({full, text(name, number, folder), choice, how});
           };
           // What holds all is the same by any method, and ranks shared between layers are multiples of 8.
           if (has_latent && rank >= 1 && !is_lossless && (is_uniform || (can_allocate && rank >= 8 && rank < widest))) {
             is_lossless = rank == widest;
-            add(text(is_split && attention != mla_head ? " RK=RV=" : " R=", rank), text('-', rank), {attention, 0, rank});
+            add(text(is_split && attention != mla_head ? " RK=RV=" : " R=", rank), text('-', rank),
+                {attention, 0, rank});
           }
-          if (!is_uniform || (how.method != ConversionMethod::svd && how.method != ConversionMethod::activation)) continue;
-          if (attention == gqa && kv_heads > 1 && kv_heads < study_heads) add(text(" G=", kv_heads), text('-', kv_heads), {gqa, kv_heads});
+          if (!is_uniform || (how.method != ConversionMethod::svd && how.method != ConversionMethod::activation))
+            continue;
+          if (attention == gqa && kv_heads > 1 && kv_heads < study_heads)
+            add(text(" G=", kv_heads), text('-', kv_heads), {gqa, kv_heads});
           if (attention == mqa && kv_heads == 1) add("", "", {attention});
         }
       }
@@ -199,8 +221,9 @@ class Study {
            (!std::filesystem::exists(corpus_ / "holdout.jsonl") || results_.has(name, stage, held_out, seed));
   }
   bool is_finished(const Variant& v, std::int64_t seed) const {
-    return is_measured(v.name, "converted", seed) &&
-           std::ranges::all_of(strategies(v), [&](Strategy s) { return is_measured(v.name, std::string(to_name(s)), seed); });
+    return is_measured(v.name, "converted", seed) && std::ranges::all_of(strategies(v), [&](Strategy s) {
+             return is_measured(v.name, std::string(to_name(s)), seed);
+           });
   }
 
   void run_seed(std::int64_t seed, const std::vector<Variant>& all) {
@@ -208,7 +231,8 @@ class Study {
         std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
       return say("seed ", seed, " is finished");
     const auto folder = out_ / "models" / text("seed", seed);
-    Recognizer baseline = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
+    Recognizer baseline =
+        new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
     load_data(baseline.config, baseline.vocabulary);
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");
@@ -222,9 +246,11 @@ class Study {
   }
 
   /// Converts, measures, trains, measures.
-  void run_variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed, const Variant& v) {
+  void run_variant(const Recognizer& baseline, const std::filesystem::path& folder, std::int64_t seed,
+                   const Variant& v) {
     const SpeechBatch speech = some_of(valid_, 32), calibration = some_of(train_, 128);
-    const ConversionChoice how{v.method.method, &calibration, v.method.allocation, Seed(static_cast<std::uint64_t>(seed)), false, o_.threads};
+    const ConversionChoice how{
+        v.method.method, &calibration, v.method.allocation, Seed(static_cast<std::uint64_t>(seed)), false, o_.threads};
     nlohmann::json report;
     Recognizer model = baseline.convert(v.choice, &speech, report, how);
     measure(model, seed, v, "converted", report, 0);
@@ -250,7 +276,8 @@ class Study {
         if (v.method.method == ConversionMethod::activation) with.calibration = &calibration;
         config.epochs = std::max<Index>(1, config.epochs / static_cast<Index>(with.ranks.size()));
       }
-      train(tuned, folder / (strategy == Strategy::finetuned ? v.folder : text(v.folder, '-', stage)), config, seed, text(v.name, ' ', stage), with);
+      train(tuned, folder / (strategy == Strategy::finetuned ? v.folder : text(v.folder, '-', stage)), config, seed,
+            text(v.name, ' ', stage), with);
       measure(tuned, seed, v, stage, report, seconds_);
     }
   }
@@ -261,8 +288,8 @@ class Study {
   }
 
   /// Trains, or takes the model that an earlier run of this study finished.
-  void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed, const std::string& name,
-             Recognizer::Training with = {}) {
+  void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed,
+             const std::string& name, Recognizer::Training with = {}) {
     config.seed = seed;
     if (std::filesystem::exists(folder / "finished.json")) {
       model = Recognizer::load(folder / "model");
@@ -275,14 +302,16 @@ class Study {
     const TrainState state = model.train(cpu_, train_, valid_, config, with);
     model.save(folder / "model");
     seconds_ = state.seconds;
-    write_json(folder / "finished.json", {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
+    write_json(folder / "finished.json",
+               {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
     std::filesystem::remove(folder / "checkpoint.safetensors");
-    for (const Index rank : with.ranks) std::filesystem::remove(folder / text("rank-", rank) / "checkpoint.safetensors");
+    for (const Index rank : with.ranks)
+      std::filesystem::remove(folder / text("rank-", rank) / "checkpoint.safetensors");
   }
 
   /// A row for each test set.
-  void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage, const nlohmann::json& report,
-               double train_seconds) {
+  void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage,
+               const nlohmann::json& report, double train_seconds) {
     const std::string& name = v.name;
     const bool has_groups = v.choice.attention == AttentionName::gqa || v.choice.attention == AttentionName::mqa;
     const EncoderConfig& encoder = model.config.encoder;
@@ -290,7 +319,8 @@ class Study {
       const Evaluation evaluation = model.evaluate(cpu_, test.data);
       if (stage == "baseline") baseline_hypotheses_[test.name] = evaluation.hypotheses;
       Index changed = 0;
-      for (std::size_t i = 0; i < evaluation.hypotheses.size(); ++i) changed += evaluation.hypotheses[i] != baseline_hypotheses_[test.name][i];
+      for (std::size_t i = 0; i < evaluation.hypotheses.size(); ++i)
+        changed += evaluation.hypotheses[i] != baseline_hypotheses_[test.name][i];
       const WordErrors errors = evaluation.total_errors();
       const Interval interval = evaluation.interval();
       std::vector<Index> by_utterance, words_by_utterance;
@@ -326,8 +356,9 @@ class Study {
                     {"train_seconds", train_seconds},
                     {"test_set", test.name},
                     {"seed", seed}});
-      say("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [", fixed(100 * interval.low, 2), ", ",
-          fixed(100 * interval.high, 2), "]", stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
+      say("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [",
+          fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
+          stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
     }
   }
 
@@ -345,28 +376,50 @@ class Study {
 }  // namespace
 
 void add_study_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("study", "word error rate against cache size: MHA, converted to MLA and GQA, before and after fine-tuning");
+  CLI::App* command = app.add_subcommand(
+      "study", "word error rate against cache size: MHA, converted to MLA and GQA, before and after fine-tuning");
   const auto o = std::make_shared<StudyOptions>();
   o->add_to(*command);
-  command->add_option("--data", o->data, "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
+  command
+      ->add_option(
+          "--data", o->data,
+          "corpus made by `laconic data`, or a folder of {digit}_{speaker}_{index}.wav; default: espeak-ng speaks one")
       ->type_name("DIR");
-  command->add_option("--out", o->out, "folder for results; an unfinished study goes on, a finished one may be widened")->required()->type_name("DIR");
-  command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")->capture_default_str()->check(CLI::IsMember({"quick", "full"}));
-  command->add_option("--encoder", o->encoder, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
+  command->add_option("--out", o->out, "folder for results; an unfinished study goes on, a finished one may be widened")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"quick", "full"}));
+  command->add_option("--encoder", o->encoder, "encoder")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
   command->add_option("--attentions", o->attentions, "what MHA is converted to, with commas between")
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::IsMember({"mla", "mla-simple", "mla-split", "mla-head", "input-latent", "gqa", "mqa"}));
-  command->add_option("--methods", o->methods, "how latents are found, with commas between")->capture_default_str()->delimiter(',')->check(CLI::IsMember(Method::names()));
-  command->add_option("--strategies", o->strategies, "what happens to converted models, with commas between; all with the same number of epochs")
+  command->add_option("--methods", o->methods, "how latents are found, with commas between")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember(Method::names()));
+  command
+      ->add_option("--strategies", o->strategies,
+                   "what happens to converted models, with commas between; all with the same number of epochs")
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::IsMember(names_of<Strategy>()));
-  command->add_option("--caches", o->caches, "cache sizes, percent of MHA's, with commas between")->capture_default_str()->delimiter(',')->check(CLI::Range(0.1, 50.0));
+  command->add_option("--caches", o->caches, "cache sizes, percent of MHA's, with commas between")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::Range(0.1, 50.0));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
-  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")->type_name("NAME");
-  command->footer("Example:\n  laconic study --out study --preset quick\n"
-                  "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset full\n"
-                  "  laconic study --out study --methods svd,activation+water-filling --strategies finetuned,distilled,progressive");
+  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")
+      ->type_name("NAME");
+  command->footer(
+      "Example:\n  laconic study --out study --preset quick\n"
+      "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset "
+      "full\n"
+      "  laconic study --out study --methods svd,activation+water-filling --strategies "
+      "finetuned,distilled,progressive");
   command->callback([=] { Study(*o).run(); });
 }

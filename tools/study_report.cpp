@@ -30,8 +30,14 @@ struct Summary {
 /// tested on the same utterances.
 Summary summarize(const std::vector<const nlohmann::json*>& rows) {
   const nlohmann::json& first = *rows.front();
-  Summary s{.name = first["name"], .attention = first.value("attention", ""), .method = first.value("method", ""), .stage = first["stage"],
-            .test_set = first["test_set"], .cache_fraction = first["cache_fraction"], .cache_bytes_per_second = first["cache_bytes_per_second"], .parameters = first["parameters"],
+  Summary s{.name = first["name"],
+            .attention = first.value("attention", ""),
+            .method = first.value("method", ""),
+            .stage = first["stage"],
+            .test_set = first["test_set"],
+            .cache_fraction = first["cache_fraction"],
+            .cache_bytes_per_second = first["cache_bytes_per_second"],
+            .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
   std::vector<WordErrors> errors(first["errors_by_utterance"].size());
@@ -44,7 +50,8 @@ Summary summarize(const std::vector<const nlohmann::json*>& rows) {
     s.changed += (*row)["transcripts_changed"].get<Index>();
     s.utterances += (*row)["utterances"].get<Index>();
     for (std::size_t i = 0; i < errors.size(); ++i)
-      errors[i] += {.substitutions = (*row)["errors_by_utterance"].at(i), .reference_words = (*row)["words_by_utterance"].at(i)};
+      errors[i] +=
+          {.substitutions = (*row)["errors_by_utterance"].at(i), .reference_words = (*row)["words_by_utterance"].at(i)};
   }
   for (const double wer : wers) s.spread += (wer - s.wer) * (wer - s.wer) / std::max(1.0, n - 1);
   s.spread = std::sqrt(s.spread);
@@ -58,7 +65,8 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   std::vector<std::vector<const nlohmann::json*>> groups;
   std::map<std::string, std::size_t> place;
   for (const auto& row : rows) {
-    const std::string key = text(row["name"].get<std::string>(), '|', row["stage"].get<std::string>(), '|', row["test_set"].get<std::string>());
+    const std::string key = text(row["name"].get<std::string>(), '|', row["stage"].get<std::string>(), '|',
+                                 row["test_set"].get<std::string>());
     const auto [at, fresh] = place.emplace(key, groups.size());
     if (fresh) groups.emplace_back();
     groups[at->second].push_back(&row);
@@ -68,7 +76,8 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   return out;
 }
 
-void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body, bool is_large = false) {
+void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body,
+          bool is_large = false) {
   for (const std::string format : {"png", "svg"}) {
     const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
     write_file(script, gnuplot_output(image, is_large) + body);
@@ -77,12 +86,15 @@ void plot(const std::filesystem::path& folder, const std::string& name, const st
 }
 
 /// "MHA", "MLA" or "GQA".
-std::string family(const Summary& s) { return s.name == "mha" ? "MHA" : s.name.starts_with("gqa") || s.name.starts_with("mqa") ? "GQA" : "MLA"; }
+std::string family(const Summary& s) {
+  return s.name == "mha" ? "MHA" : s.name.starts_with("gqa") || s.name.starts_with("mqa") ? "GQA" : "MLA";
+}
 
 std::string spelt_stage(const std::string& stage) { return stage == "finetuned" ? "fine-tuned" : stage; }
 
 constexpr const char* cache_axis =
-    "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [5:130]\nset grid\n"
+    "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange "
+    "[5:130]\nset grid\n"
     "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\n";
 
 /// Lines of one family and method, before training or after it by one strategy.
@@ -91,7 +103,8 @@ struct Series {
   std::vector<const Summary*> points;
 };
 std::vector<Series> series_of(const std::vector<Summary>& all, const std::string& set, bool is_trained) {
-  static constexpr const char* blues[] = {"#0060ad", "#2ca02c", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#003355"};
+  static constexpr const char* blues[] = {"#0060ad", "#2ca02c", "#9467bd", "#17becf",
+                                          "#8c564b", "#bcbd22", "#e377c2", "#003355"};
   static constexpr const char* oranges[] = {"#dd7711", "#d62728", "#ffaa44", "#8b0000"};
   std::vector<Series> out;
   std::size_t blue = 0, orange = 0;
@@ -101,31 +114,37 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
   for (const Summary& s : all) {
     const std::string kind = family(s);
     if (s.test_set != set || (kind != "MHA" && is_trained == (s.stage == "converted"))) continue;
-    std::string title = (kind == "MLA" && latents.size() > 1 ? s.attention : kind) + (s.method.empty() ? "" : " by " + s.method);
+    std::string title =
+        (kind == "MLA" && latents.size() > 1 ? s.attention : kind) + (s.method.empty() ? "" : " by " + s.method);
     if (kind == "MHA" || is_trained) title += ", " + spelt_stage(s.stage);
     const auto found = std::ranges::find(out, title, &Series::title);
     if (found != out.end()) {
       found->points.push_back(&s);
       continue;
     }
-    const std::string style = kind == "MHA"   ? text("lc rgb '", s.stage == "baseline" ? "#999999" : "#222222", "' pt 7")
-                              : kind == "GQA" ? text("lc rgb '", oranges[orange++ % std::size(oranges)], "' pt 5")
-                                              : text("lc rgb '", blues[blue % std::size(blues)], "' pt ", 7 + 2 * (blue % 4));
+    const std::string style = kind == "MHA" ? text("lc rgb '", s.stage == "baseline" ? "#999999" : "#222222", "' pt 7")
+                              : kind == "GQA"
+                                  ? text("lc rgb '", oranges[orange++ % std::size(oranges)], "' pt 5")
+                                  : text("lc rgb '", blues[blue % std::size(blues)], "' pt ", 7 + 2 * (blue % 4));
     blue += kind == "MLA";
     out.push_back({title, style, {&s}});
   }
-  for (Series& one : out) std::ranges::sort(one.points, std::greater(), [](const Summary* s) { return s->cache_fraction; });
+  for (Series& one : out)
+    std::ranges::sort(one.points, std::greater(), [](const Summary* s) { return s->cache_fraction; });
   return out;
 }
 
-/// A column a test set; above what conversion alone gives, below what training makes of it. Series are set apart a little so that
-/// intervals do not hide each other.
-void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all, const std::vector<std::string>& sets) {
-  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"), "\nset ylabel 'word error rate, %'\n",
-                                "set multiplot layout 2,", sets.size(), " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
+/// A column a test set; above what conversion alone gives, below what training makes of it. Series are set apart a
+/// little so that intervals do not hide each other.
+void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all,
+              const std::vector<std::string>& sets) {
+  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"),
+                                "\nset ylabel 'word error rate, %'\n", "set multiplot layout 2,", sets.size(),
+                                " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
   int index = 0;
   for (const bool is_trained : {false, true}) {
-    body += text("set key at screen 0.755,", is_trained ? 0.42 : 0.95, " left top Left reverse samplen 1.5 font ',11'\n");
+    body +=
+        text("set key at screen 0.755,", is_trained ? 0.42 : 0.95, " left top Left reverse samplen 1.5 font ',11'\n");
     for (const std::string& set : sets) {
       const auto series = series_of(all, set, is_trained);
       std::string list;
@@ -134,14 +153,16 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
         const double shift = std::pow(1.025, static_cast<double>(i) - 0.5 * static_cast<double>(series.size() - 1));
         for (const Summary* s : series[i].points) {
           most = std::max(most, s->high);
-          data += text(fixed(100 * s->cache_fraction * shift, 4), ' ', fixed(s->wer, 4), ' ', fixed(s->low, 4), ' ', fixed(s->high, 4), '\n');
+          data += text(fixed(100 * s->cache_fraction * shift, 4), ' ', fixed(s->wer, 4), ' ', fixed(s->low, 4), ' ',
+                       fixed(s->high, 4), '\n');
         }
         data += "\n\n";
-        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2:3:4 with yerrorlines lw 1.2 ps 0.9 ", series[i].style, " title ",
+        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++,
+                     " using 1:2:3:4 with yerrorlines lw 1.2 ps 0.9 ", series[i].style, " title ",
                      gnuplot_quoted(series[i].title));
       }
-      body += text("set title ", gnuplot_quoted(set + (is_trained ? ", trained on" : ", converted")), "\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ",
-                   list, "\nunset key\n");  // once a row
+      body += text("set title ", gnuplot_quoted(set + (is_trained ? ", trained on" : ", converted")),
+                   "\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ", list, "\nunset key\n");  // once a row
     }
   }
   write_file(folder / "wer_cache.dat", data);
@@ -154,15 +175,19 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   int index = 0;
   for (const Series& one : series_of(all, set, false)) {
     if (family(*one.points.front()) == "MHA") continue;
-    for (const Summary* s : one.points) data += text(fixed(100 * s->cache_fraction, 4), ' ', fixed(s->key_value_error, 6), '\n');
+    for (const Summary* s : one.points)
+      data += text(fixed(100 * s->cache_fraction, 4), ' ', fixed(s->key_value_error, 6), '\n');
     data += "\n\n";
-    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", one.style, " title ", gnuplot_quoted(one.title));
+    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", one.style,
+                 " title ", gnuplot_quoted(one.title));
   }
   if (list.empty()) return;
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
-       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"), "\nset yrange [0:1]\nset key below\n",
-            "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ", list, '\n'));
+       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
+            "\nset yrange [0:1]\nset key below\n",
+            "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ",
+            list, '\n'));
 }
 
 }  // namespace
@@ -177,7 +202,8 @@ StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)) 
   }
 }
 
-bool StudyResults::has(const std::string& name, const std::string& stage, const std::string& test_set, std::int64_t seed) const {
+bool StudyResults::has(const std::string& name, const std::string& stage, const std::string& test_set,
+                       std::int64_t seed) const {
   return std::ranges::any_of(rows_, [&](const nlohmann::json& row) {
     return row["name"] == name && row["stage"] == stage && row["test_set"] == test_set && row["seed"] == seed;
   });
@@ -185,7 +211,8 @@ bool StudyResults::has(const std::string& name, const std::string& stage, const 
 
 void StudyResults::put(nlohmann::json row) {
   const auto old = std::ranges::find_if(rows_, [&](const nlohmann::json& one) {
-    return one["name"] == row["name"] && one["stage"] == row["stage"] && one["test_set"] == row["test_set"] && one["seed"] == row["seed"];
+    return one["name"] == row["name"] && one["stage"] == row["stage"] && one["test_set"] == row["test_set"] &&
+           one["seed"] == row["seed"];
   });
   if (old != rows_.end())
     *old = std::move(row);
@@ -194,31 +221,43 @@ void StudyResults::put(nlohmann::json row) {
   write_json(path_, rows_);
 }
 
-void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command, int threads) {
+void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command,
+                  int threads) {
   const auto all = summarize_all(rows);
   std::vector<std::string> sets;
   for (const Summary& s : all)
     if (std::find(sets.begin(), sets.end(), s.test_set) == sets.end()) sets.push_back(s.test_set);
 
-  std::string report = text("# Word error rate against key-value cache\n\nMade by ", command, " on ", threads, " threads, ", all.front().seeds,
-                            " seed(s); a study that was widened has rows of earlier commands, too.\n\nWER in percent over all seeds; the 95% interval resamples utterances, sd is that of the seeds' WERs. Cache: "
-                            "bytes of\nkeys and values (or latents) for each second of speech, in single precision, and its part of the baseline's. "
-                            "Error: of keys and\nvalues after conversion, relative, measured on validation speech. Changed: transcripts that differ "
-                            "from the baseline's.\n"),
+  std::string report =
+                  text("# Word error rate against key-value cache\n\nMade by ", command, " on ", threads, " threads, ",
+                       all.front().seeds,
+                       " seed(s); a study that was widened has rows of earlier commands, too.\n\nWER in percent over "
+                       "all seeds; the 95% interval resamples utterances, sd is that of the seeds' WERs. Cache: "
+                       "bytes of\nkeys and values (or latents) for each second of speech, in single precision, and its "
+                       "part of the baseline's. "
+                       "Error: of keys and\nvalues after conversion, relative, measured on validation speech. Changed: "
+                       "transcripts that differ "
+                       "from the baseline's.\n"),
               summary;
   for (const std::string& set : sets) {
-    report += text("\n## Test set: ", set, "\n\n| attention | stage | cache | bytes/s | parameters | WER % | 95% interval | sd | error | changed | training s |\n"
+    report += text("\n## Test set: ", set,
+                   "\n\n| attention | stage | cache | bytes/s | parameters | WER % | 95% interval | sd | error | "
+                   "changed | training s |\n"
                    "|---|---|---|---|---|---|---|---|---|---|---|\n");
     summary += text(set, '\n');
     for (const Summary& s : all) {
       if (s.test_set != set) continue;
-      const std::string cache = fixed(100 * s.cache_fraction, s.cache_fraction * 100 == std::round(s.cache_fraction * 100) ? 0 : 2) + '%';
-      report += text("| ", s.name, " | ", s.stage, " | ", cache, " | ", fixed(s.cache_bytes_per_second, 0), " | ", s.parameters, " | ", fixed(s.wer, 2),
-                     " | ", fixed(s.low, 2), " to ", fixed(s.high, 2), " | ", s.seeds > 1 ? fixed(s.spread, 2) : "", " | ",
-                     s.stage == "baseline" ? "" : fixed(s.key_value_error, 4), " | ", s.stage == "baseline" ? "" : text(s.changed, " of ", s.utterances),
-                     " | ", s.train_seconds > 0 ? fixed(s.train_seconds, 0) : "", " |\n");
+      const std::string cache =
+          fixed(100 * s.cache_fraction, s.cache_fraction * 100 == std::round(s.cache_fraction * 100) ? 0 : 2) + '%';
+      report +=
+          text("| ", s.name, " | ", s.stage, " | ", cache, " | ", fixed(s.cache_bytes_per_second, 0), " | ",
+               s.parameters, " | ", fixed(s.wer, 2), " | ", fixed(s.low, 2), " to ", fixed(s.high, 2), " | ",
+               s.seeds > 1 ? fixed(s.spread, 2) : "", " | ", s.stage == "baseline" ? "" : fixed(s.key_value_error, 4),
+               " | ", s.stage == "baseline" ? "" : text(s.changed, " of ", s.utterances), " | ",
+               s.train_seconds > 0 ? fixed(s.train_seconds, 0) : "", " |\n");
       char line[200];
-      std::snprintf(line, sizeof line, "  %-36s %-14s cache %7s   WER %6.2f%%  [%.2f, %.2f]\n", s.name.c_str(), s.stage.c_str(), cache.c_str(), s.wer, s.low, s.high);
+      std::snprintf(line, sizeof line, "  %-36s %-14s cache %7s   WER %6.2f%%  [%.2f, %.2f]\n", s.name.c_str(),
+                    s.stage.c_str(), cache.c_str(), s.wer, s.low, s.high);
       summary += line;
     }
   }

@@ -23,4 +23,5 @@ class StudyResults {
 };
 
 /// Writes report.md, summary.txt, wer_cache.{gp,dat,png,svg} and conversion_error.{gp,dat,png,svg} into the folder.
-void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command, int threads);
+void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command,
+                  int threads);

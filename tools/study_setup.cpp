@@ -17,7 +17,8 @@ Preset study_preset(const std::string& name) {
   p.name = name;
   p.encoder = {.num_mels = num_mels, .attention = AttentionName::mha, .num_heads = study_heads, .conv_kernel = 15};
   // Digits are short: wide time masks would hide whole words.
-  p.baseline.spec_augment = {.num_time_masks = 2, .max_time_width = 12, .max_time_fraction = 0.1, .num_freq_masks = 2, .max_freq_width = 6};
+  p.baseline.spec_augment = {
+      .num_time_masks = 2, .max_time_width = 12, .max_time_fraction = 0.1, .num_freq_masks = 2, .max_freq_width = 6};
   if (name == "quick") {
     p.seeds = 1;
     p.train_utterances = 1200, p.valid_utterances = 100, p.test_utterances = 200;

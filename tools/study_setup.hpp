@@ -29,6 +29,7 @@ struct CorpusSource {
 /// The folder of the corpus: `data` itself if it is one; else one made at `made`, from recordings or by espeak-ng.
 std::filesystem::path find_corpus(const CorpusSource& source, const std::filesystem::path& made, const Preset& preset);
 
-/// A model for the corpus, randomly initialised. Its features are normalised as the configuration says: with chunks, globally.
-laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder, const laconic::EncoderConfig& config,
-                                   std::int64_t seed, int threads);
+/// A model for the corpus, randomly initialised. Its features are normalised as the configuration says: with chunks,
+/// globally.
+laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder,
+                                   const laconic::EncoderConfig& config, std::int64_t seed, int threads);

@@ -13,7 +13,8 @@ namespace {
 using namespace laconic;
 
 struct TrainOptions : CommonOptions {
-  std::string data, train, valid, out, init, teacher, name, encoder_name = "conformer", merge = "concat", convolution, tokens, normalization, decay = "cosine";
+  std::string data, train, valid, out, init, teacher, name, encoder_name = "conformer", merge = "concat", convolution,
+                                                            tokens, normalization, decay = "cosine";
   AttentionOptions attention{"mha"};
   int sample_rate = 0, num_mels = 40;
   std::int64_t checkpoint_steps = 0;
@@ -44,13 +45,18 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
   config.encoder.merge = from_name<BranchMerge>(o.merge).value();
   // Chunks need a convolution that stays in them, and features that need no whole utterance.
   const bool chunks = o.encoder.chunk > 0 || o.training.dynamic_chunks;
-  config.encoder.convolution = from_name<ConvolutionContext>(o.convolution.empty() ? (chunks ? "chunk" : "centred") : o.convolution).value();
+  config.encoder.convolution =
+      from_name<ConvolutionContext>(o.convolution.empty() ? (chunks ? "chunk" : "centred") : o.convolution).value();
   config.encoder.num_mels = o.num_mels;
   config.features.fbank.num_mels = o.num_mels;
-  config.features.fbank.sample_rate = o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
-  config.features.normalization = from_name<Normalization>(o.normalization.empty() ? (chunks ? "global" : "utterance") : o.normalization).value();
+  config.features.fbank.sample_rate =
+      o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
+  config.features.normalization =
+      from_name<Normalization>(o.normalization.empty() ? (chunks ? "global" : "utterance") : o.normalization).value();
   if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
-  config.tokens = o.tokens.empty() ? corpus_tokens(corpus.parent_path()) : o.tokens == "word" ? Tokens::words : Tokens::characters;
+  config.tokens = o.tokens.empty()     ? corpus_tokens(corpus.parent_path())
+                  : o.tokens == "word" ? Tokens::words
+                                       : Tokens::characters;
   std::vector<std::string> texts;
   for (const Utterance& u : utterances) texts.push_back(u.text);
   return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
@@ -83,19 +89,23 @@ void train(TrainOptions& o) {
   say_infeasible(train_set, recognizer.config);
 
   Cpu<float> cpu(o.threads);
-  say(to_name(recognizer.config.model), " with ", to_name(recognizer.config.encoder.attention), ", ", recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1),
-      " min of speech, ", o.threads, " threads");
+  say(to_name(recognizer.config.model), " with ", to_name(recognizer.config.encoder.attention), ", ",
+      recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ", o.threads,
+      " threads");
   ProgressLine line;
   const auto model_folder = out / "model";
-  const TrainState state = recognizer.train(
-      cpu, train_set, valid_set, o.training,
-      {.progress = std::ref(line),
-       .better = [&] { recognizer.save(model_folder); },
-       .folder = out,
-       .checkpoint_steps = o.checkpoint_steps,
-       .teacher = teacher ? &*teacher : nullptr,
-       .ranks = o.ranks,
-       .cut = [](Index rank, double error) { say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off"); }});
+  const TrainState state =
+      recognizer.train(cpu, train_set, valid_set, o.training,
+                       {.progress = std::ref(line),
+                        .better = [&] { recognizer.save(model_folder); },
+                        .folder = out,
+                        .checkpoint_steps = o.checkpoint_steps,
+                        .teacher = teacher ? &*teacher : nullptr,
+                        .ranks = o.ranks,
+                        .cut =
+                            [](Index rank, double error) {
+                              say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off");
+                            }});
   recognizer.save(model_folder);
   const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
   o.write({{"model", model_folder.string()},
@@ -105,8 +115,10 @@ void train(TrainOptions& o) {
            {"valid_wer", 100 * evaluation.wer()},
            {"seconds", state.seconds},
            {"parameters", recognizer.count_parameters()}});
-  std::printf("validation WER %s%% (epoch %td of %td, %s s of training)\nmodel:  %s\nlosses: %s\n", fixed(100 * evaluation.wer(), 2).c_str(),
-              state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(), model_folder.c_str(), ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
+  std::printf("validation WER %s%% (epoch %td of %td, %s s of training)\nmodel:  %s\nlosses: %s\n",
+              fixed(100 * evaluation.wer(), 2).c_str(), state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(),
+              model_folder.c_str(),
+              ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
 }
 
 }  // namespace
@@ -115,36 +127,73 @@ void add_train_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "train a recogniser, or fine-tune one with --init");
   const auto o = std::make_shared<TrainOptions>();
   o->add_to(*command);
-  CLI::Option* data = command->add_option("--data", o->data, "folder with train.jsonl and valid.jsonl, as `laconic data` makes it")->type_name("DIR");
-  CLI::Option* train_path = command->add_option("--train", o->train, "manifest or LibriSpeech folder to train on, instead")->type_name("PATH");
-  command->add_option("--valid", o->valid, "manifest or LibriSpeech folder to choose the model by, instead")->type_name("PATH")->needs(train_path);
-  command->add_option("--out", o->out, "folder of the run: DIR/model, DIR/losses.csv and a checkpoint; an unfinished run goes on")->required()->type_name("DIR");
-  CLI::Option* init = command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
-  CLI::Option* name = command->add_option("--name", o->name, "a published model, as `laconic profile --list` names them");
+  CLI::Option* data =
+      command->add_option("--data", o->data, "folder with train.jsonl and valid.jsonl, as `laconic data` makes it")
+          ->type_name("DIR");
+  CLI::Option* train_path =
+      command->add_option("--train", o->train, "manifest or LibriSpeech folder to train on, instead")
+          ->type_name("PATH");
+  command->add_option("--valid", o->valid, "manifest or LibriSpeech folder to choose the model by, instead")
+      ->type_name("PATH")
+      ->needs(train_path);
+  command
+      ->add_option("--out", o->out,
+                   "folder of the run: DIR/model, DIR/losses.csv and a checkpoint; an unfinished run goes on")
+      ->required()
+      ->type_name("DIR");
+  CLI::Option* init =
+      command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
+  CLI::Option* name =
+      command->add_option("--name", o->name, "a published model, as `laconic profile --list` names them");
   std::vector<CLI::Option*> of_named_models = o->attention.add_to(*command), of_new_models{name};
   for (CLI::Option* option : {
-           command->add_option("--encoder", o->encoder_name, "encoder")->capture_default_str()->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"})),
-           command->add_option("--merge", o->merge, "of a Branchformer's branches")->capture_default_str()->check(CLI::IsMember({"concat", "fixed-average", "learned-average"})),
-           command->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion, "width of the cgMLP over d-model")->capture_default_str(),
-           command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")->capture_default_str()->check(CLI::Range(0.0, 1.0)),
-           command->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")->capture_default_str(),
+           command->add_option("--encoder", o->encoder_name, "encoder")
+               ->capture_default_str()
+               ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"})),
+           command->add_option("--merge", o->merge, "of a Branchformer's branches")
+               ->capture_default_str()
+               ->check(CLI::IsMember({"concat", "fixed-average", "learned-average"})),
+           command->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion, "width of the cgMLP over d-model")
+               ->capture_default_str(),
+           command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")
+               ->capture_default_str()
+               ->check(CLI::Range(0.0, 1.0)),
+           command
+               ->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")
+               ->capture_default_str(),
            command->add_option("--heads", o->encoder.num_heads, "query heads")->capture_default_str(),
            command->add_option("--d-model", o->encoder.d_model, "width of the model")->capture_default_str(),
            command->add_option("--layers", o->encoder.num_layers, "blocks")->capture_default_str(),
-           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolutions, odd")->capture_default_str(),
+           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolutions, odd")
+               ->capture_default_str(),
            command->add_option("--subsampling", o->encoder.subsampling, "2 or 4")->capture_default_str(),
-           command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")->capture_default_str(),
+           command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")
+               ->capture_default_str(),
            command->add_option("--mels", o->num_mels, "mel channels")->capture_default_str(),
        })
     of_named_models.push_back(option);
   for (CLI::Option* option : {
-           command->add_option("--convolution", o->convolution, "what convolutions see; default: centred, with chunks chunk")->check(CLI::IsMember({"centred", "causal", "chunk"})),
-           command->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")->capture_default_str(),
-           command->add_option("--left-context", o->encoder.left_context, "encoder frames seen before the own chunk; -1: all")->capture_default_str(),
-           command->add_option("--dropout", o->encoder.dropout, "probability")->capture_default_str()->check(CLI::Range(0.0, 0.9)),
-           command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")->capture_default_str(),
-           command->add_option("--normalization", o->normalization, "of features; default: utterance, with chunks global")->check(CLI::IsMember({"utterance", "global"})),
-           command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")->check(CLI::IsMember({"word", "char"})),
+           command
+               ->add_option("--convolution", o->convolution,
+                            "what convolutions see; default: centred, with chunks chunk")
+               ->check(CLI::IsMember({"centred", "causal", "chunk"})),
+           command
+               ->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")
+               ->capture_default_str(),
+           command
+               ->add_option("--left-context", o->encoder.left_context,
+                            "encoder frames seen before the own chunk; -1: all")
+               ->capture_default_str(),
+           command->add_option("--dropout", o->encoder.dropout, "probability")
+               ->capture_default_str()
+               ->check(CLI::Range(0.0, 0.9)),
+           command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")
+               ->capture_default_str(),
+           command
+               ->add_option("--normalization", o->normalization, "of features; default: utterance, with chunks global")
+               ->check(CLI::IsMember({"utterance", "global"})),
+           command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")
+               ->check(CLI::IsMember({"word", "char"})),
        })
     of_new_models.push_back(option);
   for (CLI::Option* option : of_named_models) {
@@ -152,35 +201,60 @@ void add_train_command(CLI::App& app) {
     of_new_models.push_back(option);
   }
   for (CLI::Option* option : of_new_models) option->excludes(init);
-  command->add_flag("--dynamic-chunks", o->training.dynamic_chunks, "train each batch with chunks of another size, so that one model serves all");
+  command->add_flag("--dynamic-chunks", o->training.dynamic_chunks,
+                    "train each batch with chunks of another size, so that one model serves all");
   command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
   command->add_option("--lr", o->training.learning_rate, "learning rate at its peak")->capture_default_str();
-  command->add_option("--warmup", o->training.warmup, "part of all steps")->capture_default_str()->check(CLI::Range(0.0, 1.0));
-  command->add_option("--decay", o->decay, "of the learning rate")->capture_default_str()->check(CLI::IsMember({"cosine", "noam"}));
+  command->add_option("--warmup", o->training.warmup, "part of all steps")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_option("--decay", o->decay, "of the learning rate")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cosine", "noam"}));
   command->add_option("--weight-decay", o->training.adamw.weight_decay, "of AdamW")->capture_default_str();
   command->add_option("--clip-norm", o->training.adamw.clip_norm, "of the gradient; 0: none")->capture_default_str();
   command->add_option("--batch-frames", o->training.batch_frames, "feature frames a batch")->capture_default_str();
   command->add_option("--accumulate", o->training.accumulate, "batches an update")->capture_default_str();
-  command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")->capture_default_str();
-  command->add_option("--teacher", o->teacher, "model folder of a model to learn from, beside the texts")->type_name("DIR");
-  command->add_option("--distill", o->training.distillation.weight, "part of the loss that is the teacher's probabilities; the rest is the texts'")
+  command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")
+      ->capture_default_str();
+  command->add_option("--teacher", o->teacher, "model folder of a model to learn from, beside the texts")
+      ->type_name("DIR");
+  command
+      ->add_option("--distill", o->training.distillation.weight,
+                   "part of the loss that is the teacher's probabilities; the rest is the texts'")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
-  command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")->capture_default_str();
-  command->add_option("--distill-blocks", o->training.distillation.layer_weight, "weight of the relative squared error of each block's output to the teacher's")
+  command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")
       ->capture_default_str();
-  command->add_option("--ranks", o->ranks, "cut the latents of --init to each of these ranks in turn, and train for all epochs after each cut, in OUT/rank-N")
+  command
+      ->add_option("--distill-blocks", o->training.distillation.layer_weight,
+                   "weight of the relative squared error of each block's output to the teacher's")
+      ->capture_default_str();
+  command
+      ->add_option("--ranks", o->ranks,
+                   "cut the latents of --init to each of these ranks in turn, and train for all epochs after each cut, "
+                   "in OUT/rank-N")
       ->delimiter(',')
       ->needs(init)
       ->check(CLI::PositiveNumber);
-  command->add_option("--train-only", o->training.train_only, "train only parameters whose name contains this, as self_attn. (may be repeated)")->type_name("NAME");
-  command->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")->type_name("NAME");
-  command->add_option("--checkpoint-steps", o->checkpoint_steps, "updates between checkpoints within an epoch; 0: at its end only")->capture_default_str();
-  command->footer("Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
-                  "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
-                  "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
-                  "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"
-                  "  laconic train --data digits --out runs/mla-16 --init runs/mla --ranks 48,32,16 --teacher runs/mha --distill 0.5 --epochs 2 --lr 5e-4");
+  command
+      ->add_option("--train-only", o->training.train_only,
+                   "train only parameters whose name contains this, as self_attn. (may be repeated)")
+      ->type_name("NAME");
+  command
+      ->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")
+      ->type_name("NAME");
+  command
+      ->add_option("--checkpoint-steps", o->checkpoint_steps,
+                   "updates between checkpoints within an epoch; 0: at its end only")
+      ->capture_default_str();
+  command->footer(
+      "Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
+      "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
+      "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
+      "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"
+      "  laconic train --data digits --out runs/mla-16 --init runs/mla --ranks 48,32,16 --teacher runs/mha --distill "
+      "0.5 --epochs 2 --lr 5e-4");
   command->callback([=] {
     if (data->empty() && train_path->empty()) throw CLI::RequiredError("--data or --train");
     require(!o->data.empty() || !o->valid.empty(), "train: --train needs --valid");

@@ -27,10 +27,11 @@ std::vector<std::string> write_logits(const TranscribeOptions& o, const Recogniz
   logits.reserve(data.examples.size());  // the writer borrows them
   for (std::size_t i = 0; i < data.examples.size(); ++i) {
     const Matrix<float>& x = data.examples[i].features;
-    const auto& one = logits.emplace_back(
-        std::visit([&](const auto& m) -> Matrix<float> { return m(cpu, x, Sequences{x.rows()}).rows.view(); }, recognizer.model));
+    const auto& one = logits.emplace_back(std::visit(
+        [&](const auto& m) -> Matrix<float> { return m(cpu, x, Sequences{x.rows()}).rows.view(); }, recognizer.model));
     hypotheses.push_back(recognizer.vocabulary.decode(greedy_ctc(view(one))));
-    writer.add(o.files[i], std::array{one.rows(), one.cols()}, std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
+    writer.add(o.files[i], std::array{one.rows(), one.cols()},
+               std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
   }
   writer.write(o.logits);
   return hypotheses;
@@ -42,7 +43,8 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
   const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
   say_notes(data.notes);
   Cpu<float> cpu(o.threads);
-  const auto hypotheses = o.logits.empty() ? recognizer.evaluate(cpu, data).hypotheses : write_logits(o, recognizer, data);
+  const auto hypotheses =
+      o.logits.empty() ? recognizer.evaluate(cpu, data).hypotheses : write_logits(o, recognizer, data);
   nlohmann::json result = nlohmann::json::array();
   for (std::size_t i = 0; i < o.files.size(); ++i) {
     std::printf("%s: %s\n", o.files[i].c_str(), hypotheses[i].c_str());
@@ -103,7 +105,8 @@ class TextLine {
 };
 
 template <class Model>
-nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const Model& model, const std::string& file) {
+nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const Model& model,
+                           const std::string& file) {
   const RecognizerConfig& config = recognizer.config;
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
@@ -133,10 +136,13 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   }
   std::printf("\n");
   std::sort(pushes.begin(), pushes.end());
-  const double chunk = static_cast<double>(streams.chunk_rows()) * config.features.fbank.frame_shift_ms, worst = 1e3 * pushes.back();
-  const double window = static_cast<double>(streams.first_rows() - 1) * config.features.fbank.frame_shift_ms + config.features.fbank.frame_length_ms;
-  say(fixed(seconds, 2), " s of speech in ", fixed(compute, 3), " s (real-time factor ", fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ",
-      fixed(window - chunk, 0), " to ", fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
+  const double chunk = static_cast<double>(streams.chunk_rows()) * config.features.fbank.frame_shift_ms,
+               worst = 1e3 * pushes.back();
+  const double window = static_cast<double>(streams.first_rows() - 1) * config.features.fbank.frame_shift_ms +
+                        config.features.fbank.frame_length_ms;
+  say(fixed(seconds, 2), " s of speech in ", fixed(compute, 3), " s (real-time factor ",
+      fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ", fixed(window - chunk, 0), " to ",
+      fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
   return {{"audio_filepath", file},
           {"text", line.text},
@@ -158,25 +164,36 @@ void transcribe(const TranscribeOptions& o) {
   }
   nlohmann::json result = nlohmann::json::array();
   for (const auto& file : o.files)
-    result.push_back(std::visit([&](const auto& model) { return stream_file(o, recognizer, model, file); }, recognizer.model));
+    result.push_back(
+        std::visit([&](const auto& model) { return stream_file(o, recognizer, model, file); }, recognizer.model));
   o.write(result);
 }
 
 }  // namespace
 
 void add_transcribe_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("transcribe", "write down what is said in audio files, or in speech as it comes");
+  CLI::App* command =
+      app.add_subcommand("transcribe", "write down what is said in audio files, or in speech as it comes");
   const auto o = std::make_shared<TranscribeOptions>();
   o->add_to(*command);
   command->add_option("--model", o->model, "model folder")->required()->type_name("DIR");
-  command->add_option("files", o->files, "WAV, FLAC or Ogg files; with --streaming also -: raw 16-bit samples, one channel at the model's rate, on standard input")
+  command
+      ->add_option("files", o->files,
+                   "WAV, FLAC or Ogg files; with --streaming also -: raw 16-bit samples, one channel at the model's "
+                   "rate, on standard input")
       ->required()
       ->type_name("FILE");
-  CLI::Option* logits = command->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")->type_name("FILE");
+  CLI::Option* logits =
+      command
+          ->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")
+          ->type_name("FILE");
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
   logits->excludes("--streaming");
-  command->add_option("--max-seconds", o->max_seconds, "of a stream that keeps all it heard")->capture_default_str()->check(CLI::Range(1.0, 1e6));
-  command->footer("Example:\n  laconic transcribe --model runs/mha speech.wav\n"
-                  "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");
+  command->add_option("--max-seconds", o->max_seconds, "of a stream that keeps all it heard")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 1e6));
+  command->footer(
+      "Example:\n  laconic transcribe --model runs/mha speech.wav\n"
+      "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");
   command->callback([=] { transcribe(*o); });
 }

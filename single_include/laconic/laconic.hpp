@@ -11,8 +11,8 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of matrices,
-// is part of each name: files compiled for different ones do not link, where they would crash.
+// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of
+// matrices, is part of each name: files compiled for different ones do not link, where they would crash.
 #if defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
@@ -23,7 +23,8 @@
 #define LACONIC_ABI v0
 #endif
 
-// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks both.
+// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
+// both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif
@@ -39,8 +40,8 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
-/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more than 2000
-/// bytes the middle goes (not within a character of UTF-8).
+/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more
+/// than 2000 bytes the middle goes (not within a character of UTF-8).
 inline std::string one_line(std::string line) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == 127) c = '?';
@@ -67,7 +68,7 @@ inline void append(std::string& out, std::string_view part) { out += part; }
 inline void append(std::string& out, char part) { out += part; }
 
 template <class Number>
-  requires std::integral<Number> || std::floating_point<Number>
+requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {
   char digits[32];
   const auto end = std::to_chars(digits, digits + sizeof digits, part).ptr;
@@ -162,9 +163,7 @@ class Extent {
 
  public:
   constexpr Extent() = default;
-  constexpr explicit Extent(Index value) {
-    require(value == N, "extent: ", value, " given where the type says ", N);
-  }
+  constexpr explicit Extent(Index value) { require(value == N, "extent: ", value, " given where the type says ", N); }
   constexpr operator Index() const { return N; }
   static constexpr bool is_static = true;
 };
@@ -172,7 +171,9 @@ class Extent {
 template <>
 class Extent<dyn> {
  public:
-  constexpr Extent(Index value) : value_(value) { require(value >= 0, "extent: ", value, " given, at least 0 expected"); }
+  constexpr Extent(Index value) : value_(value) {
+    require(value >= 0, "extent: ", value, " given, at least 0 expected");
+  }
   template <Index N>
   constexpr Extent(Extent<N>) : value_(N) {}
   constexpr operator Index() const { return value_; }
@@ -221,7 +222,9 @@ class IndexList {
   constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
   constexpr const Index* begin() const { return values_.data(); }
   constexpr const Index* end() const { return values_.data() + size_; }
-  friend constexpr bool operator==(const IndexList& a, const IndexList& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+  friend constexpr bool operator==(const IndexList& a, const IndexList& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  }
 
  private:
   std::array<Index, capacity> values_{};
@@ -233,7 +236,19 @@ class IndexList {
 namespace laconic::inline LACONIC_ABI {
 
 /// Attentions by name, for types that leave the choice open (`AnyAttention`).
-enum class AttentionName { by_type, mha, gqa, mqa, mla, mla_simple, mla_split, mla_head, mla_decoupled, input_latent, linear };
+enum class AttentionName {
+  by_type,
+  mha,
+  gqa,
+  mqa,
+  mla,
+  mla_simple,
+  mla_split,
+  mla_head,
+  mla_decoupled,
+  input_latent,
+  linear
+};
 constexpr auto enum_names(AttentionName) {
   using enum AttentionName;
   return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
@@ -249,11 +264,12 @@ constexpr auto enum_names(AttentionName) {
                                                  {linear, "linear"}});
 }
 
-/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the projections, as
-/// the Hugging Face Conformer calls them.
+/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the
+/// projections, as the Hugging Face Conformer calls them.
 enum class PositionEmbeddings { relative, rotary };
 constexpr auto enum_names(PositionEmbeddings) {
-  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+  return std::to_array<EnumName<PositionEmbeddings>>(
+      {{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
 }
 
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
@@ -261,13 +277,14 @@ struct AttentionConfig {
   Index d_model = 0;
   Index num_heads = 0;
   Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;               ///< of the latent; that of the keys where values have one of their own; of each head where heads have their own
-  Index v_lora_rank = 0;                ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
-  Index q_lora_rank = 0;                ///< of low-rank queries
-  Index qk_rope_head_dim = 0;           ///< of the decoupled rotary key
-  IndexList rope_pairs{};               ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
-  Index head_dim = 0;                   ///< 0: d_model / num_heads
-  bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
+  Index kv_lora_rank = 0;  ///< of the latent; that of the keys where values have one of their own; of each head where
+                           ///< heads have their own
+  Index v_lora_rank = 0;   ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
+  Index q_lora_rank = 0;   ///< of low-rank queries
+  Index qk_rope_head_dim = 0;  ///< of the decoupled rotary key
+  IndexList rope_pairs{};      ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
+  Index head_dim = 0;          ///< 0: d_model / num_heads
+  bool attention_bias = true;  ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
 };
@@ -283,8 +300,8 @@ struct AttentionDims {
   constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
 };
 
-/// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer 2019),
-/// between them grouped-query (Ainslie 2023). Query head h reads key-value head h / (H / G).
+/// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer
+/// 2019), between them grouped-query (Ainslie 2023). Query head h reads key-value head h / (H / G).
 template <Index H, Index G = H>
 struct Heads {
   static_assert(H == dyn || H > 0, "laconic: the number of heads must be positive, or `dyn`");
@@ -322,7 +339,8 @@ struct Mask {
   constexpr Keys keys(Index query, Index past, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
     const Index start = past + query / chunk * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::clamp<Index>(start + chunk, 0, num_keys)};
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
+            std::clamp<Index>(start + chunk, 0, num_keys)};
   }
 };
 
@@ -414,7 +432,8 @@ class Random {
   /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
   /// makes vectors of it.
   template <int Count>
-  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2, std::uint64_t* w3) const {
+  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2,
+                        std::uint64_t* w3) const {
     constexpr std::uint64_t half = 0xffffffff;
     for (int i = 0; i < Count; ++i) {
       w0[i] = (first + static_cast<std::uint64_t>(i)) & half;
@@ -595,7 +614,8 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
     for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
-      parameter.value.data()[begin + i] = static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
+      parameter.value.data()[begin + i] =
+          static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
   }
 }
 
@@ -658,8 +678,8 @@ class Arena {
   std::size_t used_bytes() const { return state_->used; }
   std::size_t peak_bytes() const { return state_->peak; }
 
-  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles the
-  /// free blocks of every size, and lets requests take larger ones where their own size has run out.
+  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
+  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
   void settle();
 
   /// Gives back what is not in use.
@@ -676,7 +696,9 @@ class Arena {
   friend class Buffer;
 
   detail::ArenaBlock* take(std::uint32_t size_class);
-  static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
+  static void release(detail::ArenaBlock* block) {
+    ::operator delete(block, std::align_val_t(detail::arena_alignment));
+  }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
@@ -787,7 +809,9 @@ class Sequences {
   explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
   Sequences(const Sequences& other)
-      : own_(other.own_), buffer_(other.buffer_), offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
+      : own_(other.own_),
+        buffer_(other.buffer_),
+        offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
   Sequences& operator=(Sequences other) noexcept {
     own_.swap(other.own_);
     std::swap(buffer_, other.buffer_);
@@ -857,7 +881,8 @@ namespace laconic::inline LACONIC_ABI {
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
 constexpr auto enum_names(Activation) {
-  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+  return std::to_array<EnumName<Activation>>(
+      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
 }
 
 /// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
@@ -875,8 +900,8 @@ struct Conv2dShape {
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
-/// as PyTorch stores it.
+/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
+/// kernel)` as PyTorch stores it.
 struct Conv1dShape {
   Index in_channels, out_channels, kernel, stride;
 
@@ -893,8 +918,8 @@ struct AttendShape {
 };
 
 /// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty where
-/// there is none.
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
+/// where there is none.
 template <class Tensor, class T>
 struct RelativeTerm {
   Tensor table{};
@@ -903,7 +928,8 @@ struct RelativeTerm {
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
 };
 
-/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads / num_blocks).
+/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
+/// num_blocks).
 struct HeadShape {
   Index num_heads, num_blocks;
   bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
@@ -917,22 +943,26 @@ enum class RotaryPairs { interleaved, halves };
 struct DepthwiseShape {
   Index left;
   Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
-  Index past = 0;                 ///< so many inputs at the head of every sequence are earlier frames, which give no output
+  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
 };
 
-/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits with
-/// a scale a row.
+/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits
+/// with a scale a row.
 enum class CacheStorage { full, bf16, int8 };
 constexpr auto enum_names(CacheStorage) {
-  return std::to_array<EnumName<CacheStorage>>({{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
+  return std::to_array<EnumName<CacheStorage>>(
+      {{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
 }
 
 /// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
 constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
-    case CacheStorage::bf16: return 2 * width;
-    case CacheStorage::int8: return width + 4;
-    default: return number_bytes * width;
+    case CacheStorage::bf16:
+      return 2 * width;
+    case CacheStorage::int8:
+      return width + 4;
+    default:
+      return number_bytes * width;
   }
 }
 
@@ -954,7 +984,8 @@ struct Labels {
 class DropoutMask {
  public:
   DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))), random_(random) {}
+      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
+        random_(random) {}
 
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
   bool any() const { return threshold_ > 0; }
@@ -986,7 +1017,8 @@ class DropoutMask {
 
  private:
   static double checked(double probability) {
-    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability,
+            " given, expected from 0 to less than 1");
     return probability;
   }
 
@@ -1002,7 +1034,8 @@ class DropoutMask {
       pairs[2 * b] = w[0][b] | w[1][b] << 32;
       pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
     }
-    static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
+    static_assert(std::endian::native == std::endian::little,
+                  "laconic: the order of the 16-bit halves is that of memory");
     std::memcpy(bits, pairs, sizeof pairs);
   }
 
@@ -1064,7 +1097,9 @@ class LayerNorm : public Module<LayerNorm<T>> {
  public:
   static constexpr Index parameter_count(Index channels) { return 2 * channels; }
 
-  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
+    weight.value.setOnes();
+  }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
@@ -1116,12 +1151,14 @@ class NoNorm : public Module<NoNorm<T>> {
   static void each_parameter(auto&, auto&&) {}
 };
 
-/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He 2018) with
-/// a group for every channel. Needs whole sequences.
+/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He
+/// 2018) with a group for every channel. Needs whole sequences.
 template <class T>
 class SequenceNorm : public Module<SequenceNorm<T>> {
  public:
-  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
+    weight.value.setOnes();
+  }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
@@ -1145,8 +1182,12 @@ template <class T>
 class BatchNorm : public Module<BatchNorm<T>> {
  public:
   explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
-      : weight({channels}), bias({channels}), running_mean({channels}, Role::statistic), running_var({channels}, Role::statistic),
-        eps_(eps), momentum_(momentum) {
+      : weight({channels}),
+        bias({channels}),
+        running_mean({channels}, Role::statistic),
+        running_var({channels}, Role::statistic),
+        eps_(eps),
+        momentum_(momentum) {
     weight.value.setOnes();
     running_var.value.setOnes();
   }
@@ -1173,8 +1214,8 @@ class BatchNorm : public Module<BatchNorm<T>> {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which case
-/// they are always stored in full.
+/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
+/// case they are always stored in full.
 struct CachePart {
   Index width;
   bool positional = false;
@@ -1194,8 +1235,8 @@ struct AbsorbedShape {
 /// A key-value policy says what is kept of each frame, and how keys and values come from it. All of it is constexpr but
 /// `Layer<T>`, a Module made from (dims, seed), which has
 ///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
-///   expand(context, memory) -> KeysAndValues                                     keys and values of every key-value head
-///   value_weight() -> const Parameter<T>&                                        the first matrix that meets the value input
+///   expand(context, memory) -> KeysAndValues   keys and values of every key-value head
+///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
 /// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
 ///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
 ///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape
@@ -1206,7 +1247,7 @@ concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& 
   { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
   { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
-  P::set_ranks(config, dims);  // throws where type and configuration contradict each other
+  P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
   { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
@@ -1260,8 +1301,8 @@ struct FullRank {
   };
 };
 
-/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that loses
-/// nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
+/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
+/// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
 struct InputLatent {
   static constexpr bool is_latent = true, one_input = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
@@ -1308,14 +1349,15 @@ struct InputLatent {
 
 namespace laconic::inline LACONIC_ABI {
 
-// Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike and
-// so needs no absorbing; one on the values is added once, since probabilities sum to 1.
+// Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike
+// and so needs no absorbing; one on the values is added once, since probabilities sum to 1.
 
 /// A latent rank from type and configuration, at most `most`, which holds everything.
 template <Index R>
 constexpr Index resolve_rank(Index configured, const char* name, Index most, const char* most_name) {
   const Index rank = resolve<R>(configured, name);
-  require(rank <= most, name, ": ", rank, " given, at most ", most_name, " = ", most, " expected (a larger latent holds nothing more)");
+  require(rank <= most, name, ": ", rank, " given, at most ", most_name, " = ", most,
+          " expected (a larger latent holds nothing more)");
   return rank;
 }
 
@@ -1347,7 +1389,8 @@ struct SharedLatent {
     Layer(const AttentionDims& d, Seed seed)
         : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
-          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
+          heads_{d.num_heads, d.num_kv_heads} {}
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1384,8 +1427,8 @@ struct SharedLatent {
   };
 };
 
-/// One latent for all heads, and two steps from it to each: K_i = (c W_KA,i + b) W_KB,i + b, V likewise. The same functions as
-/// `SharedLatent` has, with other ways for training to find them.
+/// One latent for all heads, and two steps from it to each: K_i = (c W_KA,i + b) W_KB,i + b, V likewise. The same
+/// functions as `SharedLatent` has, with other ways for training to find them.
 template <Index R>
 struct TwoStageLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
@@ -1398,8 +1441,12 @@ struct TwoStageLatent {
     return SharedLatent<R>::parameter_count(d) + 2 * d.kv_dim() * (d.head_dim + d.bias);
   }
   static constexpr Index remember_flops(const AttentionDims& d) { return SharedLatent<R>::remember_flops(d); }
-  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim); }
-  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim); }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim);
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim);
+  }
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
 
   template <class T>
@@ -1410,7 +1457,8 @@ struct TwoStageLatent {
           linear_k_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_a", bias_if(d.bias)),
           linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
           linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
-          linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+          linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
+          heads_{d.num_heads, d.num_kv_heads} {}
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1425,7 +1473,8 @@ struct TwoStageLatent {
     template <class Context, class Tensor>
     Tensor absorb(Context& context, const Tensor& q) const {
       const HeadShape transposed{heads_.num_heads, heads_.num_blocks, true};
-      return context.head_linear(context.head_linear(q, linear_k_b.weight, nullptr, transposed), linear_k_a.weight, nullptr, transposed);
+      return context.head_linear(context.head_linear(q, linear_k_b.weight, nullptr, transposed), linear_k_a.weight,
+                                 nullptr, transposed);
     }
     template <class Context, class Tensor>
     KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
@@ -1433,8 +1482,8 @@ struct TwoStageLatent {
     }
     template <class Context, class Tensor>
     Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(context.head_linear(out, linear_v_a.weight, linear_v_a.bias_or_null(), heads_), linear_v_b.weight,
-                                 linear_v_b.bias_or_null(), heads_);
+      return context.head_linear(context.head_linear(out, linear_v_a.weight, linear_v_a.bias_or_null(), heads_),
+                                 linear_v_b.weight, linear_v_b.bias_or_null(), heads_);
     }
     const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
 
@@ -1454,8 +1503,8 @@ struct TwoStageLatent {
   };
 };
 
-/// A latent for the keys and one for the values: c_K = x A_K^T + b, K = c_K B_K^T, V likewise (Palu, Chang et al. 2024). Keys
-/// and values may so come from different inputs.
+/// A latent for the keys and one for the values: c_K = x A_K^T + b, K = c_K B_K^T, V likewise (Palu, Chang et al.
+/// 2024). Keys and values may so come from different inputs.
 template <Index RK, Index RV = RK>
 struct SplitLatent {
   static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
@@ -1464,16 +1513,25 @@ struct SplitLatent {
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
-    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank", c.d_model, "d_model");
+    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank",
+                                     c.d_model, "d_model");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.v_lora_rank}}}; }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{d.kv_lora_rank}, {d.v_lora_rank}}};
+  }
   static constexpr Index parameter_count(const AttentionDims& d) {
     return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
   }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim(); }
-  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim(); }
+  static constexpr Index remember_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
+  }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
+  }
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
 
   template <class T>
@@ -1483,7 +1541,8 @@ struct SplitLatent {
         : linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
           linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
-          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no), heads_{d.num_heads, d.num_kv_heads} {}
+          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
+          heads_{d.num_heads, d.num_kv_heads} {}
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
@@ -1522,8 +1581,8 @@ struct SplitLatent {
 };
 
 /// Latents of R numbers for the keys and for the values of every key-value head, and expansions that all heads share:
-/// K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, that of the values goes through so many numbers:
-/// V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
+/// K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, that of the values goes through so many
+/// numbers: V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
 template <Index R, Index ValueRank = 0>
 struct HeadLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
@@ -1533,13 +1592,15 @@ struct HeadLatent {
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
-    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank, " given, at most kv_lora_rank = ", d.kv_lora_rank,
-            " expected");
+    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
+            " given, at most kv_lora_rank = ", d.kv_lora_rank, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
   static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{latent_dim(d)}, {latent_dim(d)}}}; }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{latent_dim(d)}, {latent_dim(d)}}};
+  }
   static constexpr Index parameter_count(const AttentionDims& d) {
     return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
   }
@@ -1550,7 +1611,9 @@ struct HeadLatent {
   static constexpr Index absorb_flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
   }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank}; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
+    return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
+  }
 
   template <class T>
   class Layer : public Module<Layer<T>> {
@@ -1559,7 +1622,8 @@ struct HeadLatent {
         : linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
           linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
           k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
-          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no), num_heads_(d.num_heads),
+          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
+          num_heads_(d.num_heads),
           num_kv_heads_(d.num_kv_heads) {
       if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
     }
@@ -1570,7 +1634,8 @@ struct HeadLatent {
     }
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
-      return {context.head_linear(memory[0], k_expand.weight, nullptr, {num_kv_heads_, 1}), value(context, memory[1], num_kv_heads_)};
+      return {context.head_linear(memory[0], k_expand.weight, nullptr, {num_kv_heads_, 1}),
+              value(context, memory[1], num_kv_heads_)};
     }
     template <class Context, class Tensor>
     Tensor absorb(Context& context, const Tensor& q) const {
@@ -1600,7 +1665,8 @@ struct HeadLatent {
     template <class Context, class Tensor>
     Tensor value(Context& context, const Tensor& latent, Index heads) const {
       if constexpr (ValueRank > 0)
-        return context.head_linear(context.head_linear(latent, v_reduce.weight, nullptr, {heads, 1}), v_expand.weight, nullptr, {heads, 1});
+        return context.head_linear(context.head_linear(latent, v_reduce.weight, nullptr, {heads, 1}), v_expand.weight,
+                                   nullptr, {heads, 1});
       else
         return context.head_linear(latent, v_expand.weight, nullptr, {heads, 1});
     }
@@ -1614,13 +1680,15 @@ struct HeadLatent {
   }
 };
 
-/// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of RopeDim
-/// numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR): both are cached. Keys are [c B_K^T, k_R], so
-/// position never stands between latent and key. Biases, where configured, on the rotary key and the expansions.
+/// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of
+/// RopeDim numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR): both are cached. Keys
+/// are [c B_K^T, k_R], so position never stands between latent and key. Biases, where configured, on the rotary key and
+/// the expansions.
 template <Index R, Index RopeDim, template <class> class Norm = RmsNorm>
 struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0), "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
+  static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
+                "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
   static constexpr bool is_latent = true, one_input = true;
   static constexpr Index num_parts = 2, rotary_part = 1;
 
@@ -1629,30 +1697,40 @@ struct DecoupledLatent {
     d.qk_rope_head_dim = resolve<RopeDim>(c.qk_rope_head_dim, "qk_rope_head_dim");
     require(d.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: ", d.qk_rope_head_dim, " given, an even number expected");
     d.rope_pairs = c.rope_pairs;
-    require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim, "rope_pairs: ", d.rope_pairs.size(),
-            " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim, " expected");
+    require(d.rope_pairs.size() == 0 || 2 * d.rope_pairs.size() == d.qk_rope_head_dim,
+            "rope_pairs: ", d.rope_pairs.size(), " given, half of qk_rope_head_dim = ", d.qk_rope_head_dim,
+            " expected");
     for (const Index pair : d.rope_pairs)
-      require(pair >= 0 && 2 * pair < d.head_dim, "rope_pairs: ", pair, " given, 0 to less than half of head_dim = ", d.head_dim, " expected");
+      require(pair >= 0 && 2 * pair < d.head_dim, "rope_pairs: ", pair,
+              " given, 0 to less than half of head_dim = ", d.head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + d.bias * d.qk_rope_head_dim + Norm<float>::parameter_count(d.kv_lora_rank) +
-           2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}};
   }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + d.bias * d.qk_rope_head_dim +
+           Norm<float>::parameter_count(d.kv_lora_rank) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model;
+  }
   static constexpr Index expand_flops(const AttentionDims& d) { return SharedLatent<R>::expand_flops(d); }
   static constexpr Index absorb_flops(const AttentionDims& d) { return SharedLatent<R>::absorb_flops(d); }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank + d.qk_rope_head_dim, d.kv_lora_rank}; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
+    return {1, d.kv_lora_rank + d.qk_rope_head_dim, d.kv_lora_rank};
+  }
 
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no), kv_norm(d.kv_lora_rank),
+        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no),
+          kv_norm(d.kv_lora_rank),
           linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
-          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)), heads_{d.num_heads, d.num_kv_heads} {}
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
+          heads_{d.num_heads, d.num_kv_heads} {}
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1660,7 +1738,8 @@ struct DecoupledLatent {
     }
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
-      return {context.concat(linear_k_up(context, memory[0]), memory[1], heads_.num_blocks, 1), linear_v_up(context, memory[0])};
+      return {context.concat(linear_k_up(context, memory[0]), memory[1], heads_.num_blocks, 1),
+              linear_v_up(context, memory[0])};
     }
     template <class Context, class Tensor>
     Tensor absorb(Context& context, const Tensor& q) const {
@@ -1697,15 +1776,15 @@ struct DecoupledLatent {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those that came
-/// now, and slots say for each sequence where the layers' states have what came before.
+/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those
+/// that came now, and slots say for each sequence where the layers' states have what came before.
 template <class Tensor>
 struct Pass {
   const Sequences& sequences;
   Mask mask{};
-  Tensor table{};                     ///< of the position policy
+  Tensor table{};  ///< of the position policy
   std::span<const Index> slots{};
-  std::span<const Index> firsts{};    ///< the place of each sequence's first row in its stream; empty: 0
+  std::span<const Index> firsts{};         ///< the place of each sequence's first row in its stream; empty: 0
   std::vector<Tensor>* outputs = nullptr;  ///< if given, what each block gives is added to it
 
   Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
@@ -1719,7 +1798,8 @@ struct StateShape {
   CacheStorage storage = CacheStorage::full;
 };
 
-/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no cost.
+/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no
+/// cost.
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 
@@ -1783,23 +1863,27 @@ struct NoPosition : PlainPosition {};
 /// The rates 10000^(-2 m / width) at which pairs of columns turn with position (Vaswani et al. 2017, section 3.5).
 class SinusoidRates {
  public:
-  SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
-    for (Index m = 0; 2 * m < width; ++m)
-      static_cast<double*>(buffer_.data())[m] = rate(m, width);
+  SinusoidRates(Arena& arena, Index width)
+      : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
+    for (Index m = 0; 2 * m < width; ++m) static_cast<double*>(buffer_.data())[m] = rate(m, width);
   }
   /// Chosen ones.
-  SinusoidRates(Arena& arena, Index width, const IndexList& chosen) : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
+  SinusoidRates(Arena& arena, Index width, const IndexList& chosen)
+      : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
     for (Index i = 0; i < chosen.size(); ++i) static_cast<double*>(buffer_.data())[i] = rate(chosen[i], width);
   }
   double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
 
  private:
-  static double rate(Index m, Index width) { return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width)); }
+  static double rate(Index m, Index width) {
+    return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
+  }
 
   Buffer buffer_;
 };
 
-/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
+/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000
+/// pi.
 template <class Context, class Position>
 auto sinusoids(Context& context, Index rows, Index d_model, Position&& position) {
   const SinusoidRates rates(context.arena(), d_model);
@@ -1845,7 +1929,8 @@ struct RelativePosition : PlainPosition {
    public:
     Layer(const AttentionDims& d, Seed seed)
         : linear_pos(d.d_model, d.q_dim(), seed / "linear_pos", Bias::no),
-          pos_bias_u({d.num_heads, d.head_dim}), pos_bias_v({d.num_heads, d.head_dim}) {}
+          pos_bias_u({d.num_heads, d.head_dim}),
+          pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
@@ -1872,7 +1957,8 @@ struct RelativePosition : PlainPosition {
 struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
-    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs) : SinusoidRates(context.arena(), width);
+    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs)
+                                                        : SinusoidRates(context.arena(), width);
     return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
       const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
       const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
@@ -1881,16 +1967,16 @@ struct RotaryTable : PlainPosition {
   }
 };
 
-/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al. 2021); of a
-/// decoupled latent, only the parts that it sets aside for this.
+/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al.
+/// 2021); of a decoupled latent, only the parts that it sets aside for this.
 template <RotaryPairs Pairs = RotaryPairs::interleaved>
 struct Rotary : RotaryTable {
   static constexpr bool key_bias_cancels = false, turns_keys = true;
   static constexpr RotaryPairs pairs = Pairs;
 };
 
-/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face Conformer
-/// does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
+/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face
+/// Conformer does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
 template <RotaryPairs Pairs = RotaryPairs::halves>
 struct InputRotary : RotaryTable {
   static constexpr bool turns_input = true;
@@ -1912,7 +1998,8 @@ struct Queries {
 template <class T>
 class QueryExpansion : public Module<QueryExpansion<T>> {
  public:
-  QueryExpansion(const AttentionDims& d, Index in, Seed seed) : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
+  QueryExpansion(const AttentionDims& d, Index in, Seed seed)
+      : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
     if (d.qk_rope_head_dim > 0)
       linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
   }
@@ -1935,9 +2022,15 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
 
 /// q = x W_Q^T + b_Q.
 struct FullQuery {
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) { require_no_rank(c.q_lora_rank, "q_lora_rank"); }
-  static constexpr Index parameter_count(const AttentionDims& d) { return QueryExpansion<float>::parameter_count(d, d.d_model); }
-  static constexpr Index flops(const AttentionDims& d) { return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model; }
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
+    require_no_rank(c.q_lora_rank, "q_lora_rank");
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return QueryExpansion<float>::parameter_count(d, d.d_model);
+  }
+  static constexpr Index flops(const AttentionDims& d) {
+    return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model;
+  }
 
   template <class T>
   class Layer : public QueryExpansion<T> {
@@ -1951,7 +2044,9 @@ struct FullQuery {
 template <Index R, template <class> class Norm = RmsNorm>
 struct LowRankQuery {
   static_assert(R == dyn || R > 0, "laconic: the rank of the queries must be positive, or `dyn`");
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank");
+  }
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
            QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
@@ -1964,7 +2059,9 @@ struct LowRankQuery {
   class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no), q_norm(d.q_lora_rank), up(d, d.q_lora_rank, seed) {}
+        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no),
+          q_norm(d.q_lora_rank),
+          up(d, d.q_lora_rank, seed) {}
 
     template <class Context, class Tensor>
     Queries<Tensor> operator()(Context& context, const Tensor& x) const {
@@ -1998,15 +2095,15 @@ constexpr Frames frames(Index count) { return {count}; }
 struct Softmax {
   static constexpr bool is_linear = false;
 };
-/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size (Katharopoulos et
-/// al. 2020). It cannot forget: a limited left context is refused.
+/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size
+/// (Katharopoulos et al. 2020). It cannot forget: a limited left context is refused.
 struct LinearKernel {
   static constexpr bool is_linear = true;
 };
 
-/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion into
-/// queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what a batch is
-/// like: so a sequence has the same result in any company.
+/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion
+/// into queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what
+/// a batch is like: so a sequence has the same result in any company.
 enum class AttentionPath { by_cost, expanded, absorbed };
 
 template <class Policy, class T>
@@ -2014,8 +2111,8 @@ class AttentionLayer;
 
 /// Attention as a choice of independent policies, with its costs known at compile time. The layer that computes it is
 /// `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
-template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition, class Query_ = FullQuery,
-          class Score_ = Softmax>
+template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition,
+          class Query_ = FullQuery, class Score_ = Softmax>
 struct Attention {
   using Heads = HeadsPolicy;
   using KeyValue = KeyValue_;
@@ -2026,15 +2123,19 @@ struct Attention {
   using Layer = AttentionLayer<Attention, T>;
 
   static_assert(!(KeyValue::one_input && Position::turns_input),
-                "laconic: one latent for keys and values does not go with InputRotary, which projects them from different inputs; a split one does");
+                "laconic: one latent for keys and values does not go with InputRotary, which projects them from "
+                "different inputs; a split one does");
   static_assert(!(Position::turns_keys && KeyValue::rotary_part < 0),
-                "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled latent has a key for it");
+                "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled "
+                "latent has a key for it");
   static_assert(Position::turns_keys || KeyValue::rotary_part != 1,
                 "laconic: a decoupled latent has a rotary key, so its position is Rotary");
-  static_assert(!(Score::is_linear && KeyValue::is_latent),
-                "laconic: linear attention caches a state, neither keys nor values, so a latent has no meaning with it");
-  static_assert(!(Score::is_linear && (Position::is_relative || Position::turns_keys)),
-                "laconic: linear attention never compares one query with one key, so their distance has no place in it");
+  static_assert(
+      !(Score::is_linear && KeyValue::is_latent),
+      "laconic: linear attention caches a state, neither keys nor values, so a latent has no meaning with it");
+  static_assert(
+      !(Score::is_linear && (Position::is_relative || Position::turns_keys)),
+      "laconic: linear attention never compares one query with one key, so their distance has no place in it");
 
   /// Throws where type and configuration contradict each other or the numbers do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
@@ -2043,37 +2144,46 @@ struct Attention {
         Heads::num_kv_heads == dyn && config.num_kv_heads == 0 ? heads : config.num_kv_heads, "num_kv_heads");
     require(config.d_model > 0 && (config.head_dim > 0 || config.d_model % heads == 0), "num_heads: ", heads,
             " heads given, a divisor of d_model = ", config.d_model, " expected");
-    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads, " key-value heads given, a divisor of num_heads = ", heads, " expected");
-    AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads, config.attention_bias};
+    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads,
+            " key-value heads given, a divisor of num_heads = ", heads, " expected");
+    AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads,
+                    config.attention_bias};
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
-    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(), " configured for an attention without a rotary key of its own");
+    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(),
+            " configured for an attention without a rotary key of its own");
     if (Position::turns_input)
-      require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ", heads,
-              " heads fill d_model = ", d.d_model, " with expected");
-    if (Position::turns_keys) require(rotary_width(d) % 2 == 0, "head_dim: ", d.head_dim, " given, an even one expected to turn pairs");
+      require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ",
+              heads, " heads fill d_model = ", d.d_model, " with expected");
+    if (Position::turns_keys)
+      require(rotary_width(d) % 2 == 0, "head_dim: ", d.head_dim, " given, an even one expected to turn pairs");
     return d;
   }
 
-  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always stored in
-  /// full.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always
+  /// stored in full.
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
+                                     CacheStorage storage = CacheStorage::full) {
     const AttentionDims d = dims(config);
     if constexpr (Score::is_linear) return state_size(d) * 4;
     Index bytes = 0;
-    for (const CachePart& part : KeyValue::parts(d)) bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
+    for (const CachePart& part : KeyValue::parts(d))
+      bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
     return n.count * bytes;
   }
   /// Trained numbers of one layer.
   static constexpr Index parameter_count(const AttentionConfig& config) {
     const AttentionDims d = dims(config);
-    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
+    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) +
+           d.d_model * (d.q_dim() + d.bias);
   }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it takes.
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it
+  /// takes.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     const AttentionDims d = dims(config);
     const Index t = n.count;
-    const Index projections = t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
+    const Index projections =
+        t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
     if constexpr (Score::is_linear)
       return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
     else
@@ -2087,7 +2197,8 @@ struct Attention {
   /// Operations behind the projections of x, without the term of position, which is the same on both paths
   /// (attention over latents reads them once for all heads, but multiplies wider rows).
   static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
-    return work.kv_rows * KeyValue::expand_flops(d) + 2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
+    return work.kv_rows * KeyValue::expand_flops(d) +
+           2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
   }
   static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires KeyValue::is_latent {
     const AbsorbedShape a = KeyValue::absorbed(d);
@@ -2097,8 +2208,8 @@ struct Attention {
     if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
     return false;
   }
-  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and a long
-  /// one otherwise, for in short ones either path costs little.
+  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and
+  /// a long one otherwise, for in short ones either path costs little.
   static constexpr Work whole_work(const Mask& mask) {
     constexpr Index many = Index{1} << 16;
     if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
@@ -2118,7 +2229,9 @@ struct Attention {
   }
 
   /// Of what the position turns: a head, or its part that is set aside for this.
-  static constexpr Index rotary_width(const AttentionDims& d) { return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim; }
+  static constexpr Index rotary_width(const AttentionDims& d) {
+    return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim;
+  }
   /// Numbers of the state of linear attention.
   static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
 
@@ -2131,7 +2244,8 @@ struct Attention {
   }
 };
 
-// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives num_kv_heads = 0.
+// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives
+// num_kv_heads = 0.
 template <Index H, class Position = RelativePosition>
 using Mha = Attention<Heads<H, H>, FullRank, Position>;
 template <Index H, Index G, class Position = RelativePosition>
@@ -2153,8 +2267,8 @@ using CachedInput = Attention<Heads<H, G>, InputLatent, Position>;
 template <Index H, Index G = H, class Position = NoPosition>
 using LinearAttention = Attention<Heads<H, G>, FullRank, Position, FullQuery, LinearKernel>;
 
-/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging Face
-/// Conformer, and DeepSeek's where that has none.
+/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
+/// Face Conformer, and DeepSeek's where that has none.
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
@@ -2163,7 +2277,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   using Position = typename Policy::Position;
   static constexpr bool is_linear = Policy::Score::is_linear;
 
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
   /// Whether a stream's state grows with the frames that it keeps.
@@ -2173,7 +2288,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context>
   class State {
    public:
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape) : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape)
+        : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
@@ -2184,7 +2300,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
           caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
                                                parts[i].positional ? CacheStorage::full : shape.storage);
       }
-      if constexpr (Position::is_relative) term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
+      if constexpr (Position::is_relative)
+        term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -2237,8 +2354,9 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
       const auto kv = key_value.expand(context, memory);
       if constexpr (has_state<S>) {
         Tensor out;
-        context.update(state->caches_[0], pass.slots,
-                       [&](Tensor& states) { out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states); });
+        context.update(state->caches_[0], pass.slots, [&](Tensor& states) {
+          out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states);
+        });
         return linear_out(context, out);
       } else {
         return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
@@ -2251,7 +2369,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         seen = std::move(extended.sequences);
       }
       auto term = position.term_of(state->term_);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
+      return linear_out(
+          context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
       const auto term = position.term(context, pass.table);
       return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
@@ -2259,24 +2378,26 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries. With
-  /// `InputLatent` it is the source itself, which then all layers of a decoder share.
+  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries.
+  /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
     return key_value.remember(context, source, source);
   }
-  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number. Hypotheses of a
-  /// beam are rows of one sequence, since queries do not see each other. The path follows from all queries and sources together.
+  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
+  /// Hypotheses of a beam are rows of one sequence, since queries do not see each other. The path follows from all
+  /// queries and sources together.
   template <class Context, class Tensor, class Memory>
-  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory, const Sequences& sources,
-               AttentionPath path = AttentionPath::by_cost) const {
+  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
+               const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
     static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
                   "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
     typename Policy::Work work{queries.rows(), sources.rows(), 0};
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
-    return linear_out(context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries, sources,
-                                      RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+    return linear_out(
+        context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
+                        sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// The first matrix that meets the layer's input as it is.
@@ -2301,9 +2422,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   struct Resolved {
     AttentionDims dims;
   };
-  AttentionLayer(const Resolved& resolved, double dropout, Seed seed) : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
+  AttentionLayer(const Resolved& resolved, double dropout, Seed seed)
+      : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
   AttentionLayer(const Resolved&, const AttentionDims& d, double dropout, Seed seed)
-      : query(d, seed), key_value(d, seed), linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)), position(d, seed), dims_(d),
+      : query(d, seed),
+        key_value(d, seed),
+        linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)),
+        position(d, seed),
+        dims_(d),
         dropout_(dropout) {}
 
   /// Of the width that queries and keys have before any absorption.
@@ -2323,21 +2449,24 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   }
 
   template <class Context, class Tensor, class Memory>
-  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape, const Sequences& queries,
-                const Sequences& keys, RelativeTerm<Tensor, T> term, [[maybe_unused]] bool absorb) const {
+  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape,
+                const Sequences& queries, const Sequences& keys, RelativeTerm<Tensor, T> term,
+                [[maybe_unused]] bool absorb) const {
     const auto with_rope = [&](const Tensor& content) {
       return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
     };
     if constexpr (KeyValue::is_latent) {
       if (absorb) {
-        require(!(context.training && dropout_ > 0), "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
+        require(!(context.training && dropout_ > 0),
+                "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
         Tensor content = q.content;
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
         if (!term.table.empty()) term.query = q.content;
         term.pos_bias_u = nullptr;
         const auto [k, v] = key_value.latents(context, memory);
         shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
-        return key_value.release(context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
+        return key_value.release(
+            context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
       }
     }
     const auto [k, v] = key_value.expand(context, memory);
@@ -2364,7 +2493,8 @@ template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;
   static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input && ((c.attention == Names) || ...);
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
+           ((c.attention == Names) || ...);
   }
 };
 
@@ -2378,7 +2508,8 @@ struct NamedPolicies {
     if constexpr (sizeof...(Rest) > 0) {
       if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(config), "attention: ", to_name(config.attention), " with ", to_name(config.position_embeddings_type),
+    require(First::is(config), "attention: ", to_name(config.attention), " with ",
+            to_name(config.position_embeddings_type),
             " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
   }
@@ -2386,23 +2517,24 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
-/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention), or where the
-/// configuration says rotary: full, grouped and split then.
+/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with
+/// relative positions but where an attention has others of its own (rotary for a decoupled latent, none for linear
+/// attention), or where the configuration says rotary: full, grouped and split then.
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
-  using Policies = detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-                                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
-                                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
-                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-                                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
-                                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
-                                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
-                                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
+  using Policies = detail::NamedPolicies<
+      detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+      detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+      detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+      detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+      detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+      detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+      detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+      detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
   /// f(std::type_identity<Policy>()) for the policy that is named.
   template <class F>
@@ -2418,20 +2550,26 @@ struct AnyAttention {
     const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
     if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ", config.num_kv_heads, " here");
+      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ",
+              config.num_kv_heads, " here");
     }
-    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ", config.num_heads);
-    const bool has_latent = config.attention == mla || config.attention == mla_simple || config.attention == mla_split ||
-                            config.attention == mla_head || config.attention == mla_decoupled;
-    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name, " needs a latent rank");
+    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
+            config.num_heads);
+    const bool has_latent = config.attention == mla || config.attention == mla_simple ||
+                            config.attention == mla_split || config.attention == mla_head ||
+                            config.attention == mla_decoupled;
+    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name,
+            " needs a latent rank");
     return config;
   }
 
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
+                                     CacheStorage storage = CacheStorage::full) {
+    return with_policy(config,
+                       [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
   static constexpr Index parameter_count(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
@@ -2470,8 +2608,11 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
    public:
     State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
-        : state_(std::visit([&]<class L>(const L& l) { return States(std::in_place_type<typename L::template State<Context>>, context, l, shape); },
-                            any.layer)) {}
+        : state_(std::visit(
+              [&]<class L>(const L& l) {
+                return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
+              },
+              any.layer)) {}
     void clear(Index slot) {
       std::visit([&](auto& s) { s.clear(slot); }, state_);
     }
@@ -2531,12 +2672,13 @@ namespace laconic::inline LACONIC_ABI {
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
-                  requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
-                           const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
-                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
-                           const Labels& labels, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
-                           const DepthwiseShape& depthwise, RotaryPairs pairs,
-                           const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
+    requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+             const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
+             const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+             const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+             const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
+             double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
   { x.empty() } -> std::same_as<bool>;
@@ -2544,7 +2686,9 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
   { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
-  { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
+  {
+    c.constant(count, count, [](Index, Index) { return 0.0; })
+    } -> std::same_as<typename C::Tensor>;
   { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
@@ -2572,7 +2716,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
-/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that met it.
+/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that
+/// met it.
 template <class D, class Tensor>
 concept AttendDerivativeOf = requires(D d) {
   { d.dq } -> std::convertible_to<Tensor>;
@@ -2585,12 +2730,13 @@ concept AttendDerivativeOf = requires(D d) {
 /// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
 /// compute something else or keep something for the derivative (batch norm, attention, dropout).
 template <class B>
-concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
-                                         const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
-                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
-                                         const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
-                                         const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
-                                         Index count, const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
+concept Backend = Context<B> &&
+    requires(B& b, typename B::Tensor& out, const typename B::Tensor& x, const Parameter<typename B::Scalar>& weight,
+             const Parameter<typename B::Scalar>* bias, const Sequences& sequences, const AttendShape& attend,
+             const Conv2dShape& conv2d, const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
+             const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number, Index count,
+             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
   { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
   { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
   { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
@@ -2606,13 +2752,15 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x) } -> AttendDerivativeOf<typename B::Tensor>;
+  {
+    b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
+    } -> AttendDerivativeOf<typename B::Tensor>;
   { b.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename B::Tensor>;
   { b.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename B::Tensor>;
   { b.rotate(x, x, pairs, number) } -> std::same_as<typename B::Tensor>;
   { b.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename B::Tensor>;
   { b.columns_backward(x, count, count) } -> std::same_as<typename B::Tensor>;
-  { b.add_row_backward(x, weight) };
+  {b.add_row_backward(x, weight)};
   { b.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
@@ -2653,7 +2801,8 @@ class Autodiff {
     Index node = -1;
   };
 
-  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
+  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true)
+      : training(train), backend_(backend), seed_(seed) {}
   Autodiff(const Autodiff&) = delete;
   Autodiff& operator=(const Autodiff&) = delete;
 
@@ -2682,7 +2831,8 @@ class Autodiff {
 
   /// Derivatives of `weight` times `loss` (1, 1) by everything that it was computed from, which is used up by this.
   void backward(const Tensor& loss, double weight = 1) {
-    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
+            "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
     unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
     for (std::size_t i = nodes_.size(); i-- > 0;) {
@@ -2703,22 +2853,27 @@ class Autodiff {
   using P = Parameter<Scalar>;
 
   Tensor linear(const Tensor& x, const P& weight, const P* bias) {
-    return op(backend_.linear(x.value, weight, bias), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
-              [this, x, &weight, bias](const Value& dy) { give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x))); });
+    return op(backend_.linear(x.value, weight, bias),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias](const Value& dy) {
+                give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
+              });
   }
   Tensor activation(Activation kind, const Tensor& x) {
     return op(backend_.activation(kind, x.value), needs(x),
               [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
   }
   Tensor glu(const Tensor& x) {
-    return op(backend_.glu(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
+    return op(backend_.glu(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
   }
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, moments](const Value& dy) {
-      give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
-    });
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, moments](const Value& dy) {
+                give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
+              });
   }
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
@@ -2731,53 +2886,66 @@ class Autodiff {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
-              [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
+    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
+      give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
+    });
   }
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
-      give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
-    });
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
+                give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
+              });
   }
-  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from, const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
+                const Sequences& to) {
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
+  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
+                const Sequences& to) {
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
               [this, x, &weight, &bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, const DepthwiseShape& shape) {
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
+                        const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, sequences, shape](const Value& dy) {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
   /// `dropout` is of the attention probabilities, in training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v, relative.query.value};
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
+                                           relative.query.value};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
     const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
-    return op(std::move(y), needed, [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
-      auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-      give(q, std::move(d.dq));
-      give(k, std::move(d.dk));
-      give(v, std::move(d.dv));
-      if (!table.empty()) give(table, std::move(d.dtable));
-      if (!term.query.empty()) give(query, std::move(d.dposition_q));
-    });
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
+                        trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed,
+              [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
+                auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
+                                                  mask, log_sums);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+                if (!table.empty()) give(table, std::move(d.dtable));
+                if (!term.query.empty()) give(query, std::move(d.dposition_q));
+              });
   }
-  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences) {
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                       const Sequences& sequences) {
     return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
               [=, this](const Value& dy) {
                 auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
@@ -2787,19 +2955,22 @@ class Autodiff {
               });
   }
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.head_linear(x.value, weight, bias, shape),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
   }
   Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
-    return op(backend_.rotate(x.value, table.value, pairs), needs(x), [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
-      give(xn, backend_.rotate(dy, table.value, pairs, -1));
-    });
+    return op(backend_.rotate(x.value, table.value, pairs), needs(x),
+              [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
+                give(xn, backend_.rotate(dy, table.value, pairs, -1));
+              });
   }
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
     return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
-              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(), num_heads, b_heads](const Value& dy) {
+              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(),
+               num_heads, b_heads](const Value& dy) {
                 auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
                 give(an, std::move(d.da));
                 give(bn, std::move(d.db));
@@ -2809,7 +2980,9 @@ class Autodiff {
     const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
     return op(backend_.dropout_train(x.value, mask), needs(x),
-              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
+              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) {
+                give(x_node, backend_.dropout_train(dy, mask));
+              });
   }
   Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
     return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
@@ -2819,10 +2992,11 @@ class Autodiff {
               });
   }
   Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || row.trainable, [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
-      backend_.add_row_backward(dy, row);
-      give(xn, dy);
-    });
+    return op(backend_.add_row(x.value, row), needs(x) || row.trainable,
+              [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
+                backend_.add_row_backward(dy, row);
+                give(xn, dy);
+              });
   }
   Tensor multiply(const Tensor& x, const Tensor& y) {
     return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
@@ -2831,17 +3005,19 @@ class Autodiff {
     });
   }
   Tensor columns(const Tensor& x, Index first, Index count) {
-    return op(backend_.columns(x.value, first, count), needs(x), [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
-      give(xn, backend_.columns_backward(dy, first, cols));
-    });
+    return op(backend_.columns(x.value, first, count), needs(x),
+              [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
+                give(xn, backend_.columns_backward(dy, first, cols));
+              });
   }
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate), [=, this](const Value& dout) {
-      auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
-      give(x, std::move(d.dx));
-      give(y, std::move(d.dy));
-      give(gate, std::move(d.dgate));
-    });
+    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate),
+              [=, this](const Value& dout) {
+                auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
+                give(x, std::move(d.dx));
+                give(y, std::move(d.dy));
+                give(gate, std::move(d.dgate));
+              });
   }
   Tensor scale(const Tensor& x, double factor) {
     return op(backend_.scale(x.value, factor), needs(x),
@@ -2849,17 +3025,21 @@ class Autodiff {
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
-    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) { give(xn, backend_.log_softmax_backward(dy, y)); });
+    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) {
+      give(xn, backend_.log_softmax_backward(dy, y));
+    });
   }
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
     Value derivative;
     Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
-    return op(std::move(losses), needs(logits), [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
-      give(xn, backend_.ctc_backward(dy, sequences, derivative));
-    });
+    return op(std::move(losses), needs(logits),
+              [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
+                give(xn, backend_.ctc_backward(dy, sequences, derivative));
+              });
   }
   Tensor mean_finite(const Tensor& x) {
-    return op(backend_.mean_finite(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
+    return op(backend_.mean_finite(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
   }
 
  private:
@@ -2888,7 +3068,8 @@ class Autodiff {
   }
   Node& unused(const Tensor& x) {
     Node& node = nodes_[place(x)];
-    require(node.leaf || node.step != nullptr, "backward: this value was used up by an earlier backward(); compute it again");
+    require(node.leaf || node.step != nullptr,
+            "backward: this value was used up by an earlier backward(); compute it again");
     return node;
   }
 
@@ -3055,7 +3236,8 @@ void map_span(Index n, T* out, F&& f, const In*... in) {
 /// The same over several threads.
 template <class T, class F, class... In>
 void map(int threads, Index n, T* out, F&& f, const In*... in) {
-  parallel_blocks(threads, n, 16384, [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
+  parallel_blocks(threads, n, 16384,
+                  [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
 }
 
 /// Sum over i of f(in[i]...).
@@ -3088,9 +3270,12 @@ namespace kernels {
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
-    case Activation::relu: return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
-    case Activation::silu: return x * sigmoid(x);
-    default: return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
+    case Activation::relu:
+      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
+    case Activation::silu:
+      return x * sigmoid(x);
+    default:
+      return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
 }
 
@@ -3099,7 +3284,8 @@ template <class T>
 Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& x) {
   using B = Batch<T>;
   switch (kind) {
-    case Activation::relu: return xsimd::select(x > B(T(0)), dy, B(T(0)));
+    case Activation::relu:
+      return xsimd::select(x > B(T(0)), dy, B(T(0)));
     case Activation::silu: {
       const B s = sigmoid(x);
       return dy * s * (B(T(1)) + x * (B(T(1)) - s));
@@ -3117,7 +3303,8 @@ template <class T>
 void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
-      map_span(cols, y + r * cols, [](auto a, auto b) { return a * sigmoid(b); }, x + 2 * r * cols, x + (2 * r + 1) * cols);
+      map_span(
+          cols, y + r * cols, [](auto a, auto b) { return a * sigmoid(b); }, x + 2 * r * cols, x + (2 * r + 1) * cols);
   });
 }
 
@@ -3126,13 +3313,15 @@ void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, 
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T *g = dy + r * cols, *a = x + 2 * r * cols, *b = a + cols;
-      map_span(cols, dx + 2 * r * cols, [](auto d, auto q) { return d * sigmoid(q); }, g, b);
-      map_span(cols, dx + (2 * r + 1) * cols,
-               [](auto d, auto p, auto q) {
-                 const auto s = sigmoid(q);
-                 return d * p * s * (decltype(s)(T(1)) - s);
-               },
-               g, a, b);
+      map_span(
+          cols, dx + 2 * r * cols, [](auto d, auto q) { return d * sigmoid(q); }, g, b);
+      map_span(
+          cols, dx + (2 * r + 1) * cols,
+          [](auto d, auto p, auto q) {
+            const auto s = sigmoid(q);
+            return d * p * s * (decltype(s)(T(1)) - s);
+          },
+          g, a, b);
     }
   });
 }
@@ -3173,7 +3362,9 @@ class Tensor {
   Tensor(const Tensor&) = default;
   /// The other is empty afterwards.
   Tensor(Tensor&& other) noexcept
-      : buffer_(std::move(other.buffer_)), data_(std::exchange(other.data_, nullptr)), rows_(std::exchange(other.rows_, 0)),
+      : buffer_(std::move(other.buffer_)),
+        data_(std::exchange(other.data_, nullptr)),
+        rows_(std::exchange(other.rows_, 0)),
         cols_(std::exchange(other.cols_, 0)) {}
   Tensor& operator=(Tensor other) noexcept {
     std::swap(buffer_, other.buffer_);
@@ -3183,10 +3374,7 @@ class Tensor {
     return *this;
   }
   Tensor(Arena& arena, Index rows, Index cols)
-      : buffer_(arena.allocate(bytes(rows, cols))),
-        data_(static_cast<T*>(buffer_.data())),
-        rows_(rows),
-        cols_(cols) {}
+      : buffer_(arena.allocate(bytes(rows, cols))), data_(static_cast<T*>(buffer_.data())), rows_(rows), cols_(cols) {}
 
   static Tensor borrow(const Matrix<T>& matrix) {
     Tensor out;
@@ -3335,7 +3523,8 @@ void pack(Operand<T> b, Index depth, Index cols, T* to) {
       for (Index k0 = 0; k0 < depth; k0 += 16) {
         const Index k1 = std::min(depth, k0 + 16);
         for (Index i = 0; i < padded; ++i)
-          for (Index k = k0; k < k1; ++k) to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
+          for (Index k = k0; k < k1; ++k)
+            to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
       }
     }
     to += depth * padded;
@@ -3377,9 +3566,15 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
         const Operand<T> left{a.at(0, k0), a.row_stride, a.col_stride};
         T* to = c + j0 + j;
         switch (padded / w) {
-          case 1: detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
-          case 2: detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
-          default: detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
+          case 1:
+            detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
+          case 2:
+            detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
+          default:
+            detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
         }
         panel += depth * padded;
       }
@@ -3416,11 +3611,11 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
-/// q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads * value_width).
-/// With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected
-/// table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is q or as wide as p;
-/// u and w (one row each) are pos_bias_u and pos_bias_v.
+/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
+/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
+/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
+/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v.
 template <class T>
 struct AttendOperands {
   AttendShape shape;
@@ -3447,10 +3642,10 @@ template <class T>
 struct AttendTile {
   const AttendOperands<T>& in;
   Index sequence, head, row, rows, key, keys;
-  T* content;     // (rows, key_width): (q + u) scale
-  T* positional;  // (rows, position_width): (position_q + w) scale
-  T* scores;      // (rows, keys)
-  T* by_position; // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
+  T* content;      // (rows, key_width): (q + u) scale
+  T* positional;   // (rows, position_width): (position_q + w) scale
+  T* scores;       // (rows, keys)
+  T* by_position;  // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
   T* gemm_space;
 
   static Index space(const AttendOperands<T>& in) {
@@ -3462,7 +3657,8 @@ struct AttendTile {
       : in(operands), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     rows = std::min(attend_tile, queries - row);
-    const auto first = in.shape.mask.keys(row, all - queries, all), last = in.shape.mask.keys(row + rows - 1, all - queries, all);
+    const auto first = in.shape.mask.keys(row, all - queries, all),
+               last = in.shape.mask.keys(row + rows - 1, all - queries, all);
     key = first.begin;
     keys = last.end - first.begin;
     content = memory;
@@ -3493,14 +3689,16 @@ struct AttendTile {
   /// ((q_i + u) . k_j + (q_i + w) . p_{i-j}) scale for the whole tile.
   void compute_scores() {
     scale_queries(in.q, in.u, in.key_width, content);
-    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr, gemm_space);
+    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr,
+                  gemm_space);
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(), by_position,
-                  keys + rows - 1, false, nullptr, gemm_space);
+    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(),
+                  by_position, keys + rows - 1, false, nullptr, gemm_space);
     for (Index i = 0; i < rows; ++i) {
       const T* add = shifted(i);
-      map_span(keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
+      map_span(
+          keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
     }
   }
 
@@ -3509,7 +3707,8 @@ struct AttendTile {
     const T scale = static_cast<T>(in.shape.scale);
     for (Index i = 0; i < rows; ++i) {
       const T* from = q + ((query_row() + i) * in.shape.num_heads + head) * width;
-      for (Index c = 0; c < width; ++c) to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
+      for (Index c = 0; c < width; ++c)
+        to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
     }
   }
 
@@ -3530,10 +3729,13 @@ struct AttendTile {
     for (; j < seen.end; ++j) most = std::max(most, s[j]);
     const Index n = seen.end - seen.begin;
     T* row_scores = s + seen.begin;
-    map_span(n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
-    T sum = sum_span<T>(n, [](auto a) { return a; }, row_scores);
+    map_span(
+        n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
+    T sum = sum_span<T>(
+        n, [](auto a) { return a; }, row_scores);
     const Batch<T> inverse(T(1) / sum);
-    map_span(n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
+    map_span(
+        n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
     return most + std::log(sum);
   }
 
@@ -3543,7 +3745,9 @@ struct AttendTile {
     const auto seen = visible(i);
     std::fill(s, s + seen.begin, T(0));
     std::fill(s + seen.end, s + keys, T(0));
-    map_span(seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); }, s + seen.begin);
+    map_span(
+        seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); },
+        s + seen.begin);
   }
 };
 
@@ -3580,7 +3784,8 @@ struct AttendGradients {
 };
 
 /// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order afterwards.
+/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
+/// afterwards.
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
                      const AttendGradients<T>& to) {
@@ -3592,7 +3797,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   // Per sequence: the gradient of the table rows that it reads, of w and of u.
   const Index shared_size = (span + 1) * p_cols + cols;
-  const Buffer shared = arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
+  const Buffer shared =
+      arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
   T* shared_data = static_cast<T*>(shared.data());
 
   parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
@@ -3625,7 +3831,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         tile.compute_scores();
         for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
         gemm_block<T>(rows, keys, vw, dy, tile.v().transposed(), dscores, keys, false, nullptr, tile.gemm_space);
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in by_position.
+        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in
+        // by_position.
         T* dropped = in.dropout.any() ? tile.by_position : tile.scores;
         for (Index i = 0; i < rows; ++i) {
           T *prob = tile.scores + i * keys, *d = dscores + i * keys;
@@ -3633,8 +3840,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
             in.dropout.apply(keys, tile.dropout_index(i), d, d);
             in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * keys);
           }
-          const Batch<T> dot(sum_span<T>(keys, [](auto a, auto b) { return a * b; }, prob, d));
-          map_span(keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
+          const Batch<T> dot(sum_span<T>(
+              keys, [](auto a, auto b) { return a * b; }, prob, d));
+          map_span(
+              keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
         }
         const Index key_row = tile.key_row();
         gemm_block<T>(keys, vw, rows, Operand<T>{dropped, keys}.transposed(), dy,
@@ -3645,8 +3854,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         if (in.p != nullptr) {
           const Index width = keys + rows - 1;
           std::fill_n(dby_position, rows * width, T(0));
-          for (Index i = 0; i < rows; ++i) std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, tile.gemm_space);
+          for (Index i = 0; i < rows; ++i)
+            std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
+          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr,
+                        tile.gemm_space);
           const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
           gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
                         dtable + table * p_cols + head * pw, p_cols, true, nullptr, tile.gemm_space);
@@ -3679,7 +3890,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
       std::fill_n(row, p_cols, T(0));
       if (r < offset || r >= offset + span) continue;
       for (Index n = 0; n < sequences; ++n)
-        map_span(p_cols, row, [](auto a, auto b) { return a + b; }, row, shared_data + n * shared_size + (r - offset) * p_cols);
+        map_span(
+            p_cols, row, [](auto a, auto b) { return a + b; }, row,
+            shared_data + n * shared_size + (r - offset) * p_cols);
     }
   });
   for (Index n = 0; n < sequences; ++n) {
@@ -3698,8 +3911,8 @@ namespace kernels {
 /// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
 /// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
 template <class T>
-void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x, const T* weight,
-                 const T* bias, T* y) {
+void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
+                 const T* weight, const T* bias, T* y) {
   const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
   const auto matrix = [&](Index block) {
     const Operand<T> w{weight + block * out * in, in};
@@ -3722,12 +3935,13 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
 
 /// dweight and dbias of head_linear, each added to. Null results are left out.
 template <class T>
-void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
-                                 const T* x, T* dweight, T* dbias) {
+void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
+                                 const T* dy, const T* x, T* dweight, T* dbias) {
   const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
               y_cols = shape.num_heads * (shape.transposed ? in : out);
   for (Index head = 0; head < shape.num_heads; ++head) {
-    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
+    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols},
+        g{dy + head * (shape.transposed ? in : out), y_cols};
     T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
     if (to != nullptr && shape.transposed)
       gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
@@ -3738,11 +3952,13 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
   }
 }
 
-/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction` -1
-/// turns back. x and y (rows, num_heads * width) may be the same.
+/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
+/// -1 turns back. x and y (rows, num_heads * width) may be the same.
 template <class T>
-void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x, const T* table, T* y) {
-  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1, apart = pairs == RotaryPairs::interleaved ? 1 : half;
+void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
+            const T* table, T* y) {
+  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1,
+              apart = pairs == RotaryPairs::interleaved ? 1 : half;
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T *cosine = table + r * width, *sine = cosine + half;
@@ -3761,7 +3977,8 @@ void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs p
 
 /// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
 template <class T>
-void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b, T* y) {
+void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
+            T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
       for (Index h = 0; h < num_heads; ++h) {
@@ -3772,7 +3989,8 @@ void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_wid
   });
 }
 template <class T>
-void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy, T* da, T* db) {
+void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
+                     T* da, T* db) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
       for (Index h = 0; h < num_heads; ++h) {
@@ -3793,8 +4011,8 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
-/// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is never
-/// formed, because exp(x) - 1 + 1 is 0 for small exp(x).
+/// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
+/// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
 Batch<T> elu_plus_one(const Batch<T>& x) {
   return xsimd::select(x < Batch<T>(T(0)), xsimd::exp(x), x + Batch<T>(T(1)));  // what is not a number stays so
@@ -3831,8 +4049,9 @@ inline constexpr double linear_attend_eps = 1e-6;
 /// Queries and keys handled at once.
 inline constexpr Index linear_attend_tile = 64;
 
-/// One key-value head of one sequence, and the heads that read it. Values carry a last column of ones, so that numerator
-/// and denominator are one sum: the state is phi(K)^T [V, 1] over the keys so far, (key_width, value_width + 1).
+/// One key-value head of one sequence, and the heads that read it. Values carry a last column of ones, so that
+/// numerator and denominator are one sum: the state is phi(K)^T [V, 1] over the keys so far, (key_width, value_width +
+/// 1).
 template <class T>
 struct LinearAttendSweep {
   /// Queries [row, row + rows), whole chunks or a part of one. All of them see the keys before `base`, and none sees a
@@ -3843,21 +4062,27 @@ struct LinearAttendSweep {
 
   const LinearAttendOperands<T>& in;
   Index kv_head, first, length, chunk, kw, vw, width;
-  T *phi_q, *phi_k;  // (tile, key_width)
-  T* values;         // (tile, width): V and ones
-  T* sums;           // (tile, width): numerators and denominators, later their derivatives
+  T *phi_q, *phi_k;     // (tile, key_width)
+  T* values;            // (tile, width): V and ones
+  T* sums;              // (tile, width): numerators and denominators, later their derivatives
   T *scores, *dscores;  // (rows, tail)
   T* state;
   T* gemm_space;
   Index packed_key = 0, packed = 0;  // phi_k and values hold the keys [packed_key, packed_key + packed)
 
   static Index space(const LinearAttendOperands<T>& in) {
-    return 2 * linear_attend_tile * (in.key_width + in.value_width + 1 + linear_attend_tile) + in.state_size() + gemm_scratch<T>();
+    return 2 * linear_attend_tile * (in.key_width + in.value_width + 1 + linear_attend_tile) + in.state_size() +
+           gemm_scratch<T>();
   }
 
   LinearAttendSweep(const LinearAttendOperands<T>& operands, Index sequence, Index kv_head_, T* memory)
-      : in(operands), kv_head(kv_head_), first(in.sequences->begin(sequence)), length(in.sequences->length(sequence)),
-        kw(in.key_width), vw(in.value_width), width(vw + 1) {
+      : in(operands),
+        kv_head(kv_head_),
+        first(in.sequences->begin(sequence)),
+        length(in.sequences->length(sequence)),
+        kw(in.key_width),
+        vw(in.value_width),
+        width(vw + 1) {
     chunk = in.mask.chunk == Mask::unlimited ? length : std::min(in.mask.chunk, length);
     phi_q = memory;
     phi_k = phi_q + linear_attend_tile * kw;
@@ -3871,10 +4096,12 @@ struct LinearAttendSweep {
 
   /// The keys that query i sees end here.
   Index end(Index i) const { return std::min(length, (i / chunk + 1) * chunk); }
-  /// The block of query i. Small chunks are taken several at once and great ones cut, so the tail is shorter than a tile.
+  /// The block of query i. Small chunks are taken several at once and great ones cut, so the tail is shorter than a
+  /// tile.
   Block block(Index i) const {
     const bool small = chunk < linear_attend_tile;
-    const Index most = small ? linear_attend_tile / chunk * chunk : linear_attend_tile, start = small ? 0 : i / chunk * chunk;
+    const Index most = small ? linear_attend_tile / chunk * chunk : linear_attend_tile,
+                start = small ? 0 : i / chunk * chunk;
     const Index row = start + (i - start) / most * most, rows = std::min(most, (small ? length : end(i)) - row);
     return {row, rows, end(row), end(row + rows - 1) - end(row)};
   }
@@ -3886,18 +4113,22 @@ struct LinearAttendSweep {
   Index v_at(Index j) const { return (first + j) * in.v_cols() + kv_head * vw; }
   Index out_at(Index i, Index head) const { return (first + i) * in.out_cols() + head * vw; }
 
-  void multiply(Index m, Index n, Index depth, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate) const {
+  void multiply(Index m, Index n, Index depth, Operand<T> a, Operand<T> b, T* c, Index c_stride,
+                bool accumulate) const {
     gemm_block<T>(m, n, depth, a, b, c, c_stride, accumulate, nullptr, gemm_space);
   }
 
   void pack_queries(const Block& b, Index head) {
-    for (Index i = 0; i < b.rows; ++i) map_span(kw, phi_q + i * kw, [](auto x) { return elu_plus_one(x); }, in.q + q_at(b.row + i, head));
+    for (Index i = 0; i < b.rows; ++i)
+      map_span(
+          kw, phi_q + i * kw, [](auto x) { return elu_plus_one(x); }, in.q + q_at(b.row + i, head));
   }
   /// Packs the keys [key, key + keys), but none that is there already.
   void pack_keys(Index key, Index keys) {
     if (key != packed_key) packed = 0;
     for (packed_key = key; packed < keys; ++packed) {
-      map_span(kw, phi_k + packed * kw, [](auto x) { return elu_plus_one(x); }, in.k + k_at(key + packed));
+      map_span(
+          kw, phi_k + packed * kw, [](auto x) { return elu_plus_one(x); }, in.k + k_at(key + packed));
       std::copy_n(in.v + v_at(key + packed), vw, values + packed * width);
       values[packed * width + vw] = T(1);
     }
@@ -3913,7 +4144,8 @@ struct LinearAttendSweep {
   /// to (rows, tail) = a b^T over `depth` columns, 0 where a query does not see a key.
   void compute_visible(const Block& b, Index depth, const T* queries, const T* keys, T* to) const {
     multiply(b.rows, b.tail, depth, {queries, depth}, Operand<T>{keys, depth}.transposed(), to, b.tail, false);
-    for (Index i = 0; i < b.rows; ++i) std::fill(to + i * b.tail + end(b.row + i) - b.base, to + (i + 1) * b.tail, T(0));
+    for (Index i = 0; i < b.rows; ++i)
+      std::fill(to + i * b.tail + end(b.row + i) - b.base, to + (i + 1) * b.tail, T(0));
   }
   /// Numerators and denominators of the packed queries; the state holds the keys before base, and the tail is packed.
   void compute_sums(const Block& b) {
@@ -3941,9 +4173,9 @@ struct LinearAttendSweep {
   }
 };
 
-/// Linear attention: out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps) over the keys that i sees.
-/// out (rows, num_heads * value_width). `states`, if not null, is (sequences, num_kv_heads * state_size): the sums over the
-/// rows before these, and afterwards those with these. Rows begin a chunk then.
+/// Linear attention: out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps) over the keys that i
+/// sees. out (rows, num_heads * value_width). `states`, if not null, is (sequences, num_kv_heads * state_size): the
+/// sums over the rows before these, and afterwards those with these. Rows begin a chunk then.
 template <class T>
 void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in, T* out, T* states) {
   using Sweep = LinearAttendSweep<T>;
@@ -3960,18 +4192,20 @@ void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in,
       for (Index i = 0; i < b.rows; ++i) {
         const T* sum = sweep.sums + i * sweep.width;
         const Batch<T> inverse(T(1) / sum[sweep.vw]);
-        map_span(sweep.vw, out + sweep.out_at(b.row + i, head), [&](auto a) { return a * inverse; }, sum);
+        map_span(
+            sweep.vw, out + sweep.out_at(b.row + i, head), [&](auto a) { return a * inverse; }, sum);
       }
     });
     if (states != nullptr) sweep.advance(sweep.block(sweep.length - 1).base, sweep.length);
   });
 }
 
-/// Derivative of `linear_attend` without an earlier state from dout; dq, dk and dv are overwritten. Forward once more for
-/// dq; then backward with the sums over queries, phi(Q)^T [dN, dD], for dk and dv. Beside the tiles, it keeps two numbers
-/// for each row and head.
+/// Derivative of `linear_attend` without an earlier state from dout; dq, dk and dv are overwritten. Forward once more
+/// for dq; then backward with the sums over queries, phi(Q)^T [dN, dD], for dk and dv. Beside the tiles, it keeps two
+/// numbers for each row and head.
 template <class T>
-void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperands<T>& in, const T* dout, T* dq, T* dk, T* dv) {
+void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperands<T>& in, const T* dout, T* dq, T* dk,
+                            T* dv) {
   using Sweep = LinearAttendSweep<T>;
   const Index space = Sweep::space(in), kv_heads = in.num_kv_heads;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
@@ -3981,13 +4215,17 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
     Sweep sweep(in, task / kv_heads, task % kv_heads, static_cast<T*>(scratch.data()) + thread * space);
     const Index kw = sweep.kw, vw = sweep.vw, width = sweep.width, length = sweep.length;
     if (length == 0) return;
-    const auto kept_at = [&](Index i, Index head) { return static_cast<T*>(kept.data()) + ((sweep.first + i) * in.num_heads + head) * 2; };
+    const auto kept_at = [&](Index i, Index head) {
+      return static_cast<T*>(kept.data()) + ((sweep.first + i) * in.num_heads + head) * 2;
+    };
     const auto by_feature = [](auto d, auto x) { return elu_plus_one_backward(d, x); };
     // [dN, dD] of the block's queries, in `sums`.
     const auto load_gradients = [&](const auto& b, Index head) {
       for (Index i = 0; i < b.rows; ++i) {
         const T* factors = kept_at(b.row + i, head);
-        map_span(vw, sweep.sums + i * width, [&](auto a) { return a * Batch<T>(factors[0]); }, dout + sweep.out_at(b.row + i, head));
+        map_span(
+            vw, sweep.sums + i * width, [&](auto a) { return a * Batch<T>(factors[0]); },
+            dout + sweep.out_at(b.row + i, head));
         sweep.sums[i * width + vw] = factors[1];
       }
     };
@@ -3997,18 +4235,21 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
       for (Index i = 0; i < b.rows; ++i) {
         const T* sum = sweep.sums + i * width;
         const T inverse = T(1) / sum[vw];
-        const T dot = sum_span<T>(vw, [](auto a, auto c) { return a * c; }, sum, dout + sweep.out_at(b.row + i, head));
+        const T dot = sum_span<T>(
+            vw, [](auto a, auto c) { return a * c; }, sum, dout + sweep.out_at(b.row + i, head));
         kept_at(b.row + i, head)[0] = inverse;
         kept_at(b.row + i, head)[1] = -dot * inverse * inverse;
       }
       load_gradients(b, head);
       T* to = dq + sweep.q_at(b.row, head);
-      sweep.multiply(b.rows, kw, width, {sweep.sums, width}, Operand<T>{sweep.state, width}.transposed(), to, in.q_cols(), false);
+      sweep.multiply(b.rows, kw, width, {sweep.sums, width}, Operand<T>{sweep.state, width}.transposed(), to,
+                     in.q_cols(), false);
       if (b.tail > 0) {
         sweep.compute_visible(b, width, sweep.sums, sweep.values, sweep.dscores);
         sweep.multiply(b.rows, kw, b.tail, {sweep.dscores, b.tail}, {sweep.phi_k, kw}, to, in.q_cols(), true);
       }
-      for (Index i = 0; i < b.rows; ++i, to += in.q_cols()) map_span(kw, to, by_feature, to, in.q + sweep.q_at(b.row + i, head));
+      for (Index i = 0; i < b.rows; ++i, to += in.q_cols())
+        map_span(kw, to, by_feature, to, in.q + sweep.q_at(b.row + i, head));
     });
 
     // Now the state holds the queries after a block. The keys [from, to) are seen by all of those.
@@ -4017,9 +4258,10 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
       for (; from < to; from += linear_attend_tile) {
         const Index keys = std::min(linear_attend_tile, to - from);
         sweep.pack_keys(from, keys);
-        sweep.multiply(keys, kw, width, {sweep.values, width}, Operand<T>{sweep.state, width}.transposed(), dk + sweep.k_at(from),
-                       in.k_cols(), false);
-        sweep.multiply(keys, vw, kw, {sweep.phi_k, kw}, {sweep.state, width}, dv + sweep.v_at(from), in.v_cols(), false);
+        sweep.multiply(keys, kw, width, {sweep.values, width}, Operand<T>{sweep.state, width}.transposed(),
+                       dk + sweep.k_at(from), in.k_cols(), false);
+        sweep.multiply(keys, vw, kw, {sweep.phi_k, kw}, {sweep.state, width}, dv + sweep.v_at(from), in.v_cols(),
+                       false);
       }
     };
     Index base = length;
@@ -4033,18 +4275,20 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
         if (b.tail > 0) {
           sweep.compute_visible(b, kw, sweep.phi_q, sweep.phi_k, sweep.scores);
           sweep.compute_visible(b, width, sweep.sums, sweep.values, sweep.dscores);
-          sweep.multiply(b.tail, kw, b.rows, Operand<T>{sweep.dscores, b.tail}.transposed(), {sweep.phi_q, kw}, dk + sweep.k_at(b.base),
-                         in.k_cols(), true);
-          sweep.multiply(b.tail, vw, b.rows, Operand<T>{sweep.scores, b.tail}.transposed(), {sweep.sums, width}, dv + sweep.v_at(b.base),
-                         in.v_cols(), true);
+          sweep.multiply(b.tail, kw, b.rows, Operand<T>{sweep.dscores, b.tail}.transposed(), {sweep.phi_q, kw},
+                         dk + sweep.k_at(b.base), in.k_cols(), true);
+          sweep.multiply(b.tail, vw, b.rows, Operand<T>{sweep.scores, b.tail}.transposed(), {sweep.sums, width},
+                         dv + sweep.v_at(b.base), in.v_cols(), true);
         }
-        sweep.multiply(kw, width, b.rows, Operand<T>{sweep.phi_q, kw}.transposed(), {sweep.sums, width}, sweep.state, width, true);
+        sweep.multiply(kw, width, b.rows, Operand<T>{sweep.phi_q, kw}.transposed(), {sweep.sums, width}, sweep.state,
+                       width, true);
       }
       base = b.base;
       stop = b.row;
     }
     give(0, base);
-    for (Index j = 0; j < length; ++j) map_span(kw, dk + sweep.k_at(j), by_feature, dk + sweep.k_at(j), in.k + sweep.k_at(j));
+    for (Index j = 0; j < length; ++j)
+      map_span(kw, dk + sweep.k_at(j), by_feature, dk + sweep.k_at(j), in.k + sweep.k_at(j));
   });
 }
 
@@ -4081,7 +4325,9 @@ void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
     const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
     std::memcpy(to, &scale, sizeof scale);
     auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
-    for (Index i = 0; i < width; ++i) numbers[i] = fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+    for (Index i = 0; i < width; ++i)
+      numbers[i] =
+          fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
   }
 }
 template <class T>
@@ -4104,15 +4350,19 @@ void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
 
 }  // namespace kernels
 
-/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of memory
-/// that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
+/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
 template <class T>
 class RowCache {
  public:
   RowCache() = default;
   RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
-      : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
-        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
+      : capacity_(capacity),
+        width_(width),
+        row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
+        storage_(storage),
+        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
+        rings_(static_cast<std::size_t>(slots)) {}
 
   Index slots() const { return static_cast<Index>(rings_.size()); }
   Index capacity() const { return capacity_; }
@@ -4131,7 +4381,8 @@ class RowCache {
   /// The slot's rows, oldest first, to x (count, width).
   void read(Index slot, T* x) const {
     const Ring& r = ring(slot);
-    for (Index i = 0; i < r.count; ++i) kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
+    for (Index i = 0; i < r.count; ++i)
+      kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
   }
   /// Adds x (rows, width); the oldest rows beyond the capacity go.
   void append(Index slot, Index rows, const T* x) {
@@ -4225,17 +4476,18 @@ class CpuAttention : public CpuValues<T> {
   /// v (rows, num_kv_heads * V) to (rows, num_heads * V). Key rows may outnumber query rows (cached frames): the last
   /// query stands at the last key. A query that sees no key gives zeros. Memory grows with rows, not with their square.
   /// The dropout (of probabilities) does nothing outside training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     Tensor out = make(q.rows(), in.out_cols());
     kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
-  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                      const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                      Tensor& log_sums) {
+  Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                      const Sequences& q_sequences, const Sequences& kv_sequences,
+                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = make(q.rows(), in.out_cols());
@@ -4246,10 +4498,10 @@ class CpuAttention : public CpuValues<T> {
   struct AttendDerivative {
     Tensor dq, dk, dv, dtable, dposition_q;  ///< the last where queries of their own meet the table
   };
-  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                   const Sequences& q_sequences, const Sequences& kv_sequences,
-                                   const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout,
-                                   const Tensor& log_sums) {
+  AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const AttendShape& shape, const Sequences& q_sequences,
+                                   const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
+                                   const DropoutMask& dropout, const Tensor& log_sums) {
     auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
@@ -4268,16 +4520,18 @@ class CpuAttention : public CpuValues<T> {
     return d;
   }
 
-  /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k (rows,
-  /// num_kv_heads * K), v (rows, num_kv_heads * V) to (rows, num_heads * V); the scale of the shape is not used. The mask
-  /// must not limit the left context. `states` (sequences, num_kv_heads * K * (V + 1)), if given, is what was seen of every
-  /// sequence before, and afterwards what was seen with these rows.
-  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences,
-                       Tensor* states = nullptr) {
+  /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k
+  /// (rows, num_kv_heads * K), v (rows, num_kv_heads * V) to (rows, num_heads * V); the scale of the shape is not used.
+  /// The mask must not limit the left context. `states` (sequences, num_kv_heads * K * (V + 1)), if given, is what was
+  /// seen of every sequence before, and afterwards what was seen with these rows.
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                       const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
-    require(states == nullptr || (states->rows() == sequences.size() && states->cols() == in.num_kv_heads * in.key_width * (in.value_width + 1)),
-            "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ", states == nullptr ? 0 : states->cols(), ") given, (",
-            sequences.size(), ", ", in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
+    require(states == nullptr || (states->rows() == sequences.size() &&
+                                  states->cols() == in.num_kv_heads * in.key_width * (in.value_width + 1)),
+            "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ",
+            states == nullptr ? 0 : states->cols(), ") given, (", sequences.size(), ", ",
+            in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
     Tensor out = make(q.rows(), in.num_heads * in.value_width);
     kernels::linear_attend(threads_, arena_, in, out.data(), states == nullptr ? nullptr : states->data());
     return out;
@@ -4288,13 +4542,14 @@ class CpuAttention : public CpuValues<T> {
   LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const AttendShape& shape, const Sequences& sequences) {
     LinearAttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols())};
-    kernels::linear_attend_backward(threads_, arena_, linear_operands(q, k, v, shape, sequences), dout.data(), d.dq.data(), d.dk.data(),
-                                    d.dv.data());
+    kernels::linear_attend_backward(threads_, arena_, linear_operands(q, k, v, shape, sequences), dout.data(),
+                                    d.dq.data(), d.dk.data(), d.dv.data());
     return d;
   }
 
-  /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks * out)
-  /// or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows, num_heads * out).
+  /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks
+  /// * out) or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows,
+  /// num_heads * out).
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
     const auto [out, in] = head_sizes(x, weight, shape);
     require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
@@ -4304,38 +4559,42 @@ class CpuAttention : public CpuValues<T> {
                          bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
-  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, HeadShape shape,
-                              bool needs_dx) {
+  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                              HeadShape shape, bool needs_dx) {
     const auto [out, in] = head_sizes(x, weight, shape);
-    kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(), gradient(weight),
-                                         bias == nullptr ? nullptr : gradient(*bias));
+    kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(),
+                                         gradient(weight), bias == nullptr ? nullptr : gradient(*bias));
     if (!needs_dx) return {};
     shape.transposed = !shape.transposed;
     Tensor dx = make(x.rows(), x.cols());
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.value.data(), static_cast<const T*>(nullptr),
-                         dx.data());
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.value.data(),
+                         static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
 
-  /// Rotary positions (Su et al. 2021): every head's pairs of channels turned by the row's angles. x (rows, heads * width),
-  /// table (rows, width): width / 2 cosines, then as many sines. `direction` -1 turns back, which is the derivative.
+  /// Rotary positions (Su et al. 2021): every head's pairs of channels turned by the row's angles. x (rows, heads *
+  /// width), table (rows, width): width / 2 cosines, then as many sines. `direction` -1 turns back, which is the
+  /// derivative.
   Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
     require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
             "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
             "), as many rows and a multiple of an even number of columns expected");
     Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    kernels::rotate(threads_, x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction), std::as_const(x).data(),
-                    table.data(), y.data());
+    kernels::rotate(threads_, x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
+                    std::as_const(x).data(), table.data(), y.data());
     return y;
   }
 
   /// Side by side, head by head: [a_h, b_h]. b has as many heads as a, or one that goes with all.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
-    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 && (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
-            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads, " and ", b_heads, " heads");
+    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
+                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
+            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
+            " and ", b_heads, " heads");
     const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
     Tensor y = make(a.rows(), num_heads * (a_width + b_width));
-    kernels::concat(threads_, a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(), y.data());
+    kernels::concat(threads_, a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),
+                    y.data());
     return y;
   }
   struct ConcatDerivative {
@@ -4343,8 +4602,8 @@ class CpuAttention : public CpuValues<T> {
   };
   ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
     ConcatDerivative d{make(dy.rows(), a_cols), make(dy.rows(), b_cols)};
-    kernels::concat_backward(threads_, dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads, b_heads != num_heads, dy.data(), d.da.data(),
-                             d.db.data());
+    kernels::concat_backward(threads_, dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads, b_heads != num_heads,
+                             dy.data(), d.da.data(), d.db.data());
     return d;
   }
 
@@ -4354,14 +4613,18 @@ class CpuAttention : public CpuValues<T> {
     Tensor rows;
     Sequences sequences;
   };
-  /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes in.
+  /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
+  /// in.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() && x.rows() == sequences.rows(), "extend: (",
-            x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(), ", ", cache.width(), ") in ",
-            slots.size(), " expected");
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
+                x.rows() == sequences.rows(),
+            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
+            ", ", cache.width(), ") in ", slots.size(), " expected");
     check_slots(cache, slots);
     const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
-    Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) { return cache.count(slot(n)) + sequences.length(n); })};
+    Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) {
+                   return cache.count(slot(n)) + sequences.length(n);
+                 })};
     out.rows = make(out.sequences.rows(), x.cols());
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
       const T* from = x.row(sequences.begin(n));
@@ -4386,27 +4649,31 @@ class CpuAttention : public CpuValues<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
  private:
-  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                             const Sequences& q_sequences, const Sequences& kv_sequences,
-                                             const RelativeTerm<Tensor, T>& relative) {
+  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const AttendShape& shape, const Sequences& q_sequences,
+                                             const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
     const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
-    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 && q.cols() == width * shape.num_heads &&
-                k.cols() == width * shape.num_kv_heads && v.cols() % shape.num_kv_heads == 0,
-            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads, " heads over ",
-            shape.num_kv_heads, " key-value heads do not divide");
+    require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
+                q.cols() == width * shape.num_heads && k.cols() == width * shape.num_kv_heads &&
+                v.cols() % shape.num_kv_heads == 0,
+            "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
+            " heads over ", shape.num_kv_heads, " key-value heads do not divide");
     require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
                 q_sequences.size() == kv_sequences.size(),
-            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ", q_sequences.rows(),
-            " and ", kv_sequences.rows());
-    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ", shape.mask.left_context,
-            " given, at least 1 and 0 expected, or neither");
-    kernels::AttendOperands<T> in{shape, &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads, q.data(), k.data(), v.data()};
+            "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
+            q_sequences.rows(), " and ", kv_sequences.rows());
+    require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
+            shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
+    kernels::AttendOperands<T> in{shape,    &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads,
+                                  q.data(), k.data(),     v.data()};
     if (relative.table.empty()) return in;
     const Tensor& query = relative.query.empty() ? q : relative.query;
-    require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0, "attend: the queries for relative positions are (", query.rows(),
-            ", ", query.cols(), "), expected ", q.rows(), " rows for ", shape.num_heads, " heads");
+    require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
+            "attend: the queries for relative positions are (", query.rows(), ", ", query.cols(), "), expected ",
+            q.rows(), " rows for ", shape.num_heads, " heads");
     const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
-      require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(), " given, ", cols, " expected");
+      require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
+              " given, ", cols, " expected");
       return p == nullptr ? nullptr : p->value.data();
     };
     in.p = relative.table.data();
@@ -4415,26 +4682,30 @@ class CpuAttention : public CpuValues<T> {
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
     in.span = (relative.table.rows() + 1) / 2;
-    require(relative.table.cols() == query.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
-            "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(), "), expected (2 n - 1, ",
-            query.cols(), ") with n at least ", kv_sequences.max_length());
+    require(
+        relative.table.cols() == query.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
+        "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(),
+        "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
     for (Index n = 0; n < q_sequences.size(); ++n)
-      require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n), " queries and ",
-              kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
+      require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
+              " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
     return in;
   }
-  kernels::LinearAttendOperands<T> linear_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
-                                                   const Sequences& sequences) {
+  kernels::LinearAttendOperands<T> linear_operands(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                   const AttendShape& shape, const Sequences& sequences) {
     const Index heads = shape.num_heads, kv_heads = shape.num_kv_heads;
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 && k.cols() == q.cols() / heads * kv_heads &&
-                v.cols() % kv_heads == 0,
-            "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads, " heads over ", kv_heads,
-            " key-value heads do not divide");
-    require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(), "linear_attend: q, k, v have ", q.rows(), ", ",
-            k.rows(), ", ", v.rows(), " rows; their sequences have ", sequences.rows());
-    require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ", shape.mask.chunk,
-            " and left context ", shape.mask.left_context, " given; its state cannot forget, so an unlimited left context is expected");
-    return {heads, kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads, q.data(), k.data(), v.data()};
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q.cols() % heads == 0 &&
+                k.cols() == q.cols() / heads * kv_heads && v.cols() % kv_heads == 0,
+            "linear_attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", heads,
+            " heads over ", kv_heads, " key-value heads do not divide");
+    require(q.rows() == sequences.rows() && k.rows() == q.rows() && v.rows() == q.rows(),
+            "linear_attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
+            sequences.rows());
+    require(shape.mask.is_valid() && shape.mask.left_context == Mask::unlimited, "linear_attend: a mask of chunk ",
+            shape.mask.chunk, " and left context ", shape.mask.left_context,
+            " given; its state cannot forget, so an unlimited left context is expected");
+    return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
+            q.data(), k.data(), v.data()};
   }
   static void check_slots(const Cache& cache, std::span<const Index> slots) {
     for (const Index slot : slots)
@@ -4445,10 +4716,12 @@ class CpuAttention : public CpuValues<T> {
   };
   static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
     const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
-    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 && weight.value.rows() == shape.num_blocks * sizes.out &&
+    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
+                weight.value.rows() == shape.num_blocks * sizes.out &&
                 x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") given, which ",
-            shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ",
+            weight.value.cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
+            " matrices do not fit");
     return sizes;
   }
 };
@@ -4461,10 +4734,11 @@ namespace kernels {
 
 /// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
 /// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
-/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by x).
+/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
+/// x).
 template <class T>
-void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape, bool flipped,
-                    const T* x, const T* taps, const T* bias, T* y) {
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
+                    bool flipped, const T* x, const T* taps, const T* bias, T* y) {
   const Index shift = shape.past - shape.left;
   for (Index n = 0; n < sequences.size(); ++n) {
     const T* input = x + sequences.begin(n) * channels;
@@ -4493,8 +4767,8 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
 
 /// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
 template <class T>
-void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
-                                  const T* dy, const T* x, T* dtaps) {
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
+                                  const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
   parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), length = sequences.length(n);
@@ -4512,7 +4786,8 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back, adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back,
+/// adding.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
@@ -4529,7 +4804,8 @@ void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* we
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
 inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
 
-/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency, in).
+/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
+/// in).
 template <class T>
 void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
   const Index run = Conv2dShape::kernel * s.in_channels;
@@ -4561,8 +4837,8 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
       gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
-                    false, bias, patches + rows * s.patch());
+                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias,
+                    patches + rows * s.patch());
     });
   }
 }
@@ -4584,13 +4860,14 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
         gemm_block<T>(s.out_channels, end - begin, (t1 - t0) * s.out_freqs(),
                       Operand<T>{dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}.transposed(),
-                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr, patches + rows * s.patch());
+                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr,
+                      patches + rows * s.patch());
       }
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier output
-/// frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
+/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -4622,34 +4899,37 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
-/// `stride` rows apart: a matrix product without patches.
+/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they
+/// lie, `stride` rows apart: a matrix product without patches.
 template <class T>
-void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x, const T* ordered,
-            const T* bias, T* y) {
+void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
+            const T* ordered, const T* bias, T* y) {
   for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(), {x + from.begin(n) * s.in_channels, s.stride * s.in_channels},
-            Operand<T>{ordered, s.patch()}.transposed(), y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
+    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(),
+            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, Operand<T>{ordered, s.patch()}.transposed(),
+            y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
 }
 
 /// dordered (out, patch) += dy^T x.
 template <class T>
-void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
-                            const T* x, T* dordered) {
+void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                            const T* dy, const T* x, T* dordered) {
   for (Index n = 0; n < from.size(); ++n)
     gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
             Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
             {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
 }
 
-/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none twice.
+/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
+/// twice.
 template <class T>
-void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
-                           const T* ordered, T* dx) {
+void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* ordered, T* dx) {
   for (Index n = 0; n < from.size(); ++n)
     for (Index k = 0; k < s.kernel; ++k)
-      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels, {dy + to.begin(n) * s.out_channels, s.out_channels},
-              {ordered + k * s.in_channels, s.patch()}, dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
+      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels,
+              {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
+              dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
 }
 
 }  // namespace kernels
@@ -4726,11 +5006,14 @@ namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
 template <class T>
-void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y, T* moments) {
+void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
+                T* moments) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      const T mean = sum_span<T>(cols, [](auto a) { return a; }, row) / static_cast<T>(cols);
+      const T mean = sum_span<T>(
+                         cols, [](auto a) { return a; }, row) /
+                     static_cast<T>(cols);
       T square = T(0);
       Batch<T> total(T(0));
       Index c = 0;
@@ -4746,35 +5029,44 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
         moments[2 * r + 1] = inverse;
       }
       const Batch<T> m(mean), s(inverse);
-      map_span(cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
+      map_span(
+          cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
     }
   });
 }
 
-/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the derivative.
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
+/// derivative.
 template <class T>
 void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      const T square = sum_span<T>(cols, [](auto a) { return a * a; }, row) / static_cast<T>(cols);
+      const T square = sum_span<T>(
+                           cols, [](auto a) { return a * a; }, row) /
+                       static_cast<T>(cols);
       const T inverse = T(1) / std::sqrt(square + eps);
       if (inverses != nullptr) inverses[r] = inverse;
-      map_span(cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
+      map_span(
+          cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
     }
   });
 }
 
 /// dx for every row; dweight is added to. Null results are left out.
 template <class T>
-void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses, T* dx, T* dweight) {
+void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
+                       T* dx, T* dweight) {
   if (dx != nullptr)
     parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
-        const T dot = sum_span<T>(cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) / static_cast<T>(cols);
+        const T dot = sum_span<T>(
+                          cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) /
+                      static_cast<T>(cols);
         const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
-        map_span(cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
+        map_span(
+            cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
       }
     });
   constexpr Index width = 4 * lanes<T>;
@@ -4789,20 +5081,26 @@ void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T
 
 /// dx for every row; then dweight and dbias, each added to. Null results are left out.
 template <class T>
-void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* moments,
-                         T* dx, T* dweight, T* dbias) {
+void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
+                         const T* moments, T* dx, T* dweight, T* dbias) {
   if (dx != nullptr)
     parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const Batch<T> mean(moments[2 * r]), inverse(moments[2 * r + 1]);
         const T *g = dy + r * cols, *row = x + r * cols;
         const T n = static_cast<T>(cols);
-        const Batch<T> sum(sum_span<T>(cols, [](auto d, auto w) { return d * w; }, g, weight) / n);
+        const Batch<T> sum(sum_span<T>(
+                               cols, [](auto d, auto w) { return d * w; }, g, weight) /
+                           n);
         // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
         const Batch<T> dot(
-            sum_span<T>(cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) / n);
-        map_span(cols, dx + r * cols,
-                 [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight, row);
+            sum_span<T>(
+                cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
+            n);
+        map_span(
+            cols, dx + r * cols,
+            [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight,
+            row);
       }
     });
   constexpr Index width = 4 * lanes<T>;
@@ -4851,8 +5149,9 @@ void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   }
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
-      map_span(cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
-               scale_shift + cols);
+      map_span(
+          cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
+          scale_shift + cols);
   });
 }
 
@@ -4939,19 +5238,21 @@ class Cpu : public CpuAttention<T> {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
-    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ", out, " channels");
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
+            " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(), out, false,
-                     bias == nullptr ? nullptr : bias->value.data());
+    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(),
+                     out, false, bias == nullptr ? nullptr : bias->value.data());
     return y;
   }
-  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, bool needs_dx) {
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         bool needs_dx) {
     const Index out = weight.value.rows(), in = weight.value.cols(), rows = x.rows();
     const kernels::Operand<T> g{dy.data(), out};
     if (weight.trainable)
-      kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in, true, nullptr);
-    if (bias != nullptr && bias->trainable)
-      kernels::add_column_sums(threads_, rows, out, dy.data(), bias->gradient().data());
+      kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in,
+                       true, nullptr);
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = make(rows, in);
     kernels::gemm<T>(threads_, arena_, rows, in, out, g, weight_operand(weight), dx.data(), in, false, nullptr);
@@ -4959,15 +5260,12 @@ class Cpu : public CpuAttention<T> {
   }
 
   Tensor activation(Activation kind, Tensor x) {
-    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), y.data(), [kind](auto a) { return kernels::activate(kind, a); }, std::as_const(x).data());
-    return y;
+    const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
+    return mapped(x.unique() ? x : make(x.rows(), x.cols()), activate, x);
   }
   Tensor activation_backward(Activation kind, const Tensor& dy, const Tensor& x) {
-    Tensor dx = make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), dx.data(), [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); },
-                 dy.data(), x.data());
-    return dx;
+    const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
+    return mapped(make(x.rows(), x.cols()), derivative, dy, x);
   }
 
   /// (rows, 2 channels) to (rows, channels): the first half times the sigmoid of the second.
@@ -4984,13 +5282,14 @@ class Cpu : public CpuAttention<T> {
   }
 
   /// `moments`, if given, receives mean and 1/std of each row, for the derivative.
-  Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(), " channels, weight and bias expect ",
-            weight.size(), " and ", bias.size());
+  Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                    Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
+            " channels, weight and bias expect ", weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
-    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(), static_cast<T>(eps),
-                        y.data(), moments == nullptr ? nullptr : moments->data());
+    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(),
+                        static_cast<T>(eps), y.data(), moments == nullptr ? nullptr : moments->data());
     return y;
   }
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
@@ -5003,17 +5302,19 @@ class Cpu : public CpuAttention<T> {
 
   /// Divided by the root of the mean square of the row. `inverses`, if given, receives 1/rms of each row.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
-    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
+            weight.size());
     Tensor y = make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = make(x.rows(), 1);
     kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
                       inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
-  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses, bool needs_dx) {
+  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
+                           bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(), dx.data(),
-                               gradient(weight));
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(),
+                               dx.data(), gradient(weight));
     return dx;
   }
 
@@ -5035,77 +5336,81 @@ class Cpu : public CpuAttention<T> {
     const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable) return;
       T* update = statistic.gradient().data();
-      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+      for (Index c = 0; c < cols; ++c)
+        update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
     };
     gather(p.running_mean, 0, T(1));
     gather(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
-  Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments, bool needs_dx) {
+  Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
+                             bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     const bool of_batch = !moments.empty();
     kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.value.data(),
                                  of_batch ? moments.row(0) : p.running_mean.value.data(),
-                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps), of_batch,
-                                 dx.data(), gradient(p.weight), gradient(p.bias));
+                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps),
+                                 of_batch, dx.data(), gradient(p.weight), gradient(p.bias));
     return dx;
   }
 
-  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel. `moments`, if
-  /// given, receives mean and variance, two rows a sequence, for the derivative.
-  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, const Sequences& sequences,
-                       Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(), "sequence_norm: input is (", x.rows(), ", ",
-            x.cols(), "), expected (", sequences.rows(), ", ", weight.size(), ")");
+  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel.
+  /// `moments`, if given, receives mean and variance, two rows a sequence, for the derivative.
+  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                       const Sequences& sequences, Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
+            "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
+            weight.size(), ")");
     Tensor y = make(x.rows(), x.cols()), of = make(2 * sequences.size(), x.cols()), scale_shift = make(2, x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
       kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
-      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n), of.row(2 * n + 1),
-                          static_cast<T>(eps), scale_shift.data(), y.row(first));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n),
+                          of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
     }
     if (moments != nullptr) *moments = std::move(of);
     return y;
   }
-  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
-                                const Sequences& sequences, const Tensor& moments, bool needs_dx) {
+  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                                double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(), moments.row(2 * n),
-                                   moments.row(2 * n + 1), static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr, gradient(weight),
-                                   gradient(bias));
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(),
+                                   moments.row(2 * n), moments.row(2 * n + 1), static_cast<T>(eps), true,
+                                   needs_dx ? dx.row(first) : nullptr, gradient(weight), gradient(bias));
     }
     return dx;
   }
 
   /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
-  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape, const Sequences& from,
-                const Sequences& to) {
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
                 (bias == nullptr || bias->size() == shape.out_channels),
-            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and none or ",
-            shape.out_channels, " expected");
-    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(), "), expected (",
-            from.rows(), ", ", shape.in_channels, ")");
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
+            ") and a bias of ", bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels,
+            ", ", shape.patch(), ") and none or ", shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_channels, ")");
     check_convolved("conv1d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_channels);
     const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
+    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(),
+                    bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
-  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
-                         const Sequences& from, const Sequences& to, bool needs_dx) {
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
-    if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
@@ -5118,8 +5423,9 @@ class Cpu : public CpuAttention<T> {
                 const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
                 bias.size() == shape.out_channels,
-            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ", bias.size(),
-            " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
+            ") and a bias of ", bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
+            ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
@@ -5136,7 +5442,8 @@ class Cpu : public CpuAttention<T> {
       add_gradient(weight, shape, ordered);
     }
     if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(), bias.gradient().data());
+      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               bias.gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
@@ -5144,42 +5451,44 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
-  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1, kernel),
-  /// bias (channels) or null. Gives `past` rows less for each sequence than there are.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences,
-                        const DepthwiseShape& shape) {
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
+  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                        const Sequences& sequences, const DepthwiseShape& shape) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", sequences.rows(), ", ", channels, ")");
-    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
-            channels, " channels");
-    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ", shape.chunk, " and past ",
-            shape.past, " given, at least 1 and 0 expected");
+    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
+            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
     for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
-      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n), " rows, at least ",
-              shape.past, " expected");
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
+              " rows, at least ", shape.past, " expected");
     Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
                             bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
-  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                                 const Sequences& sequences, const DepthwiseShape& shape, bool needs_dx) {
+  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
+                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
+                                 bool needs_dx) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past, " past rows given");
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
+            " past rows given");
     if (weight.trainable) {
       Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(), dtaps.data());
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
+                                            dtaps.data());
       weight.gradient() += dtaps.view().transpose();
     }
-    if (bias != nullptr && bias->trainable)
-      kernels::add_column_sums(threads_, dy.rows(), channels, dy.data(), bias->gradient().data());
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk}, true, dy.data(),
-                            taps.data(), static_cast<const T*>(nullptr), dx.data());
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
+                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
 
@@ -5193,12 +5502,11 @@ class Cpu : public CpuAttention<T> {
 
   /// x + scale * y.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
-            ") given, equal shapes expected");
-    Tensor out = x.unique() ? x : make(x.rows(), x.cols());
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+            y.cols(), ") given, equal shapes expected");
     const kernels::Batch<T> s(static_cast<T>(scale));
-    kernels::map(threads_, x.size(), out.data(), [s](auto a, auto b) { return xsimd::fma(s, b, a); }, std::as_const(x).data(), y.data());
-    return out;
+    const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
+    return mapped(x.unique() ? x : make(x.rows(), x.cols()), sum, x, y);
   }
   /// x plus a row of parameters, the same for every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
@@ -5207,7 +5515,8 @@ class Cpu : public CpuAttention<T> {
     const Tensor& from = x;
     kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r)
-        kernels::map_span(x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+        kernels::map_span(
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
     });
     return y;
   }
@@ -5216,15 +5525,15 @@ class Cpu : public CpuAttention<T> {
   }
   /// Number by number.
   Tensor multiply(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
-            ") given, equal shapes expected");
-    Tensor out = make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), out.data(), [](auto a, auto b) { return a * b; }, x.data(), y.data());
-    return out;
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
+            ", ", y.cols(), ") given, equal shapes expected");
+    return mapped(
+        make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
   /// Columns first .. first + count - 1.
   Tensor columns(const Tensor& x, Index first, Index count) {
-    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ", x.cols(), " wanted");
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
+            x.cols(), " wanted");
     Tensor out = make(x.rows(), count);
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
@@ -5236,9 +5545,11 @@ class Cpu : public CpuAttention<T> {
   }
   /// sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() && gate.rows() == sequences.size() && gate.cols() == 1,
-            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(), ", ", gate.cols(),
-            ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(), ", 1) expected");
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
+                gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
+            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
+            ", 1) expected");
     Tensor out = make(x.rows(), x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -5251,7 +5562,8 @@ class Cpu : public CpuAttention<T> {
   struct MixDerivative {
     Tensor dx, dy, dgate;
   };
-  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
+                             const Sequences& sequences) {
     MixDerivative d{make(x.rows(), x.cols()), make(x.rows(), x.cols()), make(gate.rows(), 1)};
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -5259,16 +5571,15 @@ class Cpu : public CpuAttention<T> {
       const auto g = dout.view().middleRows(first, count);
       d.dx.view().middleRows(first, count) = weight * g;
       d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
-      d.dgate.row(n)[0] =
-          weight * (T(1) - weight) * g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+      d.dgate.row(n)[0] = weight * (T(1) - weight) *
+                          g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
     }
     return d;
   }
   Tensor scale(const Tensor& x, double factor) {
-    Tensor y = make(x.rows(), x.cols());
     const kernels::Batch<T> s(static_cast<T>(factor));
-    kernels::map(threads_, x.size(), y.data(), [s](auto a) { return s * a; }, x.data());
-    return y;
+    return mapped(
+        make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
   Tensor log_softmax(const Tensor& x) {
@@ -5284,12 +5595,14 @@ class Cpu : public CpuAttention<T> {
 
   /// CTC loss (sequences, 1) from unnormalised logits (rows, vocab); +infinity where the labels do not fit the frames.
   /// `gradient`, if given, receives the derivative by the logits, zero for those.
-  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank, Tensor* derivative = nullptr) {
-    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(), " label sequences given for ",
-            sequences.size(), " sequences of logits");
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
+             Tensor* derivative = nullptr) {
+    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
+            " label sequences given for ", sequences.size(), " sequences of logits");
     require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
             " labels given, their sequences hold ", labels.sequences.rows());
-    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ", sequences.rows());
+    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
+            sequences.rows());
     require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
     for (const int token : labels.tokens)
       require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
@@ -5303,10 +5616,11 @@ class Cpu : public CpuAttention<T> {
       most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
     const Buffer scratch = arena_.allocate(static_cast<std::size_t>(threads_ * most) * sizeof(double));
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int thread) {
-      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n), static_cast<std::size_t>(labels.sequences.length(n)));
-      losses.row(n)[0] = static_cast<T>(kernels::ctc<T>(
-          sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank, d.row(sequences.begin(n)),
-          static_cast<double*>(scratch.data()) + thread * most));
+      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
+                             static_cast<std::size_t>(labels.sequences.length(n)));
+      losses.row(n)[0] = static_cast<T>(
+          kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
+                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
     });
     return losses;
   }
@@ -5314,14 +5628,15 @@ class Cpu : public CpuAttention<T> {
     Tensor dx = make(derivative.rows(), derivative.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const kernels::Batch<T> factor(dlosses.row(n)[0]);
-      kernels::map_span(sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
-                        derivative.row(sequences.begin(n)));
+      kernels::map_span(
+          sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
+          derivative.row(sequences.begin(n)));
     }
     return dx;
   }
 
-  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What is
-  /// not a number stays so: it is a fault, and must show.
+  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What
+  /// is not a number stays so: it is a fault, and must show.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
     for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
@@ -5331,33 +5646,44 @@ class Cpu : public CpuAttention<T> {
   }
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = make(x.rows(), x.cols());
-    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
+    for (Index i = 0; i < x.size(); ++i)
+      dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
     return dx;
   }
 
  private:
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
-  static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
+  static kernels::Operand<T> weight_operand(const Parameter<T>& weight) {
+    return {weight.value.data(), weight.value.cols()};
+  }
+
+  /// f of each number of the inputs, in `out`, which may be the first of them.
+  template <class F, class... Inputs>
+  Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
+    kernels::map(threads_, out.size(), out.data(), f, inputs.data()...);
+    return out;
+  }
 
   static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
     for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
-      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ", one->size());
+      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
+              one->size());
   }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
     check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
-    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean, variance,
-                        static_cast<T>(p.eps), scale_shift.data(), y.data());
+    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
+                        variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
   }
   template <class Shape>
   static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
     require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
     for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
-              shape.out_length(from.length(n)), " expected");
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
+              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
@@ -5367,7 +5693,8 @@ class Cpu : public CpuAttention<T> {
   }
   template <class Shape>
   static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
-    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(), weight.gradient().data());
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
+                                weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
     Tensor taps = make(weight.value.cols(), weight.value.rows());
@@ -5380,10 +5707,10 @@ class Cpu : public CpuAttention<T> {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy (of the
-/// squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least energy,
-/// for which the largest squares of all get their numbers first, wherever they are; or so that the least is lost of the energies
-/// that are weighed by what the loss minds errors in each layer (its Fisher information).
+/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
+/// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
+/// energy, for which the largest squares of all get their numbers first, wherever they are; or so that the least is
+/// lost of the energies that are weighed by what the loss minds errors in each layer (its Fisher information).
 enum class RankAllocation { uniform, energy, water_filling, fisher };
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
@@ -5391,22 +5718,25 @@ constexpr auto enum_names(RankAllocation) {
       {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
-/// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
-/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the
-/// number of floats that all layers together may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which
-/// hardware likes), at least one of them and at most as many as there are singular values. What would hold nothing is not given
-/// away. Allocates. Throws `Error` where the numbers leave no such ranks.
-inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how,
-                                         std::span<const double> weights = {}) {
+/// The latent's rank of each layer. `spectra` are the layers' singular values, falling
+/// (`JointFactors::singular_values`); their squares are multiplied by the layers' `weights`, if there are any, which
+/// `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together may cache of a
+/// frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and at
+/// most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error`
+/// where the numbers leave no such ranks.
+inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
+                                         RankAllocation how, std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
   require(layers > 0, "allocate_ranks: no layers given");
-  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
+  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple,
+          " asked for, a positive number expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
-  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(), "allocate_ranks: ", to_name(how), " with ", weights.size(),
-          " weights given for ", spectra.size(), " layers");
+  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(),
+          "allocate_ranks: ", to_name(how), " with ", weights.size(), " weights given for ", spectra.size(), " layers");
   for (const double weight : weights)
-    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight, " given, a finite one of at least 0 expected");
+    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight,
+            " given, a finite one of at least 0 expected");
 
   // Energy of each block of `multiple` singular values.
   std::vector<std::vector<double>> blocks(spectra.size());
@@ -5415,7 +5745,8 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
     const std::vector<double>& s = spectra[l];
     const auto size = static_cast<Index>(s.size());
     const double weight = weights.empty() ? 1 : weights[l];
-    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple, " expected");
+    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple,
+            " expected");
     for (Index i = 0; i < size; ++i) {
       const double value = s[static_cast<std::size_t>(i)];
       require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,
@@ -5460,10 +5791,11 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their square
-/// roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its storage in
-/// 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the scale of its input, and
-/// also channels of singular value 0 (as of repeated heads) can learn, for their way down is not 0.
+/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
+/// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
+/// storage in 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the
+/// scale of its input, and also channels of singular value 0 (as of repeated heads) can learn, for their way down is
+/// not 0.
 enum class SingularValues { up, down, both };
 constexpr auto enum_names(SingularValues) {
   using enum SingularValues;
@@ -5472,11 +5804,12 @@ constexpr auto enum_names(SingularValues) {
 
 /// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
-  Matrix<double> down;                  ///< (rank, d_model), orthonormal rows
-  Matrix<double> k_up, v_up;            ///< (key or value channels, rank), all singular values in them
-  std::vector<double> singular_values;  ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
-  double discarded = 0;                 ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
-  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
+  Matrix<double> down;        ///< (rank, d_model), orthonormal rows
+  Matrix<double> k_up, v_up;  ///< (key or value channels, rank), all singular values in them
+  std::vector<double>
+      singular_values;         ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
+  double discarded = 0;        ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
+  double predicted_error = 0;  ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
 };
 
 // What methods have in common. Templates, so that only who converts compiles them.
@@ -5486,7 +5819,8 @@ namespace detail {
 template <std::same_as<double> T>
 Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   const Index d_model = k.cols();
-  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(), " inputs given, equal numbers expected");
+  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
+          " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
   Matrix<T> out(k.rows() + v.rows(), d_model);
   out << k, v;
@@ -5529,7 +5863,8 @@ JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_row
   return out;
 }
 
-/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white inputs.
+/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white
+/// inputs.
 template <std::same_as<double> T>
 double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
   if (second_moment.size() == 0) return weight.squaredNorm();
@@ -5538,7 +5873,8 @@ double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
 
 /// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
 template <std::same_as<double> T>
-void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input, const Matrix<T>& value_input) {
+void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
+             const Matrix<T>& value_input) {
   const Matrix<T> of_keys = k - factors.k_up * factors.down, of_values = v - factors.v_up * factors.down;
   factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
   const double all = output_energy(k, key_input) + output_energy(v, value_input);
@@ -5550,10 +5886,12 @@ template <std::same_as<double> T>
 void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
   if (where == SingularValues::up) return;
   std::vector<T> lengths;
-  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
+  for (Index i = 0; i < down.rows(); ++i)
+    lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
   const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
   for (Index i = 0; i < down.rows(); ++i) {
-    const T length = lengths[static_cast<std::size_t>(i)], moved = where == SingularValues::both ? std::sqrt(length) : length;
+    const T length = lengths[static_cast<std::size_t>(i)],
+            moved = where == SingularValues::both ? std::sqrt(length) : length;
     if (length <= least) continue;  // holds nothing; as it is, it can learn
     down.row(i) *= moved;
     k_up.col(i) /= moved;
@@ -5561,9 +5899,9 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
   }
 }
 
-/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
-/// that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has no few strong channels
-/// (as QuaRot does before quantising, Ashkboos et al. 2024).
+/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest
+/// power of 2 that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has
+/// no few strong channels (as QuaRot does before quantising, Ashkboos et al. 2024).
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;
@@ -5609,27 +5947,31 @@ struct JointSvd {
   }
 };
 
-/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): it
-/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The error is within 1% of the least,
-/// also where singular values hardly fall, as those of random matrices (docs/conversion.md). Equal seeds, equal factors.
+/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4
+/// and 5.1): it looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The
+/// error is within 1% of the least, also where singular values hardly fall, as those of random matrices
+/// (docs/conversion.md). Equal seeds, equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;     ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
+  Index oversampling = 10;  ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
   Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
   Seed seed{};
 
-  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an estimate.
+  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an
+  /// estimate.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
-    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ", power_iterations,
-            " power iterations given, at least 0 expected of both");
+    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",
+            power_iterations, " power iterations given, at least 0 expected of both");
     const Matrix<T> stacked = detail::stacked(k, v, rank);
     const Index more = std::max(oversampling, rank / 8);
-    if (more >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
+    if (more >= std::min(stacked.rows(), stacked.cols()) - rank)
+      return JointSvd::factorize(k, v, rank);  // nothing to save
 
     const Random random(seed, "RandomizedSvd");
     Matrix<T> noise(stacked.rows(), rank + more);
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
-    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes the rest.
+    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
+    // the rest.
     Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
     for (Index i = 0; i < power_iterations; ++i)
       rows = detail::orthonormal<T>(stacked.transpose() * detail::orthonormal<T>(stacked * rows));
@@ -5650,10 +5992,13 @@ struct RandomizedSvd {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not wanted.
+/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
+/// wanted.
 struct LayerStatistics {
-  Matrix<double> key_input, value_input;    ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
-  Matrix<double> key_metric, value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
+  Matrix<double> key_input,
+      value_input;  ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
+  Matrix<double> key_metric,
+      value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
 };
 
 /// Speech to calibrate on: features (rows, num_mels), sequences packed.
@@ -5665,8 +6010,8 @@ struct Calibration {
 
 namespace detail {
 
-/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are errors of
-/// L W. A metric of one head serves all heads; without any, all errors count alike.
+/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
+/// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
 template <std::same_as<double> T>
 class HeadWeights {
  public:
@@ -5675,8 +6020,8 @@ class HeadWeights {
     const Index dim = metric.cols(), heads = metric.rows() / dim;
     T trace = 0;
     for (Index i = 0; i < metric.rows(); ++i) trace += metric(i, i % dim);
-    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also keeps L
-    // far from singular.
+    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also
+    // keeps L far from singular.
     const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
     root_ = inverse_ = Matrix<T>(metric.rows(), dim);
     for (Index h = 0; h < heads; ++h) {
@@ -5713,12 +6058,13 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the outputs
-/// Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu), but there is
-/// nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the strongest weights are kept
-/// where there is room. With `score_aware`, errors count by what comes of them: those of keys in scores, by the energy of the queries that
-/// meet them, M = mean of (q + u)^T (q + u) for each head; those of values behind the output projection, M = W_O^T W_O. Since
-/// the two have different units, each then counts in proportion to its whole energy.
+/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the
+/// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
+/// but there is nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the
+/// strongest weights are kept where there is room. With `score_aware`, errors count by what comes of them: those of
+/// keys in scores, by the energy of the queries that meet them, M = mean of (q + u)^T (q + u) for each head; those of
+/// values behind the output projection, M = W_O^T W_O. Since the two have different units, each then counts in
+/// proportion to its whole energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
@@ -5727,21 +6073,22 @@ struct ActivationPca {
   Calibration<Scalar> calibration;
   bool score_aware = false;
 
-  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of principal
-  /// components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error` are those of keys
-  /// and values for such inputs, not weighted. Without statistics it is JointSvd.
+  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of
+  /// principal components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error`
+  /// are those of keys and values for such inputs, not weighted. Without statistics it is JointSvd.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
     const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
     if (input.size() == 0) return JointSvd::factorize(k, v, rank);
-    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(), " expected");
+    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(),
+            " expected");
     detail::HeadWeights<T> of_keys(statistics.key_metric), of_values(statistics.value_metric);
     of_keys.normalise(k, input);
     of_values.normalise(v, input);
     const Matrix<T> weighted = detail::stacked(of_keys.apply(k), of_values.apply(v), rank);
 
-    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer than there
-    // are outputs, and d_model components then hold all of W whatever the inputs were.
+    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer
+    // than there are outputs, and d_model components then hold all of W whatever the inputs were.
     const Index d_model = k.cols(), outputs = weighted.rows();
     Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
     if (outputs > d_model) {
@@ -5753,11 +6100,13 @@ struct ActivationPca {
     const Matrix<T> gram = coordinates * input * coordinates.transpose();
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
     const T little = 1e-10 * input.trace() / static_cast<T>(d_model);
-    const Matrix<T> directions = detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
+    const Matrix<T> directions =
+        detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
 
-    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this is also
-    // the up that fits the unweighted outputs best: both are the only solution of L up = P.
-    const Matrix<T> components = axes * directions.leftCols(rank), down = directions.leftCols(rank).transpose() * coordinates;
+    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
+    // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
+    const Matrix<T> components = axes * directions.leftCols(rank),
+                    down = directions.leftCols(rank).transpose() * coordinates;
     Matrix<T> up(outputs, rank);
     up << of_keys.undo(components.topRows(k.rows())), of_values.undo(components.bottomRows(v.rows()));
     JointFactors out = detail::product_svd(up, down, k.rows());
@@ -5774,8 +6123,8 @@ struct ActivationPca {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of what
-/// was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
+/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
+/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
 struct Deviation {
   double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
   Index count = 0;
@@ -5817,11 +6166,13 @@ Deviation deviation(const A& value, const B& expected) {
 
 /// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
 struct LayerReport {
-  std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;      ///< of the converted layer
-  Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
-  double k_factor_error = 0, v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
-  double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
+  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;  ///< of the converted layer
+  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
+  double k_factor_error = 0,
+         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
+  double predicted_error =
+      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass
   double output_mse = 0;       ///< mean squared error of the same
@@ -5839,7 +6190,7 @@ struct ConversionReport {
   double output_mse = 0;
   double output_mae = 0;
   double output_cosine = 1;
-  double logits_error = 0;          ///< of the whole model's output
+  double logits_error = 0;  ///< of the whole model's output
 };
 
 /// What a layer's report, or that of all, says of outputs.
@@ -5870,10 +6221,12 @@ struct KeyValueRows {
   Matrix<T> k, v;
 };
 
-/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions turn these. Biases
-/// are left out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions
+/// turn these. Biases are left out, for a conversion may move them: one on the keys changes no probability, one on the
+/// values is one on the output.
 template <class Policy, class T>
-KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Matrix<T>& turned) {
+KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                               const Matrix<T>& turned) {
   const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
     Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
     rows.topRows(from.rows()) = from;
@@ -5900,14 +6253,15 @@ Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expecte
 
 /// Keys and values of both layers for the same rows x (rows, d_model).
 template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
   return deviation(key_value_rows(cpu, target, x, x), key_value_rows(cpu, source, x, x));
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
 template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
-                           const Mask& mask) {
+Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x,
+                           const Sequences& sequences, const Mask& mask) {
   const auto rows = cpu.input(x);
   const auto output_of = [&](const auto& layer) {
     Pass<Tensor<T>> pass{sequences, mask};
@@ -5948,7 +6302,8 @@ void add_second_moment(Matrix<double>& sum, const Values& values) {
 
 /// What queries and keys of this layer are computed from: x, or x as its position turns it.
 template <class Policy, class T>
-Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences) {
+Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                    const Sequences& sequences) {
   if constexpr (Policy::Position::turns_input) {
     Pass<Tensor<T>> pass{sequences, {}};
     pass.table = layer.table(cpu, pass);
@@ -5959,8 +6314,8 @@ Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const M
 
 /// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
 template <class Policy, class T>
-void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences, bool queries,
-             LayerStatistics& sums) {
+void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
+             bool queries, LayerStatistics& sums) {
   using Position = typename Policy::Position;
   const Matrix<T> turned = key_input(cpu, layer, x, sequences);
   add_second_moment(sums.value_input, x);
@@ -5976,7 +6331,8 @@ void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T
   }
 }
 
-/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little memory.
+/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little
+/// memory.
 template <class Source, class T>
 std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
   require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
@@ -5995,7 +6351,9 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     frames += sequences.rows();
     auto sums = out.begin();
     Source::each_attention(source, [&](std::string_view, const auto& any) {
-      with_layer(any, [&](const auto& layer) { observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums); });
+      with_layer(any, [&](const auto& layer) {
+        observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums);
+      });
       ++sums;
     });
   }
@@ -6007,7 +6365,8 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     LayerStatistics& s = *sums++;
     if (s.key_input.size() == 0) s.key_input = s.value_input;
     for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric}) *sum /= static_cast<double>(frames);
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name, " has inputs or queries that are not finite");
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+            " has inputs or queries that are not finite");
     if (!score_aware) return;
     const Matrix<double> weight =
         with_layer(any, [](const auto& layer) { return layer.linear_out.weight.value.template cast<double>().eval(); });
@@ -6054,8 +6413,8 @@ void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
   if (linear.has_bias()) linear.bias.value.setZero();
 }
 
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
-/// `first`, each after its block.
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
+/// of `first`, each after its block.
 inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
   Matrix<double> both(second.rows(), first.cols());
@@ -6126,7 +6485,9 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
 
 /// How keys and values of one layer are factorized.
 struct Fitting {
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank, const LayerStatistics& statistics)> factorize;
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
   SingularValues singular_values;
   bool balance, hadamard;
   LayerStatistics statistics;
@@ -6199,11 +6560,12 @@ double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const F
 }
 
 /// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by a root of
-/// the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can heed no more than one.
+/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by
+/// a root of the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can
+/// heed no more than one.
 template <class T, std::same_as<double> D>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input, const Matrix<D>& metric,
-                 const Fitting& how) {
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
+                 const Matrix<D>& metric, const Fitting& how) {
   const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
   Matrix<D> mean = metric.topRows(std::min(dim, metric.rows()));
   for (Index at = dim; at < metric.rows(); at += dim) mean += metric.middleRows(at, dim);
@@ -6215,19 +6577,23 @@ double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, co
     seen *= Matrix<D>(eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal());
   }
   Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
+  for (Index h = 0; h < heads; ++h)
+    stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
   const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
 
   Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(factors.down.transpose());
-  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
+  for (Index h = 0; h < heads; ++h)
+    latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
   double discarded = factors.discarded;
   if (input.size() > 0) {
     discarded = 0;
     for (Index h = 0; h < heads; ++h)
-      discarded += output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
+      discarded +=
+          output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
   }
 
-  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it can learn.)
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
+  // can learn.)
   std::vector<D> squares(static_cast<std::size_t>(rank));
   for (Index i = 0; i < heads * rank; ++i)
     squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
@@ -6257,8 +6623,8 @@ double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitt
 
 namespace laconic::inline LACONIC_ABI::detail {
 
-/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices where each
-/// has them as they are.
+/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
+/// where each has them as they are.
 struct HeadMerge {
   KeyValueMap wanted;
   Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
@@ -6285,12 +6651,13 @@ Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   return u * v.transpose();
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions can follow, to agree
-/// best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention Jin et al. 2024): turn and mean
-/// take turns. Values are free, for the output projection can undo any matrix: a group's are projected to the head_dim principal
-/// components of its outputs.
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
+/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
+/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
+/// group's are projected to the head_dim principal components of its outputs.
 template <std::same_as<double> D>
-HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen, const Matrix<D>& output_weight) {
+HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
+                      const Matrix<D>& output_weight) {
   const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
   const Matrix<D> k = before.k_weight(), v = before.v_weight();
   HeadMerge out;
@@ -6328,7 +6695,8 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
     }
     const HeadWeights<D> weights(metric);
     const Matrix<D> weighted = weights.apply(v.middleRows(first, rows));
-    const Matrix<D> components = principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
+    const Matrix<D> components =
+        principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
     const Matrix<D> spread = weights.undo(components), merged = components.transpose() * weighted;
     // In units in which the output projection keeps its size, so that training goes on as before.
     const auto eigen = eigenvectors<D>(spread.transpose() * spread / static_cast<D>(group));
@@ -6341,7 +6709,8 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
 
 /// Whether queries, positions and the output can follow when keys and values are turned.
 template <class Policy>
-inline constexpr bool can_turn_heads = !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
+inline constexpr bool can_turn_heads =
+    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
 
 /// Turns queries, positions and output of a layer as keys and values of its heads are turned.
 template <class Policy, class T>
@@ -6350,7 +6719,9 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
       rows.value.middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>()).template cast<T>().eval();
+          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>())
+              .template cast<T>()
+              .eval();
   };
   const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
     for (Index h = 0; h < merge.k_turn.rows() / dim; ++h) {
@@ -6363,7 +6734,8 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
       return layer.query.up;
     else
       return layer.query;
-  }();
+  }
+  ();
   turn(query.linear_q.weight);
   if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.value);
   if constexpr (Policy::Position::is_relative) {
@@ -6373,19 +6745,21 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   }
   Matrix<T>& out = layer.linear_out.weight.value;
   for (Index at = 0; at < merge.v_turn.rows(); at += dim)
-    out.middleCols(at, dim) = (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
+    out.middleCols(at, dim) =
+        (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
 }
 
 }  // namespace laconic::inline LACONIC_ABI::detail
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the end of
-/// the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
+/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
+/// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
 enum class ConvolutionContext { centred, causal, chunk };
 constexpr auto enum_names(ConvolutionContext) {
-  return std::to_array<EnumName<ConvolutionContext>>(
-      {{ConvolutionContext::centred, "centred"}, {ConvolutionContext::causal, "causal"}, {ConvolutionContext::chunk, "chunk"}});
+  return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
+                                                      {ConvolutionContext::causal, "causal"},
+                                                      {ConvolutionContext::chunk, "chunk"}});
 }
 
 /// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
@@ -6407,13 +6781,16 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   }
 
   /// Frames that an output sees before its own.
-  Index left() const { return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2; }
+  Index left() const {
+    return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2;
+  }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
   template <class Context>
   class State {
    public:
-    State(const DepthwiseConv& conv, const StateShape& shape) : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+    State(const DepthwiseConv& conv, const StateShape& shape)
+        : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
     void clear(Index slot) { cache_.fill_zeros(slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 
@@ -6426,7 +6803,8 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
     require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
-            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is expected");
+            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is "
+            "expected");
     DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
     if constexpr (has_state<S>) {
       const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);
@@ -6461,8 +6839,8 @@ constexpr auto enum_names(EncoderName) {
                                                {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
 }
 
-/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
-/// layer; as an average of fixed weights; or of weights that each utterance decides.
+/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a
+/// linear layer; as an average of fixed weights; or of weights that each utterance decides.
 enum class BranchMerge { concat, fixed_average, learned_average };
 constexpr auto enum_names(BranchMerge) {
   return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
@@ -6470,21 +6848,26 @@ constexpr auto enum_names(BranchMerge) {
                                                {BranchMerge::learned_average, "learned-average"}});
 }
 
-/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the first alone.
+/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the
+/// first alone.
 enum class WaveformNorm { layer, group };
 constexpr auto enum_names(WaveformNorm) {
   return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
 }
 
-/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are Hugging Face's.
+/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are
+/// Hugging Face's.
 struct WaveformConfig {
-  IndexList conv_dim{}, conv_kernel{}, conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
+  IndexList conv_dim{}, conv_kernel{},
+      conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
   bool conv_bias = false;
   WaveformNorm feat_extract_norm = WaveformNorm::layer;
   Activation feat_extract_activation = Activation::gelu;
 
   constexpr bool empty() const { return conv_dim.size() == 0; }
-  constexpr Conv1dShape layer(Index i) const { return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]}; }
+  constexpr Conv1dShape layer(Index i) const {
+    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
+  }
   /// Samples for each frame that comes out (0 where the strides are absurd), and those that the first one needs.
   constexpr Index stride() const {
     Index out = 1;
@@ -6507,10 +6890,10 @@ struct WaveformConfig {
   }
 };
 
-/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention may be
-/// left 0 where its type says them.
+/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention
+/// may be left 0 where its type says them.
 struct EncoderConfig {
-  Index num_mels = 80;              ///< 1 where the encoder takes samples
+  Index num_mels = 80;  ///< 1 where the encoder takes samples
   Index d_model = 256;
   Index num_layers = 12;
   Index vocab_size = 29;
@@ -6519,26 +6902,28 @@ struct EncoderConfig {
   Index num_kv_heads = 0;
   Index kv_lora_rank = 0;
   Index v_lora_rank = 0;
-  IndexList kv_lora_ranks{}, v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
+  IndexList kv_lora_ranks{},
+      v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
   Index q_lora_rank = 0;
   Index qk_rope_head_dim = 0;
-  IndexList rope_pairs{};           ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of its own width
+  IndexList rope_pairs{};  ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of
+                           ///< its own width
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
   Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
   double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
-  Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model (not in a Branchformer)
-  Index conv_kernel = 31;           ///< frames, odd: of the convolution module, or in the cgMLP
-  Index cgmlp_expansion = 6;        ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
-  BranchMerge merge = BranchMerge::concat;  ///< of a Branchformer
-  double cgmlp_weight = 0.5;        ///< of the cgMLP in a fixed average
-  Index merge_kernel = 3;           ///< frames, odd: of an E-Branchformer's merge
-  Index subsampling = 4;            ///< 2 or 4; the product of the strides where the encoder takes samples
-  Index subsampling_channels = 0;   ///< 0: d_model
+  Index ffn_expansion = 4;                   ///< width of the feed-forward modules over d_model (not in a Branchformer)
+  Index conv_kernel = 31;                    ///< frames, odd: of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;                 ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;   ///< of a Branchformer
+  double cgmlp_weight = 0.5;                 ///< of the cgMLP in a fixed average
+  Index merge_kernel = 3;                    ///< frames, odd: of an E-Branchformer's merge
+  Index subsampling = 4;                     ///< 2 or 4; the product of the strides where the encoder takes samples
+  Index subsampling_channels = 0;            ///< 0: d_model
   double dropout = 0.1;
   ConvolutionContext convolution = ConvolutionContext::centred;
-  Index chunk = 0;                  ///< encoder frames that are seen together; 0: whole utterances
-  Index left_context = -1;          ///< encoder frames seen before the own chunk; -1: all
-  WaveformConfig waveform{};        ///< empty where the encoder takes features
+  Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
+  Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
+  WaveformConfig waveform{};  ///< empty where the encoder takes features
 
   constexpr AttentionConfig attention_config() const {
     return {.d_model = d_model,
@@ -6556,7 +6941,8 @@ struct EncoderConfig {
   constexpr EncoderConfig for_layer(Index i) const {
     EncoderConfig out = *this;
     if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
-    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0) out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
+    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0)
+      out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
     return out;
   }
   /// The sum of count(attention_config) over the layers.
@@ -6568,7 +6954,9 @@ struct EncoderConfig {
     return sum;
   }
   /// What every frame sees, as the model is meant to be used.
-  constexpr Mask mask() const { return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask(); }
+  constexpr Mask mask() const {
+    return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
+  }
   constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
 
   static constexpr void fields(auto& self, auto&& visit) {
@@ -6604,10 +6992,12 @@ struct EncoderConfig {
     visit("waveform", self.waveform);
   }
 
-  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
+  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products
+  /// small.
   constexpr const EncoderConfig& checked() const {
     const auto within = [](Index value, Index least, Index most, const char* name) {
-      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most,
+              " expected");
     };
     within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
     within(d_model, 1, 1 << 16, "d_model");
@@ -6627,25 +7017,29 @@ struct EncoderConfig {
     within(chunk, 0, 1 << 20, "chunk");
     within(left_context, -1, 1 << 20, "left_context");
     for (const IndexList* ranks : {&kv_lora_ranks, &v_lora_ranks})
-      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(), " layers given for ", num_layers);
+      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(),
+              " layers given for ", num_layers);
     require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
     require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
-    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model, " channels given, an even number expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps, " given, more than 0 and less than 1 expected");
+    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model,
+            " channels given, an even number expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
     if (waveform.empty()) {
       require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
     } else {
       const Index layers = waveform.conv_dim.size();
       within(layers, 1, 12, "conv_dim's length");
-      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ", layers,
-              " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ", waveform.conv_stride.size(),
-              " given, equal numbers expected");
+      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ",
+              layers, " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ",
+              waveform.conv_stride.size(), " given, equal numbers expected");
       for (Index i = 0; i < layers; ++i) {
         within(waveform.conv_dim[i], 1, 1 << 16, "conv_dim");
         within(waveform.conv_kernel[i], 1, 1 << 12, "conv_kernel");
         within(waveform.conv_stride[i], 1, 16, "conv_stride");
       }
-      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling, " given, but the strides multiply to ", waveform.stride());
+      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling,
+              " given, but the strides multiply to ", waveform.stride());
     }
     require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
     require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");
@@ -6663,7 +7057,9 @@ template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
   Conv2d(const Conv2dShape& shape, Seed seed)
-      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}), bias({shape.out_channels}), shape_(shape) {
+      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
+        bias({shape.out_channels}),
+        shape_(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
@@ -6686,8 +7082,8 @@ class Conv2d : public Module<Conv2d<T>> {
   Conv2dShape shape_;
 };
 
-/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over (time,
-/// mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
+/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over
+/// (time, mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
 /// ((T - 1) / 2 - 1) / 2, or (T - 1) / 2 - 2. Columns between the layers are (frequency, channel), channel innermost.
 template <class T>
 class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
@@ -6703,13 +7099,15 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
+    return channels * (taps + 1) + channels * (taps * channels + 1) +
+           (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
   /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
   static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel, half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
+    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
+                half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
     const Index freqs = out_length(num_mels, factor);
     return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
   }
@@ -6727,10 +7125,10 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
-    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(), " mels, the model expects ",
-            conv0.shape().in_freqs);
-    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(), " rows of features given, their sequences have ",
-            sequences.rows());
+    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
+            " mels, the model expects ", conv0.shape().in_freqs);
+    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(),
+            " rows of features given, their sequences have ", sequences.rows());
     const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
     const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
     auto x = context.activation(Activation::relu, conv0(context, features, sequences, half));
@@ -6749,7 +7147,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
  private:
   Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
-      : conv0(first, seed / "conv0"), conv1(second(first, factor), seed / "conv1"),
+      : conv0(first, seed / "conv0"),
+        conv1(second(first, factor), seed / "conv1"),
         linear(conv1.shape().out_cols(), d_model, seed / "linear") {}
 
   static Conv2dShape second(const Conv2dShape& first, Index factor) {
@@ -6785,12 +7184,14 @@ struct FeatureFront {
     return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
   }
   /// Frames of so many rows.
-  static constexpr Index out_length(const EncoderConfig& c, Index rows) { return Conv2dSubsampling<float>::out_length(rows, c.subsampling); }
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) {
+    return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
+  }
   static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`, `EBranchformer`
-/// and `Wav2Vec2Conformer` are this with their blocks. A kind has
+/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`,
+/// `EBranchformer` and `Wav2Vec2Conformer` are this with their blocks. A kind has
 ///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
@@ -6811,7 +7212,10 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   using Block = typename Kind::template Block<AttentionPolicy, T>;
 
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(Kind::template front<T>(config.checked(), seed)), layer_norm(config.d_model, config.layer_norm_eps), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+      : subsampling(Kind::template front<T>(config.checked(), seed)),
+        layer_norm(config.d_model, config.layer_norm_eps),
+        lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
+        config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
     const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
     config_.num_heads = d.num_heads;
@@ -6822,8 +7226,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
-    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ", config.left_context,
-            " given, but the state of linear attention cannot forget; -1 expected");
+    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ",
+            config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
   }
 
   /// With every number said, also those that came from the type.
@@ -6831,9 +7235,9 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// Throws where a block sees what a stream cannot have.
   void require_streamable() const { Kind::require_streamable(config_); }
 
-  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
-  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says. To `outputs`, if
-  /// given, what each block gives is added, (rows, d_model).
+  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen
+  /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
+  /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
@@ -6860,7 +7264,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
-    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
+    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
+            pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
@@ -6913,23 +7318,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
 
   /// Trained numbers before the blocks.
-  static constexpr Index front_parameter_count(const EncoderConfig& config) { return Kind::front_parameters(config.checked()); }
+  static constexpr Index front_parameter_count(const EncoderConfig& config) {
+    return Kind::front_parameters(config.checked());
+  }
   /// Trained numbers of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
-    return Kind::front_parameters(c) +
-           c.num_layers * Kind::parameter_count(c) + c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) +
-           2 * c.d_model +
+    return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
+           c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) + 2 * c.d_model +
            (c.d_model + 1) * c.vocab_size;
   }
 
-  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so many
-  /// encoder frames.
+  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so
+  /// many encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
-    return Kind::front_flops(c, n.count) +
-           c.num_layers * Kind::flops(c, n.count) +
-           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) + 2 * n.count * c.d_model * c.vocab_size;
+    return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
+           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) +
+           2 * n.count * c.d_model * c.vocab_size;
   }
 
   static void each_parameter(auto& self, auto&& visit) {
@@ -6968,11 +7374,11 @@ struct ConversionConfig {
   IndexList kv_lora_ranks{}, v_lora_ranks{};
   /// Of whatever latents are made.
   SingularValues singular_values = SingularValues::up;
-  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
-  /// stronger of the two takes the latent for itself.
+  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
+  /// Else the stronger of the two takes the latent for itself.
   bool balance = false;
-  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the range of 8 bits
-  /// on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
+  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
   bool hadamard = false;
 };
 
@@ -7008,7 +7414,8 @@ inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
 /// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
 template <class KeyValue>
-inline constexpr bool has_linear_latent = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+inline constexpr bool has_linear_latent =
+    is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
@@ -7027,8 +7434,8 @@ Config with_ranks(Config config, const Numbers& numbers) {
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
-    is_linear_map<typename From::KeyValue> && is_linear_map<typename To::KeyValue> &&
-    std::is_same_v<typename From::Position, typename To::Position> && std::is_same_v<typename From::Score, typename To::Score>;
+    is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
+        typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
 
 /// Whether two policies are one with different numbers.
 template <class, class>
@@ -7041,13 +7448,15 @@ template <class Policy, class T>
 KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
   if constexpr (is_linear_map<typename Policy::KeyValue>) {
     const KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name, " have weights that are not finite");
+    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+            " have weights that are not finite");
     return out;
   }
   return {};
 }
 
-/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
+/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each
+/// policy.
 struct LayerPair {
   bool is_known = false, is_copied = false, is_merged = false;
 };
@@ -7056,7 +7465,8 @@ LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From
   const AttentionDims &to = target.dims(), &from = source.dims();
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads, from.num_kv_heads > to.num_kv_heads};
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads,
+          from.num_kv_heads > to.num_kv_heads};
 }
 
 /// The predicted deviation of a layer, and how its heads were merged.
@@ -7066,10 +7476,11 @@ struct ConvertedLayer {
   double k_factor_error = 0, v_factor_error = 0;
 };
 
-/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
-/// these too.
+/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where
+/// `is_copied`, these too.
 template <class To, class T>
-ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair, Fitting how) {
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair,
+                             Fitting how) {
   const AttentionDims& to = target.dims();
   LayerStatistics& seen = how.statistics;
   const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
@@ -7089,10 +7500,12 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                     (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
   };
   out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  require(can_mix<typename To::KeyValue> || !how.hadamard, "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  require(can_mix<typename To::KeyValue> || !how.hadamard,
+          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
   if (pair.is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
 
-  for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+  for (const auto& [metric, turn] :
+       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
     if (metric->size() == 0) continue;
     for (Index at = 0; merge.turns() && at < metric->rows(); at += to.head_dim) {
       const auto one = turn->middleRows(at, to.head_dim);
@@ -7102,9 +7515,11 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   }
   const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
   const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group. What heads
-  // that were turned lose is not.
-  out.deviation.error = merge.turns() ? error_of(now) : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  // What heads that were turned lose is not.
+  out.deviation.error = merge.turns()
+                            ? error_of(now)
+                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
   const auto factor_error = [&](const Matrix<double>& turn, const Matrix<double>& merged, const auto& expected) {
     const double norm = expected.norm();
@@ -7129,10 +7544,12 @@ void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
   const Index dim = merge.k_turn.cols();
   for (const auto& [numbers, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
     for (Index at = 0; at < turn->rows(); at += dim)
-      numbers->middleCols(at, dim) = (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
+      numbers->middleCols(at, dim) =
+          (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
-/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
+/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
+/// own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
@@ -7150,7 +7567,8 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
           to_name(to.attention), ")");
 }
 
-/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another shape there.
+/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
+/// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   using P = Parameter<typename Source::Scalar>;
@@ -7193,8 +7611,8 @@ constexpr bool types_fit() {
 }
 
 /// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another one
-/// compiles nothing of this again.
+/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another
+/// one compiles nothing of this again.
 template <class Target, class Source>
 Conversion<Target> convert(const Source& source, Fitting how, const std::vector<LayerStatistics>& statistics,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
@@ -7207,7 +7625,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   auto config = with_ranks(source.config(), numbers);
   config.num_kv_heads = numbers.num_kv_heads;
   config.attention = numbers.attention;
-  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
+                                                                  source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
   copy_parameters(out.model, source);
 
@@ -7230,10 +7649,12 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_key_value;
     ConvertedLayer converted;
-    const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
+    const LayerPair pair =
+        with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
     if (pair.is_known) {
       const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
-      const Matrix<T> turned = with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
+      const Matrix<T> turned =
+          with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
       const auto rows = [&](const auto& any) {
         return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
       };
@@ -7288,8 +7709,11 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
-  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
-                    numbers.balance, numbers.hadamard, {}};
+  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
+                    numbers.singular_values,
+                    numbers.balance,
+                    numbers.hadamard,
+                    {}};
   return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
@@ -7300,13 +7724,13 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
-/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
-/// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
-/// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
-/// the mean of those that become one (Ainslie et al. 2023), after they were turned to agree where the method is calibrated; fewer to
-/// more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
-/// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
-/// softmax ignores one on the keys, and one on the values goes to `linear_out`.
+/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all
+/// heads together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and
+/// `RandomizedSvd` look at the weights alone, `ActivationPca` also at speech; any class will do that has their
+/// `factorize`. More key-value heads to fewer: the mean of those that become one (Ainslie et al. 2023), after they were
+/// turned to agree where the method is calibrated; fewer to more: repeated. Where nothing is lost (rank = d_model,
+/// equal heads, a number that moves between type and configuration) the outputs are those of the source up to rounding.
+/// A latent gets no biases: softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///
 /// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
 /// into every attention layer. Throws `Error` where the numbers do not fit (a
@@ -7326,8 +7750,8 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
 }
 
-/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling. By them
-/// `allocate_ranks` gives each layer its rank:
+/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
+/// By them `allocate_ranks` gives each layer its rank:
 ///
 ///     ConversionConfig numbers;
 ///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
@@ -7341,7 +7765,8 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
       constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
       require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
       if constexpr (is_known) {
-        const auto map = detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+        const auto map =
+            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
         const Matrix<double> k = map.k_weight(), v = map.v_weight();
         const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
         out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
@@ -7361,8 +7786,10 @@ template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
   FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"),
-        activation_(activation), dropout_(dropout) {}
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
+        output_dense(hidden, d_model, seed / "output_dense"),
+        activation_(activation),
+        dropout_(dropout) {}
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
@@ -7386,8 +7813,8 @@ class FeedForward : public Module<FeedForward<T>> {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and convolved over
-/// time, multiply the other half. (rows, channels) to (rows, channels / 2).
+/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and
+/// convolved over time, multiply the other half. (rows, channels) to (rows, channels / 2).
 template <class T>
 class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingUnit<T>> {
  public:
@@ -7425,7 +7852,8 @@ class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
  public:
   ConvolutionalGatingMlp(const EncoderConfig& c, Seed seed)
       : channel_proj1(c.d_model, units(c), seed / "channel_proj1"),
-        csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"), channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
+        csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"),
+        channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
 
   static constexpr Index units(const EncoderConfig& c) { return c.cgmlp_expansion * c.d_model; }
   static constexpr Index parameter_count(const EncoderConfig& c) {
@@ -7460,7 +7888,10 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   Branches(const EncoderConfig& c, Seed seed)
-      : norm_mha(c.d_model), attn(c.attention_config(), c.dropout, seed / "attn"), norm_mlp(c.d_model), cgmlp(c, seed / "cgmlp"),
+      : norm_mha(c.d_model),
+        attn(c.attention_config(), c.dropout, seed / "attn"),
+        norm_mlp(c.d_model),
+        cgmlp(c, seed / "cgmlp"),
         dropout_(c.dropout) {}
 
   static constexpr Index parameter_count(const EncoderConfig& c) {
@@ -7500,14 +7931,18 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
   double dropout_;
 };
 
-/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a norm.
-/// Parameter names are ESPnet's.
+/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a
+/// norm. Parameter names are ESPnet's.
 template <class AttentionPolicy, class T>
 class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
  public:
   BranchformerBlock(const EncoderConfig& c, Seed seed)
-      : branches(c, seed), merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
-        norm_final(c.d_model), merge_(c.merge), cgmlp_weight_(c.cgmlp_weight), dropout_(c.dropout) {
+      : branches(c, seed),
+        merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_final(c.d_model),
+        merge_(c.merge),
+        cgmlp_weight_(c.cgmlp_weight),
+        dropout_(c.dropout) {
     if (merge_ != BranchMerge::learned_average) return;
     pooling_proj1 = Linear<T>(c.d_model, 1, seed / "pooling_proj1");
     pooling_proj2 = Linear<T>(c.d_model, 1, seed / "pooling_proj2");
@@ -7561,8 +7996,10 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   template <class Context, class Tensor>
   Tensor merged(Context& context, Tensor attention, const Tensor& cgmlp, const Pass<Tensor>& pass) const {
     switch (merge_) {
-      case BranchMerge::concat: return context.concat(attention, cgmlp);
-      case BranchMerge::fixed_average: return context.add(context.scale(attention, 1 - cgmlp_weight_), cgmlp, cgmlp_weight_);
+      case BranchMerge::concat:
+        return context.concat(attention, cgmlp);
+      case BranchMerge::fixed_average:
+        return context.add(context.scale(attention, 1 - cgmlp_weight_), cgmlp, cgmlp_weight_);
       default: {
         const Tensor a = gate(context, attention, pooling_proj1, weight_proj1, pass.sequences);
         const Tensor b = gate(context, cgmlp, pooling_proj2, weight_proj2, pass.sequences);
@@ -7571,10 +8008,11 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
       }
     }
   }
-  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`. That is
-  /// attention of one query a sequence; the pooling's bias moves all scores alike.
+  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`.
+  /// That is attention of one query a sequence; the pooling's bias moves all scores alike.
   template <class Context, class Tensor>
-  Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight, const Sequences& sequences) const {
+  Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight,
+              const Sequences& sequences) const {
     const Index n = sequences.size();
     const Sequences one = sequences.map_lengths(context.arena(), [](Index) { return 1; });
     const Tensor zeros = context.constant(n, x.cols(), [](Index, Index) { return 0; });
@@ -7586,16 +8024,23 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   double cgmlp_weight_, dropout_;
 };
 
-/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a depthwise
-/// convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging Face's.
+/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a
+/// depthwise convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging
+/// Face's.
 template <class AttentionPolicy, class T>
 class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
  public:
   EBranchformerBlock(const EncoderConfig& c, Seed seed)
-      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
-        branches(c, seed), depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
-        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"), norm_ff(c.d_model),
-        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
+      : norm_ff_macaron(c.d_model),
+        feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout,
+                             seed / "feed_forward_macaron"),
+        branches(c, seed),
+        depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
+        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_ff(c.d_model),
+        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"),
+        norm_final(c.d_model),
+        dropout_(c.dropout) {}
 
   auto& attention() { return branches.attn; }
   const auto& attention() const { return branches.attn; }
@@ -7603,7 +8048,9 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   template <class Context>
   struct State {
     State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
-        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape), fusion(block.depthwise_conv_fusion, shape) {}
+        : attention(context, block.branches.attn, shape),
+          conv(block.branches.cgmlp.csgu.conv, shape),
+          fusion(block.depthwise_conv_fusion, shape) {}
     void clear(Index slot) {
       attention.clear(slot);
       conv.clear(slot);
@@ -7662,7 +8109,9 @@ struct BranchformerKind : FeatureFront {
   using Block = BranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";
 
-  static constexpr Index merge_width(const EncoderConfig& c) { return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model; }
+  static constexpr Index merge_width(const EncoderConfig& c) {
+    return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model;
+  }
   static constexpr Index parameter_count(const EncoderConfig& c) {
     return Branches<Mha<1>, float>::parameter_count(c) + (merge_width(c) + 1) * c.d_model + 2 * c.d_model +
            (c.merge == BranchMerge::learned_average ? 4 * (c.d_model + 1) : 0);
@@ -7671,9 +8120,11 @@ struct BranchformerKind : FeatureFront {
     return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * merge_width(c) * c.d_model;
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
     require(c.merge != BranchMerge::learned_average,
-            "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or fixed-average expected");
+            "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; "
+            "concat or fixed-average expected");
   }
 };
 
@@ -7689,10 +8140,12 @@ struct EBranchformerKind : FeatureFront {
   }
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     const Index d = c.d_model;
-    return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
+    return ConvolutionalGatingMlp<float>::flops(c, frames) +
+           2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 
@@ -7707,15 +8160,18 @@ using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
-/// norm, activation (there SiLU), pointwise, dropout.
+/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
+/// batch norm, activation (there SiLU), pointwise, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
   ConvolutionModule(const EncoderConfig& c, Seed seed)
-      : layer_norm(c.d_model), pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
-        depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"), batch_norm(c.d_model),
-        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), hidden_act_(c.hidden_act),
+      : layer_norm(c.d_model),
+        pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
+        depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"),
+        batch_norm(c.d_model),
+        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")),
+        hidden_act_(c.hidden_act),
         dropout_(c.dropout) {}
 
   template <class Context, class Tensor, class S = std::nullptr_t>
@@ -7753,9 +8209,15 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   ConformerBlock(const EncoderConfig& c, Seed seed)
-      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
-        self_attn(c.attention_config(), c.dropout, seed / "self_attn"), conv_module(c, seed / "conv_module"), ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
+      : ffn1_layer_norm(c.d_model),
+        ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"),
+        self_attn_layer_norm(c.d_model),
+        self_attn(c.attention_config(), c.dropout, seed / "self_attn"),
+        conv_module(c, seed / "conv_module"),
+        ffn2_layer_norm(c.d_model),
+        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"),
+        final_layer_norm(c.d_model),
+        dropout_(c.dropout) {}
 
   auto& attention() { return self_attn; }
   const auto& attention() const { return self_attn; }
@@ -7833,7 +8295,8 @@ struct ConformerKind : FeatureFront {
     return 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 3 * d * d + c.conv_kernel * d);
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "conformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "conformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 
@@ -7868,16 +8331,21 @@ constexpr EncoderConfig published_branchformer(AttentionName attention) {
   return with_attention({.d_model = 512, .num_layers = 18, .vocab_size = 32, .num_heads = 8}, attention, 512);
 }
 constexpr EncoderConfig small_encoder(AttentionName attention) {
-  return with_attention({.num_mels = 40, .d_model = 128, .num_layers = 4, .vocab_size = 32, .num_heads = 8, .conv_kernel = 15,
+  return with_attention({.num_mels = 40,
+                         .d_model = 128,
+                         .num_layers = 4,
+                         .vocab_size = 32,
+                         .num_heads = 8,
+                         .conv_kernel = 15,
                          .subsampling_channels = 32},
                         attention, 64);
 }
 
 }  // namespace detail
 
-/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published with such
-/// attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a size that trains on
-/// a CPU in minutes (R = d_model / 2).
+/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published
+/// with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a
+/// size that trains on a CPU in minutes (R = d_model / 2).
 inline constexpr std::array published_models{
     PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
     PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
@@ -7886,7 +8354,8 @@ inline constexpr std::array published_models{
     PublishedModel{"branchformer_mha", EncoderName::branchformer, detail::published_branchformer(AttentionName::mha)},
     PublishedModel{"branchformer_mla", EncoderName::branchformer, detail::published_branchformer(AttentionName::mla)},
     PublishedModel{"branchformer_gqa", EncoderName::branchformer, detail::published_branchformer(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear", EncoderName::branchformer, detail::published_branchformer(AttentionName::linear)},
+    PublishedModel{"branchformer_linear", EncoderName::branchformer,
+                   detail::published_branchformer(AttentionName::linear)},
     PublishedModel{"conformer_mha_small", EncoderName::conformer, detail::small_encoder(AttentionName::mha)},
     PublishedModel{"conformer_mla_small", EncoderName::conformer, detail::small_encoder(AttentionName::mla)},
     PublishedModel{"conformer_gqa_small", EncoderName::conformer, detail::small_encoder(AttentionName::gqa)},
@@ -7894,7 +8363,8 @@ inline constexpr std::array published_models{
     PublishedModel{"branchformer_mha_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mha)},
     PublishedModel{"branchformer_mla_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mla)},
     PublishedModel{"branchformer_gqa_small", EncoderName::branchformer, detail::small_encoder(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear_small", EncoderName::branchformer, detail::small_encoder(AttentionName::linear)},
+    PublishedModel{"branchformer_linear_small", EncoderName::branchformer,
+                   detail::small_encoder(AttentionName::linear)},
 };
 
 namespace detail {
@@ -7914,8 +8384,8 @@ constexpr const PublishedModel& published_model(std::string_view name) {
   detail::unknown_model(name);
 }
 
-/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached input has
-/// half of it, and linear attention a state, which cannot forget.
+/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached
+/// input has half of it, and linear attention a state, which cannot forget.
 constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
   using enum AttentionName;
   const Index quarter = encoder.d_model / 2;
@@ -7943,28 +8413,30 @@ constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encod
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with chunks
-/// of many sizes takes others.
+/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
+/// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;                        ///< streams at once
-  Index chunk = 0;                           ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
-  CacheStorage storage = CacheStorage::full; ///< of the keys and values
-  int threads = 0;                           ///< 0: all that the machine offers
+  Index capacity = 1;       ///< streams at once
+  Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
+  CacheStorage storage = CacheStorage::full;  ///< of the keys and values
+  int threads = 0;                            ///< 0: all that the machine offers
 };
 
-/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
-/// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
+/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
+/// that became final. What comes out is what the encoder gives for the whole utterance under the mask of the same
+/// chunks.
 ///
 ///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
-///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
+///     auto last = streams.finish(std::array{a, b});  // what is left of both; they are closed
 ///
-/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from the system
-/// in anything that was tried, as long as no call gave more than `max_rows` rows of logits (docs/architecture.md, Streams). It computes in a context of its own. Throws
-/// `Error` where the model cannot be streamed.
+/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from
+/// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
+/// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
+/// streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
@@ -7972,12 +8444,16 @@ class Streams {
   using Tensor = typename Context::Tensor;
 
   explicit Streams(const Model& model, const StreamConfig& config = {})
-      : model_(model), context_(config.threads), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+      : model_(model),
+        context_(config.threads),
+        mask_(resolved_mask(model.config(), config)),
+        max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
-        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
+        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)),
+        slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
     for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
@@ -8000,14 +8476,15 @@ class Streams {
     free_.push_back(stream);
   }
 
-  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits of the
-  /// frames that became final, in the same order. A stream may be named once.
+  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
+  /// of the frames that became final, in the same order. A stream may be named once.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
     return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
   }
   /// The frames that are left of streams to which nothing will be added, and closes them.
   Logits<Tensor> finish(std::span<const Index> streams) {
-    const Sequences none = Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
+    const Sequences none =
+        Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
     auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
     for (const Index stream : streams) close(stream);
     return out;
@@ -8017,8 +8494,8 @@ class Streams {
   /// Frames that attention keeps of a stream, at most.
   Index kept_frames() const {
     if (!model_.layers.front().attention().keeps_frames()) return 0;
-    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
-            max_frames_, " given");
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24),
+            "streams: all frames are kept, so max_frames must say how many at most: ", max_frames_, " given");
     return keeps_all_ ? max_frames_ : mask_.left_context;
   }
   /// Held for keys and values, for convolutions and for features, all streams.
@@ -8038,28 +8515,31 @@ class Streams {
 
   struct Slot {
     bool open;
-    Index frames;   // encoder frames given
-    Index pending;  // rows of features that wait in its window
-    Index next;     // row of the block that comes next
-    Index sequence; // of this push
-    Index row;      // of the output that comes next
+    Index frames;    // encoder frames given
+    Index pending;   // rows of features that wait in its window
+    Index next;      // row of the block that comes next
+    Index sequence;  // of this push
+    Index row;       // of the output that comes next
   };
 
   static const StreamConfig& checked(const StreamConfig& c) {
-    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24, " expected");
+    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
+            " expected");
     return c;
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
-    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
-    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames, " expected, or 0 for the model's own");
+    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk,
+                left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames,
+            " expected, or 0 for the model's own");
     require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
     require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
             " expected, -1 for all or -2 for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
   }
   Slot& slot(Index stream) {
-    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
-            stream, " is not open");
+    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open,
+            "streams: stream ", stream, " is not open");
     return slots_[static_cast<std::size_t>(stream)];
   }
 
@@ -8070,10 +8550,12 @@ class Streams {
     return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
   }
 
-  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks, bool last) {
-    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() && mels == model_.config().num_mels, "streams: features (",
-            rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ", model_.config().num_mels, ") in ", streams.size(),
-            " expected");
+  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks,
+                     bool last) {
+    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() &&
+                mels == model_.config().num_mels,
+            "streams: features (", rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ",
+            model_.config().num_mels, ") in ", streams.size(), " expected");
     for (std::size_t n = 0; n < streams.size(); ++n) slot(streams[n]).sequence = -1;
     for (std::size_t n = 0; n < streams.size(); ++n) {
       Slot& s = slot(streams[n]);
@@ -8081,8 +8563,8 @@ class Streams {
       s.sequence = static_cast<Index>(n);
       s.next = blocks.begin(s.sequence);
       const Index frames = frames_with(s, blocks.length(s.sequence), last);
-      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ", s.frames + frames,
-              " frames, at most max_frames = ", max_frames_, " expected");
+      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ",
+              s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
     }
     Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
                          return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
@@ -8116,7 +8598,9 @@ class Streams {
 
   /// One pass over the streams that are ready.
   void step(Tensor& out) {
-    const auto slot_of = [&](Index n) -> Slot& { return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])]; };
+    const auto slot_of = [&](Index n) -> Slot& {
+      return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
+    };
     const Index count = static_cast<Index>(ready_.size());
     const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
     Tensor features = context_.make(inputs.rows(), pending_.cols());
@@ -8143,7 +8627,8 @@ class Streams {
     ready_.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any needs.
+  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any
+  /// needs.
   void warm_up() {
     for (Index count = 1;; count = std::min(2 * count, together_)) {
       for (const bool full : {false, true}) {
@@ -8219,7 +8704,9 @@ template <class T>
 class WaveformLayer : public Module<WaveformLayer<T>> {
  public:
   WaveformLayer(const WaveformConfig& c, Index i, Seed seed)
-      : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no), layer_norm(norm_behind(c, i)), activation_(c.feat_extract_activation) {}
+      : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no),
+        layer_norm(norm_behind(c, i)),
+        activation_(c.feat_extract_activation) {}
 
   template <class Context, class Tensor>
   Tensor operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
@@ -8247,16 +8734,20 @@ class WaveformLayer : public Module<WaveformLayer<T>> {
   Activation activation_;
 };
 
-/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al. 2020,
-/// section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it is kept for files.
+/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al.
+/// 2020, section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it
+/// is kept for files.
 template <class T>
 class WaveformFront : public Module<WaveformFront<T>> {
  public:
   WaveformFront(const EncoderConfig& c, Seed seed)
-      : masked_spec_embed({c.d_model}), layer_norm(last_dim(c), c.layer_norm_eps),
-        projection(last_dim(c), c.d_model, seed / "feature_projection" / "projection"), config_(c.waveform) {
+      : masked_spec_embed({c.d_model}),
+        layer_norm(last_dim(c), c.layer_norm_eps),
+        projection(last_dim(c), c.d_model, seed / "feature_projection" / "projection"),
+        config_(c.waveform) {
     masked_spec_embed.trainable = false;
-    for (Index i = 0; i < config_.conv_dim.size(); ++i) conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
+    for (Index i = 0; i < config_.conv_dim.size(); ++i)
+      conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
   }
 
   /// Samples that go in for each frame that comes out, and those that the first one needs.
@@ -8273,7 +8764,8 @@ class WaveformFront : public Module<WaveformFront<T>> {
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& samples, const Sequences& sequences) const {
     require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
-    require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ", sequences.rows());
+    require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ",
+            sequences.rows());
     Tensor x = samples;
     const Sequences* from = &sequences;  // a copy of what the caller owns would take memory
     Sequences at;
@@ -8336,14 +8828,16 @@ struct Wav2Vec2ConformerKind : ConformerKind {
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
     ConformerKind::require_streamable(c);
-    require(c.waveform.feat_extract_norm != WaveformNorm::group, "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
+    require(c.waveform.feat_extract_norm != WaveformNorm::group,
+            "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
   }
   static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
                               *norm_name = "wav2vec2_conformer.encoder.layer_norm";
 };
 
-/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz, brought to
-/// mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and `num_mels` is 1.
+/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz,
+/// brought to mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and
+/// `num_mels` is 1.
 template <class AttentionPolicy, class T = float>
 using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 
@@ -8362,7 +8856,8 @@ struct AdamWConfig {
     require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
             " given, expected from 0 to less than 1");
     require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
-    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay, " given, at least 0 expected");
+    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay,
+            " given, at least 0 expected");
     require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
   }
 
@@ -8392,8 +8887,9 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who, ": moments of (", one->rows(),
-                ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who,
+                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ",
+                p.value.cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
@@ -8404,7 +8900,9 @@ struct OptimizerState {
 template <class T>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
+  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {
+    config_.check();
+  }
 
   const OptimizerState<T>& state() const { return state_; }
   void set_state(OptimizerState<T> state) { state_ = std::move(state); }
@@ -8451,16 +8949,20 @@ class AdamW {
     const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
     const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(config_.eps)), keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
+    const B eps(static_cast<T>(config_.eps)),
+        keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
     T *value = p.value.data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
     kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;
-      kernels::map_span(n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin, gradient + begin);
-      kernels::map_span(n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
-                        gradient + begin);
-      kernels::map_span(n, value + begin,
-                        [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); }, value + begin,
-                        first + begin, second + begin);
+      kernels::map_span(
+          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
+          value + begin, first + begin, second + begin);
     });
   }
 
@@ -8473,8 +8975,9 @@ class AdamW {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences), labels)`.
-/// Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et al. 2006.
+/// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences),
+/// labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et
+/// al. 2006.
 template <class Context, class Logits>
 auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int blank = 0) {
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));

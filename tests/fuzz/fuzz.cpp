@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// One program for all readers: the environment variable LACONIC_FUZZ names the target, so that it is compiled once. See scripts/fuzz.
+// One program for all readers: the environment variable LACONIC_FUZZ names the target, so that it is compiled once. See
+// scripts/fuzz.
 #include "targets.hpp"
 
 #include <cstdint>
@@ -13,7 +14,8 @@ const fuzz::Target& chosen() {
   for (const fuzz::Target& target : fuzz::targets)
     if (name != nullptr && target.name == name) return target;
   std::fputs("LACONIC_FUZZ must name one of:", stderr);
-  for (const fuzz::Target& target : fuzz::targets) std::fprintf(stderr, " %.*s", static_cast<int>(target.name.size()), target.name.data());
+  for (const fuzz::Target& target : fuzz::targets)
+    std::fprintf(stderr, " %.*s", static_cast<int>(target.name.size()), target.name.data());
   std::fputs("\n", stderr);
   std::exit(2);
 }

@@ -3,8 +3,8 @@
 
 #include "targets.hpp"
 
-// What fuzzing begins with: small files, good_ ones, which are accepted, and bad_ ones, which are refused. `fuzz_test "[.seeds]"`
-// writes them into corpus/; they are committed, because FLAC and Opus come out otherwise on other machines.
+// What fuzzing begins with: small files, good_ ones, which are accepted, and bad_ ones, which are refused. `fuzz_test
+// "[.seeds]"` writes them into corpus/; they are committed, because FLAC and Opus come out otherwise on other machines.
 
 namespace fuzz {
 
@@ -40,13 +40,18 @@ class Seeds {
     const char* const target = "safetensors";
     put_whole_and_half(target, "file", read_file(LACONIC_GOLDEN_DIR "/safetensors_file.safetensors", 1 << 20));
     put(target, "good_empty", file("{}", 0));
-    const std::string two = R"({"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}})";
+    const std::string two =
+        R"({"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}})";
     put(target, "good_two", file(two, 10));
     put(target, "bad_length", file(two, 10, std::size_t{1} << 40));
     put(target, "bad_length_by_one", file(two, 10, 1));
     put(target, "bad_type", file(R"({"a":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}})", 8));
-    put(target, "bad_overlap", file(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})", 6));
-    put(target, "bad_overflow", file(R"({"a":{"dtype":"F64","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0));
+    put(target, "bad_overlap",
+        file(
+            R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})",
+            6));
+    put(target, "bad_overflow",
+        file(R"({"a":{"dtype":"F64","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0));
     put(target, "bad_end", file(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,9223372036854775807]}})", 4));
   }
 
@@ -57,7 +62,8 @@ class Seeds {
     put("torch", "good_zip64", parts::zip(parts::entries(pickle), true));
     put("torch", "bad_empty", parts::zip({}));
     put("torch", "bad_two_pickles", parts::zip({{"m/data.pkl", pickle}, {"n/data.pkl", pickle}}));
-    put("torch", "bad_global", parts::file(parts::program(parts::global("os", "system") + parts::string("true") + "\x85R")));
+    put("torch", "bad_global",
+        parts::file(parts::program(parts::global("os", "system") + parts::string("true") + "\x85R")));
   }
 
   void pickle() const {
@@ -65,11 +71,16 @@ class Seeds {
     const char* const target = "pickle";
     put_whole_and_half(target, "tensor", program(dict({{"w", three}})));
     put(target, "good_empty", program("}"));
-    put(target, "good_types", program(dict({{"a", tensor(storage(12, "HalfStorage"), 2, {2, 3}, {3, 1})},
-                                            {"b", tensor(storage(3, "LongStorage"), 0, {}, {})},
-                                            {"c", tensor(storage(24, "BoolStorage"), 24, {0, 4}, {4, 1})}})));
-    put(target, "good_parameter", program(dict({{"w", global("torch._utils", "_rebuild_parameter") + "(" + three + "\x88" + ordered_dict + "tR"}})));
-    put(target, "good_metadata", program(ordered_dict + std::string("q\0", 2) + string("w") + three + "s}" + string("_metadata") + ordered_dict + "sb"));
+    put(target, "good_types",
+        program(dict({{"a", tensor(storage(12, "HalfStorage"), 2, {2, 3}, {3, 1})},
+                      {"b", tensor(storage(3, "LongStorage"), 0, {}, {})},
+                      {"c", tensor(storage(24, "BoolStorage"), 24, {0, 4}, {4, 1})}})));
+    put(target, "good_parameter",
+        program(
+            dict({{"w", global("torch._utils", "_rebuild_parameter") + "(" + three + "\x88" + ordered_dict + "tR"}})));
+    put(target, "good_metadata",
+        program(ordered_dict + std::string("q\0", 2) + string("w") + three + "s}" + string("_metadata") + ordered_dict +
+                "sb"));
     put(target, "bad_strides", program(dict({{"w", tensor(storage(6), 0, {2, 3}, {1, 2})}})));
     put(target, "bad_offset", program(dict({{"w", tensor(storage(6), 5, {3}, {1})}})));
     put(target, "bad_shape", program(dict({{"w", tensor(storage(6), 0, {std::int64_t{1} << 62, 4}, {4, 1})}})));
@@ -80,7 +91,8 @@ class Seeds {
 
   void sharded() const {
     const char* const target = "sharded";
-    const std::string good = R"({"metadata": {"total_size": 24}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}})";
+    const std::string good =
+        R"({"metadata": {"total_size": 24}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}})";
     put_whole_and_half(target, "index", good);
     put(target, "bad_missing", R"({"weight_map": {"a": "1.safetensors", "b": "3.safetensors"}})");
     put(target, "bad_tensor", R"({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "d": "2.safetensors"}})");
@@ -93,7 +105,8 @@ class Seeds {
     const auto put_json = [&](const std::string& name, const nlohmann::json& json) { put(target, name, json.dump()); };
     EncoderConfig encoder{.d_model = 64, .num_layers = 2, .attention = AttentionName::mha, .num_heads = 4};
     put_whole_and_half(target, "encoder", to_json(encoder).dump(2));
-    for (const EncoderConfig& one : quarter_caches(encoder)) put_json("good_" + std::string(to_name(one.attention)), to_json(one));
+    for (const EncoderConfig& one : quarter_caches(encoder))
+      put_json("good_" + std::string(to_name(one.attention)), to_json(one));
     EncoderConfig ranks = encoder;
     ranks.attention = AttentionName::mla_simple;
     ranks.kv_lora_ranks = {16, 8};
@@ -103,10 +116,12 @@ class Seeds {
     encoder.d_model = -64;
     put_json("bad_negative", to_json(encoder));
 
-    const nlohmann::json foreign = parse_json(SafetensorsFile(LACONIC_GOLDEN_DIR "/wav2vec2_conformer.safetensors").metadata().at("case0.config"), "");
+    const nlohmann::json foreign = parse_json(
+        SafetensorsFile(LACONIC_GOLDEN_DIR "/wav2vec2_conformer.safetensors").metadata().at("case0.config"), "");
     put_json("good_hugging_face", hugging_face_config(wav2vec2_conformer_config(foreign, "")));
     put_json("good_hugging_face_defaults", {{"model_type", "wav2vec2-conformer"}});
-    put_json("bad_hugging_face", {{"model_type", "wav2vec2-conformer"}, {"hidden_size", 0}, {"num_hidden_layers", 1e300}});
+    put_json("bad_hugging_face",
+             {{"model_type", "wav2vec2-conformer"}, {"hidden_size", 0}, {"num_hidden_layers", 1e300}});
     put_json("good_features", to_json(FeatureConfig{}));
     put_json("good_samples", to_json(FeatureConfig::samples(16000, Normalization::none)));
     put_json("good_vocab", Vocabulary::characters(std::array{"ab c", "é"}).to_json());
@@ -120,7 +135,8 @@ class Seeds {
 
   void manifest() const {
     const char* const target = "manifest";
-    const std::string good = R"({"audio_filepath": "a.wav", "duration": 0.5, "text": "one \u00e9", "speaker": "s", "offset": 0})";
+    const std::string good =
+        R"({"audio_filepath": "a.wav", "duration": 0.5, "text": "one \u00e9", "speaker": "s", "offset": 0})";
     put(target, "good_lines", good + "\r\n\n" + good + "\n");
     put(target, "bad_half", good.substr(0, good.size() / 2));
     put(target, "bad_empty", "\n\n");

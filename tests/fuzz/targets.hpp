@@ -20,15 +20,16 @@
 #include "../temporary_folder.hpp"
 #include "../torch_parts.hpp"
 
-// Every reader of files that may come from strangers, as a function of the file's bytes. It returns where the reader accepts them,
-// and throws `laconic::Error` where it refuses. All else is a bug: other exceptions, crashes, hangs, memory without end.
-// libFuzzer drives them (scripts/fuzz), and a test gives them the files of corpus/ (fuzz_test.cpp).
+// Every reader of files that may come from strangers, as a function of the file's bytes. It returns where the reader
+// accepts them, and throws `laconic::Error` where it refuses. All else is a bug: other exceptions, crashes, hangs,
+// memory without end. libFuzzer drives them (scripts/fuzz), and a test gives them the files of corpus/ (fuzz_test.cpp).
 
 namespace fuzz {
 
 using namespace laconic;
 
-/// What a reader must never do, thrown where only a look at the result shows it. Not an `Error`, which would be a refusal.
+/// What a reader must never do, thrown where only a look at the result shows it. Not an `Error`, which would be a
+/// refusal.
 struct Violation : std::logic_error {
   using std::logic_error::logic_error;
 };
@@ -74,7 +75,8 @@ inline const Folder& folder() {
 inline void use(const TensorInfo& tensor) {
   Index size = 0;
   demand(detail::checked_size(tensor.shape, size), "a shape whose size overflows");
-  demand(tensor.bytes.size() == static_cast<std::size_t>(size) * dtype_bytes(tensor.dtype), "other bytes than the shape says");
+  demand(tensor.bytes.size() == static_cast<std::size_t>(size) * dtype_bytes(tensor.dtype),
+         "other bytes than the shape says");
   unsigned sum = 0;
   for (const std::byte b : tensor.bytes) sum += std::to_integer<unsigned>(b);
   volatile unsigned read = sum;  // must not be optimised away
@@ -93,8 +95,8 @@ inline void use(const Tensors& tensors) {
   }
 }
 
-/// Formats are read twice, first from memory: behind a mapped file are zeros until its page ends, and no sanitizer minds that they
-/// are read; but what libFuzzer gives ends where it ends.
+/// Formats are read twice, first from memory: behind a mapped file are zeros until its page ends, and no sanitizer
+/// minds that they are read; but what libFuzzer gives ends where it ends.
 template <class Read>
 void from_memory(Read&& read) {
   try {
@@ -146,7 +148,8 @@ void count(const EncoderConfig& config) {
 }
 inline void use(const EncoderConfig& config) {
   config.checked();
-  demand(to_json(json_value<EncoderConfig>(to_json(config), "back")) == to_json(config), "a configuration that changes when written");
+  demand(to_json(json_value<EncoderConfig>(to_json(config), "back")) == to_json(config),
+         "a configuration that changes when written");
   count<Conformer<AnyAttention>>(config);
   count<Branchformer<AnyAttention>>(config);
   count<EBranchformer<AnyAttention>>(config);
@@ -164,13 +167,15 @@ inline void config(std::string_view bytes) {
   else if (json.contains("d_model"))
     use(json_value<EncoderConfig>(json, where));
   else
-    demand(Vocabulary::from_json(json.contains("|") ? Tokens::characters : Tokens::words, json, where).size() > 0, "no tokens");
+    demand(Vocabulary::from_json(json.contains("|") ? Tokens::characters : Tokens::words, json, where).size() > 0,
+           "no tokens");
 }
 
 /// The bytes are those of a manifest, which may name a.wav.
 inline void manifest(std::string_view bytes) {
   for (const Utterance& one : read_manifest(folder().with("m.jsonl", bytes))) {
-    demand(one.audio_filepath.string().find('\0') == std::string::npos, "a path that the system sees the beginning of only");
+    demand(one.audio_filepath.string().find('\0') == std::string::npos,
+           "a path that the system sees the beginning of only");
     demand(detail::audio_duration(one.audio_filepath) > 0 && one.duration >= 0, "no duration");
   }
 }
@@ -212,9 +217,11 @@ inline bool accepts(const Target& target, std::string_view bytes) {
     return true;
   } catch (const Error& error) {
     const std::string_view line = error.what();
-    demand(!line.empty() && line.size() < 2100, "an error of " + std::to_string(line.size()) + " bytes: one line expected");
+    demand(!line.empty() && line.size() < 2100,
+           "an error of " + std::to_string(line.size()) + " bytes: one line expected");
     for (const char c : line)
-      demand(static_cast<unsigned char>(c) >= ' ' && c != '\x7f', "an error with control characters: " + std::string(line));
+      demand(static_cast<unsigned char>(c) >= ' ' && c != '\x7f',
+             "an error with control characters: " + std::string(line));
     return false;
   }
 }

@@ -20,7 +20,8 @@ template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;
   static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input && ((c.attention == Names) || ...);
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
+           ((c.attention == Names) || ...);
   }
 };
 
@@ -34,7 +35,8 @@ struct NamedPolicies {
     if constexpr (sizeof...(Rest) > 0) {
       if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(config), "attention: ", to_name(config.attention), " with ", to_name(config.position_embeddings_type),
+    require(First::is(config), "attention: ", to_name(config.attention), " with ",
+            to_name(config.position_embeddings_type),
             " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
   }
@@ -42,23 +44,24 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with relative
-/// positions but where an attention has others of its own (rotary for a decoupled latent, none for linear attention), or where the
-/// configuration says rotary: full, grouped and split then.
+/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with
+/// relative positions but where an attention has others of its own (rotary for a decoupled latent, none for linear
+/// attention), or where the configuration says rotary: full, grouped and split then.
 struct AnyAttention {
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
-  using Policies = detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-                                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
-                                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
-                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-                                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
-                                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
-                                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-                                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
-                                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-                                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
+  using Policies = detail::NamedPolicies<
+      detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+      detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+      detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+      detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+      detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+      detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+      detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+      detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
   /// f(std::type_identity<Policy>()) for the policy that is named.
   template <class F>
@@ -74,20 +77,26 @@ struct AnyAttention {
     const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
     if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ", config.num_kv_heads, " here");
+      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ",
+              config.num_kv_heads, " here");
     }
-    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ", config.num_heads);
-    const bool has_latent = config.attention == mla || config.attention == mla_simple || config.attention == mla_split ||
-                            config.attention == mla_head || config.attention == mla_decoupled;
-    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name, " needs a latent rank");
+    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
+            config.num_heads);
+    const bool has_latent = config.attention == mla || config.attention == mla_simple ||
+                            config.attention == mla_split || config.attention == mla_head ||
+                            config.attention == mla_decoupled;
+    require(!has_latent || config.kv_lora_rank > 0, "kv_lora_rank: ", config.kv_lora_rank, " given, but ", name,
+            " needs a latent rank");
     return config;
   }
 
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
-    return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
+                                     CacheStorage storage = CacheStorage::full) {
+    return with_policy(config,
+                       [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
   static constexpr Index parameter_count(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
@@ -126,8 +135,11 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
    public:
     State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
-        : state_(std::visit([&]<class L>(const L& l) { return States(std::in_place_type<typename L::template State<Context>>, context, l, shape); },
-                            any.layer)) {}
+        : state_(std::visit(
+              [&]<class L>(const L& l) {
+                return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
+              },
+              any.layer)) {}
     void clear(Index slot) {
       std::visit([&](auto& s) { s.clear(slot); }, state_);
     }

@@ -17,15 +17,15 @@ constexpr Frames frames(Index count) { return {count}; }
 struct Softmax {
   static constexpr bool is_linear = false;
 };
-/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size (Katharopoulos et
-/// al. 2020). It cannot forget: a limited left context is refused.
+/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size
+/// (Katharopoulos et al. 2020). It cannot forget: a limited left context is refused.
 struct LinearKernel {
   static constexpr bool is_linear = true;
 };
 
-/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion into
-/// queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what a batch is
-/// like: so a sequence has the same result in any company.
+/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion
+/// into queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what
+/// a batch is like: so a sequence has the same result in any company.
 enum class AttentionPath { by_cost, expanded, absorbed };
 
 template <class Policy, class T>
@@ -33,8 +33,8 @@ class AttentionLayer;
 
 /// Attention as a choice of independent policies, with its costs known at compile time. The layer that computes it is
 /// `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
-template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition, class Query_ = FullQuery,
-          class Score_ = Softmax>
+template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition,
+          class Query_ = FullQuery, class Score_ = Softmax>
 struct Attention {
   using Heads = HeadsPolicy;
   using KeyValue = KeyValue_;
@@ -45,15 +45,19 @@ struct Attention {
   using Layer = AttentionLayer<Attention, T>;
 
   static_assert(!(KeyValue::one_input && Position::turns_input),
-                "laconic: one latent for keys and values does not go with InputRotary, which projects them from different inputs; a split one does");
+                "laconic: one latent for keys and values does not go with InputRotary, which projects them from "
+                "different inputs; a split one does");
   static_assert(!(Position::turns_keys && KeyValue::rotary_part < 0),
-                "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled latent has a key for it");
+                "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled "
+                "latent has a key for it");
   static_assert(Position::turns_keys || KeyValue::rotary_part != 1,
                 "laconic: a decoupled latent has a rotary key, so its position is Rotary");
-  static_assert(!(Score::is_linear && KeyValue::is_latent),
-                "laconic: linear attention caches a state, neither keys nor values, so a latent has no meaning with it");
-  static_assert(!(Score::is_linear && (Position::is_relative || Position::turns_keys)),
-                "laconic: linear attention never compares one query with one key, so their distance has no place in it");
+  static_assert(
+      !(Score::is_linear && KeyValue::is_latent),
+      "laconic: linear attention caches a state, neither keys nor values, so a latent has no meaning with it");
+  static_assert(
+      !(Score::is_linear && (Position::is_relative || Position::turns_keys)),
+      "laconic: linear attention never compares one query with one key, so their distance has no place in it");
 
   /// Throws where type and configuration contradict each other or the numbers do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
@@ -62,37 +66,46 @@ struct Attention {
         Heads::num_kv_heads == dyn && config.num_kv_heads == 0 ? heads : config.num_kv_heads, "num_kv_heads");
     require(config.d_model > 0 && (config.head_dim > 0 || config.d_model % heads == 0), "num_heads: ", heads,
             " heads given, a divisor of d_model = ", config.d_model, " expected");
-    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads, " key-value heads given, a divisor of num_heads = ", heads, " expected");
-    AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads, config.attention_bias};
+    require(heads % kv_heads == 0, "num_kv_heads: ", kv_heads,
+            " key-value heads given, a divisor of num_heads = ", heads, " expected");
+    AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads,
+                    config.attention_bias};
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
-    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(), " configured for an attention without a rotary key of its own");
+    require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(),
+            " configured for an attention without a rotary key of its own");
     if (Position::turns_input)
-      require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ", heads,
-              " heads fill d_model = ", d.d_model, " with expected");
-    if (Position::turns_keys) require(rotary_width(d) % 2 == 0, "head_dim: ", d.head_dim, " given, an even one expected to turn pairs");
+      require(d.q_dim() == d.d_model && d.head_dim % 2 == 0, "head_dim: ", d.head_dim, " given, an even one that ",
+              heads, " heads fill d_model = ", d.d_model, " with expected");
+    if (Position::turns_keys)
+      require(rotary_width(d) % 2 == 0, "head_dim: ", d.head_dim, " given, an even one expected to turn pairs");
     return d;
   }
 
-  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always stored in
-  /// full.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always
+  /// stored in full.
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
+                                     CacheStorage storage = CacheStorage::full) {
     const AttentionDims d = dims(config);
     if constexpr (Score::is_linear) return state_size(d) * 4;
     Index bytes = 0;
-    for (const CachePart& part : KeyValue::parts(d)) bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
+    for (const CachePart& part : KeyValue::parts(d))
+      bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
     return n.count * bytes;
   }
   /// Trained numbers of one layer.
   static constexpr Index parameter_count(const AttentionConfig& config) {
     const AttentionDims d = dims(config);
-    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
+    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) +
+           d.d_model * (d.q_dim() + d.bias);
   }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it takes.
+  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it
+  /// takes.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     const AttentionDims d = dims(config);
     const Index t = n.count;
-    const Index projections = t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
+    const Index projections =
+        t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
     if constexpr (Score::is_linear)
       return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
     else
@@ -106,7 +119,8 @@ struct Attention {
   /// Operations behind the projections of x, without the term of position, which is the same on both paths
   /// (attention over latents reads them once for all heads, but multiplies wider rows).
   static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
-    return work.kv_rows * KeyValue::expand_flops(d) + 2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
+    return work.kv_rows * KeyValue::expand_flops(d) +
+           2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
   }
   static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires KeyValue::is_latent {
     const AbsorbedShape a = KeyValue::absorbed(d);
@@ -116,8 +130,8 @@ struct Attention {
     if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
     return false;
   }
-  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and a long
-  /// one otherwise, for in short ones either path costs little.
+  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and
+  /// a long one otherwise, for in short ones either path costs little.
   static constexpr Work whole_work(const Mask& mask) {
     constexpr Index many = Index{1} << 16;
     if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
@@ -137,7 +151,9 @@ struct Attention {
   }
 
   /// Of what the position turns: a head, or its part that is set aside for this.
-  static constexpr Index rotary_width(const AttentionDims& d) { return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim; }
+  static constexpr Index rotary_width(const AttentionDims& d) {
+    return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim;
+  }
   /// Numbers of the state of linear attention.
   static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
 
@@ -150,7 +166,8 @@ struct Attention {
   }
 };
 
-// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives num_kv_heads = 0.
+// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives
+// num_kv_heads = 0.
 template <Index H, class Position = RelativePosition>
 using Mha = Attention<Heads<H, H>, FullRank, Position>;
 template <Index H, Index G, class Position = RelativePosition>
@@ -172,8 +189,8 @@ using CachedInput = Attention<Heads<H, G>, InputLatent, Position>;
 template <Index H, Index G = H, class Position = NoPosition>
 using LinearAttention = Attention<Heads<H, G>, FullRank, Position, FullQuery, LinearKernel>;
 
-/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging Face
-/// Conformer, and DeepSeek's where that has none.
+/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
+/// Face Conformer, and DeepSeek's where that has none.
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
@@ -182,7 +199,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   using Position = typename Policy::Position;
   static constexpr bool is_linear = Policy::Score::is_linear;
 
-  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed) : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
   const AttentionDims& dims() const { return dims_; }
   /// Whether a stream's state grows with the frames that it keeps.
@@ -192,7 +210,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context>
   class State {
    public:
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape) : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape)
+        : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
@@ -203,7 +222,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
           caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
                                                parts[i].positional ? CacheStorage::full : shape.storage);
       }
-      if constexpr (Position::is_relative) term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
+      if constexpr (Position::is_relative)
+        term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -256,8 +276,9 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
       const auto kv = key_value.expand(context, memory);
       if constexpr (has_state<S>) {
         Tensor out;
-        context.update(state->caches_[0], pass.slots,
-                       [&](Tensor& states) { out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states); });
+        context.update(state->caches_[0], pass.slots, [&](Tensor& states) {
+          out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states);
+        });
         return linear_out(context, out);
       } else {
         return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
@@ -270,7 +291,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         seen = std::move(extended.sequences);
       }
       auto term = position.term_of(state->term_);
-      return linear_out(context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
+      return linear_out(
+          context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
       const auto term = position.term(context, pass.table);
       return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
@@ -278,24 +300,26 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries. With
-  /// `InputLatent` it is the source itself, which then all layers of a decoder share.
+  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries.
+  /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
     return key_value.remember(context, source, source);
   }
-  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number. Hypotheses of a
-  /// beam are rows of one sequence, since queries do not see each other. The path follows from all queries and sources together.
+  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
+  /// Hypotheses of a beam are rows of one sequence, since queries do not see each other. The path follows from all
+  /// queries and sources together.
   template <class Context, class Tensor, class Memory>
-  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory, const Sequences& sources,
-               AttentionPath path = AttentionPath::by_cost) const {
+  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
+               const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
     static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
                   "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
     typename Policy::Work work{queries.rows(), sources.rows(), 0};
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
-    return linear_out(context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries, sources,
-                                      RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+    return linear_out(
+        context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
+                        sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// The first matrix that meets the layer's input as it is.
@@ -320,9 +344,14 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   struct Resolved {
     AttentionDims dims;
   };
-  AttentionLayer(const Resolved& resolved, double dropout, Seed seed) : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
+  AttentionLayer(const Resolved& resolved, double dropout, Seed seed)
+      : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
   AttentionLayer(const Resolved&, const AttentionDims& d, double dropout, Seed seed)
-      : query(d, seed), key_value(d, seed), linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)), position(d, seed), dims_(d),
+      : query(d, seed),
+        key_value(d, seed),
+        linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)),
+        position(d, seed),
+        dims_(d),
         dropout_(dropout) {}
 
   /// Of the width that queries and keys have before any absorption.
@@ -342,21 +371,24 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   }
 
   template <class Context, class Tensor, class Memory>
-  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape, const Sequences& queries,
-                const Sequences& keys, RelativeTerm<Tensor, T> term, [[maybe_unused]] bool absorb) const {
+  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape,
+                const Sequences& queries, const Sequences& keys, RelativeTerm<Tensor, T> term,
+                [[maybe_unused]] bool absorb) const {
     const auto with_rope = [&](const Tensor& content) {
       return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
     };
     if constexpr (KeyValue::is_latent) {
       if (absorb) {
-        require(!(context.training && dropout_ > 0), "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
+        require(!(context.training && dropout_ > 0),
+                "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
         Tensor content = q.content;
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
         if (!term.table.empty()) term.query = q.content;
         term.pos_bias_u = nullptr;
         const auto [k, v] = key_value.latents(context, memory);
         shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
-        return key_value.release(context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
+        return key_value.release(
+            context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
       }
     }
     const auto [k, v] = key_value.expand(context, memory);

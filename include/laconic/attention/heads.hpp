@@ -8,7 +8,19 @@
 namespace laconic::inline LACONIC_ABI {
 
 /// Attentions by name, for types that leave the choice open (`AnyAttention`).
-enum class AttentionName { by_type, mha, gqa, mqa, mla, mla_simple, mla_split, mla_head, mla_decoupled, input_latent, linear };
+enum class AttentionName {
+  by_type,
+  mha,
+  gqa,
+  mqa,
+  mla,
+  mla_simple,
+  mla_split,
+  mla_head,
+  mla_decoupled,
+  input_latent,
+  linear
+};
 constexpr auto enum_names(AttentionName) {
   using enum AttentionName;
   return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
@@ -24,11 +36,12 @@ constexpr auto enum_names(AttentionName) {
                                                  {linear, "linear"}});
 }
 
-/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the projections, as
-/// the Hugging Face Conformer calls them.
+/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the
+/// projections, as the Hugging Face Conformer calls them.
 enum class PositionEmbeddings { relative, rotary };
 constexpr auto enum_names(PositionEmbeddings) {
-  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+  return std::to_array<EnumName<PositionEmbeddings>>(
+      {{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
 }
 
 /// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
@@ -36,13 +49,14 @@ struct AttentionConfig {
   Index d_model = 0;
   Index num_heads = 0;
   Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;               ///< of the latent; that of the keys where values have one of their own; of each head where heads have their own
-  Index v_lora_rank = 0;                ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
-  Index q_lora_rank = 0;                ///< of low-rank queries
-  Index qk_rope_head_dim = 0;           ///< of the decoupled rotary key
-  IndexList rope_pairs{};               ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
-  Index head_dim = 0;                   ///< 0: d_model / num_heads
-  bool attention_bias = true;           ///< on queries, output, and where the key-value policy has them
+  Index kv_lora_rank = 0;  ///< of the latent; that of the keys where values have one of their own; of each head where
+                           ///< heads have their own
+  Index v_lora_rank = 0;   ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
+  Index q_lora_rank = 0;   ///< of low-rank queries
+  Index qk_rope_head_dim = 0;  ///< of the decoupled rotary key
+  IndexList rope_pairs{};      ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
+  Index head_dim = 0;          ///< 0: d_model / num_heads
+  bool attention_bias = true;  ///< on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
 };
@@ -58,8 +72,8 @@ struct AttentionDims {
   constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
 };
 
-/// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer 2019),
-/// between them grouped-query (Ainslie 2023). Query head h reads key-value head h / (H / G).
+/// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer
+/// 2019), between them grouped-query (Ainslie 2023). Query head h reads key-value head h / (H / G).
 template <Index H, Index G = H>
 struct Heads {
   static_assert(H == dyn || H > 0, "laconic: the number of heads must be positive, or `dyn`");

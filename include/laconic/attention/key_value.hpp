@@ -11,8 +11,8 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which case
-/// they are always stored in full.
+/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
+/// case they are always stored in full.
 struct CachePart {
   Index width;
   bool positional = false;
@@ -32,8 +32,8 @@ struct AbsorbedShape {
 /// A key-value policy says what is kept of each frame, and how keys and values come from it. All of it is constexpr but
 /// `Layer<T>`, a Module made from (dims, seed), which has
 ///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
-///   expand(context, memory) -> KeysAndValues                                     keys and values of every key-value head
-///   value_weight() -> const Parameter<T>&                                        the first matrix that meets the value input
+///   expand(context, memory) -> KeysAndValues   keys and values of every key-value head
+///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
 /// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
 ///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
 ///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape
@@ -44,7 +44,7 @@ concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& 
   { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
   { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
-  P::set_ranks(config, dims);  // throws where type and configuration contradict each other
+  P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
   { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
@@ -98,8 +98,8 @@ struct FullRank {
   };
 };
 
-/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that loses
-/// nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
+/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
+/// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
 struct InputLatent {
   static constexpr bool is_latent = true, one_input = true;
   static constexpr Index num_parts = 1, rotary_part = -1;

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/nn/pass.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/nn/linear.hpp>
+#include <laconic/nn/pass.hpp>
 
 #include <concepts>
 
@@ -66,23 +66,27 @@ struct NoPosition : PlainPosition {};
 /// The rates 10000^(-2 m / width) at which pairs of columns turn with position (Vaswani et al. 2017, section 3.5).
 class SinusoidRates {
  public:
-  SinusoidRates(Arena& arena, Index width) : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
-    for (Index m = 0; 2 * m < width; ++m)
-      static_cast<double*>(buffer_.data())[m] = rate(m, width);
+  SinusoidRates(Arena& arena, Index width)
+      : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
+    for (Index m = 0; 2 * m < width; ++m) static_cast<double*>(buffer_.data())[m] = rate(m, width);
   }
   /// Chosen ones.
-  SinusoidRates(Arena& arena, Index width, const IndexList& chosen) : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
+  SinusoidRates(Arena& arena, Index width, const IndexList& chosen)
+      : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
     for (Index i = 0; i < chosen.size(); ++i) static_cast<double*>(buffer_.data())[i] = rate(chosen[i], width);
   }
   double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
 
  private:
-  static double rate(Index m, Index width) { return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width)); }
+  static double rate(Index m, Index width) {
+    return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
+  }
 
   Buffer buffer_;
 };
 
-/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000 pi.
+/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000
+/// pi.
 template <class Context, class Position>
 auto sinusoids(Context& context, Index rows, Index d_model, Position&& position) {
   const SinusoidRates rates(context.arena(), d_model);
@@ -128,7 +132,8 @@ struct RelativePosition : PlainPosition {
    public:
     Layer(const AttentionDims& d, Seed seed)
         : linear_pos(d.d_model, d.q_dim(), seed / "linear_pos", Bias::no),
-          pos_bias_u({d.num_heads, d.head_dim}), pos_bias_v({d.num_heads, d.head_dim}) {}
+          pos_bias_u({d.num_heads, d.head_dim}),
+          pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
@@ -155,7 +160,8 @@ struct RelativePosition : PlainPosition {
 struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
-    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs) : SinusoidRates(context.arena(), width);
+    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs)
+                                                        : SinusoidRates(context.arena(), width);
     return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
       const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
       const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
@@ -164,16 +170,16 @@ struct RotaryTable : PlainPosition {
   }
 };
 
-/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al. 2021); of a
-/// decoupled latent, only the parts that it sets aside for this.
+/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al.
+/// 2021); of a decoupled latent, only the parts that it sets aside for this.
 template <RotaryPairs Pairs = RotaryPairs::interleaved>
 struct Rotary : RotaryTable {
   static constexpr bool key_bias_cancels = false, turns_keys = true;
   static constexpr RotaryPairs pairs = Pairs;
 };
 
-/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face Conformer
-/// does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
+/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face
+/// Conformer does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
 template <RotaryPairs Pairs = RotaryPairs::halves>
 struct InputRotary : RotaryTable {
   static constexpr bool turns_input = true;

@@ -16,7 +16,8 @@ struct Queries {
 template <class T>
 class QueryExpansion : public Module<QueryExpansion<T>> {
  public:
-  QueryExpansion(const AttentionDims& d, Index in, Seed seed) : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
+  QueryExpansion(const AttentionDims& d, Index in, Seed seed)
+      : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
     if (d.qk_rope_head_dim > 0)
       linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
   }
@@ -39,9 +40,15 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
 
 /// q = x W_Q^T + b_Q.
 struct FullQuery {
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) { require_no_rank(c.q_lora_rank, "q_lora_rank"); }
-  static constexpr Index parameter_count(const AttentionDims& d) { return QueryExpansion<float>::parameter_count(d, d.d_model); }
-  static constexpr Index flops(const AttentionDims& d) { return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model; }
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
+    require_no_rank(c.q_lora_rank, "q_lora_rank");
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return QueryExpansion<float>::parameter_count(d, d.d_model);
+  }
+  static constexpr Index flops(const AttentionDims& d) {
+    return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model;
+  }
 
   template <class T>
   class Layer : public QueryExpansion<T> {
@@ -55,7 +62,9 @@ struct FullQuery {
 template <Index R, template <class> class Norm = RmsNorm>
 struct LowRankQuery {
   static_assert(R == dyn || R > 0, "laconic: the rank of the queries must be positive, or `dyn`");
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank"); }
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank");
+  }
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
            QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
@@ -68,7 +77,9 @@ struct LowRankQuery {
   class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no), q_norm(d.q_lora_rank), up(d, d.q_lora_rank, seed) {}
+        : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no),
+          q_norm(d.q_lora_rank),
+          up(d, d.q_lora_rank, seed) {}
 
     template <class Context, class Tensor>
     Queries<Tensor> operator()(Context& context, const Tensor& x) const {

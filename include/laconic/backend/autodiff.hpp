@@ -35,7 +35,8 @@ class Autodiff {
     Index node = -1;
   };
 
-  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true) : training(train), backend_(backend), seed_(seed) {}
+  explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true)
+      : training(train), backend_(backend), seed_(seed) {}
   Autodiff(const Autodiff&) = delete;
   Autodiff& operator=(const Autodiff&) = delete;
 
@@ -64,7 +65,8 @@ class Autodiff {
 
   /// Derivatives of `weight` times `loss` (1, 1) by everything that it was computed from, which is used up by this.
   void backward(const Tensor& loss, double weight = 1) {
-    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(), "), expected (1, 1)");
+    require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
+            "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
     unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
     for (std::size_t i = nodes_.size(); i-- > 0;) {
@@ -85,22 +87,27 @@ class Autodiff {
   using P = Parameter<Scalar>;
 
   Tensor linear(const Tensor& x, const P& weight, const P* bias) {
-    return op(backend_.linear(x.value, weight, bias), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
-              [this, x, &weight, bias](const Value& dy) { give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x))); });
+    return op(backend_.linear(x.value, weight, bias),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias](const Value& dy) {
+                give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
+              });
   }
   Tensor activation(Activation kind, const Tensor& x) {
     return op(backend_.activation(kind, x.value), needs(x),
               [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
   }
   Tensor glu(const Tensor& x) {
-    return op(backend_.glu(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
+    return op(backend_.glu(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
   }
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, moments](const Value& dy) {
-      give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
-    });
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, moments](const Value& dy) {
+                give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
+              });
   }
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
@@ -113,53 +120,66 @@ class Autodiff {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable,
-              [this, x, p, moments](const Value& dy) { give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x))); });
+    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
+      give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
+    });
   }
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable, [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
-      give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
-    });
+    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
+                give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
+              });
   }
-  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from, const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+  Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
+                const Sequences& to) {
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from, const Sequences& to) {
+  Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
+                const Sequences& to) {
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
               [this, x, &weight, &bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
-  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences, const DepthwiseShape& shape) {
+  Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
+                        const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable), [this, x, &weight, bias, sequences, shape](const Value& dy) {
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+              [this, x, &weight, bias, sequences, shape](const Value& dy) {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
   /// `dropout` is of the attention probabilities, in training.
-  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& q_sequences,
-                const Sequences& kv_sequences, const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
-    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v, relative.query.value};
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
+    const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
+                                           relative.query.value};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
     const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
-    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) || trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
-    return op(std::move(y), needed, [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
-      auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-      give(q, std::move(d.dq));
-      give(k, std::move(d.dk));
-      give(v, std::move(d.dv));
-      if (!table.empty()) give(table, std::move(d.dtable));
-      if (!term.query.empty()) give(query, std::move(d.dposition_q));
-    });
+    const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
+                        trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
+    return op(std::move(y), needed,
+              [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
+                auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
+                                                  mask, log_sums);
+                give(q, std::move(d.dq));
+                give(k, std::move(d.dk));
+                give(v, std::move(d.dv));
+                if (!table.empty()) give(table, std::move(d.dtable));
+                if (!term.query.empty()) give(query, std::move(d.dposition_q));
+              });
   }
-  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape, const Sequences& sequences) {
+  Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                       const Sequences& sequences) {
     return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
               [=, this](const Value& dy) {
                 auto d = backend_.linear_attend_backward(dy, q.value, k.value, v.value, shape, sequences);
@@ -169,19 +189,22 @@ class Autodiff {
               });
   }
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.head_linear(x.value, weight, bias, shape),
+              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
   }
   Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
-    return op(backend_.rotate(x.value, table.value, pairs), needs(x), [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
-      give(xn, backend_.rotate(dy, table.value, pairs, -1));
-    });
+    return op(backend_.rotate(x.value, table.value, pairs), needs(x),
+              [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
+                give(xn, backend_.rotate(dy, table.value, pairs, -1));
+              });
   }
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
     return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
-              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(), num_heads, b_heads](const Value& dy) {
+              [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(),
+               num_heads, b_heads](const Value& dy) {
                 auto d = backend_.concat_backward(dy, ac, bc, num_heads, b_heads);
                 give(an, std::move(d.da));
                 give(bn, std::move(d.db));
@@ -191,7 +214,9 @@ class Autodiff {
     const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
     return op(backend_.dropout_train(x.value, mask), needs(x),
-              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) { give(x_node, backend_.dropout_train(dy, mask)); });
+              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) {
+                give(x_node, backend_.dropout_train(dy, mask));
+              });
   }
   Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
     return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
@@ -201,10 +226,11 @@ class Autodiff {
               });
   }
   Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || row.trainable, [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
-      backend_.add_row_backward(dy, row);
-      give(xn, dy);
-    });
+    return op(backend_.add_row(x.value, row), needs(x) || row.trainable,
+              [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
+                backend_.add_row_backward(dy, row);
+                give(xn, dy);
+              });
   }
   Tensor multiply(const Tensor& x, const Tensor& y) {
     return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
@@ -213,17 +239,19 @@ class Autodiff {
     });
   }
   Tensor columns(const Tensor& x, Index first, Index count) {
-    return op(backend_.columns(x.value, first, count), needs(x), [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
-      give(xn, backend_.columns_backward(dy, first, cols));
-    });
+    return op(backend_.columns(x.value, first, count), needs(x),
+              [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
+                give(xn, backend_.columns_backward(dy, first, cols));
+              });
   }
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate), [=, this](const Value& dout) {
-      auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
-      give(x, std::move(d.dx));
-      give(y, std::move(d.dy));
-      give(gate, std::move(d.dgate));
-    });
+    return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate),
+              [=, this](const Value& dout) {
+                auto d = backend_.mix_backward(dout, x.value, y.value, gate.value, sequences);
+                give(x, std::move(d.dx));
+                give(y, std::move(d.dy));
+                give(gate, std::move(d.dgate));
+              });
   }
   Tensor scale(const Tensor& x, double factor) {
     return op(backend_.scale(x.value, factor), needs(x),
@@ -231,17 +259,21 @@ class Autodiff {
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
-    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) { give(xn, backend_.log_softmax_backward(dy, y)); });
+    return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) {
+      give(xn, backend_.log_softmax_backward(dy, y));
+    });
   }
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
     Value derivative;
     Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
-    return op(std::move(losses), needs(logits), [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
-      give(xn, backend_.ctc_backward(dy, sequences, derivative));
-    });
+    return op(std::move(losses), needs(logits),
+              [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
+                give(xn, backend_.ctc_backward(dy, sequences, derivative));
+              });
   }
   Tensor mean_finite(const Tensor& x) {
-    return op(backend_.mean_finite(x.value), needs(x), [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
+    return op(backend_.mean_finite(x.value), needs(x),
+              [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
   }
 
  private:
@@ -270,7 +302,8 @@ class Autodiff {
   }
   Node& unused(const Tensor& x) {
     Node& node = nodes_[place(x)];
-    require(node.leaf || node.step != nullptr, "backward: this value was used up by an earlier backward(); compute it again");
+    require(node.leaf || node.step != nullptr,
+            "backward: this value was used up by an earlier backward(); compute it again");
     return node;
   }
 

@@ -13,12 +13,13 @@ namespace laconic::inline LACONIC_ABI {
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
-                  requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
-                           const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
-                           const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
-                           const Labels& labels, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
-                           const DepthwiseShape& depthwise, RotaryPairs pairs,
-                           const BatchNormParameters<typename C::Scalar>& norm, double number, Index count) {
+    requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
+             const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
+             const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+             const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+             const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
+             double number, Index count) {
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
   { x.empty() } -> std::same_as<bool>;
@@ -26,7 +27,9 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
   { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
-  { c.constant(count, count, [](Index, Index) { return 0.0; }) } -> std::same_as<typename C::Tensor>;
+  {
+    c.constant(count, count, [](Index, Index) { return 0.0; })
+    } -> std::same_as<typename C::Tensor>;
   { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
@@ -54,7 +57,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
-/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that met it.
+/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that
+/// met it.
 template <class D, class Tensor>
 concept AttendDerivativeOf = requires(D d) {
   { d.dq } -> std::convertible_to<Tensor>;
@@ -67,12 +71,13 @@ concept AttendDerivativeOf = requires(D d) {
 /// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
 /// compute something else or keep something for the derivative (batch norm, attention, dropout).
 template <class B>
-concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const typename B::Tensor& x,
-                                         const Parameter<typename B::Scalar>& weight, const Parameter<typename B::Scalar>* bias,
-                                         const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d, const Conv1dShape& conv1d,
-                                         const Labels& labels, const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
-                                         const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number,
-                                         Index count, const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
+concept Backend = Context<B> &&
+    requires(B& b, typename B::Tensor& out, const typename B::Tensor& x, const Parameter<typename B::Scalar>& weight,
+             const Parameter<typename B::Scalar>* bias, const Sequences& sequences, const AttendShape& attend,
+             const Conv2dShape& conv2d, const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
+             const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number, Index count,
+             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
   { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
   { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
   { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
@@ -88,13 +93,15 @@ concept Backend = Context<B> && requires(B& b, typename B::Tensor& out, const ty
   { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
   { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
   { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  { b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x) } -> AttendDerivativeOf<typename B::Tensor>;
+  {
+    b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
+    } -> AttendDerivativeOf<typename B::Tensor>;
   { b.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename B::Tensor>;
   { b.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename B::Tensor>;
   { b.rotate(x, x, pairs, number) } -> std::same_as<typename B::Tensor>;
   { b.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename B::Tensor>;
   { b.columns_backward(x, count, count) } -> std::same_as<typename B::Tensor>;
-  { b.add_row_backward(x, weight) };
+  {b.add_row_backward(x, weight)};
   { b.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename B::Tensor>;
   { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
   { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;

@@ -32,19 +32,21 @@ class Cpu : public CpuAttention<T> {
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
     const Index out = weight.value.rows(), in = weight.value.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
-    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ", out, " channels");
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
+            " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(), out, false,
-                     bias == nullptr ? nullptr : bias->value.data());
+    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(),
+                     out, false, bias == nullptr ? nullptr : bias->value.data());
     return y;
   }
-  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, bool needs_dx) {
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         bool needs_dx) {
     const Index out = weight.value.rows(), in = weight.value.cols(), rows = x.rows();
     const kernels::Operand<T> g{dy.data(), out};
     if (weight.trainable)
-      kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in, true, nullptr);
-    if (bias != nullptr && bias->trainable)
-      kernels::add_column_sums(threads_, rows, out, dy.data(), bias->gradient().data());
+      kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in,
+                       true, nullptr);
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = make(rows, in);
     kernels::gemm<T>(threads_, arena_, rows, in, out, g, weight_operand(weight), dx.data(), in, false, nullptr);
@@ -52,15 +54,12 @@ class Cpu : public CpuAttention<T> {
   }
 
   Tensor activation(Activation kind, Tensor x) {
-    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), y.data(), [kind](auto a) { return kernels::activate(kind, a); }, std::as_const(x).data());
-    return y;
+    const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
+    return mapped(x.unique() ? x : make(x.rows(), x.cols()), activate, x);
   }
   Tensor activation_backward(Activation kind, const Tensor& dy, const Tensor& x) {
-    Tensor dx = make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), dx.data(), [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); },
-                 dy.data(), x.data());
-    return dx;
+    const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
+    return mapped(make(x.rows(), x.cols()), derivative, dy, x);
   }
 
   /// (rows, 2 channels) to (rows, channels): the first half times the sigmoid of the second.
@@ -77,13 +76,14 @@ class Cpu : public CpuAttention<T> {
   }
 
   /// `moments`, if given, receives mean and 1/std of each row, for the derivative.
-  Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(), " channels, weight and bias expect ",
-            weight.size(), " and ", bias.size());
+  Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                    Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
+            " channels, weight and bias expect ", weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
-    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(), static_cast<T>(eps),
-                        y.data(), moments == nullptr ? nullptr : moments->data());
+    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(),
+                        static_cast<T>(eps), y.data(), moments == nullptr ? nullptr : moments->data());
     return y;
   }
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
@@ -96,17 +96,19 @@ class Cpu : public CpuAttention<T> {
 
   /// Divided by the root of the mean square of the row. `inverses`, if given, receives 1/rms of each row.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
-    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ", weight.size());
+    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
+            weight.size());
     Tensor y = make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = make(x.rows(), 1);
     kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
                       inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
-  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses, bool needs_dx) {
+  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
+                           bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(), dx.data(),
-                               gradient(weight));
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(),
+                               dx.data(), gradient(weight));
     return dx;
   }
 
@@ -128,77 +130,81 @@ class Cpu : public CpuAttention<T> {
     const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable) return;
       T* update = statistic.gradient().data();
-      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+      for (Index c = 0; c < cols; ++c)
+        update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
     };
     gather(p.running_mean, 0, T(1));
     gather(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
-  Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments, bool needs_dx) {
+  Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
+                             bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     const bool of_batch = !moments.empty();
     kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.value.data(),
                                  of_batch ? moments.row(0) : p.running_mean.value.data(),
-                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps), of_batch,
-                                 dx.data(), gradient(p.weight), gradient(p.bias));
+                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps),
+                                 of_batch, dx.data(), gradient(p.weight), gradient(p.bias));
     return dx;
   }
 
-  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel. `moments`, if
-  /// given, receives mean and variance, two rows a sequence, for the derivative.
-  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps, const Sequences& sequences,
-                       Tensor* moments = nullptr) {
-    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(), "sequence_norm: input is (", x.rows(), ", ",
-            x.cols(), "), expected (", sequences.rows(), ", ", weight.size(), ")");
+  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel.
+  /// `moments`, if given, receives mean and variance, two rows a sequence, for the derivative.
+  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                       const Sequences& sequences, Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
+            "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
+            weight.size(), ")");
     Tensor y = make(x.rows(), x.cols()), of = make(2 * sequences.size(), x.cols()), scale_shift = make(2, x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
       kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
-      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n), of.row(2 * n + 1),
-                          static_cast<T>(eps), scale_shift.data(), y.row(first));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n),
+                          of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
     }
     if (moments != nullptr) *moments = std::move(of);
     return y;
   }
-  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
-                                const Sequences& sequences, const Tensor& moments, bool needs_dx) {
+  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                                double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(), moments.row(2 * n),
-                                   moments.row(2 * n + 1), static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr, gradient(weight),
-                                   gradient(bias));
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(),
+                                   moments.row(2 * n), moments.row(2 * n + 1), static_cast<T>(eps), true,
+                                   needs_dx ? dx.row(first) : nullptr, gradient(weight), gradient(bias));
     }
     return dx;
   }
 
   /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
-  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape, const Sequences& from,
-                const Sequences& to) {
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
                 (bias == nullptr || bias->size() == shape.out_channels),
-            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and none or ",
-            shape.out_channels, " expected");
-    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(), "), expected (",
-            from.rows(), ", ", shape.in_channels, ")");
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
+            ") and a bias of ", bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels,
+            ", ", shape.patch(), ") and none or ", shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_channels, ")");
     check_convolved("conv1d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_channels);
     const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias == nullptr ? nullptr : bias->value.data(), y.data());
+    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(),
+                    bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
-  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
-                         const Sequences& from, const Sequences& to, bool needs_dx) {
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
-    if (bias != nullptr && bias->trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), bias->gradient().data());
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
@@ -211,8 +217,9 @@ class Cpu : public CpuAttention<T> {
                 const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
                 bias.size() == shape.out_channels,
-            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(), ") and a bias of ", bias.size(),
-            " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ", shape.out_channels, " expected");
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
+            ") and a bias of ", bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
+            ") and ", shape.out_channels, " expected");
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
@@ -229,7 +236,8 @@ class Cpu : public CpuAttention<T> {
       add_gradient(weight, shape, ordered);
     }
     if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(), bias.gradient().data());
+      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               bias.gradient().data());
     if (!needs_dx) return {};
     Tensor dx = zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
@@ -237,42 +245,44 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
-  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1, kernel),
-  /// bias (channels) or null. Gives `past` rows less for each sequence than there are.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Sequences& sequences,
-                        const DepthwiseShape& shape) {
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
+  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                        const Sequences& sequences, const DepthwiseShape& shape) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", sequences.rows(), ", ", channels, ")");
-    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ", bias == nullptr ? 0 : bias->size(), " given for ",
-            channels, " channels");
-    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ", shape.chunk, " and past ",
-            shape.past, " given, at least 1 and 0 expected");
+    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
+            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
     for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
-      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n), " rows, at least ",
-              shape.past, " expected");
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
+              " rows, at least ", shape.past, " expected");
     Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
                             bias == nullptr ? nullptr : bias->value.data(), y.data());
     return y;
   }
-  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                                 const Sequences& sequences, const DepthwiseShape& shape, bool needs_dx) {
+  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
+                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
+                                 bool needs_dx) {
     const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past, " past rows given");
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
+            " past rows given");
     if (weight.trainable) {
       Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(), dtaps.data());
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
+                                            dtaps.data());
       weight.gradient() += dtaps.view().transpose();
     }
-    if (bias != nullptr && bias->trainable)
-      kernels::add_column_sums(threads_, dy.rows(), channels, dy.data(), bias->gradient().data());
+    if (bias != nullptr) add_row_backward(dy, *bias);
     if (!needs_dx) return {};
     Tensor dx = make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk}, true, dy.data(),
-                            taps.data(), static_cast<const T*>(nullptr), dx.data());
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
+                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
 
@@ -286,12 +296,11 @@ class Cpu : public CpuAttention<T> {
 
   /// x + scale * y.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
-            ") given, equal shapes expected");
-    Tensor out = x.unique() ? x : make(x.rows(), x.cols());
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+            y.cols(), ") given, equal shapes expected");
     const kernels::Batch<T> s(static_cast<T>(scale));
-    kernels::map(threads_, x.size(), out.data(), [s](auto a, auto b) { return xsimd::fma(s, b, a); }, std::as_const(x).data(), y.data());
-    return out;
+    const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
+    return mapped(x.unique() ? x : make(x.rows(), x.cols()), sum, x, y);
   }
   /// x plus a row of parameters, the same for every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
@@ -300,7 +309,8 @@ class Cpu : public CpuAttention<T> {
     const Tensor& from = x;
     kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r)
-        kernels::map_span(x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+        kernels::map_span(
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
     });
     return y;
   }
@@ -309,15 +319,15 @@ class Cpu : public CpuAttention<T> {
   }
   /// Number by number.
   Tensor multiply(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(),
-            ") given, equal shapes expected");
-    Tensor out = make(x.rows(), x.cols());
-    kernels::map(threads_, x.size(), out.data(), [](auto a, auto b) { return a * b; }, x.data(), y.data());
-    return out;
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
+            ", ", y.cols(), ") given, equal shapes expected");
+    return mapped(
+        make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
   /// Columns first .. first + count - 1.
   Tensor columns(const Tensor& x, Index first, Index count) {
-    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ", x.cols(), " wanted");
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
+            x.cols(), " wanted");
     Tensor out = make(x.rows(), count);
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
@@ -329,9 +339,11 @@ class Cpu : public CpuAttention<T> {
   }
   /// sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() && gate.rows() == sequences.size() && gate.cols() == 1,
-            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(), ", ", gate.cols(),
-            ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(), ", 1) expected");
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
+                gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
+            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
+            ", 1) expected");
     Tensor out = make(x.rows(), x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -344,7 +356,8 @@ class Cpu : public CpuAttention<T> {
   struct MixDerivative {
     Tensor dx, dy, dgate;
   };
-  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
+                             const Sequences& sequences) {
     MixDerivative d{make(x.rows(), x.cols()), make(x.rows(), x.cols()), make(gate.rows(), 1)};
     for (Index n = 0; n < sequences.size(); ++n) {
       const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
@@ -352,16 +365,15 @@ class Cpu : public CpuAttention<T> {
       const auto g = dout.view().middleRows(first, count);
       d.dx.view().middleRows(first, count) = weight * g;
       d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
-      d.dgate.row(n)[0] =
-          weight * (T(1) - weight) * g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+      d.dgate.row(n)[0] = weight * (T(1) - weight) *
+                          g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
     }
     return d;
   }
   Tensor scale(const Tensor& x, double factor) {
-    Tensor y = make(x.rows(), x.cols());
     const kernels::Batch<T> s(static_cast<T>(factor));
-    kernels::map(threads_, x.size(), y.data(), [s](auto a) { return s * a; }, x.data());
-    return y;
+    return mapped(
+        make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
   Tensor log_softmax(const Tensor& x) {
@@ -377,12 +389,14 @@ class Cpu : public CpuAttention<T> {
 
   /// CTC loss (sequences, 1) from unnormalised logits (rows, vocab); +infinity where the labels do not fit the frames.
   /// `gradient`, if given, receives the derivative by the logits, zero for those.
-  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank, Tensor* derivative = nullptr) {
-    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(), " label sequences given for ",
-            sequences.size(), " sequences of logits");
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
+             Tensor* derivative = nullptr) {
+    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
+            " label sequences given for ", sequences.size(), " sequences of logits");
     require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
             " labels given, their sequences hold ", labels.sequences.rows());
-    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ", sequences.rows());
+    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
+            sequences.rows());
     require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
     for (const int token : labels.tokens)
       require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
@@ -396,10 +410,11 @@ class Cpu : public CpuAttention<T> {
       most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
     const Buffer scratch = arena_.allocate(static_cast<std::size_t>(threads_ * most) * sizeof(double));
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int thread) {
-      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n), static_cast<std::size_t>(labels.sequences.length(n)));
-      losses.row(n)[0] = static_cast<T>(kernels::ctc<T>(
-          sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank, d.row(sequences.begin(n)),
-          static_cast<double*>(scratch.data()) + thread * most));
+      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
+                             static_cast<std::size_t>(labels.sequences.length(n)));
+      losses.row(n)[0] = static_cast<T>(
+          kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
+                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
     });
     return losses;
   }
@@ -407,14 +422,15 @@ class Cpu : public CpuAttention<T> {
     Tensor dx = make(derivative.rows(), derivative.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const kernels::Batch<T> factor(dlosses.row(n)[0]);
-      kernels::map_span(sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
-                        derivative.row(sequences.begin(n)));
+      kernels::map_span(
+          sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
+          derivative.row(sequences.begin(n)));
     }
     return dx;
   }
 
-  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What is
-  /// not a number stays so: it is a fault, and must show.
+  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What
+  /// is not a number stays so: it is a fault, and must show.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
     for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
@@ -424,33 +440,44 @@ class Cpu : public CpuAttention<T> {
   }
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = make(x.rows(), x.cols());
-    for (Index i = 0; i < x.size(); ++i) dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
+    for (Index i = 0; i < x.size(); ++i)
+      dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
     return dx;
   }
 
  private:
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
-  static kernels::Operand<T> weight_operand(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
+  static kernels::Operand<T> weight_operand(const Parameter<T>& weight) {
+    return {weight.value.data(), weight.value.cols()};
+  }
+
+  /// f of each number of the inputs, in `out`, which may be the first of them.
+  template <class F, class... Inputs>
+  Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
+    kernels::map(threads_, out.size(), out.data(), f, inputs.data()...);
+    return out;
+  }
 
   static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
     for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
-      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ", one->size());
+      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
+              one->size());
   }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
     check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
-    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean, variance,
-                        static_cast<T>(p.eps), scale_shift.data(), y.data());
+    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
+                        variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
   }
   template <class Shape>
   static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
     require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
     for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ", from.length(n), " in, ",
-              shape.out_length(from.length(n)), " expected");
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
+              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
@@ -460,7 +487,8 @@ class Cpu : public CpuAttention<T> {
   }
   template <class Shape>
   static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
-    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(), weight.gradient().data());
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
+                                weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
     Tensor taps = make(weight.value.cols(), weight.value.rows());

@@ -31,7 +31,8 @@ struct Mask {
   constexpr Keys keys(Index query, Index past, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
     const Index start = past + query / chunk * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context), std::clamp<Index>(start + chunk, 0, num_keys)};
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
+            std::clamp<Index>(start + chunk, 0, num_keys)};
   }
 };
 

@@ -20,7 +20,8 @@ namespace laconic::inline LACONIC_ABI {
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
 constexpr auto enum_names(Activation) {
-  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+  return std::to_array<EnumName<Activation>>(
+      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
 }
 
 /// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
@@ -38,8 +39,8 @@ struct Conv2dShape {
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in, kernel)`
-/// as PyTorch stores it.
+/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
+/// kernel)` as PyTorch stores it.
 struct Conv1dShape {
   Index in_channels, out_channels, kernel, stride;
 
@@ -56,8 +57,8 @@ struct AttendShape {
 };
 
 /// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty where
-/// there is none.
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
+/// where there is none.
 template <class Tensor, class T>
 struct RelativeTerm {
   Tensor table{};
@@ -66,7 +67,8 @@ struct RelativeTerm {
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
 };
 
-/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads / num_blocks).
+/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
+/// num_blocks).
 struct HeadShape {
   Index num_heads, num_blocks;
   bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
@@ -80,22 +82,26 @@ enum class RotaryPairs { interleaved, halves };
 struct DepthwiseShape {
   Index left;
   Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
-  Index past = 0;                 ///< so many inputs at the head of every sequence are earlier frames, which give no output
+  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
 };
 
-/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits with
-/// a scale a row.
+/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits
+/// with a scale a row.
 enum class CacheStorage { full, bf16, int8 };
 constexpr auto enum_names(CacheStorage) {
-  return std::to_array<EnumName<CacheStorage>>({{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
+  return std::to_array<EnumName<CacheStorage>>(
+      {{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
 }
 
 /// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
 constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
-    case CacheStorage::bf16: return 2 * width;
-    case CacheStorage::int8: return width + 4;
-    default: return number_bytes * width;
+    case CacheStorage::bf16:
+      return 2 * width;
+    case CacheStorage::int8:
+      return width + 4;
+    default:
+      return number_bytes * width;
   }
 }
 
@@ -117,7 +123,8 @@ struct Labels {
 class DropoutMask {
  public:
   DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))), random_(random) {}
+      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
+        random_(random) {}
 
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
   bool any() const { return threshold_ > 0; }
@@ -149,7 +156,8 @@ class DropoutMask {
 
  private:
   static double checked(double probability) {
-    require(probability >= 0 && probability < 1, "dropout: probability ", probability, " given, expected from 0 to less than 1");
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability,
+            " given, expected from 0 to less than 1");
     return probability;
   }
 
@@ -165,7 +173,8 @@ class DropoutMask {
       pairs[2 * b] = w[0][b] | w[1][b] << 32;
       pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
     }
-    static_assert(std::endian::native == std::endian::little, "laconic: the order of the 16-bit halves is that of memory");
+    static_assert(std::endian::native == std::endian::little,
+                  "laconic: the order of the 16-bit halves is that of memory");
     std::memcpy(bits, pairs, sizeof pairs);
   }
 

@@ -6,10 +6,13 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not wanted.
+/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
+/// wanted.
 struct LayerStatistics {
-  Matrix<double> key_input, value_input;    ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
-  Matrix<double> key_metric, value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
+  Matrix<double> key_input,
+      value_input;  ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
+  Matrix<double> key_metric,
+      value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
 };
 
 /// Speech to calibrate on: features (rows, num_mels), sequences packed.
@@ -21,8 +24,8 @@ struct Calibration {
 
 namespace detail {
 
-/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are errors of
-/// L W. A metric of one head serves all heads; without any, all errors count alike.
+/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
+/// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
 template <std::same_as<double> T>
 class HeadWeights {
  public:
@@ -31,8 +34,8 @@ class HeadWeights {
     const Index dim = metric.cols(), heads = metric.rows() / dim;
     T trace = 0;
     for (Index i = 0; i < metric.rows(); ++i) trace += metric(i, i % dim);
-    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also keeps L
-    // far from singular.
+    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also
+    // keeps L far from singular.
     const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
     root_ = inverse_ = Matrix<T>(metric.rows(), dim);
     for (Index h = 0; h < heads; ++h) {
@@ -69,12 +72,13 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the outputs
-/// Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu), but there is
-/// nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the strongest weights are kept
-/// where there is room. With `score_aware`, errors count by what comes of them: those of keys in scores, by the energy of the queries that
-/// meet them, M = mean of (q + u)^T (q + u) for each head; those of values behind the output projection, M = W_O^T W_O. Since
-/// the two have different units, each then counts in proportion to its whole energy.
+/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the
+/// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
+/// but there is nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the
+/// strongest weights are kept where there is room. With `score_aware`, errors count by what comes of them: those of
+/// keys in scores, by the energy of the queries that meet them, M = mean of (q + u)^T (q + u) for each head; those of
+/// values behind the output projection, M = W_O^T W_O. Since the two have different units, each then counts in
+/// proportion to its whole energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
@@ -83,21 +87,22 @@ struct ActivationPca {
   Calibration<Scalar> calibration;
   bool score_aware = false;
 
-  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of principal
-  /// components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error` are those of keys
-  /// and values for such inputs, not weighted. Without statistics it is JointSvd.
+  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of
+  /// principal components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error`
+  /// are those of keys and values for such inputs, not weighted. Without statistics it is JointSvd.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
     const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
     if (input.size() == 0) return JointSvd::factorize(k, v, rank);
-    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(), " expected");
+    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(),
+            " expected");
     detail::HeadWeights<T> of_keys(statistics.key_metric), of_values(statistics.value_metric);
     of_keys.normalise(k, input);
     of_values.normalise(v, input);
     const Matrix<T> weighted = detail::stacked(of_keys.apply(k), of_values.apply(v), rank);
 
-    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer than there
-    // are outputs, and d_model components then hold all of W whatever the inputs were.
+    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer
+    // than there are outputs, and d_model components then hold all of W whatever the inputs were.
     const Index d_model = k.cols(), outputs = weighted.rows();
     Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
     if (outputs > d_model) {
@@ -109,11 +114,13 @@ struct ActivationPca {
     const Matrix<T> gram = coordinates * input * coordinates.transpose();
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
     const T little = 1e-10 * input.trace() / static_cast<T>(d_model);
-    const Matrix<T> directions = detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
+    const Matrix<T> directions =
+        detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
 
-    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this is also
-    // the up that fits the unweighted outputs best: both are the only solution of L up = P.
-    const Matrix<T> components = axes * directions.leftCols(rank), down = directions.leftCols(rank).transpose() * coordinates;
+    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
+    // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
+    const Matrix<T> components = axes * directions.leftCols(rank),
+                    down = directions.leftCols(rank).transpose() * coordinates;
     Matrix<T> up(outputs, rank);
     up << of_keys.undo(components.topRows(k.rows())), of_values.undo(components.bottomRows(v.rows()));
     JointFactors out = detail::product_svd(up, down, k.rows());

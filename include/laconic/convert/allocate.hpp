@@ -10,10 +10,10 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy (of the
-/// squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least energy,
-/// for which the largest squares of all get their numbers first, wherever they are; or so that the least is lost of the energies
-/// that are weighed by what the loss minds errors in each layer (its Fisher information).
+/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
+/// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
+/// energy, for which the largest squares of all get their numbers first, wherever they are; or so that the least is
+/// lost of the energies that are weighed by what the loss minds errors in each layer (its Fisher information).
 enum class RankAllocation { uniform, energy, water_filling, fisher };
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
@@ -21,22 +21,25 @@ constexpr auto enum_names(RankAllocation) {
       {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
-/// The latent's rank of each layer. `spectra` are the layers' singular values, falling (`JointFactors::singular_values`); their
-/// squares are multiplied by the layers' `weights`, if there are any, which `fisher` needs (`fisher_information`). `budget` is the
-/// number of floats that all layers together may cache of a frame; it is never exceeded. Ranks are multiples of `multiple` (which
-/// hardware likes), at least one of them and at most as many as there are singular values. What would hold nothing is not given
-/// away. Allocates. Throws `Error` where the numbers leave no such ranks.
-inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple, RankAllocation how,
-                                         std::span<const double> weights = {}) {
+/// The latent's rank of each layer. `spectra` are the layers' singular values, falling
+/// (`JointFactors::singular_values`); their squares are multiplied by the layers' `weights`, if there are any, which
+/// `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together may cache of a
+/// frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and at
+/// most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error`
+/// where the numbers leave no such ranks.
+inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
+                                         RankAllocation how, std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
   require(layers > 0, "allocate_ranks: no layers given");
-  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " asked for, a positive number expected");
+  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple,
+          " asked for, a positive number expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
-  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(), "allocate_ranks: ", to_name(how), " with ", weights.size(),
-          " weights given for ", spectra.size(), " layers");
+  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(),
+          "allocate_ranks: ", to_name(how), " with ", weights.size(), " weights given for ", spectra.size(), " layers");
   for (const double weight : weights)
-    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight, " given, a finite one of at least 0 expected");
+    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight,
+            " given, a finite one of at least 0 expected");
 
   // Energy of each block of `multiple` singular values.
   std::vector<std::vector<double>> blocks(spectra.size());
@@ -45,7 +48,8 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
     const std::vector<double>& s = spectra[l];
     const auto size = static_cast<Index>(s.size());
     const double weight = weights.empty() ? 1 : weights[l];
-    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple, " expected");
+    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple,
+            " expected");
     for (Index i = 0; i < size; ++i) {
       const double value = s[static_cast<std::size_t>(i)];
       require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,

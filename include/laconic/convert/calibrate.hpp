@@ -29,7 +29,8 @@ void add_second_moment(Matrix<double>& sum, const Values& values) {
 
 /// What queries and keys of this layer are computed from: x, or x as its position turns it.
 template <class Policy, class T>
-Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences) {
+Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                    const Sequences& sequences) {
   if constexpr (Policy::Position::turns_input) {
     Pass<Tensor<T>> pass{sequences, {}};
     pass.table = layer.table(cpu, pass);
@@ -40,8 +41,8 @@ Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const M
 
 /// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
 template <class Policy, class T>
-void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences, bool queries,
-             LayerStatistics& sums) {
+void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
+             bool queries, LayerStatistics& sums) {
   using Position = typename Policy::Position;
   const Matrix<T> turned = key_input(cpu, layer, x, sequences);
   add_second_moment(sums.value_input, x);
@@ -57,7 +58,8 @@ void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T
   }
 }
 
-/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little memory.
+/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little
+/// memory.
 template <class Source, class T>
 std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
   require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
@@ -76,7 +78,9 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     frames += sequences.rows();
     auto sums = out.begin();
     Source::each_attention(source, [&](std::string_view, const auto& any) {
-      with_layer(any, [&](const auto& layer) { observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums); });
+      with_layer(any, [&](const auto& layer) {
+        observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums);
+      });
       ++sums;
     });
   }
@@ -88,7 +92,8 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     LayerStatistics& s = *sums++;
     if (s.key_input.size() == 0) s.key_input = s.value_input;
     for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric}) *sum /= static_cast<double>(frames);
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name, " has inputs or queries that are not finite");
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+            " has inputs or queries that are not finite");
     if (!score_aware) return;
     const Matrix<double> weight =
         with_layer(any, [](const auto& layer) { return layer.linear_out.weight.value.template cast<double>().eval(); });

@@ -28,11 +28,11 @@ struct ConversionConfig {
   IndexList kv_lora_ranks{}, v_lora_ranks{};
   /// Of whatever latents are made.
   SingularValues singular_values = SingularValues::up;
-  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025). Else the
-  /// stronger of the two takes the latent for itself.
+  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
+  /// Else the stronger of the two takes the latent for itself.
   bool balance = false;
-  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the range of 8 bits
-  /// on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
+  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
   bool hadamard = false;
 };
 
@@ -68,7 +68,8 @@ inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
 /// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
 template <class KeyValue>
-inline constexpr bool has_linear_latent = is_linear_map<KeyValue> && KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+inline constexpr bool has_linear_latent =
+    is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
@@ -87,8 +88,8 @@ Config with_ranks(Config config, const Numbers& numbers) {
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
-    is_linear_map<typename From::KeyValue> && is_linear_map<typename To::KeyValue> &&
-    std::is_same_v<typename From::Position, typename To::Position> && std::is_same_v<typename From::Score, typename To::Score>;
+    is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
+        typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
 
 /// Whether two policies are one with different numbers.
 template <class, class>
@@ -101,13 +102,15 @@ template <class Policy, class T>
 KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
   if constexpr (is_linear_map<typename Policy::KeyValue>) {
     const KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name, " have weights that are not finite");
+    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+            " have weights that are not finite");
     return out;
   }
   return {};
 }
 
-/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each policy.
+/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each
+/// policy.
 struct LayerPair {
   bool is_known = false, is_copied = false, is_merged = false;
 };
@@ -116,7 +119,8 @@ LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From
   const AttentionDims &to = target.dims(), &from = source.dims();
   const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
                            from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads, from.num_kv_heads > to.num_kv_heads};
+  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads,
+          from.num_kv_heads > to.num_kv_heads};
 }
 
 /// The predicted deviation of a layer, and how its heads were merged.
@@ -126,10 +130,11 @@ struct ConvertedLayer {
   double k_factor_error = 0, v_factor_error = 0;
 };
 
-/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where `is_copied`,
-/// these too.
+/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where
+/// `is_copied`, these too.
 template <class To, class T>
-ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair, Fitting how) {
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair,
+                             Fitting how) {
   const AttentionDims& to = target.dims();
   LayerStatistics& seen = how.statistics;
   const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
@@ -149,10 +154,12 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                     (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
   };
   out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  require(can_mix<typename To::KeyValue> || !how.hadamard, "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  require(can_mix<typename To::KeyValue> || !how.hadamard,
+          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
   if (pair.is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
 
-  for (const auto& [metric, turn] : {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+  for (const auto& [metric, turn] :
+       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
     if (metric->size() == 0) continue;
     for (Index at = 0; merge.turns() && at < metric->rows(); at += to.head_dim) {
       const auto one = turn->middleRows(at, to.head_dim);
@@ -162,9 +169,11 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   }
   const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
   const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group. What heads
-  // that were turned lose is not.
-  out.deviation.error = merge.turns() ? error_of(now) : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  // What heads that were turned lose is not.
+  out.deviation.error = merge.turns()
+                            ? error_of(now)
+                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
 
   const auto factor_error = [&](const Matrix<double>& turn, const Matrix<double>& merged, const auto& expected) {
     const double norm = expected.norm();
@@ -189,10 +198,12 @@ void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
   const Index dim = merge.k_turn.cols();
   for (const auto& [numbers, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
     for (Index at = 0; at < turn->rows(); at += dim)
-      numbers->middleCols(at, dim) = (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
+      numbers->middleCols(at, dim) =
+          (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
-/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's own.
+/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
+/// own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
@@ -210,7 +221,8 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
           to_name(to.attention), ")");
 }
 
-/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another shape there.
+/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
+/// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   using P = Parameter<typename Source::Scalar>;
@@ -253,8 +265,8 @@ constexpr bool types_fit() {
 }
 
 /// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another one
-/// compiles nothing of this again.
+/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another
+/// one compiles nothing of this again.
 template <class Target, class Source>
 Conversion<Target> convert(const Source& source, Fitting how, const std::vector<LayerStatistics>& statistics,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
@@ -267,7 +279,8 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
   auto config = with_ranks(source.config(), numbers);
   config.num_kv_heads = numbers.num_kv_heads;
   config.attention = numbers.attention;
-  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(), source.config().attention_config());
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
+                                                                  source.config().attention_config());
   Conversion<Target> out{Target(config, Seed()), {}};
   copy_parameters(out.model, source);
 
@@ -290,10 +303,12 @@ Conversion<Target> convert(const Source& source, Fitting how, const std::vector<
     if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
     Deviation of_key_value;
     ConvertedLayer converted;
-    const LayerPair pair = with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
+    const LayerPair pair =
+        with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
     if (pair.is_known) {
       const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
-      const Matrix<T> turned = with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
+      const Matrix<T> turned =
+          with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
       const auto rows = [&](const auto& any) {
         return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
       };
@@ -348,8 +363,11 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
-  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); }, numbers.singular_values,
-                    numbers.balance, numbers.hadamard, {}};
+  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
+                    numbers.singular_values,
+                    numbers.balance,
+                    numbers.hadamard,
+                    {}};
   return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
 }
 
@@ -360,13 +378,13 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
-/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all heads
-/// together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and `RandomizedSvd` look at
-/// the weights alone, `ActivationPca` also at speech; any class will do that has their `factorize`. More key-value heads to fewer:
-/// the mean of those that become one (Ainslie et al. 2023), after they were turned to agree where the method is calibrated; fewer to
-/// more: repeated. Where nothing is lost (rank = d_model, equal heads, a number that
-/// moves between type and configuration) the outputs are those of the source up to rounding. A latent gets no biases:
-/// softmax ignores one on the keys, and one on the values goes to `linear_out`.
+/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all
+/// heads together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and
+/// `RandomizedSvd` look at the weights alone, `ActivationPca` also at speech; any class will do that has their
+/// `factorize`. More key-value heads to fewer: the mean of those that become one (Ainslie et al. 2023), after they were
+/// turned to agree where the method is calibrated; fewer to more: repeated. Where nothing is lost (rank = d_model,
+/// equal heads, a number that moves between type and configuration) the outputs are those of the source up to rounding.
+/// A latent gets no biases: softmax ignores one on the keys, and one on the values goes to `linear_out`.
 ///
 /// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
 /// into every attention layer. Throws `Error` where the numbers do not fit (a
@@ -386,8 +404,8 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return detail::convert<Target>(source, method, numbers, features, sequences, false);
 }
 
-/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling. By them
-/// `allocate_ranks` gives each layer its rank:
+/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
+/// By them `allocate_ranks` gives each layer its rank:
 ///
 ///     ConversionConfig numbers;
 ///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
@@ -401,7 +419,8 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
       constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
       require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
       if constexpr (is_known) {
-        const auto map = detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+        const auto map =
+            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
         const Matrix<double> k = map.k_weight(), v = map.v_weight();
         const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
         out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);

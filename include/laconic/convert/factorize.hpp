@@ -15,10 +15,11 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their square
-/// roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its storage in
-/// 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the scale of its input, and
-/// also channels of singular value 0 (as of repeated heads) can learn, for their way down is not 0.
+/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
+/// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
+/// storage in 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the
+/// scale of its input, and also channels of singular value 0 (as of repeated heads) can learn, for their way down is
+/// not 0.
 enum class SingularValues { up, down, both };
 constexpr auto enum_names(SingularValues) {
   using enum SingularValues;
@@ -27,11 +28,12 @@ constexpr auto enum_names(SingularValues) {
 
 /// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
-  Matrix<double> down;                  ///< (rank, d_model), orthonormal rows
-  Matrix<double> k_up, v_up;            ///< (key or value channels, rank), all singular values in them
-  std::vector<double> singular_values;  ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
-  double discarded = 0;                 ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
-  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
+  Matrix<double> down;        ///< (rank, d_model), orthonormal rows
+  Matrix<double> k_up, v_up;  ///< (key or value channels, rank), all singular values in them
+  std::vector<double>
+      singular_values;         ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
+  double discarded = 0;        ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
+  double predicted_error = 0;  ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
 };
 
 // What methods have in common. Templates, so that only who converts compiles them.
@@ -41,7 +43,8 @@ namespace detail {
 template <std::same_as<double> T>
 Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   const Index d_model = k.cols();
-  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(), " inputs given, equal numbers expected");
+  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
+          " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
   Matrix<T> out(k.rows() + v.rows(), d_model);
   out << k, v;
@@ -84,7 +87,8 @@ JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_row
   return out;
 }
 
-/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white inputs.
+/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white
+/// inputs.
 template <std::same_as<double> T>
 double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
   if (second_moment.size() == 0) return weight.squaredNorm();
@@ -93,7 +97,8 @@ double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
 
 /// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
 template <std::same_as<double> T>
-void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input, const Matrix<T>& value_input) {
+void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
+             const Matrix<T>& value_input) {
   const Matrix<T> of_keys = k - factors.k_up * factors.down, of_values = v - factors.v_up * factors.down;
   factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
   const double all = output_energy(k, key_input) + output_energy(v, value_input);
@@ -105,10 +110,12 @@ template <std::same_as<double> T>
 void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
   if (where == SingularValues::up) return;
   std::vector<T> lengths;
-  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
+  for (Index i = 0; i < down.rows(); ++i)
+    lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
   const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
   for (Index i = 0; i < down.rows(); ++i) {
-    const T length = lengths[static_cast<std::size_t>(i)], moved = where == SingularValues::both ? std::sqrt(length) : length;
+    const T length = lengths[static_cast<std::size_t>(i)],
+            moved = where == SingularValues::both ? std::sqrt(length) : length;
     if (length <= least) continue;  // holds nothing; as it is, it can learn
     down.row(i) *= moved;
     k_up.col(i) /= moved;
@@ -116,9 +123,9 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
   }
 }
 
-/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest power of 2
-/// that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has no few strong channels
-/// (as QuaRot does before quantising, Ashkboos et al. 2024).
+/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest
+/// power of 2 that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has
+/// no few strong channels (as QuaRot does before quantising, Ashkboos et al. 2024).
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;
@@ -164,27 +171,31 @@ struct JointSvd {
   }
 };
 
-/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): it
-/// looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The error is within 1% of the least,
-/// also where singular values hardly fall, as those of random matrices (docs/conversion.md). Equal seeds, equal factors.
+/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4
+/// and 5.1): it looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The
+/// error is within 1% of the least, also where singular values hardly fall, as those of random matrices
+/// (docs/conversion.md). Equal seeds, equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;     ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
+  Index oversampling = 10;  ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
   Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
   Seed seed{};
 
-  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an estimate.
+  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an
+  /// estimate.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
-    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ", power_iterations,
-            " power iterations given, at least 0 expected of both");
+    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",
+            power_iterations, " power iterations given, at least 0 expected of both");
     const Matrix<T> stacked = detail::stacked(k, v, rank);
     const Index more = std::max(oversampling, rank / 8);
-    if (more >= std::min(stacked.rows(), stacked.cols()) - rank) return JointSvd::factorize(k, v, rank);  // nothing to save
+    if (more >= std::min(stacked.rows(), stacked.cols()) - rank)
+      return JointSvd::factorize(k, v, rank);  // nothing to save
 
     const Random random(seed, "RandomizedSvd");
     Matrix<T> noise(stacked.rows(), rank + more);
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
-    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes the rest.
+    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
+    // the rest.
     Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
     for (Index i = 0; i < power_iterations; ++i)
       rows = detail::orthonormal<T>(stacked.transpose() * detail::orthonormal<T>(stacked * rows));

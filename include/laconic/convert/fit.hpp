@@ -39,8 +39,8 @@ void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
   if (linear.has_bias()) linear.bias.value.setZero();
 }
 
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows of
-/// `first`, each after its block.
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
+/// of `first`, each after its block.
 inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
   Matrix<double> both(second.rows(), first.cols());
@@ -111,7 +111,9 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
 
 /// How keys and values of one layer are factorized.
 struct Fitting {
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank, const LayerStatistics& statistics)> factorize;
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
   SingularValues singular_values;
   bool balance, hadamard;
   LayerStatistics statistics;
@@ -184,11 +186,12 @@ double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const F
 }
 
 /// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by a root of
-/// the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can heed no more than one.
+/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by
+/// a root of the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can
+/// heed no more than one.
 template <class T, std::same_as<double> D>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input, const Matrix<D>& metric,
-                 const Fitting& how) {
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
+                 const Matrix<D>& metric, const Fitting& how) {
   const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
   Matrix<D> mean = metric.topRows(std::min(dim, metric.rows()));
   for (Index at = dim; at < metric.rows(); at += dim) mean += metric.middleRows(at, dim);
@@ -200,19 +203,23 @@ double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, co
     seen *= Matrix<D>(eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal());
   }
   Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
+  for (Index h = 0; h < heads; ++h)
+    stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
   const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
 
   Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(factors.down.transpose());
-  for (Index h = 0; h < heads; ++h) latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
+  for (Index h = 0; h < heads; ++h)
+    latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
   double discarded = factors.discarded;
   if (input.size() > 0) {
     discarded = 0;
     for (Index h = 0; h < heads; ++h)
-      discarded += output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
+      discarded +=
+          output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
   }
 
-  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it can learn.)
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
+  // can learn.)
   std::vector<D> squares(static_cast<std::size_t>(rank));
   for (Index i = 0; i < heads * rank; ++i)
     squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);

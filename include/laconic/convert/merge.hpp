@@ -8,8 +8,8 @@
 
 namespace laconic::inline LACONIC_ABI::detail {
 
-/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices where each
-/// has them as they are.
+/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
+/// where each has them as they are.
 struct HeadMerge {
   KeyValueMap wanted;
   Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
@@ -36,12 +36,13 @@ Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   return u * v.transpose();
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions can follow, to agree
-/// best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention Jin et al. 2024): turn and mean
-/// take turns. Values are free, for the output projection can undo any matrix: a group's are projected to the head_dim principal
-/// components of its outputs.
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
+/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
+/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
+/// group's are projected to the head_dim principal components of its outputs.
 template <std::same_as<double> D>
-HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen, const Matrix<D>& output_weight) {
+HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
+                      const Matrix<D>& output_weight) {
   const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
   const Matrix<D> k = before.k_weight(), v = before.v_weight();
   HeadMerge out;
@@ -79,7 +80,8 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
     }
     const HeadWeights<D> weights(metric);
     const Matrix<D> weighted = weights.apply(v.middleRows(first, rows));
-    const Matrix<D> components = principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
+    const Matrix<D> components =
+        principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
     const Matrix<D> spread = weights.undo(components), merged = components.transpose() * weighted;
     // In units in which the output projection keeps its size, so that training goes on as before.
     const auto eigen = eigenvectors<D>(spread.transpose() * spread / static_cast<D>(group));
@@ -92,7 +94,8 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
 
 /// Whether queries, positions and the output can follow when keys and values are turned.
 template <class Policy>
-inline constexpr bool can_turn_heads = !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
+inline constexpr bool can_turn_heads =
+    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
 
 /// Turns queries, positions and output of a layer as keys and values of its heads are turned.
 template <class Policy, class T>
@@ -101,7 +104,9 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
       rows.value.middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>()).template cast<T>().eval();
+          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>())
+              .template cast<T>()
+              .eval();
   };
   const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
     for (Index h = 0; h < merge.k_turn.rows() / dim; ++h) {
@@ -114,7 +119,8 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
       return layer.query.up;
     else
       return layer.query;
-  }();
+  }
+  ();
   turn(query.linear_q.weight);
   if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.value);
   if constexpr (Policy::Position::is_relative) {
@@ -124,7 +130,8 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   }
   Matrix<T>& out = layer.linear_out.weight.value;
   for (Index at = 0; at < merge.v_turn.rows(); at += dim)
-    out.middleCols(at, dim) = (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
+    out.middleCols(at, dim) =
+        (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
 }
 
 }  // namespace laconic::inline LACONIC_ABI::detail

@@ -10,8 +10,8 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of what
-/// was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
+/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
+/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
 struct Deviation {
   double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
   Index count = 0;
@@ -53,11 +53,13 @@ Deviation deviation(const A& value, const B& expected) {
 
 /// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
 struct LayerReport {
-  std::string layer;           ///< its name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;      ///< of the converted layer
-  Index kv_lora_rank = 0;      ///< of the converted layer, 0 where it has no latent
-  double k_factor_error = 0, v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
-  double predicted_error = 0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
+  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;  ///< of the converted layer
+  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
+  double k_factor_error = 0,
+         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
+  double predicted_error =
+      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
   double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
   double output_error = 0;     ///< of the layer's output, measured by a forward pass
   double output_mse = 0;       ///< mean squared error of the same
@@ -75,7 +77,7 @@ struct ConversionReport {
   double output_mse = 0;
   double output_mae = 0;
   double output_cosine = 1;
-  double logits_error = 0;          ///< of the whole model's output
+  double logits_error = 0;  ///< of the whole model's output
 };
 
 /// What a layer's report, or that of all, says of outputs.
@@ -106,10 +108,12 @@ struct KeyValueRows {
   Matrix<T> k, v;
 };
 
-/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions turn these. Biases
-/// are left out, for a conversion may move them: one on the keys changes no probability, one on the values is one on the output.
+/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions
+/// turn these. Biases are left out, for a conversion may move them: one on the keys changes no probability, one on the
+/// values is one on the output.
 template <class Policy, class T>
-KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Matrix<T>& turned) {
+KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                               const Matrix<T>& turned) {
   const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
     Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
     rows.topRows(from.rows()) = from;
@@ -136,14 +140,15 @@ Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expecte
 
 /// Keys and values of both layers for the same rows x (rows, d_model).
 template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
+                              const Matrix<T>& x) {
   return deviation(key_value_rows(cpu, target, x, x), key_value_rows(cpu, source, x, x));
 }
 
 /// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
 template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x, const Sequences& sequences,
-                           const Mask& mask) {
+Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x,
+                           const Sequences& sequences, const Mask& mask) {
   const auto rows = cpu.input(x);
   const auto output_of = [&](const auto& layer) {
     Pass<Tensor<T>> pass{sequences, mask};

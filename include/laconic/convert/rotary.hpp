@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <numeric>
 
-// Models whose queries and keys are turned by position after their projections: position then stands between a latent and its
-// keys, so part of each key is set aside for it.
+// Models whose queries and keys are turned by position after their projections: position then stands between a latent
+// and its keys, so part of each key is set aside for it.
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many, or those
-/// with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical inference", section 3.1).
+/// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many,
+/// or those with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical
+/// inference", section 3.1).
 enum class RotaryChoice { high, low, uniform, norm };
 
 /// Numbers of the decoupled latent that its type leaves open (`dyn`).
@@ -46,7 +47,8 @@ PairRows pair_rows(const Linear& linear, RotaryPairs layout, Index head_dim, Ind
 
 /// The mean squares of each head's pair, for inputs of this second moment.
 inline Matrix<double> pair_energies(const PairRows& rows, const Matrix<double>& moment) {
-  return (rows.real * moment).cwiseProduct(rows.real).rowwise().sum() + (rows.imaginary * moment).cwiseProduct(rows.imaginary).rowwise().sum();
+  return (rows.real * moment).cwiseProduct(rows.real).rowwise().sum() +
+         (rows.imaginary * moment).cwiseProduct(rows.imaginary).rowwise().sum();
 }
 
 /// The inputs' second moment with the constant that biases meet; inputs behind a norm are taken as of mean 0.
@@ -56,24 +58,27 @@ inline Matrix<double> with_constant(const Matrix<double>& moment, Index inputs) 
   return out;
 }
 
-/// One pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with turning, so z is what is cached, and the
-/// queries of head g take conj(c_g). The best z is the first principal component over heads, each of which counts by the energy of
-/// the queries that meet it (TransMLA's RoRoPE turns heads alike, Meng et al. 2025).
+/// One pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with turning, so z is what is
+/// cached, and the queries of head g take conj(c_g). The best z is the first principal component over heads, each of
+/// which counts by the energy of the queries that meet it (TransMLA's RoRoPE turns heads alike, Meng et al. 2025).
 struct SharedPair {
-  Matrix<double> key;             ///< (2, inputs + 1): real and imaginary part of z
-  Matrix<double> real, imaginary; ///< of c, (kv_heads, 1)
+  Matrix<double> key;              ///< (2, inputs + 1): real and imaginary part of z
+  Matrix<double> real, imaginary;  ///< of c, (kv_heads, 1)
 };
 template <std::same_as<double> D>
 SharedPair shared_pair(const PairRows& keys, const Matrix<D>& query_energies, const Matrix<D>& moment) {
   const Index heads = keys.real.rows(), group = query_energies.rows() / heads;
   Matrix<D> weight(heads, 1);
-  for (Index g = 0; g < heads; ++g) weight(g, 0) = std::sqrt(std::max(query_energies.middleRows(g * group, group).sum(), D{1e-300}));
+  for (Index g = 0; g < heads; ++g)
+    weight(g, 0) = std::sqrt(std::max(query_energies.middleRows(g * group, group).sum(), D{1e-300}));
   const Matrix<D> a = weight.col(0).asDiagonal() * keys.real, b = weight.col(0).asDiagonal() * keys.imaginary;
   // The Hermitian matrix of products as a real one of twice the size: [[Re, -Im], [Im, Re]].
-  const Matrix<D> re = a * moment * a.transpose() + b * moment * b.transpose(), im = b * moment * a.transpose() - a * moment * b.transpose();
+  const Matrix<D> re = a * moment * a.transpose() + b * moment * b.transpose(),
+                  im = b * moment * a.transpose() - a * moment * b.transpose();
   Matrix<D> both(2 * heads, 2 * heads);
   both << re, -im, im, re;
-  const Matrix<D> first = principal_directions<D>(both).leftCols(1), yr = first.topRows(heads), yi = first.bottomRows(heads);
+  const Matrix<D> first = principal_directions<D>(both).leftCols(1), yr = first.topRows(heads),
+                  yi = first.bottomRows(heads);
   SharedPair out;
   out.key.resize(2, a.cols());
   out.key << yr.transpose() * a + yi.transpose() * b, yr.transpose() * b - yi.transpose() * a;
@@ -87,10 +92,11 @@ inline constexpr bool is_decoupled = false;
 template <Index R, Index RopeDim, template <class> class Norm>
 inline constexpr bool is_decoupled<DecoupledLatent<R, RopeDim, Norm>> = true;
 
-/// The pairs that keep their position, in order: one choice for all layers, for they share the table of positions. `moments` are
-/// the inputs' second moments by layer, with the constant.
+/// The pairs that keep their position, in order: one choice for all layers, for they share the table of positions.
+/// `moments` are the inputs' second moments by layer, with the constant.
 template <class Source>
-std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index chosen, const std::vector<Matrix<double>>& moments) {
+std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index chosen,
+                                const std::vector<Matrix<double>>& moments) {
   using From = typename Source::Policy;
   const Index head_dim = From::dims(source.config().attention_config()).head_dim, pairs = head_dim / 2;
   std::vector<Index> order(static_cast<std::size_t>(pairs));
@@ -105,40 +111,48 @@ std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index
       const Matrix<double>& moment = moments[l++];
       for (Index p = 0; p < pairs; ++p) {
         const auto lengths = [&](const auto& linear) {
-          return Matrix<double>(pair_energies(pair_rows(linear, From::Position::pairs, head_dim, p), moment).cwiseSqrt());
+          return Matrix<double>(
+              pair_energies(pair_rows(linear, From::Position::pairs, head_dim, p), moment).cwiseSqrt());
         };
         const Matrix<double> q = lengths(layer.query.linear_q), k = lengths(layer.key_value.linear_k);
-        for (Index h = 0; h < q.rows(); ++h) products[static_cast<std::size_t>(p)] += q(h, 0) * k(h * k.rows() / q.rows(), 0);
+        for (Index h = 0; h < q.rows(); ++h)
+          products[static_cast<std::size_t>(p)] += q(h, 0) * k(h * k.rows() / q.rows(), 0);
       }
     });
-    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return products[static_cast<std::size_t>(a)] > products[static_cast<std::size_t>(b)]; });
+    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) {
+      return products[static_cast<std::size_t>(a)] > products[static_cast<std::size_t>(b)];
+    });
   }
   order.resize(static_cast<std::size_t>(chosen));
   std::sort(order.begin(), order.end());
   return order;
 }
 
-/// Queries, keys and values of one layer of decoupled latents from one of rotary positions that keeps these pairs. `moment` is the
-/// inputs' second moment with the constant.
+/// Queries, keys and values of one layer of decoupled latents from one of rotary positions that keeps these pairs.
+/// `moment` is the inputs' second moment with the constant.
 template <class To, class From, class T, class Method>
-void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& from, const std::vector<Index>& pairs, const Matrix<double>& moment,
-                    const Method& method, const LayerStatistics& statistics) {
+void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& from, const std::vector<Index>& pairs,
+                    const Matrix<double>& moment, const Method& method, const LayerStatistics& statistics) {
   constexpr RotaryPairs from_layout = From::Position::pairs;
-  const Index heads = to.dims().num_heads, head_dim = to.dims().head_dim, rope = to.dims().qk_rope_head_dim, inputs = moment.rows() - 1;
+  const Index heads = to.dims().num_heads, head_dim = to.dims().head_dim, rope = to.dims().qk_rope_head_dim,
+              inputs = moment.rows() - 1;
   const double scale = std::sqrt(static_cast<double>(head_dim + rope) / static_cast<double>(head_dim));
   KeyValueMap without_position = repeat_heads(key_value_map(FullRank(), from.key_value), from.dims());
   Matrix<double> rope_keys(rope, inputs + 1), rope_queries(heads * rope, inputs + 1);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const PairRows queries = pair_rows(from.query.linear_q, from_layout, head_dim, pairs[i]);
-    const SharedPair shared = shared_pair(pair_rows(from.key_value.linear_k, from_layout, head_dim, pairs[i]), pair_energies(queries, moment), moment);
+    const SharedPair shared = shared_pair(pair_rows(from.key_value.linear_k, from_layout, head_dim, pairs[i]),
+                                          pair_energies(queries, moment), moment);
     const auto [first, second] = pair_places(To::Position::pairs, rope, static_cast<Index>(i));
     const auto [real, imaginary] = pair_places(from_layout, head_dim, pairs[i]);
     rope_keys.row(first) = shared.key.row(0);
     rope_keys.row(second) = shared.key.row(1);
     for (Index h = 0; h < heads; ++h) {
       const Index g = h * shared.real.rows() / heads;
-      rope_queries.row(h * rope + first) = scale * (shared.real(g, 0) * queries.real.row(h) + shared.imaginary(g, 0) * queries.imaginary.row(h));
-      rope_queries.row(h * rope + second) = scale * (shared.real(g, 0) * queries.imaginary.row(h) - shared.imaginary(g, 0) * queries.real.row(h));
+      rope_queries.row(h * rope + first) =
+          scale * (shared.real(g, 0) * queries.real.row(h) + shared.imaginary(g, 0) * queries.imaginary.row(h));
+      rope_queries.row(h * rope + second) =
+          scale * (shared.real(g, 0) * queries.imaginary.row(h) - shared.imaginary(g, 0) * queries.real.row(h));
       without_position.k.row(h * head_dim + real).setZero();
       without_position.k.row(h * head_dim + imaginary).setZero();
     }
@@ -148,15 +162,15 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
   assign(to.key_value.linear_k_rope, rope_keys);
 
   // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
-  const JointFactors factors =
-      factorize(method, without_position.k_weight(), without_position.v_weight(), to.key_value.linear_kv_down.out(), statistics);
+  const JointFactors factors = factorize(method, without_position.k_weight(), without_position.v_weight(),
+                                         to.key_value.linear_kv_down.out(), statistics);
   assign_weight(to.key_value.linear_kv_down, factors.down);
   assign_weight(to.key_value.linear_k_up, factors.k_up);
   assign_weight(to.key_value.linear_v_up, factors.v_up);
   if constexpr (requires { to.key_value.kv_norm.weight; }) {
     const Matrix<double> second_moment = moment.topLeftCorner(inputs, inputs);
-    to.key_value.kv_norm.weight.value.setConstant(
-        static_cast<T>(std::sqrt(output_energy(factors.down, second_moment) / static_cast<double>(factors.down.rows()))));
+    to.key_value.kv_norm.weight.value.setConstant(static_cast<T>(
+        std::sqrt(output_energy(factors.down, second_moment) / static_cast<double>(factors.down.rows()))));
   }
   const Matrix<double> moved = from.linear_out.weight.value.template cast<double>() * without_position.v_bias();
   if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
@@ -164,23 +178,28 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
 
 }  // namespace detail
 
-/// A model with rotary positions (`Attention<Heads, FullRank, Rotary>`) as one with decoupled latents (`MlaDecoupled`): the chosen
-/// pairs of all heads become one rotary key by principal components; of the other pairs position is dropped, and with the values
-/// they become the latent, by `method`. Scores keep their scale. Lossless where heads' keys differ by complex factors, all pairs are
-/// chosen and the latent holds the values; otherwise for fine-tuning. A norm on the latent gets the gain that keeps its mean square.
+/// A model with rotary positions (`Attention<Heads, FullRank, Rotary>`) as one with decoupled latents (`MlaDecoupled`):
+/// the chosen pairs of all heads become one rotary key by principal components; of the other pairs position is dropped,
+/// and with the values they become the latent, by `method`. Scores keep their scale. Lossless where heads' keys differ
+/// by complex factors, all pairs are chosen and the latent holds the values; otherwise for fine-tuning. A norm on the
+/// latent gets the gain that keeps its mean square.
 ///
 ///     using Small = Conformer<MlaDecoupled<8, 64, 16, FullQuery, NoNorm>>;  // or numbers in the configuration
 ///     auto [small, report] = decouple_rotary<Small>(model, JointSvd(), RotaryChoice::norm, {}, features, sequences);
 ///
-/// The report has the errors of outputs on these features (rows, num_mels). Allocates. Throws `Error` where numbers do not fit.
+/// The report has the errors of outputs on these features (rows, num_mels). Allocates. Throws `Error` where numbers do
+/// not fit.
 template <class Target, class Source, class Method>
-Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice, const DecouplingConfig& numbers,
-                                   const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
+                                   const DecouplingConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                                   const Sequences& sequences) {
   using T = typename Source::Scalar;
   using From = typename Source::Policy;
   using To = typename Target::Policy;
-  static_assert(detail::same_model<Target, Source>, "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
-  static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys && detail::is_decoupled<typename To::KeyValue>,
+  static_assert(detail::same_model<Target, Source>,
+                "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
+  static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys &&
+                    detail::is_decoupled<typename To::KeyValue>,
                 "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
   static_assert(std::is_same_v<typename From::Query, FullQuery> && std::is_same_v<typename To::Query, FullQuery>,
                 "laconic: decouple_rotary knows full queries alone");
@@ -190,8 +209,10 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   config.qk_rope_head_dim = numbers.qk_rope_head_dim;
   const AttentionDims dims = To::dims(config.attention_config());
   const Index rope = dims.qk_rope_head_dim;
-  require(rope / 2 <= IndexList::capacity, "decouple_rotary: qk_rope_head_dim ", rope, " given, at most ", 2 * IndexList::capacity, " expected");
-  require(rope <= dims.head_dim, "decouple_rotary: qk_rope_head_dim ", rope, " given, at most head_dim = ", dims.head_dim, " expected");
+  require(rope / 2 <= IndexList::capacity, "decouple_rotary: qk_rope_head_dim ", rope, " given, at most ",
+          2 * IndexList::capacity, " expected");
+  require(rope <= dims.head_dim, "decouple_rotary: qk_rope_head_dim ", rope,
+          " given, at most head_dim = ", dims.head_dim, " expected");
 
   InputRecorder<T> cpu;
   std::vector<const AttentionLayer<From, T>*> layers;
@@ -214,7 +235,8 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
     const AttentionLayer<From, T>& from = *layers[l];
     detail::decouple_layer(to, from, pairs, moments[l], method, statistics[l]);
-    const Deviation of_output = output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
+    const Deviation of_output =
+        output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
     LayerReport& layer = out.report.layers.emplace_back();
     layer.layer = name;
     layer.num_kv_heads = dims.num_heads;

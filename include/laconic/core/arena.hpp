@@ -64,8 +64,8 @@ class Arena {
   std::size_t used_bytes() const { return state_->used; }
   std::size_t peak_bytes() const { return state_->peak; }
 
-  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles the
-  /// free blocks of every size, and lets requests take larger ones where their own size has run out.
+  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
+  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
   void settle();
 
   /// Gives back what is not in use.
@@ -82,7 +82,9 @@ class Arena {
   friend class Buffer;
 
   detail::ArenaBlock* take(std::uint32_t size_class);
-  static void release(detail::ArenaBlock* block) { ::operator delete(block, std::align_val_t(detail::arena_alignment)); }
+  static void release(detail::ArenaBlock* block) {
+    ::operator delete(block, std::align_val_t(detail::arena_alignment));
+  }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {

@@ -14,8 +14,8 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace detail {
 
-/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more than 2000
-/// bytes the middle goes (not within a character of UTF-8).
+/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more
+/// than 2000 bytes the middle goes (not within a character of UTF-8).
 inline std::string one_line(std::string line) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == 127) c = '?';
@@ -42,7 +42,7 @@ inline void append(std::string& out, std::string_view part) { out += part; }
 inline void append(std::string& out, char part) { out += part; }
 
 template <class Number>
-  requires std::integral<Number> || std::floating_point<Number>
+requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {
   char digits[32];
   const auto end = std::to_chars(digits, digits + sizeof digits, part).ptr;

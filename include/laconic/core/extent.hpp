@@ -22,9 +22,7 @@ class Extent {
 
  public:
   constexpr Extent() = default;
-  constexpr explicit Extent(Index value) {
-    require(value == N, "extent: ", value, " given where the type says ", N);
-  }
+  constexpr explicit Extent(Index value) { require(value == N, "extent: ", value, " given where the type says ", N); }
   constexpr operator Index() const { return N; }
   static constexpr bool is_static = true;
 };
@@ -32,7 +30,9 @@ class Extent {
 template <>
 class Extent<dyn> {
  public:
-  constexpr Extent(Index value) : value_(value) { require(value >= 0, "extent: ", value, " given, at least 0 expected"); }
+  constexpr Extent(Index value) : value_(value) {
+    require(value >= 0, "extent: ", value, " given, at least 0 expected");
+  }
   template <Index N>
   constexpr Extent(Extent<N>) : value_(N) {}
   constexpr operator Index() const { return value_; }

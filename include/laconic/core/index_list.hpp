@@ -28,7 +28,9 @@ class IndexList {
   constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
   constexpr const Index* begin() const { return values_.data(); }
   constexpr const Index* end() const { return values_.data() + size_; }
-  friend constexpr bool operator==(const IndexList& a, const IndexList& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+  friend constexpr bool operator==(const IndexList& a, const IndexList& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  }
 
  private:
   std::array<Index, capacity> values_{};

@@ -134,7 +134,8 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
     for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
-      parameter.value.data()[begin + i] = static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
+      parameter.value.data()[begin + i] =
+          static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
   }
 }
 

@@ -47,7 +47,8 @@ class Random {
   /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
   /// makes vectors of it.
   template <int Count>
-  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2, std::uint64_t* w3) const {
+  constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2,
+                        std::uint64_t* w3) const {
     constexpr std::uint64_t half = 0xffffffff;
     for (int i = 0; i < Count; ++i) {
       w0[i] = (first + static_cast<std::uint64_t>(i)) & half;

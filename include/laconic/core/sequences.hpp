@@ -19,7 +19,9 @@ class Sequences {
   explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
   Sequences(const Sequences& other)
-      : own_(other.own_), buffer_(other.buffer_), offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
+      : own_(other.own_),
+        buffer_(other.buffer_),
+        offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
   Sequences& operator=(Sequences other) noexcept {
     own_.swap(other.own_);
     std::swap(buffer_, other.buffer_);

@@ -21,7 +21,9 @@ class Tensor {
   Tensor(const Tensor&) = default;
   /// The other is empty afterwards.
   Tensor(Tensor&& other) noexcept
-      : buffer_(std::move(other.buffer_)), data_(std::exchange(other.data_, nullptr)), rows_(std::exchange(other.rows_, 0)),
+      : buffer_(std::move(other.buffer_)),
+        data_(std::exchange(other.data_, nullptr)),
+        rows_(std::exchange(other.rows_, 0)),
         cols_(std::exchange(other.cols_, 0)) {}
   Tensor& operator=(Tensor other) noexcept {
     std::swap(buffer_, other.buffer_);
@@ -31,10 +33,7 @@ class Tensor {
     return *this;
   }
   Tensor(Arena& arena, Index rows, Index cols)
-      : buffer_(arena.allocate(bytes(rows, cols))),
-        data_(static_cast<T*>(buffer_.data())),
-        rows_(rows),
-        cols_(cols) {}
+      : buffer_(arena.allocate(bytes(rows, cols))), data_(static_cast<T*>(buffer_.data())), rows_(rows), cols_(cols) {}
 
   static Tensor borrow(const Matrix<T>& matrix) {
     Tensor out;

@@ -6,8 +6,8 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of matrices,
-// is part of each name: files compiled for different ones do not link, where they would crash.
+// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of
+// matrices, is part of each name: files compiled for different ones do not link, where they would crash.
 #if defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
@@ -18,7 +18,8 @@
 #define LACONIC_ABI v0
 #endif
 
-// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks both.
+// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
+// both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif

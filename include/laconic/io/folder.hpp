@@ -19,8 +19,8 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Writes a model folder, whole or not at all, with `others` beside config.json and vocab.json; other files in an older folder of
-/// that name are kept.
+/// Writes a model folder, whole or not at all, with `others` beside config.json and vocab.json; other files in an older
+/// folder of that name are kept.
 template <class Model>
 void save_model_folder(const std::filesystem::path& path, const Model& model, const nlohmann::json& config,
                        const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {}) {
@@ -63,8 +63,8 @@ inline nlohmann::json read_model_vocab(const std::filesystem::path& folder) {
   return read_json(detail::model_file(folder, "vocab.json"));
 }
 
-/// The tensors of a model folder, checked and ready for `load_parameters`. A folder of Hugging Face may do: the first of
-/// model.safetensors, pytorch_model.bin and the indexes of either in several files is taken, in the order below.
+/// The tensors of a model folder, checked and ready for `load_parameters`. A folder of Hugging Face may do: the first
+/// of model.safetensors, pytorch_model.bin and the indexes of either in several files is taken, in the order below.
 inline Tensors open_model_tensors(const std::filesystem::path& folder) {
   detail::require_folder(folder);
   const auto has = [&](std::string_view name) {
@@ -72,7 +72,8 @@ inline Tensors open_model_tensors(const std::filesystem::path& folder) {
     return std::filesystem::exists(folder / name, ignored);
   };
   if (has("model.safetensors")) return SafetensorsFile(folder / "model.safetensors");
-  if (has("model.safetensors.index.json")) return ShardedTensors<SafetensorsFile>(folder / "model.safetensors.index.json");
+  if (has("model.safetensors.index.json"))
+    return ShardedTensors<SafetensorsFile>(folder / "model.safetensors.index.json");
   if (has("pytorch_model.bin")) return TorchFile(folder / "pytorch_model.bin");
   if (has("pytorch_model.bin.index.json")) return ShardedTensors<TorchFile>(folder / "pytorch_model.bin.index.json");
   throw Error(text(folder.string(), ": no model.safetensors, no pytorch_model.bin and no index (.index.json) of either",

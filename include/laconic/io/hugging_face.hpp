@@ -19,31 +19,39 @@ T hugging_face_member(const nlohmann::json& config, std::string_view key, const 
   return config.contains(key) ? json_member<T>(config, key, where) : otherwise;
 }
 
-inline Activation hugging_face_activation(const nlohmann::json& config, std::string_view key, const std::string& where) {
+inline Activation hugging_face_activation(const nlohmann::json& config, std::string_view key,
+                                          const std::string& where) {
   const auto name = hugging_face_member<std::string>(config, key, where, "gelu");
   if (name == "swish") return Activation::silu;
   const auto found = from_name<Activation>(name);
-  require(found.has_value(), where, ": ", in_quotes(key), " is ", in_quotes(name), ", one of swish, ", all_names<Activation>(), " expected");
+  require(found.has_value(), where, ": ", in_quotes(key), " is ", in_quotes(name), ", one of swish, ",
+          all_names<Activation>(), " expected");
   return *found;
 }
 
 }  // namespace detail
 
 /// Whether a config.json is one of transformers'.
-inline bool is_hugging_face_config(const nlohmann::json& config) { return config.is_object() && config.contains("model_type"); }
+inline bool is_hugging_face_config(const nlohmann::json& config) {
+  return config.is_object() && config.contains("model_type");
+}
 
-/// The encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error` naming `where` and the member for
-/// what laconic does not compute: other model types, an adapter, rotary bases other than 10000, other activations.
+/// The encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error` naming `where` and the member
+/// for what laconic does not compute: other model types, an adapter, rotary bases other than 10000, other activations.
 inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, const std::string& where) {
-  const auto number = [&](std::string_view key, Index otherwise) { return detail::hugging_face_member<Index>(config, key, where, otherwise); };
+  const auto number = [&](std::string_view key, Index otherwise) {
+    return detail::hugging_face_member<Index>(config, key, where, otherwise);
+  };
   const auto type = json_member<std::string>(config, "model_type", where);
-  require(type == "wav2vec2-conformer", where, ": 'model_type' is ", detail::in_quotes(type), ", 'wav2vec2-conformer' expected");
-  require(!detail::hugging_face_member(config, "add_adapter", where, false), where, ": 'add_adapter' is true: a model with an adapter is not known");
+  require(type == "wav2vec2-conformer", where, ": 'model_type' is ", detail::in_quotes(type),
+          ", 'wav2vec2-conformer' expected");
+  require(!detail::hugging_face_member(config, "add_adapter", where, false), where,
+          ": 'add_adapter' is true: a model with an adapter is not known");
   const auto base = detail::hugging_face_member<double>(config, "rotary_embedding_base", where, 10000);
   require(base == 10000, where, ": 'rotary_embedding_base' is ", base, ", 10000 expected");
   const Index hidden = number("hidden_size", 768), intermediate = number("intermediate_size", 3072);
-  require(hidden > 0 && intermediate > 0 && intermediate % hidden == 0, where, ": 'intermediate_size' is ", intermediate,
-          ", a multiple of 'hidden_size' ", hidden, " expected");
+  require(hidden > 0 && intermediate > 0 && intermediate % hidden == 0, where, ": 'intermediate_size' is ",
+          intermediate, ", a multiple of 'hidden_size' ", hidden, " expected");
 
   EncoderConfig out;
   out.num_mels = 1;
@@ -52,7 +60,8 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   out.vocab_size = number("vocab_size", 32);
   out.attention = AttentionName::mha;
   out.num_heads = number("num_attention_heads", 12);
-  out.position_embeddings_type = detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
+  out.position_embeddings_type =
+      detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
   out.hidden_act = detail::hugging_face_activation(config, "hidden_act", where);
   out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_eps", where, 1e-5);
   out.ffn_expansion = intermediate / hidden;
@@ -75,9 +84,12 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
 
 /// The config.json with which transformers makes the same model. Throws `Error` unless it is one with full attention.
 inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
-  require(!c.waveform.empty() && c.attention == AttentionName::mha, "hugging face: a wav2vec2-conformer with mha expected; ",
-          to_name(c.attention), c.waveform.empty() ? " over features" : "", " given");
-  const auto activation = [](Activation kind) { return kind == Activation::silu ? std::string("swish") : std::string(to_name(kind)); };
+  require(!c.waveform.empty() && c.attention == AttentionName::mha,
+          "hugging face: a wav2vec2-conformer with mha expected; ", to_name(c.attention),
+          c.waveform.empty() ? " over features" : "", " given");
+  const auto activation = [](Activation kind) {
+    return kind == Activation::silu ? std::string("swish") : std::string(to_name(kind));
+  };
   return {{"architectures", {"Wav2Vec2ConformerForCTC"}},
           {"model_type", "wav2vec2-conformer"},
           {"hidden_size", c.d_model},
@@ -109,7 +121,8 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
 /// Tensors of a checkpoint that take no part in the model: a convolution that transformers makes and never calls, the
 /// frequencies of rotary positions, a counter of batch norm.
 inline bool is_unused_hugging_face_tensor(std::string_view name) {
-  return name.starts_with("wav2vec2_conformer.encoder.pos_conv_embed.") || name == "wav2vec2_conformer.encoder.embed_positions.inv_freq" ||
+  return name.starts_with("wav2vec2_conformer.encoder.pos_conv_embed.") ||
+         name == "wav2vec2_conformer.encoder.embed_positions.inv_freq" ||
          name.ends_with(".batch_norm.num_batches_tracked");
 }
 

@@ -55,8 +55,9 @@ inline std::string shown(const nlohmann::json& value) {
   return value.dump();
 }
 
-/// Builds a value from what nlohmann's parser reads, without keys twice and not too deep. nlohmann's own builder that can be
-/// watched goes through all members of an object whenever one that is an object ends, so that many keep it busy for hours.
+/// Builds a value from what nlohmann's parser reads, without keys twice and not too deep. nlohmann's own builder that
+/// can be watched goes through all members of an object whenever one that is an object ends, so that many keep it busy
+/// for hours.
 template <class Watch>
 class StrictParse {
  public:
@@ -128,8 +129,8 @@ class StrictParse {
   Json* member_ = nullptr;
 };
 
-/// Parses strictly; `watch(depth, event, value)` sees it as by nlohmann::json::parse, and where it returns false, a value that is
-/// complete is replaced by null.
+/// Parses strictly; `watch(depth, event, value)` sees it as by nlohmann::json::parse, and where it returns false, a
+/// value that is complete is replaced by null.
 template <class Watch>
 nlohmann::json parse_json(std::string_view source, const std::string& where, Watch&& watch) {
   // nlohmann's parser takes a zero byte for the end and would not see what follows.

@@ -49,8 +49,8 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 
 /// Fills a model from files, converting between single, double and half precision. Every parameter must be among the
 /// tensors as `prefix` + its name with the model's shape, and every tensor whose name begins with `prefix` must be a
-/// parameter, or one that `ignored(name)` says takes no part; and all numbers must be finite. Otherwise throws `Error`, and the model is
-/// as it was.
+/// parameter, or one that `ignored(name)` says takes no part; and all numbers must be finite. Otherwise throws `Error`,
+/// and the model is as it was.
 template <class Model, class Ignored>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
   std::unordered_set<std::string> known;
@@ -73,8 +73,8 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
     detail::check_loadable(tensors, full, p.shape());
     std::vector<T> numbers(static_cast<std::size_t>(p.size()));
     tensors.read(full, std::span<T>(numbers));
-    require(std::ranges::all_of(numbers, [](T x) { return std::isfinite(x); }), tensors.path(full), ": tensor ", detail::in_quotes(full),
-            " holds numbers that are not finite");
+    require(std::ranges::all_of(numbers, [](T x) { return std::isfinite(x); }), tensors.path(full), ": tensor ",
+            detail::in_quotes(full), " holds numbers that are not finite");
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
     tensors.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));

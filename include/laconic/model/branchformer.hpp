@@ -6,8 +6,8 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and convolved over
-/// time, multiply the other half. (rows, channels) to (rows, channels / 2).
+/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and
+/// convolved over time, multiply the other half. (rows, channels) to (rows, channels / 2).
 template <class T>
 class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingUnit<T>> {
  public:
@@ -45,7 +45,8 @@ class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
  public:
   ConvolutionalGatingMlp(const EncoderConfig& c, Seed seed)
       : channel_proj1(c.d_model, units(c), seed / "channel_proj1"),
-        csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"), channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
+        csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"),
+        channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
 
   static constexpr Index units(const EncoderConfig& c) { return c.cgmlp_expansion * c.d_model; }
   static constexpr Index parameter_count(const EncoderConfig& c) {
@@ -80,7 +81,10 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   Branches(const EncoderConfig& c, Seed seed)
-      : norm_mha(c.d_model), attn(c.attention_config(), c.dropout, seed / "attn"), norm_mlp(c.d_model), cgmlp(c, seed / "cgmlp"),
+      : norm_mha(c.d_model),
+        attn(c.attention_config(), c.dropout, seed / "attn"),
+        norm_mlp(c.d_model),
+        cgmlp(c, seed / "cgmlp"),
         dropout_(c.dropout) {}
 
   static constexpr Index parameter_count(const EncoderConfig& c) {
@@ -120,14 +124,18 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
   double dropout_;
 };
 
-/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a norm.
-/// Parameter names are ESPnet's.
+/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a
+/// norm. Parameter names are ESPnet's.
 template <class AttentionPolicy, class T>
 class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
  public:
   BranchformerBlock(const EncoderConfig& c, Seed seed)
-      : branches(c, seed), merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
-        norm_final(c.d_model), merge_(c.merge), cgmlp_weight_(c.cgmlp_weight), dropout_(c.dropout) {
+      : branches(c, seed),
+        merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_final(c.d_model),
+        merge_(c.merge),
+        cgmlp_weight_(c.cgmlp_weight),
+        dropout_(c.dropout) {
     if (merge_ != BranchMerge::learned_average) return;
     pooling_proj1 = Linear<T>(c.d_model, 1, seed / "pooling_proj1");
     pooling_proj2 = Linear<T>(c.d_model, 1, seed / "pooling_proj2");
@@ -181,8 +189,10 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   template <class Context, class Tensor>
   Tensor merged(Context& context, Tensor attention, const Tensor& cgmlp, const Pass<Tensor>& pass) const {
     switch (merge_) {
-      case BranchMerge::concat: return context.concat(attention, cgmlp);
-      case BranchMerge::fixed_average: return context.add(context.scale(attention, 1 - cgmlp_weight_), cgmlp, cgmlp_weight_);
+      case BranchMerge::concat:
+        return context.concat(attention, cgmlp);
+      case BranchMerge::fixed_average:
+        return context.add(context.scale(attention, 1 - cgmlp_weight_), cgmlp, cgmlp_weight_);
       default: {
         const Tensor a = gate(context, attention, pooling_proj1, weight_proj1, pass.sequences);
         const Tensor b = gate(context, cgmlp, pooling_proj2, weight_proj2, pass.sequences);
@@ -191,10 +201,11 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
       }
     }
   }
-  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`. That is
-  /// attention of one query a sequence; the pooling's bias moves all scores alike.
+  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`.
+  /// That is attention of one query a sequence; the pooling's bias moves all scores alike.
   template <class Context, class Tensor>
-  Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight, const Sequences& sequences) const {
+  Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight,
+              const Sequences& sequences) const {
     const Index n = sequences.size();
     const Sequences one = sequences.map_lengths(context.arena(), [](Index) { return 1; });
     const Tensor zeros = context.constant(n, x.cols(), [](Index, Index) { return 0; });
@@ -206,16 +217,23 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   double cgmlp_weight_, dropout_;
 };
 
-/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a depthwise
-/// convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging Face's.
+/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a
+/// depthwise convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging
+/// Face's.
 template <class AttentionPolicy, class T>
 class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
  public:
   EBranchformerBlock(const EncoderConfig& c, Seed seed)
-      : norm_ff_macaron(c.d_model), feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
-        branches(c, seed), depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
-        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"), norm_ff(c.d_model),
-        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"), norm_final(c.d_model), dropout_(c.dropout) {}
+      : norm_ff_macaron(c.d_model),
+        feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout,
+                             seed / "feed_forward_macaron"),
+        branches(c, seed),
+        depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
+        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_ff(c.d_model),
+        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"),
+        norm_final(c.d_model),
+        dropout_(c.dropout) {}
 
   auto& attention() { return branches.attn; }
   const auto& attention() const { return branches.attn; }
@@ -223,7 +241,9 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   template <class Context>
   struct State {
     State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
-        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape), fusion(block.depthwise_conv_fusion, shape) {}
+        : attention(context, block.branches.attn, shape),
+          conv(block.branches.cgmlp.csgu.conv, shape),
+          fusion(block.depthwise_conv_fusion, shape) {}
     void clear(Index slot) {
       attention.clear(slot);
       conv.clear(slot);
@@ -282,7 +302,9 @@ struct BranchformerKind : FeatureFront {
   using Block = BranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";
 
-  static constexpr Index merge_width(const EncoderConfig& c) { return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model; }
+  static constexpr Index merge_width(const EncoderConfig& c) {
+    return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model;
+  }
   static constexpr Index parameter_count(const EncoderConfig& c) {
     return Branches<Mha<1>, float>::parameter_count(c) + (merge_width(c) + 1) * c.d_model + 2 * c.d_model +
            (c.merge == BranchMerge::learned_average ? 4 * (c.d_model + 1) : 0);
@@ -291,9 +313,11 @@ struct BranchformerKind : FeatureFront {
     return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * merge_width(c) * c.d_model;
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
     require(c.merge != BranchMerge::learned_average,
-            "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; concat or fixed-average expected");
+            "branchformer: a learned average weighs the branches by the whole utterance, so it cannot be streamed; "
+            "concat or fixed-average expected");
   }
 };
 
@@ -309,10 +333,12 @@ struct EBranchformerKind : FeatureFront {
   }
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     const Index d = c.d_model;
-    return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
+    return ConvolutionalGatingMlp<float>::flops(c, frames) +
+           2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 

@@ -6,15 +6,18 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise, batch
-/// norm, activation (there SiLU), pointwise, dropout.
+/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
+/// batch norm, activation (there SiLU), pointwise, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
   ConvolutionModule(const EncoderConfig& c, Seed seed)
-      : layer_norm(c.d_model), pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
-        depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"), batch_norm(c.d_model),
-        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")), hidden_act_(c.hidden_act),
+      : layer_norm(c.d_model),
+        pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
+        depthwise_conv(c.d_model, c.conv_kernel, c.convolution, seed / "depthwise_conv"),
+        batch_norm(c.d_model),
+        pointwise_conv2(Linear<T>::pointwise_conv(c.d_model, c.d_model, seed / "pointwise_conv2")),
+        hidden_act_(c.hidden_act),
         dropout_(c.dropout) {}
 
   template <class Context, class Tensor, class S = std::nullptr_t>
@@ -52,9 +55,15 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   using AttentionType = typename AttentionPolicy::template Layer<T>;
 
   ConformerBlock(const EncoderConfig& c, Seed seed)
-      : ffn1_layer_norm(c.d_model), ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"), self_attn_layer_norm(c.d_model),
-        self_attn(c.attention_config(), c.dropout, seed / "self_attn"), conv_module(c, seed / "conv_module"), ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"), final_layer_norm(c.d_model), dropout_(c.dropout) {}
+      : ffn1_layer_norm(c.d_model),
+        ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"),
+        self_attn_layer_norm(c.d_model),
+        self_attn(c.attention_config(), c.dropout, seed / "self_attn"),
+        conv_module(c, seed / "conv_module"),
+        ffn2_layer_norm(c.d_model),
+        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"),
+        final_layer_norm(c.d_model),
+        dropout_(c.dropout) {}
 
   auto& attention() { return self_attn; }
   const auto& attention() const { return self_attn; }
@@ -132,7 +141,8 @@ struct ConformerKind : FeatureFront {
     return 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 3 * d * d + c.conv_kernel * d);
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred, "conformer: a centred convolution cannot be streamed; causal or chunk expected");
+    require(c.convolution != ConvolutionContext::centred,
+            "conformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 

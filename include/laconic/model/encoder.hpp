@@ -31,12 +31,14 @@ struct FeatureFront {
     return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
   }
   /// Frames of so many rows.
-  static constexpr Index out_length(const EncoderConfig& c, Index rows) { return Conv2dSubsampling<float>::out_length(rows, c.subsampling); }
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) {
+    return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
+  }
   static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`, `EBranchformer`
-/// and `Wav2Vec2Conformer` are this with their blocks. A kind has
+/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`,
+/// `EBranchformer` and `Wav2Vec2Conformer` are this with their blocks. A kind has
 ///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
@@ -57,7 +59,10 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   using Block = typename Kind::template Block<AttentionPolicy, T>;
 
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(Kind::template front<T>(config.checked(), seed)), layer_norm(config.d_model, config.layer_norm_eps), lm_head(config.d_model, config.vocab_size, seed / "lm_head"), config_(config) {
+      : subsampling(Kind::template front<T>(config.checked(), seed)),
+        layer_norm(config.d_model, config.layer_norm_eps),
+        lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
+        config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
     const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
     config_.num_heads = d.num_heads;
@@ -68,8 +73,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
-    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ", config.left_context,
-            " given, but the state of linear attention cannot forget; -1 expected");
+    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ",
+            config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
   }
 
   /// With every number said, also those that came from the type.
@@ -77,9 +82,9 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// Throws where a block sees what a stream cannot have.
   void require_streamable() const { Kind::require_streamable(config_); }
 
-  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen expression
-  /// or a tensor of the context. `mask` says what encoder frames see, by default what the configuration says. To `outputs`, if
-  /// given, what each block gives is added, (rows, d_model).
+  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen
+  /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
+  /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
@@ -106,7 +111,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
-    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ", pass.sequences.rows());
+    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
+            pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();
     const auto& attention = layers.front().attention();
     x = attention.enter(context, std::move(x), pass);
@@ -159,23 +165,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
 
   /// Trained numbers before the blocks.
-  static constexpr Index front_parameter_count(const EncoderConfig& config) { return Kind::front_parameters(config.checked()); }
+  static constexpr Index front_parameter_count(const EncoderConfig& config) {
+    return Kind::front_parameters(config.checked());
+  }
   /// Trained numbers of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
-    return Kind::front_parameters(c) +
-           c.num_layers * Kind::parameter_count(c) + c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) +
-           2 * c.d_model +
+    return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
+           c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) + 2 * c.d_model +
            (c.d_model + 1) * c.vocab_size;
   }
 
-  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so many
-  /// encoder frames.
+  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so
+  /// many encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
-    return Kind::front_flops(c, n.count) +
-           c.num_layers * Kind::flops(c, n.count) +
-           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) + 2 * n.count * c.d_model * c.vocab_size;
+    return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
+           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) +
+           2 * n.count * c.d_model * c.vocab_size;
   }
 
   static void each_parameter(auto& self, auto&& visit) {

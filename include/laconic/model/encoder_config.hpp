@@ -16,8 +16,8 @@ constexpr auto enum_names(EncoderName) {
                                                {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
 }
 
-/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a linear
-/// layer; as an average of fixed weights; or of weights that each utterance decides.
+/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a
+/// linear layer; as an average of fixed weights; or of weights that each utterance decides.
 enum class BranchMerge { concat, fixed_average, learned_average };
 constexpr auto enum_names(BranchMerge) {
   return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
@@ -25,21 +25,26 @@ constexpr auto enum_names(BranchMerge) {
                                                {BranchMerge::learned_average, "learned-average"}});
 }
 
-/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the first alone.
+/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the
+/// first alone.
 enum class WaveformNorm { layer, group };
 constexpr auto enum_names(WaveformNorm) {
   return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
 }
 
-/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are Hugging Face's.
+/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are
+/// Hugging Face's.
 struct WaveformConfig {
-  IndexList conv_dim{}, conv_kernel{}, conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
+  IndexList conv_dim{}, conv_kernel{},
+      conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
   bool conv_bias = false;
   WaveformNorm feat_extract_norm = WaveformNorm::layer;
   Activation feat_extract_activation = Activation::gelu;
 
   constexpr bool empty() const { return conv_dim.size() == 0; }
-  constexpr Conv1dShape layer(Index i) const { return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]}; }
+  constexpr Conv1dShape layer(Index i) const {
+    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
+  }
   /// Samples for each frame that comes out (0 where the strides are absurd), and those that the first one needs.
   constexpr Index stride() const {
     Index out = 1;
@@ -62,10 +67,10 @@ struct WaveformConfig {
   }
 };
 
-/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention may be
-/// left 0 where its type says them.
+/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention
+/// may be left 0 where its type says them.
 struct EncoderConfig {
-  Index num_mels = 80;              ///< 1 where the encoder takes samples
+  Index num_mels = 80;  ///< 1 where the encoder takes samples
   Index d_model = 256;
   Index num_layers = 12;
   Index vocab_size = 29;
@@ -74,26 +79,28 @@ struct EncoderConfig {
   Index num_kv_heads = 0;
   Index kv_lora_rank = 0;
   Index v_lora_rank = 0;
-  IndexList kv_lora_ranks{}, v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
+  IndexList kv_lora_ranks{},
+      v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
   Index q_lora_rank = 0;
   Index qk_rope_head_dim = 0;
-  IndexList rope_pairs{};           ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of its own width
+  IndexList rope_pairs{};  ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of
+                           ///< its own width
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
   Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
   double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
-  Index ffn_expansion = 4;          ///< width of the feed-forward modules over d_model (not in a Branchformer)
-  Index conv_kernel = 31;           ///< frames, odd: of the convolution module, or in the cgMLP
-  Index cgmlp_expansion = 6;        ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
-  BranchMerge merge = BranchMerge::concat;  ///< of a Branchformer
-  double cgmlp_weight = 0.5;        ///< of the cgMLP in a fixed average
-  Index merge_kernel = 3;           ///< frames, odd: of an E-Branchformer's merge
-  Index subsampling = 4;            ///< 2 or 4; the product of the strides where the encoder takes samples
-  Index subsampling_channels = 0;   ///< 0: d_model
+  Index ffn_expansion = 4;                   ///< width of the feed-forward modules over d_model (not in a Branchformer)
+  Index conv_kernel = 31;                    ///< frames, odd: of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;                 ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;   ///< of a Branchformer
+  double cgmlp_weight = 0.5;                 ///< of the cgMLP in a fixed average
+  Index merge_kernel = 3;                    ///< frames, odd: of an E-Branchformer's merge
+  Index subsampling = 4;                     ///< 2 or 4; the product of the strides where the encoder takes samples
+  Index subsampling_channels = 0;            ///< 0: d_model
   double dropout = 0.1;
   ConvolutionContext convolution = ConvolutionContext::centred;
-  Index chunk = 0;                  ///< encoder frames that are seen together; 0: whole utterances
-  Index left_context = -1;          ///< encoder frames seen before the own chunk; -1: all
-  WaveformConfig waveform{};        ///< empty where the encoder takes features
+  Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
+  Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
+  WaveformConfig waveform{};  ///< empty where the encoder takes features
 
   constexpr AttentionConfig attention_config() const {
     return {.d_model = d_model,
@@ -111,7 +118,8 @@ struct EncoderConfig {
   constexpr EncoderConfig for_layer(Index i) const {
     EncoderConfig out = *this;
     if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
-    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0) out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
+    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0)
+      out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
     return out;
   }
   /// The sum of count(attention_config) over the layers.
@@ -123,7 +131,9 @@ struct EncoderConfig {
     return sum;
   }
   /// What every frame sees, as the model is meant to be used.
-  constexpr Mask mask() const { return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask(); }
+  constexpr Mask mask() const {
+    return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
+  }
   constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
 
   static constexpr void fields(auto& self, auto&& visit) {
@@ -159,10 +169,12 @@ struct EncoderConfig {
     visit("waveform", self.waveform);
   }
 
-  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products small.
+  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products
+  /// small.
   constexpr const EncoderConfig& checked() const {
     const auto within = [](Index value, Index least, Index most, const char* name) {
-      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most,
+              " expected");
     };
     within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
     within(d_model, 1, 1 << 16, "d_model");
@@ -182,25 +194,29 @@ struct EncoderConfig {
     within(chunk, 0, 1 << 20, "chunk");
     within(left_context, -1, 1 << 20, "left_context");
     for (const IndexList* ranks : {&kv_lora_ranks, &v_lora_ranks})
-      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(), " layers given for ", num_layers);
+      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(),
+              " layers given for ", num_layers);
     require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
     require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
-    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model, " channels given, an even number expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps, " given, more than 0 and less than 1 expected");
+    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model,
+            " channels given, an even number expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
     if (waveform.empty()) {
       require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
     } else {
       const Index layers = waveform.conv_dim.size();
       within(layers, 1, 12, "conv_dim's length");
-      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ", layers,
-              " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ", waveform.conv_stride.size(),
-              " given, equal numbers expected");
+      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ",
+              layers, " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ",
+              waveform.conv_stride.size(), " given, equal numbers expected");
       for (Index i = 0; i < layers; ++i) {
         within(waveform.conv_dim[i], 1, 1 << 16, "conv_dim");
         within(waveform.conv_kernel[i], 1, 1 << 12, "conv_kernel");
         within(waveform.conv_stride[i], 1, 16, "conv_stride");
       }
-      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling, " given, but the strides multiply to ", waveform.stride());
+      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling,
+              " given, but the strides multiply to ", waveform.stride());
     }
     require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
     require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");

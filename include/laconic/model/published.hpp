@@ -32,16 +32,21 @@ constexpr EncoderConfig published_branchformer(AttentionName attention) {
   return with_attention({.d_model = 512, .num_layers = 18, .vocab_size = 32, .num_heads = 8}, attention, 512);
 }
 constexpr EncoderConfig small_encoder(AttentionName attention) {
-  return with_attention({.num_mels = 40, .d_model = 128, .num_layers = 4, .vocab_size = 32, .num_heads = 8, .conv_kernel = 15,
+  return with_attention({.num_mels = 40,
+                         .d_model = 128,
+                         .num_layers = 4,
+                         .vocab_size = 32,
+                         .num_heads = 8,
+                         .conv_kernel = 15,
                          .subsampling_channels = 32},
                         attention, 64);
 }
 
 }  // namespace detail
 
-/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published with such
-/// attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a size that trains on
-/// a CPU in minutes (R = d_model / 2).
+/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published
+/// with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a
+/// size that trains on a CPU in minutes (R = d_model / 2).
 inline constexpr std::array published_models{
     PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
     PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
@@ -50,7 +55,8 @@ inline constexpr std::array published_models{
     PublishedModel{"branchformer_mha", EncoderName::branchformer, detail::published_branchformer(AttentionName::mha)},
     PublishedModel{"branchformer_mla", EncoderName::branchformer, detail::published_branchformer(AttentionName::mla)},
     PublishedModel{"branchformer_gqa", EncoderName::branchformer, detail::published_branchformer(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear", EncoderName::branchformer, detail::published_branchformer(AttentionName::linear)},
+    PublishedModel{"branchformer_linear", EncoderName::branchformer,
+                   detail::published_branchformer(AttentionName::linear)},
     PublishedModel{"conformer_mha_small", EncoderName::conformer, detail::small_encoder(AttentionName::mha)},
     PublishedModel{"conformer_mla_small", EncoderName::conformer, detail::small_encoder(AttentionName::mla)},
     PublishedModel{"conformer_gqa_small", EncoderName::conformer, detail::small_encoder(AttentionName::gqa)},
@@ -58,7 +64,8 @@ inline constexpr std::array published_models{
     PublishedModel{"branchformer_mha_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mha)},
     PublishedModel{"branchformer_mla_small", EncoderName::branchformer, detail::small_encoder(AttentionName::mla)},
     PublishedModel{"branchformer_gqa_small", EncoderName::branchformer, detail::small_encoder(AttentionName::gqa)},
-    PublishedModel{"branchformer_linear_small", EncoderName::branchformer, detail::small_encoder(AttentionName::linear)},
+    PublishedModel{"branchformer_linear_small", EncoderName::branchformer,
+                   detail::small_encoder(AttentionName::linear)},
 };
 
 namespace detail {
@@ -78,8 +85,8 @@ constexpr const PublishedModel& published_model(std::string_view name) {
   detail::unknown_model(name);
 }
 
-/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached input has
-/// half of it, and linear attention a state, which cannot forget.
+/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached
+/// input has half of it, and linear attention a state, which cannot forget.
 constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
   using enum AttentionName;
   const Index quarter = encoder.d_model / 2;

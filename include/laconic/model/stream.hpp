@@ -10,28 +10,30 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with chunks
-/// of many sizes takes others.
+/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
+/// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;                        ///< streams at once
-  Index chunk = 0;                           ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;                   ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;                      ///< the most encoder frames of a stream, which must be said where all are kept
-  CacheStorage storage = CacheStorage::full; ///< of the keys and values
-  int threads = 0;                           ///< 0: all that the machine offers
+  Index capacity = 1;       ///< streams at once
+  Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
+  CacheStorage storage = CacheStorage::full;  ///< of the keys and values
+  int threads = 0;                            ///< 0: all that the machine offers
 };
 
-/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames that
-/// became final. What comes out is what the encoder gives for the whole utterance under the mask of the same chunks.
+/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
+/// that became final. What comes out is what the encoder gives for the whole utterance under the mask of the same
+/// chunks.
 ///
 ///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
-///     auto last = streams.finish(std::array{a, b});                              // what is left of both; they are closed
+///     auto last = streams.finish(std::array{a, b});  // what is left of both; they are closed
 ///
-/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from the system
-/// in anything that was tried, as long as no call gave more than `max_rows` rows of logits (docs/architecture.md, Streams). It computes in a context of its own. Throws
-/// `Error` where the model cannot be streamed.
+/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from
+/// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
+/// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
+/// streamed.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
@@ -39,12 +41,16 @@ class Streams {
   using Tensor = typename Context::Tensor;
 
   explicit Streams(const Model& model, const StreamConfig& config = {})
-      : model_(model), context_(config.threads), mask_(resolved_mask(model.config(), config)), max_frames_(config.max_frames),
+      : model_(model),
+        context_(config.threads),
+        mask_(resolved_mask(model.config(), config)),
+        max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
-        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)), slots_(static_cast<std::size_t>(config.capacity)) {
+        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)),
+        slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
     for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
@@ -67,14 +73,15 @@ class Streams {
     free_.push_back(stream);
   }
 
-  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits of the
-  /// frames that became final, in the same order. A stream may be named once.
+  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
+  /// of the frames that became final, in the same order. A stream may be named once.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
     return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
   }
   /// The frames that are left of streams to which nothing will be added, and closes them.
   Logits<Tensor> finish(std::span<const Index> streams) {
-    const Sequences none = Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
+    const Sequences none =
+        Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
     auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
     for (const Index stream : streams) close(stream);
     return out;
@@ -84,8 +91,8 @@ class Streams {
   /// Frames that attention keeps of a stream, at most.
   Index kept_frames() const {
     if (!model_.layers.front().attention().keeps_frames()) return 0;
-    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24), "streams: all frames are kept, so max_frames must say how many at most: ",
-            max_frames_, " given");
+    require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24),
+            "streams: all frames are kept, so max_frames must say how many at most: ", max_frames_, " given");
     return keeps_all_ ? max_frames_ : mask_.left_context;
   }
   /// Held for keys and values, for convolutions and for features, all streams.
@@ -105,28 +112,31 @@ class Streams {
 
   struct Slot {
     bool open;
-    Index frames;   // encoder frames given
-    Index pending;  // rows of features that wait in its window
-    Index next;     // row of the block that comes next
-    Index sequence; // of this push
-    Index row;      // of the output that comes next
+    Index frames;    // encoder frames given
+    Index pending;   // rows of features that wait in its window
+    Index next;      // row of the block that comes next
+    Index sequence;  // of this push
+    Index row;       // of the output that comes next
   };
 
   static const StreamConfig& checked(const StreamConfig& c) {
-    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24, " expected");
+    require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
+            " expected");
     return c;
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
-    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk, left = c.left_context == -2 ? model.left_context : c.left_context;
-    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames, " expected, or 0 for the model's own");
+    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk,
+                left = c.left_context == -2 ? model.left_context : c.left_context;
+    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames,
+            " expected, or 0 for the model's own");
     require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
     require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
             " expected, -1 for all or -2 for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
   }
   Slot& slot(Index stream) {
-    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open, "streams: stream ",
-            stream, " is not open");
+    require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open,
+            "streams: stream ", stream, " is not open");
     return slots_[static_cast<std::size_t>(stream)];
   }
 
@@ -137,10 +147,12 @@ class Streams {
     return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
   }
 
-  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks, bool last) {
-    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() && mels == model_.config().num_mels, "streams: features (",
-            rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ", model_.config().num_mels, ") in ", streams.size(),
-            " expected");
+  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks,
+                     bool last) {
+    require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() &&
+                mels == model_.config().num_mels,
+            "streams: features (", rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ",
+            model_.config().num_mels, ") in ", streams.size(), " expected");
     for (std::size_t n = 0; n < streams.size(); ++n) slot(streams[n]).sequence = -1;
     for (std::size_t n = 0; n < streams.size(); ++n) {
       Slot& s = slot(streams[n]);
@@ -148,8 +160,8 @@ class Streams {
       s.sequence = static_cast<Index>(n);
       s.next = blocks.begin(s.sequence);
       const Index frames = frames_with(s, blocks.length(s.sequence), last);
-      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ", s.frames + frames,
-              " frames, at most max_frames = ", max_frames_, " expected");
+      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ",
+              s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
     }
     Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
                          return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
@@ -183,7 +195,9 @@ class Streams {
 
   /// One pass over the streams that are ready.
   void step(Tensor& out) {
-    const auto slot_of = [&](Index n) -> Slot& { return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])]; };
+    const auto slot_of = [&](Index n) -> Slot& {
+      return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
+    };
     const Index count = static_cast<Index>(ready_.size());
     const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
     Tensor features = context_.make(inputs.rows(), pending_.cols());
@@ -210,7 +224,8 @@ class Streams {
     ready_.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any needs.
+  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any
+  /// needs.
   void warm_up() {
     for (Index count = 1;; count = std::min(2 * count, together_)) {
       for (const bool full : {false, true}) {

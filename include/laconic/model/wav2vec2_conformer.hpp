@@ -13,7 +13,9 @@ template <class T>
 class WaveformLayer : public Module<WaveformLayer<T>> {
  public:
   WaveformLayer(const WaveformConfig& c, Index i, Seed seed)
-      : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no), layer_norm(norm_behind(c, i)), activation_(c.feat_extract_activation) {}
+      : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no),
+        layer_norm(norm_behind(c, i)),
+        activation_(c.feat_extract_activation) {}
 
   template <class Context, class Tensor>
   Tensor operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
@@ -41,16 +43,20 @@ class WaveformLayer : public Module<WaveformLayer<T>> {
   Activation activation_;
 };
 
-/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al. 2020,
-/// section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it is kept for files.
+/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al.
+/// 2020, section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it
+/// is kept for files.
 template <class T>
 class WaveformFront : public Module<WaveformFront<T>> {
  public:
   WaveformFront(const EncoderConfig& c, Seed seed)
-      : masked_spec_embed({c.d_model}), layer_norm(last_dim(c), c.layer_norm_eps),
-        projection(last_dim(c), c.d_model, seed / "feature_projection" / "projection"), config_(c.waveform) {
+      : masked_spec_embed({c.d_model}),
+        layer_norm(last_dim(c), c.layer_norm_eps),
+        projection(last_dim(c), c.d_model, seed / "feature_projection" / "projection"),
+        config_(c.waveform) {
     masked_spec_embed.trainable = false;
-    for (Index i = 0; i < config_.conv_dim.size(); ++i) conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
+    for (Index i = 0; i < config_.conv_dim.size(); ++i)
+      conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
   }
 
   /// Samples that go in for each frame that comes out, and those that the first one needs.
@@ -67,7 +73,8 @@ class WaveformFront : public Module<WaveformFront<T>> {
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& samples, const Sequences& sequences) const {
     require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
-    require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ", sequences.rows());
+    require(samples.rows() == sequences.rows(), "wav2vec2: ", samples.rows(), " samples given, their sequences have ",
+            sequences.rows());
     Tensor x = samples;
     const Sequences* from = &sequences;  // a copy of what the caller owns would take memory
     Sequences at;
@@ -130,14 +137,16 @@ struct Wav2Vec2ConformerKind : ConformerKind {
   }
   static constexpr void require_streamable(const EncoderConfig& c) {
     ConformerKind::require_streamable(c);
-    require(c.waveform.feat_extract_norm != WaveformNorm::group, "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
+    require(c.waveform.feat_extract_norm != WaveformNorm::group,
+            "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
   }
   static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
                               *norm_name = "wav2vec2_conformer.encoder.layer_norm";
 };
 
-/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz, brought to
-/// mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and `num_mels` is 1.
+/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz,
+/// brought to mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and
+/// `num_mels` is 1.
 template <class AttentionPolicy, class T = float>
 using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 

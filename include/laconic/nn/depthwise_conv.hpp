@@ -7,12 +7,13 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the end of
-/// the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
+/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
+/// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
 enum class ConvolutionContext { centred, causal, chunk };
 constexpr auto enum_names(ConvolutionContext) {
-  return std::to_array<EnumName<ConvolutionContext>>(
-      {{ConvolutionContext::centred, "centred"}, {ConvolutionContext::causal, "causal"}, {ConvolutionContext::chunk, "chunk"}});
+  return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
+                                                      {ConvolutionContext::causal, "causal"},
+                                                      {ConvolutionContext::chunk, "chunk"}});
 }
 
 /// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
@@ -34,13 +35,16 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   }
 
   /// Frames that an output sees before its own.
-  Index left() const { return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2; }
+  Index left() const {
+    return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2;
+  }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
   template <class Context>
   class State {
    public:
-    State(const DepthwiseConv& conv, const StateShape& shape) : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+    State(const DepthwiseConv& conv, const StateShape& shape)
+        : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
     void clear(Index slot) { cache_.fill_zeros(slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 
@@ -53,7 +57,8 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
     require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
-            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is expected");
+            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is "
+            "expected");
     DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
     if constexpr (has_state<S>) {
       const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);

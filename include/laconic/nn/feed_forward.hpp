@@ -12,8 +12,10 @@ template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
   FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"), output_dense(hidden, d_model, seed / "output_dense"),
-        activation_(activation), dropout_(dropout) {}
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
+        output_dense(hidden, d_model, seed / "output_dense"),
+        activation_(activation),
+        dropout_(dropout) {}
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {

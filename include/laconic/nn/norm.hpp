@@ -11,7 +11,9 @@ class LayerNorm : public Module<LayerNorm<T>> {
  public:
   static constexpr Index parameter_count(Index channels) { return 2 * channels; }
 
-  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
+    weight.value.setOnes();
+  }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
@@ -63,12 +65,14 @@ class NoNorm : public Module<NoNorm<T>> {
   static void each_parameter(auto&, auto&&) {}
 };
 
-/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He 2018) with
-/// a group for every channel. Needs whole sequences.
+/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He
+/// 2018) with a group for every channel. Needs whole sequences.
 template <class T>
 class SequenceNorm : public Module<SequenceNorm<T>> {
  public:
-  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
+    weight.value.setOnes();
+  }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
@@ -92,8 +96,12 @@ template <class T>
 class BatchNorm : public Module<BatchNorm<T>> {
  public:
   explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
-      : weight({channels}), bias({channels}), running_mean({channels}, Role::statistic), running_var({channels}, Role::statistic),
-        eps_(eps), momentum_(momentum) {
+      : weight({channels}),
+        bias({channels}),
+        running_mean({channels}, Role::statistic),
+        running_var({channels}, Role::statistic),
+        eps_(eps),
+        momentum_(momentum) {
     weight.value.setOnes();
     running_var.value.setOnes();
   }

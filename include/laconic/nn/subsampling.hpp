@@ -11,7 +11,9 @@ template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
   Conv2d(const Conv2dShape& shape, Seed seed)
-      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}), bias({shape.out_channels}), shape_(shape) {
+      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
+        bias({shape.out_channels}),
+        shape_(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
@@ -34,8 +36,8 @@ class Conv2d : public Module<Conv2d<T>> {
   Conv2dShape shape_;
 };
 
-/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over (time,
-/// mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
+/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over
+/// (time, mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
 /// ((T - 1) / 2 - 1) / 2, or (T - 1) / 2 - 2. Columns between the layers are (frequency, channel), channel innermost.
 template <class T>
 class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
@@ -51,13 +53,15 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    return channels * (taps + 1) + channels * (taps * channels + 1) + (channels * out_length(num_mels, factor) + 1) * d_model;
+    return channels * (taps + 1) + channels * (taps * channels + 1) +
+           (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
   /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
   static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel, half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
+    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
+                half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
     const Index freqs = out_length(num_mels, factor);
     return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
   }
@@ -75,10 +79,10 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
-    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(), " mels, the model expects ",
-            conv0.shape().in_freqs);
-    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(), " rows of features given, their sequences have ",
-            sequences.rows());
+    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
+            " mels, the model expects ", conv0.shape().in_freqs);
+    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(),
+            " rows of features given, their sequences have ", sequences.rows());
     const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
     const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
     auto x = context.activation(Activation::relu, conv0(context, features, sequences, half));
@@ -97,7 +101,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 
  private:
   Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
-      : conv0(first, seed / "conv0"), conv1(second(first, factor), seed / "conv1"),
+      : conv0(first, seed / "conv0"),
+        conv1(second(first, factor), seed / "conv1"),
         linear(conv1.shape().out_cols(), d_model, seed / "linear") {}
 
   static Conv2dShape second(const Conv2dShape& first, Index factor) {

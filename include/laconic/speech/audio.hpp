@@ -80,7 +80,8 @@ inline void require_whole_wav(const std::filesystem::path& path, const Descripto
   static_assert(std::endian::native == std::endian::little && sizeof chunk == 8);
   const auto read_at = [&](std::int64_t at) { return ::pread(file.get(), &chunk, sizeof chunk, at) == sizeof chunk; };
   if (!read_at(0) || std::memcmp(chunk.id, "RIFF", 4) != 0) return;
-  for (std::int64_t at = 12; read_at(at); at += 8 + std::int64_t{chunk.size} + chunk.size % 2) {  // wider: 8 + size may be 2^32
+  for (std::int64_t at = 12; read_at(at);
+       at += 8 + std::int64_t{chunk.size} + chunk.size % 2) {  // wider: 8 + size may be 2^32
     if (std::memcmp(chunk.id, "data", 4) != 0) continue;
     require(chunk.size >= 0x7fff0000 || at + 8 + chunk.size <= file_size, path.string(),
             ": cut short: the header says ", chunk.size, " bytes of samples, but ", file_size - at - 8, " follow");

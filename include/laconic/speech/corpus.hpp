@@ -35,8 +35,8 @@ inline bool is_file(const std::filesystem::path& path) {
   return std::filesystem::is_regular_file(path, ignored);
 }
 
-/// visit(line, where) for each line of a text file of at most 1 GiB that is not blank, without its end ("\n" or "\r\n");
-/// `where` is "FILE:NUMBER". Lines are not kept: a file may be nothing but ends of them.
+/// visit(line, where) for each line of a text file of at most 1 GiB that is not blank, without its end ("\n" or
+/// "\r\n"); `where` is "FILE:NUMBER". Lines are not kept: a file may be nothing but ends of them.
 template <class Visit>
 void each_line(const std::filesystem::path& path, Visit&& visit) {
   require(is_file(path), path.string(), ": no such file");
@@ -51,8 +51,8 @@ void each_line(const std::filesystem::path& path, Visit&& visit) {
   }
 }
 
-/// All files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted: a corpus' order
-/// does not depend on the file system.
+/// All files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted: a corpus'
+/// order does not depend on the file system.
 template <class Iterator>
 std::vector<std::filesystem::path> list_files(const std::filesystem::path& folder) {
   std::error_code error;
@@ -195,7 +195,8 @@ inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
   const bool librispeech = std::ranges::any_of(detail::files_below(path), [](const std::filesystem::path& file) {
     return file.string().ends_with(detail::transcript_ending);
   });
-  require(librispeech, path.string(), ": a folder without *", detail::transcript_ending, " files (LibriSpeech) below it",
+  require(librispeech, path.string(), ": a folder without *", detail::transcript_ending,
+          " files (LibriSpeech) below it",
           manifests.empty() ? "" : "; in it are the manifests " + manifests + ": give one of them");
   return read_librispeech(path);
 }

@@ -33,13 +33,15 @@ struct Dataset {
 
   Index size() const { return static_cast<Index>(examples.size()); }
   double seconds() const {
-    return std::accumulate(examples.begin(), examples.end(), 0.0, [](double sum, const Example& e) { return sum + e.seconds; });
+    return std::accumulate(examples.begin(), examples.end(), 0.0,
+                           [](double sum, const Example& e) { return sum + e.seconds; });
   }
 };
 
 /// Reads all audio into memory as features. With a vocabulary the texts become labels; an unknown token throws and
 /// names the audio file.
-inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config, const Vocabulary* vocabulary, int threads) {
+inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config,
+                            const Vocabulary* vocabulary, int threads) {
   const FeatureExtractor extract(config);
   Dataset out;
   out.examples.resize(utterances.size());
@@ -53,8 +55,8 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     e.speaker = u.speaker;
     e.seconds = static_cast<double>(audio.samples.size()) / config.fbank.sample_rate;
     if (u.duration > 0 && std::abs(u.duration - e.seconds) > 0.1 + 0.01 * e.seconds)
-      notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds, " s, all of which are used, though its duration is given as ",
-                       u.duration, " s");
+      notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds,
+                       " s, all of which are used, though its duration is given as ", u.duration, " s");
     try {
       e.features = extract(audio.samples);
       if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
@@ -72,7 +74,8 @@ inline void fit_normalization(std::span<const Utterance> utterances, FeatureConf
   const FeatureExtractor extract(config);
   std::vector<FeatureStatistics> each(utterances.size());
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
-    const Matrix<float> features = extract.raw(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
+    const Matrix<float> features =
+        extract.raw(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
     each[i].add(view(features));
   });
   FeatureStatistics all;
@@ -89,7 +92,8 @@ struct SpeechBatch {
 };
 
 /// Packs examples; with `augment`, each is masked by its own random numbers.
-inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indices, const SpecAugmentConfig* augment, Seed seed) {
+inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indices, const SpecAugmentConfig* augment,
+                              Seed seed) {
   std::vector<Index> lengths, label_lengths;
   SpeechBatch out;
   for (const Index i : indices) {
@@ -108,7 +112,8 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
     auto rows = out.features.middleRows(out.sequences.begin(at), out.sequences.length(at));
     rows = data.examples[static_cast<std::size_t>(indices[n])].features;
     if (augment != nullptr)
-      spec_augment(matrix_view(rows.data(), rows.rows(), rows.cols()), *augment, Random(seed, static_cast<std::uint64_t>(indices[n])));
+      spec_augment(matrix_view(rows.data(), rows.rows(), rows.cols()), *augment,
+                   Random(seed, static_cast<std::uint64_t>(indices[n])));
   }
   return out;
 }
@@ -124,7 +129,8 @@ inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index
   for (std::size_t begin = 0, end; begin < order.size(); begin = end) {
     Index pool = 0;
     for (end = begin; end < order.size() && (!seed || pool / 20 < max_frames); ++end) pool += frames(order[end]);
-    std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end),
+    std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(begin),
+                     order.begin() + static_cast<std::ptrdiff_t>(end),
                      [&](Index a, Index b) { return frames(a) < frames(b); });
     Index used = max_frames;
     for (std::size_t i = begin; i < end; ++i) {

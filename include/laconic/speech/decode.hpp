@@ -8,9 +8,9 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Greedy (best path) CTC decoding of frames as they come: the likeliest class of each frame, runs of one class collapsed,
-/// blanks dropped (Graves et al. 2006, section 3.2). Of equal logits the first wins. Throws where a frame holds NaN: such a
-/// model says nothing, and it must not read as silence.
+/// Greedy (best path) CTC decoding of frames as they come: the likeliest class of each frame, runs of one class
+/// collapsed, blanks dropped (Graves et al. 2006, section 3.2). Of equal logits the first wins. Throws where a frame
+/// holds NaN: such a model says nothing, and it must not read as silence.
 class GreedyCtc {
  public:
   explicit GreedyCtc(int blank = 0) : blank_(blank), previous_(blank) {}
@@ -18,7 +18,8 @@ class GreedyCtc {
   /// Adds the labels of these frames `(frames, classes)`, unnormalised or not.
   template <class Logits>
   void operator()(const Logits& logits, std::vector<int>& labels) {
-    require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(), " classes");
+    require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(),
+            " classes");
     for (Index t = 0; t < logits.rows(); ++t) {
       Index best = 0;
       for (Index c = 0; c < logits.cols(); ++c) {

@@ -274,7 +274,8 @@ struct DigitRecordings {
   }
 
   /// A speaker's recordings with indices first .. last, read; adds to `notes` what had to be converted.
-  DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate, std::vector<std::string>& notes) const {
+  DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate,
+                    std::vector<std::string>& notes) const {
     DigitSpeaker out{name, {}};
     for (std::size_t digit = 0; digit < 10; ++digit) {
       for (const auto& [index, file] : speakers.at(name)[digit])
@@ -339,8 +340,7 @@ inline std::vector<std::string> make_digits_corpus(const DigitsConfig& config, c
     splits[1].speakers.push_back(read(name, 5, 7));
     splits[2].speakers.push_back(read(name, 0, 4));
   }
-  if (!held_out.empty())
-    splits.push_back({"holdout", config.test_utterances, {read(held_out, 0, last)}});
+  if (!held_out.empty()) splits.push_back({"holdout", config.test_utterances, {read(held_out, 0, last)}});
   detail::write_connected_digits(
       config, splits,
       {{"made_from", "recordings of single digits"},

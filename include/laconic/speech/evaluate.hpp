@@ -15,8 +15,8 @@ namespace laconic::inline LACONIC_ABI {
 struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
-  double loss = 0;  ///< mean CTC loss of the examples that have labels which fit their frames
-  Index losses = 0;  ///< how many these are
+  double loss = 0;                      ///< mean CTC loss of the examples that have labels which fit their frames
+  Index losses = 0;                     ///< how many these are
   double audio_seconds = 0, compute_seconds = 0;
 
   WordErrors total_errors() const { return total(errors); }
@@ -48,7 +48,8 @@ struct Evaluation {
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of `batch_frames` feature frames, and counts word errors.
 template <class Model, class T>
-Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames = 8000) {
+Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary,
+                    Index batch_frames = 8000) {
   Evaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());

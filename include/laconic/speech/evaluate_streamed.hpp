@@ -8,15 +8,16 @@ namespace laconic::inline LACONIC_ABI {
 
 /// What a model wrote for a dataset that came to it in blocks, many utterances at once.
 struct StreamedEvaluation : Evaluation {
-  Index streams = 0;                 ///< at once
-  Index chunk = 0, left_context = 0; ///< encoder frames; a left context of -1 is all
+  Index streams = 0;                                                    ///< at once
+  Index chunk = 0, left_context = 0;                                    ///< encoder frames; a left context of -1 is all
   Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
   std::vector<double> push_seconds;  ///< of every push that made frames final, sorted
 
   /// Of the pushes, this part took no longer.
   double push_quantile(double part) const {
     if (push_seconds.empty()) return 0;
-    return push_seconds[std::min(push_seconds.size() - 1, static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
+    return push_seconds[std::min(push_seconds.size() - 1,
+                                 static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
   }
 
   /// Adds what was found for further examples by streams of the same kind.
@@ -40,14 +41,16 @@ struct StreamedEvaluation : Evaluation {
   }
 };
 
-/// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come with every
-/// push, until all are heard. Decodes greedily and counts word errors.
+/// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come
+/// with every push, until all are heard. Decodes greedily and counts word errors.
 template <class Model>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames) {
   require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
   using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
   using T = typename Model::Scalar;
   Streams streams(model, config);
   StreamedEvaluation out;
@@ -71,7 +74,8 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   std::size_t next = 0;
   const auto decode = [&](std::vector<Live>& of, const auto& logits) {
     for (std::size_t n = 0; n < of.size(); ++n)
-      of[n].decoder(logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)), logits.sequences.length(static_cast<Index>(n))),
+      of[n].decoder(logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)),
+                                                  logits.sequences.length(static_cast<Index>(n))),
                     of[n].tokens);
   };
   while (next < data.examples.size() || !live.empty()) {

@@ -48,7 +48,8 @@ class Fbank {
   explicit Fbank(const FbankConfig& config) : config_(config) {
     require(config.sample_rate > 0 && config.sample_rate <= 10'000'000, "fbank: sample_rate ", config.sample_rate,
             " Hz given, 1 to 10000000 expected");
-    require(config.num_mels > 0 && config.num_mels <= 4096, "fbank: num_mels ", config.num_mels, " given, 1 to 4096 expected");
+    require(config.num_mels > 0 && config.num_mels <= 4096, "fbank: num_mels ", config.num_mels,
+            " given, 1 to 4096 expected");
     require(std::isfinite(config.preemphasis) && config.preemphasis >= 0 && config.preemphasis <= 1,
             "fbank: preemphasis ", config.preemphasis, " given, 0 to 1 expected");
     const Index frame = samples_in(config.frame_length_ms, "frame_length_ms");

@@ -15,13 +15,15 @@ class FeatureStream {
   /// Throws for features that need the whole utterance.
   explicit FeatureStream(const FeatureConfig& config) : extract_(config) { config.require_streamable(); }
 
-  /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete. Allocates.
+  /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete.
+  /// Allocates.
   Matrix<float> push(std::span<const float> samples) {
     const std::size_t between = std::min(skip_, samples.size());
     skip_ -= between;
     waiting_.insert(waiting_.end(), samples.begin() + static_cast<std::ptrdiff_t>(between), samples.end());
     Matrix<float> features = extract_(waiting_);
-    const auto used = static_cast<std::size_t>(features.rows() * extract_.frame_shift()), now = std::min(used, waiting_.size());
+    const auto used = static_cast<std::size_t>(features.rows() * extract_.frame_shift()),
+               now = std::min(used, waiting_.size());
     waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(now));
     skip_ += used - now;
     return features;

@@ -44,7 +44,8 @@ struct FeatureConfig {
   /// Throws for features that need the whole utterance.
   void require_streamable() const {
     require(normalization != Normalization::utterance,
-            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization expected");
+            "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization "
+            "expected");
   }
 
   static constexpr void fields(auto& self, auto&& visit) {

@@ -96,8 +96,8 @@ inline void normalize_utterance(MatrixView<float> features) {
   statistics.normalization()(features);
 }
 
-/// The samples of one utterance (rows, 1) to mean 0 and variance 1, in place: (x - mean) / sqrt(var + 1e-7) with the variance over n,
-/// as Hugging Face's Wav2Vec2FeatureExtractor does it.
+/// The samples of one utterance (rows, 1) to mean 0 and variance 1, in place: (x - mean) / sqrt(var + 1e-7) with the
+/// variance over n, as Hugging Face's Wav2Vec2FeatureExtractor does it.
 inline void normalize_samples(MatrixView<float> samples) {
   if (samples.rows() == 0) return;
   const Eigen::ArrayXd x = samples.col(0).cast<double>().array();

@@ -34,7 +34,8 @@ constexpr auto enum_names(Tokens) {
 class Vocabulary {
  public:
   static constexpr std::string_view blank_token = "<blank>";
-  /// Vocabularies of Hugging Face's CTC models have this name for it, and among their characters tokens such as "<unk>".
+  /// Vocabularies of Hugging Face's CTC models have this name for it, and among their characters tokens such as
+  /// "<unk>".
   static constexpr std::string_view hugging_face_blank = "<pad>";
 
   /// The blank alone.
@@ -141,13 +142,14 @@ class Vocabulary {
       tokens[slot] = kind == Tokens::characters && name == "|" ? " " : name;
     }
     const bool foreign = kind == Tokens::characters && !tokens.empty() && tokens[0] == hugging_face_blank;
-    require(foreign || (!tokens.empty() && tokens[0] == blank_token), where, ": index 0 is ", tokens.empty() ? "missing" : tokens[0],
-            ", ", blank_token, " expected");
+    require(foreign || (!tokens.empty() && tokens[0] == blank_token), where, ": index 0 is ",
+            tokens.empty() ? "missing" : tokens[0], ", ", blank_token, " expected");
     Vocabulary out(kind, tokens[0]);
     for (std::size_t i = 1; i < tokens.size(); ++i) {
       const std::string& one = tokens[i];
-      const bool whole = kind == Tokens::words ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
-                                               : detail::split_characters(one).size() == 1 || (foreign && is_special(one));
+      const bool whole = kind == Tokens::words
+                             ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
+                             : detail::split_characters(one).size() == 1 || (foreign && is_special(one));
       require(whole, where, ": token \"", one, "\" is not one of ", to_name(kind));
       out.add(one);
     }
@@ -160,7 +162,8 @@ class Vocabulary {
 
  private:
   Vocabulary(Tokens kind, const std::string& blank) : kind_(kind) { add(blank); }
-  Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens) : Vocabulary(kind, std::string(blank_token)) {
+  Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens)
+      : Vocabulary(kind, std::string(blank_token)) {
     for (const std::string& one : tokens) add(one);
   }
 
@@ -175,7 +178,9 @@ class Vocabulary {
 
   static bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }
   static bool is_small(char c) { return c >= 'a' && c <= 'z'; }
-  static bool is_special(std::string_view token) { return token.size() > 2 && token.front() == '<' && token.back() == '>'; }
+  static bool is_special(std::string_view token) {
+    return token.size() > 2 && token.front() == '<' && token.back() == '>';
+  }
 
   std::string in_file(const std::string& token) const {
     return kind_ == Tokens::characters && token == " " ? "|" : token;

@@ -22,7 +22,8 @@ struct AdamWConfig {
     require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
             " given, expected from 0 to less than 1");
     require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
-    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay, " given, at least 0 expected");
+    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay,
+            " given, at least 0 expected");
     require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
   }
 
@@ -52,8 +53,9 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who, ": moments of (", one->rows(),
-                ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ", p.value.cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who,
+                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ",
+                p.value.cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
@@ -64,7 +66,9 @@ struct OptimizerState {
 template <class T>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) { config_.check(); }
+  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {
+    config_.check();
+  }
 
   const OptimizerState<T>& state() const { return state_; }
   void set_state(OptimizerState<T> state) { state_ = std::move(state); }
@@ -111,16 +115,20 @@ class AdamW {
     const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
     const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(config_.eps)), keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
+    const B eps(static_cast<T>(config_.eps)),
+        keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
     T *value = p.value.data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
     kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;
-      kernels::map_span(n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin, gradient + begin);
-      kernels::map_span(n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
-                        gradient + begin);
-      kernels::map_span(n, value + begin,
-                        [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); }, value + begin,
-                        first + begin, second + begin);
+      kernels::map_span(
+          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
+          value + begin, first + begin, second + begin);
     });
   }
 

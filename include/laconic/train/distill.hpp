@@ -15,11 +15,12 @@ namespace laconic::inline LACONIC_ABI {
 
 /// How much a student follows its teacher, beside its labels. The loss of a batch is
 ///   (1 - weight) CTC + weight temperature^2 KL(teacher || student) + layer_weight E
-/// KL is that of the tokens' probabilities at the temperature, summed over an utterance's frames as CTC's loss is, its mean over
-/// utterances (Hinton et al. 2015, section 2; frame by frame it suits a student that was converted from its teacher and spells at
-/// the same frames). E is the squared error of the blocks' outputs over the teacher's squares, its mean over blocks.
+/// KL is that of the tokens' probabilities at the temperature, summed over an utterance's frames as CTC's loss is, its
+/// mean over utterances (Hinton et al. 2015, section 2; frame by frame it suits a student that was converted from its
+/// teacher and spells at the same frames). E is the squared error of the blocks' outputs over the teacher's squares,
+/// its mean over blocks.
 struct DistillationConfig {
-  double weight = 0;        ///< of the teacher's probabilities, 0 to 1
+  double weight = 0;  ///< of the teacher's probabilities, 0 to 1
   double temperature = 1;
   double layer_weight = 0;  ///< of the blocks' outputs
 
@@ -27,8 +28,10 @@ struct DistillationConfig {
   /// Throws where a number makes no sense.
   void check() const {
     require(weight >= 0 && weight <= 1, "distillation: weight ", weight, " given, 0 to 1 expected");
-    require(temperature > 0 && std::isfinite(temperature), "distillation: temperature ", temperature, " given, a positive number expected");
-    require(layer_weight >= 0 && std::isfinite(layer_weight), "distillation: layer_weight ", layer_weight, " given, at least 0 expected");
+    require(temperature > 0 && std::isfinite(temperature), "distillation: temperature ", temperature,
+            " given, a positive number expected");
+    require(layer_weight >= 0 && std::isfinite(layer_weight), "distillation: layer_weight ", layer_weight,
+            " given, at least 0 expected");
   }
 
   static constexpr void fields(auto& self, auto&& visit) {
@@ -49,7 +52,9 @@ struct ModelOutput {
 template <class T>
 struct Teacher {
   /// What it gives for features (rows, num_mels) of these sequences, its frames seeing what the mask says.
-  std::function<ModelOutput<Tensor<T>>(Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences, const Mask& mask)> output;
+  std::function<ModelOutput<Tensor<T>>(Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences,
+                                       const Mask& mask)>
+      output;
   std::string fingerprint;  ///< that of its parameters: a run goes on only with the same one
 
   explicit operator bool() const { return static_cast<bool>(output); }
@@ -69,15 +74,18 @@ Teacher<typename Model::Scalar> teacher_of(const Model& model) {
 
 /// temperature^2 KL(teacher || student) as DistillationConfig has it, (1, 1).
 template <class Tape, class Tensor, class T>
-auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<laconic::Tensor<T>>& teacher, double temperature) {
+auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<laconic::Tensor<T>>& teacher,
+                       double temperature) {
   const Index rows = student.rows.rows(), tokens = student.rows.cols();
-  require(teacher.rows.rows() == rows && teacher.rows.cols() == tokens, "distillation: the teacher's logits are (", teacher.rows.rows(), ", ",
-          teacher.rows.cols(), "), the student's (", rows, ", ", tokens, ')');
+  require(teacher.rows.rows() == rows && teacher.rows.cols() == tokens, "distillation: the teacher's logits are (",
+          teacher.rows.rows(), ", ", teacher.rows.cols(), "), the student's (", rows, ", ", tokens, ')');
   auto& cpu = tape.backend();
   const auto wanted = cpu.log_softmax(cpu.scale(teacher.rows, 1 / temperature));
   Matrix<T> probabilities = wanted.view().array().exp().matrix();
-  const double entropy = -probabilities.template cast<double>().cwiseProduct(wanted.view().template cast<double>()).sum();
-  const double utterances = static_cast<double>(std::max<Index>(1, student.sequences.size())), square = temperature * temperature;
+  const double entropy =
+      -probabilities.template cast<double>().cwiseProduct(wanted.view().template cast<double>()).sum();
+  const double utterances = static_cast<double>(std::max<Index>(1, student.sequences.size())),
+               square = temperature * temperature;
   const auto said = tape.log_softmax(tape.scale(student.rows, 1 / temperature));
   const auto agreed = tape.mean_finite(tape.multiply(said, tape.input(std::move(probabilities))));
   const auto cross_entropy = tape.scale(agreed, -square * static_cast<double>(rows * tokens) / utterances);
@@ -87,15 +95,18 @@ auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<l
 /// The squared error of the blocks' outputs over the teacher's squares, its mean over blocks, (1, 1).
 template <class Tape, class Tensor, class T>
 auto block_loss(Tape& tape, const std::vector<Tensor>& student, const std::vector<laconic::Tensor<T>>& teacher) {
-  require(!student.empty() && student.size() == teacher.size(), "distillation: the teacher has ", teacher.size(), " blocks, the student ",
-          student.size());
+  require(!student.empty() && student.size() == teacher.size(), "distillation: the teacher has ", teacher.size(),
+          " blocks, the student ", student.size());
   auto sum = tape.constant(1, 1, [](Index, Index) { return 0.0; });
   for (std::size_t i = 0; i < student.size(); ++i) {
-    require(student[i].rows() == teacher[i].rows() && student[i].cols() == teacher[i].cols(), "distillation: block ", i, " of the teacher gives (",
-            teacher[i].rows(), ", ", teacher[i].cols(), "), that of the student (", student[i].rows(), ", ", student[i].cols(), ')');
+    require(student[i].rows() == teacher[i].rows() && student[i].cols() == teacher[i].cols(), "distillation: block ", i,
+            " of the teacher gives (", teacher[i].rows(), ", ", teacher[i].cols(), "), that of the student (",
+            student[i].rows(), ", ", student[i].cols(), ')');
     const auto error = tape.add(student[i], tape.input(Matrix<T>(teacher[i].view())), -1);
-    const double square = static_cast<double>(teacher[i].view().squaredNorm()) / static_cast<double>(std::max<Index>(1, teacher[i].size()));
-    sum = tape.add(sum, tape.scale(tape.mean_finite(tape.multiply(error, error)), 1 / (std::max(square, 1e-30) * static_cast<double>(student.size()))));
+    const double square = static_cast<double>(teacher[i].view().squaredNorm()) /
+                          static_cast<double>(std::max<Index>(1, teacher[i].size()));
+    sum = tape.add(sum, tape.scale(tape.mean_finite(tape.multiply(error, error)),
+                                   1 / (std::max(square, 1e-30) * static_cast<double>(student.size()))));
   }
   return sum;
 }

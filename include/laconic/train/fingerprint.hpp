@@ -11,8 +11,8 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A number that tells what a run began with from other things: a dataset with its texts, a model's parameters, or texts
-/// alone. Not for security.
+/// A number that tells what a run began with from other things: a dataset with its texts, a model's parameters, or
+/// texts alone. Not for security.
 class Fingerprint {
  public:
   static std::string of(const Dataset& data) {
@@ -55,9 +55,10 @@ class Fingerprint {
   std::uint64_t value_ = 0xcbf29ce484222325;
 };
 
-/// Throws unless the run that left `path` had the same settings and data as this one, and says in one line which differ.
-/// `other` is what to choose another of.
-inline void require_same_run(const nlohmann::json& before, const nlohmann::json& now, const std::string& path, std::string_view other) {
+/// Throws unless the run that left `path` had the same settings and data as this one, and says in one line which
+/// differ. `other` is what to choose another of.
+inline void require_same_run(const nlohmann::json& before, const nlohmann::json& now, const std::string& path,
+                             std::string_view other) {
   if (before == now) return;
   const nlohmann::json there = before.flatten(), here = now.flatten();
   nlohmann::json names = there;
@@ -66,7 +67,8 @@ inline void require_same_run(const nlohmann::json& before, const nlohmann::json&
   for (const auto& [name, unused] : names.items())
     if (there.value(name, nlohmann::json()) != here.value(name, nlohmann::json()))
       differences += text(differences.empty() ? "" : ", ", name.substr(std::min<std::size_t>(1, name.size())), ": ",
-                          there.value(name, nlohmann::json()).dump(), " there and ", here.value(name, nlohmann::json()).dump(), " here");
+                          there.value(name, nlohmann::json()).dump(), " there and ",
+                          here.value(name, nlohmann::json()).dump(), " here");
   throw Error(text(path, ": belongs to a run with other settings or data (", differences, "); choose another ", other,
                    ", or delete it to start anew"));
 }

@@ -13,13 +13,15 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// How much the loss of transcribed speech minds errors in the key and value weights of each attention layer: the mean over these
-/// weights of the squared derivative of an utterance's CTC loss, the diagonal of the empirical Fisher information. (Palu, Chang et
-/// al. 2024, section 3.3, takes the mean of its root.) features (rows, num_mels), sequences packed, a label sequence for each. Of
-/// models with full or grouped attention, whose weights are those that a conversion approximates. Uses up the model's gradients.
-/// Allocates. Throws `Error` where no utterance says anything.
+/// How much the loss of transcribed speech minds errors in the key and value weights of each attention layer: the mean
+/// over these weights of the squared derivative of an utterance's CTC loss, the diagonal of the empirical Fisher
+/// information. (Palu, Chang et al. 2024, section 3.3, takes the mean of its root.) features (rows, num_mels),
+/// sequences packed, a label sequence for each. Of models with full or grouped attention, whose weights are those that
+/// a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error` where no utterance says
+/// anything.
 template <class Model, class T>
-std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences, const Labels& labels) {
+std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Matrix<T>& features,
+                                       const Sequences& sequences, const Labels& labels) {
   std::map<const Parameter<T>*, std::size_t> layer_of;
   std::vector<double> sums, sizes;
   Model::each_attention(model, [&](std::string_view, const auto& any) {
@@ -33,8 +35,9 @@ std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Ma
     });
   });
   sums.resize(sizes.size());
-  require(labels.sequences.size() == sequences.size() && sequences.size() > 0, "fisher_information: ", labels.sequences.size(),
-          " label sequences given for ", sequences.size(), " sequences of features, equal numbers of at least 1 expected");
+  require(labels.sequences.size() == sequences.size() && sequences.size() > 0,
+          "fisher_information: ", labels.sequences.size(), " label sequences given for ", sequences.size(),
+          " sequences of features, equal numbers of at least 1 expected");
   model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
   for (Index n = 0; n < sequences.size(); ++n) {
     const Matrix<T> rows = features.middleRows(sequences.begin(n), sequences.length(n));
@@ -52,7 +55,8 @@ std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Ma
   }
   double all = 0;
   for (std::size_t l = 0; l < sums.size(); ++l) all += sums[l] /= sizes[l] * static_cast<double>(sequences.size());
-  require(all > 0 && std::isfinite(all), "fisher_information: derivatives of ", sequences.size(), " utterances sum up to ", all,
+  require(all > 0 && std::isfinite(all), "fisher_information: derivatives of ", sequences.size(),
+          " utterances sum up to ", all,
           ", a positive number expected (texts that fit their frames, weights that can be trained)");
   return sums;
 }

@@ -33,9 +33,10 @@ struct LatentBasis {
   double discarded = 0, energy = 0;  ///< squares that are lost, and all
 };
 
-/// The best one for W = up down, found without ever forming W. With a root R of down down^T = R^T R, core = up R^T has the singular
-/// values of W, and its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow = V^T R^-T, whose product is 1.
-/// `down_transposed` may have been multiplied from the left by a root of the second moment of the inputs.
+/// The best one for W = up down, found without ever forming W. With a root R of down down^T = R^T R, core = up R^T has
+/// the singular values of W, and its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow =
+/// V^T R^-T, whose product is 1. `down_transposed` may have been multiplied from the left by a root of the second
+/// moment of the inputs.
 template <std::same_as<double> D>
 LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
   const Index r = up.cols();
@@ -54,7 +55,8 @@ LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transpose
   return out;
 }
 
-/// A root of the second moment. Of what the calibration never saw a little is added, so that no channel is without any weight.
+/// A root of the second moment. Of what the calibration never saw a little is added, so that no channel is without any
+/// weight.
 template <std::same_as<double> D>
 Matrix<D> input_root(const Matrix<D>& second_moment) {
   const auto eigen = eigenvectors(second_moment);
@@ -63,7 +65,8 @@ Matrix<D> input_root(const Matrix<D>& second_moment) {
   return roots.asDiagonal() * eigen.eigenvectors().transpose();
 }
 
-/// A latent of a layer: the parameters into it and out of it, and all that comes out of it as a matrix (channels, rank).
+/// A latent of a layer: the parameters into it and out of it, and all that comes out of it as a matrix (channels,
+/// rank).
 template <class LinearPointer>
 struct LatentPlace {
   LinearPointer down;
@@ -80,7 +83,9 @@ Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
 template <Index R, class Layer>
 auto latent_places(SharedLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
-  return std::vector<Place>{{&layer.linear_kv_down, {&layer.linear_k_up, &layer.linear_v_up}, weights_above(layer.linear_k_up, layer.linear_v_up)}};
+  return std::vector<Place>{{&layer.linear_kv_down,
+                             {&layer.linear_k_up, &layer.linear_v_up},
+                             weights_above(layer.linear_k_up, layer.linear_v_up)}};
 }
 template <Index R, class Layer>
 auto latent_places(TwoStageLatent<R>, Layer& layer) {
@@ -110,13 +115,15 @@ auto latent_places(HeadLatent<R, 0>, Layer& layer) {
 inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<double>& rows) {
   const Index blocks = rows.rows() / matrix.cols();
   Matrix<double> out(blocks * matrix.rows(), rows.cols());
-  for (Index b = 0; b < blocks; ++b) out.middleRows(b * matrix.rows(), matrix.rows()) = matrix * rows.middleRows(b * matrix.cols(), matrix.cols());
+  for (Index b = 0; b < blocks; ++b)
+    out.middleRows(b * matrix.rows(), matrix.rows()) = matrix * rows.middleRows(b * matrix.cols(), matrix.cols());
   return out;
 }
 
-/// What becomes of a parameter of a latent and of its moments. Gradients go the other way than weights: where weights into the
-/// latent are multiplied by `narrow`, gradients are by widen^T, and the first moment, a mean of them, alike. The second, a mean
-/// of squares, is so by the squares of widen^T: right if gradients of different channels are uncorrelated.
+/// What becomes of a parameter of a latent and of its moments. Gradients go the other way than weights: where weights
+/// into the latent are multiplied by `narrow`, gradients are by widen^T, and the first moment, a mean of them, alike.
+/// The second, a mean of squares, is so by the squares of widen^T: right if gradients of different channels are
+/// uncorrelated.
 struct ParameterChange {
   Matrix<double> of_value, of_gradient;  ///< from the left of weights into the latent, else from the right
   bool into;
@@ -136,19 +143,22 @@ struct LatentRanks {
   IndexList kv_lora_ranks{}, v_lora_ranks{};
 };
 
-/// Cuts the latents of a model to smaller ranks, each by the best basis for it (Eckart and Young 1936; with calibration speech, for
-/// the inputs in that speech), and turns what its optimiser has learnt into the new basis, so that training goes on:
+/// Cuts the latents of a model to smaller ranks, each by the best basis for it (Eckart and Young 1936; with calibration
+/// speech, for the inputs in that speech), and turns what its optimiser has learnt into the new basis, so that training
+/// goes on:
 ///
 ///     auto [smaller, learnt, error] = truncate<Model>(model, {.kv_lora_rank = 32}, trainer.optimizer());
 ///     Trainer(smaller, cpu, train, valid, vocabulary, config, folder, {}, learnt).run(progress);
 ///
-/// It works in the latent's own r dimensions, so it costs little beside a conversion. At equal ranks the model stays the same
-/// function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go up, and channels that were
-/// mixed (`ConversionConfig::hadamard`) are so no more. Allocates.
+/// It works in the latent's own r dimensions, so it costs little beside a conversion. At equal ranks the model stays
+/// the same function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go
+/// up, and channels that were mixed (`ConversionConfig::hadamard`) are so no more. Allocates.
 template <class Target, class Source>
-Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, const OptimizerState<typename Source::Scalar>& learnt = {},
+Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
+                            const OptimizerState<typename Source::Scalar>& learnt = {},
                             const Calibration<typename Source::Scalar>* calibration = nullptr) {
-  static_assert(detail::same_model<Target, Source>, "laconic: truncate changes the ranks of a model, neither its kind nor its number type");
+  static_assert(detail::same_model<Target, Source>,
+                "laconic: truncate changes the ranks of a model, neither its kind nor its number type");
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
   using To = typename Target::Policy::template Layer<T>;
@@ -170,21 +180,25 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
     ++l;
     bool is_done = false;
     const auto cut = [&]<class A, class B>(AttentionLayer<A, T>& small, const AttentionLayer<B, T>& large) {
-      if constexpr (detail::has_linear_latent<typename A::KeyValue> && detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
+      if constexpr (detail::has_linear_latent<typename A::KeyValue> &&
+                    detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
         is_done = true;
         const Matrix<double> before = detail::full_map(name, large).v_bias();
         const auto old = detail::latent_places(typename B::KeyValue(), large.key_value);
         auto now = detail::latent_places(typename A::KeyValue(), small.key_value);
         for (std::size_t i = 0; i < old.size(); ++i) {
           const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
-          const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(), blocks = old[i].down->out() / r;
-          const Matrix<double> down = old[i].down->weight.value.template cast<double>(), root = input.size() > 0 ? detail::input_root(input) : input;
+          const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(),
+                      blocks = old[i].down->out() / r;
+          const Matrix<double> down = old[i].down->weight.value.template cast<double>(),
+                               root = input.size() > 0 ? detail::input_root(input) : input;
           Matrix<double> columns(blocks * inputs, r);
           for (Index b = 0; b < blocks; ++b) {
             const Matrix<double> block = down.middleRows(b * r, r).transpose();
             columns.middleRows(b * inputs, inputs) = root.size() > 0 ? Matrix<double>(root * block) : block;
           }
-          require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r, old[i].of_keys ? " for its keys" : "", ", ", rank, " asked for");
+          require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r,
+                  old[i].of_keys ? " for its keys" : "", ", ", rank, " asked for");
           const detail::LatentBasis basis = detail::truncated_basis(old[i].map, columns, rank);
           discarded += basis.discarded;
           energy += basis.energy;
@@ -193,16 +207,19 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks, cons
             changes.emplace(&p, std::move(by));
           };
           change(now[i].down->weight, old[i].down->weight, {basis.narrow, basis.widen.transpose(), true});
-          if (old[i].down->has_bias()) change(now[i].down->bias, old[i].down->bias, {basis.narrow, basis.widen.transpose(), true, true});
+          if (old[i].down->has_bias())
+            change(now[i].down->bias, old[i].down->bias, {basis.narrow, basis.widen.transpose(), true, true});
           for (std::size_t u = 0; u < old[i].up.size(); ++u)
             change(now[i].up[u]->weight, old[i].up[u]->weight, {basis.widen.transpose(), basis.narrow, false});
         }
         // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
-        const Matrix<double> moved = small.linear_out.weight.value.template cast<double>() * (before - detail::full_map(name, small).v_bias());
+        const Matrix<double> moved =
+            small.linear_out.weight.value.template cast<double>() * (before - detail::full_map(name, small).v_bias());
         if (small.linear_out.has_bias()) small.linear_out.bias.value += moved.transpose().template cast<T>();
       }
     };
-    detail::with_layer(to, [&](auto& small) { detail::with_layer(from, [&](const auto& large) { cut(small, large); }); });
+    detail::with_layer(to,
+                       [&](auto& small) { detail::with_layer(from, [&](const auto& large) { cut(small, large); }); });
     require(is_done, "truncate: ", name, " has no latent that is known to be cut (", to_name(config.attention), ')');
   });
   out.predicted_error = energy > 0 ? std::sqrt(discarded / energy) : 0;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <laconic/backend/autodiff.hpp>
-#include <laconic/io/parameters.hpp>
 #include <laconic/io/json.hpp>
+#include <laconic/io/parameters.hpp>
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
@@ -19,16 +19,16 @@ namespace laconic::inline LACONIC_ABI {
 
 struct TrainConfig {
   Index epochs = 20;
-  Index batch_frames = 5000;      ///< feature frames a batch, about 100 a second
-  Index accumulate = 1;           ///< batches summed before each update
-  double learning_rate = 2e-3;    ///< at its peak
-  double warmup = 0.1;            ///< of all steps
+  Index batch_frames = 5000;    ///< feature frames a batch, about 100 a second
+  Index accumulate = 1;         ///< batches summed before each update
+  double learning_rate = 2e-3;  ///< at its peak
+  double warmup = 0.1;          ///< of all steps
   Decay decay = Decay::cosine;
-  Index patience = 0;             ///< epochs without a lower validation WER before stopping; 0: never
+  Index patience = 0;  ///< epochs without a lower validation WER before stopping; 0: never
   AdamWConfig adamw;
   SpecAugmentConfig spec_augment;
-  bool dynamic_chunks = false;    ///< each batch sees chunks of another size, or whole utterances
-  DistillationConfig distillation;  ///< of the teacher, where there is one
+  bool dynamic_chunks = false;          ///< each batch sees chunks of another size, or whole utterances
+  DistillationConfig distillation;      ///< of the teacher, where there is one
   std::vector<std::string> train_only;  ///< if any: a parameter stays fixed whose name contains none of these
   std::vector<std::string> freeze;      ///< a parameter stays fixed whose name contains one of these
   std::int64_t seed = 0;
@@ -39,7 +39,8 @@ struct TrainConfig {
       require(value >= 1 && value <= most, "train: ", name, ' ', value, " given, 1 to ", most, " expected");
     };
     const auto within = [](double value, double least, double most, const char* name) {
-      require(value >= least && value <= most, "train: ", name, ' ', value, " given, ", least, " to ", most, " expected");
+      require(value >= least && value <= most, "train: ", name, ' ', value, " given, ", least, " to ", most,
+              " expected");
     };
     at_least_one(epochs, 10'000, "epochs");
     at_least_one(batch_frames, 100'000'000, "batch_frames");
@@ -72,15 +73,15 @@ struct TrainConfig {
 
 /// Where a training run stands; all that a resumed run needs beside parameters and moments.
 struct TrainState {
-  std::int64_t step = 0;   ///< updates done
-  Index epoch = 0;         ///< epochs done
-  Index batch = 0;         ///< batches done in this epoch
-  Index best_epoch = 0;    ///< with the best model; 0: none yet
-  Index lower_epoch = 0;   ///< the last whose WER was lower than all before
+  std::int64_t step = 0;               ///< updates done
+  Index epoch = 0;                     ///< epochs done
+  Index batch = 0;                     ///< batches done in this epoch
+  Index best_epoch = 0;                ///< with the best model; 0: none yet
+  Index lower_epoch = 0;               ///< the last whose WER was lower than all before
   double best_wer = 0, best_loss = 0;  ///< on the validation set
-  double epoch_loss = 0;   ///< sum over `epoch_counted`
-  Index epoch_counted = 0; ///< batches of this epoch whose step was not skipped
-  double seconds = 0;      ///< of training, over all runs
+  double epoch_loss = 0;               ///< sum over `epoch_counted`
+  Index epoch_counted = 0;             ///< batches of this epoch whose step was not skipped
+  double seconds = 0;                  ///< of training, over all runs
 
   static constexpr void fields(auto& self, auto&& visit) {
     visit("step", self.step);
@@ -101,15 +102,16 @@ struct TrainProgress {
   const TrainState& state;
   std::int64_t total_steps;
   double loss, learning_rate, gradient_norm;
-  double audio_speed;        ///< seconds of speech trained on a second
+  double audio_speed;  ///< seconds of speech trained on a second
   double seconds_left;
-  double valid_wer;          ///< these two: NaN except at the end of an epoch
-  double valid_loss;         ///< mean CTC loss of an utterance
-  bool skipped;              ///< the gradient was not finite and the step was left out
+  double valid_wer;   ///< these two: NaN except at the end of an epoch
+  double valid_loss;  ///< mean CTC loss of an utterance
+  bool skipped;       ///< the gradient was not finite and the step was left out
 };
 
-/// Leaves the parameters free whose names contain one of `only` (all, if that is empty) and none of `fixed`, and freezes all
-/// others. A pattern that matches nothing throws. Frozen batch norms use their running statistics as they are.
+/// Leaves the parameters free whose names contain one of `only` (all, if that is empty) and none of `fixed`, and
+/// freezes all others. A pattern that matches nothing throws. Frozen batch norms use their running statistics as they
+/// are.
 template <class Model>
 void freeze(Model& model, std::span<const std::string> fixed, std::span<const std::string> only = {}) {
   std::vector<bool> used(fixed.size() + only.size(), false);
@@ -132,28 +134,41 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
 /// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
 /// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
 /// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
-/// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout. `optimizer` is what
-/// an earlier training of this model had learnt at its end (at the end of its last epoch, which need not be the best).
+/// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout.
+/// `optimizer` is what an earlier training of this model had learnt at its end (at the end of its last epoch, which
+/// need not be the best).
 template <class Model>
 class Trainer {
  public:
   using T = typename Model::Scalar;
 
-  Trainer(Model& model, Cpu<T>& cpu, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary, const TrainConfig& config,
-          std::filesystem::path folder = {}, Teacher<T> teacher = {}, OptimizerState<T> optimizer = {})
-      : model_(model), cpu_(cpu), train_(train), valid_(valid), vocabulary_(vocabulary), config_(config), folder_(std::move(folder)),
-        teacher_(std::move(teacher)), best_(model), optimizer_(config.adamw, cpu.threads()) {
+  Trainer(Model& model, Cpu<T>& cpu, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
+          const TrainConfig& config, std::filesystem::path folder = {}, Teacher<T> teacher = {},
+          OptimizerState<T> optimizer = {})
+      : model_(model),
+        cpu_(cpu),
+        train_(train),
+        valid_(valid),
+        vocabulary_(vocabulary),
+        config_(config),
+        folder_(std::move(folder)),
+        teacher_(std::move(teacher)),
+        best_(model),
+        optimizer_(config.adamw, cpu.threads()) {
     require(train.size() > 0, "train: no utterances to train on");
     require(valid.size() > 0, "train: no utterances to validate on");
     config.check();
-    require(!teacher_ || config.distillation.any(), "train: a teacher given, but its weight and layer_weight are 0; one must be more");
-    require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight, " and layer_weight ",
-            config.distillation.layer_weight, " asked for, but no teacher given");
+    require(!teacher_ || config.distillation.any(),
+            "train: a teacher given, but its weight and layer_weight are 0; one must be more");
+    require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight,
+            " and layer_weight ", config.distillation.layer_weight, " asked for, but no teacher given");
     freeze(model_, config_.freeze, config_.train_only);
     optimizer.require_of(model_, "train");
     optimizer_.set_state(std::move(optimizer));
-    for (Index epoch = 0; epoch < config_.epochs; ++epoch) total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
-    schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)), config_.decay, total_steps_};
+    for (Index epoch = 0; epoch < config_.epochs; ++epoch)
+      total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
+    schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)),
+                 config_.decay, total_steps_};
     if (folder_.empty()) return;
     description_ = run_description();
     if (std::filesystem::exists(checkpoint_path())) resume();
@@ -180,7 +195,8 @@ class Trainer {
         double audio = 0;
         const Index end = std::min<Index>(static_cast<Index>(plan.size()), state_.batch + config_.accumulate);
         const double weight = 1.0 / static_cast<double>(end - state_.batch);
-        for (Index b = state_.batch; b < end; ++b) report.loss += weight * train_batch(plan[static_cast<std::size_t>(b)], b, weight, audio);
+        for (Index b = state_.batch; b < end; ++b)
+          report.loss += weight * train_batch(plan[static_cast<std::size_t>(b)], b, weight, audio);
         report.gradient_norm = optimizer_.step(model_, report.learning_rate);
         report.skipped = !std::isfinite(report.gradient_norm);
         failures = report.skipped ? failures + 1 : 0;
@@ -194,7 +210,8 @@ class Trainer {
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         state_.seconds += seconds;
         report.audio_speed = audio / seconds;
-        report.seconds_left = state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
+        report.seconds_left =
+            state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
         log_row(report);
         progress(report);
         const bool last = state_.batch == static_cast<Index>(plan.size());
@@ -209,11 +226,13 @@ class Trainer {
   }
   template <class Progress>
   void run(Progress&& progress) {
-    run(progress, [] {}, [](const TrainState&) { return false; });
+    run(
+        progress, [] {}, [](const TrainState&) { return false; });
   }
 
   bool finished() const {
-    return state_.epoch >= config_.epochs || (config_.patience > 0 && state_.epoch - state_.lower_epoch >= config_.patience);
+    return state_.epoch >= config_.epochs ||
+           (config_.patience > 0 && state_.epoch - state_.lower_epoch >= config_.patience);
   }
 
  private:
@@ -225,7 +244,9 @@ class Trainer {
   }
 
   Seed seed() const { return Seed(static_cast<std::uint64_t>(config_.seed)); }
-  std::vector<std::vector<Index>> batches(Index epoch) const { return length_buckets(train_, config_.batch_frames, seed() / "order" / epoch); }
+  std::vector<std::vector<Index>> batches(Index epoch) const {
+    return length_buckets(train_, config_.batch_frames, seed() / "order" / epoch);
+  }
   Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
 
   double train_batch(const std::vector<Index>& indices, Index b, double weight, double& audio) {
@@ -240,9 +261,11 @@ class Trainer {
   auto batch_loss(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, Index b) {
     if constexpr (requires { model_.config().subsampling; }) {
       const auto& config = model_.config();
-      const Mask mask = config_.dynamic_chunks ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
-                                                                    Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
-                                               : config.mask();
+      const Mask mask =
+          config_.dynamic_chunks
+              ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
+                                   Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
+              : config.mask();
       if (!teacher_) return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels);
       return loss_with_teacher(tape, batch, mask);
     } else {
@@ -279,8 +302,10 @@ class Trainer {
       copy_values(model_, best_);
       better();
     }
-    const double left = state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
-    const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0, 0, left, wer, validation.loss, false};
+    const double left =
+        state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
+    const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0,
+                               0,      left,         wer,  validation.loss,        false};
     log_row(report);
     progress(report);
     save();
@@ -295,7 +320,8 @@ class Trainer {
 
   void log_row(const TrainProgress& r) {
     const bool epoch_end = !std::isnan(r.valid_wer);
-    rows_ += text(state_.step, ',', state_.epoch, ',', r.loss, ',', r.learning_rate, ',', epoch_end ? std::string() : text(r.gradient_norm), ',',
+    rows_ += text(state_.step, ',', state_.epoch, ',', r.loss, ',', r.learning_rate, ',',
+                  epoch_end ? std::string() : text(r.gradient_norm), ',',
                   epoch_end ? text(r.valid_wer, ',', r.valid_loss) : std::string(","), '\n');
   }
 
@@ -319,7 +345,9 @@ class Trainer {
     make_folder(folder_);
     write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer,valid_loss\n", rows_));
     SafetensorsWriter writer;
-    writer.metadata = {{"laconic_run", description_}, {"laconic_state", to_json(state_).dump()}, {"adamw_steps", text(optimizer_.state().steps)},
+    writer.metadata = {{"laconic_run", description_},
+                       {"laconic_state", to_json(state_).dump()},
+                       {"adamw_steps", text(optimizer_.state().steps)},
                        {"losses_bytes", text(rows_.size())}};
     append_parameters(writer, model_, "model.");
     append_parameters(writer, best_, "best.");
@@ -328,8 +356,10 @@ class Trainer {
       if (i >= optimizer_.state().moments.size()) return;
       const auto& m = optimizer_.state().moments[i++];
       if (m.first.size() == 0) return;
-      writer.add(text("first.", name), p.shape(), std::span<const T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
-      writer.add(text("second.", name), p.shape(), std::span<const T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
+      writer.add(text("first.", name), p.shape(),
+                 std::span<const T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
+      writer.add(text("second.", name), p.shape(),
+                 std::span<const T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
     });
     writer.write(checkpoint_path());
   }
@@ -339,25 +369,30 @@ class Trainer {
     const auto& metadata = file.metadata();
     const auto value = [&](const char* key) {
       const auto found = metadata.find(key);
-      require(found != metadata.end(), file.path(), ": not a checkpoint of a training run: no \"", key, "\" in its metadata");
+      require(found != metadata.end(), file.path(), ": not a checkpoint of a training run: no \"", key,
+              "\" in its metadata");
       return found->second;
     };
     const auto number = [&](const char* key) {
       const std::string written = value(key);
       std::int64_t out = -1;
       const auto end = std::from_chars(written.data(), written.data() + written.size(), out).ptr;
-      require(end == written.data() + written.size() && out >= 0, file.path(), ": \"", key, "\" is \"", written, "\", a number expected");
+      require(end == written.data() + written.size() && out >= 0, file.path(), ": \"", key, "\" is \"", written,
+              "\", a number expected");
       return out;
     };
-    require_same_run(parse_json(value("laconic_run"), file.path()), nlohmann::json::parse(description_), file.path(), "folder");
+    require_same_run(parse_json(value("laconic_run"), file.path()), nlohmann::json::parse(description_), file.path(),
+                     "folder");
     load_parameters(model_, file, "model.");
     load_parameters(best_, file, "best.");
     state_ = json_value<TrainState>(parse_json(value("laconic_state"), file.path()), file.path());
-    require(state_.epoch >= 0 && state_.epoch <= config_.epochs && state_.step >= 0 && state_.step <= total_steps_ && state_.batch >= 0 &&
-                (state_.epoch == config_.epochs ? state_.batch == 0 : state_.batch < static_cast<Index>(batches(state_.epoch).size())) &&
+    require(state_.epoch >= 0 && state_.epoch <= config_.epochs && state_.step >= 0 && state_.step <= total_steps_ &&
+                state_.batch >= 0 &&
+                (state_.epoch == config_.epochs ? state_.batch == 0
+                                                : state_.batch < static_cast<Index>(batches(state_.epoch).size())) &&
                 state_.lower_epoch >= 0 && state_.lower_epoch <= state_.best_epoch && state_.best_epoch <= state_.epoch,
-            file.path(), ": its state is none of this run: step ", state_.step, ", epoch ", state_.epoch, ", batch ", state_.batch,
-            ", best epoch ", state_.best_epoch);
+            file.path(), ": its state is none of this run: step ", state_.step, ", epoch ", state_.epoch, ", batch ",
+            state_.batch, ", best epoch ", state_.best_epoch);
     OptimizerState<T> learnt{{}, number("adamw_steps")};
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
       auto& m = learnt.moments.emplace_back();
@@ -370,7 +405,8 @@ class Trainer {
     optimizer_.set_state(std::move(learnt));
     const std::string csv = read_file(losses_path(), std::size_t{1} << 30);
     // A run killed between the two files leaves rows that are newer than the checkpoint.
-    const std::size_t begin = std::min(csv.size(), csv.find('\n') + 1), bytes = static_cast<std::size_t>(number("losses_bytes"));
+    const std::size_t begin = std::min(csv.size(), csv.find('\n') + 1),
+                      bytes = static_cast<std::size_t>(number("losses_bytes"));
     require(csv.size() - begin >= bytes, losses_path().string(), ": shorter than its checkpoint says");
     rows_ = csv.substr(begin, bytes);
   }

@@ -11,11 +11,11 @@
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
-/// q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads * value_width).
-/// With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected
-/// table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is q or as wide as p;
-/// u and w (one row each) are pos_bias_u and pos_bias_v.
+/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
+/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
+/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
+/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v.
 template <class T>
 struct AttendOperands {
   AttendShape shape;
@@ -42,10 +42,10 @@ template <class T>
 struct AttendTile {
   const AttendOperands<T>& in;
   Index sequence, head, row, rows, key, keys;
-  T* content;     // (rows, key_width): (q + u) scale
-  T* positional;  // (rows, position_width): (position_q + w) scale
-  T* scores;      // (rows, keys)
-  T* by_position; // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
+  T* content;      // (rows, key_width): (q + u) scale
+  T* positional;   // (rows, position_width): (position_q + w) scale
+  T* scores;       // (rows, keys)
+  T* by_position;  // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
   T* gemm_space;
 
   static Index space(const AttendOperands<T>& in) {
@@ -57,7 +57,8 @@ struct AttendTile {
       : in(operands), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     rows = std::min(attend_tile, queries - row);
-    const auto first = in.shape.mask.keys(row, all - queries, all), last = in.shape.mask.keys(row + rows - 1, all - queries, all);
+    const auto first = in.shape.mask.keys(row, all - queries, all),
+               last = in.shape.mask.keys(row + rows - 1, all - queries, all);
     key = first.begin;
     keys = last.end - first.begin;
     content = memory;
@@ -88,14 +89,16 @@ struct AttendTile {
   /// ((q_i + u) . k_j + (q_i + w) . p_{i-j}) scale for the whole tile.
   void compute_scores() {
     scale_queries(in.q, in.u, in.key_width, content);
-    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr, gemm_space);
+    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr,
+                  gemm_space);
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(), by_position,
-                  keys + rows - 1, false, nullptr, gemm_space);
+    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(),
+                  by_position, keys + rows - 1, false, nullptr, gemm_space);
     for (Index i = 0; i < rows; ++i) {
       const T* add = shifted(i);
-      map_span(keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
+      map_span(
+          keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
     }
   }
 
@@ -104,7 +107,8 @@ struct AttendTile {
     const T scale = static_cast<T>(in.shape.scale);
     for (Index i = 0; i < rows; ++i) {
       const T* from = q + ((query_row() + i) * in.shape.num_heads + head) * width;
-      for (Index c = 0; c < width; ++c) to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
+      for (Index c = 0; c < width; ++c)
+        to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
     }
   }
 
@@ -125,10 +129,13 @@ struct AttendTile {
     for (; j < seen.end; ++j) most = std::max(most, s[j]);
     const Index n = seen.end - seen.begin;
     T* row_scores = s + seen.begin;
-    map_span(n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
-    T sum = sum_span<T>(n, [](auto a) { return a; }, row_scores);
+    map_span(
+        n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
+    T sum = sum_span<T>(
+        n, [](auto a) { return a; }, row_scores);
     const Batch<T> inverse(T(1) / sum);
-    map_span(n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
+    map_span(
+        n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
     return most + std::log(sum);
   }
 
@@ -138,7 +145,9 @@ struct AttendTile {
     const auto seen = visible(i);
     std::fill(s, s + seen.begin, T(0));
     std::fill(s + seen.end, s + keys, T(0));
-    map_span(seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); }, s + seen.begin);
+    map_span(
+        seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); },
+        s + seen.begin);
   }
 };
 
@@ -175,7 +184,8 @@ struct AttendGradients {
 };
 
 /// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order afterwards.
+/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
+/// afterwards.
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
                      const AttendGradients<T>& to) {
@@ -187,7 +197,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   // Per sequence: the gradient of the table rows that it reads, of w and of u.
   const Index shared_size = (span + 1) * p_cols + cols;
-  const Buffer shared = arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
+  const Buffer shared =
+      arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
   T* shared_data = static_cast<T*>(shared.data());
 
   parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
@@ -220,7 +231,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         tile.compute_scores();
         for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
         gemm_block<T>(rows, keys, vw, dy, tile.v().transposed(), dscores, keys, false, nullptr, tile.gemm_space);
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in by_position.
+        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in
+        // by_position.
         T* dropped = in.dropout.any() ? tile.by_position : tile.scores;
         for (Index i = 0; i < rows; ++i) {
           T *prob = tile.scores + i * keys, *d = dscores + i * keys;
@@ -228,8 +240,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
             in.dropout.apply(keys, tile.dropout_index(i), d, d);
             in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * keys);
           }
-          const Batch<T> dot(sum_span<T>(keys, [](auto a, auto b) { return a * b; }, prob, d));
-          map_span(keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
+          const Batch<T> dot(sum_span<T>(
+              keys, [](auto a, auto b) { return a * b; }, prob, d));
+          map_span(
+              keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
         }
         const Index key_row = tile.key_row();
         gemm_block<T>(keys, vw, rows, Operand<T>{dropped, keys}.transposed(), dy,
@@ -240,8 +254,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         if (in.p != nullptr) {
           const Index width = keys + rows - 1;
           std::fill_n(dby_position, rows * width, T(0));
-          for (Index i = 0; i < rows; ++i) std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, tile.gemm_space);
+          for (Index i = 0; i < rows; ++i)
+            std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
+          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr,
+                        tile.gemm_space);
           const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
           gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
                         dtable + table * p_cols + head * pw, p_cols, true, nullptr, tile.gemm_space);
@@ -274,7 +290,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
       std::fill_n(row, p_cols, T(0));
       if (r < offset || r >= offset + span) continue;
       for (Index n = 0; n < sequences; ++n)
-        map_span(p_cols, row, [](auto a, auto b) { return a + b; }, row, shared_data + n * shared_size + (r - offset) * p_cols);
+        map_span(
+            p_cols, row, [](auto a, auto b) { return a + b; }, row,
+            shared_data + n * shared_size + (r - offset) * p_cols);
     }
   });
   for (Index n = 0; n < sequences; ++n) {

@@ -11,10 +11,11 @@ namespace kernels {
 
 /// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
 /// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
-/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by x).
+/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
+/// x).
 template <class T>
-void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape, bool flipped,
-                    const T* x, const T* taps, const T* bias, T* y) {
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
+                    bool flipped, const T* x, const T* taps, const T* bias, T* y) {
   const Index shift = shape.past - shape.left;
   for (Index n = 0; n < sequences.size(); ++n) {
     const T* input = x + sequences.begin(n) * channels;
@@ -43,8 +44,8 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
 
 /// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
 template <class T>
-void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
-                                  const T* dy, const T* x, T* dtaps) {
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
+                                  const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
   parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), length = sequences.length(n);
@@ -62,7 +63,8 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back, adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back,
+/// adding.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
@@ -79,7 +81,8 @@ void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* we
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
 inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
 
-/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency, in).
+/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
+/// in).
 template <class T>
 void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
   const Index run = Conv2dShape::kernel * s.in_channels;
@@ -111,8 +114,8 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
       gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels,
-                    false, bias, patches + rows * s.patch());
+                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias,
+                    patches + rows * s.patch());
     });
   }
 }
@@ -134,13 +137,14 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
         gemm_block<T>(s.out_channels, end - begin, (t1 - t0) * s.out_freqs(),
                       Operand<T>{dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}.transposed(),
-                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr, patches + rows * s.patch());
+                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr,
+                      patches + rows * s.patch());
       }
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier output
-/// frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
+/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -172,34 +176,37 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they lie,
-/// `stride` rows apart: a matrix product without patches.
+/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they
+/// lie, `stride` rows apart: a matrix product without patches.
 template <class T>
-void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x, const T* ordered,
-            const T* bias, T* y) {
+void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
+            const T* ordered, const T* bias, T* y) {
   for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(), {x + from.begin(n) * s.in_channels, s.stride * s.in_channels},
-            Operand<T>{ordered, s.patch()}.transposed(), y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
+    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(),
+            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, Operand<T>{ordered, s.patch()}.transposed(),
+            y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
 }
 
 /// dordered (out, patch) += dy^T x.
 template <class T>
-void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
-                            const T* x, T* dordered) {
+void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                            const T* dy, const T* x, T* dordered) {
   for (Index n = 0; n < from.size(); ++n)
     gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
             Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
             {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
 }
 
-/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none twice.
+/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
+/// twice.
 template <class T>
-void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* dy,
-                           const T* ordered, T* dx) {
+void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* ordered, T* dx) {
   for (Index n = 0; n < from.size(); ++n)
     for (Index k = 0; k < s.kernel; ++k)
-      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels, {dy + to.begin(n) * s.out_channels, s.out_channels},
-              {ordered + k * s.in_channels, s.patch()}, dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
+      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels,
+              {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
+              dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
 }
 
 }  // namespace kernels

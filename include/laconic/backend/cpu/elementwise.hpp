@@ -16,9 +16,12 @@ namespace kernels {
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
-    case Activation::relu: return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
-    case Activation::silu: return x * sigmoid(x);
-    default: return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
+    case Activation::relu:
+      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
+    case Activation::silu:
+      return x * sigmoid(x);
+    default:
+      return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
 }
 
@@ -27,7 +30,8 @@ template <class T>
 Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& x) {
   using B = Batch<T>;
   switch (kind) {
-    case Activation::relu: return xsimd::select(x > B(T(0)), dy, B(T(0)));
+    case Activation::relu:
+      return xsimd::select(x > B(T(0)), dy, B(T(0)));
     case Activation::silu: {
       const B s = sigmoid(x);
       return dy * s * (B(T(1)) + x * (B(T(1)) - s));
@@ -45,7 +49,8 @@ template <class T>
 void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
-      map_span(cols, y + r * cols, [](auto a, auto b) { return a * sigmoid(b); }, x + 2 * r * cols, x + (2 * r + 1) * cols);
+      map_span(
+          cols, y + r * cols, [](auto a, auto b) { return a * sigmoid(b); }, x + 2 * r * cols, x + (2 * r + 1) * cols);
   });
 }
 
@@ -54,13 +59,15 @@ void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, 
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T *g = dy + r * cols, *a = x + 2 * r * cols, *b = a + cols;
-      map_span(cols, dx + 2 * r * cols, [](auto d, auto q) { return d * sigmoid(q); }, g, b);
-      map_span(cols, dx + (2 * r + 1) * cols,
-               [](auto d, auto p, auto q) {
-                 const auto s = sigmoid(q);
-                 return d * p * s * (decltype(s)(T(1)) - s);
-               },
-               g, a, b);
+      map_span(
+          cols, dx + 2 * r * cols, [](auto d, auto q) { return d * sigmoid(q); }, g, b);
+      map_span(
+          cols, dx + (2 * r + 1) * cols,
+          [](auto d, auto p, auto q) {
+            const auto s = sigmoid(q);
+            return d * p * s * (decltype(s)(T(1)) - s);
+          },
+          g, a, b);
     }
   });
 }

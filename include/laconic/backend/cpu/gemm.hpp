@@ -115,7 +115,8 @@ void pack(Operand<T> b, Index depth, Index cols, T* to) {
       for (Index k0 = 0; k0 < depth; k0 += 16) {
         const Index k1 = std::min(depth, k0 + 16);
         for (Index i = 0; i < padded; ++i)
-          for (Index k = k0; k < k1; ++k) to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
+          for (Index k = k0; k < k1; ++k)
+            to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
       }
     }
     to += depth * padded;
@@ -157,9 +158,15 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
         const Operand<T> left{a.at(0, k0), a.row_stride, a.col_stride};
         T* to = c + j0 + j;
         switch (padded / w) {
-          case 1: detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
-          case 2: detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
-          default: detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start); break;
+          case 1:
+            detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
+          case 2:
+            detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
+          default:
+            detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
+            break;
         }
         panel += depth * padded;
       }

@@ -13,8 +13,8 @@ namespace kernels {
 /// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
 /// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
 template <class T>
-void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x, const T* weight,
-                 const T* bias, T* y) {
+void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
+                 const T* weight, const T* bias, T* y) {
   const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
   const auto matrix = [&](Index block) {
     const Operand<T> w{weight + block * out * in, in};
@@ -37,12 +37,13 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
 
 /// dweight and dbias of head_linear, each added to. Null results are left out.
 template <class T>
-void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* dy,
-                                 const T* x, T* dweight, T* dbias) {
+void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
+                                 const T* dy, const T* x, T* dweight, T* dbias) {
   const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
               y_cols = shape.num_heads * (shape.transposed ? in : out);
   for (Index head = 0; head < shape.num_heads; ++head) {
-    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols}, g{dy + head * (shape.transposed ? in : out), y_cols};
+    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols},
+        g{dy + head * (shape.transposed ? in : out), y_cols};
     T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
     if (to != nullptr && shape.transposed)
       gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
@@ -53,11 +54,13 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
   }
 }
 
-/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction` -1
-/// turns back. x and y (rows, num_heads * width) may be the same.
+/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
+/// -1 turns back. x and y (rows, num_heads * width) may be the same.
 template <class T>
-void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x, const T* table, T* y) {
-  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1, apart = pairs == RotaryPairs::interleaved ? 1 : half;
+void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
+            const T* table, T* y) {
+  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1,
+              apart = pairs == RotaryPairs::interleaved ? 1 : half;
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T *cosine = table + r * width, *sine = cosine + half;
@@ -76,7 +79,8 @@ void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs p
 
 /// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
 template <class T>
-void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b, T* y) {
+void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
+            T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
       for (Index h = 0; h < num_heads; ++h) {
@@ -87,7 +91,8 @@ void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_wid
   });
 }
 template <class T>
-void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy, T* da, T* db) {
+void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
+                     T* da, T* db) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
       for (Index h = 0; h < num_heads; ++h) {

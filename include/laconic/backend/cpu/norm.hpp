@@ -10,11 +10,14 @@ namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
 template <class T>
-void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y, T* moments) {
+void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
+                T* moments) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      const T mean = sum_span<T>(cols, [](auto a) { return a; }, row) / static_cast<T>(cols);
+      const T mean = sum_span<T>(
+                         cols, [](auto a) { return a; }, row) /
+                     static_cast<T>(cols);
       T square = T(0);
       Batch<T> total(T(0));
       Index c = 0;
@@ -30,35 +33,44 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
         moments[2 * r + 1] = inverse;
       }
       const Batch<T> m(mean), s(inverse);
-      map_span(cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
+      map_span(
+          cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
     }
   });
 }
 
-/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the derivative.
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
+/// derivative.
 template <class T>
 void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      const T square = sum_span<T>(cols, [](auto a) { return a * a; }, row) / static_cast<T>(cols);
+      const T square = sum_span<T>(
+                           cols, [](auto a) { return a * a; }, row) /
+                       static_cast<T>(cols);
       const T inverse = T(1) / std::sqrt(square + eps);
       if (inverses != nullptr) inverses[r] = inverse;
-      map_span(cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
+      map_span(
+          cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
     }
   });
 }
 
 /// dx for every row; dweight is added to. Null results are left out.
 template <class T>
-void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses, T* dx, T* dweight) {
+void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
+                       T* dx, T* dweight) {
   if (dx != nullptr)
     parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
-        const T dot = sum_span<T>(cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) / static_cast<T>(cols);
+        const T dot = sum_span<T>(
+                          cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) /
+                      static_cast<T>(cols);
         const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
-        map_span(cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
+        map_span(
+            cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
       }
     });
   constexpr Index width = 4 * lanes<T>;
@@ -73,20 +85,26 @@ void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T
 
 /// dx for every row; then dweight and dbias, each added to. Null results are left out.
 template <class T>
-void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* moments,
-                         T* dx, T* dweight, T* dbias) {
+void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
+                         const T* moments, T* dx, T* dweight, T* dbias) {
   if (dx != nullptr)
     parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r) {
         const Batch<T> mean(moments[2 * r]), inverse(moments[2 * r + 1]);
         const T *g = dy + r * cols, *row = x + r * cols;
         const T n = static_cast<T>(cols);
-        const Batch<T> sum(sum_span<T>(cols, [](auto d, auto w) { return d * w; }, g, weight) / n);
+        const Batch<T> sum(sum_span<T>(
+                               cols, [](auto d, auto w) { return d * w; }, g, weight) /
+                           n);
         // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
         const Batch<T> dot(
-            sum_span<T>(cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) / n);
-        map_span(cols, dx + r * cols,
-                 [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight, row);
+            sum_span<T>(
+                cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
+            n);
+        map_span(
+            cols, dx + r * cols,
+            [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight,
+            row);
       }
     });
   constexpr Index width = 4 * lanes<T>;
@@ -135,8 +153,9 @@ void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   }
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r)
-      map_span(cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
-               scale_shift + cols);
+      map_span(
+          cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
+          scale_shift + cols);
   });
 }
 

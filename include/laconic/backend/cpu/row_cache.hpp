@@ -44,7 +44,9 @@ void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
     const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
     std::memcpy(to, &scale, sizeof scale);
     auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
-    for (Index i = 0; i < width; ++i) numbers[i] = fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+    for (Index i = 0; i < width; ++i)
+      numbers[i] =
+          fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
   }
 }
 template <class T>
@@ -67,15 +69,19 @@ void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
 
 }  // namespace kernels
 
-/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of memory
-/// that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
+/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
 template <class T>
 class RowCache {
  public:
   RowCache() = default;
   RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
-      : capacity_(capacity), width_(width), row_bytes_(cache_row_bytes(storage, width, sizeof(T))), storage_(storage),
-        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)), rings_(static_cast<std::size_t>(slots)) {}
+      : capacity_(capacity),
+        width_(width),
+        row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
+        storage_(storage),
+        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
+        rings_(static_cast<std::size_t>(slots)) {}
 
   Index slots() const { return static_cast<Index>(rings_.size()); }
   Index capacity() const { return capacity_; }
@@ -94,7 +100,8 @@ class RowCache {
   /// The slot's rows, oldest first, to x (count, width).
   void read(Index slot, T* x) const {
     const Ring& r = ring(slot);
-    for (Index i = 0; i < r.count; ++i) kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
+    for (Index i = 0; i < r.count; ++i)
+      kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
   }
   /// Adds x (rows, width); the oldest rows beyond the capacity go.
   void append(Index slot, Index rows, const T* x) {

@@ -80,7 +80,8 @@ void map_span(Index n, T* out, F&& f, const In*... in) {
 /// The same over several threads.
 template <class T, class F, class... In>
 void map(int threads, Index n, T* out, F&& f, const In*... in) {
-  parallel_blocks(threads, n, 16384, [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
+  parallel_blocks(threads, n, 16384,
+                  [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
 }
 
 /// Sum over i of f(in[i]...).

@@ -49,7 +49,6 @@ class CpuValues {
     return out;
   }
 
-
  protected:
   static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
