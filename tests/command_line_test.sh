@@ -251,6 +251,7 @@ sed -z "s/\"\(substitutions\|insertions\)\": [0-9]*/\"\1\": 0/g; s/\"deletions\"
 ok compare eval.json mla.json mla1.json deaf.json --names full,half,one,deaf --json compare.json --plot compare.svg
 says out 'half: not told apart from full: 0.00 points [0.00, 0.00]'
 says out 'deaf: more errors than full: '
+grep -qE '^half: .*; CTC loss -?0\.00 \[' out || fail "losses are not compared"
 grep -qE '^one +mla-simple +[0-9]+ +[0-9]+  [0-9.]+ \[' out || fail "no row of one"
 [ -s compare.svg ] || fail "no compare.svg"
 says compare.json '"sentence": "more errors than full: '
@@ -267,6 +268,8 @@ cp mla.json again/
 refused valid.json eval.json 4 8 -- compare eval.json valid.json --json new.json
 refused renamed.json 'number 1' other- eval.json -- compare eval.json renamed.json --plot new.png
 refused longer.json utterance_errors 9 8 -- compare eval.json longer.json
+sed -z 's/"utterance_losses": \[[^,]*/"utterance_losses": [-3/' eval.json >negative.json
+refused negative.json 'utterance 1' -3 -- compare eval.json negative.json
 refused train.json '`laconic eval --json`' "'wer' is missing" -- compare eval.json train.json
 echo '[]' >list.json
 refused list.json object -- compare eval.json list.json
@@ -447,6 +450,7 @@ says err 'going on after 2 of 3 utterances'
 echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"One caf\u00e9, PLEASE"}' >m.jsonl # what the vocabulary cannot write
 ok eval --model run --data m.jsonl --json odd.json --transcripts odd.jsonl
 says odd.json '"reference_words": 3'
+grep -q 'loss"' odd.json && fail "a text that the vocabulary cannot write has a loss"
 grep -qF $'"text":"one caf\xc3\xa9, please"' odd.jsonl || fail "texts are not compared as the vocabulary writes them"
 mkdir odd
 echo '[]' >odd/corpus.json

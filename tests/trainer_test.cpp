@@ -228,7 +228,7 @@ TEST_CASE("A small model learns", "[trainer]") {
   CHECK(better >= 1);
   const Evaluation evaluation = evaluate(model, r.cpu, r.valid, r.vocabulary);
   CHECK(evaluation.wer() == best);
-  CHECK(evaluation.loss == Approx(trainer.state().best_loss).epsilon(1e-9));
+  CHECK(evaluation.loss() == Approx(trainer.state().best_loss).epsilon(1e-9));
 }
 
 TEST_CASE("Accumulated batches are one batch", "[trainer]") {

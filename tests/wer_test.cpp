@@ -101,6 +101,21 @@ TEST_CASE("the bootstrap interval is that of the resampled rate", "[wer]") {
   }
 }
 
+TEST_CASE("the interval of a mean is that of the resampled mean", "[wer]") {
+  // 1000 numbers, half of them 0 and half of them 2: the mean 1 has a standard deviation of 1 / sqrt(1000) = 0.0316.
+  std::vector<double> numbers(1000, 0.0);
+  for (std::size_t i = 0; i < 1000; i += 2) numbers[i] = 2;
+  const Interval interval = bootstrap_mean(numbers, 0.95, 2000);
+  CHECK(interval.low == Approx(1 - 0.062).margin(0.006));
+  CHECK(interval.high == Approx(1 + 0.062).margin(0.006));
+  const std::vector<double> same(10, 3.5);
+  CHECK(bootstrap_mean(same).low == 3.5);
+  CHECK(bootstrap_mean(same).high == 3.5);
+  CHECK_THROWS_WITH(bootstrap_mean({}), "bootstrap_mean: no utterances given");
+  CHECK_THROWS_WITH(bootstrap_mean(same, 95), "bootstrap_mean: level 95 given, between 0 and 1 expected");
+  CHECK_THROWS_WITH(bootstrap_mean(same, 0.95, 0), "bootstrap_mean: 0 resamples given, at least 1 expected");
+}
+
 TEST_CASE("the interval of a difference draws the same utterances for both", "[wer]") {
   // 1000 utterances of one word; the first system is wrong in every second one, the second in these and 30 more. Each
   // rate has a standard deviation of 0.016; their difference, paired, has one of sqrt(0.03 * 0.97 / 1000) = 0.0054.

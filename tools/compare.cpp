@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <optional>
 
 namespace {
@@ -30,14 +31,17 @@ struct Result {
   bool streamed = false;
   std::vector<std::string> utterance_names;  ///< this and the next empty: an older file
   std::vector<WordErrors> errors;
+  std::vector<std::optional<double>> losses;  ///< by utterance, where it has one; empty: an older file
 
   bool has_utterances() const { return !errors.empty(); }
 };
 
-/// To the first result; in points, of percent.
+/// To the first result: the WER in points, of percent, and the mean CTC loss of the utterances for which both have one.
 struct Difference {
   double wer = 0;
   Interval interval;
+  std::optional<double> loss;
+  Interval loss_interval;
 };
 
 /// Throws where the arrays contradict each other or the file's sums.
@@ -57,6 +61,16 @@ void read_utterances(const nlohmann::json& json, const std::string& where, Index
             " words, no number below 0 expected");
     r.errors.push_back(
         {.substitutions = errors[i], .reference_words = words[i]});  // of which kind they are is not told
+  }
+  if (json.contains("utterance_losses")) {
+    const nlohmann::json& losses = json["utterance_losses"];
+    require(losses.is_array(), where, ": 'utterance_losses' is no array");
+    require_size("utterance_losses", losses.size());
+    for (std::size_t i = 0; i < losses.size(); ++i) {
+      require(losses[i].is_null() || (losses[i].is_number() && losses[i] >= 0), where, ": utterance ", i + 1,
+              " has the loss ", losses[i].dump(), ", null or a number not below 0 expected");
+      r.losses.push_back(losses[i].is_null() ? std::nullopt : std::optional(losses[i].get<double>()));
+    }
   }
   const WordErrors sum = total(r.errors);
   require(sum.errors() == all_errors && sum.reference_words == r.reference_words, where, ": its utterances have ",
@@ -140,9 +154,18 @@ std::vector<Result> read_results(const CompareOptions& o) {
 /// Empty where one of the two holds no utterances.
 std::optional<Difference> difference(const Result& first, const Result& other, std::int64_t seed) {
   if (!first.has_utterances() || !other.has_utterances()) return std::nullopt;
-  const Interval i =
-      bootstrap_difference(first.errors, other.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(seed)));
-  return Difference{100 * (total(other.errors).rate() - total(first.errors).rate()), {100 * i.low, 100 * i.high}};
+  const Seed draws(static_cast<std::uint64_t>(seed));
+  const Interval i = bootstrap_difference(first.errors, other.errors, 0.95, 1000, draws);
+  Difference out{
+      100 * (total(other.errors).rate() - total(first.errors).rate()), {100 * i.low, 100 * i.high}, std::nullopt, {}};
+  std::vector<double> losses;
+  for (std::size_t n = 0; n < std::min(first.losses.size(), other.losses.size()); ++n)
+    if (first.losses[n] && other.losses[n]) losses.push_back(*other.losses[n] - *first.losses[n]);
+  if (!losses.empty()) {
+    out.loss = std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size());
+    out.loss_interval = bootstrap_mean(losses, 0.95, 1000, draws);
+  }
+  return out;
 }
 
 /// "-0.50 [-0.90, -0.10]"
@@ -160,9 +183,11 @@ std::string sentence(const Result& first, const Result& other, const std::option
                 first.low <= other.high && other.low <= first.high ? "overlap" : "do not overlap");
   }
   const auto& [low, high] = d->interval;
-  if (high < 0) return text("fewer errors than ", first.name, ": ", shown(-d->wer, -high, -low, " points"));
+  const std::string loss =
+      d->loss ? text("; CTC loss ", shown(*d->loss, d->loss_interval.low, d->loss_interval.high)) : "";
+  if (high < 0) return text("fewer errors than ", first.name, ": ", shown(-d->wer, -high, -low, " points"), loss);
   return text(low > 0 ? "more errors than " : "not told apart from ", first.name, ": ",
-              shown(d->wer, low, high, " points"));
+              shown(d->wer, low, high, " points"), loss);
 }
 
 nlohmann::json result_json(const Result& r, const std::optional<Difference>& d) {
@@ -177,6 +202,9 @@ nlohmann::json result_json(const Result& r, const std::optional<Difference>& d) 
                      {"times_real_time", r.speed}};
   if (r.peak_memory_bytes >= 0) out["peak_memory_bytes"] = r.peak_memory_bytes;
   if (d) out["difference"] = {{"wer", d->wer}, {"wer_low", d->interval.low}, {"wer_high", d->interval.high}};
+  if (d && d->loss)
+    out["difference"].update(
+        {{"loss", *d->loss}, {"loss_low", d->loss_interval.low}, {"loss_high", d->loss_interval.high}});
   return out;
 }
 

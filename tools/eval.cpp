@@ -89,7 +89,8 @@ class PartialFile {
     const auto size = found.whole.hypotheses.size();
     require_same_run(json.value("run", nlohmann::json()), run(std::min(found.done(), corpus_.size())), path_,
                      "name for --json");
-    require(found.whole.errors.size() == size && found.streamed.hypotheses.size() == (streaming_ ? size : 0) &&
+    require(found.whole.errors.size() == size && found.whole.losses.size() == size &&
+                found.streamed.hypotheses.size() == (streaming_ ? size : 0) &&
                 found.streamed.errors.size() == found.streamed.hypotheses.size(),
             path_, ": contradicts itself; delete it to start anew");
     say("going on after ", size, " of ", corpus_.size(), " utterances, which ", path_, " holds");
@@ -118,6 +119,14 @@ class PartialFile {
   nlohmann::json run_;
 };
 
+/// Where the vocabulary can write the text: others have no loss, but errors in their words.
+void add_labels(Dataset& data, const Vocabulary& vocabulary) {
+  for (Example& e : data.examples) try {
+      e.labels = vocabulary.encode(e.text);
+    } catch (const Error&) {
+    }
+}
+
 /// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each
 /// other, so that portions change no result.
 Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus,
@@ -132,8 +141,9 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   StatusLine line;
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
-    const Dataset data =
+    Dataset data =
         load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config.features, nullptr, o.threads);
+    add_labels(data, recognizer.vocabulary);
     notes.insert(notes.end(), data.notes.begin(), data.notes.end());
     Cpu<float> cpu(o.threads);  // its memory goes with the portion, for the next one has other shapes
     found.whole += recognizer.evaluate(cpu, data);
@@ -175,11 +185,13 @@ void write_transcripts(const std::filesystem::path& path, const Recognizer& reco
 }
 
 /// What each utterance cost, for `laconic compare`.
-void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluation& evaluation) {
+void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluation& evaluation,
+                    std::span<const double> losses) {
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     result["utterance_names"].push_back(Corpus::name(corpus.utterances[i]));
     result["utterance_errors"].push_back(evaluation.errors[i].errors());
     result["utterance_words"].push_back(evaluation.errors[i].reference_words);
+    result["utterance_losses"].push_back(losses[i] < 0 ? nlohmann::json() : nlohmann::json(losses[i]));
   }
 }
 
@@ -221,8 +233,12 @@ void eval(const EvalOptions& o) {
         fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ",
         changed, " of ", corpus.size(), " transcripts differ from those of whole utterances under the model's mask\n");
   }
+  std::vector<double> losses;
+  for (const double one : found.whole.losses)
+    if (one >= 0) losses.push_back(one);
   const WordErrors errors = evaluation.total_errors();
-  const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, Seed(static_cast<std::uint64_t>(o.seed)));
+  const Seed seed(static_cast<std::uint64_t>(o.seed));
+  const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, seed);
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   nlohmann::json result{{"model", o.model},
                         {"data", o.data},
@@ -242,7 +258,18 @@ void eval(const EvalOptions& o) {
                         {"parameters", recognizer.count_parameters()},
                         {"peak_memory_bytes", peak_resident_bytes()}};
   if (o.stream.streaming) result["streaming"] = streaming;
-  add_utterances(result, corpus, evaluation);
+  std::string loss_line;
+  if (!losses.empty()) {
+    const Interval of_loss = bootstrap_mean(losses, 0.95, 1000, seed);
+    result.update({{"loss", found.whole.loss()}, {"loss_low", of_loss.low}, {"loss_high", of_loss.high}});
+    loss_line = text("CTC loss ", fixed(found.whole.loss(), 3), " [", fixed(of_loss.low, 3), ", ",
+                     fixed(of_loss.high, 3), "] an utterance",
+                     losses.size() == corpus.utterances.size()
+                         ? ""
+                         : text(", of the ", losses.size(), " whose texts the vocabulary can write in their time"),
+                     '\n');
+  }
+  add_utterances(result, corpus, evaluation, found.whole.losses);
   if (!o.json.empty()) write_file(o.json, to_text(result, 2));
   partial.remove();
   std::printf(
@@ -251,11 +278,11 @@ void eval(const EvalOptions& o) {
       100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions,
       errors.insertions, errors.reference_words);
   std::printf(
-      "%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
+      "%s%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
       "real time, %d threads)\n",
-      std::string(to_name(recognizer.config.encoder.attention)).c_str(), recognizer.count_parameters(),
-      recognizer.cache_bytes_per_second(), corpus.seconds_from(0), evaluation.compute_seconds,
-      corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
+      loss_line.c_str(), std::string(to_name(recognizer.config.encoder.attention)).c_str(),
+      recognizer.count_parameters(), recognizer.cache_bytes_per_second(), corpus.seconds_from(0),
+      evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
   std::printf("%s", streaming_lines.c_str());
 }
 

@@ -15,8 +15,7 @@ namespace laconic::inline LACONIC_ABI {
 struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
-  double loss = 0;                      ///< mean CTC loss of the examples that have labels which fit their frames
-  Index losses = 0;                     ///< how many these are
+  std::vector<double> losses;           ///< CTC loss by example, -1 without labels or where they do not fit its frames
   double audio_seconds = 0, compute_seconds = 0;
 
   WordErrors total_errors() const { return total(errors); }
@@ -24,13 +23,23 @@ struct Evaluation {
   /// 95% interval of the WER by resampling utterances.
   Interval interval() const { return bootstrap_interval(errors); }
 
+  /// The mean CTC loss of the examples that have one; 0 without any.
+  double loss() const {
+    double sum = 0;
+    Index count = 0;
+    for (const double one : losses) {
+      if (one < 0) continue;
+      sum += one;
+      ++count;
+    }
+    return count > 0 ? sum / static_cast<double>(count) : 0;
+  }
+
   /// Adds what was found for further examples.
   Evaluation& operator+=(const Evaluation& more) {
     hypotheses.insert(hypotheses.end(), more.hypotheses.begin(), more.hypotheses.end());
     errors.insert(errors.end(), more.errors.begin(), more.errors.end());
-    const double sum = loss * static_cast<double>(losses) + more.loss * static_cast<double>(more.losses);
-    losses += more.losses;
-    loss = losses > 0 ? sum / static_cast<double>(losses) : 0;
+    losses.insert(losses.end(), more.losses.begin(), more.losses.end());
     audio_seconds += more.audio_seconds;
     compute_seconds += more.compute_seconds;
     return *this;
@@ -39,7 +48,6 @@ struct Evaluation {
   static constexpr void fields(auto& self, auto&& visit) {
     visit("hypotheses", self.hypotheses);
     visit("errors", self.errors);
-    visit("loss", self.loss);
     visit("losses", self.losses);
     visit("audio_seconds", self.audio_seconds);
     visit("compute_seconds", self.compute_seconds);
@@ -53,6 +61,7 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   Evaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
+  out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
   const auto start = std::chrono::steady_clock::now();
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
@@ -62,10 +71,9 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
     if (!batch.labels.tokens.empty()) {
       const auto loss = cpu.ctc(logits.rows, logits.sequences, batch.labels, 0);
       for (std::size_t n = 0; n < indices.size(); ++n) {
+        const auto i = static_cast<std::size_t>(indices[n]);
         const double one = static_cast<double>(loss.row(static_cast<Index>(n))[0]);
-        if (data.examples[static_cast<std::size_t>(indices[n])].labels.empty() || std::isinf(one)) continue;
-        out.loss += one;
-        ++out.losses;
+        if (!data.examples[i].labels.empty() && !std::isinf(one)) out.losses[i] = one;
       }
     }
     for (std::size_t n = 0; n < indices.size(); ++n) {
@@ -74,7 +82,6 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
       out.errors[i] = word_errors(vocabulary.written(data.examples[i].text), out.hypotheses[i]);
     }
   }
-  if (out.losses > 0) out.loss /= static_cast<double>(out.losses);
   out.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return out;
 }

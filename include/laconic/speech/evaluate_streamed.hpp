@@ -42,7 +42,8 @@ struct StreamedEvaluation : Evaluation {
 };
 
 /// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come
-/// with every push, until all are heard. Decodes greedily and counts word errors.
+/// with every push, until all are heard. Decodes greedily and counts word errors; losses are those of
+/// whole utterances alone.
 template <class Model>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames) {
@@ -56,6 +57,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   StreamedEvaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
+  out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
   out.streams = config.capacity;
   out.chunk = streams.mask().chunk;

@@ -127,6 +127,20 @@ inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, do
   });
 }
 
+/// The percentile bootstrap interval of the mean of one number an utterance, such as its loss, or the difference of two
+/// systems' losses of it.
+inline Interval bootstrap_mean(std::span<const double> per_utterance, double level = 0.95, int resamples = 1000,
+                               Seed seed = Seed(0)) {
+  require(!per_utterance.empty(), "bootstrap_mean: no utterances given");
+  require(level > 0 && level < 1, "bootstrap_mean: level ", level, " given, between 0 and 1 expected");
+  require(resamples > 0, "bootstrap_mean: ", resamples, " resamples given, at least 1 expected");
+  return detail::bootstrap(per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
+    double sum = 0;
+    for (std::size_t i = 0; i < per_utterance.size(); ++i) sum += per_utterance[drawn(static_cast<Index>(i))];
+    return sum / static_cast<double>(per_utterance.size());
+  });
+}
+
 /// The same interval for the second system's word error rate less the first's, on the same utterances: each resample
 /// draws the same ones for both, so that what is hard for both cancels out (Bisani and Ney 2004). An interval without 0
 /// tells the two apart on such speech; of other trainings it knows nothing.

@@ -295,17 +295,17 @@ class Trainer {
     state_.epoch_loss = 0;
     state_.epoch_counted = 0;
     if (lower) state_.lower_epoch = state_.epoch;
-    if (lower || (wer == state_.best_wer && validation.loss < state_.best_loss)) {
+    if (lower || (wer == state_.best_wer && validation.loss() < state_.best_loss)) {
       state_.best_epoch = state_.epoch;
       state_.best_wer = wer;
-      state_.best_loss = validation.loss;
+      state_.best_loss = validation.loss();
       copy_values(model_, best_);
       better();
     }
     const double left =
         state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
     const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0,
-                               0,      left,         wer,  validation.loss,        false};
+                               0,      left,         wer,  validation.loss(),        false};
     log_row(report);
     progress(report);
     save();
