@@ -348,6 +348,7 @@ ok study --data corpus --out study --attentions mla-simple,mqa --methods svd,act
 for stage in distilled progressive attention-only; do says study/results.json "\"$stage\""; done
 rows=$(grep -c '"stage":' study/results.json) # beside the latent and the one head that were there, 2 latents (one cannot progress) and 1 head
 [ "$rows" -eq $((16 + 3 + 5 + 4 + 2 + 4)) ] || fail "a study that was widened has $rows rows"
+grep -qE '^\| .* \| 12.50% \| distilled \| mla-simple R=[0-9]+, activation \| mqa' study/report.md || fail "latents are not compared with groups"
 refused study.json -- study --data corpus --out study --preset full
 refused nowhere -- study --data nowhere --out new
 touch file

@@ -24,6 +24,7 @@ struct Summary {
   double cache_fraction = 0, cache_bytes_per_second = 0, key_value_error = 0, train_seconds = 0;
   double wer = 0, low = 0, high = 0, spread = 0;  ///< percent; pooled over seeds; sd of the seeds' WERs
   Index parameters = 0, changed = 0, utterances = 0, seeds = 0;
+  std::vector<WordErrors> errors{};  ///< of each utterance, by all seeds
 };
 
 /// WER of all seeds together. Its interval resamples utterances, each with its errors of all seeds, as the seeds are
@@ -40,7 +41,7 @@ Summary summarize(const std::vector<const nlohmann::json*>& rows) {
             .parameters = first["parameters"],
             .seeds = static_cast<Index>(rows.size())};
   const double n = static_cast<double>(rows.size());
-  std::vector<WordErrors> errors(first["errors_by_utterance"].size());
+  s.errors.resize(first["errors_by_utterance"].size());
   std::vector<double> wers;
   for (const nlohmann::json* row : rows) {
     wers.push_back((*row)["wer"]);
@@ -49,13 +50,13 @@ Summary summarize(const std::vector<const nlohmann::json*>& rows) {
     s.train_seconds += (*row)["train_seconds"].get<double>() / n;
     s.changed += (*row)["transcripts_changed"].get<Index>();
     s.utterances += (*row)["utterances"].get<Index>();
-    for (std::size_t i = 0; i < errors.size(); ++i)
-      errors[i] +=
+    for (std::size_t i = 0; i < s.errors.size(); ++i)
+      s.errors[i] +=
           {.substitutions = (*row)["errors_by_utterance"].at(i), .reference_words = (*row)["words_by_utterance"].at(i)};
   }
   for (const double wer : wers) s.spread += (wer - s.wer) * (wer - s.wer) / std::max(1.0, n - 1);
   s.spread = std::sqrt(s.spread);
-  const Interval interval = bootstrap_interval(errors);
+  const Interval interval = bootstrap_interval(s.errors);
   s.low = 100 * interval.low;
   s.high = 100 * interval.high;
   return s;
@@ -190,6 +191,34 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
             list, '\n'));
 }
 
+std::string percent(double fraction) {
+  return fixed(100 * fraction, 100 * fraction == std::round(100 * fraction) ? 0 : 2) + '%';
+}
+
+/// Each latent against the grouped queries of its cache, stage and test set that have the lowest WER.
+std::string latents_against_groups(const std::vector<Summary>& all) {
+  std::string rows;
+  for (const Summary& latent : all) {
+    if (family(latent) != "MLA") continue;
+    const Summary* best = nullptr;
+    for (const Summary& s : all)
+      if (family(s) == "GQA" && s.test_set == latent.test_set && s.stage == latent.stage && s.seeds == latent.seeds &&
+          s.cache_bytes_per_second == latent.cache_bytes_per_second && (best == nullptr || s.wer < best->wer))
+        best = &s;
+    if (best == nullptr) continue;
+    const Interval interval = bootstrap_difference(best->errors, latent.errors);
+    rows += text("| ", latent.test_set, " | ", percent(latent.cache_fraction), " | ", latent.stage, " | ", latent.name,
+                 " | ", best->name, " | ", fixed(latent.wer - best->wer, 2), " | ", fixed(100 * interval.low, 2),
+                 " to ", fixed(100 * interval.high, 2), " |\n");
+  }
+  if (rows.empty()) return "";
+  return "\n## Latents against grouped queries\n\nWER of a latent less that of the grouped queries of its cache, stage "
+         "and test set that have the lowest, in points: below 0\nthe latent is better. The 95% interval draws the same "
+         "utterances for both.\n\n"
+         "| test set | cache | stage | latent | against | points | 95% interval |\n|---|---|---|---|---|---|---|\n" +
+         rows;
+}
+
 }  // namespace
 
 StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)) {
@@ -247,8 +276,7 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
     summary += text(set, '\n');
     for (const Summary& s : all) {
       if (s.test_set != set) continue;
-      const std::string cache =
-          fixed(100 * s.cache_fraction, s.cache_fraction * 100 == std::round(s.cache_fraction * 100) ? 0 : 2) + '%';
+      const std::string cache = percent(s.cache_fraction);
       report +=
           text("| ", s.name, " | ", s.stage, " | ", cache, " | ", fixed(s.cache_bytes_per_second, 0), " | ",
                s.parameters, " | ", fixed(s.wer, 2), " | ", fixed(s.low, 2), " to ", fixed(s.high, 2), " | ",
@@ -261,7 +289,8 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
       summary += line;
     }
   }
-  report += "\n![WER against cache](wer_cache.png)\n\n![Conversion error against cache](conversion_error.png)\n";
+  report += latents_against_groups(all) +
+            "\n![WER against cache](wer_cache.png)\n\n![Conversion error against cache](conversion_error.png)\n";
   write_file(folder / "report.md", report);
   write_file(folder / "summary.txt", summary);
 
