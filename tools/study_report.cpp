@@ -93,10 +93,14 @@ std::string family(const Summary& s) {
 
 std::string spelt_stage(const std::string& stage) { return stage == "finetuned" ? "fine-tuned" : stage; }
 
-constexpr const char* cache_axis =
-    "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange "
-    "[5:130]\nset grid\n"
-    "set xlabel 'key-value cache, of the MHA baseline'\nset bars small\n";
+/// From a little below the smallest cache.
+std::string cache_axis(const std::vector<Summary>& all) {
+  double least = 1;
+  for (const Summary& s : all) least = std::min(least, s.cache_fraction);
+  return text(
+      "set logscale x 2\nset xtics ('6.25%%' 6.25, '12.5%%' 12.5, '25%%' 25, '50%%' 50, '100%%' 100)\nset xrange [",
+      fixed(75 * least, 4), ":130]\nset grid\nset xlabel 'key-value cache, of the MHA baseline'\nset bars small\n");
+}
 
 /// Lines of one family and method, before training or after it by one strategy.
 struct Series {
@@ -139,7 +143,7 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
 /// little so that intervals do not hide each other.
 void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all,
               const std::vector<std::string>& sets) {
-  std::string data, body = text(cache_axis, "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"),
+  std::string data, body = text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"),
                                 "\nset ylabel 'word error rate, %'\n", "set multiplot layout 2,", sets.size(),
                                 " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
   int index = 0;
@@ -185,7 +189,7 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   if (list.empty()) return;
   write_file(folder / "conversion_error.dat", data);
   plot(folder, "conversion_error",
-       text(cache_axis, "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
+       text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
             "\nset yrange [0:1]\nset key below\n",
             "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ",
             list, '\n'));
