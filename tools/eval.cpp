@@ -121,10 +121,12 @@ class PartialFile {
 
 /// Where the vocabulary can write the text: others have no loss, but errors in their words.
 void add_labels(Dataset& data, const Vocabulary& vocabulary) {
-  for (Example& e : data.examples) try {
+  for (Example& e : data.examples) {
+    try {
       e.labels = vocabulary.encode(e.text);
     } catch (const Error&) {
     }
+  }
 }
 
 /// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each
