@@ -235,9 +235,7 @@ void eval(const EvalOptions& o) {
         fixed(1e3 * streamed.push_quantile(0.5), 2), " ms (95%: ", fixed(1e3 * streamed.push_quantile(0.95), 2), "); ",
         changed, " of ", corpus.size(), " transcripts differ from those of whole utterances under the model's mask\n");
   }
-  std::vector<double> losses;
-  for (const double one : found.whole.losses)
-    if (one >= 0) losses.push_back(one);
+  const std::vector<double> losses = found.whole.known_losses();
   const WordErrors errors = evaluation.total_errors();
   const Seed seed(static_cast<std::uint64_t>(o.seed));
   const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, seed);

@@ -6,8 +6,11 @@
 #include <laconic/speech/decode.hpp>
 #include <laconic/speech/wer.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -16,23 +19,24 @@ struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
   std::vector<double> losses;           ///< CTC loss by example, -1 without labels or where they do not fit its frames
-  double audio_seconds = 0, compute_seconds = 0;
+  double audio_seconds = 0, compute_seconds = 0;  ///< the latter of model and decoding, without what counts errors
 
   WordErrors total_errors() const { return total(errors); }
   double wer() const { return total_errors().rate(); }
   /// 95% interval of the WER by resampling utterances.
   Interval interval() const { return bootstrap_interval(errors); }
 
-  /// The mean CTC loss of the examples that have one; 0 without any.
+  /// Of the examples that have one.
+  std::vector<double> known_losses() const {
+    std::vector<double> out;
+    std::copy_if(losses.begin(), losses.end(), std::back_inserter(out), [](double one) { return !(one < 0); });
+    return out;
+  }
+  /// Their mean; 0 without any.
   double loss() const {
-    double sum = 0;
-    Index count = 0;
-    for (const double one : losses) {
-      if (one < 0) continue;
-      sum += one;
-      ++count;
-    }
-    return count > 0 ? sum / static_cast<double>(count) : 0;
+    const std::vector<double> known = known_losses();
+    return std::accumulate(known.begin(), known.end(), 0.0) /
+           static_cast<double>(std::max<std::size_t>(1, known.size()));
   }
 
   /// Adds what was found for further examples.
@@ -63,11 +67,12 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   out.errors.resize(data.examples.size());
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
-  const auto start = std::chrono::steady_clock::now();
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
+    const auto start = std::chrono::steady_clock::now();
     const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
     const auto logits = model(cpu, batch.features, batch.sequences);
     const auto tokens = greedy_ctc(logits.rows.view(), logits.sequences);
+    out.compute_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (!batch.labels.tokens.empty()) {
       const auto loss = cpu.ctc(logits.rows, logits.sequences, batch.labels, 0);
       for (std::size_t n = 0; n < indices.size(); ++n) {
@@ -82,7 +87,6 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
       out.errors[i] = word_errors(vocabulary.written(data.examples[i].text), out.hypotheses[i]);
     }
   }
-  out.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return out;
 }
 

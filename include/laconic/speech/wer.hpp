@@ -90,9 +90,13 @@ struct Interval {
 namespace detail {
 
 /// The percentile interval of `statistic(drawn)` over resamples, `drawn(i)` being the i-th utterance drawn with
-/// replacement. Which ones are drawn depends on the seed and on their number alone.
+/// replacement. Which ones are drawn depends on the seed and on their number alone. Throws in the name of `who`.
 template <class Statistic>
-Interval bootstrap(std::size_t utterances, double level, int resamples, Seed seed, Statistic&& statistic) {
+Interval bootstrap(const char* who, std::size_t utterances, double level, int resamples, Seed seed,
+                   Statistic&& statistic) {
+  require(utterances > 0, who, ": no utterances given");
+  require(level > 0 && level < 1, who, ": level ", level, " given, between 0 and 1 expected");
+  require(resamples > 0, who, ": ", resamples, " resamples given, at least 1 expected");
   const Random random(seed, "bootstrap");
   const auto n = static_cast<Index>(utterances);
   std::vector<double> values;
@@ -117,10 +121,7 @@ Interval bootstrap(std::size_t utterances, double level, int resamples, Seed see
 /// It knows only the errors that were made: without any it is [0, 0], which says little about a small test set.
 inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, double level = 0.95, int resamples = 1000,
                                    Seed seed = Seed(0)) {
-  require(!per_utterance.empty(), "bootstrap_interval: no utterances given");
-  require(level > 0 && level < 1, "bootstrap_interval: level ", level, " given, between 0 and 1 expected");
-  require(resamples > 0, "bootstrap_interval: ", resamples, " resamples given, at least 1 expected");
-  return detail::bootstrap(per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
+  return detail::bootstrap("bootstrap_interval", per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
     WordErrors sum;
     for (std::size_t i = 0; i < per_utterance.size(); ++i) sum += per_utterance[drawn(static_cast<Index>(i))];
     return sum.rate();
@@ -131,10 +132,7 @@ inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, do
 /// systems' losses of it.
 inline Interval bootstrap_mean(std::span<const double> per_utterance, double level = 0.95, int resamples = 1000,
                                Seed seed = Seed(0)) {
-  require(!per_utterance.empty(), "bootstrap_mean: no utterances given");
-  require(level > 0 && level < 1, "bootstrap_mean: level ", level, " given, between 0 and 1 expected");
-  require(resamples > 0, "bootstrap_mean: ", resamples, " resamples given, at least 1 expected");
-  return detail::bootstrap(per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
+  return detail::bootstrap("bootstrap_mean", per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
     double sum = 0;
     for (std::size_t i = 0; i < per_utterance.size(); ++i) sum += per_utterance[drawn(static_cast<Index>(i))];
     return sum / static_cast<double>(per_utterance.size());
@@ -148,14 +146,11 @@ inline Interval bootstrap_difference(std::span<const WordErrors> first, std::spa
                                      double level = 0.95, int resamples = 1000, Seed seed = Seed(0)) {
   require(first.size() == second.size(), "bootstrap_difference: ", first.size(), " and ", second.size(),
           " utterances given, the same ones expected");
-  require(!first.empty(), "bootstrap_difference: no utterances given");
   for (std::size_t i = 0; i < first.size(); ++i)
     require(first[i].reference_words == second[i].reference_words, "bootstrap_difference: utterance ", i, " has ",
             first[i].reference_words, " and ", second[i].reference_words,
             " reference words, the same utterance expected");
-  require(level > 0 && level < 1, "bootstrap_difference: level ", level, " given, between 0 and 1 expected");
-  require(resamples > 0, "bootstrap_difference: ", resamples, " resamples given, at least 1 expected");
-  return detail::bootstrap(first.size(), level, resamples, seed, [&](auto&& drawn) {
+  return detail::bootstrap("bootstrap_difference", first.size(), level, resamples, seed, [&](auto&& drawn) {
     WordErrors one, other;
     for (std::size_t i = 0; i < first.size(); ++i) {
       const std::size_t at = drawn(static_cast<Index>(i));
