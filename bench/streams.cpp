@@ -33,7 +33,7 @@ double peak_gib() {
 
 void run(const Options& o, const EncoderConfig& config) {
   using Model = Conformer<AnyAttention>;
-  const CacheStorage storage = from_name<CacheStorage>(o.cache).value();
+  const Storage storage = from_name<Storage>(o.cache).value();
   const Index each = Model::cache_bytes(config, frames(o.left_context), storage);
   const Index capacity = (o.budget_mib << 20) / each;
   const Model model(config, Seed(1));

@@ -187,7 +187,7 @@ void check_streams(EncoderConfig numbers) {
     numbers.left_context = lefts[n];
     check_streams<Model>(
         numbers,
-        {.capacity = 12, .storage = n == 1 ? CacheStorage::int8 : CacheStorage::full, .threads = n == 3 ? 3 : 1},
+        {.capacity = 12, .storage = n == 1 ? Storage::int8 : Storage::full, .threads = n == 3 ? 3 : 1},
         n + 10);
     numbers.left_context = -1;
   }

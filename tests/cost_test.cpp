@@ -23,7 +23,7 @@ static_assert(mib(18 * MlaSimple<8, 512>::cache_bytes(branchformer, frames(1000)
 static_assert(mib(18 * Gqa<8, 2>::cache_bytes(branchformer, frames(1000))) == 17.578125);
 
 // The same in half precision.
-static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), CacheStorage::bf16) ==
+static_assert(2 * Mha<8>::cache_bytes(branchformer, frames(1000), Storage::bf16) ==
               Mha<8>::cache_bytes(branchformer, frames(1000)));
 
 // -- A small model ----------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ double difference(const Gradients& got, const Gradients& expected) {
 /// What streams give that push their frames in random pieces of whole chunks, random ones in random order at a time,
 /// put together as the whole pass has them: first of -x, in new slots, then of x, in slots used before.
 template <class Policy, class T>
-std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, CacheStorage storage,
+std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, Storage storage,
                                 AttentionPath path = by_cost) {
   const Index most = std::max<Index>(1, 4 / mask.chunk), count = c.sequences.size();
   const Index capacity = mask.left_context == unlimited ? c.sequences.max_length() : mask.left_context;
@@ -243,8 +243,8 @@ static_assert(parameters_of<MlaSplit<8, 256, 256, NoPosition>> == 1'050'112 &&
 using V3 = MlaDecoupled<128, 512, 64, LowRankQuery<1536>>;
 constexpr AttentionConfig v3{.d_model = 7168, .head_dim = 128, .attention_bias = false};
 static_assert(V3::parameter_count(v3) == 187'107'328 && V3::cache_bytes(v3, frames(1)) == 4 * 576);
-static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::bf16) == 10 * (2 * 512 + 4 * 64));
-static_assert(V3::cache_bytes(v3, frames(10), CacheStorage::int8) == 10 * (512 + 4 + 4 * 64));
+static_assert(V3::cache_bytes(v3, frames(10), Storage::bf16) == 10 * (2 * 512 + 4 * 64));
+static_assert(V3::cache_bytes(v3, frames(10), Storage::int8) == 10 * (512 + 4 + 4 * 64));
 static_assert(V3::expanded_flops(V3::dims(v3), {1, 0, 1}) == 81'920 &&
               V3::expanded_flops(V3::dims(v3), {1, 1, 1}) == 33'636'352);
 static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528 &&
@@ -318,7 +318,7 @@ TEMPLATE_LIST_TEST_CASE("a batch is its sequences, on any number of threads, and
                 whole.middleRows(first, length));
         }
         if (mask.chunk == unlimited) continue;
-        const auto streams = stream(c, mask, CacheStorage::full, path);
+        const auto streams = stream(c, mask, Storage::full, path);
         CHECK(difference<double>(streams[0], run<Layer, double>(c.layer, -c.x, c.sequences, mask, path)) < 1e-12);
         CHECK(difference<double>(streams[1], whole) < 1e-12);
       }
@@ -356,7 +356,7 @@ TEST_CASE("the cheaper path is that of fewer operations", "[latent][cost]") {
 
 TEMPLATE_LIST_TEST_CASE("a state holds as many bytes as its policy says, and rounding changes little", "[latent][cost]",
                         Cached) {
-  for (const CacheStorage storage : {CacheStorage::full, CacheStorage::bf16, CacheStorage::int8})
+  for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
     for (Index n = 0; n < 8; ++n) {
       INFO("draw " << n << ", storage " << static_cast<int>(storage));
       Case<TestType, float> c(n), same(n);
@@ -368,15 +368,15 @@ TEMPLATE_LIST_TEST_CASE("a state holds as many bytes as its policy says, and rou
       if (TestType::Score::is_linear)
         CHECK(state.cache_bytes() == 3 * 4 * d.num_kv_heads * d.head_dim * (d.head_dim + 1));
       const double change =
-          difference(stream(c, Mask::causal(), storage)[1], stream(same, Mask::causal(), CacheStorage::full)[1]);
+          difference(stream(c, Mask::causal(), storage)[1], stream(same, Mask::causal(), Storage::full)[1]);
       CHECK(change < 2e-2);
       if (c.sequences.max_length() > 4)
-        CHECK((change > 0) == (storage != CacheStorage::full && !TestType::Score::is_linear));
+        CHECK((change > 0) == (storage != Storage::full && !TestType::Score::is_linear));
     }
 }
 
 TEST_CASE("what says where a frame is stays exact", "[latent][stream]") {
-  const auto streamed = [](CacheStorage storage) {
+  const auto streamed = [](Storage storage) {
     Case<Decoupled<NoNorm>, float> c(3);
     REQUIRE(c.sequences.max_length() > 4);
     // A latent that is held without loss however it is stored: multiples of 1/128, 127 of them in each frame.
@@ -386,8 +386,8 @@ TEST_CASE("what says where a frame is stays exact", "[latent][stream]") {
         c.x(i, k) = static_cast<float>(k == 0 ? 127 : (37 * i + 91 * k) % 255 - 127) / 128;
     return stream(c, Mask::causal(), storage);
   };
-  CHECK(streamed(CacheStorage::bf16) == streamed(CacheStorage::full));
-  CHECK(streamed(CacheStorage::int8) == streamed(CacheStorage::full));
+  CHECK(streamed(Storage::bf16) == streamed(Storage::full));
+  CHECK(streamed(Storage::int8) == streamed(Storage::full));
 }
 
 TEST_CASE("a row cache is a ring of rounded rows", "[cache]") {
@@ -416,18 +416,18 @@ TEST_CASE("a row cache is a ring of rounded rows", "[cache]") {
   }
   Matrix<float> special(5, 3);
   special << 0, 0, 0, 1, NAN, 2, -INFINITY, 1, 2, 1e-40F, -1e-40F, 0, 3e38F, -3e38F, 1;
-  for (const CacheStorage storage : {CacheStorage::bf16, CacheStorage::int8}) {
+  for (const Storage storage : {Storage::bf16, Storage::int8}) {
     RowCache<float> cache(1, 11, 3, storage);
-    CHECK(cache.bytes() == 11 * (storage == CacheStorage::bf16 ? 6 : 7));
+    CHECK(cache.bytes() == 11 * (storage == Storage::bf16 ? 6 : 7));
     cache.append(0, 11, x.data());
-    const float steps = storage == CacheStorage::bf16 ? 256 : 253;
+    const float steps = storage == Storage::bf16 ? 256 : 253;
     for (Index i = 0; i < 11; ++i)
       CHECK((read(cache, 0) - x).row(i).cwiseAbs().maxCoeff() <= x.row(i).cwiseAbs().maxCoeff() / steps);
     cache.append(0, 5, special.data());
     const Matrix<float> got = read(cache, 0).bottomRows(5);
     CHECK(got.row(0).isZero(0));
     CHECK((std::isnan(got(1, 1)) && !std::isfinite(got(2, 0))));
-    if (storage == CacheStorage::int8)
+    if (storage == Storage::int8)
       CHECK(got.middleRows(1, 2).array().isNaN().all());  // the row is spoilt, and shows
     CHECK((got.row(3).cwiseAbs().maxCoeff() < 1e-37F && std::abs(got(4, 0) / 3e38F - 1) < 0.01F));
   }

@@ -350,7 +350,7 @@ TEST_CASE("streams hold as many bytes as their model says, and rounding changes 
     using Model = EBranchformer<AnyAttention>;
     const auto model = random_model<Model>(config);
     const Matrix<float> x = random_matrix<float>(120, 8, 1), exact = streamed(model, x, {.threads = 1});
-    for (const auto& storage : enum_names(CacheStorage())) {
+    for (const auto& storage : enum_names(Storage())) {
       INFO(name.name << ", " << storage.name);
       const Streams streams(model, {.capacity = 5, .storage = storage.value, .threads = 1});
       CHECK(streams.attention_bytes() == 5 * Model::cache_bytes(model.config(), frames(17), storage.value));
@@ -365,8 +365,8 @@ TEST_CASE("streams hold as many bytes as their model says, and rounding changes 
 
       const Matrix<float> rounded = streamed(model, x, {.storage = storage.value, .threads = 1});
       const double change = static_cast<double>((rounded - exact).norm() / exact.norm());
-      CHECK((change > 0) == (storage.value != CacheStorage::full && !linear));
-      CHECK(change < (storage.value == CacheStorage::bf16 ? 1e-2 : 2e-2));
+      CHECK((change > 0) == (storage.value != Storage::full && !linear));
+      CHECK(change < (storage.value == Storage::bf16 ? 1e-2 : 2e-2));
     }
   }
 }

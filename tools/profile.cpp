@@ -95,7 +95,7 @@ void count_costs(Profile& p) {
     p.parameters = M::parameter_count(c);
     p.subsampling_parameters = M::front_parameter_count(c);
     p.flops = M::flops(c, frames(p.frames));
-    for (const auto& entry : enum_names(CacheStorage()))
+    for (const auto& entry : enum_names(Storage()))
       p.cache.push_back(
           {entry.value, M::cache_bytes(c, frames(1), entry.value), M::cache_bytes(c, frames(p.frames), entry.value)});
   });
@@ -231,7 +231,7 @@ void profile(const ProfileOptions& o) {
   p.frames = o.frames;
   p.cpu = cpu_name();
   p.threads = o.threads;
-  p.storage = from_name<CacheStorage>(o.cache).value();
+  p.storage = from_name<Storage>(o.cache).value();
   const AnyModel any = load(o, p);
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk > 0 ? o.chunk : c.chunk > 0 ? c.chunk : default_chunk;

@@ -26,7 +26,7 @@ struct Profile {
 
   /// From its numbers alone.
   struct Storage {
-    laconic::CacheStorage storage;
+    laconic::Storage storage;
     laconic::Index frame_bytes, bytes;  ///< a frame, and for all; a state of fixed size has no bytes a frame
   };
   laconic::Index parameters = 0, attention_parameters = 0, subsampling_parameters = 0;
@@ -52,7 +52,7 @@ struct Profile {
     std::vector<Push> pushes;
   };
   laconic::Index chunk = 0;
-  laconic::CacheStorage storage = laconic::CacheStorage::full;
+  laconic::Storage storage = laconic::Storage::full;
   std::vector<Streaming> streaming;
   std::string not_streamed;  ///< why, where it cannot be
 

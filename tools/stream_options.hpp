@@ -38,7 +38,7 @@ struct StreamOptions {
             .chunk = chunk,
             .left_context = left_context,
             .max_frames = max_frames,
-            .storage = laconic::from_name<laconic::CacheStorage>(cache).value(),
+            .storage = laconic::from_name<laconic::Storage>(cache).value(),
             .threads = threads};
   }
 };

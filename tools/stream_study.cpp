@@ -97,7 +97,7 @@ class StreamStudy {
   nlohmann::json measure(const Recognizer& model, const std::string& name, std::int64_t seed, double train_seconds) {
     Index longest = 0;
     for (const Example& e : test_.examples) longest = std::max(longest, e.features.rows());
-    const auto config = [&](Index capacity, CacheStorage storage) {
+    const auto config = [&](Index capacity, Storage storage) {
       return StreamConfig{.capacity = capacity,
                           .max_frames = longest / model.config.encoder.subsampling + 1,
                           .storage = storage,
@@ -110,8 +110,8 @@ class StreamStudy {
       for (std::size_t i = 0; i < masked.hypotheses.size(); ++i) count += e.hypotheses[i] != masked.hypotheses[i];
       return count;
     };
-    const StreamedEvaluation many = model.evaluate_streamed(test_, config(o_.streams, CacheStorage::full), block);
-    const StreamedEvaluation single = model.evaluate_streamed(test_, config(1, CacheStorage::full), block);
+    const StreamedEvaluation many = model.evaluate_streamed(test_, config(o_.streams, Storage::full), block);
+    const StreamedEvaluation single = model.evaluate_streamed(test_, config(1, Storage::full), block);
     const Interval interval = many.interval();
     nlohmann::json row{{"name", name},
                        {"seed", seed},
@@ -130,7 +130,7 @@ class StreamStudy {
                        {"real_time_factor", single.compute_seconds / single.audio_seconds},
                        {"real_time_factor_many", many.compute_seconds / many.audio_seconds},
                        {"train_seconds", train_seconds}};
-    for (const CacheStorage storage : {CacheStorage::bf16, CacheStorage::int8}) {
+    for (const Storage storage : {Storage::bf16, Storage::int8}) {
       const std::string prefix(to_name(storage));
       const StreamedEvaluation e = model.evaluate_streamed(test_, config(o_.streams, storage), block);
       row[prefix + "_bytes"] = e.attention_bytes;
@@ -148,7 +148,7 @@ class StreamStudy {
     return std::visit(
         [&](const auto& model) {
           StreamConfig exact = stored;
-          exact.storage = CacheStorage::full;
+          exact.storage = Storage::full;
           Streams a(model, stored), b(model, exact);
           Deviation sum;
           for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {

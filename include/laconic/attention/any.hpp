@@ -93,8 +93,7 @@ struct AnyAttention {
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
-                                     CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     return with_policy(config,
                        [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }

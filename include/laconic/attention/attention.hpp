@@ -84,13 +84,12 @@ struct Attention {
 
   /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always
   /// stored in full.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
-                                     CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     const AttentionDims d = dims(config);
     if constexpr (Score::is_linear) return state_size(d) * 4;
     Index bytes = 0;
     for (const CachePart& part : KeyValue::parts(d))
-      bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
+      bytes += cache_row_bytes(part.positional ? Storage::full : storage, part.width);
     return n.count * bytes;
   }
   /// Trained numbers of one layer.
@@ -220,7 +219,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         const auto parts = KeyValue::parts(d);
         for (std::size_t i = 0; i < parts.size(); ++i)
           caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
-                                               parts[i].positional ? CacheStorage::full : shape.storage);
+                                               parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
         term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;

@@ -114,7 +114,9 @@ struct InputLatent {
   template <class T>
   class Layer : public FullRank::Layer<T> {
    public:
-    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {}
+    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(this->linear_k, this->linear_v);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {

@@ -46,7 +46,9 @@ struct SharedLatent {
         : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -114,7 +116,9 @@ struct TwoStageLatent {
           linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
           linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
           linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -198,7 +202,9 @@ struct SplitLatent {
           linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
           linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
@@ -282,6 +288,7 @@ struct HeadLatent {
           num_heads_(d.num_heads),
           num_kv_heads_(d.num_kv_heads) {
       if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
+      never_packed(k_expand, v_reduce, v_expand);
     }
 
     template <class Context, class Tensor>
@@ -386,7 +393,9 @@ struct DecoupledLatent {
           linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor&, const Tensor& value_input) const {

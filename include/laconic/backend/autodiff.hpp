@@ -87,6 +87,8 @@ class Autodiff {
   using P = Parameter<Scalar>;
 
   Tensor linear(const Tensor& x, const P& weight, const P* bias) {
+    require(!weight.is_packed(),
+            "linear: a packed weight given, which can only be run; one as it is expected to train");
     return op(backend_.linear(x.value, weight, bias),
               needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias](const Value& dy) {

@@ -1,10 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attention.hpp>
-#include <laconic/backend/cpu/conv.hpp>
+#include <laconic/backend/cpu/convolution.hpp>
 #include <laconic/backend/cpu/ctc.hpp>
 #include <laconic/backend/cpu/norm.hpp>
+#include <laconic/backend/cpu/packed.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <utility>
@@ -18,25 +18,29 @@ namespace laconic::inline LACONIC_ABI {
 /// overwritten when nobody else holds them. Each `*_backward` gives the derivative by the inputs and adds the
 /// derivative by trainable parameters to their gradients.
 template <class T = float>
-class Cpu : public CpuAttention<T> {
+class Cpu : public CpuConvolution<T> {
  public:
   using typename CpuValues<T>::Tensor;
-  using CpuValues<T>::make, CpuValues<T>::zeros;
+  using CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
 
   static constexpr bool training = false;
 
   /// `threads` = 0 takes all that the machine offers.
-  explicit Cpu(int threads = 0) : CpuAttention<T>(threads) {}
+  explicit Cpu(int threads = 0) : CpuConvolution<T>(threads) {}
 
   /// x W^T + b. x (rows, in), weight (out, in), bias (out) or null.
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
-    const Index out = weight.value.rows(), in = weight.value.cols();
+    const Index out = weight.rows(), in = weight.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
     require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(),
-                     out, false, bias == nullptr ? nullptr : bias->value.data());
+    const T* start = bias == nullptr ? nullptr : bias->value.data();
+    if (weight.is_packed())
+      kernels::multiply(threads_, arena_, x.rows(), x.data(), out, in, weight.packed(), start, y.data());
+    else
+      kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
+                       y.data(), out, false, start);
     return y;
   }
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -180,112 +184,6 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
-  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
-  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
-                const Sequences& from, const Sequences& to) {
-    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
-                (bias == nullptr || bias->size() == shape.out_channels),
-            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
-            ") and a bias of ", bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels,
-            ", ", shape.patch(), ") and none or ", shape.out_channels, " expected");
-    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", from.rows(), ", ", shape.in_channels, ")");
-    check_convolved("conv1d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_channels);
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(),
-                    bias == nullptr ? nullptr : bias->value.data(), y.data());
-    return y;
-  }
-  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
-    if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
-      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      add_gradient(weight, shape, ordered);
-    }
-    if (bias != nullptr) add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
-    return dx;
-  }
-
-  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
-  Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
-                const Sequences& from, const Sequences& to) {
-    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
-                bias.size() == shape.out_channels,
-            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
-            ") and a bias of ", bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
-            ") and ", shape.out_channels, " expected");
-    require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", from.rows(), ", ", shape.in_cols(), ")");
-    check_convolved("conv2d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
-    return y;
-  }
-  Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
-                         const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
-    if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
-      kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      add_gradient(weight, shape, ordered);
-    }
-    if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
-                               bias.gradient().data());
-    if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
-    return dx;
-  }
-
-  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
-  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                        const Sequences& sequences, const DepthwiseShape& shape) {
-    const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
-            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
-    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
-    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
-            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
-    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
-      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
-              " rows, at least ", shape.past, " expected");
-    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
-    const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
-                            bias == nullptr ? nullptr : bias->value.data(), y.data());
-    return y;
-  }
-  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
-                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
-                                 bool needs_dx) {
-    const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
-            " past rows given");
-    if (weight.trainable) {
-      Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
-                                            dtaps.data());
-      weight.gradient() += dtaps.view().transpose();
-    }
-    if (bias != nullptr) add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = make(x.rows(), channels);
-    const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
-                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
-    return dx;
-  }
-
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
   Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
@@ -313,9 +211,6 @@ class Cpu : public CpuAttention<T> {
             x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
     });
     return y;
-  }
-  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
-    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
   }
   /// Number by number.
   Tensor multiply(const Tensor& x, const Tensor& y) {
@@ -471,29 +366,6 @@ class Cpu : public CpuAttention<T> {
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
                         variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
-  }
-  template <class Shape>
-  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
-    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
-    for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
-              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
-  }
-  template <class Shape>
-  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
-    return ordered;
-  }
-  template <class Shape>
-  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
-    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
-                                weight.gradient().data());
-  }
-  Tensor depthwise_taps(const Parameter<T>& weight) {
-    Tensor taps = make(weight.value.cols(), weight.value.rows());
-    taps.view() = weight.value.transpose();
-    return taps;
   }
 };
 

@@ -85,20 +85,12 @@ struct DepthwiseShape {
   Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
 };
 
-/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits
-/// with a scale a row.
-enum class CacheStorage { full, bf16, int8 };
-constexpr auto enum_names(CacheStorage) {
-  return std::to_array<EnumName<CacheStorage>>(
-      {{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
-}
-
 /// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
-constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
+constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
-    case CacheStorage::bf16:
+    case Storage::bf16:
       return 2 * width;
-    case CacheStorage::int8:
+    case Storage::int8:
       return width + 4;
     default:
       return number_bytes * width;

@@ -1,13 +1,16 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/enum.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -21,6 +24,20 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
+/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
+/// row.
+enum class Storage { full, bf16, int8 };
+constexpr auto enum_names(Storage) {
+  return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
+}
+
+/// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
+/// so copies of a model share it.
+struct PackedWeight {
+  Storage storage = Storage::full;
+  std::shared_ptr<const std::byte> data{};
+};
+
 /// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
 /// `(channels, 1, kernel)`. `value` shows it as a matrix: the first dimension, times all others.
 /// The gradient is scratch of training: a tape fills it also through a const model.
@@ -32,22 +49,39 @@ class Parameter {
   Parameter() = default;
   /// Zeros. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
-    Index rows = shape_.empty() ? 1 : shape_[0], cols = 1;
-    for (std::size_t i = 1; i < shape_.size(); ++i) cols *= shape_[i];
-    if (shape_.size() == 1) std::swap(rows, cols);  // a vector is one row
-    value.setZero(rows, cols);
+    value.setZero(rows(), cols());
   }
 
   const std::vector<Index>& shape() const { return shape_; }
-  Index size() const { return value.size(); }
+  /// As a matrix: a vector is one row.
+  Index rows() const { return shape_.size() == 1 ? 1 : shape_.empty() ? 0 : shape_[0]; }
+  Index cols() const {
+    Index product = shape_.empty() ? 0 : 1;
+    for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
+    return product;
+  }
+  Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
+  /// (rows, cols), or (0, 0) once it is packed.
   Matrix<T> value;
 
   /// Frozen parameters get no gradient.
   bool trainable = true;
 
   bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
+  /// A parameter that layers only multiply by, from the right, may be packed: see pack_weights.
+  bool packable = false;
+  bool is_packed() const { return packed_.data != nullptr; }
+  const PackedWeight& packed() const { return packed_; }
+  /// Holds `form` from now on, and neither `value` nor a gradient.
+  void pack(PackedWeight form) {
+    packed_ = std::move(form);
+    value.resize(0, 0);
+    gradient_.resize(0, 0);
+    trainable = false;
+  }
+
   /// The gradient, zeroed when asked for the first time. Allocates then.
   Matrix<T>& gradient() const {
     if (!has_gradient()) gradient_.setZero(value.rows(), value.cols());
@@ -61,6 +95,7 @@ class Parameter {
   std::vector<Index> shape_;
   Role role_ = Role::weight;
   mutable Matrix<T> gradient_;
+  PackedWeight packed_;
 };
 
 namespace detail {
@@ -125,6 +160,14 @@ class Module {
     return count;
   }
 };
+
+/// What changes, saves or converts a model needs its numbers as they are: throws if some are packed.
+template <class Model>
+void require_unpacked(const Model& model, const char* who) {
+  model.parameters([&](std::string_view name, const auto& p) {
+    require(!p.is_packed(), who, ": ", name, " is packed (pack_weights), a model with weights as they are expected");
+  });
+}
 
 /// Fills with uniform numbers in [-bound, bound).
 template <class T>

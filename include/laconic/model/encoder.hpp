@@ -157,7 +157,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   };
 
   /// Bytes of key-value cache for this many encoder frames, all layers.
-  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
     return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 

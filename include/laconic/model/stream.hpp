@@ -17,7 +17,7 @@ struct StreamConfig {
   Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
   Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
   Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
-  CacheStorage storage = CacheStorage::full;  ///< of the keys and values
+  Storage storage = Storage::full;  ///< of the keys and values
   int threads = 0;                            ///< 0: all that the machine offers
 };
 

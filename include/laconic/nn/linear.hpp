@@ -17,8 +17,8 @@ class Linear : public Module<Linear<T>> {
   Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
   static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
 
-  Index in() const { return weight.value.cols(); }
-  Index out() const { return weight.value.rows(); }
+  Index in() const { return weight.cols(); }
+  Index out() const { return weight.rows(); }
   bool has_bias() const { return bias.size() > 0; }
   const Parameter<T>* bias_or_null() const { return has_bias() ? &bias : nullptr; }
 
@@ -37,6 +37,7 @@ class Linear : public Module<Linear<T>> {
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(in()));
+    weight.packable = true;
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
       bias = Parameter<T>({out()});
@@ -44,5 +45,11 @@ class Linear : public Module<Linear<T>> {
     }
   }
 };
+
+/// For layers whose weights single heads multiply by too (head_linear), which reads them as they are.
+template <class... Layers>
+void never_packed(Layers&... layers) {
+  ((layers.weight.packable = false), ...);
+}
 
 }  // namespace laconic

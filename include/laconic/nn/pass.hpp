@@ -29,7 +29,7 @@ struct StateShape {
   Index slots;         ///< streams
   Index left_context;  ///< frames that attention keeps
   Index chunk;         ///< the most frames of one stream in a pass
-  CacheStorage storage = CacheStorage::full;
+  Storage storage = Storage::full;
 };
 
 /// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no

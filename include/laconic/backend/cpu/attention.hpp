@@ -261,6 +261,7 @@ class CpuAttention : public CpuValues<T> {
     Index out, in;
   };
   static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
+    require(!weight.is_packed(), "head_linear: a packed weight given, one as it is expected");
     const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
                 weight.value.rows() == shape.num_blocks * sizes.out &&

@@ -95,27 +95,20 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols); `ordered` is the reordered weight.
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols); the weight's taps are in the order of patches.
 template <class T>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const T* ordered, const T* bias, T* y) {
-  const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Index each = rows * s.patch() + gemm_scratch<T>();
+            const Panels<T>& weight, const T* bias, T* y) {
+  const Index block = conv2d_block(s), each = block * s.out_freqs() * s.patch();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // (patch, out): every block packs the weight anew, which is cheap in this order.
-  const Buffer by_patch = arena.allocate(static_cast<std::size_t>(s.patch() * s.out_channels) * sizeof(T));
-  T* weight = static_cast<T*>(by_patch.data());
-  for (Index i = 0; i < s.patch(); ++i)
-    for (Index o = 0; o < s.out_channels; ++o) weight[i * s.out_channels + o] = ordered[o * s.patch() + i];
   for (Index n = 0; n < from.size(); ++n) {
     const Index tasks = (to.length(n) + block - 1) / block;
     parallel_for(threads, tasks, [&](Index task, int thread) {
       T* patches = static_cast<T*>(scratch.data()) + thread * each;
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias,
-                    patches + rows * s.patch());
+      gemm_panels((t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}, weight,
+                  y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias, Index{0}, s.out_channels);
     });
   }
 }
@@ -179,12 +172,11 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
 /// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they
 /// lie, `stride` rows apart: a matrix product without patches.
 template <class T>
-void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const T* ordered, const T* bias, T* y) {
+void conv1d(int threads, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
+            const Panels<T>& weight, const T* bias, T* y) {
   for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(),
-            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, Operand<T>{ordered, s.patch()}.transposed(),
-            y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
+    gemm(threads, to.length(n), Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, weight,
+         y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
 }
 
 /// dordered (out, patch) += dy^T x.

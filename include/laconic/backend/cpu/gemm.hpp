@@ -1,9 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/bf16.hpp>
 #include <laconic/backend/cpu/simd.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/tensor.hpp>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
@@ -22,28 +27,101 @@ struct Operand {
 /// largest that leaves room for a row of B and one element of A (Goto and van de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
-#ifdef __AVX512F__
-  static constexpr Index rows = 8;
-#elif defined(__aarch64__)
+#if defined(__AVX512F__) || defined(__aarch64__)
   static constexpr Index rows = 8;
 #else
   static constexpr Index rows = 4;
 #endif
   static constexpr Index vectors = 3;
   static constexpr Index cols = vectors * lanes<T>;
-  /// A packed block of B is depth x panels x cols: it stays in a second-level cache of 512 KiB.
-  static constexpr Index depth = 256;
-  static constexpr Index panels = 2048 / (vectors * 64);
-  static constexpr Index block_cols = panels * cols;
+  /// Of a panel of B so many rows are met by all rows of A before the next: with them a second-level cache of 512 KiB
+  /// holds what up to `block_rows` rows of A bring.
+  static constexpr Index depth = 512;
+  static constexpr Index block_rows = 256;
+  /// Columns that `gemm_block` packs at once.
+  static constexpr Index block_cols = 5 * cols;
+};
+
+/// Columns as panels hold them: whole vectors.
+template <class T>
+constexpr Index padded_cols(Index cols) {
+  return (cols + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+/// B(depth x cols) as the kernel reads it from end to end: panels of GemmTile::cols columns, the last one padded to
+/// whole vectors with zeros, row after row.
+template <class T, class Number = T>
+struct Panels {
+  const Number* data;
+  Index depth, cols;
+
+  static constexpr Index size(Index depth, Index cols) { return depth * padded_cols<T>(cols); }
+  /// The panel that begins at column j, from row k.
+  const Number* at(Index k, Index j) const { return data + j * depth + k * width(j); }
+  Index width(Index j) const { return padded_cols<T>(std::min(GemmTile<T>::cols, cols - j)); }
 };
 
 namespace detail {
 
+/// Four numbers that GCC and clang both shuffle.
+template <class T>
+struct Quad;
+template <>
+struct Quad<float> {
+  typedef float Row __attribute__((vector_size(16)));
+};
+template <>
+struct Quad<double> {
+  typedef double Row __attribute__((vector_size(32)));
+};
+
+/// to (4 x 4) = from^T, each with its row stride.
+template <class T>
+void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
+  using Row = typename Quad<T>::Row;
+  Row a, b, c, d;
+  std::memcpy(&a, from, sizeof a);
+  std::memcpy(&b, from + from_stride, sizeof b);
+  std::memcpy(&c, from + 2 * from_stride, sizeof c);
+  std::memcpy(&d, from + 3 * from_stride, sizeof d);
+  const Row ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+            cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Row rows[4] = {
+      __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+      __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+  for (Index i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &rows[i], sizeof(Row));
+}
+
+/// As many numbers as a vector has, as they are or widened from 16 bits.
+template <class T>
+Batch<T> load_as(const T* from) {
+  return load(from);
+}
+template <class T>
+Batch<T> load_as(const Bf16* from) {
+  Local<T, lanes<T>> wide;
+  for (Index i = 0; i < lanes<T>; ++i) wide[i] = static_cast<T>(from_bf16(from[i]));
+  return load(wide);
+}
+#ifdef __AVX512F__
+template <>
+inline Batch<float> load_as<float>(const Bf16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+#elif defined(__AVX2__)
+template <>
+inline Batch<float> load_as<float>(const Bf16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#endif
+
 /// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
 /// column stride; `cols` may end inside the last vector if B is padded there.
-template <Index Rows, Index Vectors, class T>
-void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols, bool from_c,
-                 const T* bias) {
+template <Index Rows, Index Vectors, class T, class Number>
+void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
+                 bool from_c, const T* bias) {
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
@@ -61,7 +139,7 @@ void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, In
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load(b + j * w);
+    for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -85,8 +163,8 @@ void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, In
 }
 
 /// All rows of one panel of B: blocks of GemmTile::rows, then 4, 2 and 1.
-template <Index Rows, Index Vectors, class T>
-void gemm_rows(Index m, Operand<T> a, const T* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
+template <Index Rows, Index Vectors, class T, class Number>
+void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                bool from_c, const T* bias) {
   for (; m >= Rows; m -= Rows) {
     gemm_kernel<Rows, Vectors>(a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
@@ -98,32 +176,121 @@ void gemm_rows(Index m, Operand<T> a, const T* b, Index b_stride, Index depth, T
   }
 }
 
-/// B(depth x cols) as panels of GemmTile::cols columns, padded with zeros to whole vectors.
+/// One panel: `used` columns of B from the first row on, padded to whole vectors.
 template <class T>
-void pack(Operand<T> b, Index depth, Index cols, T* to) {
-  constexpr Index width = GemmTile<T>::cols, w = lanes<T>;
-  for (Index j = 0; j < cols; j += width) {
-    const Index used = std::min(width, cols - j), padded = (used + w - 1) / w * w;
-    const T* from = b.at(0, j);
-    if (b.col_stride == 1) {
-      for (Index k = 0; k < depth; ++k) {
-        std::memcpy(to + k * padded, from + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
-        for (Index i = used; i < padded; ++i) to[k * padded + i] = T(0);
-      }
-    } else {
-      // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
-      for (Index k0 = 0; k0 < depth; k0 += 16) {
-        const Index k1 = std::min(depth, k0 + 16);
-        for (Index i = 0; i < padded; ++i)
-          for (Index k = k0; k < k1; ++k)
-            to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
-      }
+void pack_panel(Operand<T> b, Index depth, Index used, T* to) {
+  const Index padded = padded_cols<T>(used);
+  if (b.col_stride == 1) {
+    for (Index k = 0; k < depth; ++k) {
+      std::memcpy(to + k * padded, b.data + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
+      for (Index i = used; i < padded; ++i) to[k * padded + i] = T(0);
     }
-    to += depth * padded;
+    return;
+  }
+  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
+  for (Index k0 = 0; k0 < depth; k0 += 16) {
+    const Index k1 = std::min(depth, k0 + 16);
+    Index i = 0;
+    if (b.row_stride == 1 && k1 - k0 == 16)
+      for (; i + 4 <= used; i += 4)
+        for (Index k = k0; k < k1; k += 4) transpose_4x4(b.at(k, i), b.col_stride, to + k * padded + i, padded);
+    for (; i < padded; ++i)
+      for (Index k = k0; k < k1; ++k) to[k * padded + i] = i < used ? *b.at(k, i) : T(0);
   }
 }
 
+/// All rows of A times one panel's rows k0 .. k0 + depth.
+template <class T, class Number>
+void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
+                bool from_c, const T* bias) {
+  constexpr Index rows = GemmTile<T>::rows;
+  switch (padded_cols<T>(used) / lanes<T>) {
+    case 1:
+      return gemm_rows<rows, 1>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+    case 2:
+      return gemm_rows<rows, 2>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+    default:
+      return gemm_rows<rows, 3>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+  }
+}
+
+template <class T>
+void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
+  for (Index i = 0; i < m; ++i)
+    for (Index j = 0; j < n; ++j) c[i * c_stride + j] = bias == nullptr ? T(0) : bias[j];
+}
+
 }  // namespace detail
+
+/// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
+template <class T>
+Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
+  constexpr Index width = GemmTile<T>::cols;
+  parallel_for(threads, (cols + width - 1) / width, [&](Index panel, int) {
+    const Index j = panel * width;
+    detail::pack_panel(Operand<T>{b.at(0, j), b.row_stride, b.col_stride}, depth, std::min(width, cols - j),
+                       to + j * depth);
+  });
+  return {to, depth, cols};
+}
+
+/// What `gemm` does with a finished part of C: nothing.
+struct NoEpilogue {
+  template <class T>
+  void operator()(Index, Index, T*, Index, Index, Index) const {}
+};
+
+/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels. One
+/// thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are and wherever it
+/// lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while it is in the
+/// cache.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+                 const T* bias, Index first_col, Index end_col, const Epilogue& epilogue = {}) {
+  using Tile = GemmTile<T>;
+  if (b.depth == 0 && !accumulate)
+    detail::fill_product(m, end_col - first_col, c + first_col, c_stride, bias == nullptr ? bias : bias + first_col);
+  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows;
+  for (Index block = 0; block < blocks; ++block) {
+    const Index units = (m + Tile::rows - 1) / Tile::rows, i0 = units * block / blocks * Tile::rows,
+                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i0;
+    for (Index j = first_col; j < end_col; j += Tile::cols) {
+      const Index used = std::min(Tile::cols, b.cols - j), width = b.width(j);
+      T* to = c + i0 * c_stride + j;
+      for (Index k0 = 0; k0 < b.depth; k0 += Tile::depth)
+        detail::gemm_panel(rows, Operand<T>{a.at(i0, k0), a.row_stride, a.col_stride}, b.at(k0, j), width,
+                           std::min(Tile::depth, b.depth - k0), to, c_stride, used, accumulate || k0 > 0,
+                           bias == nullptr ? nullptr : bias + j);
+      epilogue(i0, j, to, c_stride, rows, used);
+    }
+  }
+}
+
+/// The same on several threads. C is cut by rows while there are enough of them for all, since B is then met by more
+/// rows a time it is read; else by columns too.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+          const T* bias, const Epilogue& epilogue = {}) {
+  using Tile = GemmTile<T>;
+  if (m == 0 || b.cols == 0) return;
+  if (m * b.cols * b.depth < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
+  if (threads == 1) return gemm_panels(m, a, b, c, c_stride, accumulate, bias, Index{0}, b.cols, epilogue);
+  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (b.cols + Tile::cols - 1) / Tile::cols;
+  Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
+  if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
+  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
+  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
+    const Index row_part = part / col_parts, col_part = part % col_parts;
+    const Index row = units * row_part / row_parts * Tile::rows,
+                row_end = std::min(m, units * (row_part + 1) / row_parts * Tile::rows),
+                col = panels * col_part / col_parts * Tile::cols,
+                col_end = std::min(b.cols, panels * (col_part + 1) / col_parts * Tile::cols);
+    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, c + row * c_stride, c_stride,
+                accumulate, bias, col, col_end, [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
+                  epilogue(row + i, j, to, stride, rows, cols);
+                });
+  });
+}
 
 /// Numbers of scratch that `gemm_block` needs.
 template <class T>
@@ -131,70 +298,37 @@ constexpr Index gemm_scratch() {
   return GemmTile<T>::depth * GemmTile<T>::block_cols;
 }
 
-/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given. One thread; no allocation.
-/// Every element of C is summed over k in the same order, whatever m and n are and wherever it lies.
+/// The product with B as it lies, on one thread, which packs B as it goes.
 template <class T>
 void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate,
                 const T* bias, T* scratch) {
   using Tile = GemmTile<T>;
-  constexpr Index w = lanes<T>;
-  if (k == 0 && !accumulate)
-    for (Index i = 0; i < m; ++i)
-      for (Index j = 0; j < n; ++j) c[i * c_stride + j] = bias == nullptr ? T(0) : bias[j];
+  if (k == 0 && !accumulate) detail::fill_product(m, n, c, c_stride, bias);
   for (Index j0 = 0; j0 < n; j0 += Tile::block_cols) {
     const Index cols = std::min(Tile::block_cols, n - j0);
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
       // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
-      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % w != 0;
-      if (packed) detail::pack(Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
-      const bool from_c = accumulate || k0 > 0;
-      const T* panel = scratch;
-      for (Index j = 0; j < cols; j += Tile::cols) {
-        const Index used = std::min(Tile::cols, cols - j), padded = (used + w - 1) / w * w;
-        const T* from = packed ? panel : b.at(k0, j0 + j);
-        const Index stride = packed ? padded : b.row_stride;
-        const T* start = bias == nullptr ? nullptr : bias + j0 + j;
-        const Operand<T> left{a.at(0, k0), a.row_stride, a.col_stride};
-        T* to = c + j0 + j;
-        switch (padded / w) {
-          case 1:
-            detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-          case 2:
-            detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-          default:
-            detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-        }
-        panel += depth * padded;
-      }
+      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % lanes<T> != 0;
+      if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
+      const Panels<T> panels{scratch, depth, cols};
+      for (Index j = 0; j < cols; j += Tile::cols)
+        detail::gemm_panel<T>(m, {a.at(0, k0), a.row_stride, a.col_stride}, packed ? panels.at(0, j) : b.at(k0, j0 + j),
+                              packed ? panels.width(j) : b.row_stride, depth, c + j0 + j, c_stride,
+                              std::min(Tile::cols, cols - j), accumulate || k0 > 0,
+                              bias == nullptr ? nullptr : bias + j0 + j);
     }
   }
 }
 
-/// The same on several threads: C is cut along its longer side into pieces of whole register tiles.
-template <class T>
+/// The product with B as it lies, on several threads.
+template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
-          bool accumulate, const T* bias) {
-  using Tile = GemmTile<T>;
+          bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   if (m == 0 || n == 0) return;
-  if (m * n * k < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
-  const bool by_rows = m * Tile::cols >= n * Tile::rows;
-  const Index unit = by_rows ? Tile::rows : Tile::cols, size = by_rows ? m : n;
-  const Index units = (size + unit - 1) / unit, pieces = std::min<Index>(threads, units);
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces * gemm_scratch<T>()) * sizeof(T));
-  parallel_for(threads, pieces, [&](Index piece, int) {
-    const Index begin = units * piece / pieces * unit, end = std::min(size, units * (piece + 1) / pieces * unit);
-    T* own = static_cast<T*>(scratch.data()) + piece * gemm_scratch<T>();
-    if (by_rows)
-      gemm_block<T>(end - begin, n, k, {a.at(begin, 0), a.row_stride, a.col_stride}, b, c + begin * c_stride, c_stride,
-                    accumulate, bias, own);
-    else
-      gemm_block<T>(m, end - begin, k, a, {b.at(0, begin), b.row_stride, b.col_stride}, c + begin, c_stride, accumulate,
-                    bias == nullptr ? nullptr : bias + begin, own);
-  });
+  const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
+  const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
+  gemm(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
 
 }  // namespace kernels

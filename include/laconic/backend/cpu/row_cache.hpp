@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/bf16.hpp>
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/arena.hpp>
@@ -18,21 +19,14 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
-inline std::uint16_t to_bf16(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  if (std::isnan(x)) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
-}
-inline float from_bf16(std::uint16_t x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16); }
-
 /// One row into its stored form and back.
 template <class T>
-void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
-  if (storage == CacheStorage::full) {
+void store_row(Storage storage, Index width, const T* x, std::byte* to) {
+  if (storage == Storage::full) {
     std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == CacheStorage::bf16) {
+  } else if (storage == Storage::bf16) {
     for (Index i = 0; i < width; ++i) {
-      const std::uint16_t rounded = to_bf16(static_cast<float>(x[i]));
+      const Bf16 rounded = to_bf16(static_cast<float>(x[i]));
       std::memcpy(to + 2 * i, &rounded, 2);
     }
   } else {
@@ -50,12 +44,12 @@ void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
   }
 }
 template <class T>
-void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
-  if (storage == CacheStorage::full) {
+void load_row(Storage storage, Index width, const std::byte* from, T* x) {
+  if (storage == Storage::full) {
     std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == CacheStorage::bf16) {
+  } else if (storage == Storage::bf16) {
     for (Index i = 0; i < width; ++i) {
-      std::uint16_t rounded;
+      Bf16 rounded;
       std::memcpy(&rounded, from + 2 * i, 2);
       x[i] = static_cast<T>(from_bf16(rounded));
     }
@@ -75,7 +69,7 @@ template <class T>
 class RowCache {
  public:
   RowCache() = default;
-  RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
+  RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
       : capacity_(capacity),
         width_(width),
         row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
@@ -125,7 +119,7 @@ class RowCache {
   const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
 
   Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
-  CacheStorage storage_ = CacheStorage::full;
+  Storage storage_ = Storage::full;
   std::vector<std::byte> memory_;
   std::vector<Ring> rings_;
 };

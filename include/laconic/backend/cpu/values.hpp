@@ -48,6 +48,10 @@ class CpuValues {
       for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
     return out;
   }
+  /// What a row of parameters that was added to every row has as its gradient, added to it.
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
+    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
+  }
 
  protected:
   static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }

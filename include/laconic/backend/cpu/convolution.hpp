@@ -1,0 +1,163 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/attention.hpp>
+#include <laconic/backend/cpu/conv.hpp>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The part of `Cpu` that convolves.
+template <class T>
+class CpuConvolution : public CpuAttention<T> {
+ public:
+  using typename CpuValues<T>::Tensor;
+  using CpuAttention<T>::CpuAttention, CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
+
+  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                const Sequences& from, const Sequences& to) {
+    require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
+                (bias == nullptr || bias->size() == shape.out_channels),
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.rows(), ", ", weight.cols(), ") and a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
+            ") and none or ", shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_channels, ")");
+    check_convolved("conv1d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_channels);
+    Buffer space;
+    kernels::conv1d(threads_, shape, from, to, x.data(), panels(weight, shape, space),
+                    bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      add_gradient(weight, shape, ordered);
+    }
+    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = zeros(x.rows(), x.cols());
+    const Tensor ordered = ordered_weight(weight, shape);
+    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
+  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
+  Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
+                const Sequences& from, const Sequences& to) {
+    require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
+                bias.size() == shape.out_channels,
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.rows(), ", ", weight.cols(), ") and a bias of ",
+            bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ",
+            shape.out_channels, " expected");
+    require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_cols(), ")");
+    check_convolved("conv2d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_cols());
+    Buffer space;
+    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), panels(weight, shape, space), bias.value.data(),
+                    y.data());
+    return y;
+  }
+  Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                         const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      add_gradient(weight, shape, ordered);
+    }
+    if (bias.trainable)
+      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               bias.gradient().data());
+    if (!needs_dx) return {};
+    Tensor dx = zeros(x.rows(), x.cols());
+    const Tensor ordered = ordered_weight(weight, shape);
+    kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
+  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                        const Sequences& sequences, const DepthwiseShape& shape) {
+    const Index channels = weight.rows(), kernel = weight.cols();
+    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
+            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
+    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
+              " rows, at least ", shape.past, " expected");
+    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
+    const Tensor taps = depthwise_taps(weight);
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
+                            bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
+                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
+                                 bool needs_dx) {
+    const Index channels = weight.rows(), kernel = weight.cols();
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
+            " past rows given");
+    if (weight.trainable) {
+      Tensor dtaps = zeros(kernel, channels);
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
+                                            dtaps.data());
+      weight.gradient() += dtaps.view().transpose();
+    }
+    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = make(x.rows(), channels);
+    const Tensor taps = depthwise_taps(weight);
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
+                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
+    return dx;
+  }
+
+ protected:
+  using CpuValues<T>::threads_, CpuValues<T>::arena_;
+
+ private:
+  template <class Shape>
+  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
+    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
+              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
+  }
+  /// The weight as the products read it: as it was packed, or packed now, in `space`.
+  template <class Shape>
+  kernels::Panels<T> panels(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    const Index depth = shape.patch(), cols = shape.out_channels;
+    if (weight.is_packed()) return {reinterpret_cast<const T*>(weight.packed().data.get()), depth, cols};
+    space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
+    const Tensor ordered = ordered_weight(weight, shape);
+    return kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
+                         static_cast<T*>(space.data()));
+  }
+  template <class Shape>
+  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
+    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+    Tensor ordered = make(shape.out_channels, shape.patch());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
+    return ordered;
+  }
+  template <class Shape>
+  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
+                                weight.gradient().data());
+  }
+  Tensor depthwise_taps(const Parameter<T>& weight) {
+    Tensor taps = make(weight.value.cols(), weight.value.rows());
+    taps.view() = weight.value.transpose();
+    return taps;
+  }
+};
+
+}  // namespace laconic

@@ -1,0 +1,279 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/conv.hpp>
+#include <laconic/core/parameter.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define LACONIC_VNNI 1
+#else
+#define LACONIC_VNNI 0
+#endif
+
+// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
+// for each output (int8).
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
+/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
+struct PackedLayout {
+  Storage storage;
+  Index out, in;
+
+  Index grouped_in() const { return (in + 3) / 4 * 4; }
+  Index padded_out() const { return padded_cols<float>(out); }
+  /// Of the panel that begins at output j, in numbers.
+  Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
+  Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
+  Index bytes(Index number_bytes) const {
+    if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
+    return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
+  }
+  const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
+  const std::int32_t* sums(const std::byte* data) const {
+    return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
+  }
+};
+
+/// `weight` (out, in) packed.
+template <class T>
+PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, const T* weight) {
+  constexpr std::align_val_t alignment{64};
+  const PackedLayout layout{storage, out, in};
+  const std::shared_ptr<std::byte> data(
+      static_cast<std::byte*>(::operator new(static_cast<std::size_t>(layout.bytes(sizeof(T))), alignment)),
+      [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); });
+  if (storage == Storage::full) {
+    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
+    return {storage, data};
+  }
+  const auto number = [&](Index o, Index i) {
+    return o < out && i < in ? static_cast<float>(weight[o * in + i]) : 0.0f;
+  };
+  constexpr Index cols = GemmTile<float>::cols;
+  parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
+    const Index j = panel * cols, width = layout.width(j);
+    if (storage == Storage::bf16) {
+      auto* to = reinterpret_cast<Bf16*>(data.get()) + layout.at(j);
+      for (Index i = 0; i < in; ++i)
+        for (Index o = 0; o < width; ++o) to[i * width + o] = to_bf16(number(j + o, i));
+      return;
+    }
+    auto* to = reinterpret_cast<std::int8_t*>(data.get()) + layout.at(j);
+    for (Index o = 0; o < width; ++o) {
+      float most = 0;
+      for (Index i = 0; i < in; ++i) most = std::max(most, std::abs(number(j + o, i)));
+      const float inverse = most > 0 ? 127 / most : 0;
+      std::int32_t sum = 0;
+      for (Index i = 0; i < layout.grouped_in(); ++i) {
+        const auto rounded = static_cast<std::int8_t>(std::lrint(number(j + o, i) * inverse));
+        to[(i / 4 * width + o) * 4 + i % 4] = rounded;
+        sum += rounded;
+      }
+      const_cast<float*>(layout.scales(data.get()))[j + o] = most / 127;
+      const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
+    }
+  });
+  return {storage, data};
+}
+
+#if !LACONIC_VNNI
+
+/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
+inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+                          const std::byte* data, const float* bias, float* y) {
+  using Tile = GemmTile<float>;
+  constexpr Index depth = 128;
+  const Index panels = (layout.out + Tile::cols - 1) / Tile::cols;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * depth * Tile::cols) * sizeof(float));
+  parallel_for(threads, panels, [&](Index panel, int thread) {
+    float* slice = static_cast<float*>(scratch.data()) + thread * depth * Tile::cols;
+    const Index j = panel * Tile::cols, width = layout.width(j);
+    const auto* from = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
+    const float* scale = layout.scales(data) + j;
+    for (Index i0 = 0; i0 < layout.in; i0 += depth) {
+      const Index count = std::min(depth, layout.in - i0);
+      for (Index i = 0; i < count; ++i)
+        for (Index o = 0; o < width; ++o)
+          slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
+      detail::gemm_panel(m, Operand<float>{x + i0, layout.in}, slice, width, count, y + j, layout.out,
+                         std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
+    }
+  });
+}
+
+#else
+
+/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
+inline float round_row(Index in, const float* x, std::uint8_t* to) {
+  using B = Batch<float>;
+  B most(0.0f);
+  Index i = 0;
+  for (; i + lanes<float> <= in; i += lanes<float>) most = xsimd::max(most, xsimd::abs(load(x + i)));
+  float largest = max_lanes<float>(most), fault = 0;
+  for (; i < in; ++i) largest = std::max(largest, std::abs(x[i]));
+  for (i = 0; i < in; ++i) fault += 0 * x[i];  // what is not a finite number spoils its row, and shows
+  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
+  const __m512 factor = _mm512_set1_ps(inverse);
+  const __m512i zero = _mm512_set1_epi32(128);
+  for (i = 0; i < in; i += 16) {
+    const auto some = static_cast<__mmask16>(in - i < 16 ? (1u << (in - i)) - 1 : 0xffffu);
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, zero)));
+  }
+  return largest / 127 + fault;
+}
+
+/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
+/// a panel.
+template <Index Rows, Index Vectors>
+void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
+                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
+                 Index used) {
+  constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
+  __m512i sum[rows][vectors];
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_setzero_si512();
+  }
+  for (Index g = 0; g < groups; ++g) {
+    __m512i row[vectors];
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
+    LACONIC_UNROLL
+    for (Index i = 0; i < Rows; ++i) {
+      std::int32_t four;
+      std::memcpy(&four, a + i * a_stride + 4 * g, 4);
+      const __m512i x = _mm512_set1_epi32(four);
+      LACONIC_UNROLL
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
+    }
+  }
+  LACONIC_UNROLL
+  for (Index j = 0; j < Vectors; ++j) {
+    const Index count = std::min<Index>(16, used - 16 * j);
+    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + 16 * j), 7);
+    const Batch<float> scale = load(scales + 16 * j),
+                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + 16 * j, count);
+    LACONIC_UNROLL
+    for (Index i = 0; i < Rows; ++i) {
+      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], zero)));
+      const Batch<float> out = xsimd::fma(product, scale * Batch<float>(row_scales[i]), start);
+      if (count == 16)
+        store(y + i * y_stride + 16 * j, out);
+      else
+        store_part(y + i * y_stride + 16 * j, out, count);
+    }
+  }
+}
+
+template <Index Rows, Index Vectors>
+void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
+               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
+               Index y_stride, Index used) {
+  for (; m >= Rows; m -= Rows) {
+    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+    a += Rows * a_stride;
+    row_scales += Rows;
+    y += Rows * y_stride;
+  }
+  if constexpr (Rows > 1)
+    if (m > 0)
+      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+}
+
+/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
+inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+                          const std::byte* data, const float* bias, float* y) {
+  using Tile = GemmTile<float>;
+  const Index stride = (layout.in + 15) / 16 * 16, panels = (layout.out + Tile::cols - 1) / Tile::cols;
+  const Buffer bytes = arena.allocate(static_cast<std::size_t>(m * (stride + 4)));
+  auto* row_scales = static_cast<float*>(bytes.data());
+  auto* rounded = reinterpret_cast<std::uint8_t*>(row_scales + m);
+  parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) row_scales[i] = round_row(layout.in, x + i * layout.in, rounded + i * stride);
+  });
+  // By rows while there are enough of them for all threads, as `gemm` has it; then by panels.
+  const Index units = (m + 7) / 8, row_parts = std::clamp<Index>(m / 64, 1, threads);
+  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
+  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
+    const Index i = units * (part / col_parts) / row_parts * 8,
+                end = std::min(m, units * (part / col_parts + 1) / row_parts * 8);
+    for (Index panel = panels * (part % col_parts) / col_parts; panel < panels * (part % col_parts + 1) / col_parts;
+         ++panel) {
+      const Index j = panel * Tile::cols;
+      const auto run = [&](auto vectors) {
+        int8_rows<8, decltype(vectors)::value>(end - i, rounded + i * stride, stride, layout.grouped_in() / 4,
+                                               reinterpret_cast<const std::int8_t*>(data) + layout.at(j),
+                                               row_scales + i, layout.scales(data) + j, layout.sums(data) + j,
+                                               bias == nullptr ? nullptr : bias + j, y + i * layout.out + j, layout.out,
+                                               std::min(Tile::cols, layout.out - j));
+      };
+      switch (layout.width(j) / 16) {
+        case 1:
+          run(std::integral_constant<Index, 1>());
+          break;
+        case 2:
+          run(std::integral_constant<Index, 2>());
+          break;
+        default:
+          run(std::integral_constant<Index, 3>());
+      }
+    }
+  });
+}
+
+#endif
+
+/// y (m, out) = x W^T + bias (a row, or null) with a packed weight.
+template <class T>
+void multiply(int threads, Arena& arena, Index m, const T* x, Index out, Index in, const PackedWeight& weight,
+              const T* bias, T* y) {
+  const std::byte* data = weight.data.get();
+  if (weight.storage == Storage::full)
+    return gemm<T>(threads, m, {x, in}, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      gemm<T>(threads, m, {x, in}, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias);
+    else if (m > 0)
+      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y);
+  }
+}
+
+}  // namespace kernels
+
+/// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
+/// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
+/// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
+/// has VNNI; sums, attention, convolutions and norms stay float. Copies made afterwards share the weights. Throws
+/// `Error` if they are packed already, or are to be rounded in a model that is not of float.
+template <class Model>
+void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
+  require_unpacked(model, "pack_weights");
+  const int team = threads > 0 ? threads : hardware_threads();
+  model.parameters([&](std::string_view, auto& p) {
+    using T = typename std::remove_reference_t<decltype(p)>::Scalar;
+    require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
+            " given for a model that is not of float");
+    if (!p.packable || p.size() == 0) return;
+    const Index in = p.shape()[1], taps = p.cols() / in;
+    if (taps > 1) {
+      Matrix<T> ordered(p.rows(), p.cols());
+      kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
+      p.value.swap(ordered);
+    }
+    p.pack(kernels::pack_weight(taps > 1 ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
+  });
+}
+
+}  // namespace laconic
