@@ -6,7 +6,9 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
@@ -34,72 +36,145 @@ struct AttendOperands {
   Index p_cols() const { return shape.num_heads * position_width; }
 };
 
-/// Queries handled at once: memory grows with tile x keys, never with queries x keys.
-inline constexpr Index attend_tile = 64;
+/// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
+/// tile's rows and columns.
+inline constexpr Index attend_tile = 48;
+static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
+
+constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
+
+/// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
+/// of distances of a head.
+template <class T>
+class AttendPanels {
+ public:
+  static Index space(const AttendOperands<T>& in) {
+    const Index keys = in.kv_sequences->max_length(), positions = table_cols(in.q_sequences->max_length(), keys);
+    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) +
+           (in.p == nullptr ? 0 : Panels<T>::size(in.position_width, positions));
+  }
+
+  AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, T* memory)
+      : in_(in), sequence_(sequence), kv_head_(kv_head), memory_(memory) {
+    keys_ = pack(1, k().transposed(), in.key_width, count(), memory_);
+  }
+
+  /// (key_width, keys).
+  const Panels<T>& keys() const { return keys_; }
+  Operand<T> k() const {
+    return {in_.k + in_.kv_sequences->begin(sequence_) * in_.k_cols() + kv_head_ * in_.key_width, in_.k_cols()};
+  }
+  Operand<T> v() const {
+    return {in_.v + in_.kv_sequences->begin(sequence_) * in_.v_cols() + kv_head_ * in_.value_width, in_.v_cols()};
+  }
+
+  /// (keys, value_width), for products of several tiles; or (value_width, keys).
+  void pack_values() { values_ = pack(1, v(), count(), in_.value_width, values_memory()); }
+  void pack_values_transposed() { values_ = pack(1, v().transposed(), in_.value_width, count(), values_memory()); }
+  const Panels<T>& values() const { return values_; }
+  /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
+  T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, in_.kv_sequences->max_length()); }
+
+  /// (position_width, distances): column 0 is the distance of a query behind the last tile's last to the first key, so
+  /// that tiles begin where panels do. Zeros where the table has no such row.
+  void pack_positions(Index head) {
+    const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
+                cols = table_cols(queries, count()), origin = in_.span - past - attend_tiles(queries) * attend_tile,
+                rows = 2 * in_.span - 1;
+    T* to = values_memory() + values_space(in_, in_.kv_sequences->max_length());
+    positions_ = {to, in_.position_width, cols};
+    for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
+      const Index used = std::min(GemmTile<T>::cols, cols - j), width = padded_cols<T>(used);
+      const Operand<T> from = Operand<T>{in_.p + head * in_.position_width, in_.p_cols()}.transposed();
+      T* panel = to + j * in_.position_width;
+      if (origin + j >= 0 && origin + j + used <= rows) {
+        detail::pack_panel({from.at(0, origin + j), from.row_stride, from.col_stride}, in_.position_width, used, panel);
+        continue;
+      }
+      for (Index c = 0; c < width; ++c)
+        for (Index k = 0; k < in_.position_width; ++k)
+          panel[k * width + c] =
+              c < used && origin + j + c >= 0 && origin + j + c < rows ? *from.at(k, origin + j + c) : T(0);
+    }
+  }
+  const Panels<T>& positions() const { return positions_; }
+
+ private:
+  Index count() const { return in_.kv_sequences->length(sequence_); }
+  static Index table_cols(Index queries, Index keys) {
+    return attend_tiles(queries) * attend_tile + padded_cols<T>(keys);
+  }
+  static Index values_space(const AttendOperands<T>& in, Index keys) {
+    return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
+  }
+
+  const AttendOperands<T>& in_;
+  Index sequence_, kv_head_;
+  T* memory_;
+  Panels<T> keys_{}, values_{}, positions_{};
+};
 
 /// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys).
 template <class T>
 struct AttendTile {
   const AttendOperands<T>& in;
+  const AttendPanels<T>& panels;
   Index sequence, head, row, rows, key, keys;
+  Index stride;    // of a row of scores: whole vectors
   T* content;      // (rows, key_width): (q + u) scale
   T* positional;   // (rows, position_width): (position_q + w) scale
-  T* scores;       // (rows, keys)
-  T* by_position;  // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
-  T* gemm_space;
+  T* scores;       // (rows, stride)
+  T* by_position;  // row i holds the positional score of (i, j) in column attend_tile - 1 - i + j, less its first
+                   // column
 
   static Index space(const AttendOperands<T>& in) {
-    const Index keys = in.kv_sequences->max_length();
-    return attend_tile * (in.key_width + in.position_width + 2 * keys + attend_tile) + gemm_scratch<T>();
+    const Index keys = padded_cols<T>(in.kv_sequences->max_length()) + GemmTile<T>::cols;
+    return attend_tile * (in.key_width + in.position_width + keys + (in.p == nullptr ? 0 : keys + 2 * attend_tile));
   }
 
-  AttendTile(const AttendOperands<T>& operands, Index sequence_, Index head_, Index row_, T* memory)
-      : in(operands), sequence(sequence_), head(head_), row(row_) {
+  AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
+             T* memory)
+      : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     rows = std::min(attend_tile, queries - row);
     const auto first = in.shape.mask.keys(row, all - queries, all),
                last = in.shape.mask.keys(row + rows - 1, all - queries, all);
-    key = first.begin;
-    keys = last.end - first.begin;
+    key = first.begin / GemmTile<T>::cols * GemmTile<T>::cols;  // where a panel begins
+    keys = std::max(key, last.end) - key;
+    stride = padded_cols<T>(keys);
     content = memory;
     positional = content + attend_tile * in.key_width;
     scores = positional + attend_tile * in.position_width;
-    by_position = scores + attend_tile * in.kv_sequences->max_length();
-    gemm_space = by_position + attend_tile * (in.kv_sequences->max_length() + attend_tile);
+    by_position = scores + attend_tile * stride;
   }
 
-  Index kv_head() const { return head / in.group(); }
   Index query_row() const { return in.q_sequences->begin(sequence) + row; }
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
-  Operand<T> k() const { return {in.k + key_row() * in.k_cols() + kv_head() * in.key_width, in.k_cols()}; }
-  Operand<T> v() const { return {in.v + key_row() * in.v_cols() + kv_head() * in.value_width, in.v_cols()}; }
+  Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
+  Operand<T> v() const { return {panels.v().at(key, 0), in.v_cols()}; }
   /// First row of the table that this tile reads: that of its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
-  T* shifted(Index i) const { return by_position + i * (keys + rows - 1) + rows - 1 - i; }
   Mask::Keys visible(Index i) const {
     const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
-    return {seen.begin - key, seen.end - key};
+    return {seen.begin - key, std::max(seen.begin, seen.end) - key};
   }
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
   }
 
-  /// ((q_i + u) . k_j + (q_i + w) . p_{i-j}) scale for the whole tile.
-  void compute_scores() {
+  /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
+  void multiply() {
     scale_queries(in.q, in.u, in.key_width, content);
-    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr,
-                  gemm_space);
+    gemm_panels(rows, Operand<T>{content, in.key_width}, panels.keys(), {0, in.key_width}, {key, key + stride}, scores,
+                stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(),
-                  by_position, keys + rows - 1, false, nullptr, gemm_space);
-    for (Index i = 0; i < rows; ++i) {
-      const T* add = shifted(i);
-      map_span(
-          keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
-    }
+    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * attend_tile - row + key;
+    gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
+                {start + first_col(), start + attend_tile + stride}, by_position, position_stride(), false,
+                static_cast<const T*>(nullptr));
   }
 
   /// to (rows, width) = (q + bias) scale for this tile's queries and head.
@@ -112,194 +187,118 @@ struct AttendTile {
     }
   }
 
-  /// Scores to probabilities, row by row; gives the logarithm of each row's sum. A row that sees nothing becomes zeros.
-  T softmax_row(Index i) {
-    T* s = scores + i * keys;
-    const auto seen = visible(i);
-    std::fill(s, s + seen.begin, T(0));
-    std::fill(s + seen.end, s + keys, T(0));
-    if (seen.begin == seen.end) return T(0);
-    T most = s[seen.begin];
-    Index j = seen.begin;
-    if (seen.end - j >= lanes<T>) {
-      Batch<T> best = load(s + j);
-      for (; j + lanes<T> <= seen.end; j += lanes<T>) best = xsimd::max(best, load(s + j));
-      most = max_lanes<T>(best);
+  struct RowSum {
+    T log_sum, inverse;
+  };
+  /// Scores of row i to the exponents of what they are below the largest, 0 where nothing is seen; gives the logarithm
+  /// of the sum that makes them probabilities, and what to multiply by for that: 0 for a row that sees nothing.
+  RowSum exponents(Index i) {
+    T* s = scores + i * stride;
+    if (hide(i)) return {T(0), T(0)};
+    Batch<T> best(-std::numeric_limits<T>::infinity());
+    if (in.p == nullptr) {
+      for (Index j = 0; j < stride; j += lanes<T>) best = xsimd::max(best, load(s + j));
+    } else {
+      const T* add = shifted(i);
+      for (Index j = 0; j < stride; j += lanes<T>) {
+        const Batch<T> sum = load(s + j) + load(add + j);
+        store(s + j, sum);
+        best = xsimd::max(best, sum);
+      }
     }
-    for (; j < seen.end; ++j) most = std::max(most, s[j]);
-    const Index n = seen.end - seen.begin;
-    T* row_scores = s + seen.begin;
-    map_span(
-        n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
-    T sum = sum_span<T>(
-        n, [](auto a) { return a; }, row_scores);
-    const Batch<T> inverse(T(1) / sum);
-    map_span(
-        n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
-    return most + std::log(sum);
+    const T most = max_lanes<T>(best);
+    const T sum = exponents_below(s, most);
+    return {most + std::log(sum), T(1) / sum};
+  }
+  /// Probabilities again, from the logarithm of their sum.
+  void probabilities(Index i, T log_sum) {
+    T* s = scores + i * stride;
+    if (hide(i)) return;
+    if (in.p != nullptr) {
+      const T* add = shifted(i);
+      for (Index j = 0; j < stride; j += lanes<T>) store(s + j, load(s + j) + load(add + j));
+    }
+    exponents_below(s, log_sum);
   }
 
-  /// Probabilities again, from scores and the logarithm of their sum.
-  void probabilities(Index i, T log_sum) {
-    T* s = scores + i * keys;
+ private:
+  Index first_col() const { return (attend_tile - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
+  Index position_stride() const { return attend_tile + stride - first_col(); }
+  const T* shifted(Index i) const { return by_position + i * position_stride() + attend_tile - 1 - i - first_col(); }
+
+  /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
+  bool hide(Index i) {
+    T* s = scores + i * stride;
     const auto seen = visible(i);
-    std::fill(s, s + seen.begin, T(0));
-    std::fill(s + seen.end, s + keys, T(0));
-    map_span(
-        seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); },
-        s + seen.begin);
+    if (seen.begin >= seen.end) {
+      std::fill_n(s, stride, T(0));
+      return true;
+    }
+    std::fill(s, s + seen.begin, -std::numeric_limits<T>::infinity());
+    std::fill(s + seen.end, s + stride, -std::numeric_limits<T>::infinity());
+    return false;
+  }
+  T exponents_below(T* s, T most) const {
+    const Batch<T> top(most);
+    Batch<T> total(T(0));
+    for (Index j = 0; j < stride; j += lanes<T>) {
+      const Batch<T> e = xsimd::exp(load(s + j) - top);
+      store(s + j, e);
+      total += e;
+    }
+    return sum_lanes<T>(total);
   }
 };
 
 /// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
-/// the division of keys: a tile sees all its keys at once.
+/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end.
 template <class T>
 void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
-  const Index space = AttendTile<T>::space(in), heads = in.shape.num_heads;
-  const Index tiles = (in.q_sequences->max_length() + attend_tile - 1) / attend_tile;
+  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group(),
+              pairs = in.q_sequences->size() * kv_heads;
+  if (pairs == 0) return;
+  // A task packs what it multiplies by, so a key-value head is cut only where there are threads without one.
+  const Index parts = std::clamp<Index>((threads + pairs - 1) / pairs, 1,
+                                        std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
+  const Index packed = AttendPanels<T>::space(in), space = packed + AttendTile<T>::space(in) + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, in.q_sequences->size() * heads * tiles, [&](Index task, int thread) {
-    const Index row = task % tiles * attend_tile, head = task / tiles % heads, sequence = task / tiles / heads;
-    if (row >= in.q_sequences->length(sequence)) return;
-    AttendTile<T> tile(in, sequence, head, row, static_cast<T*>(scratch.data()) + thread * space);
-    tile.compute_scores();
-    for (Index i = 0; i < tile.rows; ++i) {
-      const T log_sum = tile.softmax_row(i);
-      if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = log_sum;
-      if (in.dropout.any())
-        in.dropout.apply(tile.keys, tile.dropout_index(i), tile.scores + i * tile.keys, tile.scores + i * tile.keys);
-    }
-    gemm_block<T>(tile.rows, in.value_width, tile.keys, {tile.scores, tile.keys}, tile.v(),
-                  out + tile.query_row() * in.out_cols() + head * in.value_width, in.out_cols(), false, nullptr,
-                  tile.gemm_space);
-  });
-}
-
-/// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
-/// dp where there are no relative positions; null dposition_q where q itself meets the table.
-template <class T>
-struct AttendGradients {
-  T *dq, *dk, *dv;
-  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
-};
-
-/// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
-/// afterwards.
-template <class T>
-void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
-                     const AttendGradients<T>& to) {
-  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
-  const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
-  const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
-  const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
-  const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + kw + pw);
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // Per sequence: the gradient of the table rows that it reads, of w and of u.
-  const Index shared_size = (span + 1) * p_cols + cols;
-  const Buffer shared =
-      arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
-  T* shared_data = static_cast<T*>(shared.data());
-
-  parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
-    const Index sequence = task / in.shape.num_kv_heads, kv_head = task % in.shape.num_kv_heads;
-    const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
-    T* memory = static_cast<T*>(scratch.data()) + thread * each;
-    T* dscores = memory + AttendTile<T>::space(in);
-    T* dby_position = dscores + attend_tile * longest;
-    T* dcontent = dby_position + attend_tile * (longest + attend_tile);
-    T* dpositional = dcontent + attend_tile * kw;
-    T* dtable = shared_data + sequence * shared_size;
-    T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
-    T* du = dtable + (span + 1) * p_cols + kv_head * in.group() * kw;
-    if (in.p != nullptr) {
-      std::fill_n(dw, in.group() * pw, T(0));
-      std::fill_n(du, in.group() * kw, T(0));
-    }
-    for (Index j = 0; j < all; ++j) {
-      const Index at = in.kv_sequences->begin(sequence) + j;
-      std::fill_n(to.dk + at * in.k_cols() + kv_head * kw, kw, T(0));
-      std::fill_n(to.dv + at * in.v_cols() + kv_head * vw, vw, T(0));
-    }
-    for (Index head = kv_head * in.group(); head < (kv_head + 1) * in.group(); ++head) {
-      if (in.p != nullptr)
-        for (Index r = 0; r < span; ++r) std::fill_n(dtable + r * p_cols + head * pw, pw, T(0));
-      for (Index row = 0; row < queries; row += attend_tile) {
-        AttendTile<T> tile(in, sequence, head, row, memory);
-        const Index rows = tile.rows, keys = tile.keys, first = tile.query_row();
-        const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
-        tile.compute_scores();
-        for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
-        gemm_block<T>(rows, keys, vw, dy, tile.v().transposed(), dscores, keys, false, nullptr, tile.gemm_space);
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in
-        // by_position.
-        T* dropped = in.dropout.any() ? tile.by_position : tile.scores;
-        for (Index i = 0; i < rows; ++i) {
-          T *prob = tile.scores + i * keys, *d = dscores + i * keys;
-          if (in.dropout.any()) {
-            in.dropout.apply(keys, tile.dropout_index(i), d, d);
-            in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * keys);
-          }
-          const Batch<T> dot(sum_span<T>(
-              keys, [](auto a, auto b) { return a * b; }, prob, d));
-          map_span(
-              keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
-        }
-        const Index key_row = tile.key_row();
-        gemm_block<T>(keys, vw, rows, Operand<T>{dropped, keys}.transposed(), dy,
-                      to.dv + key_row * in.v_cols() + kv_head * vw, in.v_cols(), true, nullptr, tile.gemm_space);
-        gemm_block<T>(keys, kw, rows, Operand<T>{dscores, keys}.transposed(), {tile.content, kw},
-                      to.dk + key_row * in.k_cols() + kv_head * kw, in.k_cols(), true, nullptr, tile.gemm_space);
-        gemm_block<T>(rows, kw, keys, {dscores, keys}, tile.k(), dcontent, kw, false, nullptr, tile.gemm_space);
-        if (in.p != nullptr) {
-          const Index width = keys + rows - 1;
-          std::fill_n(dby_position, rows * width, T(0));
-          for (Index i = 0; i < rows; ++i)
-            std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr,
-                        tile.gemm_space);
-          const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
-          gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
-                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, tile.gemm_space);
-        }
-        const T scale = static_cast<T>(in.shape.scale);
-        const auto in_group = head - kv_head * in.group();
-        for (Index i = 0; i < rows; ++i) {
-          T* dq = to.dq + (first + i) * cols + head * kw;
-          for (Index c = 0; c < kw; ++c) dq[c] = dcontent[i * kw + c] * scale;
-          if (in.p == nullptr) continue;
-          for (Index c = 0; c < kw; ++c) du[in_group * kw + c] += dq[c];
-          T* dposition = to.dposition_q == nullptr ? nullptr : to.dposition_q + (first + i) * p_cols + head * pw;
-          for (Index c = 0; c < pw; ++c) {
-            const T d = dpositional[i * pw + c] * scale;
-            dw[in_group * pw + c] += d;
-            if (dposition != nullptr)
-              dposition[c] = d;
-            else
-              dq[c] += d;
-          }
-        }
+  parallel_for(threads, pairs * parts, [&](Index task, int thread) {
+    const Index part = task % parts, kv_head = task / parts % kv_heads, sequence = task / parts / kv_heads,
+                tiles = attend_tiles(in.q_sequences->length(sequence)), units = group * tiles;
+    const Index begin = units * part / parts, end = units * (part + 1) / parts;
+    if (begin == end) return;
+    T* memory = static_cast<T*>(scratch.data()) + thread * space;
+    T* inverses = memory + packed + AttendTile<T>::space(in);
+    AttendPanels<T> panels(in, sequence, kv_head, memory);
+    if (end - begin > 1) panels.pack_values();
+    for (Index unit = begin; unit < end; ++unit) {
+      const Index head = kv_head * group + unit / tiles;
+      if (in.p != nullptr && (unit == begin || unit % tiles == 0)) panels.pack_positions(head);
+      AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
+      tile.multiply();
+      for (Index i = 0; i < tile.rows; ++i) {
+        const auto [log_sum, inverse] = tile.exponents(i);
+        inverses[i] = inverse;
+        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = log_sum;
+        T* row = tile.scores + i * tile.stride;
+        if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
+      }
+      T* to = out + tile.query_row() * in.out_cols() + head * in.value_width;
+      const Operand<T> weights{tile.scores, tile.stride};
+      if (end - begin > 1)
+        gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
+                    in.out_cols(), false, static_cast<const T*>(nullptr));
+      else
+        gemm_block<T>(tile.rows, in.value_width, tile.keys, weights, tile.v(), to, in.out_cols(), false, nullptr,
+                      panels.values_memory());
+      for (Index i = 0; i < tile.rows; ++i) {
+        T* row = to + i * in.out_cols();
+        const Batch<T> inverse(inverses[i]);
+        map_span(
+            in.value_width, row, [inverse](auto a) { return a * inverse; }, row);
       }
     }
   });
-  if (in.p == nullptr) return;
-  const Index table_rows = 2 * in.span - 1, offset = in.span - longest;
-  parallel_blocks(threads, table_rows, 16, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      T* row = to.dp + r * p_cols;
-      std::fill_n(row, p_cols, T(0));
-      if (r < offset || r >= offset + span) continue;
-      for (Index n = 0; n < sequences; ++n)
-        map_span(
-            p_cols, row, [](auto a, auto b) { return a + b; }, row,
-            shared_data + n * shared_size + (r - offset) * p_cols);
-    }
-  });
-  for (Index n = 0; n < sequences; ++n) {
-    const T* sums = shared_data + n * shared_size + span * p_cols;
-    for (Index c = 0; to.dw != nullptr && c < p_cols; ++c) to.dw[c] += sums[c];
-    for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
-  }
 }
 
 }  // namespace kernels

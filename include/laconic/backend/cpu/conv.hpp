@@ -107,8 +107,8 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       T* patches = static_cast<T*>(scratch.data()) + thread * each;
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      gemm_panels((t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}, weight,
-                  y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias, Index{0}, s.out_channels);
+      gemm_panels((t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}, weight, {0, s.patch()},
+                  {0, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias);
     });
   }
 }

@@ -240,28 +240,34 @@ struct NoEpilogue {
   void operator()(Index, Index, T*, Index, Index, Index) const {}
 };
 
-/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels. One
-/// thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are and wherever it
-/// lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while it is in the
-/// cache.
+/// Rows or columns begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
+/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels, of which
+/// only the rows `ks` and the columns `js` take part, the first of them at the head of a panel; a, c and bias begin
+/// there too. One thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are
+/// and wherever it lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while
+/// it is in the cache.
 template <class T, class Number, class Epilogue = NoEpilogue>
-void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
-                 const T* bias, Index first_col, Index end_col, const Epilogue& epilogue = {}) {
+void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Range js, T* c, Index c_stride,
+                 bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   using Tile = GemmTile<T>;
-  if (b.depth == 0 && !accumulate)
-    detail::fill_product(m, end_col - first_col, c + first_col, c_stride, bias == nullptr ? bias : bias + first_col);
-  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows;
+  if (ks.size() == 0 && !accumulate) detail::fill_product(m, js.size(), c, c_stride, bias);
+  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows, units = (m + Tile::rows - 1) / Tile::rows;
   for (Index block = 0; block < blocks; ++block) {
-    const Index units = (m + Tile::rows - 1) / Tile::rows, i0 = units * block / blocks * Tile::rows,
-                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i0;
-    for (Index j = first_col; j < end_col; j += Tile::cols) {
-      const Index used = std::min(Tile::cols, b.cols - j), width = b.width(j);
-      T* to = c + i0 * c_stride + j;
-      for (Index k0 = 0; k0 < b.depth; k0 += Tile::depth)
-        detail::gemm_panel(rows, Operand<T>{a.at(i0, k0), a.row_stride, a.col_stride}, b.at(k0, j), width,
-                           std::min(Tile::depth, b.depth - k0), to, c_stride, used, accumulate || k0 > 0,
-                           bias == nullptr ? nullptr : bias + j);
-      epilogue(i0, j, to, c_stride, rows, used);
+    const Index i = units * block / blocks * Tile::rows,
+                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i;
+    for (Index j = 0; j < js.size(); j += Tile::cols) {
+      const Index used = std::min(Tile::cols, js.size() - j);
+      T* to = c + i * c_stride + j;
+      for (Index k = 0; k < ks.size(); k += Tile::depth)
+        detail::gemm_panel(rows, Operand<T>{a.at(i, k), a.row_stride, a.col_stride}, b.at(ks.begin + k, js.begin + j),
+                           b.width(js.begin + j), std::min(Tile::depth, ks.size() - k), to, c_stride, used,
+                           accumulate || k > 0, bias == nullptr ? nullptr : bias + j);
+      epilogue(i, j, to, c_stride, rows, used);
     }
   }
 }
@@ -274,7 +280,8 @@ void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, 
   using Tile = GemmTile<T>;
   if (m == 0 || b.cols == 0) return;
   if (m * b.cols * b.depth < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
-  if (threads == 1) return gemm_panels(m, a, b, c, c_stride, accumulate, bias, Index{0}, b.cols, epilogue);
+  const Range ks{0, b.depth};
+  if (threads == 1) return gemm_panels(m, a, b, ks, {0, b.cols}, c, c_stride, accumulate, bias, epilogue);
   const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (b.cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
   if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
@@ -285,9 +292,10 @@ void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, 
                 row_end = std::min(m, units * (row_part + 1) / row_parts * Tile::rows),
                 col = panels * col_part / col_parts * Tile::cols,
                 col_end = std::min(b.cols, panels * (col_part + 1) / col_parts * Tile::cols);
-    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, c + row * c_stride, c_stride,
-                accumulate, bias, col, col_end, [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
-                  epilogue(row + i, j, to, stride, rows, cols);
+    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, ks, {col, col_end},
+                c + row * c_stride + col, c_stride, accumulate, bias == nullptr ? nullptr : bias + col,
+                [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
+                  epilogue(row + i, col + j, to, stride, rows, cols);
                 });
   });
 }
