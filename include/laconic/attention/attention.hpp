@@ -222,7 +222,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                                                parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
+        term_ = layer.position.projected(context, d, shape.left_context + shape.chunk);
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -251,10 +251,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return Position::enter(context, std::move(x), pass);
   }
-  /// In a stream, relative positions have their table in the state.
+  /// In a stream, relative positions have their table in the state; packed ones have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
-    if (Position::is_relative && !pass.slots.empty()) return {};
+    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term())) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 
@@ -293,7 +293,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
       return linear_out(
           context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
-      const auto term = position.term(context, pass.table);
+      const auto term = position.term(context, dims_, pass);
       return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
                                         absorbs(context, path, Policy::whole_work(pass.mask))));
     }

@@ -17,7 +17,8 @@ namespace laconic::inline LACONIC_ABI {
 ///   turns_keys             queries and keys are turned after them
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
-///   Layer<T>, a Module made from (dims, seed): term(context, table)   what one layer adds to the scores
+///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
+///     keeps_term()        the context keeps that from call to call, so that no table is asked for
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -49,9 +50,10 @@ struct PlainPosition {
    public:
     Layer(const AttentionDims&, Seed) {}
     template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
+    RelativeTerm<Tensor, T> term(Context&, const AttentionDims&, const Pass<Tensor>&) const {
       return {};
     }
+    bool keeps_term() const { return false; }
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(const Tensor&) const {
       return {};
@@ -124,7 +126,11 @@ struct RelativePosition : PlainPosition {
   }
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
-    return distances(context, d, std::max<Index>(1, pass.sequences.max_length()));
+    return distances(context, d, frames(pass));
+  }
+  template <class Tensor>
+  static Index frames(const Pass<Tensor>& pass) {
+    return std::max<Index>(1, pass.sequences.max_length());
   }
 
   template <class T>
@@ -136,8 +142,18 @@ struct RelativePosition : PlainPosition {
           pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
-      return term_of(linear_pos(context, table));
+    RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
+      if constexpr (requires { context.kept_for(linear_pos.weight.packed(), Index(), [](Index) { return Tensor(); }); })
+        if (keeps_term())
+          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                          [&](Index n) { return projected(context, d, n); }));
+      return term_of(linear_pos(context, pass.table));
+    }
+    /// A packed weight never changes, and with it the projected table.
+    bool keeps_term() const { return linear_pos.weight.is_packed(); }
+    template <class Context>
+    auto projected(Context& context, const AttentionDims& d, Index n) const {
+      return linear_pos(context, distances(context, d, n));
     }
     /// The same from the table as this layer projects it.
     template <class Tensor>

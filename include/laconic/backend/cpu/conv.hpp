@@ -5,6 +5,8 @@
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <type_traits>
+
 namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
@@ -21,23 +23,46 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
     const T* input = x + sequences.begin(n) * channels;
     T* output = y + (sequences.begin(n) - n * shape.past) * channels;
     const Index length = sequences.length(n), rows = length - shape.past;
+    const auto taps_seen = [&](Index t) {
+      Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
+      if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
+      if (shape.chunk != Mask::unlimited && !flipped)
+        seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
+      return seen;
+    };
     parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
-      const auto column = [&](Index c, Index count) {
-        for (Index t = begin; t < end; ++t) {
-          Index k0 = std::max<Index>(0, -shift - t), k1 = std::min(kernel, length - shift - t);
-          if (shape.chunk != Mask::unlimited && flipped) k0 = std::max(k0, shape.left - t % shape.chunk);
-          if (shape.chunk != Mask::unlimited && !flipped) k1 = std::min(k1, shape.left + shape.chunk - t % shape.chunk);
-          Batch<T> sum = bias == nullptr ? Batch<T>(T(0)) : load_part(bias + c, count);
-          for (Index k = k0; k < k1; ++k) {
-            const T* tap = taps + (flipped ? kernel - 1 - k : k) * channels + c;
+      // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+      constexpr Index together = 8;
+      const auto outputs = [&](Index t, auto size, Range seen) {
+        constexpr Index count = decltype(size)::value;
+        for (Index c = 0; c < channels; c += lanes<T>) {
+          const Index some = std::min(lanes<T>, channels - c);
+          const bool whole = some == lanes<T>;
+          const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
+          const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
+          Local<Batch<T>, count> sum;
+          for (Index i = 0; i < count; ++i) sum[i] = start;
+          for (Index k = seen.begin; k < seen.end; ++k) {
+            const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
             const T* row = input + (t + k + shift) * channels + c;
-            sum = count == lanes<T> ? xsimd::fma(load(tap), load(row), sum)
-                                    : xsimd::fma(load_part(tap, count), load_part(row, count), sum);
+            LACONIC_UNROLL
+            for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
           }
-          store_part(output + t * channels + c, sum, count);
+          for (Index i = 0; i < count; ++i) {
+            T* to = output + (t + i) * channels + c;
+            whole ? store(to, sum[i]) : store_part(to, sum[i], some);
+          }
         }
       };
-      for (Index c = 0; c < channels; c += lanes<T>) column(c, std::min(lanes<T>, channels - c));
+      for (Index t = begin; t < end;) {
+        bool all = t + together <= end;
+        for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
+        if (all)
+          outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
+        else
+          outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
+        t += all ? together : 1;
+      }
     });
   }
 }

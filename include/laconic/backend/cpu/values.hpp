@@ -6,6 +6,9 @@
 #include <laconic/core/tensor.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <map>
+#include <memory>
 #include <utility>
 
 namespace laconic::inline LACONIC_ABI {
@@ -48,6 +51,15 @@ class CpuValues {
       for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
     return out;
   }
+  /// make(size), which follows from a packed weight and this size alone, and serves smaller ones too: kept for later
+  /// calls, as long as the context lives.
+  template <class Make>
+  Tensor kept_for(const PackedWeight& weight, Index size, Make&& make) {
+    auto& kept = kept_[weight.data];
+    if (kept.size < size) kept = {size, make(size)};
+    return kept.value;
+  }
+
   /// What a row of parameters that was added to every row has as its gradient, added to it.
   void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
     if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
@@ -58,6 +70,13 @@ class CpuValues {
 
   int threads_;
   Arena arena_;
+
+ private:
+  struct Kept {
+    Index size = -1;
+    Tensor value{};
+  };
+  std::map<std::shared_ptr<const std::byte>, Kept> kept_;
 };
 
 }  // namespace laconic
