@@ -86,7 +86,8 @@ class Autodiff {
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
 
-  Tensor linear(const Tensor& x, const P& weight, const P* bias) {
+  Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
+    if (kind) return activation(*kind, linear(x, weight, bias));
     require(!weight.is_packed(),
             "linear: a packed weight given, which can only be run; one as it is expected to train");
     return op(backend_.linear(x.value, weight, bias),
@@ -143,7 +144,8 @@ class Autodiff {
               });
   }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
-                const Sequences& to) {
+                const Sequences& to, std::optional<Activation> kind = {}) {
+    if (kind) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
               [this, x, &weight, &bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));

@@ -7,6 +7,7 @@
 #include <laconic/backend/cpu/packed.hpp>
 #include <laconic/core/parameter.hpp>
 
+#include <optional>
 #include <utility>
 
 namespace laconic::inline LACONIC_ABI {
@@ -28,8 +29,9 @@ class Cpu : public CpuConvolution<T> {
   /// `threads` = 0 takes all that the machine offers.
   explicit Cpu(int threads = 0) : CpuConvolution<T>(threads) {}
 
-  /// x W^T + b. x (rows, in), weight (out, in), bias (out) or null.
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+  /// x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null.
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
     const Index out = weight.rows(), in = weight.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
     require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
@@ -37,10 +39,11 @@ class Cpu : public CpuConvolution<T> {
     Tensor y = make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : bias->value.data();
     if (weight.is_packed())
-      kernels::multiply(threads_, arena_, x.rows(), x.data(), out, in, weight.packed(), start, y.data());
+      kernels::multiply(threads_, arena_, x.rows(), x.data(), out, in, weight.packed(), start, y.data(),
+                        kernels::ActivationEpilogue{activation});
     else
       kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
-                       y.data(), out, false, start);
+                       y.data(), out, false, start, kernels::ActivationEpilogue{activation});
     return y;
   }
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,

@@ -59,7 +59,7 @@ class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
 
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
-    const Tensor hidden = context.activation(Activation::gelu, channel_proj1(context, x));
+    const Tensor hidden = channel_proj1(context, x, Activation::gelu);
     return channel_proj2(context, csgu(context, hidden, pass, state));
   }
 

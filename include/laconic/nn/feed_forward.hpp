@@ -19,7 +19,7 @@ class FeedForward : public Module<FeedForward<T>> {
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = context.activation(activation_, intermediate_dense(context, x));
+    auto hidden = intermediate_dense(context, x, activation_);
     return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
   }
 

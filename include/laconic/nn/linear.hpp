@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/parameter.hpp>
+#include <laconic/backend/primitives.hpp>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -25,6 +25,11 @@ class Linear : public Module<Linear<T>> {
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.linear(x, weight, bias_or_null());
+  }
+  /// With an activation on top.
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, Activation activation) const {
+    return context.linear(x, weight, bias_or_null(), activation);
   }
 
   static void each_parameter(auto& self, auto&& visit) {

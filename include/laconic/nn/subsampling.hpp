@@ -6,7 +6,7 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`.
+/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
 template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
@@ -23,7 +23,7 @@ class Conv2d : public Module<Conv2d<T>> {
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
-    return context.conv2d(x, weight, bias, shape_, from, to);
+    return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
   }
 
   static void each_parameter(auto& self, auto&& visit) {
@@ -86,8 +86,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
             " rows of features given, their sequences have ", sequences.rows());
     const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
     const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
-    auto x = context.activation(Activation::relu, conv0(context, features, sequences, half));
-    x = context.activation(Activation::relu, conv1(context, x, half, out));
+    auto x = conv0(context, features, sequences, half);
+    x = conv1(context, x, half, out);
     return {linear(context, x), out};
   }
 

@@ -120,10 +120,11 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols); the weight's taps are in the order of patches.
-template <class T>
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), then the epilogue; the weight's taps are in the order
+/// of patches.
+template <class T, class Epilogue>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const Panels<T>& weight, const T* bias, T* y) {
+            const Panels<T>& weight, const T* bias, T* y, const Epilogue& epilogue) {
   const Index block = conv2d_block(s), each = block * s.out_freqs() * s.patch();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   for (Index n = 0; n < from.size(); ++n) {
@@ -133,7 +134,7 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
       gemm_panels((t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}, weight, {0, s.patch()},
-                  {0, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias);
+                  {0, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias, epilogue);
     });
   }
 }

@@ -3,6 +3,9 @@
 
 #include <laconic/backend/cpu/attention.hpp>
 #include <laconic/backend/cpu/conv.hpp>
+#include <laconic/backend/cpu/elementwise.hpp>
+
+#include <optional>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -45,9 +48,9 @@ class CpuConvolution : public CpuAttention<T> {
     return dx;
   }
 
-  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
+  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()), then an activation if one is given.
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
-                const Sequences& from, const Sequences& to) {
+                const Sequences& from, const Sequences& to, std::optional<Activation> activation = {}) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
                 bias.size() == shape.out_channels,
             "conv2d: stride ", shape.stride, ", a weight of (", weight.rows(), ", ", weight.cols(), ") and a bias of ",
@@ -59,7 +62,7 @@ class CpuConvolution : public CpuAttention<T> {
     Tensor y = make(to.rows(), shape.out_cols());
     Buffer space;
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), panels(weight, shape, space), bias.value.data(),
-                    y.data());
+                    y.data(), kernels::ActivationEpilogue{activation});
     return y;
   }
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <numbers>
+#include <optional>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -43,6 +44,19 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
     }
   }
 }
+
+/// The activation, if there is one, of each part of a product as it is done (see gemm_panels).
+struct ActivationEpilogue {
+  std::optional<Activation> kind;
+
+  template <class T>
+  void operator()(Index, Index, T* c, Index c_stride, Index rows, Index cols) const {
+    if (!kind) return;
+    for (Index r = 0; r < rows; ++r)
+      map_span(
+          cols, c + r * c_stride, [kind = *kind](auto a) { return activate(kind, a); }, c + r * c_stride);
+  }
+};
 
 /// GLU (Dauphin 2017): x (rows, 2 cols) = [a, b] to a * sigmoid(b) (rows, cols).
 template <class T>

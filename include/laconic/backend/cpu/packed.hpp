@@ -89,8 +89,9 @@ PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, cons
 #if !LACONIC_VNNI
 
 /// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
-inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
-                          const std::byte* data, const float* bias, float* y) {
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
   using Tile = GemmTile<float>;
   constexpr Index depth = 128;
   const Index panels = (layout.out + Tile::cols - 1) / Tile::cols;
@@ -108,6 +109,7 @@ inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, co
       detail::gemm_panel(m, Operand<float>{x + i0, layout.in}, slice, width, count, y + j, layout.out,
                          std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
     }
+    epilogue(Index{0}, j, y + j, layout.out, m, std::min(Tile::cols, layout.out - j));
   });
 }
 
@@ -193,8 +195,9 @@ void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, con
 }
 
 /// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
-inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
-                          const std::byte* data, const float* bias, float* y) {
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
   using Tile = GemmTile<float>;
   const Index stride = (layout.in + 15) / 16 * 16, panels = (layout.out + Tile::cols - 1) / Tile::cols;
   const Buffer bytes = arena.allocate(static_cast<std::size_t>(m * (stride + 4)));
@@ -229,24 +232,27 @@ inline void multiply_int8(int threads, Arena& arena, Index m, const float* x, co
         default:
           run(std::integral_constant<Index, 3>());
       }
+      epilogue(i, j, y + i * layout.out + j, layout.out, end - i, std::min(Tile::cols, layout.out - j));
     }
   });
 }
 
 #endif
 
-/// y (m, out) = x W^T + bias (a row, or null) with a packed weight.
-template <class T>
+/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue.
+template <class T, class Epilogue>
 void multiply(int threads, Arena& arena, Index m, const T* x, Index out, Index in, const PackedWeight& weight,
-              const T* bias, T* y) {
+              const T* bias, T* y, const Epilogue& epilogue) {
   const std::byte* data = weight.data.get();
   if (weight.storage == Storage::full)
-    return gemm<T>(threads, m, {x, in}, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias);
+    return gemm<T>(threads, m, {x, in}, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias,
+                   epilogue);
   if constexpr (std::is_same_v<T, float>) {
     if (weight.storage == Storage::bf16)
-      gemm<T>(threads, m, {x, in}, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias);
+      gemm<T>(threads, m, {x, in}, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias,
+              epilogue);
     else if (m > 0)
-      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y);
+      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
   }
 }
 
