@@ -60,7 +60,7 @@ TEST_CASE("bf16 weights err as bf16 does, int8 weights by half a step of a scale
         for (Index o = 0; o < out; ++o) {
           const float scale = w.row(o).cwiseAbs().maxCoeff() / 127;
           for (Index i = 0; i < in; ++i)
-            w(o, i) = storage == Storage::bf16 ? kernels::from_bf16(kernels::to_bf16(w(o, i)))
+            w(o, i) = storage == Storage::bf16 ? from_bf16(to_bf16(w(o, i)))
                                                : scale * static_cast<float>(std::lrint(w(o, i) / scale));
         }
         Layers packed = layers;
@@ -124,11 +124,16 @@ TEMPLATE_TEST_CASE("a packed encoder says what it said", "[packed]", Mha<4>, (Ml
   const Sequences sequences{100, 60};
   Cpu<float> cpu(2);
   const Matrix<float> expected = matrix_of(model(cpu, features, sequences).rows);
-  auto exact = model, int8 = model;
+  auto exact = model, int8 = model, bf16 = model;
   pack_weights(exact);
   REQUIRE(matrix_of(exact(cpu, features, sequences).rows) == expected);
   pack_weights(int8, Storage::int8);
-  REQUIRE(relative_error(matrix_of(int8(cpu, features, sequences).rows), expected) < 0.1);
+  const Matrix<float> rounded = matrix_of(int8(cpu, features, sequences).rows);
+  REQUIRE(relative_error(rounded, expected) < 0.1);
+  Cpu<float> one(1);
+  REQUIRE(matrix_of(int8(one, features, sequences).rows) == rounded);
+  pack_weights(bf16, Storage::bf16);
+  REQUIRE(relative_error(matrix_of(bf16(cpu, features, sequences).rows), expected) < 0.02);
 }
 
 TEST_CASE("packed models cannot be trained, packed again, or rounded in double", "[packed]") {

@@ -32,6 +32,16 @@ struct Model : Module<Model<T>> {
   }
 };
 
+struct Rounded : Module<Rounded> {
+  Parameter<float> weight{3, 70}, small{3, 1, 2}, bias{3};
+  Rounded() { weight.packable = small.packable = true; }
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("small", self.small);
+    visit("bias", self.bias);
+  }
+};
+
 /// A model whose every value is different.
 template <class T>
 Model<T> numbered(std::size_t num_layers = 2) {
@@ -155,7 +165,8 @@ TEST_CASE("a file that does not fit the model is refused and the model kept", "[
   bytes[at] = 'I';
   write_file(path, bytes);
   CHECK(message_of([&] { load_parameters(model, SafetensorsFile(path)); }) ==
-        path.string() + ": tensor 'layers.1.weight' has dtype I32, one of F32, F64, F16, BF16 expected");
+        path.string() +
+            ": tensor 'layers.1.weight' has dtype I32, one of F32, F64, F16, BF16 expected, or I8 with scales");
   CHECK(all_values(model) == before);
 }
 
@@ -206,4 +217,54 @@ TEST_CASE("a folder that is no model folder is named", "[io][folder]") {
   CHECK(message_of([&] {
           read_model_config(path);
         }).starts_with((folder / "config.json").string() + ": not valid JSON: "));
+}
+
+TEST_CASE("rounded weights come back as they were rounded, once and again", "[parameters]") {
+  const TemporaryFolder folder;
+  const auto path = folder.path / "model.safetensors", again = folder.path / "again.safetensors";
+  Rounded model;
+  for (Index i = 0; i < model.weight.size(); ++i)
+    model.weight.value.data()[i] = std::sin(static_cast<float>(i * i)) * static_cast<float>(1 + i / 70);
+  model.small.value.setConstant(0.3F);
+  model.bias.value << 0.1F, 0.2F, 0.7F;
+
+  for (const Storage storage : {Storage::int8, Storage::bf16}) {
+    save_parameters(model, path, {}, storage);
+    const SafetensorsFile file(path);
+    CHECK(file.info("weight").dtype == (storage == Storage::int8 ? Dtype::i8 : Dtype::bf16));
+    CHECK(file.info("small").dtype == (storage == Storage::int8 ? Dtype::f32 : Dtype::bf16));
+    CHECK(file.info("bias").dtype == Dtype::f32);
+    Rounded loaded, twice;
+    load_parameters(loaded, file);
+    CHECK(loaded.bias.value == model.bias.value);
+    for (Index r = 0; r < 3; ++r) {
+      const float most = model.weight.value.row(r).cwiseAbs().maxCoeff(),
+                  error = (loaded.weight.value.row(r) - model.weight.value.row(r)).cwiseAbs().maxCoeff();
+      CHECK(error > 0);
+      CHECK(error <= 1.001F * most / (storage == Storage::int8 ? 254 : 256));
+    }
+    save_parameters(loaded, again, {}, storage);
+    load_parameters(twice, SafetensorsFile(again));
+    CHECK((twice.weight.value - loaded.weight.value).cwiseAbs().maxCoeff() < 1e-6F);
+  }
+}
+
+TEST_CASE("bytes without their scales are refused", "[parameters]") {
+  const TemporaryFolder folder;
+  const auto path = folder.path / "f";
+  const std::vector<std::int8_t> bytes(3 * 70, 5);
+  const std::vector<float> scales(4, 0.1F), others(3 * 70, 0.1F);
+  for (const std::size_t count : {std::size_t{0}, std::size_t{4}}) {
+    SafetensorsWriter writer;
+    writer.add("weight", std::array<Index, 2>{3, 70}, std::span(bytes));
+    if (count > 0) writer.add("weight_scale", std::array<Index, 1>{4}, std::span(scales));
+    writer.add("small", std::array<Index, 3>{3, 1, 2}, std::span<const float>(others).first(6));
+    writer.add("bias", std::array<Index, 1>{3}, std::span<const float>(others).first(3));
+    writer.write(path);
+    Rounded model;
+    CHECK_THROWS_WITH(load_parameters(model, SafetensorsFile(path)),
+                      Catch::Matchers::ContainsSubstring(
+                          count == 0 ? "has dtype I8, one of F32, F64, F16, BF16 expected, or I8 with scales"
+                                     : "F32 and one for each row expected"));
+  }
 }

@@ -103,7 +103,7 @@ TEST_CASE("reading a tensor says what is wrong with it", "[io][safetensors]") {
   CHECK(message_of([&] { values<float>(file, "half", 6); }) ==
         file.path() + ": tensor 'half' has 5 values, 6 expected");
   CHECK(message_of([&] { values<float>(file, "steps", 2); }) ==
-        file.path() + ": tensor 'steps' has dtype I64, one of F32, F64, F16, BF16 expected");
+        file.path() + ": tensor 'steps' has dtype I64, one of F32, F64, F16, BF16 expected, or I8 with scales");
   const TemporaryFolder folder;
   SafetensorsWriter writer;
   const std::vector<double> large{1, 1e300};
@@ -122,8 +122,8 @@ TEST_CASE("half precision is widened exactly", "[io][safetensors]") {
   CHECK(detail::half_to_float(0x3555) == 0.333251953125F);
   CHECK(detail::half_to_float(0xfc00) == -std::numeric_limits<float>::infinity());
   CHECK(std::isnan(detail::half_to_float(0x7e00)));
-  CHECK(detail::bfloat_to_float(0x4049) == 3.140625F);
-  CHECK(std::isnan(detail::bfloat_to_float(0x7fc0)));
+  CHECK(from_bf16({0x4049}) == 3.140625F);
+  CHECK(std::isnan(from_bf16({0x7fc0})));
 }
 
 TEST_CASE("what is written is laid out as the Python package does it", "[io][safetensors]") {

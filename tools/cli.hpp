@@ -24,6 +24,7 @@ void add_train_command(CLI::App& app);
 void add_convert_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
+void add_quantize_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
 void add_profile_command(CLI::App& app);
 void add_study_command(CLI::App& app);

@@ -213,11 +213,12 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 }
 
 void eval(const EvalOptions& o) {
-  const Recognizer recognizer = Recognizer::load(o.model);
+  Recognizer recognizer = Recognizer::load(o.model);
   if (o.stream.streaming) recognizer.config.features.require_streamable();
   const Corpus corpus(o.data);
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
+  recognizer.pack(o.threads);
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;

@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   add_data_command(app);
   add_train_command(app);
   add_convert_command(app);
+  add_quantize_command(app);
   add_eval_command(app);
   add_compare_command(app);
   add_transcribe_command(app);

@@ -24,7 +24,7 @@ constexpr Index default_chunk = 8, default_left_context = 32;
 constexpr double enough_seconds = 10;  // that one length is measured for, where passes are slow
 
 struct ProfileOptions : CommonOptions {
-  std::string name, model, plot, cache = "float";
+  std::string name, model, plot, cache = "float", weights = "float";
   Index frames = 1000, chunk = 0, left_context = -2, repeats = 5;
   bool list = false;
 };
@@ -196,12 +196,13 @@ void list_models() {
 }
 
 /// The model that was asked for, and what it is.
-AnyModel load(const ProfileOptions& o, Profile& p) {
+AnyModel load(const ProfileOptions& o, Profile& p, Storage& weights) {
   const auto start = Clock::now();
   if (o.name.empty()) {
     Recognizer recognizer = Recognizer::load(o.model);
     p.name = o.model;
     p.config = recognizer.config;
+    weights = recognizer.storage;
     count_costs(p);
     require_memory(p.name, p.config.encoder, 0, o.frames);
     p.start_seconds = since(start);
@@ -232,7 +233,9 @@ void profile(const ProfileOptions& o) {
   p.cpu = cpu_name();
   p.threads = o.threads;
   p.storage = from_name<Storage>(o.cache).value();
-  const AnyModel any = load(o, p);
+  Storage weights = from_name<Storage>(o.weights).value();
+  AnyModel any = load(o, p, weights);
+  std::visit([&](auto& model) { pack_weights(model, weights, o.threads); }, any);
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk > 0 ? o.chunk : c.chunk > 0 ? c.chunk : default_chunk;
   Index left = o.left_context > -2 ? o.left_context : c.chunk > 0 ? c.left_context : default_left_context;
@@ -289,6 +292,9 @@ void add_profile_command(CLI::App& app) {
           "--left-context", o->left_context,
           text("encoder frames kept, beside all; -1: all only; default: as --chunk, else ", default_left_context))
       ->check(CLI::Range(-1, 1 << 20));
+  command->add_option("--weights", o->weights, "how weights are stored, of --name; a --model's are as it has them")
+      ->capture_default_str()
+      ->check(CLI::IsMember(names_of<Storage>()));
   command->add_option("--cache", o->cache, "how streams store keys and values")
       ->capture_default_str()
       ->check(CLI::IsMember({"float", "bf16", "int8"}));

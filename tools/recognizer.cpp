@@ -155,13 +155,23 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
   Recognizer out{config, std::move(vocabulary), make_model(config.model, config.encoder, Seed())};
   const auto ignored = [&](std::string_view name) { return foreign && is_unused_hugging_face_tensor(name); };
   std::visit([&](auto& m) { load_parameters(m, tensors, "", ignored); }, out.model);
+  for (const std::string& name : tensors.names()) {
+    const Dtype dtype = tensors.info(name).dtype;
+    if (dtype == Dtype::i8) out.storage = Storage::int8;
+    if (dtype == Dtype::bf16 && out.storage == Storage::full) out.storage = Storage::bf16;
+  }
   return out;
 }
 
-void Recognizer::save(const std::filesystem::path& folder) const {
+void Recognizer::pack(int threads) {
+  std::visit([&](auto& m) { pack_weights(m, storage, threads); }, model);
+}
+
+void Recognizer::save(const std::filesystem::path& folder, Storage rounded) const {
   require(!std::filesystem::exists(folder / "model" / "config.json"), folder.string(),
           ": is the folder of a training run, which has a model in it; choose another for this one");
-  std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json()); }, model);
+  std::visit([&](const auto& m) { save_model_folder(folder, m, to_json(config), vocabulary.to_json(), {}, rounded); },
+             model);
 }
 
 void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {

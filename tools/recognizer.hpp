@@ -87,6 +87,7 @@ struct Recognizer {
   RecognizerConfig config;
   Vocabulary vocabulary;
   AnyModel model;
+  Storage storage = Storage::full;  ///< of the weights, as the file had them
 
   /// A new one, randomly initialised. Fills in the numbers that follow from the attention's name, and throws where they
   /// contradict it.
@@ -95,7 +96,9 @@ struct Recognizer {
   /// `Wav2Vec2ConformerForCTC`.
   static Recognizer load(const std::filesystem::path& folder);
   /// Not into a run's folder: there the model would lie beside another one.
-  void save(const std::filesystem::path& folder) const;
+  void save(const std::filesystem::path& folder, Storage rounded = Storage::full) const;
+  /// From now on it can only be run, but faster: see pack_weights.
+  void pack(int threads);
 
   /// As a folder that transformers loads: a wav2vec2-conformer with full attention.
   void export_hugging_face(const std::filesystem::path& folder) const;

@@ -157,7 +157,8 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
 }
 
 void transcribe(const TranscribeOptions& o) {
-  const Recognizer recognizer = Recognizer::load(o.model);
+  Recognizer recognizer = Recognizer::load(o.model);
+  recognizer.pack(o.threads);
   if (!o.stream.streaming) {
     for (const auto& file : o.files) require(file != "-", "transcribe: standard input needs --streaming");
     return transcribe_files(o, recognizer);

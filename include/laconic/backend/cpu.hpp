@@ -39,7 +39,7 @@ class Cpu : public CpuConvolution<T> {
     Tensor y = make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : bias->value.data();
     if (weight.is_packed())
-      kernels::multiply(threads_, arena_, x.rows(), x.data(), out, in, weight.packed(), start, y.data(),
+      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start, y.data(),
                         kernels::ActivationEpilogue{activation});
     else
       kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),

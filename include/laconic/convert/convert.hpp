@@ -363,6 +363,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
+  require_unpacked(source, "convert");
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
@@ -412,6 +413,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///       numbers.kv_lora_ranks.push_back(rank);
 template <class Source, class Method = JointSvd>
 std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  require_unpacked(source, "key_value_spectra");
   const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {

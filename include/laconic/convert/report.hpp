@@ -5,6 +5,7 @@
 #include <laconic/backend/cpu.hpp>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -94,9 +95,10 @@ class InputRecorder : public Cpu<T> {
  public:
   using typename Cpu<T>::Tensor;
 
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
     if (const auto at = inputs.find(&weight); at != inputs.end()) at->second = x.view();
-    return Cpu<T>::linear(x, weight, bias);
+    return Cpu<T>::linear(x, weight, bias, activation);
   }
 
   std::map<const Parameter<T>*, Matrix<T>> inputs;

@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/enum.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
+#include <laconic/core/rounding.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -23,13 +23,6 @@ enum class Role {
   weight,     ///< trained by its gradient
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
-
-/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
-/// row.
-enum class Storage { full, bf16, int8 };
-constexpr auto enum_names(Storage) {
-  return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
-}
 
 /// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
 /// so copies of a model share it.

@@ -19,17 +19,18 @@
 
 namespace laconic::inline LACONIC_ABI {
 
-/// Writes a model folder, whole or not at all, with `others` beside config.json and vocab.json; other files in an older
-/// folder of that name are kept.
+/// Writes a model folder, whole or not at all, with weights rounded as save_parameters says, and with `others` beside
+/// config.json and vocab.json; other files in an older folder of that name are kept.
 template <class Model>
 void save_model_folder(const std::filesystem::path& path, const Model& model, const nlohmann::json& config,
-                       const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {}) {
+                       const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {},
+                       Storage weights = Storage::full) {
   FolderWriter folder(path);
   write_json(folder.path() / "config.json", config);
   write_json(folder.path() / "vocab.json", vocab);
   for (const auto& [name, json] : others) write_json(folder.path() / name, json);
   // Hugging Face tools ask for this note; the layout of the values is PyTorch's.
-  save_parameters(model, folder.path() / "model.safetensors", {{"format", "pt"}});
+  save_parameters(model, folder.path() / "model.safetensors", {{"format", "pt"}}, weights);
   folder.commit();
 }
 

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
+#include <iterator>
 #include <laconic/core/parameter.hpp>
 #include <laconic/io/safetensors.hpp>
 #include <laconic/io/tensors.hpp>
@@ -21,18 +24,47 @@ namespace laconic::inline LACONIC_ABI {
 /// Borrows the values: the model must not change or go until the writer has written.
 template <class Model>
 void append_parameters(SafetensorsWriter& writer, const Model& model, std::string_view prefix = "") {
+  require_unpacked(model, "append_parameters");
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     writer.add(text(prefix, name), p.shape(), std::span<const T>(p.value.data(), static_cast<std::size_t>(p.size())));
   });
 }
 
-/// Writes a model's parameters as a safetensors file, whole or not at all.
+/// Writes a model's parameters as a safetensors file, whole or not at all. Weights that may be packed (pack_weights)
+/// are rounded as `weights` says: in bytes with a scale for each row, but for convolutions of few numbers an output.
 template <class Model>
 void save_parameters(const Model& model, const std::filesystem::path& path,
-                     std::map<std::string, std::string> metadata = {}) {
+                     std::map<std::string, std::string> metadata = {}, Storage weights = Storage::full) {
   SafetensorsWriter writer;
   writer.metadata = std::move(metadata);
-  append_parameters(writer, model);
+  if (weights == Storage::full) {
+    append_parameters(writer, model);
+    return writer.write(path);
+  }
+  require_unpacked(model, "save_parameters");
+  std::vector<std::vector<Bf16>> halves;
+  std::vector<std::vector<std::int8_t>> bytes;
+  std::vector<std::vector<float>> scales;
+  model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
+    const std::span<const T> values(p.value.data(), static_cast<std::size_t>(p.size()));
+    if (!p.packable || values.empty() || (weights == Storage::int8 && p.shape().size() > 2 && p.cols() < 64))
+      return writer.add(name, p.shape(), values);
+    if (weights == Storage::bf16) {
+      auto& to = halves.emplace_back(values.size());
+      std::ranges::transform(values, to.begin(), [](T x) { return to_bf16(static_cast<float>(x)); });
+      return writer.add(name, p.shape(), std::span<const Bf16>(to));
+    }
+    auto& to = bytes.emplace_back();
+    auto& scale = scales.emplace_back();
+    for (Index r = 0; r < p.rows(); ++r) {
+      const T* from = p.value.row(r).data();
+      const ByteRow row(p.cols(), from);
+      std::transform(from, from + p.cols(), std::back_inserter(to), row);
+      scale.push_back(row.scale());
+    }
+    writer.add(name, p.shape(), std::span<const std::int8_t>(to));
+    writer.add(text(name, Tensors::scale_suffix), std::array{p.rows()}, std::span<const float>(scale));
+  });
   writer.write(path);
 }
 
@@ -42,22 +74,25 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
   const TensorInfo& tensor = tensors.info(name);
   require(std::ranges::equal(tensor.shape, expected), tensors.path(name), ": tensor ", in_quotes(name), " has shape ",
           shape_text(tensor.shape), ", ", shape_text(expected), " expected");
-  tensors.require_floating(name);
+  tensors.require_readable(name);
 }
 
 }  // namespace detail
 
-/// Fills a model from files, converting between single, double and half precision. Every parameter must be among the
-/// tensors as `prefix` + its name with the model's shape, and every tensor whose name begins with `prefix` must be a
-/// parameter, or one that `ignored(name)` says takes no part; and all numbers must be finite. Otherwise throws `Error`,
-/// and the model is as it was.
+/// Fills a model from files, converting between single, double and half precision and bytes with scales. Every
+/// parameter must be among the tensors as `prefix` + its name with the model's shape, and every tensor whose name
+/// begins with `prefix` must be a parameter, or one that `ignored(name)` says takes no part; and all numbers must be
+/// finite. Otherwise throws `Error`, and the model is as it was.
 template <class Model, class Ignored>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
+  require_unpacked(model, "load_parameters");
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
   model.parameters([&](std::string_view name, const auto&) {
     std::string full = text(prefix, name);
     if (!tensors.contains(full)) missing.push_back(full);
+    if (tensors.contains(full) && tensors.info(full).dtype == Dtype::i8)
+      known.insert(full + std::string(Tensors::scale_suffix));
     known.insert(std::move(full));
   });
   for (const std::string& name : tensors.names())

@@ -188,6 +188,13 @@ class SafetensorsWriter {
     add(name, Dtype::f64, shape, values.size(), std::as_bytes(values));
   }
 
+  void add(std::string_view name, std::span<const Index> shape, std::span<const Bf16> values) {
+    add(name, Dtype::bf16, shape, values.size(), std::as_bytes(values));
+  }
+  void add(std::string_view name, std::span<const Index> shape, std::span<const std::int8_t> values) {
+    add(name, Dtype::i8, shape, values.size(), std::as_bytes(values));
+  }
+
   void write(const std::filesystem::path& path) const {
     // As the Rust implementation: wide types first, which keeps every tensor aligned; then by name.
     std::vector<const Tensor*> order;

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <laconic/core/enum.hpp>
 #include <laconic/core/extent.hpp>
+#include <laconic/core/rounding.hpp>
 #include <laconic/io/file.hpp>
 #include <laconic/io/json.hpp>
 #include <limits>
@@ -92,10 +93,6 @@ inline float half_to_float(std::uint16_t half) {
   return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
 }
 
-inline float bfloat_to_float(std::uint16_t value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
-}
-
 /// "'a', 'b', 'c', 'd', 'e' and 7 more"
 inline std::string some_names(const std::vector<std::string>& names) {
   std::string out;
@@ -128,15 +125,16 @@ class Tensors {
   /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
   const TensorInfo& info(std::string_view name) const { return find(name).info; }
 
-  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double). Throws `Error` for other types, a
-  /// number of values other than `out.size()`, and a finite value that is too large for `T`. What has been read leaves
-  /// memory again, so that a model is not held twice while it is loaded.
+  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double), or of I8 whose rows have their
+  /// scales beside them, in a tensor with `scale_suffix` after its name. Throws `Error` for other types, a number of
+  /// values other than `out.size()`, and a finite value that is too large for `T`. What has been read leaves memory
+  /// again, so that a model is not held twice while it is loaded.
   template <std::floating_point T>
   void read(std::string_view name, std::span<T> out) const {
     const TensorInfo& tensor = info(name);
     require(count_of(tensor) == out.size(), path(name), ": tensor ", detail::in_quotes(name), " has ", count_of(tensor),
             " values, ", out.size(), " expected");
-    require_floating(name);
+    require_readable(name);
     switch (tensor.dtype) {
       case Dtype::f32:
         convert<float>(name, tensor.bytes, out, [](float x) { return x; });
@@ -147,18 +145,38 @@ class Tensors {
       case Dtype::f16:
         convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
         break;
-      default:
-        convert<std::uint16_t>(name, tensor.bytes, out, detail::bfloat_to_float);
+      case Dtype::bf16:
+        convert<Bf16>(name, tensor.bytes, out, from_bf16);
+        break;
+      default: {
+        const auto rows = static_cast<std::size_t>(tensor.shape[0]);
+        std::vector<float> scales(rows);
+        read(text(name, scale_suffix), std::span(scales));
+        for (std::size_t i = 0; i < out.size(); ++i)
+          out[i] = static_cast<T>(scales[i / (out.size() / rows)] *
+                                  static_cast<float>(static_cast<std::int8_t>(tensor.bytes[i])));
+      }
     }
     detail::release_pages(tensor.bytes);
   }
 
+  static constexpr std::string_view scale_suffix = "_scale";
+
   /// Throws `Error` unless the tensor is of a type that `read` converts.
-  void require_floating(std::string_view name) const {
-    const Dtype dtype = info(name).dtype;
-    require(dtype == Dtype::f32 || dtype == Dtype::f64 || dtype == Dtype::f16 || dtype == Dtype::bf16, path(name),
-            ": tensor ", detail::in_quotes(name), " has dtype ", to_name(dtype),
-            ", one of F32, F64, F16, BF16 expected");
+  void require_readable(std::string_view name) const {
+    const TensorInfo& tensor = info(name);
+    if (tensor.dtype == Dtype::i8 && contains(text(name, scale_suffix))) {
+      const TensorInfo& scales = info(text(name, scale_suffix));
+      require(!tensor.shape.empty() && scales.dtype == Dtype::f32 && scales.shape == std::vector{tensor.shape[0]},
+              path(name), ": tensor ", detail::in_quotes(name), " of shape ", shape_text(tensor.shape),
+              " has scales of dtype ", to_name(scales.dtype), " and shape ", shape_text(scales.shape),
+              ", F32 and one for each row expected");
+      return;
+    }
+    require(tensor.dtype == Dtype::f32 || tensor.dtype == Dtype::f64 || tensor.dtype == Dtype::f16 ||
+                tensor.dtype == Dtype::bf16,
+            path(name), ": tensor ", detail::in_quotes(name), " has dtype ", to_name(tensor.dtype),
+            ", one of F32, F64, F16, BF16 expected, or I8 with scales");
   }
 
  protected:

@@ -77,6 +77,7 @@ class AdamW {
   /// moments and statistics stay) and the caller must say so.
   template <class Model>
   double step(Model& model, double learning_rate) {
+    require_unpacked(model, "AdamW");
     double square = 0;
     model.parameters([&](std::string_view, const Parameter<T>& p) {
       if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();

@@ -26,6 +26,7 @@ class Fingerprint {
   }
   template <class Model>
   static std::string of_parameters(const Model& model) {
+    require_unpacked(model, "fingerprint");
     Fingerprint out;
     model.parameters([&]<class T>(std::string_view, const Parameter<T>& p) {
       out.add(p.value.data(), static_cast<std::size_t>(p.size()) * sizeof(T));

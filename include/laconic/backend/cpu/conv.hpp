@@ -120,21 +120,22 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), then the epilogue; the weight's taps are in the order
-/// of patches.
-template <class T, class Epilogue>
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
+/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
+template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const Panels<T>& weight, const T* bias, T* y, const Epilogue& epilogue) {
-  const Index block = conv2d_block(s), each = block * s.out_freqs() * s.patch();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+            T* y, Index space, const Multiply& multiply) {
+  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
   for (Index n = 0; n < from.size(); ++n) {
     const Index tasks = (to.length(n) + block - 1) / block;
     parallel_for(threads, tasks, [&](Index task, int thread) {
-      T* patches = static_cast<T*>(scratch.data()) + thread * each;
+      std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
+      T* patches = reinterpret_cast<T*>(memory);
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      gemm_panels((t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}, weight, {0, s.patch()},
-                  {0, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias, epilogue);
+      multiply(patches, (t1 - t0) * s.out_freqs(), y + (to.begin(n) + t0) * s.out_cols(), memory + rows * patch_bytes);
     });
   }
 }
@@ -193,16 +194,6 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
         }
       });
     }
-}
-
-/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they
-/// lie, `stride` rows apart: a matrix product without patches.
-template <class T>
-void conv1d(int threads, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const Panels<T>& weight, const T* bias, T* y) {
-  for (Index n = 0; n < from.size(); ++n)
-    gemm(threads, to.length(n), Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, weight,
-         y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
 }
 
 /// dordered (out, patch) += dy^T x.

@@ -4,7 +4,9 @@
 #include <laconic/backend/cpu/attention.hpp>
 #include <laconic/backend/cpu/conv.hpp>
 #include <laconic/backend/cpu/elementwise.hpp>
+#include <laconic/backend/cpu/packed.hpp>
 
+#include <memory>
 #include <optional>
 
 namespace laconic::inline LACONIC_ABI {
@@ -29,8 +31,14 @@ class CpuConvolution : public CpuAttention<T> {
     check_convolved("conv1d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_channels);
     Buffer space;
-    kernels::conv1d(threads_, shape, from, to, x.data(), panels(weight, shape, space),
-                    bias == nullptr ? nullptr : bias->value.data(), y.data());
+    const PackedWeight packed = packed_form(weight, shape, space);
+    const Index depth = shape.patch();
+    // What an output frame sees is one run of memory, so the rows of x are read where they lie, `stride` rows apart.
+    for (Index n = 0; n < from.size(); ++n)
+      kernels::multiply(threads_, arena_, to.length(n),
+                        kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
+                        depth, packed, bias == nullptr ? nullptr : bias->value.data(), y.row(to.begin(n)),
+                        kernels::NoEpilogue());
     return y;
   }
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -61,8 +69,15 @@ class CpuConvolution : public CpuAttention<T> {
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
     Buffer space;
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), panels(weight, shape, space), bias.value.data(),
-                    y.data(), kernels::ActivationEpilogue{activation});
+    const PackedWeight packed = packed_form(weight, shape, space);
+    const Index depth = shape.patch();
+    const kernels::ActivationEpilogue epilogue{activation};
+    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(),
+                    kernels::multiply_rows_space(1, depth, packed),
+                    [&](const T* patches, Index count, T* out, void* scratch) {
+                      kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
+                                             packed, bias.value.data(), out, epilogue, scratch);
+                    });
     return y;
   }
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
@@ -134,15 +149,16 @@ class CpuConvolution : public CpuAttention<T> {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
               from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
-  /// The weight as the products read it: as it was packed, or packed now, in `space`.
+  /// The weight as it was packed, or packed now, in `space`.
   template <class Shape>
-  kernels::Panels<T> panels(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+  PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    if (weight.is_packed()) return weight.packed();
     const Index depth = shape.patch(), cols = shape.out_channels;
-    if (weight.is_packed()) return {reinterpret_cast<const T*>(weight.packed().data.get()), depth, cols};
     space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
     const Tensor ordered = ordered_weight(weight, shape);
-    return kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
-                         static_cast<T*>(space.data()));
+    kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
+                  static_cast<T*>(space.data()));
+    return {Storage::full, {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {

@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/bf16.hpp>
 #include <laconic/backend/cpu/simd.hpp>
 #include <laconic/core/matrix.hpp>
+#include <laconic/core/rounding.hpp>
 #include <laconic/core/tensor.hpp>
 
 #if defined(__AVX2__)

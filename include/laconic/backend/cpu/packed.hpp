@@ -56,30 +56,26 @@ PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, cons
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
     return {storage, data};
   }
-  const auto number = [&](Index o, Index i) {
-    return o < out && i < in ? static_cast<float>(weight[o * in + i]) : 0.0f;
-  };
   constexpr Index cols = GemmTile<float>::cols;
   parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
     const Index j = panel * cols, width = layout.width(j);
     if (storage == Storage::bf16) {
       auto* to = reinterpret_cast<Bf16*>(data.get()) + layout.at(j);
       for (Index i = 0; i < in; ++i)
-        for (Index o = 0; o < width; ++o) to[i * width + o] = to_bf16(number(j + o, i));
+        for (Index o = 0; o < width; ++o)
+          to[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
       return;
     }
     auto* to = reinterpret_cast<std::int8_t*>(data.get()) + layout.at(j);
     for (Index o = 0; o < width; ++o) {
-      float most = 0;
-      for (Index i = 0; i < in; ++i) most = std::max(most, std::abs(number(j + o, i)));
-      const float inverse = most > 0 ? 127 / most : 0;
+      const ByteRow row(j + o < out ? in : 0, weight + (j + o < out ? (j + o) * in : 0));
       std::int32_t sum = 0;
       for (Index i = 0; i < layout.grouped_in(); ++i) {
-        const auto rounded = static_cast<std::int8_t>(std::lrint(number(j + o, i) * inverse));
+        const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
         to[(i / 4 * width + o) * 4 + i % 4] = rounded;
         sum += rounded;
       }
-      const_cast<float*>(layout.scales(data.get()))[j + o] = most / 127;
+      const_cast<float*>(layout.scales(data.get()))[j + o] = row.scale();
       const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
     }
   });
@@ -90,7 +86,7 @@ PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, cons
 
 /// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
 template <class Epilogue>
-void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
   using Tile = GemmTile<float>;
   constexpr Index depth = 128;
@@ -106,7 +102,7 @@ void multiply_int8(int threads, Arena& arena, Index m, const float* x, const Pac
       for (Index i = 0; i < count; ++i)
         for (Index o = 0; o < width; ++o)
           slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
-      detail::gemm_panel(m, Operand<float>{x + i0, layout.in}, slice, width, count, y + j, layout.out,
+      detail::gemm_panel(m, Operand<float>{x.data + i0, x.row_stride}, slice, width, count, y + j, layout.out,
                          std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
     }
     epilogue(Index{0}, j, y + j, layout.out, m, std::min(Tile::cols, layout.out - j));
@@ -194,65 +190,114 @@ void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, con
       int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
+/// Rows of x as bytes, in a piece of memory: first their scales.
+struct RoundedRows {
+  float* scales;
+  std::uint8_t* bytes;
+  Index stride;
+
+  static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  RoundedRows(Index m, Index in, void* memory)
+      : scales(static_cast<float*>(memory)),
+        bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
+        stride(stride_of(in)) {}
+  void round(Range rows, Index in, const float* x, Index x_stride) {
+    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
+  }
+};
+
+/// y = x W^T + bias for some rows of rounded x and some panels of a weight of bytes, then the epilogue. One thread.
+template <class Epilogue>
+void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range panels,
+                 const float* bias, float* y, const Epilogue& epilogue) {
+  constexpr Index cols = GemmTile<float>::cols;
+  for (Index panel = panels.begin; panel < panels.end; ++panel) {
+    const Index j = panel * cols, used = std::min(cols, layout.out - j);
+    float* to = y + rows.begin * layout.out + j;
+    const auto run = [&](auto vectors) {
+      int8_rows<8, decltype(vectors)::value>(
+          rows.size(), x.bytes + rows.begin * x.stride, x.stride, layout.grouped_in() / 4,
+          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
+          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
+    };
+    switch (layout.width(j) / 16) {
+      case 1:
+        run(std::integral_constant<Index, 1>());
+        break;
+      case 2:
+        run(std::integral_constant<Index, 2>());
+        break;
+      default:
+        run(std::integral_constant<Index, 3>());
+    }
+    epilogue(rows.begin, j, to, layout.out, rows.size(), used);
+  }
+}
+
 /// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
 template <class Epilogue>
-void multiply_int8(int threads, Arena& arena, Index m, const float* x, const PackedLayout& layout,
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
-  using Tile = GemmTile<float>;
-  const Index stride = (layout.in + 15) / 16 * 16, panels = (layout.out + Tile::cols - 1) / Tile::cols;
-  const Buffer bytes = arena.allocate(static_cast<std::size_t>(m * (stride + 4)));
-  auto* row_scales = static_cast<float*>(bytes.data());
-  auto* rounded = reinterpret_cast<std::uint8_t*>(row_scales + m);
+  const Index panels = (layout.out + GemmTile<float>::cols - 1) / GemmTile<float>::cols;
+  const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
+  RoundedRows rounded(m, layout.in, space.data());
   parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) row_scales[i] = round_row(layout.in, x + i * layout.in, rounded + i * stride);
+    rounded.round({begin, end}, layout.in, x.data, x.row_stride);
   });
   // By rows while there are enough of them for all threads, as `gemm` has it; then by panels.
   const Index units = (m + 7) / 8, row_parts = std::clamp<Index>(m / 64, 1, threads);
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index i = units * (part / col_parts) / row_parts * 8,
-                end = std::min(m, units * (part / col_parts + 1) / row_parts * 8);
-    for (Index panel = panels * (part % col_parts) / col_parts; panel < panels * (part % col_parts + 1) / col_parts;
-         ++panel) {
-      const Index j = panel * Tile::cols;
-      const auto run = [&](auto vectors) {
-        int8_rows<8, decltype(vectors)::value>(end - i, rounded + i * stride, stride, layout.grouped_in() / 4,
-                                               reinterpret_cast<const std::int8_t*>(data) + layout.at(j),
-                                               row_scales + i, layout.scales(data) + j, layout.sums(data) + j,
-                                               bias == nullptr ? nullptr : bias + j, y + i * layout.out + j, layout.out,
-                                               std::min(Tile::cols, layout.out - j));
-      };
-      switch (layout.width(j) / 16) {
-        case 1:
-          run(std::integral_constant<Index, 1>());
-          break;
-        case 2:
-          run(std::integral_constant<Index, 2>());
-          break;
-        default:
-          run(std::integral_constant<Index, 3>());
-      }
-      epilogue(i, j, y + i * layout.out + j, layout.out, end - i, std::min(Tile::cols, layout.out - j));
-    }
+    const Index row = part / col_parts, col = part % col_parts;
+    int8_panels({units * row / row_parts * 8, std::min(m, units * (row + 1) / row_parts * 8)}, rounded, layout, data,
+                {panels * col / col_parts, panels * (col + 1) / col_parts}, bias, y, epilogue);
   });
 }
 
 #endif
 
-/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue.
+/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
 template <class T, class Epilogue>
-void multiply(int threads, Arena& arena, Index m, const T* x, Index out, Index in, const PackedWeight& weight,
+void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
               const T* bias, T* y, const Epilogue& epilogue) {
   const std::byte* data = weight.data.get();
   if (weight.storage == Storage::full)
-    return gemm<T>(threads, m, {x, in}, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias,
-                   epilogue);
+    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
   if constexpr (std::is_same_v<T, float>) {
     if (weight.storage == Storage::bf16)
-      gemm<T>(threads, m, {x, in}, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias,
-              epilogue);
+      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
     else if (m > 0)
       multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
+  }
+}
+
+/// Bytes of scratch that `multiply_rows` needs.
+inline Index multiply_rows_space(Index m, Index in, const PackedWeight& weight) {
+#if LACONIC_VNNI
+  if (weight.storage == Storage::int8) return RoundedRows::space(m, in);
+#endif
+  return (void)m, (void)in, (void)weight, 0;
+}
+/// The same on one thread, without taking memory; of bytes only where the processor multiplies them.
+template <class T, class Epilogue>
+void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
+                   const Epilogue& epilogue, [[maybe_unused]] void* space) {
+  const std::byte* data = weight.data.get();
+  const Range ks{0, in}, js{0, out};
+  if (weight.storage == Storage::full)
+    return gemm_panels(m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, ks, js, y, out, false, bias,
+                       epilogue);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      return gemm_panels(m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, ks, js, y, out, false,
+                         bias, epilogue);
+#if LACONIC_VNNI
+    RoundedRows rounded(m, in, space);
+    rounded.round({0, m}, in, x.data, x.row_stride);
+    int8_panels({0, m}, rounded, {weight.storage, out, in}, data,
+                {0, (out + GemmTile<float>::cols - 1) / GemmTile<float>::cols}, bias, y, epilogue);
+#endif
   }
 }
 
@@ -278,7 +323,9 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
-    p.pack(kernels::pack_weight(taps > 1 ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
+    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+    const bool too_small = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
+    p.pack(kernels::pack_weight(too_small ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 

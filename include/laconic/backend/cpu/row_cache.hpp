@@ -1,10 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/bf16.hpp>
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/arena.hpp>
+#include <laconic/core/rounding.hpp>
 #include <laconic/core/tensor.hpp>
 
 #include <algorithm>
@@ -30,17 +30,11 @@ void store_row(Storage storage, Index width, const T* x, std::byte* to) {
       std::memcpy(to + 2 * i, &rounded, 2);
     }
   } else {
-    float most = 0, fault = 0;  // what is not a finite number spoils its whole row, and shows
-    for (Index i = 0; i < width; ++i) {
-      most = std::max(most, std::abs(static_cast<float>(x[i])));
-      fault += 0 * static_cast<float>(x[i]);
-    }
-    const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
+    const ByteRow row(width, x);
+    const float scale = row.scale();
     std::memcpy(to, &scale, sizeof scale);
     auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
-    for (Index i = 0; i < width; ++i)
-      numbers[i] =
-          fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+    for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
   }
 }
 template <class T>

@@ -1,0 +1,56 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/enum.hpp>
+#include <laconic/core/extent.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
+/// row.
+enum class Storage { full, bf16, int8 };
+constexpr auto enum_names(Storage) {
+  return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
+}
+
+/// A float without its lower 16 bits.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+/// To nearest, ties to even.
+inline Bf16 to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+
+/// A row of numbers as multiples -127 to 127 of a scale, by its largest.
+class ByteRow {
+ public:
+  template <class T>
+  ByteRow(Index n, const T* x) {
+    for (Index i = 0; i < n; ++i) {
+      most_ = std::max(most_, std::abs(static_cast<float>(x[i])));
+      fault_ += 0 * static_cast<float>(x[i]);
+    }
+  }
+  /// Not a number where one of the row is none, or is infinite, so that it shows.
+  float scale() const { return most_ / 127 + fault_; }
+  template <class T>
+  std::int8_t operator()(T x) const {
+    if (fault_ != 0) return 1;
+    return most_ > 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x) * (127 / most_))) : std::int8_t{0};
+  }
+
+ private:
+  float most_ = 0, fault_ = 0;
+};
+
+}  // namespace laconic

@@ -1,0 +1,109 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic quantize: a model with its weights rounded, and what that changes.
+#include "progress.hpp"
+
+#include <laconic/convert/report.hpp>
+
+#include <chrono>
+
+namespace {
+
+using namespace laconic;
+
+struct QuantizeOptions : CommonOptions {
+  std::string input, output, data, weights = "int8";
+};
+
+std::uintmax_t weight_bytes(const std::filesystem::path& folder) {
+  std::uintmax_t sum = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".bin") sum += entry.file_size();
+  return sum;
+}
+
+/// Of all logits, as a part of those of the model as it was.
+double logits_error(Cpu<float>& cpu, const Recognizer& rounded, const Recognizer& exact, const Dataset& data) {
+  Deviation deviation;
+  for (const Example& e : data.examples) {
+    const auto logits = [&](const Recognizer& r) {
+      return std::visit(
+          [&](const auto& m) -> Matrix<float> { return m(cpu, e.features, Sequences{e.features.rows()}).rows.view(); },
+          r.model);
+    };
+    const Matrix<float> of_rounded = logits(rounded), of_exact = logits(exact);
+    for (Index i = 0; i < of_exact.size(); ++i)
+      deviation.add(static_cast<double>(of_rounded.data()[i]), static_cast<double>(of_exact.data()[i]));
+  }
+  return deviation.relative();
+}
+
+void quantize(const QuantizeOptions& o) {
+  const Storage weights = from_name<Storage>(o.weights).value();
+  require(std::filesystem::weakly_canonical(o.output) != std::filesystem::weakly_canonical(o.input), o.output,
+          ": is the model to be rounded, another folder expected");
+  Recognizer exact = Recognizer::load(o.input);
+  exact.save(o.output, weights);
+  Recognizer rounded = Recognizer::load(o.output);
+  const std::filesystem::path run = std::filesystem::path(o.input) / "model";
+  const auto before = weight_bytes(std::filesystem::is_directory(run) ? run : std::filesystem::path(o.input)),
+             after = weight_bytes(o.output);
+  nlohmann::json result{{"model", o.output},    {"weights", o.weights},
+                        {"bytes", after},       {"source_bytes", before},
+                        {"threads", o.threads}, {"attention", to_name(exact.config.encoder.attention)}};
+  std::printf("weights: %s, %.2f to %.2f MB (%.1f%%)\n", o.weights.c_str(), static_cast<double>(before) / 1e6,
+              static_cast<double>(after) / 1e6, 100 * static_cast<double>(after) / static_cast<double>(before));
+  if (!o.data.empty()) {
+    say("reading ", o.data, " ...");
+    const Dataset data = load_dataset(read_corpus(o.data), exact.config.features, nullptr, o.threads);
+    say_notes(data.notes);
+    Cpu<float> cpu(o.threads);
+    exact.pack(o.threads);
+    rounded.pack(o.threads);
+    const double error = logits_error(cpu, rounded, exact, data);  // and both are warm
+    const Evaluation of_exact = exact.evaluate(cpu, data), of_rounded = rounded.evaluate(cpu, data);
+    Index changed = 0;
+    for (std::size_t i = 0; i < data.examples.size(); ++i)
+      changed += of_exact.hypotheses[i] != of_rounded.hypotheses[i];
+    const double wer = 100 * of_rounded.total_errors().rate(), source_wer = 100 * of_exact.total_errors().rate();
+    result.update({{"data", o.data},
+                   {"utterances", data.examples.size()},
+                   {"logits_error", error},
+                   {"wer", wer},
+                   {"source_wer", source_wer},
+                   {"transcripts_changed", changed},
+                   {"compute_seconds", of_rounded.compute_seconds},
+                   {"source_compute_seconds", of_exact.compute_seconds}});
+    std::printf(
+        "logits: relative error %.4f\nWER: %.2f%%, %.2f%% before; %td of %zu transcripts changed\n"
+        "speed: %.2f s, %.2f s before (%.2f times as fast; %d threads)\n",
+        error, wer, source_wer, changed, data.examples.size(), of_rounded.compute_seconds, of_exact.compute_seconds,
+        of_exact.compute_seconds / of_rounded.compute_seconds, o.threads);
+  }
+  o.write(result);
+  std::printf("model: %s\n", o.output.c_str());
+}
+
+}  // namespace
+
+void add_quantize_command(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("quantize", "round a model's weights to 8 or 16 bits: smaller, and with 8 faster");
+  const auto o = std::make_shared<QuantizeOptions>();
+  o->add_to(*command);
+  command->add_option("--input", o->input, "model folder")->required()->type_name("DIR");
+  command->add_option("--output", o->output, "model folder to write")->required()->type_name("DIR");
+  command
+      ->add_option("--weights", o->weights, "int8 (a scale for each output, activations rounded as they come) or bf16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"int8", "bf16"}));
+  command
+      ->add_option("--data", o->data,
+                   "manifest or LibriSpeech folder: say what rounding does to logits, to WER and to speed")
+      ->type_name("PATH");
+  command->footer(
+      "Example:\n  laconic quantize --input runs/mha --output runs/mha-int8 --data digits/test.jsonl\n"
+      "eval, transcribe and the rest take the folder as any other; train --init goes on from the rounded weights as "
+      "floats.");
+  command->callback([=] { quantize(*o); });
+}
