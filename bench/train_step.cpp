@@ -1,39 +1,58 @@
-// One training step of a small Conformer: 16 utterances of 3 s, d 144, 4 layers, forward, backward and update.
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-//   build/release/bench/train_step                    Google Benchmark, the whole step and its parts
-//   build/release/bench/train_step --serve --threads N   answers "run K" on standard input by one JSON line, for
-//                                                     bench/peers/compare_train_step.py
+// One training step of a Conformer: forward, backward and update. Two sizes:
+//   144    16 utterances of 3 s, d 144, 4 layers, 4 heads
+//   512    8 utterances of 8 s, d 512, 8 layers, 8 heads
+//
+//   build/release/bench/train_step                  Google Benchmark, the whole step and its forward pass, size 144
+//   build/release/bench/train_step --serve [--threads N] [--size 144|512]     for bench/peers/compare.py train_step
 #include <laconic/laconic.hpp>
 
 #include <benchmark/benchmark.h>
 
-#include <chrono>
-#include <cstdlib>
-#include <cstring>
-#include <iostream>
+#include <algorithm>
 #include <string>
+#include <string_view>
+
+#include "serve.hpp"
 
 namespace {
 
 using namespace laconic;
 
+/// What bench/peers/train_step.py has under the same name.
+struct Size {
+  Index d_model, num_layers, num_heads, num_utterances, num_frames, labels_each, num_parameters;
+
+  EncoderConfig config() const {
+    return {.num_mels = 80,
+            .d_model = d_model,
+            .num_layers = num_layers,
+            .vocab_size = 29,
+            .num_heads = num_heads,
+            .dropout = 0.1};
+  }
+};
+constexpr Size size_144{144, 4, 4, 16, 298, 36, 2'611'469};
+constexpr Size size_512{512, 8, 8, 8, 798, 96, 57'935'389};
+
 /// The model, its data and its optimiser, as bench/peers/train_step.py has them.
 struct TrainStep {
-  static constexpr Index num_utterances = 16, num_frames = 298, labels_each = 36;
-
-  explicit TrainStep(int threads)
+  TrainStep(const Size& size, int threads)
       : cpu(threads),
-        model({.num_mels = 80, .d_model = 144, .num_layers = 4, .vocab_size = 29, .dropout = 0.1}, Seed(1)),
+        model(size.config(), Seed(1)),
         optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads),
-        features(num_utterances * num_frames, 80) {
-    require(model.count_parameters() == 2'611'469, "train_step: not the model of bench/peers/train_step.py");
+        features(size.num_utterances * size.num_frames, 80) {
+    require(model.count_parameters() == size.num_parameters, "train_step: a model of ", model.count_parameters(),
+            " parameters, ", size.num_parameters, " expected as in bench/peers/train_step.py");
     const Random random(Seed(2), 0);
     for (Index i = 0; i < features.size(); ++i)
       features.data()[i] = static_cast<float>(random.normal(static_cast<std::uint64_t>(i)));
-    const std::vector<Index> lengths(num_utterances, num_frames), label_lengths(num_utterances, labels_each);
+    const auto count = static_cast<std::size_t>(size.num_utterances);
+    const std::vector<Index> lengths(count, size.num_frames), label_lengths(count, size.labels_each);
     sequences = Sequences(lengths);
     labels.sequences = Sequences(label_lengths);
-    for (Index i = 0; i < num_utterances * labels_each; ++i)
+    for (Index i = 0; i < labels.sequences.rows(); ++i)
       labels.tokens.push_back(1 + static_cast<int>(random.below(28, static_cast<std::uint64_t>(i))));
   }
 
@@ -45,56 +64,60 @@ struct TrainStep {
   }
 
   Cpu<float> cpu;
-  Conformer<Mha<4>> model;
+  Conformer<Mha<dyn>> model;
   AdamW<float> optimizer;
   Matrix<float> features;
   Sequences sequences;
   Labels labels;
 };
 
+void count_audio(benchmark::State& state) {
+  state.counters["audio_s/s"] =
+      benchmark::Counter(3.0 * size_144.num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 void train_step(benchmark::State& state) {
-  TrainStep step(static_cast<int>(state.range(0)));
+  TrainStep step(size_144, static_cast<int>(state.range(0)));
   step();
   for (auto _ : state) step();
-  state.counters["audio_s/s"] =
-      benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+  count_audio(state);
 }
 BENCHMARK(train_step)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 void forward(benchmark::State& state) {
-  TrainStep step(static_cast<int>(state.range(0)));
+  TrainStep step(size_144, static_cast<int>(state.range(0)));
   for (auto _ : state) benchmark::DoNotOptimize(step.model(step.cpu, step.features, step.sequences).rows.data());
-  state.counters["audio_s/s"] =
-      benchmark::Counter(3.0 * TrainStep::num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+  count_audio(state);
 }
 BENCHMARK(forward)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
-int serve(int threads) {
-  TrainStep step(threads);
-  std::string command;
-  for (int steps; std::cin >> command >> steps;) {
-    std::cout << "{\"seconds\": [";
-    for (int i = 0; i < steps; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      step();
-      std::cout << (i > 0 ? ", " : "")
-                << std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    }
-    std::cout << "]}" << std::endl;
-  }
-  return 0;
+int serve(const Size& size, int threads) {
+  TrainStep step(size, threads);
+  bench::reset_peak();
+  return bench::serve([&](Index steps) {
+    bench::Json answer{{"name", "laconic"}, {"parameters", size.num_parameters}};
+    for (Index i = 0; i < steps; ++i) answer["seconds"].push_back(bench::seconds_of(step));
+    answer["peak_mb"] = bench::memory_mb("VmHWM");
+    return answer;
+  });
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool serving = false;
-  int threads = hardware_threads();
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--serve") == 0) serving = true;
-    if (std::strcmp(argv[i], "--threads") == 0 && i + 1 < argc) threads = std::atoi(argv[i + 1]);
+  const bool serving =
+      std::any_of(argv + 1, argv + argc, [](const char* word) { return std::string_view(word) == "--serve"; });
+  if (!serving) {
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+    benchmark::RunSpecifiedBenchmarks();
+    return 0;
   }
-  if (serving) return serve(threads);
-  benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
+  CLI::App app("one training step of a Conformer");
+  bench::Options options;
+  std::string size = "144";
+  options.add_to(app);
+  app.add_option("--size", size, "d_model")->capture_default_str()->check(CLI::IsMember({"144", "512"}));
+  CLI11_PARSE(app, argc, argv);
+  return bench::guarded([&] { return serve(size == "144" ? size_144 : size_512, options.threads); });
 }

@@ -1,0 +1,116 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// x W^T + b by other libraries, for products.cpp. CMake says which are installed: LACONIC_BENCH_OPENBLAS,
+// LACONIC_BENCH_DNNL.
+#pragma once
+
+#include <laconic/core/matrix.hpp>
+#include <laconic/nn/linear.hpp>
+
+#ifdef LACONIC_BENCH_OPENBLAS
+#include <cblas.h>
+#endif
+#ifdef LACONIC_BENCH_DNNL
+#include <dnnl.hpp>
+#endif
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace bench {
+
+using laconic::Index;
+using Layers = std::vector<laconic::Linear<float>>;
+
+/// Call number i multiplies by weight i, modulo their number; gives where the result is until the next call.
+using ProductCall = std::function<const float*(Index)>;
+using ProductCalls = std::vector<std::pair<std::string, ProductCall>>;
+
+/// A product into memory of its own: `multiply(layer, y)` adds to y, which has the bias in every row.
+template <class Multiply>
+ProductCall into_memory(Index rows, const Layers& layers, Multiply multiply) {
+  return [&layers, multiply, y = laconic::Matrix<float>(rows, layers.front().out())](Index i) mutable {
+    const laconic::Linear<float>& layer = layers[static_cast<std::size_t>(i) % layers.size()];
+    y.rowwise() = layer.bias.value.row(0);
+    multiply(layer, y);
+    return std::as_const(y).data();
+  };
+}
+
+#ifdef LACONIC_BENCH_DNNL
+/// oneDNN's inner product, with weights in the layout that it asks for.
+class DnnlProduct {
+ public:
+  DnnlProduct(const laconic::Matrix<float>& x, const Layers& layers)
+      : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {
+    using Desc = dnnl::memory::desc;
+    using Tag = dnnl::memory::format_tag;
+    constexpr auto f32 = dnnl::memory::data_type::f32;
+    const Index rows = x.rows(), out = layers.front().out(), in = layers.front().in();
+    const Desc source({rows, in}, f32, Tag::ab), weights({out, in}, f32, Tag::any), bias({out}, f32, Tag::a),
+        result({rows, out}, f32, Tag::ab);
+    constexpr auto inference = dnnl::prop_kind::forward_inference;
+#if DNNL_VERSION_MAJOR >= 3
+    const dnnl::inner_product_forward::primitive_desc primitive(engine_, inference, source, weights, bias, result);
+#else
+    const dnnl::inner_product_forward::primitive_desc primitive({inference, source, weights, bias, result}, engine_);
+#endif
+    primitive_ = dnnl::inner_product_forward(primitive);
+    result_ = dnnl::memory(result, engine_);
+    for (const laconic::Linear<float>& layer : layers) {
+      // oneDNN's memory is not const, but only the result is written.
+      dnnl::memory plain(Desc({out, in}, f32, Tag::ab), engine_, const_cast<float*>(layer.weight.value.data()));
+      dnnl::memory packed(primitive.weights_desc(), engine_);
+      dnnl::reorder(plain, packed).execute(stream_, plain, packed);
+      stream_.wait();
+      arguments_.push_back({{DNNL_ARG_SRC, dnnl::memory(source, engine_, const_cast<float*>(x.data()))},
+                            {DNNL_ARG_WEIGHTS, packed},
+                            {DNNL_ARG_BIAS, dnnl::memory(bias, engine_, const_cast<float*>(layer.bias.value.data()))},
+                            {DNNL_ARG_DST, result_}});
+    }
+  }
+  const float* operator()(Index i) {
+    primitive_.execute(stream_, arguments_[static_cast<std::size_t>(i) % arguments_.size()]);
+    stream_.wait();
+    return static_cast<const float*>(result_.get_data_handle());
+  }
+
+ private:
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  dnnl::inner_product_forward primitive_;
+  dnnl::memory result_;
+  std::vector<std::unordered_map<int, dnnl::memory>> arguments_;
+};
+#endif
+
+/// Adds what is installed; x and layers must outlive the calls. Eigen comes last.
+inline void add_libraries(ProductCalls& calls, const laconic::Matrix<float>& x, const Layers& layers, int threads) {
+  const Index rows = x.rows();
+#ifdef LACONIC_BENCH_OPENBLAS
+  openblas_set_num_threads(threads);
+  calls.emplace_back("OpenBLAS", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
+                       const int m = static_cast<int>(x.rows()), n = static_cast<int>(layer.out()),
+                                 k = static_cast<int>(layer.in());
+                       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x.data(), k,
+                                   layer.weight.value.data(), k, 1, y.data(), n);
+                     }));
+#endif
+#ifdef LACONIC_BENCH_DNNL
+  calls.emplace_back("oneDNN", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
+                       dnnl::sgemm('N', 'T', x.rows(), layer.out(), layer.in(), 1, x.data(), layer.in(),
+                                   layer.weight.value.data(), layer.in(), 1, y.data(), layer.out());
+                     }));
+  calls.emplace_back("oneDNN, packed", DnnlProduct(x, layers));
+#endif
+  Eigen::setNbThreads(threads);
+  calls.emplace_back("Eigen", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
+                       y.noalias() += x * layer.weight.value.transpose();
+                     }));
+}
+
+}  // namespace bench

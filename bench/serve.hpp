@@ -1,0 +1,115 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// What the benches that bench/peers/compare.py runs have in common. Each answers a line "run K" of standard input by
+// one line of JSON: "seconds" of K measurements, as a list or as {name: {work: list}}, and facts beside it.
+#pragma once
+
+#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/core/error.hpp>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+#include <string>
+
+namespace bench {
+
+using Json = nlohmann::ordered_json;
+
+/// What every such bench can be told.
+struct Options {
+  int threads = laconic::hardware_threads();
+  bool serves = false;
+
+  void add_to(CLI::App& app) {
+    app.add_flag("--serve", serves, "answer lines \"run K\" of standard input");
+    app.add_option("--threads", threads, "threads")->capture_default_str()->check(CLI::PositiveNumber);
+  }
+};
+
+template <class Run>
+double seconds_of(Run&& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// How many calls take about 3 ms together, so that the clock weighs nothing. `run(i)` is call number i; warm
+/// afterwards.
+template <class Run>
+laconic::Index calls_for(Run&& run) {
+  run(0);
+  laconic::Index calls = 1;
+  while (calls < 1'000'000) {
+    const double seconds = seconds_of([&] {
+      for (laconic::Index i = 0; i < calls; ++i) run(i);
+    });
+    if (seconds > 1e-3)
+      return std::max<laconic::Index>(1, static_cast<laconic::Index>(3e-3 / seconds * static_cast<double>(calls)));
+    calls *= 4;
+  }
+  return calls;
+}
+
+/// A line of /proc/self/status in MB: "VmHWM" is the peak, "VmRSS" what is held now. 0 where there is no such file.
+inline double memory_mb(const std::string& what) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(what + ":")) return std::stod(line.substr(what.size() + 1)) * 1024e-6;
+  return 0;
+}
+
+/// Lets the peak begin anew from what is in use: memory that was freed goes back to the system first.
+inline void reset_peak() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+  std::ofstream("/proc/self/clear_refs") << '5';
+}
+
+/// Peak of memory while `run` runs, over what was held before; MB.
+template <class Run>
+double peak_over(Run&& run) {
+  reset_peak();
+  const double before = memory_mb("VmRSS");
+  run();
+  return std::max(0.0, memory_mb("VmHWM") - before);
+}
+
+/// Answers until standard input ends; `run(K)` gives the answer. The exit code.
+template <class Run>
+int serve(Run&& run) {
+  for (std::string line; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    std::string command, rest;
+    laconic::Index count = 0;
+    if (!(words >> command >> count) || command != "run" || count < 1 || words >> rest) {
+      std::cerr << '"' << line << "\" given, \"run K\" with K at least 1 expected\n";
+      return 2;
+    }
+    std::cout << run(count).dump() << std::endl;
+  }
+  return 0;
+}
+
+/// The body of `main`: what is thrown becomes a message and an exit code.
+template <class Body>
+int guarded(Body&& body) {
+  try {
+    return body();
+  } catch (const laconic::Error& error) {
+    std::cerr << error.what() << '\n';
+    return 1;
+  }
+}
+
+}  // namespace bench
