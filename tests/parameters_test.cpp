@@ -34,7 +34,7 @@ struct Model : Module<Model<T>> {
 
 struct Rounded : Module<Rounded> {
   Parameter<float> weight{3, 70}, small{3, 1, 2}, bias{3};
-  Rounded() { weight.packable = small.packable = true; }
+  Rounded() { weight.packing = small.packing = Packing::taps; }
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("small", self.small);

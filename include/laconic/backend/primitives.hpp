@@ -37,6 +37,8 @@ struct Conv2dShape {
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index taps() const { return kernel * kernel; }
   constexpr Index patch() const { return taps() * in_channels; }
+  /// Computed by tiles of 2 x 2 outputs, with fewer products (backend/cpu/conv2d_tiles.hpp).
+  constexpr bool is_tiled() const { return stride == 2 && in_channels >= 16; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,

@@ -24,6 +24,10 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
+/// Weights that layers only multiply by, from the right, may be packed: a matrix; a convolution whose products are over
+/// its taps; one with the products of conv2d_tiles.hpp.
+enum class Packing { never, matrix, taps, tiles };
+
 /// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
 /// so copies of a model share it.
 struct PackedWeight {
@@ -63,8 +67,8 @@ class Parameter {
   bool trainable = true;
 
   bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
-  /// A parameter that layers only multiply by, from the right, may be packed: see pack_weights.
-  bool packable = false;
+  /// Whether it may be packed (see pack_weights), and how.
+  Packing packing = Packing::never;
   bool is_packed() const { return packed_.data != nullptr; }
   const PackedWeight& packed() const { return packed_; }
   /// Holds `form` from now on, and neither `value` nor a gradient.

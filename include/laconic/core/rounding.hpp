@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -36,16 +37,19 @@ class ByteRow {
  public:
   template <class T>
   ByteRow(Index n, const T* x) {
-    for (Index i = 0; i < n; ++i) {
-      most_ = std::max(most_, std::abs(static_cast<float>(x[i])));
-      fault_ += 0 * static_cast<float>(x[i]);
-    }
+    std::uint32_t most = 0;  // as bits, positive floats are ordered alike
+    for (Index i = 0; i < n; ++i)
+      most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
+    if (most >= 0x7f800000U)
+      fault_ = std::numeric_limits<float>::quiet_NaN();
+    else
+      most_ = std::bit_cast<float>(most);
   }
   /// Not a number where one of the row is none, or is infinite, so that it shows.
   float scale() const { return most_ / 127 + fault_; }
   template <class T>
   std::int8_t operator()(T x) const {
-    if (fault_ != 0) return 1;
+    if (std::isnan(fault_)) return 1;
     return most_ > 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x) * (127 / most_))) : std::int8_t{0};
   }
 

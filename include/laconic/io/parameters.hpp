@@ -47,7 +47,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
   std::vector<std::vector<float>> scales;
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     const std::span<const T> values(p.value.data(), static_cast<std::size_t>(p.size()));
-    if (!p.packable || values.empty() || (weights == Storage::int8 && p.shape().size() > 2 && p.cols() < 64))
+    if (p.packing == Packing::never || values.empty() || (weights == Storage::int8 && p.shape().size() > 2 && p.cols() < 64))
       return writer.add(name, p.shape(), values);
     if (weights == Storage::bf16) {
       auto& to = halves.emplace_back(values.size());

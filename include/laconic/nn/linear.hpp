@@ -42,7 +42,7 @@ class Linear : public Module<Linear<T>> {
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(in()));
-    weight.packable = true;
+    weight.packing = Packing::matrix;
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
       bias = Parameter<T>({out()});
@@ -54,7 +54,7 @@ class Linear : public Module<Linear<T>> {
 /// For layers whose weights single heads multiply by too (head_linear), which reads them as they are.
 template <class... Layers>
 void never_packed(Layers&... layers) {
-  ((layers.weight.packable = false), ...);
+  ((layers.weight.packing = Packing::never), ...);
 }
 
 }  // namespace laconic

@@ -242,7 +242,7 @@ struct AttendTile {
     const Batch<T> top(most);
     Batch<T> total(T(0));
     for (Index j = 0; j < stride; j += lanes<T>) {
-      const Batch<T> e = xsimd::exp(load(s + j) - top);
+      const Batch<T> e = exp<T>(load(s + j) - top);
       store(s + j, e);
       total += e;
     }

@@ -68,6 +68,18 @@ class CpuConvolution : public CpuAttention<T> {
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
+    if (shape.is_tiled() && (!weight.is_packed() || weight.packed().storage == Storage::full)) {
+      Buffer memory;
+      const T* panels = reinterpret_cast<const T*>(weight.packed().data.get());
+      if (!weight.is_packed()) {
+        memory = arena_.allocate(static_cast<std::size_t>(kernels::tile_panels_size<T>(shape)) * sizeof(T));
+        kernels::pack_tile_weights(threads_, shape, tile_weights(weight, shape).data(), static_cast<T*>(memory.data()));
+        panels = static_cast<const T*>(memory.data());
+      }
+      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.value.data(), activation,
+                            y.data());
+      return y;
+    }
     Buffer space;
     const PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
@@ -82,16 +94,24 @@ class CpuConvolution : public CpuAttention<T> {
   }
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                          const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (bias.trainable)
+      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               bias.gradient().data());
+    Tensor dx = needs_dx ? zeros(x.rows(), x.cols()) : Tensor();
+    if (shape.is_tiled()) {
+      Tensor dweights =
+          weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
+      kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
+                                     tile_weights(weight, shape).data(), dweights.data(), dx.data());
+      if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
+      return dx;
+    }
     if (weight.trainable) {
       Tensor ordered = zeros(shape.out_channels, shape.patch());
       kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
-    if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
-                               bias.gradient().data());
     if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
     kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
     return dx;
@@ -160,9 +180,18 @@ class CpuConvolution : public CpuAttention<T> {
                   static_cast<T*>(space.data()));
     return {Storage::full, {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
   }
+  Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
+    require_unpacked(weight);
+    Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+    kernels::tile_weights(shape, weight.value.data(), weights.data());
+    return weights;
+  }
+  static void require_unpacked(const Parameter<T>& weight) {
+    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+  }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+    require_unpacked(weight);
     Tensor ordered = make(shape.out_channels, shape.patch());
     kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
     return ordered;

@@ -39,7 +39,7 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
     }
     default: {
       const B cdf = B(T(0.5)) * (B(T(1)) + xsimd::erf(x * B(T(0.5 * std::numbers::sqrt2))));
-      const B pdf = B(T(0.5 * std::numbers::inv_sqrtpi * std::numbers::sqrt2)) * xsimd::exp(B(T(-0.5)) * x * x);
+      const B pdf = B(T(0.5 * std::numbers::inv_sqrtpi * std::numbers::sqrt2)) * exp<T>(B(T(-0.5)) * x * x);
       return dy * (cdf + x * pdf);
     }
   }

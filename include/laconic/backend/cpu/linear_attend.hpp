@@ -12,13 +12,13 @@ namespace kernels {
 /// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
 Batch<T> elu_plus_one(const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), xsimd::exp(x), x + Batch<T>(T(1)));  // what is not a number stays so
+  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // what is not a number stays so
 }
 
 /// dy times the derivative of the feature map at x.
 template <class T>
 Batch<T> elu_plus_one_backward(const Batch<T>& dy, const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), dy * xsimd::exp(x), dy);
+  return xsimd::select(x < Batch<T>(T(0)), dy * exp<T>(x), dy);
 }
 
 /// Raw operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).

@@ -18,15 +18,13 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
       const T mean = sum_span<T>(
                          cols, [](auto a) { return a; }, row) /
                      static_cast<T>(cols);
-      T square = T(0);
-      Batch<T> total(T(0));
-      Index c = 0;
-      for (; c + lanes<T> <= cols; c += lanes<T>) {
-        const auto d = load(row + c) - Batch<T>(mean);
-        total = xsimd::fma(d, d, total);
-      }
-      square = sum_lanes<T>(total);
-      for (; c < cols; ++c) square += (row[c] - mean) * (row[c] - mean);
+      const T square = sum_span<T>(
+          cols,
+          [m = Batch<T>(mean)](auto a) {
+            const auto d = a - m;
+            return d * d;
+          },
+          row);
       const T inverse = T(1) / std::sqrt(square / static_cast<T>(cols) + eps);
       if (moments != nullptr) {
         moments[2 * r] = mean;
@@ -194,12 +192,15 @@ void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      T most = row[0];
-      for (Index c = 1; c < cols; ++c) most = std::max(most, row[c]);
-      T sum = T(0);
-      for (Index c = 0; c < cols; ++c) sum += std::exp(row[c] - most);
-      const T log_sum = most + std::log(sum);
-      for (Index c = 0; c < cols; ++c) y[r * cols + c] = row[c] - log_sum;
+      Batch<T> best(row[0]);
+      Index c = 0;
+      for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
+      if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
+      const T most = max_lanes<T>(best);
+      const T log_sum = most + std::log(sum_span<T>(
+                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
+      map_span(
+          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
     }
   });
 }
@@ -209,9 +210,10 @@ template <class T>
 void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
-      T sum = T(0);
-      for (Index c = 0; c < cols; ++c) sum += dy[r * cols + c];
-      for (Index c = 0; c < cols; ++c) dx[r * cols + c] = dy[r * cols + c] - std::exp(y[r * cols + c]) * sum;
+      const Batch<T> sum(sum_span<T>(
+          cols, [](auto d) { return d; }, dy + r * cols));
+      map_span(
+          cols, dx + r * cols, [sum](auto d, auto l) { return d - exp<T>(l) * sum; }, dy + r * cols, y + r * cols);
     }
   });
 }

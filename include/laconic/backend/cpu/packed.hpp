@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/conv.hpp>
+#include <laconic/backend/cpu/conv2d_tiles.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <cmath>
@@ -44,14 +45,28 @@ struct PackedLayout {
   }
 };
 
+/// Memory that vectors read without crossing lines of the cache.
+inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
+  constexpr std::align_val_t alignment{64};
+  return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
+          [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); }};
+}
+
+/// The components' weights of a tiled convolution (out, in, 3, 3), packed.
+template <class T>
+PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) {
+  Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
+  tile_weights(shape, weight, weights.data());
+  const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
+  pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
+  return {Storage::full, data};
+}
+
 /// `weight` (out, in) packed.
 template <class T>
 PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, const T* weight) {
-  constexpr std::align_val_t alignment{64};
   const PackedLayout layout{storage, out, in};
-  const std::shared_ptr<std::byte> data(
-      static_cast<std::byte*>(::operator new(static_cast<std::size_t>(layout.bytes(sizeof(T))), alignment)),
-      [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); });
+  const auto data = aligned_memory(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
     return {storage, data};
@@ -114,12 +129,15 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 /// x (in) as bytes of at least 1, 128 being zero; gives the scale.
 inline float round_row(Index in, const float* x, std::uint8_t* to) {
   using B = Batch<float>;
-  B most(0.0f);
+  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
   Index i = 0;
-  for (; i + lanes<float> <= in; i += lanes<float>) most = xsimd::max(most, xsimd::abs(load(x + i)));
-  float largest = max_lanes<float>(most), fault = 0;
-  for (; i < in; ++i) largest = std::max(largest, std::abs(x[i]));
-  for (i = 0; i < in; ++i) fault += 0 * x[i];  // what is not a finite number spoils its row, and shows
+  const auto look = [&](const B& some) {
+    most = xsimd::max(most, xsimd::abs(some));
+    faults = xsimd::fma(some, B(0.0f), faults);
+  };
+  for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
+  if (i < in) look(load_part(x + i, in - i));
+  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
   const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
   const __m512 factor = _mm512_set1_ps(inverse);
   const __m512i zero = _mm512_set1_epi32(128);
@@ -157,20 +175,21 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
       for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
     }
   }
+  // By way of memory, or the compiler keeps the sums there all the time.
+  alignas(64) std::int32_t done[rows][vectors * 16];
   LACONIC_UNROLL
-  for (Index j = 0; j < Vectors; ++j) {
-    const Index count = std::min<Index>(16, used - 16 * j);
-    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + 16 * j), 7);
-    const Batch<float> scale = load(scales + 16 * j),
-                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + 16 * j, count);
+  for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) _mm512_store_si512(done[i] + 16 * j, sum[i][j]);
+  }
+  for (Index j = 0; j < used; j += 16) {
+    const Index count = std::min<Index>(16, used - j);
+    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + j), 7);
+    const Batch<float> scale = load(scales + j),
+                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
     for (Index i = 0; i < Rows; ++i) {
-      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], zero)));
-      const Batch<float> out = xsimd::fma(product, scale * Batch<float>(row_scales[i]), start);
-      if (count == 16)
-        store(y + i * y_stride + 16 * j, out);
-      else
-        store_part(y + i * y_stride + 16 * j, out, count);
+      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done[i] + j), zero)));
+      store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
 }
@@ -316,7 +335,9 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     using T = typename std::remove_reference_t<decltype(p)>::Scalar;
     require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
             " given for a model that is not of float");
-    if (!p.packable || p.size() == 0) return;
+    if (p.packing == Packing::never || p.size() == 0) return;
+    if (p.packing == Packing::tiles && storage == Storage::full)
+      return p.pack(kernels::pack_tiles(team, {p.shape()[1], p.shape()[0], 0}, p.value.data()));
     const Index in = p.shape()[1], taps = p.cols() / in;
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
@@ -324,8 +345,8 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
       p.value.swap(ordered);
     }
     // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool too_small = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
-    p.pack(kernels::pack_weight(too_small ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
+    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
+    p.pack(kernels::pack_weight(stays ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 

@@ -1,0 +1,164 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// What bounds a kernel on this machine: multiply-adds in registers, and bytes read from where its data lies. Measured
+// by the program that measures the kernels, so that both meet the same processor.
+#pragma once
+
+#include <laconic/backend/cpu/packed.hpp>
+#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/backend/cpu/simd.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fma_peak.hpp"
+#include "serve.hpp"
+
+namespace bench {
+
+/// What one call does at least: each operand is read once and each result written once.
+struct Work {
+  double flop = 0, bytes = 0;
+  bool int8 = false;       // multiplies bytes where the processor can
+  double working_set = 0;  // touched before the same bytes come again; 0: those of one call
+};
+
+/// Measurements can only be slowed down by others, so the best of a few counts.
+template <class Measure>
+double best_of(int times, Measure&& measure) {
+  double best = 0;
+  for (int i = 0; i < times; ++i) best = std::max(best, measure());
+  return best;
+}
+
+/// Reads x (n) so many times. Not inlined, so that no pass is left out.
+[[gnu::noinline]] inline float read_run(const float* x, laconic::Index n, laconic::Index passes) {
+  using Batch = laconic::kernels::Batch<float>;
+  constexpr laconic::Index width = laconic::kernels::lanes<float>, chains = 8;
+  Batch most[chains];
+#pragma GCC unroll 8
+  for (laconic::Index c = 0; c < chains; ++c) most[c] = Batch(0.0f);
+  for (laconic::Index pass = 0; pass < passes; ++pass)
+    for (laconic::Index i = 0; i + chains * width <= n; i += chains * width) {
+#pragma GCC unroll 8
+      for (laconic::Index c = 0; c < chains; ++c)
+        most[c] = xsimd::max(most[c], laconic::kernels::load(x + i + c * width));
+    }
+  for (laconic::Index c = 1; c < chains; ++c) most[0] += most[c];
+  return laconic::kernels::sum_lanes<float>(most[0]);
+}
+
+/// GB/s of reading the first `bytes` of x again and again, each thread its own part, over some 5 ms or once.
+inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
+  const auto part = static_cast<laconic::Index>(bytes / 4) / threads;
+  const auto passes = std::max<laconic::Index>(1, static_cast<laconic::Index>(3e8 / bytes));
+  std::vector<float> results(static_cast<std::size_t>(threads));
+  const double seconds = seconds_of([&] {
+    laconic::kernels::parallel_for(threads, threads, [&](laconic::Index i, int) {
+      results[static_cast<std::size_t>(i)] = read_run(x.data() + i * part, part, passes);
+    });
+  });
+  [[maybe_unused]] const volatile float kept = results.front();
+  return 4e-9 * static_cast<double>(part * passes * threads) / seconds;
+}
+
+#if LACONIC_VNNI
+/// As `fma_run`, with the multiply-adds of 64 bytes.
+[[gnu::noinline]] inline int vnni_run(laconic::Index steps, const volatile int* from) {
+  const __m512i a = _mm512_set1_epi32(from[0]), b = _mm512_set1_epi32(from[1]);
+  __m512i chain[fma_chains];
+#pragma GCC unroll 24
+  for (int c = 0; c < fma_chains; ++c) chain[c] = _mm512_set1_epi32(from[2]);  // equal ones would become one chain
+  for (laconic::Index i = 0; i < steps; ++i) {
+#pragma GCC unroll 24
+    for (int c = 0; c < fma_chains; ++c) chain[c] = _mm512_dpbusd_epi32(chain[c], a, b);
+  }
+  __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 24
+  for (int c = 0; c < fma_chains; ++c) sum = _mm512_add_epi32(sum, chain[c]);
+  return _mm512_reduce_add_epi32(sum);
+}
+#endif
+
+/// Thousand millions of operations a second with bytes; 0 where there are no such instructions.
+inline double int8_peak_gops([[maybe_unused]] int threads) {
+#if LACONIC_VNNI
+  static const volatile int from[4] = {0x01020304, 0x04030201, 1, 200'000};
+  const laconic::Index steps = from[3];  // a known number made GCC 12 spill the chains
+  std::vector<int> results(static_cast<std::size_t>(threads));
+  const double seconds = seconds_of([&] {
+    laconic::kernels::parallel_for(
+        threads, threads, [&](laconic::Index i, int) { results[static_cast<std::size_t>(i)] = vnni_run(steps, from); });
+  });
+  [[maybe_unused]] const volatile int kept = results.front();
+  return 2e-9 * static_cast<double>(steps * fma_chains * 64 * threads) / seconds;
+#else
+  return 0;
+#endif
+}
+
+/// The roofs of so many threads.
+struct Roofs {
+  static constexpr double mib = 1 << 20, l2_bytes = 0.5 * mib, memory_bytes = 256 * mib;
+
+  /// `x` has memory_bytes.
+  Roofs(int count, const std::vector<float>& x)
+      : threads(count),
+        fma_gflops(best_of(7, [&] { return fma_peak_gflops(count); })),
+        int8_gops(best_of(7, [&] { return int8_peak_gops(count); })) {
+    const std::pair<double, const char*> sizes[] = {{count * l2_bytes, "L2"},
+                                                    {4 * mib, "4 MiB"},
+                                                    {16 * mib, "16 MiB"},
+                                                    {64 * mib, "64 MiB"},
+                                                    {memory_bytes, "memory"}};
+    for (const auto& size : sizes)
+      if (reading.empty() || size.first > reading.back().bytes)
+        reading.push_back({size.first, best_of(7, [&] { return read_gbs(count, x, size.first); }), size.second});
+  }
+
+  /// GB/s of reading so many bytes again and again: between two measured sizes, on the line over their logarithms.
+  double gbs(double bytes) const {
+    if (bytes <= reading.front().bytes) return reading.front().gbs;
+    std::size_t i = 1;
+    while (i + 1 < reading.size() && bytes > reading[i].bytes) ++i;
+    const Reading &low = reading[i - 1], &high = reading[i];
+    const double along = std::log(bytes / low.bytes) / std::log(high.bytes / low.bytes);
+    return low.gbs + (high.gbs - low.gbs) * std::min(1.0, along);
+  }
+
+  struct Bound {
+    double seconds;    // no call can take less
+    const char* name;  // what it waits for
+  };
+  Bound bound(const Work& work) const {
+    const double touched = std::max(work.bytes, work.working_set);
+    const bool by_bytes = work.int8 && int8_gops > 0;
+    const double to_compute = 1e-9 * work.flop / (by_bytes ? int8_gops : fma_gflops),
+                 to_read = 1e-9 * work.bytes / gbs(touched);
+    if (to_compute >= to_read) return {to_compute, by_bytes ? "int8" : "FMA"};
+    return {to_read, touched <= threads * l2_bytes ? "L2" : touched < 64 * mib ? "L3" : "memory"};
+  }
+
+  struct Reading {
+    double bytes, gbs;
+    const char* from;
+  };
+  int threads;
+  double fma_gflops, int8_gops;
+  std::vector<Reading> reading;  // by size
+};
+
+/// Of the processor, as it names itself.
+inline std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (const auto colon = line.find(": "); line.starts_with("model name") && colon != std::string::npos)
+      return line.substr(colon + 2);
+  return "unknown processor";
+}
+
+}  // namespace bench
