@@ -42,6 +42,8 @@ inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
+/// Queries of a full tile: all of them where there is but one tile.
+constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
 /// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
 /// of distances of a head.
@@ -79,22 +81,18 @@ class AttendPanels {
   /// that tiles begin where panels do. Zeros where the table has no such row.
   void pack_positions(Index head) {
     const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
-                cols = table_cols(queries, count()), origin = in_.span - past - attend_tiles(queries) * attend_tile,
-                rows = 2 * in_.span - 1;
+                cols = table_cols(queries, count()),
+                origin = in_.span - past - attend_tiles(queries) * tile_height(queries), rows = 2 * in_.span - 1;
     T* to = values_memory() + values_space(in_, in_.kv_sequences->max_length());
     positions_ = {to, in_.position_width, cols};
     for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
       const Index used = std::min(GemmTile<T>::cols, cols - j), width = padded_cols<T>(used);
       const Operand<T> from = Operand<T>{in_.p + head * in_.position_width, in_.p_cols()}.transposed();
       T* panel = to + j * in_.position_width;
-      if (origin + j >= 0 && origin + j + used <= rows) {
-        detail::pack_panel({from.at(0, origin + j), from.row_stride, from.col_stride}, in_.position_width, used, panel);
-        continue;
-      }
-      for (Index c = 0; c < width; ++c)
-        for (Index k = 0; k < in_.position_width; ++k)
-          panel[k * width + c] =
-              c < used && origin + j + c >= 0 && origin + j + c < rows ? *from.at(k, origin + j + c) : T(0);
+      const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
+      if (end - begin < width) std::fill_n(panel, width * in_.position_width, T(0));
+      detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride},
+                         in_.position_width, end - begin, end - begin, panel + begin, width);
     }
   }
   const Panels<T>& positions() const { return positions_; }
@@ -102,7 +100,7 @@ class AttendPanels {
  private:
   Index count() const { return in_.kv_sequences->length(sequence_); }
   static Index table_cols(Index queries, Index keys) {
-    return attend_tiles(queries) * attend_tile + padded_cols<T>(keys);
+    return attend_tiles(queries) * tile_height(queries) + padded_cols<T>(keys);
   }
   static Index values_space(const AttendOperands<T>& in, Index keys) {
     return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
@@ -120,11 +118,12 @@ struct AttendTile {
   const AttendOperands<T>& in;
   const AttendPanels<T>& panels;
   Index sequence, head, row, rows, key, keys;
+  Index height;    // rows of a full tile
   Index stride;    // of a row of scores: whole vectors
   T* content;      // (rows, key_width): (q + u) scale
   T* positional;   // (rows, position_width): (position_q + w) scale
   T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column attend_tile - 1 - i + j, less its first
+  T* by_position;  // row i holds the positional score of (i, j) in column height - 1 - i + j, less its first
                    // column
 
   static Index space(const AttendOperands<T>& in) {
@@ -136,7 +135,8 @@ struct AttendTile {
              T* memory)
       : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
-    rows = std::min(attend_tile, queries - row);
+    height = tile_height(queries);
+    rows = std::min(height, queries - row);
     const auto first = in.shape.mask.keys(row, all - queries, all),
                last = in.shape.mask.keys(row + rows - 1, all - queries, all);
     key = first.begin / GemmTile<T>::cols * GemmTile<T>::cols;  // where a panel begins
@@ -171,9 +171,9 @@ struct AttendTile {
                 stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * attend_tile - row + key;
+    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key;
     gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
-                {start + first_col(), start + attend_tile + stride}, by_position, position_stride(), false,
+                {start + first_col(), start + height + stride}, by_position, position_stride(), false,
                 static_cast<const T*>(nullptr));
   }
 
@@ -222,9 +222,9 @@ struct AttendTile {
   }
 
  private:
-  Index first_col() const { return (attend_tile - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
-  Index position_stride() const { return attend_tile + stride - first_col(); }
-  const T* shifted(Index i) const { return by_position + i * position_stride() + attend_tile - 1 - i - first_col(); }
+  Index first_col() const { return (height - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
+  Index position_stride() const { return height + stride - first_col(); }
+  const T* shifted(Index i) const { return by_position + i * position_stride() + height - 1 - i - first_col(); }
 
   /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
   bool hide(Index i) {
@@ -270,7 +270,9 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + AttendTile<T>::space(in);
     AttendPanels<T> panels(in, sequence, kv_head, memory);
-    if (end - begin > 1) panels.pack_values();
+    // Rows of values that few queries meet are read as fast where they lie.
+    const bool packs_values = end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows;
+    if (packs_values) panels.pack_values();
     for (Index unit = begin; unit < end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
       if (in.p != nullptr && (unit == begin || unit % tiles == 0)) panels.pack_positions(head);
@@ -285,7 +287,7 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
       }
       T* to = out + tile.query_row() * in.out_cols() + head * in.value_width;
       const Operand<T> weights{tile.scores, tile.stride};
-      if (end - begin > 1)
+      if (packs_values)
         gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
                     in.out_cols(), false, static_cast<const T*>(nullptr));
       else

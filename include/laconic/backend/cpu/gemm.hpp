@@ -176,14 +176,13 @@ void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index dep
   }
 }
 
-/// One panel: `used` columns of B from the first row on, padded to whole vectors.
+/// A panel: `used` columns of B from the first row on, and zeros up to `padded`, in rows `stride` apart.
 template <class T>
-void pack_panel(Operand<T> b, Index depth, Index used, T* to) {
-  const Index padded = padded_cols<T>(used);
+void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Index stride) {
   if (b.col_stride == 1) {
     for (Index k = 0; k < depth; ++k) {
-      std::memcpy(to + k * padded, b.data + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
-      for (Index i = used; i < padded; ++i) to[k * padded + i] = T(0);
+      std::memcpy(to + k * stride, b.data + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
+      for (Index i = used; i < padded; ++i) to[k * stride + i] = T(0);
     }
     return;
   }
@@ -193,9 +192,9 @@ void pack_panel(Operand<T> b, Index depth, Index used, T* to) {
     Index i = 0;
     if (b.row_stride == 1 && k1 - k0 == 16)
       for (; i + 4 <= used; i += 4)
-        for (Index k = k0; k < k1; k += 4) transpose_4x4(b.at(k, i), b.col_stride, to + k * padded + i, padded);
+        for (Index k = k0; k < k1; k += 4) transpose_4x4(b.at(k, i), b.col_stride, to + k * stride + i, stride);
     for (; i < padded; ++i)
-      for (Index k = k0; k < k1; ++k) to[k * padded + i] = i < used ? *b.at(k, i) : T(0);
+      for (Index k = k0; k < k1; ++k) to[k * stride + i] = i < used ? *b.at(k, i) : T(0);
   }
 }
 
@@ -227,9 +226,8 @@ template <class T>
 Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
   constexpr Index width = GemmTile<T>::cols;
   parallel_for(threads, (cols + width - 1) / width, [&](Index panel, int) {
-    const Index j = panel * width;
-    detail::pack_panel(Operand<T>{b.at(0, j), b.row_stride, b.col_stride}, depth, std::min(width, cols - j),
-                       to + j * depth);
+    const Index j = panel * width, used = std::min(width, cols - j), padded = padded_cols<T>(used);
+    detail::pack_panel(Operand<T>{b.at(0, j), b.row_stride, b.col_stride}, depth, used, padded, to + j * depth, padded);
   });
   return {to, depth, cols};
 }
