@@ -11,9 +11,11 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of
-// matrices, is part of each name: files compiled for different ones do not link, where they would crash.
-#if defined(__AVX512F__)
+// The inline namespace of everything. What the instruction set changes, the width of vectors, the alignment of matrices
+// and how bytes are multiplied, is part of each name: files compiled for different ones do not link, where they would crash.
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define LACONIC_ABI v0_avx512_vnni
+#elif defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
 #define LACONIC_ABI v0_avx2
@@ -491,6 +493,59 @@ void shuffle(Container& items, const Random& random) {
 
 }  // namespace laconic
 
+#include <bit>
+#include <limits>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
+/// row.
+enum class Storage { full, bf16, int8 };
+constexpr auto enum_names(Storage) {
+  return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
+}
+
+/// A float without its lower 16 bits.
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+/// To nearest, ties to even.
+inline Bf16 to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+
+/// A row of numbers as multiples -127 to 127 of a scale, by its largest.
+class ByteRow {
+ public:
+  template <class T>
+  ByteRow(Index n, const T* x) {
+    std::uint32_t most = 0;  // as bits, positive floats are ordered alike
+    for (Index i = 0; i < n; ++i)
+      most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
+    if (most >= 0x7f800000U)
+      fault_ = std::numeric_limits<float>::quiet_NaN();
+    else
+      most_ = std::bit_cast<float>(most);
+  }
+  /// Not a number where one of the row is none, or is infinite, so that it shows.
+  float scale() const { return most_ / 127 + fault_; }
+  template <class T>
+  std::int8_t operator()(T x) const {
+    if (std::isnan(fault_)) return 1;
+    return most_ > 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x) * (127 / most_))) : std::int8_t{0};
+  }
+
+ private:
+  float most_ = 0, fault_ = 0;
+};
+
+}  // namespace laconic
+
+#include <memory>
 #include <vector>
 
 namespace laconic::inline LACONIC_ABI {
@@ -499,6 +554,17 @@ namespace laconic::inline LACONIC_ABI {
 enum class Role {
   weight,     ///< trained by its gradient
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
+};
+
+/// Weights that layers only multiply by, from the right, may be packed: a matrix; a convolution whose products are over
+/// its taps; one with the products of conv2d_tiles.hpp.
+enum class Packing { never, matrix, taps, tiles };
+
+/// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
+/// so copies of a model share it.
+struct PackedWeight {
+  Storage storage = Storage::full;
+  std::shared_ptr<const std::byte> data{};
 };
 
 /// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
@@ -512,22 +578,39 @@ class Parameter {
   Parameter() = default;
   /// Zeros. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
-    Index rows = shape_.empty() ? 1 : shape_[0], cols = 1;
-    for (std::size_t i = 1; i < shape_.size(); ++i) cols *= shape_[i];
-    if (shape_.size() == 1) std::swap(rows, cols);  // a vector is one row
-    value.setZero(rows, cols);
+    value.setZero(rows(), cols());
   }
 
   const std::vector<Index>& shape() const { return shape_; }
-  Index size() const { return value.size(); }
+  /// As a matrix: a vector is one row.
+  Index rows() const { return shape_.size() == 1 ? 1 : shape_.empty() ? 0 : shape_[0]; }
+  Index cols() const {
+    Index product = shape_.empty() ? 0 : 1;
+    for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
+    return product;
+  }
+  Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
+  /// (rows, cols), or (0, 0) once it is packed.
   Matrix<T> value;
 
   /// Frozen parameters get no gradient.
   bool trainable = true;
 
   bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
+  /// Whether it may be packed (see pack_weights), and how.
+  Packing packing = Packing::never;
+  bool is_packed() const { return packed_.data != nullptr; }
+  const PackedWeight& packed() const { return packed_; }
+  /// Holds `form` from now on, and neither `value` nor a gradient.
+  void pack(PackedWeight form) {
+    packed_ = std::move(form);
+    value.resize(0, 0);
+    gradient_.resize(0, 0);
+    trainable = false;
+  }
+
   /// The gradient, zeroed when asked for the first time. Allocates then.
   Matrix<T>& gradient() const {
     if (!has_gradient()) gradient_.setZero(value.rows(), value.cols());
@@ -541,6 +624,7 @@ class Parameter {
   std::vector<Index> shape_;
   Role role_ = Role::weight;
   mutable Matrix<T> gradient_;
+  PackedWeight packed_;
 };
 
 namespace detail {
@@ -606,6 +690,14 @@ class Module {
   }
 };
 
+/// What changes, saves or converts a model needs its numbers as they are: throws if some are packed.
+template <class Model>
+void require_unpacked(const Model& model, const char* who) {
+  model.parameters([&](std::string_view name, const auto& p) {
+    require(!p.is_packed(), who, ": ", name, " is packed (pack_weights), a model with weights as they are expected");
+  });
+}
+
 /// Fills with uniform numbers in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
@@ -621,8 +713,6 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
 
 }  // namespace laconic
 
-#include <bit>
-#include <limits>
 #include <new>
 
 namespace laconic::inline LACONIC_ABI {
@@ -898,6 +988,8 @@ struct Conv2dShape {
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index taps() const { return kernel * kernel; }
   constexpr Index patch() const { return taps() * in_channels; }
+  /// Computed by tiles of 2 x 2 outputs, with fewer products (backend/cpu/conv2d_tiles.hpp).
+  constexpr bool is_tiled() const { return stride == 2 && in_channels >= 16; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
@@ -946,20 +1038,12 @@ struct DepthwiseShape {
   Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
 };
 
-/// How rows of a cache are stored: as they are computed, rounded to 16 bits with the exponent of a float, or in 8 bits
-/// with a scale a row.
-enum class CacheStorage { full, bf16, int8 };
-constexpr auto enum_names(CacheStorage) {
-  return std::to_array<EnumName<CacheStorage>>(
-      {{CacheStorage::full, "float"}, {CacheStorage::bf16, "bf16"}, {CacheStorage::int8, "int8"}});
-}
-
 /// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
-constexpr Index cache_row_bytes(CacheStorage storage, Index width, Index number_bytes = 4) {
+constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
-    case CacheStorage::bf16:
+    case Storage::bf16:
       return 2 * width;
-    case CacheStorage::int8:
+    case Storage::int8:
       return width + 4;
     default:
       return number_bytes * width;
@@ -1059,14 +1143,19 @@ class Linear : public Module<Linear<T>> {
   Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
   static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
 
-  Index in() const { return weight.value.cols(); }
-  Index out() const { return weight.value.rows(); }
+  Index in() const { return weight.cols(); }
+  Index out() const { return weight.rows(); }
   bool has_bias() const { return bias.size() > 0; }
   const Parameter<T>* bias_or_null() const { return has_bias() ? &bias : nullptr; }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.linear(x, weight, bias_or_null());
+  }
+  /// With an activation on top.
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, Activation activation) const {
+    return context.linear(x, weight, bias_or_null(), activation);
   }
 
   static void each_parameter(auto& self, auto&& visit) {
@@ -1079,6 +1168,7 @@ class Linear : public Module<Linear<T>> {
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(in()));
+    weight.packing = Packing::matrix;
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
       bias = Parameter<T>({out()});
@@ -1086,6 +1176,12 @@ class Linear : public Module<Linear<T>> {
     }
   }
 };
+
+/// For layers whose weights single heads multiply by too (head_linear), which reads them as they are.
+template <class... Layers>
+void never_packed(Layers&... layers) {
+  ((layers.weight.packing = Packing::never), ...);
+}
 
 }  // namespace laconic
 
@@ -1317,7 +1413,9 @@ struct InputLatent {
   template <class T>
   class Layer : public FullRank::Layer<T> {
    public:
-    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {}
+    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(this->linear_k, this->linear_v);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
@@ -1390,7 +1488,9 @@ struct SharedLatent {
         : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1458,7 +1558,9 @@ struct TwoStageLatent {
           linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
           linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
           linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1542,7 +1644,9 @@ struct SplitLatent {
           linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
           linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
@@ -1626,6 +1730,7 @@ struct HeadLatent {
           num_heads_(d.num_heads),
           num_kv_heads_(d.num_kv_heads) {
       if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
+      never_packed(k_expand, v_reduce, v_expand);
     }
 
     template <class Context, class Tensor>
@@ -1730,7 +1835,9 @@ struct DecoupledLatent {
           linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {}
+          heads_{d.num_heads, d.num_kv_heads} {
+      never_packed(linear_k_up, linear_v_up);
+    }
 
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor&, const Tensor& value_input) const {
@@ -1795,7 +1902,7 @@ struct StateShape {
   Index slots;         ///< streams
   Index left_context;  ///< frames that attention keeps
   Index chunk;         ///< the most frames of one stream in a pass
-  CacheStorage storage = CacheStorage::full;
+  Storage storage = Storage::full;
 };
 
 /// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no
@@ -1814,7 +1921,8 @@ namespace laconic::inline LACONIC_ABI {
 ///   turns_keys             queries and keys are turned after them
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
-///   Layer<T>, a Module made from (dims, seed): term(context, table)   what one layer adds to the scores
+///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
+///     keeps_term()        the context keeps that from call to call, so that no table is asked for
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -1846,9 +1954,10 @@ struct PlainPosition {
    public:
     Layer(const AttentionDims&, Seed) {}
     template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context&, const Tensor&) const {
+    RelativeTerm<Tensor, T> term(Context&, const AttentionDims&, const Pass<Tensor>&) const {
       return {};
     }
+    bool keeps_term() const { return false; }
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(const Tensor&) const {
       return {};
@@ -1921,7 +2030,11 @@ struct RelativePosition : PlainPosition {
   }
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
-    return distances(context, d, std::max<Index>(1, pass.sequences.max_length()));
+    return distances(context, d, frames(pass));
+  }
+  template <class Tensor>
+  static Index frames(const Pass<Tensor>& pass) {
+    return std::max<Index>(1, pass.sequences.max_length());
   }
 
   template <class T>
@@ -1933,8 +2046,18 @@ struct RelativePosition : PlainPosition {
           pos_bias_v({d.num_heads, d.head_dim}) {}
 
     template <class Context, class Tensor>
-    RelativeTerm<Tensor, T> term(Context& context, const Tensor& table) const {
-      return term_of(linear_pos(context, table));
+    RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
+      if constexpr (requires { context.kept_for(linear_pos.weight.packed(), Index(), [](Index) { return Tensor(); }); })
+        if (keeps_term())
+          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                          [&](Index n) { return projected(context, d, n); }));
+      return term_of(linear_pos(context, pass.table));
+    }
+    /// A packed weight never changes, and with it the projected table.
+    bool keeps_term() const { return linear_pos.weight.is_packed(); }
+    template <class Context>
+    auto projected(Context& context, const AttentionDims& d, Index n) const {
+      return linear_pos(context, distances(context, d, n));
     }
     /// The same from the table as this layer projects it.
     template <class Tensor>
@@ -2162,13 +2285,12 @@ struct Attention {
 
   /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always
   /// stored in full.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
-                                     CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     const AttentionDims d = dims(config);
     if constexpr (Score::is_linear) return state_size(d) * 4;
     Index bytes = 0;
     for (const CachePart& part : KeyValue::parts(d))
-      bytes += cache_row_bytes(part.positional ? CacheStorage::full : storage, part.width);
+      bytes += cache_row_bytes(part.positional ? Storage::full : storage, part.width);
     return n.count * bytes;
   }
   /// Trained numbers of one layer.
@@ -2298,10 +2420,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         const auto parts = KeyValue::parts(d);
         for (std::size_t i = 0; i < parts.size(); ++i)
           caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
-                                               parts[i].positional ? CacheStorage::full : shape.storage);
+                                               parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        term_ = layer.position.term(context, Position::distances(context, d, shape.left_context + shape.chunk)).table;
+        term_ = layer.position.projected(context, d, shape.left_context + shape.chunk);
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -2330,10 +2452,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return Position::enter(context, std::move(x), pass);
   }
-  /// In a stream, relative positions have their table in the state.
+  /// In a stream, relative positions have their table in the state; packed ones have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
-    if (Position::is_relative && !pass.slots.empty()) return {};
+    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term())) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 
@@ -2372,7 +2494,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
       return linear_out(
           context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
     } else {
-      const auto term = position.term(context, pass.table);
+      const auto term = position.term(context, dims_, pass);
       return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
                                         absorbs(context, path, Policy::whole_work(pass.mask))));
     }
@@ -2566,8 +2688,7 @@ struct AnyAttention {
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n,
-                                     CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     return with_policy(config,
                        [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
@@ -2771,8 +2892,6 @@ concept Backend = Context<B> &&
 
 }  // namespace laconic
 
-#include <memory>
-
 namespace laconic::inline LACONIC_ABI {
 
 /// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
@@ -2852,7 +2971,10 @@ class Autodiff {
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
 
-  Tensor linear(const Tensor& x, const P& weight, const P* bias) {
+  Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
+    if (kind) return activation(*kind, linear(x, weight, bias));
+    require(!weight.is_packed(),
+            "linear: a packed weight given, which can only be run; one as it is expected to train");
     return op(backend_.linear(x.value, weight, bias),
               needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
               [this, x, &weight, bias](const Value& dy) {
@@ -2907,7 +3029,8 @@ class Autodiff {
               });
   }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
-                const Sequences& to) {
+                const Sequences& to, std::optional<Activation> kind = {}) {
+    if (kind) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
               [this, x, &weight, &bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
@@ -3165,6 +3288,10 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 
 #include <xsimd/xsimd.hpp>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #if defined(__clang__)
 #define LACONIC_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -3207,6 +3334,16 @@ void store_part(T* to, const Batch<T>& x, Index count) {
   for (Index i = 0; i < count; ++i) to[i] = part[i];
 }
 
+#ifdef __AVX512F__
+/// The same by masks.
+inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1), from);
+}
+inline void store_part(float* to, const Batch<float>& x, Index count) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
+}
+#endif
+
 /// Sum and maximum over the lanes, always in the same order (xsimd renamed its own between 8 and 9).
 template <class T>
 T sum_lanes(const Batch<T>& x) {
@@ -3225,6 +3362,40 @@ T max_lanes(const Batch<T>& x) {
   return most;
 }
 
+#ifdef __AVX512F__
+template <>
+inline float sum_lanes<float>(const Batch<float>& x) {
+  return _mm512_reduce_add_ps(x);
+}
+template <>
+inline float max_lanes<float>(const Batch<float>& x) {
+  return _mm512_reduce_max_ps(x);
+}
+#endif
+
+template <class T>
+Batch<T> exp(const Batch<T>& x) {
+  return xsimd::exp(x);
+}
+#ifdef __AVX512F__
+/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 6 is off by 1.3 units in the last
+/// place at most (simd_test); 0 for minus infinity.
+template <>
+inline Batch<float> exp<float>(const Batch<float>& x) {
+  const auto number = [](float value) { return _mm512_set1_ps(value); };
+  // What is not a number stays so: these give the second operand then.
+  const __m512 bounded = _mm512_max_ps(number(-104.0f), _mm512_min_ps(number(89.0f), x));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, number(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, number(0.693359375f), bounded);
+  r = _mm512_fnmadd_ps(n, number(-2.12194440e-4f), r);
+  __m512 p = number(1.9875691500e-4f);
+  for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = _mm512_fmadd_ps(p, r, number(next));
+  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, number(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+#endif
+
 /// out[i] = f(in[i]...) for i in [0, n), by vectors; the tail goes through the same code, padded with zeros.
 template <class T, class F, class... In>
 void map_span(Index n, T* out, F&& f, const In*... in) {
@@ -3240,13 +3411,19 @@ void map(int threads, Index n, T* out, F&& f, const In*... in) {
                   [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
 }
 
-/// Sum over i of f(in[i]...).
+/// Sum over i of f(in[i]...), in four sums at once, which hides the latency of adding.
 template <class T, class F, class... In>
 T sum_span(Index n, F&& f, const T* first, const In*... in) {
-  Batch<T> total(T(0));
+  constexpr Index sums = 4;
+  Batch<T> total[sums] = {Batch<T>(T(0)), Batch<T>(T(0)), Batch<T>(T(0)), Batch<T>(T(0))};
   Index i = 0;
-  for (; i + lanes<T> <= n; i += lanes<T>) total += f(load(first + i), load(in + i)...);
-  T sum = sum_lanes<T>(total);
+  for (; i + sums * lanes<T> <= n; i += sums * lanes<T>)
+    for (Index j = 0; j < sums; ++j) {
+      const Index at = i + j * lanes<T>;
+      total[j] += f(load(first + at), load(in + at)...);
+    }
+  for (; i + lanes<T> <= n; i += lanes<T>) total[0] += f(load(first + i), load(in + i)...);
+  T sum = sum_lanes<T>((total[0] + total[1]) + (total[2] + total[3]));
   if (i < n) {
     Local<T, lanes<T>> part;
     store(part, Batch<T>(f(load_part(first + i, n - i), load_part(in + i, n - i)...)));
@@ -3257,7 +3434,7 @@ T sum_span(Index n, F&& f, const T* first, const In*... in) {
 
 template <class T>
 Batch<T> sigmoid(const Batch<T>& x) {
-  return Batch<T>(T(1)) / (Batch<T>(T(1)) + xsimd::exp(-x));
+  return Batch<T>(T(1)) / (Batch<T>(T(1)) + exp<T>(-x));
 }
 
 }  // namespace kernels
@@ -3292,11 +3469,24 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
     }
     default: {
       const B cdf = B(T(0.5)) * (B(T(1)) + xsimd::erf(x * B(T(0.5 * std::numbers::sqrt2))));
-      const B pdf = B(T(0.5 * std::numbers::inv_sqrtpi * std::numbers::sqrt2)) * xsimd::exp(B(T(-0.5)) * x * x);
+      const B pdf = B(T(0.5 * std::numbers::inv_sqrtpi * std::numbers::sqrt2)) * exp<T>(B(T(-0.5)) * x * x);
       return dy * (cdf + x * pdf);
     }
   }
 }
+
+/// The activation, if there is one, of each part of a product as it is done (see gemm_panels).
+struct ActivationEpilogue {
+  std::optional<Activation> kind;
+
+  template <class T>
+  void operator()(Index, Index, T* c, Index c_stride, Index rows, Index cols) const {
+    if (!kind) return;
+    for (Index r = 0; r < rows; ++r)
+      map_span(
+          cols, c + r * c_stride, [kind = *kind](auto a) { return activate(kind, a); }, c + r * c_stride);
+  }
+};
 
 /// GLU (Dauphin 2017): x (rows, 2 cols) = [a, b] to a * sigmoid(b) (rows, cols).
 template <class T>
@@ -3413,6 +3603,10 @@ class Tensor {
 
 }  // namespace laconic
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
@@ -3430,28 +3624,101 @@ struct Operand {
 /// largest that leaves room for a row of B and one element of A (Goto and van de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
-#ifdef __AVX512F__
-  static constexpr Index rows = 8;
-#elif defined(__aarch64__)
+#if defined(__AVX512F__) || defined(__aarch64__)
   static constexpr Index rows = 8;
 #else
   static constexpr Index rows = 4;
 #endif
   static constexpr Index vectors = 3;
   static constexpr Index cols = vectors * lanes<T>;
-  /// A packed block of B is depth x panels x cols: it stays in a second-level cache of 512 KiB.
-  static constexpr Index depth = 256;
-  static constexpr Index panels = 2048 / (vectors * 64);
-  static constexpr Index block_cols = panels * cols;
+  /// Of a panel of B so many rows are met by all rows of A before the next: with them a second-level cache of 512 KiB
+  /// holds what up to `block_rows` rows of A bring.
+  static constexpr Index depth = 512;
+  static constexpr Index block_rows = 256;
+  /// Columns that `gemm_block` packs at once.
+  static constexpr Index block_cols = 5 * cols;
+};
+
+/// Columns as panels hold them: whole vectors.
+template <class T>
+constexpr Index padded_cols(Index cols) {
+  return (cols + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+/// B(depth x cols) as the kernel reads it from end to end: panels of GemmTile::cols columns, the last one padded to
+/// whole vectors with zeros, row after row.
+template <class T, class Number = T>
+struct Panels {
+  const Number* data;
+  Index depth, cols;
+
+  static constexpr Index size(Index depth, Index cols) { return depth * padded_cols<T>(cols); }
+  /// The panel that begins at column j, from row k.
+  const Number* at(Index k, Index j) const { return data + j * depth + k * width(j); }
+  Index width(Index j) const { return padded_cols<T>(std::min(GemmTile<T>::cols, cols - j)); }
 };
 
 namespace detail {
 
+/// Four numbers that GCC and clang both shuffle.
+template <class T>
+struct Quad;
+template <>
+struct Quad<float> {
+  typedef float Row __attribute__((vector_size(16)));
+};
+template <>
+struct Quad<double> {
+  typedef double Row __attribute__((vector_size(32)));
+};
+
+/// to (4 x 4) = from^T, each with its row stride.
+template <class T>
+void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
+  using Row = typename Quad<T>::Row;
+  Row a, b, c, d;
+  std::memcpy(&a, from, sizeof a);
+  std::memcpy(&b, from + from_stride, sizeof b);
+  std::memcpy(&c, from + 2 * from_stride, sizeof c);
+  std::memcpy(&d, from + 3 * from_stride, sizeof d);
+  const Row ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+            cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Row rows[4] = {
+      __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+      __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+  for (Index i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &rows[i], sizeof(Row));
+}
+
+/// As many numbers as a vector has, as they are or widened from 16 bits.
+template <class T>
+Batch<T> load_as(const T* from) {
+  return load(from);
+}
+template <class T>
+Batch<T> load_as(const Bf16* from) {
+  Local<T, lanes<T>> wide;
+  for (Index i = 0; i < lanes<T>; ++i) wide[i] = static_cast<T>(from_bf16(from[i]));
+  return load(wide);
+}
+#ifdef __AVX512F__
+template <>
+inline Batch<float> load_as<float>(const Bf16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+#elif defined(__AVX2__)
+template <>
+inline Batch<float> load_as<float>(const Bf16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#endif
+
 /// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
 /// column stride; `cols` may end inside the last vector if B is padded there.
-template <Index Rows, Index Vectors, class T>
-void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols, bool from_c,
-                 const T* bias) {
+template <Index Rows, Index Vectors, class T, class Number>
+void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
+                 bool from_c, const T* bias) {
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
@@ -3469,7 +3736,7 @@ void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, In
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load(b + j * w);
+    for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -3493,8 +3760,8 @@ void gemm_kernel(Operand<T> a, const T* b, Index b_stride, Index depth, T* c, In
 }
 
 /// All rows of one panel of B: blocks of GemmTile::rows, then 4, 2 and 1.
-template <Index Rows, Index Vectors, class T>
-void gemm_rows(Index m, Operand<T> a, const T* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
+template <Index Rows, Index Vectors, class T, class Number>
+void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                bool from_c, const T* bias) {
   for (; m >= Rows; m -= Rows) {
     gemm_kernel<Rows, Vectors>(a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
@@ -3506,32 +3773,127 @@ void gemm_rows(Index m, Operand<T> a, const T* b, Index b_stride, Index depth, T
   }
 }
 
-/// B(depth x cols) as panels of GemmTile::cols columns, padded with zeros to whole vectors.
+/// A panel: `used` columns of B from the first row on, and zeros up to `padded`, in rows `stride` apart.
 template <class T>
-void pack(Operand<T> b, Index depth, Index cols, T* to) {
-  constexpr Index width = GemmTile<T>::cols, w = lanes<T>;
-  for (Index j = 0; j < cols; j += width) {
-    const Index used = std::min(width, cols - j), padded = (used + w - 1) / w * w;
-    const T* from = b.at(0, j);
-    if (b.col_stride == 1) {
-      for (Index k = 0; k < depth; ++k) {
-        std::memcpy(to + k * padded, from + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
-        for (Index i = used; i < padded; ++i) to[k * padded + i] = T(0);
-      }
-    } else {
-      // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
-      for (Index k0 = 0; k0 < depth; k0 += 16) {
-        const Index k1 = std::min(depth, k0 + 16);
-        for (Index i = 0; i < padded; ++i)
-          for (Index k = k0; k < k1; ++k)
-            to[k * padded + i] = i < used ? from[k * b.row_stride + i * b.col_stride] : T(0);
-      }
+void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Index stride) {
+  if (b.col_stride == 1) {
+    for (Index k = 0; k < depth; ++k) {
+      std::memcpy(to + k * stride, b.data + k * b.row_stride, static_cast<std::size_t>(used) * sizeof(T));
+      for (Index i = used; i < padded; ++i) to[k * stride + i] = T(0);
     }
-    to += depth * padded;
+    return;
+  }
+  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
+  for (Index k0 = 0; k0 < depth; k0 += 16) {
+    const Index k1 = std::min(depth, k0 + 16);
+    Index i = 0;
+    if (b.row_stride == 1 && k1 - k0 == 16)
+      for (; i + 4 <= used; i += 4)
+        for (Index k = k0; k < k1; k += 4) transpose_4x4(b.at(k, i), b.col_stride, to + k * stride + i, stride);
+    for (; i < padded; ++i)
+      for (Index k = k0; k < k1; ++k) to[k * stride + i] = i < used ? *b.at(k, i) : T(0);
   }
 }
 
+/// All rows of A times one panel's rows k0 .. k0 + depth.
+template <class T, class Number>
+void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
+                bool from_c, const T* bias) {
+  constexpr Index rows = GemmTile<T>::rows;
+  switch (padded_cols<T>(used) / lanes<T>) {
+    case 1:
+      return gemm_rows<rows, 1>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+    case 2:
+      return gemm_rows<rows, 2>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+    default:
+      return gemm_rows<rows, 3>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
+  }
+}
+
+template <class T>
+void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
+  for (Index i = 0; i < m; ++i)
+    for (Index j = 0; j < n; ++j) c[i * c_stride + j] = bias == nullptr ? T(0) : bias[j];
+}
+
 }  // namespace detail
+
+/// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
+template <class T>
+Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
+  constexpr Index width = GemmTile<T>::cols;
+  parallel_for(threads, (cols + width - 1) / width, [&](Index panel, int) {
+    const Index j = panel * width, used = std::min(width, cols - j), padded = padded_cols<T>(used);
+    detail::pack_panel(Operand<T>{b.at(0, j), b.row_stride, b.col_stride}, depth, used, padded, to + j * depth, padded);
+  });
+  return {to, depth, cols};
+}
+
+/// What `gemm` does with a finished part of C: nothing.
+struct NoEpilogue {
+  template <class T>
+  void operator()(Index, Index, T*, Index, Index, Index) const {}
+};
+
+/// Rows or columns begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
+/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels, of which
+/// only the rows `ks` and the columns `js` take part, the first of them at the head of a panel; a, c and bias begin
+/// there too. One thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are
+/// and wherever it lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while
+/// it is in the cache.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Range js, T* c, Index c_stride,
+                 bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
+  using Tile = GemmTile<T>;
+  if (ks.size() == 0 && !accumulate) detail::fill_product(m, js.size(), c, c_stride, bias);
+  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows, units = (m + Tile::rows - 1) / Tile::rows;
+  for (Index block = 0; block < blocks; ++block) {
+    const Index i = units * block / blocks * Tile::rows,
+                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i;
+    for (Index j = 0; j < js.size(); j += Tile::cols) {
+      const Index used = std::min(Tile::cols, js.size() - j);
+      T* to = c + i * c_stride + j;
+      for (Index k = 0; k < ks.size(); k += Tile::depth)
+        detail::gemm_panel(rows, Operand<T>{a.at(i, k), a.row_stride, a.col_stride}, b.at(ks.begin + k, js.begin + j),
+                           b.width(js.begin + j), std::min(Tile::depth, ks.size() - k), to, c_stride, used,
+                           accumulate || k > 0, bias == nullptr ? nullptr : bias + j);
+      epilogue(i, j, to, c_stride, rows, used);
+    }
+  }
+}
+
+/// The same on several threads. C is cut by rows while there are enough of them for all, since B is then met by more
+/// rows a time it is read; else by columns too.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+          const T* bias, const Epilogue& epilogue = {}) {
+  using Tile = GemmTile<T>;
+  if (m == 0 || b.cols == 0) return;
+  if (m * b.cols * b.depth < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
+  const Range ks{0, b.depth};
+  if (threads == 1) return gemm_panels(m, a, b, ks, {0, b.cols}, c, c_stride, accumulate, bias, epilogue);
+  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (b.cols + Tile::cols - 1) / Tile::cols;
+  Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
+  if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
+  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
+  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
+    const Index row_part = part / col_parts, col_part = part % col_parts;
+    const Index row = units * row_part / row_parts * Tile::rows,
+                row_end = std::min(m, units * (row_part + 1) / row_parts * Tile::rows),
+                col = panels * col_part / col_parts * Tile::cols,
+                col_end = std::min(b.cols, panels * (col_part + 1) / col_parts * Tile::cols);
+    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, ks, {col, col_end},
+                c + row * c_stride + col, c_stride, accumulate, bias == nullptr ? nullptr : bias + col,
+                [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
+                  epilogue(row + i, col + j, to, stride, rows, cols);
+                });
+  });
+}
 
 /// Numbers of scratch that `gemm_block` needs.
 template <class T>
@@ -3539,70 +3901,37 @@ constexpr Index gemm_scratch() {
   return GemmTile<T>::depth * GemmTile<T>::block_cols;
 }
 
-/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given. One thread; no allocation.
-/// Every element of C is summed over k in the same order, whatever m and n are and wherever it lies.
+/// The product with B as it lies, on one thread, which packs B as it goes.
 template <class T>
 void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate,
                 const T* bias, T* scratch) {
   using Tile = GemmTile<T>;
-  constexpr Index w = lanes<T>;
-  if (k == 0 && !accumulate)
-    for (Index i = 0; i < m; ++i)
-      for (Index j = 0; j < n; ++j) c[i * c_stride + j] = bias == nullptr ? T(0) : bias[j];
+  if (k == 0 && !accumulate) detail::fill_product(m, n, c, c_stride, bias);
   for (Index j0 = 0; j0 < n; j0 += Tile::block_cols) {
     const Index cols = std::min(Tile::block_cols, n - j0);
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
       // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
-      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % w != 0;
-      if (packed) detail::pack(Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
-      const bool from_c = accumulate || k0 > 0;
-      const T* panel = scratch;
-      for (Index j = 0; j < cols; j += Tile::cols) {
-        const Index used = std::min(Tile::cols, cols - j), padded = (used + w - 1) / w * w;
-        const T* from = packed ? panel : b.at(k0, j0 + j);
-        const Index stride = packed ? padded : b.row_stride;
-        const T* start = bias == nullptr ? nullptr : bias + j0 + j;
-        const Operand<T> left{a.at(0, k0), a.row_stride, a.col_stride};
-        T* to = c + j0 + j;
-        switch (padded / w) {
-          case 1:
-            detail::gemm_rows<Tile::rows, 1>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-          case 2:
-            detail::gemm_rows<Tile::rows, 2>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-          default:
-            detail::gemm_rows<Tile::rows, 3>(m, left, from, stride, depth, to, c_stride, used, from_c, start);
-            break;
-        }
-        panel += depth * padded;
-      }
+      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % lanes<T> != 0;
+      if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
+      const Panels<T> panels{scratch, depth, cols};
+      for (Index j = 0; j < cols; j += Tile::cols)
+        detail::gemm_panel<T>(m, {a.at(0, k0), a.row_stride, a.col_stride}, packed ? panels.at(0, j) : b.at(k0, j0 + j),
+                              packed ? panels.width(j) : b.row_stride, depth, c + j0 + j, c_stride,
+                              std::min(Tile::cols, cols - j), accumulate || k0 > 0,
+                              bias == nullptr ? nullptr : bias + j0 + j);
     }
   }
 }
 
-/// The same on several threads: C is cut along its longer side into pieces of whole register tiles.
-template <class T>
+/// The product with B as it lies, on several threads.
+template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
-          bool accumulate, const T* bias) {
-  using Tile = GemmTile<T>;
+          bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   if (m == 0 || n == 0) return;
-  if (m * n * k < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
-  const bool by_rows = m * Tile::cols >= n * Tile::rows;
-  const Index unit = by_rows ? Tile::rows : Tile::cols, size = by_rows ? m : n;
-  const Index units = (size + unit - 1) / unit, pieces = std::min<Index>(threads, units);
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces * gemm_scratch<T>()) * sizeof(T));
-  parallel_for(threads, pieces, [&](Index piece, int) {
-    const Index begin = units * piece / pieces * unit, end = std::min(size, units * (piece + 1) / pieces * unit);
-    T* own = static_cast<T*>(scratch.data()) + piece * gemm_scratch<T>();
-    if (by_rows)
-      gemm_block<T>(end - begin, n, k, {a.at(begin, 0), a.row_stride, a.col_stride}, b, c + begin * c_stride, c_stride,
-                    accumulate, bias, own);
-    else
-      gemm_block<T>(m, end - begin, k, a, {b.at(0, begin), b.row_stride, b.col_stride}, c + begin, c_stride, accumulate,
-                    bias == nullptr ? nullptr : bias + begin, own);
-  });
+  const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
+  const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
+  gemm(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
 
 }  // namespace kernels
@@ -3634,72 +3963,145 @@ struct AttendOperands {
   Index p_cols() const { return shape.num_heads * position_width; }
 };
 
-/// Queries handled at once: memory grows with tile x keys, never with queries x keys.
-inline constexpr Index attend_tile = 64;
+/// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
+/// tile's rows and columns.
+inline constexpr Index attend_tile = 48;
+static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
+
+constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
+/// Queries of a full tile: all of them where there is but one tile.
+constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
+
+/// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
+/// of distances of a head.
+template <class T>
+class AttendPanels {
+ public:
+  static Index space(const AttendOperands<T>& in) {
+    const Index keys = in.kv_sequences->max_length(), positions = table_cols(in.q_sequences->max_length(), keys);
+    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) +
+           (in.p == nullptr ? 0 : Panels<T>::size(in.position_width, positions));
+  }
+
+  AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, T* memory)
+      : in_(in), sequence_(sequence), kv_head_(kv_head), memory_(memory) {
+    keys_ = pack(1, k().transposed(), in.key_width, count(), memory_);
+  }
+
+  /// (key_width, keys).
+  const Panels<T>& keys() const { return keys_; }
+  Operand<T> k() const {
+    return {in_.k + in_.kv_sequences->begin(sequence_) * in_.k_cols() + kv_head_ * in_.key_width, in_.k_cols()};
+  }
+  Operand<T> v() const {
+    return {in_.v + in_.kv_sequences->begin(sequence_) * in_.v_cols() + kv_head_ * in_.value_width, in_.v_cols()};
+  }
+
+  /// (keys, value_width), for products of several tiles; or (value_width, keys).
+  void pack_values() { values_ = pack(1, v(), count(), in_.value_width, values_memory()); }
+  void pack_values_transposed() { values_ = pack(1, v().transposed(), in_.value_width, count(), values_memory()); }
+  const Panels<T>& values() const { return values_; }
+  /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
+  T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, in_.kv_sequences->max_length()); }
+
+  /// (position_width, distances): column 0 is the distance of a query behind the last tile's last to the first key, so
+  /// that tiles begin where panels do. Zeros where the table has no such row.
+  void pack_positions(Index head) {
+    const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
+                cols = table_cols(queries, count()),
+                origin = in_.span - past - attend_tiles(queries) * tile_height(queries), rows = 2 * in_.span - 1;
+    T* to = values_memory() + values_space(in_, in_.kv_sequences->max_length());
+    positions_ = {to, in_.position_width, cols};
+    for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
+      const Index used = std::min(GemmTile<T>::cols, cols - j), width = padded_cols<T>(used);
+      const Operand<T> from = Operand<T>{in_.p + head * in_.position_width, in_.p_cols()}.transposed();
+      T* panel = to + j * in_.position_width;
+      const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
+      if (end - begin < width) std::fill_n(panel, width * in_.position_width, T(0));
+      detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride},
+                         in_.position_width, end - begin, end - begin, panel + begin, width);
+    }
+  }
+  const Panels<T>& positions() const { return positions_; }
+
+ private:
+  Index count() const { return in_.kv_sequences->length(sequence_); }
+  static Index table_cols(Index queries, Index keys) {
+    return attend_tiles(queries) * tile_height(queries) + padded_cols<T>(keys);
+  }
+  static Index values_space(const AttendOperands<T>& in, Index keys) {
+    return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
+  }
+
+  const AttendOperands<T>& in_;
+  Index sequence_, kv_head_;
+  T* memory_;
+  Panels<T> keys_{}, values_{}, positions_{};
+};
 
 /// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys).
 template <class T>
 struct AttendTile {
   const AttendOperands<T>& in;
+  const AttendPanels<T>& panels;
   Index sequence, head, row, rows, key, keys;
+  Index height;    // rows of a full tile
+  Index stride;    // of a row of scores: whole vectors
   T* content;      // (rows, key_width): (q + u) scale
   T* positional;   // (rows, position_width): (position_q + w) scale
-  T* scores;       // (rows, keys)
-  T* by_position;  // (rows, keys + rows - 1): row i, column rows-1 - i + j is the positional score of (i, j)
-  T* gemm_space;
+  T* scores;       // (rows, stride)
+  T* by_position;  // row i holds the positional score of (i, j) in column height - 1 - i + j, less its first
+                   // column
 
   static Index space(const AttendOperands<T>& in) {
-    const Index keys = in.kv_sequences->max_length();
-    return attend_tile * (in.key_width + in.position_width + 2 * keys + attend_tile) + gemm_scratch<T>();
+    const Index keys = padded_cols<T>(in.kv_sequences->max_length()) + GemmTile<T>::cols;
+    return attend_tile * (in.key_width + in.position_width + keys + (in.p == nullptr ? 0 : keys + 2 * attend_tile));
   }
 
-  AttendTile(const AttendOperands<T>& operands, Index sequence_, Index head_, Index row_, T* memory)
-      : in(operands), sequence(sequence_), head(head_), row(row_) {
+  AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
+             T* memory)
+      : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
-    rows = std::min(attend_tile, queries - row);
+    height = tile_height(queries);
+    rows = std::min(height, queries - row);
     const auto first = in.shape.mask.keys(row, all - queries, all),
                last = in.shape.mask.keys(row + rows - 1, all - queries, all);
-    key = first.begin;
-    keys = last.end - first.begin;
+    key = first.begin / GemmTile<T>::cols * GemmTile<T>::cols;  // where a panel begins
+    keys = std::max(key, last.end) - key;
+    stride = padded_cols<T>(keys);
     content = memory;
     positional = content + attend_tile * in.key_width;
     scores = positional + attend_tile * in.position_width;
-    by_position = scores + attend_tile * in.kv_sequences->max_length();
-    gemm_space = by_position + attend_tile * (in.kv_sequences->max_length() + attend_tile);
+    by_position = scores + attend_tile * stride;
   }
 
-  Index kv_head() const { return head / in.group(); }
   Index query_row() const { return in.q_sequences->begin(sequence) + row; }
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
-  Operand<T> k() const { return {in.k + key_row() * in.k_cols() + kv_head() * in.key_width, in.k_cols()}; }
-  Operand<T> v() const { return {in.v + key_row() * in.v_cols() + kv_head() * in.value_width, in.v_cols()}; }
+  Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
+  Operand<T> v() const { return {panels.v().at(key, 0), in.v_cols()}; }
   /// First row of the table that this tile reads: that of its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
-  T* shifted(Index i) const { return by_position + i * (keys + rows - 1) + rows - 1 - i; }
   Mask::Keys visible(Index i) const {
     const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
-    return {seen.begin - key, seen.end - key};
+    return {seen.begin - key, std::max(seen.begin, seen.end) - key};
   }
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
   }
 
-  /// ((q_i + u) . k_j + (q_i + w) . p_{i-j}) scale for the whole tile.
-  void compute_scores() {
+  /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
+  void multiply() {
     scale_queries(in.q, in.u, in.key_width, content);
-    gemm_block<T>(rows, keys, in.key_width, {content, in.key_width}, k().transposed(), scores, keys, false, nullptr,
-                  gemm_space);
+    gemm_panels(rows, Operand<T>{content, in.key_width}, panels.keys(), {0, in.key_width}, {key, key + stride}, scores,
+                stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    gemm_block<T>(rows, keys + rows - 1, in.position_width, {positional, in.position_width}, p().transposed(),
-                  by_position, keys + rows - 1, false, nullptr, gemm_space);
-    for (Index i = 0; i < rows; ++i) {
-      const T* add = shifted(i);
-      map_span(
-          keys, scores + i * keys, [](auto a, auto b) { return a + b; }, scores + i * keys, add);
-    }
+    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key;
+    gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
+                {start + first_col(), start + height + stride}, by_position, position_stride(), false,
+                static_cast<const T*>(nullptr));
   }
 
   /// to (rows, width) = (q + bias) scale for this tile's queries and head.
@@ -3712,68 +4114,127 @@ struct AttendTile {
     }
   }
 
-  /// Scores to probabilities, row by row; gives the logarithm of each row's sum. A row that sees nothing becomes zeros.
-  T softmax_row(Index i) {
-    T* s = scores + i * keys;
-    const auto seen = visible(i);
-    std::fill(s, s + seen.begin, T(0));
-    std::fill(s + seen.end, s + keys, T(0));
-    if (seen.begin == seen.end) return T(0);
-    T most = s[seen.begin];
-    Index j = seen.begin;
-    if (seen.end - j >= lanes<T>) {
-      Batch<T> best = load(s + j);
-      for (; j + lanes<T> <= seen.end; j += lanes<T>) best = xsimd::max(best, load(s + j));
-      most = max_lanes<T>(best);
+  struct RowSum {
+    T log_sum, inverse;
+  };
+  /// Scores of row i to the exponents of what they are below the largest, 0 where nothing is seen; gives the logarithm
+  /// of the sum that makes them probabilities, and what to multiply by for that: 0 for a row that sees nothing.
+  RowSum exponents(Index i) {
+    T* s = scores + i * stride;
+    if (hide(i)) return {T(0), T(0)};
+    Batch<T> best(-std::numeric_limits<T>::infinity());
+    if (in.p == nullptr) {
+      for (Index j = 0; j < stride; j += lanes<T>) best = xsimd::max(best, load(s + j));
+    } else {
+      const T* add = shifted(i);
+      for (Index j = 0; j < stride; j += lanes<T>) {
+        const Batch<T> sum = load(s + j) + load(add + j);
+        store(s + j, sum);
+        best = xsimd::max(best, sum);
+      }
     }
-    for (; j < seen.end; ++j) most = std::max(most, s[j]);
-    const Index n = seen.end - seen.begin;
-    T* row_scores = s + seen.begin;
-    map_span(
-        n, row_scores, [&](auto a) { return xsimd::exp(a - Batch<T>(most)); }, row_scores);
-    T sum = sum_span<T>(
-        n, [](auto a) { return a; }, row_scores);
-    const Batch<T> inverse(T(1) / sum);
-    map_span(
-        n, row_scores, [&](auto a) { return a * inverse; }, row_scores);
-    return most + std::log(sum);
+    const T most = max_lanes<T>(best);
+    const T sum = exponents_below(s, most);
+    return {most + std::log(sum), T(1) / sum};
+  }
+  /// Probabilities again, from the logarithm of their sum.
+  void probabilities(Index i, T log_sum) {
+    T* s = scores + i * stride;
+    if (hide(i)) return;
+    if (in.p != nullptr) {
+      const T* add = shifted(i);
+      for (Index j = 0; j < stride; j += lanes<T>) store(s + j, load(s + j) + load(add + j));
+    }
+    exponents_below(s, log_sum);
   }
 
-  /// Probabilities again, from scores and the logarithm of their sum.
-  void probabilities(Index i, T log_sum) {
-    T* s = scores + i * keys;
+ private:
+  Index first_col() const { return (height - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
+  Index position_stride() const { return height + stride - first_col(); }
+  const T* shifted(Index i) const { return by_position + i * position_stride() + height - 1 - i - first_col(); }
+
+  /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
+  bool hide(Index i) {
+    T* s = scores + i * stride;
     const auto seen = visible(i);
-    std::fill(s, s + seen.begin, T(0));
-    std::fill(s + seen.end, s + keys, T(0));
-    map_span(
-        seen.end - seen.begin, s + seen.begin, [&](auto a) { return xsimd::exp(a - Batch<T>(log_sum)); },
-        s + seen.begin);
+    if (seen.begin >= seen.end) {
+      std::fill_n(s, stride, T(0));
+      return true;
+    }
+    std::fill(s, s + seen.begin, -std::numeric_limits<T>::infinity());
+    std::fill(s + seen.end, s + stride, -std::numeric_limits<T>::infinity());
+    return false;
+  }
+  T exponents_below(T* s, T most) const {
+    const Batch<T> top(most);
+    Batch<T> total(T(0));
+    for (Index j = 0; j < stride; j += lanes<T>) {
+      const Batch<T> e = exp<T>(load(s + j) - top);
+      store(s + j, e);
+      total += e;
+    }
+    return sum_lanes<T>(total);
   }
 };
 
 /// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
-/// the division of keys: a tile sees all its keys at once.
+/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end.
 template <class T>
 void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
-  const Index space = AttendTile<T>::space(in), heads = in.shape.num_heads;
-  const Index tiles = (in.q_sequences->max_length() + attend_tile - 1) / attend_tile;
+  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group(),
+              pairs = in.q_sequences->size() * kv_heads;
+  if (pairs == 0) return;
+  // A task packs what it multiplies by, so a key-value head is cut only where there are threads without one.
+  const Index parts = std::clamp<Index>((threads + pairs - 1) / pairs, 1,
+                                        std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
+  const Index packed = AttendPanels<T>::space(in), space = packed + AttendTile<T>::space(in) + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, in.q_sequences->size() * heads * tiles, [&](Index task, int thread) {
-    const Index row = task % tiles * attend_tile, head = task / tiles % heads, sequence = task / tiles / heads;
-    if (row >= in.q_sequences->length(sequence)) return;
-    AttendTile<T> tile(in, sequence, head, row, static_cast<T*>(scratch.data()) + thread * space);
-    tile.compute_scores();
-    for (Index i = 0; i < tile.rows; ++i) {
-      const T log_sum = tile.softmax_row(i);
-      if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = log_sum;
-      if (in.dropout.any())
-        in.dropout.apply(tile.keys, tile.dropout_index(i), tile.scores + i * tile.keys, tile.scores + i * tile.keys);
+  parallel_for(threads, pairs * parts, [&](Index task, int thread) {
+    const Index part = task % parts, kv_head = task / parts % kv_heads, sequence = task / parts / kv_heads,
+                tiles = attend_tiles(in.q_sequences->length(sequence)), units = group * tiles;
+    const Index begin = units * part / parts, end = units * (part + 1) / parts;
+    if (begin == end) return;
+    T* memory = static_cast<T*>(scratch.data()) + thread * space;
+    T* inverses = memory + packed + AttendTile<T>::space(in);
+    AttendPanels<T> panels(in, sequence, kv_head, memory);
+    // Rows of values that few queries meet are read as fast where they lie.
+    const bool packs_values = end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows;
+    if (packs_values) panels.pack_values();
+    for (Index unit = begin; unit < end; ++unit) {
+      const Index head = kv_head * group + unit / tiles;
+      if (in.p != nullptr && (unit == begin || unit % tiles == 0)) panels.pack_positions(head);
+      AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
+      tile.multiply();
+      for (Index i = 0; i < tile.rows; ++i) {
+        const auto [log_sum, inverse] = tile.exponents(i);
+        inverses[i] = inverse;
+        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = log_sum;
+        T* row = tile.scores + i * tile.stride;
+        if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
+      }
+      T* to = out + tile.query_row() * in.out_cols() + head * in.value_width;
+      const Operand<T> weights{tile.scores, tile.stride};
+      if (packs_values)
+        gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
+                    in.out_cols(), false, static_cast<const T*>(nullptr));
+      else
+        gemm_block<T>(tile.rows, in.value_width, tile.keys, weights, tile.v(), to, in.out_cols(), false, nullptr,
+                      panels.values_memory());
+      for (Index i = 0; i < tile.rows; ++i) {
+        T* row = to + i * in.out_cols();
+        const Batch<T> inverse(inverses[i]);
+        map_span(
+            in.value_width, row, [inverse](auto a) { return a * inverse; }, row);
+      }
     }
-    gemm_block<T>(tile.rows, in.value_width, tile.keys, {tile.scores, tile.keys}, tile.v(),
-                  out + tile.query_row() * in.out_cols() + head * in.value_width, in.out_cols(), false, nullptr,
-                  tile.gemm_space);
   });
 }
+
+}  // namespace kernels
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
 
 /// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
 /// dp where there are no relative positions; null dposition_q where q itself meets the table.
@@ -3793,7 +4254,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
   const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
   const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
-  const Index each = AttendTile<T>::space(in) + attend_tile * (2 * longest + attend_tile + kw + pw);
+  const Index packed = AttendPanels<T>::space(in), tile_space = packed + AttendTile<T>::space(in);
+  const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
+  const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   // Per sequence: the gradient of the table rows that it reads, of w and of u.
   const Index shared_size = (span + 1) * p_cols + cols;
@@ -3805,10 +4268,14 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     const Index sequence = task / in.shape.num_kv_heads, kv_head = task % in.shape.num_kv_heads;
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     T* memory = static_cast<T*>(scratch.data()) + thread * each;
-    T* dscores = memory + AttendTile<T>::space(in);
-    T* dby_position = dscores + attend_tile * longest;
-    T* dcontent = dby_position + attend_tile * (longest + attend_tile);
+    T* dscores = memory + tile_space;
+    T* dropped_scores = dscores + attend_tile * most_keys;
+    T* dby_position = dropped_scores + attend_tile * most_keys;
+    T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
     T* dpositional = dcontent + attend_tile * kw;
+    T* gemm_space = dpositional + attend_tile * pw;
+    AttendPanels<T> panels(in, sequence, kv_head, memory);
+    panels.pack_values_transposed();
     T* dtable = shared_data + sequence * shared_size;
     T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
     T* du = dtable + (span + 1) * p_cols + kv_head * in.group() * kw;
@@ -3822,23 +4289,25 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
       std::fill_n(to.dv + at * in.v_cols() + kv_head * vw, vw, T(0));
     }
     for (Index head = kv_head * in.group(); head < (kv_head + 1) * in.group(); ++head) {
-      if (in.p != nullptr)
+      if (in.p != nullptr) {
+        panels.pack_positions(head);
         for (Index r = 0; r < span; ++r) std::fill_n(dtable + r * p_cols + head * pw, pw, T(0));
+      }
       for (Index row = 0; row < queries; row += attend_tile) {
-        AttendTile<T> tile(in, sequence, head, row, memory);
-        const Index rows = tile.rows, keys = tile.keys, first = tile.query_row();
+        AttendTile<T> tile(in, panels, sequence, head, row, memory + packed);
+        const Index rows = tile.rows, keys = tile.keys, stride = tile.stride, first = tile.query_row();
         const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
-        tile.compute_scores();
+        tile.multiply();
         for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
-        gemm_block<T>(rows, keys, vw, dy, tile.v().transposed(), dscores, keys, false, nullptr, tile.gemm_space);
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask; that P is put in
-        // by_position.
-        T* dropped = in.dropout.any() ? tile.by_position : tile.scores;
+        gemm_panels(rows, dy, panels.values(), {0, vw}, {tile.key, tile.key + stride}, dscores, stride, false,
+                    static_cast<const T*>(nullptr));
+        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask.
+        T* dropped = in.dropout.any() ? dropped_scores : tile.scores;
         for (Index i = 0; i < rows; ++i) {
-          T *prob = tile.scores + i * keys, *d = dscores + i * keys;
+          T *prob = tile.scores + i * stride, *d = dscores + i * stride;
           if (in.dropout.any()) {
             in.dropout.apply(keys, tile.dropout_index(i), d, d);
-            in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * keys);
+            in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * stride);
           }
           const Batch<T> dot(sum_span<T>(
               keys, [](auto a, auto b) { return a * b; }, prob, d));
@@ -3846,21 +4315,20 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
               keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
         }
         const Index key_row = tile.key_row();
-        gemm_block<T>(keys, vw, rows, Operand<T>{dropped, keys}.transposed(), dy,
-                      to.dv + key_row * in.v_cols() + kv_head * vw, in.v_cols(), true, nullptr, tile.gemm_space);
-        gemm_block<T>(keys, kw, rows, Operand<T>{dscores, keys}.transposed(), {tile.content, kw},
-                      to.dk + key_row * in.k_cols() + kv_head * kw, in.k_cols(), true, nullptr, tile.gemm_space);
-        gemm_block<T>(rows, kw, keys, {dscores, keys}, tile.k(), dcontent, kw, false, nullptr, tile.gemm_space);
+        gemm_block<T>(keys, vw, rows, Operand<T>{dropped, stride}.transposed(), dy,
+                      to.dv + key_row * in.v_cols() + kv_head * vw, in.v_cols(), true, nullptr, gemm_space);
+        gemm_block<T>(keys, kw, rows, Operand<T>{dscores, stride}.transposed(), {tile.content, kw},
+                      to.dk + key_row * in.k_cols() + kv_head * kw, in.k_cols(), true, nullptr, gemm_space);
+        gemm_block<T>(rows, kw, keys, {dscores, stride}, tile.k(), dcontent, kw, false, nullptr, gemm_space);
         if (in.p != nullptr) {
           const Index width = keys + rows - 1;
           std::fill_n(dby_position, rows * width, T(0));
           for (Index i = 0; i < rows; ++i)
-            std::copy_n(dscores + i * keys, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr,
-                        tile.gemm_space);
+            std::copy_n(dscores + i * stride, keys, dby_position + i * width + rows - 1 - i);
+          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, gemm_space);
           const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
           gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
-                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, tile.gemm_space);
+                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, gemm_space);
         }
         const T scale = static_cast<T>(in.shape.scale);
         const auto in_group = head - kv_head * in.group();
@@ -4015,13 +4483,13 @@ namespace kernels {
 /// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
 Batch<T> elu_plus_one(const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), xsimd::exp(x), x + Batch<T>(T(1)));  // what is not a number stays so
+  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // what is not a number stays so
 }
 
 /// dy times the derivative of the feature map at x.
 template <class T>
 Batch<T> elu_plus_one_backward(const Batch<T>& dy, const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), dy * xsimd::exp(x), dy);
+  return xsimd::select(x < Batch<T>(T(0)), dy * exp<T>(x), dy);
 }
 
 /// Raw operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
@@ -4299,44 +4767,31 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
-inline std::uint16_t to_bf16(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  if (std::isnan(x)) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
-}
-inline float from_bf16(std::uint16_t x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16); }
-
 /// One row into its stored form and back.
 template <class T>
-void store_row(CacheStorage storage, Index width, const T* x, std::byte* to) {
-  if (storage == CacheStorage::full) {
+void store_row(Storage storage, Index width, const T* x, std::byte* to) {
+  if (storage == Storage::full) {
     std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == CacheStorage::bf16) {
+  } else if (storage == Storage::bf16) {
     for (Index i = 0; i < width; ++i) {
-      const std::uint16_t rounded = to_bf16(static_cast<float>(x[i]));
+      const Bf16 rounded = to_bf16(static_cast<float>(x[i]));
       std::memcpy(to + 2 * i, &rounded, 2);
     }
   } else {
-    float most = 0, fault = 0;  // what is not a finite number spoils its whole row, and shows
-    for (Index i = 0; i < width; ++i) {
-      most = std::max(most, std::abs(static_cast<float>(x[i])));
-      fault += 0 * static_cast<float>(x[i]);
-    }
-    const float scale = most / 127 + fault, inverse = most > 0 && fault == 0 ? 127 / most : 0;
+    const ByteRow row(width, x);
+    const float scale = row.scale();
     std::memcpy(to, &scale, sizeof scale);
     auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
-    for (Index i = 0; i < width; ++i)
-      numbers[i] =
-          fault == 0 ? static_cast<std::int8_t>(std::lrint(static_cast<float>(x[i]) * inverse)) : std::int8_t{1};
+    for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
   }
 }
 template <class T>
-void load_row(CacheStorage storage, Index width, const std::byte* from, T* x) {
-  if (storage == CacheStorage::full) {
+void load_row(Storage storage, Index width, const std::byte* from, T* x) {
+  if (storage == Storage::full) {
     std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == CacheStorage::bf16) {
+  } else if (storage == Storage::bf16) {
     for (Index i = 0; i < width; ++i) {
-      std::uint16_t rounded;
+      Bf16 rounded;
       std::memcpy(&rounded, from + 2 * i, 2);
       x[i] = static_cast<T>(from_bf16(rounded));
     }
@@ -4356,7 +4811,7 @@ template <class T>
 class RowCache {
  public:
   RowCache() = default;
-  RowCache(Index slots, Index capacity, Index width, CacheStorage storage = CacheStorage::full)
+  RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
       : capacity_(capacity),
         width_(width),
         row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
@@ -4406,12 +4861,14 @@ class RowCache {
   const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
 
   Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
-  CacheStorage storage_ = CacheStorage::full;
+  Storage storage_ = Storage::full;
   std::vector<std::byte> memory_;
   std::vector<Ring> rings_;
 };
 
 }  // namespace laconic
+
+#include <map>
 
 namespace laconic::inline LACONIC_ABI {
 
@@ -4453,12 +4910,32 @@ class CpuValues {
       for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
     return out;
   }
+  /// make(size), which follows from a packed weight and this size alone, and serves smaller ones too: kept for later
+  /// calls, as long as the context lives.
+  template <class Make>
+  Tensor kept_for(const PackedWeight& weight, Index size, Make&& make) {
+    auto& kept = kept_[weight.data];
+    if (kept.size < size) kept = {size, make(size)};
+    return kept.value;
+  }
+
+  /// What a row of parameters that was added to every row has as its gradient, added to it.
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
+    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
+  }
 
  protected:
   static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
 
   int threads_;
   Arena arena_;
+
+ private:
+  struct Kept {
+    Index size = -1;
+    Tensor value{};
+  };
+  std::map<std::shared_ptr<const std::byte>, Kept> kept_;
 };
 
 }  // namespace laconic
@@ -4715,6 +5192,7 @@ class CpuAttention : public CpuValues<T> {
     Index out, in;
   };
   static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
+    require(!weight.is_packed(), "head_linear: a packed weight given, one as it is expected");
     const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
                 weight.value.rows() == shape.num_blocks * sizes.out &&
@@ -4744,23 +5222,46 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
     const T* input = x + sequences.begin(n) * channels;
     T* output = y + (sequences.begin(n) - n * shape.past) * channels;
     const Index length = sequences.length(n), rows = length - shape.past;
+    const auto taps_seen = [&](Index t) {
+      Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
+      if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
+      if (shape.chunk != Mask::unlimited && !flipped)
+        seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
+      return seen;
+    };
     parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
-      const auto column = [&](Index c, Index count) {
-        for (Index t = begin; t < end; ++t) {
-          Index k0 = std::max<Index>(0, -shift - t), k1 = std::min(kernel, length - shift - t);
-          if (shape.chunk != Mask::unlimited && flipped) k0 = std::max(k0, shape.left - t % shape.chunk);
-          if (shape.chunk != Mask::unlimited && !flipped) k1 = std::min(k1, shape.left + shape.chunk - t % shape.chunk);
-          Batch<T> sum = bias == nullptr ? Batch<T>(T(0)) : load_part(bias + c, count);
-          for (Index k = k0; k < k1; ++k) {
-            const T* tap = taps + (flipped ? kernel - 1 - k : k) * channels + c;
+      // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+      constexpr Index together = 8;
+      const auto outputs = [&](Index t, auto size, Range seen) {
+        constexpr Index count = decltype(size)::value;
+        for (Index c = 0; c < channels; c += lanes<T>) {
+          const Index some = std::min(lanes<T>, channels - c);
+          const bool whole = some == lanes<T>;
+          const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
+          const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
+          Local<Batch<T>, count> sum;
+          for (Index i = 0; i < count; ++i) sum[i] = start;
+          for (Index k = seen.begin; k < seen.end; ++k) {
+            const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
             const T* row = input + (t + k + shift) * channels + c;
-            sum = count == lanes<T> ? xsimd::fma(load(tap), load(row), sum)
-                                    : xsimd::fma(load_part(tap, count), load_part(row, count), sum);
+            LACONIC_UNROLL
+            for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
           }
-          store_part(output + t * channels + c, sum, count);
+          for (Index i = 0; i < count; ++i) {
+            T* to = output + (t + i) * channels + c;
+            whole ? store(to, sum[i]) : store_part(to, sum[i], some);
+          }
         }
       };
-      for (Index c = 0; c < channels; c += lanes<T>) column(c, std::min(lanes<T>, channels - c));
+      for (Index t = begin; t < end;) {
+        bool all = t + together <= end;
+        for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
+        if (all)
+          outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
+        else
+          outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
+        t += all ? together : 1;
+      }
     });
   }
 }
@@ -4818,27 +5319,22 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols); `ordered` is the reordered weight.
-template <class T>
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
+/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
+template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const T* ordered, const T* bias, T* y) {
+            T* y, Index space, const Multiply& multiply) {
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Index each = rows * s.patch() + gemm_scratch<T>();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // (patch, out): every block packs the weight anew, which is cheap in this order.
-  const Buffer by_patch = arena.allocate(static_cast<std::size_t>(s.patch() * s.out_channels) * sizeof(T));
-  T* weight = static_cast<T*>(by_patch.data());
-  for (Index i = 0; i < s.patch(); ++i)
-    for (Index o = 0; o < s.out_channels; ++o) weight[i * s.out_channels + o] = ordered[o * s.patch() + i];
+  const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
   for (Index n = 0; n < from.size(); ++n) {
     const Index tasks = (to.length(n) + block - 1) / block;
     parallel_for(threads, tasks, [&](Index task, int thread) {
-      T* patches = static_cast<T*>(scratch.data()) + thread * each;
+      std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
+      T* patches = reinterpret_cast<T*>(memory);
       const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
       conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      gemm_block<T>((t1 - t0) * s.out_freqs(), s.out_channels, s.patch(), {patches, s.patch()},
-                    {weight, s.out_channels}, y + (to.begin(n) + t0) * s.out_cols(), s.out_channels, false, bias,
-                    patches + rows * s.patch());
+      multiply(patches, (t1 - t0) * s.out_freqs(), y + (to.begin(n) + t0) * s.out_cols(), memory + rows * patch_bytes);
     });
   }
 }
@@ -4899,17 +5395,6 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// y (rows of `to`, out_channels). What an output frame sees is one run of memory, so the rows of x are read where they
-/// lie, `stride` rows apart: a matrix product without patches.
-template <class T>
-void conv1d(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            const T* ordered, const T* bias, T* y) {
-  for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, to.length(n), s.out_channels, s.patch(),
-            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, Operand<T>{ordered, s.patch()}.transposed(),
-            y + to.begin(n) * s.out_channels, s.out_channels, false, bias);
-}
-
 /// dordered (out, patch) += dy^T x.
 template <class T>
 void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
@@ -4933,6 +5418,867 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
 }
 
 }  // namespace kernels
+}  // namespace laconic
+
+// The 3 x 3 convolution of stride 2 with 25 products where the plain one has 36.
+//
+// Two outputs next to each other in time share an input: y0 = x0 w0 + x1 w1 + x2 w2 and y1 = x2 w0 + x3 w1 + x4 w2. The
+// even taps are a filter of two taps over the even inputs, for which three products do the work of four (Winograd 1980;
+// Lavin and Gray 2016, F(2, 2)):
+//   y0 = (x0 - x2) w0 + x2 (w0 + w2)                + x1 w1
+//   y1 =                x2 (w0 + w2) + (x4 - x2) w2          + x3 w1
+// The five products are "components" 0 .. 4 below. In frequency alike: 25 components of a tile of 2 x 2 outputs, whose
+// sums over channels are matrix products. Components that add to the same outputs are one product of all their
+// channels.
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+struct ConvTiles {
+  static constexpr Index components = 5, all = components * components, groups = 9;
+
+  Conv2dShape shape;
+  Index out_length;
+
+  Index times() const { return (out_length + 1) / 2; }
+  Index freqs() const { return (shape.out_freqs() + 1) / 2; }
+  Index count() const { return times() * freqs(); }
+  /// Of the numbers that the components of a tile have.
+  Index row() const { return all * shape.in_channels; }
+
+  /// Components along one axis that add to the first output, to both, to the second.
+  static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
+  static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
+  /// Group 3 g + h holds the components of g in time and h in frequency; its first one, and how many there are.
+  static constexpr Index size(Index group) { return member_count(group / 3) * member_count(group % 3); }
+  static constexpr Index first(Index group) {
+    Index sum = 0;
+    for (Index g = 0; g < group; ++g) sum += size(g);
+    return sum;
+  }
+  static constexpr bool adds_to(Index axis_group, Index output) { return axis_group == 1 || axis_group == 2 * output; }
+
+  /// visit(place among all, a, b): component a in time and b in frequency.
+  template <class Visit>
+  static void each_component(Visit&& visit) {
+    Index place = 0;
+    for (Index group = 0; group < groups; ++group)
+      for (Index i = 0; i < member_count(group / 3); ++i)
+        for (Index j = 0; j < member_count(group % 3); ++j)
+          visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
+                members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+  }
+  /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
+  static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
+  static constexpr bool less_middle(Index a) { return a == 0 || a == 2; }
+  static constexpr bool has_tap(Index a, Index tap) {
+    return a > 2 ? tap == 1 : (tap == 0 && a < 2) || (tap == 2 && a > 0);
+  }
+};
+
+/// The weights of the components (25 in_channels, out_channels) from those of the taps (out, in, 3, 3).
+template <class T>
+void tile_weights(const Conv2dShape& s, const T* weight, T* to) {
+  ConvTiles::each_component([&](Index place, Index a, Index b) {
+    for (Index c = 0; c < s.in_channels; ++c) {
+      T* row = to + (place * s.in_channels + c) * s.out_channels;
+      for (Index o = 0; o < s.out_channels; ++o) {
+        const T* taps = weight + (o * s.in_channels + c) * 9;
+        T sum = 0;
+        for (Index p = 0; p < 3; ++p)
+          for (Index q = 0; q < 3; ++q)
+            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q)) sum += taps[3 * p + q];
+        row[o] = sum;
+      }
+    }
+  });
+}
+/// dweight (out, in, 3, 3) += what follows from the derivative by the components' weights.
+template <class T>
+void add_tile_weights(const Conv2dShape& s, const T* from, T* dweight) {
+  ConvTiles::each_component([&](Index place, Index a, Index b) {
+    for (Index c = 0; c < s.in_channels; ++c) {
+      const T* row = from + (place * s.in_channels + c) * s.out_channels;
+      for (Index o = 0; o < s.out_channels; ++o)
+        for (Index p = 0; p < 3; ++p)
+          for (Index q = 0; q < 3; ++q)
+            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q))
+              dweight[(o * s.in_channels + c) * 9 + 3 * p + q] += row[o];
+    }
+  });
+}
+
+/// Numbers in the panels of all groups, and where those of a group begin.
+template <class T>
+Index tile_panels_at(const Conv2dShape& s, Index group) {
+  return Panels<T>::size(ConvTiles::first(group) * s.in_channels, s.out_channels);
+}
+template <class T>
+Index tile_panels_size(const Conv2dShape& s) {
+  return Panels<T>::size(ConvTiles::all * s.in_channels, s.out_channels);
+}
+/// The weights of the components as panels.
+template <class T>
+void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* to) {
+  for (Index group = 0; group < ConvTiles::groups; ++group)
+    pack(threads, Operand<T>{weights + ConvTiles::first(group) * s.in_channels * s.out_channels, s.out_channels},
+         ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
+}
+
+/// Components of tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows: (tiles, 25 in_channels).
+/// `zeros` has in_channels.
+template <class T>
+void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
+  const Index channels = t.shape.in_channels;
+  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+    const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
+    const auto input = [&](Index r, Index s) {
+      return time + r < rows && freq + s < t.shape.in_freqs ? x + (time + r) * t.shape.in_cols() + (freq + s) * channels
+                                                            : zeros;
+    };
+    ConvTiles::each_component([&](Index place, Index a, Index b) {
+      T* out = to + place * channels;
+      const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
+      const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
+      if (in_time && in_freq)
+        map_span(
+            channels, out, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
+            input(r, 2), input(2, s), input(2, 2));
+      else if (in_time || in_freq)
+        map_span(
+            channels, out, [](auto x0, auto x1) { return x0 - x1; }, input(r, s), in_time ? input(2, s) : input(r, 2));
+      else
+        std::copy_n(input(r, s), channels, out);
+    });
+    to += t.row();
+  }
+}
+
+/// What each group's sum gets from dy (rows, out_cols) of a sequence: groups of (tiles, out_channels), `stride` apart.
+template <class T>
+void tile_output_gradients(const ConvTiles& t, Range tiles, const T* dy, const T* zeros, Index stride, T* to) {
+  const Index channels = t.shape.out_channels;
+  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+    const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
+    const auto output = [&](Index i, Index j) {
+      return time + i < t.out_length && freq + j < t.shape.out_freqs()
+                 ? dy + (time + i) * t.shape.out_cols() + (freq + j) * channels
+                 : zeros;
+    };
+    for (Index group = 0; group < ConvTiles::groups; ++group) {
+      T* out = to + group * stride + (tile - tiles.begin) * channels;
+      const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
+      if (g == 1 && h == 1)
+        map_span(
+            channels, out, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0), output(0, 1),
+            output(1, 0), output(1, 1));
+      else if (g == 1 || h == 1)
+        map_span(
+            channels, out, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
+            g == 1 ? output(1, j) : output(i, 1));
+      else
+        std::copy_n(output(i, j), channels, out);
+    }
+  }
+}
+
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
+/// activation if one is given.
+template <class T>
+void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                  const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
+  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again; 2 MiB of components.
+  const Index block = std::clamp<Index>((Index{1} << 19) / (ConvTiles::all * s.in_channels) / 8 * 8, 8, 128);
+  const Index row = ConvTiles::all * s.in_channels, sums = block * s.out_channels;
+  const Index each = block * row + ConvTiles::groups * sums + s.in_channels;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  for (Index n = 0; n < from.size(); ++n) {
+    const ConvTiles t{s, to.length(n)};
+    parallel_for(threads, (t.count() + block - 1) / block, [&](Index task, int thread) {
+      T* components = static_cast<T*>(scratch.data()) + thread * each;
+      T *sum = components + block * row, *zeros = sum + ConvTiles::groups * sums;
+      const Range tiles{task * block, std::min(t.count(), (task + 1) * block)};
+      std::fill_n(zeros, s.in_channels, T(0));
+      tile_components(t, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
+      for (Index group = 0; group < ConvTiles::groups; ++group) {
+        const Index depth = ConvTiles::size(group) * s.in_channels;
+        gemm_panels(tiles.size(), Operand<T>{components + ConvTiles::first(group) * s.in_channels, row},
+                    Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
+                    {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
+      }
+      for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+        const T* of_tile = sum + (tile - tiles.begin) * s.out_channels;
+        for (Index i = 0; i < 2; ++i)
+          for (Index j = 0; j < 2; ++j) {
+            const Index time = 2 * (tile / t.freqs()) + i, freq = 2 * (tile % t.freqs()) + j;
+            if (time >= t.out_length || freq >= s.out_freqs()) continue;
+            const auto part = [&](Index g, Index h) { return of_tile + (3 * g + h) * sums; };
+            map_span(
+                s.out_channels, y + (to.begin(n) + time) * s.out_cols() + freq * s.out_channels,
+                [&](auto a, auto b, auto c, auto d, auto e) {
+                  const auto total = e + ((a + b) + (c + d));
+                  return activation ? activate(*activation, total) : total;
+                },
+                part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
+          }
+      }
+    });
+  }
+}
+
+/// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
+template <class T>
+class PixelGradient {
+ public:
+  /// The place of a tile's input along an axis: its components, the middle one taken away from two.
+  struct Share {
+    Index component;
+    bool negative;
+  };
+  static std::span<const Share> shares(Index place) {
+    static constexpr std::array<Share, 7> all{
+        {{0, false}, {3, false}, {0, true}, {1, false}, {2, true}, {4, false}, {2, false}}};
+    static constexpr std::array<Index, 6> begin{0, 1, 2, 5, 6, 7};
+    const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(place)]),
+               end = static_cast<std::size_t>(begin[static_cast<std::size_t>(place) + 1]);
+    return std::span(all).subspan(first, end - first);
+  }
+
+  void add(const T* tile, Index channels, Index r, Index s) {
+    for (const Share a : shares(r))
+      for (const Share b : shares(s)) {
+        from_[count_] = tile + places()[static_cast<std::size_t>(5 * a.component + b.component)] * channels;
+        negative_[count_++] = a.negative != b.negative;
+      }
+  }
+  void add_to(Index channels, T* dx) const {
+    for (std::size_t i = 0; i < count_; ++i)
+      map_span(
+          channels, dx, [negative = negative_[i]](auto a, auto b) { return negative ? a - b : a + b; }, dx, from_[i]);
+  }
+
+ private:
+  /// Where component (a, b) lies.
+  static const std::array<Index, 25>& places() {
+    static const std::array<Index, 25> table = [] {
+      std::array<Index, 25> out{};
+      ConvTiles::each_component(
+          [&](Index place, Index a, Index b) { out[static_cast<std::size_t>(5 * a + b)] = place; });
+      return out;
+    }();
+    return table;
+  }
+
+  std::array<const T*, 16> from_{};
+  std::array<bool, 16> negative_{};
+  std::size_t count_ = 0;
+};
+
+/// Derivatives from dy: dweights (25 in_channels, out_channels) of the components' weights, added to, and dx, which
+/// must be zero. Null ones are left out. Earlier tiles are added first, so results do not depend on threads.
+template <class T>
+void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
+  const Index row = ConvTiles::all * s.in_channels, piece = 16;  // tiles of a task
+  // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
+  const Index freqs = ConvTiles{s, 0}.freqs(), times = std::max<Index>(1, 512 / std::max<Index>(1, freqs));
+  const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
+              sums = most * s.out_channels;
+  const Buffer memory = arena.allocate(
+      static_cast<std::size_t>(most * row + ConvTiles::groups * sums + s.in_channels + s.out_channels) * sizeof(T));
+  T *components = static_cast<T*>(memory.data()), *dsum = components + most * row,
+    *zeros = dsum + ConvTiles::groups * sums;
+  std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+  for (Index n = 0; n < from.size(); ++n) {
+    const ConvTiles t{s, to.length(n)};
+    const T* input = x + from.begin(n) * s.in_cols();
+    for (Index first = 0; first < t.times(); first += times) {
+      const Range tiles{first * freqs, std::min(t.times(), first + times) * freqs};
+      const auto each_piece = [&](auto&& body) {
+        parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
+          body(Range{tiles.begin + begin, tiles.begin + end}, begin);
+        });
+      };
+      each_piece([&](Range some, Index at) {
+        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + at * s.out_channels);
+        if (dweights != nullptr) tile_components(t, some, from.length(n), input, zeros, components + at * row);
+      });
+      for (Index group = 0; group < ConvTiles::groups; ++group) {
+        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
+        if (dweights != nullptr)
+          gemm<T>(threads, arena, depth, s.out_channels, tiles.size(), Operand<T>{components + start, row}.transposed(),
+                  {dsum + group * sums, s.out_channels}, dweights + start * s.out_channels, s.out_channels, true,
+                  nullptr);
+      }
+      if (dx == nullptr) continue;
+      for (Index group = 0; group < ConvTiles::groups; ++group) {
+        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
+        gemm<T>(threads, arena, tiles.size(), depth, s.out_channels, {dsum + group * sums, s.out_channels},
+                Operand<T>{weights + start * s.out_channels, s.out_channels}.transposed(), components + start, row,
+                false, nullptr);
+      }
+      const Index begin = 4 * first, rows = std::min(from.length(n), 4 * (tiles.end / freqs) + 1) - begin;
+      parallel_blocks(threads, rows, 4, [&](Index block_begin, Index block_end) {
+        for (Index time = begin + block_begin; time < begin + block_end; ++time)
+          for (Index freq = 0; freq < s.in_freqs; ++freq) {
+            PixelGradient<T> pixel;
+            for (const Index i : {time / 4 - 1, time / 4})
+              for (const Index j : {freq / 4 - 1, freq / 4}) {
+                const Index r = time - 4 * i, q = freq - 4 * j;
+                if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
+                pixel.add(components + (i * freqs + j - tiles.begin) * row, s.in_channels, r, q);
+              }
+            pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
+          }
+      });
+    }
+  }
+}
+
+}  // namespace kernels
+}  // namespace laconic
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define LACONIC_VNNI 1
+#else
+#define LACONIC_VNNI 0
+#endif
+
+// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
+// for each output (int8).
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
+/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
+struct PackedLayout {
+  Storage storage;
+  Index out, in;
+
+  Index grouped_in() const { return (in + 3) / 4 * 4; }
+  Index padded_out() const { return padded_cols<float>(out); }
+  /// Of the panel that begins at output j, in numbers.
+  Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
+  Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
+  Index bytes(Index number_bytes) const {
+    if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
+    return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
+  }
+  const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
+  const std::int32_t* sums(const std::byte* data) const {
+    return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
+  }
+};
+
+/// Memory that vectors read without crossing lines of the cache.
+inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
+  constexpr std::align_val_t alignment{64};
+  return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
+          [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); }};
+}
+
+/// The components' weights of a tiled convolution (out, in, 3, 3), packed.
+template <class T>
+PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) {
+  Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
+  tile_weights(shape, weight, weights.data());
+  const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
+  pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
+  return {Storage::full, data};
+}
+
+/// `weight` (out, in) packed.
+template <class T>
+PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, const T* weight) {
+  const PackedLayout layout{storage, out, in};
+  const auto data = aligned_memory(layout.bytes(sizeof(T)));
+  if (storage == Storage::full) {
+    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
+    return {storage, data};
+  }
+  constexpr Index cols = GemmTile<float>::cols;
+  parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
+    const Index j = panel * cols, width = layout.width(j);
+    if (storage == Storage::bf16) {
+      auto* to = reinterpret_cast<Bf16*>(data.get()) + layout.at(j);
+      for (Index i = 0; i < in; ++i)
+        for (Index o = 0; o < width; ++o)
+          to[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
+      return;
+    }
+    auto* to = reinterpret_cast<std::int8_t*>(data.get()) + layout.at(j);
+    for (Index o = 0; o < width; ++o) {
+      const ByteRow row(j + o < out ? in : 0, weight + (j + o < out ? (j + o) * in : 0));
+      std::int32_t sum = 0;
+      for (Index i = 0; i < layout.grouped_in(); ++i) {
+        const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
+        to[(i / 4 * width + o) * 4 + i % 4] = rounded;
+        sum += rounded;
+      }
+      const_cast<float*>(layout.scales(data.get()))[j + o] = row.scale();
+      const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
+    }
+  });
+  return {storage, data};
+}
+
+#if !LACONIC_VNNI
+
+/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
+  using Tile = GemmTile<float>;
+  constexpr Index depth = 128;
+  const Index panels = (layout.out + Tile::cols - 1) / Tile::cols;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * depth * Tile::cols) * sizeof(float));
+  parallel_for(threads, panels, [&](Index panel, int thread) {
+    float* slice = static_cast<float*>(scratch.data()) + thread * depth * Tile::cols;
+    const Index j = panel * Tile::cols, width = layout.width(j);
+    const auto* from = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
+    const float* scale = layout.scales(data) + j;
+    for (Index i0 = 0; i0 < layout.in; i0 += depth) {
+      const Index count = std::min(depth, layout.in - i0);
+      for (Index i = 0; i < count; ++i)
+        for (Index o = 0; o < width; ++o)
+          slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
+      detail::gemm_panel(m, Operand<float>{x.data + i0, x.row_stride}, slice, width, count, y + j, layout.out,
+                         std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
+    }
+    epilogue(Index{0}, j, y + j, layout.out, m, std::min(Tile::cols, layout.out - j));
+  });
+}
+
+#else
+
+/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
+inline float round_row(Index in, const float* x, std::uint8_t* to) {
+  using B = Batch<float>;
+  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
+  Index i = 0;
+  const auto look = [&](const B& some) {
+    most = xsimd::max(most, xsimd::abs(some));
+    faults = xsimd::fma(some, B(0.0f), faults);
+  };
+  for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
+  if (i < in) look(load_part(x + i, in - i));
+  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
+  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
+  const __m512 factor = _mm512_set1_ps(inverse);
+  const __m512i zero = _mm512_set1_epi32(128);
+  for (i = 0; i < in; i += 16) {
+    const auto some = static_cast<__mmask16>(in - i < 16 ? (1u << (in - i)) - 1 : 0xffffu);
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, zero)));
+  }
+  return largest / 127 + fault;
+}
+
+/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
+/// a panel.
+template <Index Rows, Index Vectors>
+void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
+                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
+                 Index used) {
+  constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
+  __m512i sum[rows][vectors];
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_setzero_si512();
+  }
+  for (Index g = 0; g < groups; ++g) {
+    __m512i row[vectors];
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
+    LACONIC_UNROLL
+    for (Index i = 0; i < Rows; ++i) {
+      std::int32_t four;
+      std::memcpy(&four, a + i * a_stride + 4 * g, 4);
+      const __m512i x = _mm512_set1_epi32(four);
+      LACONIC_UNROLL
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
+    }
+  }
+  // By way of memory, or the compiler keeps the sums there all the time.
+  alignas(64) std::int32_t done[rows][vectors * 16];
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) _mm512_store_si512(done[i] + 16 * j, sum[i][j]);
+  }
+  for (Index j = 0; j < used; j += 16) {
+    const Index count = std::min<Index>(16, used - j);
+    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + j), 7);
+    const Batch<float> scale = load(scales + j),
+                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
+    for (Index i = 0; i < Rows; ++i) {
+      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done[i] + j), zero)));
+      store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
+    }
+  }
+}
+
+template <Index Rows, Index Vectors>
+void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
+               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
+               Index y_stride, Index used) {
+  for (; m >= Rows; m -= Rows) {
+    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+    a += Rows * a_stride;
+    row_scales += Rows;
+    y += Rows * y_stride;
+  }
+  if constexpr (Rows > 1)
+    if (m > 0)
+      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+}
+
+/// Rows of x as bytes, in a piece of memory: first their scales.
+struct RoundedRows {
+  float* scales;
+  std::uint8_t* bytes;
+  Index stride;
+
+  static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  RoundedRows(Index m, Index in, void* memory)
+      : scales(static_cast<float*>(memory)),
+        bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
+        stride(stride_of(in)) {}
+  void round(Range rows, Index in, const float* x, Index x_stride) {
+    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
+  }
+};
+
+/// y = x W^T + bias for some rows of rounded x and some panels of a weight of bytes, then the epilogue. One thread.
+template <class Epilogue>
+void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range panels,
+                 const float* bias, float* y, const Epilogue& epilogue) {
+  constexpr Index cols = GemmTile<float>::cols;
+  for (Index panel = panels.begin; panel < panels.end; ++panel) {
+    const Index j = panel * cols, used = std::min(cols, layout.out - j);
+    float* to = y + rows.begin * layout.out + j;
+    const auto run = [&](auto vectors) {
+      int8_rows<8, decltype(vectors)::value>(
+          rows.size(), x.bytes + rows.begin * x.stride, x.stride, layout.grouped_in() / 4,
+          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
+          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
+    };
+    switch (layout.width(j) / 16) {
+      case 1:
+        run(std::integral_constant<Index, 1>());
+        break;
+      case 2:
+        run(std::integral_constant<Index, 2>());
+        break;
+      default:
+        run(std::integral_constant<Index, 3>());
+    }
+    epilogue(rows.begin, j, to, layout.out, rows.size(), used);
+  }
+}
+
+/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
+  const Index panels = (layout.out + GemmTile<float>::cols - 1) / GemmTile<float>::cols;
+  const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
+  RoundedRows rounded(m, layout.in, space.data());
+  parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
+    rounded.round({begin, end}, layout.in, x.data, x.row_stride);
+  });
+  // By rows while there are enough of them for all threads, as `gemm` has it; then by panels.
+  const Index units = (m + 7) / 8, row_parts = std::clamp<Index>(m / 64, 1, threads);
+  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
+  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
+    const Index row = part / col_parts, col = part % col_parts;
+    int8_panels({units * row / row_parts * 8, std::min(m, units * (row + 1) / row_parts * 8)}, rounded, layout, data,
+                {panels * col / col_parts, panels * (col + 1) / col_parts}, bias, y, epilogue);
+  });
+}
+
+#endif
+
+/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
+template <class T, class Epilogue>
+void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
+              const T* bias, T* y, const Epilogue& epilogue) {
+  const std::byte* data = weight.data.get();
+  if (weight.storage == Storage::full)
+    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
+    else if (m > 0)
+      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
+  }
+}
+
+/// Bytes of scratch that `multiply_rows` needs.
+inline Index multiply_rows_space(Index m, Index in, const PackedWeight& weight) {
+#if LACONIC_VNNI
+  if (weight.storage == Storage::int8) return RoundedRows::space(m, in);
+#endif
+  return (void)m, (void)in, (void)weight, 0;
+}
+/// The same on one thread, without taking memory; of bytes only where the processor multiplies them.
+template <class T, class Epilogue>
+void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
+                   const Epilogue& epilogue, [[maybe_unused]] void* space) {
+  const std::byte* data = weight.data.get();
+  const Range ks{0, in}, js{0, out};
+  if (weight.storage == Storage::full)
+    return gemm_panels(m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, ks, js, y, out, false, bias,
+                       epilogue);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      return gemm_panels(m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, ks, js, y, out, false,
+                         bias, epilogue);
+#if LACONIC_VNNI
+    RoundedRows rounded(m, in, space);
+    rounded.round({0, m}, in, x.data, x.row_stride);
+    int8_panels({0, m}, rounded, {weight.storage, out, in}, data,
+                {0, (out + GemmTile<float>::cols - 1) / GemmTile<float>::cols}, bias, y, epilogue);
+#endif
+  }
+}
+
+}  // namespace kernels
+
+/// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
+/// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
+/// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
+/// has VNNI; sums, attention, convolutions and norms stay float. Copies made afterwards share the weights. Throws
+/// `Error` if they are packed already, or are to be rounded in a model that is not of float.
+template <class Model>
+void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
+  require_unpacked(model, "pack_weights");
+  const int team = threads > 0 ? threads : hardware_threads();
+  model.parameters([&](std::string_view, auto& p) {
+    using T = typename std::remove_reference_t<decltype(p)>::Scalar;
+    require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
+            " given for a model that is not of float");
+    if (p.packing == Packing::never || p.size() == 0) return;
+    const Index in = p.shape()[1], taps = p.cols() / in;
+    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
+    const Storage form = stays ? Storage::full : storage;
+    if (p.packing == Packing::tiles && form == Storage::full)
+      return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
+    if (taps > 1) {
+      Matrix<T> ordered(p.rows(), p.cols());
+      kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
+      p.value.swap(ordered);
+    }
+    p.pack(kernels::pack_weight(form, team, p.rows(), p.cols(), p.value.data()));
+  });
+}
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// The part of `Cpu` that convolves.
+template <class T>
+class CpuConvolution : public CpuAttention<T> {
+ public:
+  using typename CpuValues<T>::Tensor;
+  using CpuAttention<T>::CpuAttention, CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
+
+  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
+  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
+                const Sequences& from, const Sequences& to) {
+    require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
+                (bias == nullptr || bias->size() == shape.out_channels),
+            "conv1d: stride ", shape.stride, ", a weight of (", weight.rows(), ", ", weight.cols(), ") and a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
+            ") and none or ", shape.out_channels, " expected");
+    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_channels, ")");
+    check_convolved("conv1d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_channels);
+    Buffer space;
+    const PackedWeight packed = packed_form(weight, shape, space);
+    const Index depth = shape.patch();
+    // What an output frame sees is one run of memory, so the rows of x are read where they lie, `stride` rows apart.
+    for (Index n = 0; n < from.size(); ++n)
+      kernels::multiply(threads_, arena_, to.length(n),
+                        kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
+                        depth, packed, bias == nullptr ? nullptr : bias->value.data(), y.row(to.begin(n)),
+                        kernels::NoEpilogue());
+    return y;
+  }
+  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      add_gradient(weight, shape, ordered);
+    }
+    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = zeros(x.rows(), x.cols());
+    const Tensor ordered = ordered_weight(weight, shape);
+    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
+  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()), then an activation if one is given.
+  Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
+                const Sequences& from, const Sequences& to, std::optional<Activation> activation = {}) {
+    require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
+                bias.size() == shape.out_channels,
+            "conv2d: stride ", shape.stride, ", a weight of (", weight.rows(), ", ", weight.cols(), ") and a bias of ",
+            bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(), ") and ",
+            shape.out_channels, " expected");
+    require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
+            "), expected (", from.rows(), ", ", shape.in_cols(), ")");
+    check_convolved("conv2d", shape, from, to);
+    Tensor y = make(to.rows(), shape.out_cols());
+    if (shape.is_tiled() && (!weight.is_packed() || weight.packed().storage == Storage::full)) {
+      Buffer memory;
+      const T* panels = reinterpret_cast<const T*>(weight.packed().data.get());
+      if (!weight.is_packed()) {
+        memory = arena_.allocate(static_cast<std::size_t>(kernels::tile_panels_size<T>(shape)) * sizeof(T));
+        kernels::pack_tile_weights(threads_, shape, tile_weights(weight, shape).data(), static_cast<T*>(memory.data()));
+        panels = static_cast<const T*>(memory.data());
+      }
+      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.value.data(), activation,
+                            y.data());
+      return y;
+    }
+    Buffer space;
+    const PackedWeight packed = packed_form(weight, shape, space);
+    const Index depth = shape.patch();
+    const kernels::ActivationEpilogue epilogue{activation};
+    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(),
+                    kernels::multiply_rows_space(1, depth, packed),
+                    [&](const T* patches, Index count, T* out, void* scratch) {
+                      kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
+                                             packed, bias.value.data(), out, epilogue, scratch);
+                    });
+    return y;
+  }
+  Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                         const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
+    if (bias.trainable)
+      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               bias.gradient().data());
+    Tensor dx = needs_dx ? zeros(x.rows(), x.cols()) : Tensor();
+    if (shape.is_tiled()) {
+      Tensor dweights =
+          weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
+      kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
+                                     tile_weights(weight, shape).data(), dweights.data(), dx.data());
+      if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
+      return dx;
+    }
+    if (weight.trainable) {
+      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      add_gradient(weight, shape, ordered);
+    }
+    if (!needs_dx) return {};
+    const Tensor ordered = ordered_weight(weight, shape);
+    kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    return dx;
+  }
+
+  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
+  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
+  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                        const Sequences& sequences, const DepthwiseShape& shape) {
+    const Index channels = weight.rows(), kernel = weight.cols();
+    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
+            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
+    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
+    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
+            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
+    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
+      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
+              " rows, at least ", shape.past, " expected");
+    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
+    const Tensor taps = depthwise_taps(weight);
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
+                            bias == nullptr ? nullptr : bias->value.data(), y.data());
+    return y;
+  }
+  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
+                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
+                                 bool needs_dx) {
+    const Index channels = weight.rows(), kernel = weight.cols();
+    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
+            " past rows given");
+    if (weight.trainable) {
+      Tensor dtaps = zeros(kernel, channels);
+      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
+                                            dtaps.data());
+      weight.gradient() += dtaps.view().transpose();
+    }
+    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = make(x.rows(), channels);
+    const Tensor taps = depthwise_taps(weight);
+    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
+                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
+    return dx;
+  }
+
+ protected:
+  using CpuValues<T>::threads_, CpuValues<T>::arena_;
+
+ private:
+  template <class Shape>
+  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
+    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
+    for (Index n = 0; n < from.size(); ++n)
+      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
+              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
+  }
+  /// The weight as it was packed, or packed now, in `space`.
+  template <class Shape>
+  PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    if (weight.is_packed()) return weight.packed();
+    const Index depth = shape.patch(), cols = shape.out_channels;
+    space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
+    const Tensor ordered = ordered_weight(weight, shape);
+    kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
+                  static_cast<T*>(space.data()));
+    return {Storage::full, {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
+  }
+  Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
+    require_unpacked(weight);
+    Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+    kernels::tile_weights(shape, weight.value.data(), weights.data());
+    return weights;
+  }
+  static void require_unpacked(const Parameter<T>& weight) {
+    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+  }
+  template <class Shape>
+  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
+    require_unpacked(weight);
+    Tensor ordered = make(shape.out_channels, shape.patch());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
+    return ordered;
+  }
+  template <class Shape>
+  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
+    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
+                                weight.gradient().data());
+  }
+  Tensor depthwise_taps(const Parameter<T>& weight) {
+    Tensor taps = make(weight.value.cols(), weight.value.rows());
+    taps.view() = weight.value.transpose();
+    return taps;
+  }
+};
+
 }  // namespace laconic
 
 namespace laconic::inline LACONIC_ABI {
@@ -5014,15 +6360,13 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
       const T mean = sum_span<T>(
                          cols, [](auto a) { return a; }, row) /
                      static_cast<T>(cols);
-      T square = T(0);
-      Batch<T> total(T(0));
-      Index c = 0;
-      for (; c + lanes<T> <= cols; c += lanes<T>) {
-        const auto d = load(row + c) - Batch<T>(mean);
-        total = xsimd::fma(d, d, total);
-      }
-      square = sum_lanes<T>(total);
-      for (; c < cols; ++c) square += (row[c] - mean) * (row[c] - mean);
+      const T square = sum_span<T>(
+          cols,
+          [m = Batch<T>(mean)](auto a) {
+            const auto d = a - m;
+            return d * d;
+          },
+          row);
       const T inverse = T(1) / std::sqrt(square / static_cast<T>(cols) + eps);
       if (moments != nullptr) {
         moments[2 * r] = mean;
@@ -5190,12 +6534,15 @@ void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
       const T* row = x + r * cols;
-      T most = row[0];
-      for (Index c = 1; c < cols; ++c) most = std::max(most, row[c]);
-      T sum = T(0);
-      for (Index c = 0; c < cols; ++c) sum += std::exp(row[c] - most);
-      const T log_sum = most + std::log(sum);
-      for (Index c = 0; c < cols; ++c) y[r * cols + c] = row[c] - log_sum;
+      Batch<T> best(row[0]);
+      Index c = 0;
+      for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
+      if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
+      const T most = max_lanes<T>(best);
+      const T log_sum = most + std::log(sum_span<T>(
+                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
+      map_span(
+          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
     }
   });
 }
@@ -5205,9 +6552,10 @@ template <class T>
 void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
     for (Index r = begin; r < end; ++r) {
-      T sum = T(0);
-      for (Index c = 0; c < cols; ++c) sum += dy[r * cols + c];
-      for (Index c = 0; c < cols; ++c) dx[r * cols + c] = dy[r * cols + c] - std::exp(y[r * cols + c]) * sum;
+      const Batch<T> sum(sum_span<T>(
+          cols, [](auto d) { return d; }, dy + r * cols));
+      map_span(
+          cols, dx + r * cols, [sum](auto d, auto l) { return d - exp<T>(l) * sum; }, dy + r * cols, y + r * cols);
     }
   });
 }
@@ -5224,25 +6572,31 @@ namespace laconic::inline LACONIC_ABI {
 /// overwritten when nobody else holds them. Each `*_backward` gives the derivative by the inputs and adds the
 /// derivative by trainable parameters to their gradients.
 template <class T = float>
-class Cpu : public CpuAttention<T> {
+class Cpu : public CpuConvolution<T> {
  public:
   using typename CpuValues<T>::Tensor;
-  using CpuValues<T>::make, CpuValues<T>::zeros;
+  using CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
 
   static constexpr bool training = false;
 
   /// `threads` = 0 takes all that the machine offers.
-  explicit Cpu(int threads = 0) : CpuAttention<T>(threads) {}
+  explicit Cpu(int threads = 0) : CpuConvolution<T>(threads) {}
 
-  /// x W^T + b. x (rows, in), weight (out, in), bias (out) or null.
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
-    const Index out = weight.value.rows(), in = weight.value.cols();
+  /// x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null.
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    const Index out = weight.rows(), in = weight.cols();
     require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
     require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(), y.data(),
-                     out, false, bias == nullptr ? nullptr : bias->value.data());
+    const T* start = bias == nullptr ? nullptr : bias->value.data();
+    if (weight.is_packed())
+      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start, y.data(),
+                        kernels::ActivationEpilogue{activation});
+    else
+      kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
+                       y.data(), out, false, start, kernels::ActivationEpilogue{activation});
     return y;
   }
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -5386,112 +6740,6 @@ class Cpu : public CpuAttention<T> {
     return dx;
   }
 
-  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
-  Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
-                const Sequences& from, const Sequences& to) {
-    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
-                (bias == nullptr || bias->size() == shape.out_channels),
-            "conv1d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
-            ") and a bias of ", bias == nullptr ? 0 : bias->size(), " given, a positive one, (", shape.out_channels,
-            ", ", shape.patch(), ") and none or ", shape.out_channels, " expected");
-    require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", from.rows(), ", ", shape.in_channels, ")");
-    check_convolved("conv1d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_channels);
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d(threads_, arena_, shape, from, to, x.data(), ordered.data(),
-                    bias == nullptr ? nullptr : bias->value.data(), y.data());
-    return y;
-  }
-  Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                         const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
-    if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
-      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      add_gradient(weight, shape, ordered);
-    }
-    if (bias != nullptr) add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
-    return dx;
-  }
-
-  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()).
-  Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
-                const Sequences& from, const Sequences& to) {
-    require(shape.stride > 0 && weight.value.rows() == shape.out_channels && weight.value.cols() == shape.patch() &&
-                bias.size() == shape.out_channels,
-            "conv2d: stride ", shape.stride, ", a weight of (", weight.value.rows(), ", ", weight.value.cols(),
-            ") and a bias of ", bias.size(), " given, a positive one, (", shape.out_channels, ", ", shape.patch(),
-            ") and ", shape.out_channels, " expected");
-    require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
-            "), expected (", from.rows(), ", ", shape.in_cols(), ")");
-    check_convolved("conv2d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), ordered.data(), bias.value.data(), y.data());
-    return y;
-  }
-  Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
-                         const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
-    if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
-      kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
-      add_gradient(weight, shape, ordered);
-    }
-    if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
-                               bias.gradient().data());
-    if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
-    const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
-    return dx;
-  }
-
-  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
-  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
-  Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                        const Sequences& sequences, const DepthwiseShape& shape) {
-    const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(x.cols() == channels && x.rows() == sequences.rows(), "depthwise_conv: input is (", x.rows(), ", ",
-            x.cols(), "), expected (", sequences.rows(), ", ", channels, ")");
-    require(bias == nullptr || bias->size() == channels, "depthwise_conv: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given for ", channels, " channels");
-    require((shape.chunk == Mask::unlimited || shape.chunk > 0) && shape.past >= 0, "depthwise_conv: chunk ",
-            shape.chunk, " and past ", shape.past, " given, at least 1 and 0 expected");
-    for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
-      require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
-              " rows, at least ", shape.past, " expected");
-    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
-    const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
-                            bias == nullptr ? nullptr : bias->value.data(), y.data());
-    return y;
-  }
-  Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
-                                 const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
-                                 bool needs_dx) {
-    const Index channels = weight.value.rows(), kernel = weight.value.cols();
-    require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
-            " past rows given");
-    if (weight.trainable) {
-      Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
-                                            dtaps.data());
-      weight.gradient() += dtaps.view().transpose();
-    }
-    if (bias != nullptr) add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = make(x.rows(), channels);
-    const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
-                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
-    return dx;
-  }
-
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
   Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
@@ -5519,9 +6767,6 @@ class Cpu : public CpuAttention<T> {
             x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
     });
     return y;
-  }
-  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
-    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
   }
   /// Number by number.
   Tensor multiply(const Tensor& x, const Tensor& y) {
@@ -5677,29 +6922,6 @@ class Cpu : public CpuAttention<T> {
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
                         variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
-  }
-  template <class Shape>
-  static void check_convolved(const char* name, const Shape& shape, const Sequences& from, const Sequences& to) {
-    require(from.size() == to.size(), name, ": ", to.size(), " sequences out given for ", from.size(), " in");
-    for (Index n = 0; n < from.size(); ++n)
-      require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
-              from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
-  }
-  template <class Shape>
-  Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
-    return ordered;
-  }
-  template <class Shape>
-  static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
-    kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
-                                weight.gradient().data());
-  }
-  Tensor depthwise_taps(const Parameter<T>& weight) {
-    Tensor taps = make(weight.value.cols(), weight.value.rows());
-    taps.view() = weight.value.transpose();
-    return taps;
   }
 };
 
@@ -6119,8 +7341,6 @@ struct ActivationPca {
 
 }  // namespace laconic
 
-#include <map>
-
 namespace laconic::inline LACONIC_ABI {
 
 /// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
@@ -6207,9 +7427,10 @@ class InputRecorder : public Cpu<T> {
  public:
   using typename Cpu<T>::Tensor;
 
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias) {
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
     if (const auto at = inputs.find(&weight); at != inputs.end()) at->second = x.view();
-    return Cpu<T>::linear(x, weight, bias);
+    return Cpu<T>::linear(x, weight, bias, activation);
   }
 
   std::map<const Parameter<T>*, Matrix<T>> inputs;
@@ -7052,7 +8273,7 @@ struct EncoderConfig {
 
 namespace laconic::inline LACONIC_ABI {
 
-/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`.
+/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
 template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
@@ -7060,6 +8281,7 @@ class Conv2d : public Module<Conv2d<T>> {
       : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
         bias({shape.out_channels}),
         shape_(shape) {
+    weight.packing = shape.is_tiled() ? Packing::tiles : Packing::taps;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
@@ -7068,7 +8290,7 @@ class Conv2d : public Module<Conv2d<T>> {
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
-    return context.conv2d(x, weight, bias, shape_, from, to);
+    return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
   }
 
   static void each_parameter(auto& self, auto&& visit) {
@@ -7131,8 +8353,8 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
             " rows of features given, their sequences have ", sequences.rows());
     const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
     const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
-    auto x = context.activation(Activation::relu, conv0(context, features, sequences, half));
-    x = context.activation(Activation::relu, conv1(context, x, half, out));
+    auto x = conv0(context, features, sequences, half);
+    x = conv1(context, x, half, out);
     return {linear(context, x), out};
   }
 
@@ -7310,7 +8532,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   };
 
   /// Bytes of key-value cache for this many encoder frames, all layers.
-  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, CacheStorage storage = CacheStorage::full) {
+  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
     return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 
@@ -7709,6 +8931,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
+  require_unpacked(source, "convert");
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
@@ -7758,6 +8981,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///       numbers.kv_lora_ranks.push_back(rank);
 template <class Source, class Method = JointSvd>
 std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  require_unpacked(source, "key_value_spectra");
   const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {
@@ -7793,7 +9017,7 @@ class FeedForward : public Module<FeedForward<T>> {
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = context.activation(activation_, intermediate_dense(context, x));
+    auto hidden = intermediate_dense(context, x, activation_);
     return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
   }
 
@@ -7866,7 +9090,7 @@ class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
 
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
-    const Tensor hidden = context.activation(Activation::gelu, channel_proj1(context, x));
+    const Tensor hidden = channel_proj1(context, x, Activation::gelu);
     return channel_proj2(context, csgu(context, hidden, pass, state));
   }
 
@@ -8420,7 +9644,7 @@ struct StreamConfig {
   Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
   Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
   Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
-  CacheStorage storage = CacheStorage::full;  ///< of the keys and values
+  Storage storage = Storage::full;  ///< of the keys and values
   int threads = 0;                            ///< 0: all that the machine offers
 };
 
@@ -8670,6 +9894,7 @@ class Conv1d : public Module<Conv1d<T>> {
  public:
   Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
       : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
+    weight.packing = Packing::taps;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
@@ -8911,6 +10136,7 @@ class AdamW {
   /// moments and statistics stay) and the caller must say so.
   template <class Model>
   double step(Model& model, double learning_rate) {
+    require_unpacked(model, "AdamW");
     double square = 0;
     model.parameters([&](std::string_view, const Parameter<T>& p) {
       if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();

@@ -6,9 +6,11 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What the instruction set changes, the width of vectors and the alignment of
-// matrices, is part of each name: files compiled for different ones do not link, where they would crash.
-#if defined(__AVX512F__)
+// The inline namespace of everything. What the instruction set changes, the width of vectors, the alignment of matrices
+// and how bytes are multiplied, is part of each name: files compiled for different ones do not link, where they would crash.
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define LACONIC_ABI v0_avx512_vnni
+#elif defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
 #define LACONIC_ABI v0_avx2

@@ -336,17 +336,18 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
             " given for a model that is not of float");
     if (p.packing == Packing::never || p.size() == 0) return;
-    if (p.packing == Packing::tiles && storage == Storage::full)
-      return p.pack(kernels::pack_tiles(team, {p.shape()[1], p.shape()[0], 0}, p.value.data()));
     const Index in = p.shape()[1], taps = p.cols() / in;
+    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
+    const Storage form = stays ? Storage::full : storage;
+    if (p.packing == Packing::tiles && form == Storage::full)
+      return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
-    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
-    p.pack(kernels::pack_weight(stays ? Storage::full : storage, team, p.rows(), p.cols(), p.value.data()));
+    p.pack(kernels::pack_weight(form, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 
