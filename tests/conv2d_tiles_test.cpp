@@ -71,6 +71,14 @@ TEST_CASE("a convolution by tiles is the convolution", "[conv2d]") {
 }
 
 TEST_CASE("its derivatives are those of the convolution, in any number of threads", "[conv2d]") {
+  Case narrow(16, 4, 2, {20});  // no frequency is left
+  Cpu<double> plain(1);
+  const Matrix<double> none_given(narrow.to.rows(), 0);
+  CHECK(plain
+            .conv2d_backward(plain.input(none_given), plain.input(narrow.x), narrow.weight, narrow.bias, narrow.shape,
+                             narrow.from, narrow.to, true)
+            .view()
+            .isZero());
   Case c(17, 5, 11, {8, 25, 2, 800});
   const Matrix<double> dy = random_matrix<double>(c.to.rows(), c.shape.out_cols(), 5);
   // The convolution is linear in x and in the weight, so <dy, conv(d)> is the derivative in direction d, exactly.

@@ -1,6 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Models whose weights were packed against the same models as they were.
 #include <laconic/laconic.hpp>
+#include <laconic/train/adamw.hpp>
+#include <laconic/train/progressive.hpp>
 
 #include "gradient_check.hpp"
 
@@ -23,6 +25,18 @@ struct Layers : Module<Layers> {
   Linear<float> linear;
   explicit Layers(Linear<float> one) : linear(std::move(one)) {}
   static void each_parameter(auto& self, auto&& visit) { visit("linear", self.linear); }
+};
+
+struct Convolutions : Module<Convolutions> {
+  Parameter<float> weight{20, 32, 3, 3}, bias{20};
+  Convolutions() {
+    weight.value = random_matrix<float>(20, 32 * 9, 4);
+    bias.value = random_matrix<float>(1, 20, 5);
+  }
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
 };
 
 }  // namespace
@@ -134,6 +148,80 @@ TEMPLATE_TEST_CASE("a packed encoder says what it said", "[packed]", Mha<4>, (Ml
   REQUIRE(matrix_of(int8(one, features, sequences).rows) == rounded);
   pack_weights(bf16, Storage::bf16);
   REQUIRE(relative_error(matrix_of(bf16(cpu, features, sequences).rows), expected) < 0.02);
+}
+
+TEST_CASE("tiled convolutions in every storage", "[packed]") {
+  Convolutions layers;
+  const Conv2dShape tiled{32, 20, 9, 2}, plain{32, 20, 9, 1};
+  const Matrix<float> x = random_matrix<float>(21, 9 * 32, 2);
+  const Sequences from{21};
+  Cpu<float> cpu(2);
+  for (const Conv2dShape& shape : {tiled, plain}) {
+    CAPTURE(shape.stride);
+    const Sequences to{shape.out_length(21)};
+    layers.weight.packing = shape.is_tiled() ? Packing::tiles : Packing::taps;
+    const Matrix<float> expected = matrix_of(cpu.conv2d(cpu.input(x), layers.weight, layers.bias, shape, from, to));
+    for (const auto& [storage, most] :
+         {std::pair{Storage::full, 0.0}, std::pair{Storage::bf16, 0.01}, std::pair{Storage::int8, 0.03}}) {
+      Convolutions packed = layers;
+      pack_weights(packed, storage);
+      const Matrix<float> y = matrix_of(cpu.conv2d(cpu.input(x), packed.weight, layers.bias, shape, from, to));
+      REQUIRE(relative_error(y, expected) <= most);
+    }
+  }
+  const Conv1dShape one{32, 20, 9, 2};
+  const Matrix<float> samples = random_matrix<float>(40, 32, 3);
+  const Sequences many{40}, fewer{one.out_length(40)};
+  Convolutions packed = layers;
+  packed.weight = Parameter<float>({20, 32, 9});
+  packed.weight.value = layers.weight.value;
+  packed.weight.packing = Packing::taps;
+  const Matrix<float> expected = matrix_of(cpu.conv1d(cpu.input(samples), packed.weight, nullptr, one, many, fewer));
+  pack_weights(packed);
+  REQUIRE(matrix_of(cpu.conv1d(cpu.input(samples), packed.weight, nullptr, one, many, fewer)) == expected);
+}
+
+TEST_CASE("a packed weight is not taken for another form", "[packed]") {
+  Convolutions layers;
+  layers.weight.packing = Packing::tiles;
+  pack_weights(layers);
+  Cpu<float> cpu(1);
+  const Matrix<float> x = random_matrix<float>(21, 9 * 32, 2);
+  const Sequences from{21}, to{19};
+  REQUIRE_THROWS_WITH(cpu.linear(cpu.input(x), layers.weight, nullptr),
+                      Catch::Matchers::ContainsSubstring("of a convolution given"));
+  REQUIRE_THROWS_WITH(cpu.conv2d(cpu.input(x), layers.weight, layers.bias, {32, 20, 9, 1}, from, to),
+                      Catch::Matchers::ContainsSubstring("packed for tiles"));
+}
+
+TEST_CASE("what changes, saves or converts a model refuses a packed one", "[packed]") {
+  using Model = Conformer<MlaSimple<4, dyn>>;
+  Model model({.num_mels = 16, .d_model = 32, .num_layers = 1, .vocab_size = 7, .kv_lora_rank = 16, .conv_kernel = 7},
+              Seed(1));
+  pack_weights(model);
+  const auto refuses = Catch::Matchers::ContainsSubstring("is packed");
+  REQUIRE_THROWS_WITH((convert<Conformer<Mha<4>>>(model)), refuses);
+  REQUIRE_THROWS_WITH(key_value_spectra(model), refuses);
+  REQUIRE_THROWS_WITH((truncate<Model>(model, {.kv_lora_rank = 8})), refuses);
+  AdamW<float> optimizer;
+  REQUIRE_THROWS_WITH(optimizer.step(model, 0.1), refuses);
+}
+
+TEST_CASE("a context keeps what follows from packed weights, for any length", "[packed]") {
+  Conformer<Mha<4>> model({.num_mels = 16, .d_model = 32, .num_layers = 2, .vocab_size = 7, .conv_kernel = 7}, Seed(1));
+  const Matrix<float> features = random_matrix<float>(400, 16, 2);
+  const auto logits = [&](Cpu<float>& cpu, Index rows) {
+    return matrix_of(model(cpu, cpu.input(Matrix<float>(features.topRows(rows))), Sequences{rows}).rows);
+  };
+  std::vector<Matrix<float>> expected;
+  const std::vector<Index> lengths{40, 200, 60, 210, 400, 40};
+  for (const Index rows : lengths) {
+    Cpu<float> fresh(1);
+    expected.push_back(logits(fresh, rows));
+  }
+  pack_weights(model);
+  Cpu<float> cpu(1);
+  for (std::size_t i = 0; i < lengths.size(); ++i) REQUIRE(logits(cpu, lengths[i]) == expected[i]);
 }
 
 TEST_CASE("packed models cannot be trained, packed again, or rounded in double", "[packed]") {

@@ -196,13 +196,13 @@ void list_models() {
 }
 
 /// The model that was asked for, and what it is.
-AnyModel load(const ProfileOptions& o, Profile& p, Storage& weights) {
+AnyModel load(const ProfileOptions& o, Profile& p) {
   const auto start = Clock::now();
   if (o.name.empty()) {
     Recognizer recognizer = Recognizer::load(o.model);
     p.name = o.model;
     p.config = recognizer.config;
-    weights = recognizer.storage;
+    p.weights = recognizer.storage;
     count_costs(p);
     require_memory(p.name, p.config.encoder, 0, o.frames);
     p.start_seconds = since(start);
@@ -233,9 +233,17 @@ void profile(const ProfileOptions& o) {
   p.cpu = cpu_name();
   p.threads = o.threads;
   p.storage = from_name<Storage>(o.cache).value();
-  Storage weights = from_name<Storage>(o.weights).value();
-  AnyModel any = load(o, p, weights);
-  std::visit([&](auto& model) { pack_weights(model, weights, o.threads); }, any);
+  p.weights = from_name<Storage>(o.weights).value();
+  AnyModel any = load(o, p);
+  std::visit([&](auto& model) { pack_weights(model, p.weights, o.threads); }, any);
+  std::visit(
+      [&](const auto& model) {
+        model.parameters([&](std::string_view, const auto& one) {
+          const Storage storage = one.is_packed() ? one.packed().storage : Storage::full;
+          p.weight_bytes += cache_row_bytes(storage, one.size()) - (storage == Storage::int8 ? 4 : 0);
+        });
+      },
+      any);
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk > 0 ? o.chunk : c.chunk > 0 ? c.chunk : default_chunk;
   Index left = o.left_context > -2 ? o.left_context : c.chunk > 0 ? c.left_context : default_left_context;
@@ -294,7 +302,8 @@ void add_profile_command(CLI::App& app) {
       ->check(CLI::Range(-1, 1 << 20));
   command->add_option("--weights", o->weights, "how weights are stored, of --name; a --model's are as it has them")
       ->capture_default_str()
-      ->check(CLI::IsMember(names_of<Storage>()));
+      ->check(CLI::IsMember(names_of<Storage>()))
+      ->excludes(model);
   command->add_option("--cache", o->cache, "how streams store keys and values")
       ->capture_default_str()
       ->check(CLI::IsMember({"float", "bf16", "int8"}));

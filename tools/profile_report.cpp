@@ -96,7 +96,8 @@ nlohmann::json profile_json(const Profile& p) {
                        {"attention", p.attention_parameters},
                        {"subsampling", p.subsampling_parameters},
                        {"other", p.parameters - p.attention_parameters - p.subsampling_parameters}}},
-                     {"weight_bytes", 4 * p.parameters},
+                     {"weights", to_name(p.weights)},
+                     {"weight_bytes", p.weight_bytes},
                      {"flops", {{"total", p.flops}, {"attention", p.attention_flops}}},
                      {"cache", cache},
                      {"start_seconds", p.start_seconds},
@@ -116,7 +117,8 @@ void print_profile(const Profile& p) {
               million(p.attention_parameters), percent(p.attention_parameters, p.parameters),
               million(p.subsampling_parameters),
               million(p.parameters - p.attention_parameters - p.subsampling_parameters));
-  std::printf("weights, MiB  %10.2f   the process holds %.2f at most\n", mib(4 * p.parameters), mib(p.resident_bytes));
+  std::printf("weights, MiB  %10.2f   as %s; the process holds %.2f at most\n", mib(p.weight_bytes),
+              std::string(to_name(p.weights)).c_str(), mib(p.resident_bytes));
   std::printf("GFLOP         %10.2f   for %td frames (%.1f s of speech); attention %.2f (%.1f%%)%s\n",
               1e-3 * million(p.flops), p.frames, p.speech_seconds(p.frames), 1e-3 * million(p.attention_flops),
               percent(p.attention_flops, p.flops),

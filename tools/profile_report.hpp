@@ -30,6 +30,8 @@ struct Profile {
     laconic::Index frame_bytes, bytes;  ///< a frame, and for all; a state of fixed size has no bytes a frame
   };
   laconic::Index parameters = 0, attention_parameters = 0, subsampling_parameters = 0;
+  laconic::Storage weights = laconic::Storage::full;
+  laconic::Index weight_bytes = 0;  ///< but for scales and what panels are padded with
   laconic::Index flops = 0, attention_flops = 0;
   std::string attention_path;  ///< that the cost rule takes; empty where there is one only
   std::vector<Storage> cache;

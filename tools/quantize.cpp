@@ -40,12 +40,13 @@ double logits_error(Cpu<float>& cpu, const Recognizer& rounded, const Recognizer
 
 void quantize(const QuantizeOptions& o) {
   const Storage weights = from_name<Storage>(o.weights).value();
-  require(std::filesystem::weakly_canonical(o.output) != std::filesystem::weakly_canonical(o.input), o.output,
-          ": is the model to be rounded, another folder expected");
+  const std::filesystem::path run = std::filesystem::path(o.input) / "model";
+  for (const std::filesystem::path& source : {std::filesystem::path(o.input), run})
+    require(std::filesystem::weakly_canonical(o.output) != std::filesystem::weakly_canonical(source), o.output,
+            ": is the model to be rounded, another folder expected");
   Recognizer exact = Recognizer::load(o.input);
   exact.save(o.output, weights);
   Recognizer rounded = Recognizer::load(o.output);
-  const std::filesystem::path run = std::filesystem::path(o.input) / "model";
   const auto before = weight_bytes(std::filesystem::is_directory(run) ? run : std::filesystem::path(o.input)),
              after = weight_bytes(o.output);
   nlohmann::json result{{"model", o.output},    {"weights", o.weights},

@@ -155,11 +155,7 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
   Recognizer out{config, std::move(vocabulary), make_model(config.model, config.encoder, Seed())};
   const auto ignored = [&](std::string_view name) { return foreign && is_unused_hugging_face_tensor(name); };
   std::visit([&](auto& m) { load_parameters(m, tensors, "", ignored); }, out.model);
-  for (const std::string& name : tensors.names()) {
-    const Dtype dtype = tensors.info(name).dtype;
-    if (dtype == Dtype::i8) out.storage = Storage::int8;
-    if (dtype == Dtype::bf16 && out.storage == Storage::full) out.storage = Storage::bf16;
-  }
+  out.storage = std::visit([&](const auto& m) { return stored_weights(m, tensors); }, out.model);
   return out;
 }
 

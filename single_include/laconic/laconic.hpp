@@ -12,9 +12,11 @@
 #define LACONIC_VERSION_PATCH 0
 
 // The inline namespace of everything. What the instruction set changes, the width of vectors, the alignment of matrices
-// and how bytes are multiplied, is part of each name: files compiled for different ones do not link, where they would crash.
+// and how bytes are multiplied, is part of each name: files compiled for different ones do not link, where they would
+// crash.
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 #define LACONIC_ABI v0_avx512_vnni
+#define LACONIC_VNNI 1
 #elif defined(__AVX512F__)
 #define LACONIC_ABI v0_avx512
 #elif defined(__AVX2__)
@@ -23,6 +25,9 @@
 #define LACONIC_ABI v0_avx
 #else
 #define LACONIC_ABI v0
+#endif
+#ifndef LACONIC_VNNI
+#define LACONIC_VNNI 0  // the processor multiplies bytes
 #endif
 
 // Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
@@ -556,14 +561,15 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// Weights that layers only multiply by, from the right, may be packed: a matrix; a convolution whose products are over
-/// its taps; one with the products of conv2d_tiles.hpp.
+/// Weights that layers only multiply by, from the right, may be packed: matrices, convolutions whose products are over
+/// their taps, and those by tiles (conv2d_tiles.hpp).
 enum class Packing { never, matrix, taps, tiles };
 
 /// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
 /// so copies of a model share it.
 struct PackedWeight {
   Storage storage = Storage::full;
+  Packing packing = Packing::never;  ///< what it can be read as
   std::shared_ptr<const std::byte> data{};
 };
 
@@ -626,6 +632,16 @@ class Parameter {
   mutable Matrix<T> gradient_;
   PackedWeight packed_;
 };
+
+/// Whether a weight is rounded where weights are: those that may be packed, but in bytes no convolution of few numbers
+/// an output, where the largest of them would cost the others much.
+template <class T>
+bool is_rounded(const Parameter<T>& p, Storage weights) {
+  constexpr Index few = 64;
+  const bool convolves = p.packing == Packing::taps || p.packing == Packing::tiles;
+  return weights != Storage::full && p.packing != Packing::never && p.size() > 0 &&
+         !(weights == Storage::int8 && convolves && p.cols() < few);
+}
 
 namespace detail {
 
@@ -3378,7 +3394,7 @@ Batch<T> exp(const Batch<T>& x) {
   return xsimd::exp(x);
 }
 #ifdef __AVX512F__
-/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 6 is off by 1.3 units in the last
+/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 7 is off by 1.3 units in the last
 /// place at most (simd_test); 0 for minus infinity.
 template <>
 inline Batch<float> exp<float>(const Batch<float>& x) {
@@ -4911,11 +4927,16 @@ class CpuValues {
     return out;
   }
   /// make(size), which follows from a packed weight and this size alone, and serves smaller ones too: kept for later
-  /// calls, as long as the context lives.
+  /// calls, as long as the context and the weight live. It grows by a quarter at least, so that sizes which grow by
+  /// little do not make it anew each time.
   template <class Make>
   Tensor kept_for(const PackedWeight& weight, Index size, Make&& make) {
+    if (!kept_.contains(weight.data)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
     auto& kept = kept_[weight.data];
-    if (kept.size < size) kept = {size, make(size)};
+    if (kept.size < size) {
+      const Index larger = std::max(size, kept.size + kept.size / 4);
+      kept = {larger, make(larger)};
+    }
     return kept.value;
   }
 
@@ -5681,7 +5702,9 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
                            const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
   const Index row = ConvTiles::all * s.in_channels, piece = 16;  // tiles of a task
   // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
-  const Index freqs = ConvTiles{s, 0}.freqs(), times = std::max<Index>(1, 512 / std::max<Index>(1, freqs));
+  const Index freqs = ConvTiles{s, 0}.freqs();
+  if (freqs == 0) return;
+  const Index times = std::max<Index>(1, 512 / freqs);
   const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
               sums = most * s.out_channels;
   const Buffer memory = arena.allocate(
@@ -5738,11 +5761,8 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
 }  // namespace kernels
 }  // namespace laconic
 
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#if LACONIC_VNNI
 #include <immintrin.h>
-#define LACONIC_VNNI 1
-#else
-#define LACONIC_VNNI 0
 #endif
 
 // Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
@@ -5774,9 +5794,9 @@ struct PackedLayout {
 
 /// Memory that vectors read without crossing lines of the cache.
 inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
-  constexpr std::align_val_t alignment{64};
+  static constexpr std::align_val_t alignment{64};
   return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
-          [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); }};
+          [](std::byte* p) { ::operator delete(p, alignment); }};
 }
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
@@ -5786,17 +5806,20 @@ PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) 
   tile_weights(shape, weight, weights.data());
   const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
   pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
-  return {Storage::full, data};
+  return {Storage::full, Packing::tiles, data};
 }
 
-/// `weight` (out, in) packed.
+/// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
 template <class T>
-PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, const T* weight) {
+PackedWeight pack_weight(Storage storage, Packing packing, int threads, Index out, Index in, const T* weight) {
+  constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
+  require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
+          " expected for int8");
   const PackedLayout layout{storage, out, in};
   const auto data = aligned_memory(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
-    return {storage, data};
+    return {storage, packing, data};
   }
   constexpr Index cols = GemmTile<float>::cols;
   parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
@@ -5821,7 +5844,7 @@ PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, cons
       const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
     }
   });
-  return {storage, data};
+  return {storage, packing, data};
 }
 
 #if !LACONIC_VNNI
@@ -6018,14 +6041,14 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
   }
 }
 
-/// Bytes of scratch that `multiply_rows` needs.
-inline Index multiply_rows_space(Index m, Index in, const PackedWeight& weight) {
+/// Bytes of scratch that `multiply_rows` needs for a row.
+inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
 #if LACONIC_VNNI
-  if (weight.storage == Storage::int8) return RoundedRows::space(m, in);
+  if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
 #endif
-  return (void)m, (void)in, (void)weight, 0;
+  return 0;
 }
-/// The same on one thread, without taking memory; of bytes only where the processor multiplies them.
+/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
                    const Epilogue& epilogue, [[maybe_unused]] void* space) {
@@ -6052,8 +6075,9 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 /// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
 /// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
 /// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
-/// has VNNI; sums, attention, convolutions and norms stay float. Copies made afterwards share the weights. Throws
-/// `Error` if they are packed already, or are to be rounded in a model that is not of float.
+/// has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all convolutions. Copies made
+/// afterwards share the weights. Allocates, one weight more than the model at a time; `threads` = 0 takes all that the
+/// machine offers. Throws `Error` if they are packed already, or are to be rounded in a model that is not of float.
 template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");
@@ -6065,8 +6089,8 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     if (p.packing == Packing::never || p.size() == 0) return;
     const Index in = p.shape()[1], taps = p.cols() / in;
     // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
-    const Storage form = stays ? Storage::full : storage;
+    const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
+    const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
       return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
     if (taps > 1) {
@@ -6074,7 +6098,8 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
-    p.pack(kernels::pack_weight(form, team, p.rows(), p.cols(), p.value.data()));
+    const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
+    p.pack(kernels::pack_weight(form, packing, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 
@@ -6139,7 +6164,10 @@ class CpuConvolution : public CpuAttention<T> {
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
-    if (shape.is_tiled() && (!weight.is_packed() || weight.packed().storage == Storage::full)) {
+    const bool by_tiles = weight.is_packed() ? weight.packed().packing == Packing::tiles : shape.is_tiled();
+    if (by_tiles) {
+      require(shape.is_tiled(), "conv2d: a weight packed for tiles given, whose stride is 2; ", shape.stride,
+              " expected");
       Buffer memory;
       const T* panels = reinterpret_cast<const T*>(weight.packed().data.get());
       if (!weight.is_packed()) {
@@ -6155,8 +6183,7 @@ class CpuConvolution : public CpuAttention<T> {
     const PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
     const kernels::ActivationEpilogue epilogue{activation};
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(),
-                    kernels::multiply_rows_space(1, depth, packed),
+    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(), kernels::multiply_rows_space(depth, packed),
                     [&](const T* patches, Index count, T* out, void* scratch) {
                       kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
                                              packed, bias.value.data(), out, epilogue, scratch);
@@ -6243,26 +6270,31 @@ class CpuConvolution : public CpuAttention<T> {
   /// The weight as it was packed, or packed now, in `space`.
   template <class Shape>
   PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    require(!weight.is_packed() || weight.packed().packing == Packing::taps,
+            "convolution: a packed weight of another layer given, one with taps expected");
     if (weight.is_packed()) return weight.packed();
     const Index depth = shape.patch(), cols = shape.out_channels;
     space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
     const Tensor ordered = ordered_weight(weight, shape);
     kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
                   static_cast<T*>(space.data()));
-    return {Storage::full, {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
+    return {Storage::full,
+            Packing::taps,
+            {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
   }
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
-    require_unpacked(weight);
+    require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
     kernels::tile_weights(shape, weight.value.data(), weights.data());
     return weights;
   }
-  static void require_unpacked(const Parameter<T>& weight) {
-    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+  static void require_as_it_is(const Parameter<T>& weight) {
+    require(!weight.is_packed(),
+            "convolution: a packed weight given, which can only be run; one as it is expected to train");
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    require_unpacked(weight);
+    require_as_it_is(weight);
     Tensor ordered = make(shape.out_channels, shape.patch());
     kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
     return ordered;
@@ -6591,9 +6623,11 @@ class Cpu : public CpuConvolution<T> {
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : bias->value.data();
+    require(!weight.is_packed() || weight.packed().packing == Packing::matrix,
+            "linear: the packed weight of a convolution given, a matrix expected");
     if (weight.is_packed())
-      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start, y.data(),
-                        kernels::ActivationEpilogue{activation});
+      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start,
+                        y.data(), kernels::ActivationEpilogue{activation});
     else
       kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
                        y.data(), out, false, start, kernels::ActivationEpilogue{activation});
@@ -8793,6 +8827,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
 /// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
+  require_unpacked(source, "convert");
   using P = Parameter<typename Source::Scalar>;
   std::map<std::string, const P*, std::less<>> from;
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
@@ -8931,7 +8966,6 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
-  require_unpacked(source, "convert");
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
@@ -9640,12 +9674,12 @@ namespace laconic::inline LACONIC_ABI {
 /// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;       ///< streams at once
-  Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
+  Index capacity = 1;               ///< streams at once
+  Index chunk = 0;                  ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;          ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;             ///< the most encoder frames of a stream, which must be said where all are kept
   Storage storage = Storage::full;  ///< of the keys and values
-  int threads = 0;                            ///< 0: all that the machine offers
+  int threads = 0;                  ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames

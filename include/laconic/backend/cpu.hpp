@@ -38,9 +38,11 @@ class Cpu : public CpuConvolution<T> {
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
     const T* start = bias == nullptr ? nullptr : bias->value.data();
+    require(!weight.is_packed() || weight.packed().packing == Packing::matrix,
+            "linear: the packed weight of a convolution given, a matrix expected");
     if (weight.is_packed())
-      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start, y.data(),
-                        kernels::ActivationEpilogue{activation});
+      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start,
+                        y.data(), kernels::ActivationEpilogue{activation});
     else
       kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
                        y.data(), out, false, start, kernels::ActivationEpilogue{activation});

@@ -225,6 +225,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
 /// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
+  require_unpacked(source, "convert");
   using P = Parameter<typename Source::Scalar>;
   std::map<std::string, const P*, std::less<>> from;
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
@@ -363,7 +364,6 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
-  require_unpacked(source, "convert");
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,

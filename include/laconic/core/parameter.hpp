@@ -24,14 +24,15 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// Weights that layers only multiply by, from the right, may be packed: a matrix; a convolution whose products are over
-/// its taps; one with the products of conv2d_tiles.hpp.
+/// Weights that layers only multiply by, from the right, may be packed: matrices, convolutions whose products are over
+/// their taps, and those by tiles (conv2d_tiles.hpp).
 enum class Packing { never, matrix, taps, tiles };
 
 /// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
 /// so copies of a model share it.
 struct PackedWeight {
   Storage storage = Storage::full;
+  Packing packing = Packing::never;  ///< what it can be read as
   std::shared_ptr<const std::byte> data{};
 };
 
@@ -94,6 +95,16 @@ class Parameter {
   mutable Matrix<T> gradient_;
   PackedWeight packed_;
 };
+
+/// Whether a weight is rounded where weights are: those that may be packed, but in bytes no convolution of few numbers
+/// an output, where the largest of them would cost the others much.
+template <class T>
+bool is_rounded(const Parameter<T>& p, Storage weights) {
+  constexpr Index few = 64;
+  const bool convolves = p.packing == Packing::taps || p.packing == Packing::tiles;
+  return weights != Storage::full && p.packing != Packing::never && p.size() > 0 &&
+         !(weights == Storage::int8 && convolves && p.cols() < few);
+}
 
 namespace detail {
 

@@ -47,8 +47,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
   std::vector<std::vector<float>> scales;
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     const std::span<const T> values(p.value.data(), static_cast<std::size_t>(p.size()));
-    if (p.packing == Packing::never || values.empty() || (weights == Storage::int8 && p.shape().size() > 2 && p.cols() < 64))
-      return writer.add(name, p.shape(), values);
+    if (!is_rounded(p, weights)) return writer.add(name, p.shape(), values);
     if (weights == Storage::bf16) {
       auto& to = halves.emplace_back(values.size());
       std::ranges::transform(values, to.begin(), [](T x) { return to_bf16(static_cast<float>(x)); });
@@ -88,7 +87,9 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   require_unpacked(model, "load_parameters");
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
+  Index parameters = 0;
   model.parameters([&](std::string_view name, const auto&) {
+    ++parameters;
     std::string full = text(prefix, name);
     if (!tensors.contains(full)) missing.push_back(full);
     if (tensors.contains(full) && tensors.info(full).dtype == Dtype::i8)
@@ -97,7 +98,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   });
   for (const std::string& name : tensors.names())
     if (name.starts_with(prefix) && !known.contains(name) && !ignored(name)) unknown.push_back(name);
-  require(missing.empty(), tensors.path(), ": ", missing.size(), " of the model's ", known.size(),
+  require(missing.empty(), tensors.path(), ": ", missing.size(), " of the model's ", parameters,
           " tensors are missing: ", detail::some_names(missing));
   require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", detail::some_names(unknown));
@@ -114,6 +115,21 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
     tensors.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));
   });
+}
+
+/// How the weights of a model lie in these files: rounded, if all are that `save_parameters` rounds.
+template <class Model>
+Storage stored_weights(const Model& model, const Tensors& tensors) {
+  for (const auto& [storage, dtype] : {std::pair{Storage::int8, Dtype::i8}, std::pair{Storage::bf16, Dtype::bf16}}) {
+    bool any = false, all = true;
+    model.parameters([&, storage = storage, dtype = dtype](std::string_view name, const auto& p) {
+      if (!is_rounded(p, storage)) return;
+      any = true;
+      all = all && tensors.info(name).dtype == dtype;
+    });
+    if (any && all) return storage;
+  }
+  return Storage::full;
 }
 
 template <class Model>

@@ -13,12 +13,12 @@ namespace laconic::inline LACONIC_ABI {
 /// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;       ///< streams at once
-  Index chunk = 0;          ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;  ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;     ///< the most encoder frames of a stream, which must be said where all are kept
+  Index capacity = 1;               ///< streams at once
+  Index chunk = 0;                  ///< encoder frames that become final together; 0: as the model says
+  Index left_context = -2;          ///< encoder frames kept; -1: all, -2: as the model says
+  Index max_frames = 0;             ///< the most encoder frames of a stream, which must be said where all are kept
   Storage storage = Storage::full;  ///< of the keys and values
-  int threads = 0;                            ///< 0: all that the machine offers
+  int threads = 0;                  ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames

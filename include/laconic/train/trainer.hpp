@@ -305,7 +305,7 @@ class Trainer {
     const double left =
         state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
     const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0,
-                               0,      left,         wer,  validation.loss(),        false};
+                               0,      left,         wer,  validation.loss(),      false};
     log_row(report);
     progress(report);
     save();

@@ -272,7 +272,9 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
                            const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
   const Index row = ConvTiles::all * s.in_channels, piece = 16;  // tiles of a task
   // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
-  const Index freqs = ConvTiles{s, 0}.freqs(), times = std::max<Index>(1, 512 / std::max<Index>(1, freqs));
+  const Index freqs = ConvTiles{s, 0}.freqs();
+  if (freqs == 0) return;
+  const Index times = std::max<Index>(1, 512 / freqs);
   const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
               sums = most * s.out_channels;
   const Buffer memory = arena.allocate(

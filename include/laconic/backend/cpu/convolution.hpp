@@ -68,7 +68,10 @@ class CpuConvolution : public CpuAttention<T> {
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
     Tensor y = make(to.rows(), shape.out_cols());
-    if (shape.is_tiled() && (!weight.is_packed() || weight.packed().storage == Storage::full)) {
+    const bool by_tiles = weight.is_packed() ? weight.packed().packing == Packing::tiles : shape.is_tiled();
+    if (by_tiles) {
+      require(shape.is_tiled(), "conv2d: a weight packed for tiles given, whose stride is 2; ", shape.stride,
+              " expected");
       Buffer memory;
       const T* panels = reinterpret_cast<const T*>(weight.packed().data.get());
       if (!weight.is_packed()) {
@@ -84,8 +87,7 @@ class CpuConvolution : public CpuAttention<T> {
     const PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
     const kernels::ActivationEpilogue epilogue{activation};
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(),
-                    kernels::multiply_rows_space(1, depth, packed),
+    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(), kernels::multiply_rows_space(depth, packed),
                     [&](const T* patches, Index count, T* out, void* scratch) {
                       kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
                                              packed, bias.value.data(), out, epilogue, scratch);
@@ -172,26 +174,31 @@ class CpuConvolution : public CpuAttention<T> {
   /// The weight as it was packed, or packed now, in `space`.
   template <class Shape>
   PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    require(!weight.is_packed() || weight.packed().packing == Packing::taps,
+            "convolution: a packed weight of another layer given, one with taps expected");
     if (weight.is_packed()) return weight.packed();
     const Index depth = shape.patch(), cols = shape.out_channels;
     space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
     const Tensor ordered = ordered_weight(weight, shape);
     kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
                   static_cast<T*>(space.data()));
-    return {Storage::full, {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
+    return {Storage::full,
+            Packing::taps,
+            {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
   }
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
-    require_unpacked(weight);
+    require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
     kernels::tile_weights(shape, weight.value.data(), weights.data());
     return weights;
   }
-  static void require_unpacked(const Parameter<T>& weight) {
-    require(!weight.is_packed(), "convolution: a packed weight given, which can only be run");
+  static void require_as_it_is(const Parameter<T>& weight) {
+    require(!weight.is_packed(),
+            "convolution: a packed weight given, which can only be run; one as it is expected to train");
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    require_unpacked(weight);
+    require_as_it_is(weight);
     Tensor ordered = make(shape.out_channels, shape.patch());
     kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
     return ordered;

@@ -11,11 +11,8 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#if LACONIC_VNNI
 #include <immintrin.h>
-#define LACONIC_VNNI 1
-#else
-#define LACONIC_VNNI 0
 #endif
 
 // Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
@@ -47,9 +44,9 @@ struct PackedLayout {
 
 /// Memory that vectors read without crossing lines of the cache.
 inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
-  constexpr std::align_val_t alignment{64};
+  static constexpr std::align_val_t alignment{64};
   return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
-          [](std::byte* p) { ::operator delete (p, std::align_val_t{64}); }};
+          [](std::byte* p) { ::operator delete(p, alignment); }};
 }
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
@@ -59,17 +56,20 @@ PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) 
   tile_weights(shape, weight, weights.data());
   const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
   pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
-  return {Storage::full, data};
+  return {Storage::full, Packing::tiles, data};
 }
 
-/// `weight` (out, in) packed.
+/// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
 template <class T>
-PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, const T* weight) {
+PackedWeight pack_weight(Storage storage, Packing packing, int threads, Index out, Index in, const T* weight) {
+  constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
+  require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
+          " expected for int8");
   const PackedLayout layout{storage, out, in};
   const auto data = aligned_memory(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
-    return {storage, data};
+    return {storage, packing, data};
   }
   constexpr Index cols = GemmTile<float>::cols;
   parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
@@ -94,7 +94,7 @@ PackedWeight pack_weight(Storage storage, int threads, Index out, Index in, cons
       const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
     }
   });
-  return {storage, data};
+  return {storage, packing, data};
 }
 
 #if !LACONIC_VNNI
@@ -291,14 +291,14 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
   }
 }
 
-/// Bytes of scratch that `multiply_rows` needs.
-inline Index multiply_rows_space(Index m, Index in, const PackedWeight& weight) {
+/// Bytes of scratch that `multiply_rows` needs for a row.
+inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
 #if LACONIC_VNNI
-  if (weight.storage == Storage::int8) return RoundedRows::space(m, in);
+  if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
 #endif
-  return (void)m, (void)in, (void)weight, 0;
+  return 0;
 }
-/// The same on one thread, without taking memory; of bytes only where the processor multiplies them.
+/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
                    const Epilogue& epilogue, [[maybe_unused]] void* space) {
@@ -325,8 +325,9 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 /// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
 /// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
 /// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
-/// has VNNI; sums, attention, convolutions and norms stay float. Copies made afterwards share the weights. Throws
-/// `Error` if they are packed already, or are to be rounded in a model that is not of float.
+/// has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all convolutions. Copies made
+/// afterwards share the weights. Allocates, one weight more than the model at a time; `threads` = 0 takes all that the
+/// machine offers. Throws `Error` if they are packed already, or are to be rounded in a model that is not of float.
 template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");
@@ -338,8 +339,8 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     if (p.packing == Packing::never || p.size() == 0) return;
     const Index in = p.shape()[1], taps = p.cols() / in;
     // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool stays = taps > 1 && storage == Storage::int8 && (!LACONIC_VNNI || p.cols() < 64);
-    const Storage form = stays ? Storage::full : storage;
+    const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
+    const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
       return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
     if (taps > 1) {
@@ -347,7 +348,8 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
-    p.pack(kernels::pack_weight(form, team, p.rows(), p.cols(), p.value.data()));
+    const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
+    p.pack(kernels::pack_weight(form, packing, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 

@@ -99,7 +99,7 @@ Batch<T> exp(const Batch<T>& x) {
   return xsimd::exp(x);
 }
 #ifdef __AVX512F__
-/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 6 is off by 1.3 units in the last
+/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 7 is off by 1.3 units in the last
 /// place at most (simd_test); 0 for minus infinity.
 template <>
 inline Batch<float> exp<float>(const Batch<float>& x) {

@@ -52,11 +52,16 @@ class CpuValues {
     return out;
   }
   /// make(size), which follows from a packed weight and this size alone, and serves smaller ones too: kept for later
-  /// calls, as long as the context lives.
+  /// calls, as long as the context and the weight live. It grows by a quarter at least, so that sizes which grow by
+  /// little do not make it anew each time.
   template <class Make>
   Tensor kept_for(const PackedWeight& weight, Index size, Make&& make) {
+    if (!kept_.contains(weight.data)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
     auto& kept = kept_[weight.data];
-    if (kept.size < size) kept = {size, make(size)};
+    if (kept.size < size) {
+      const Index larger = std::max(size, kept.size + kept.size / 4);
+      kept = {larger, make(larger)};
+    }
     return kept.value;
   }
 
