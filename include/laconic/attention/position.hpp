@@ -143,7 +143,7 @@ struct RelativePosition : PlainPosition {
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
-      if constexpr (requires { context.kept_for(linear_pos.weight.packed(), Index(), [](Index) { return Tensor(); }); })
+      if constexpr (requires { Context::keeps_packed; })
         if (keeps_term())
           return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
                                           [&](Index n) { return projected(context, d, n); }));

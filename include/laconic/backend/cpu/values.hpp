@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/norm.hpp>
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/tensor.hpp>
@@ -19,6 +20,8 @@ class CpuValues {
  public:
   using Scalar = T;
   using Tensor = laconic::Tensor<T>;
+  /// Has `kept_for`.
+  static constexpr bool keeps_packed = true;
 
   /// `threads` = 0 takes all that the machine offers.
   explicit CpuValues(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
