@@ -81,7 +81,7 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
-for command in "" data "data digits" "data speak" train convert eval compare transcribe profile study; do
+for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile study; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
   says out 'Example:'
@@ -185,6 +185,19 @@ cmp -s mha.jsonl mla1.jsonl && fail "R = 1 gives the same transcripts, so that e
 cp -r mla1 mla1b
 printf '\1' | dd of=mla1b/model.safetensors bs=1 seek=$(($(stat -c %s mla1/model.safetensors) - 4)) conv=notrunc status=none
 cmp -s mla1/model.safetensors mla1b/model.safetensors && fail "no parameter was changed"
+# Rounded weights: smaller, nearly the same, and a model folder like any other.
+ok quantize --input run --output int8 --data corpus/valid.jsonl --json quantize.json
+says out 'transcripts changed'
+grep -q '"logits_error": 0.0' quantize.json || fail "quantize.json: $(cat quantize.json)"
+grep -qa '"dtype":"I8"' int8/model.safetensors || fail "no bytes in int8/model.safetensors"
+ok eval --model int8 --data corpus/valid.jsonl
+ok quantize --input mla --output bf16 --weights bf16
+ok eval --model bf16 --data corpus/valid.jsonl
+ok train --init int8 --data corpus --out from-int8 --epochs 1
+refused 'another folder' -- quantize --input run --output run
+refused nowhere -- quantize --input nowhere --output new
+rm -r int8 bf16 from-int8
+
 ok convert --input run --output gqa --attention gqa --kv-heads 2
 says out '(50.00%)'
 ok eval --model gqa --data corpus/test.jsonl

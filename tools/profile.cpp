@@ -239,6 +239,7 @@ void profile(const ProfileOptions& o) {
   std::visit(
       [&](const auto& model) {
         model.parameters([&](std::string_view, const auto& one) {
+          if (one.role() != Role::weight) return;
           const Storage storage = one.is_packed() ? one.packed().storage : Storage::full;
           p.weight_bytes += cache_row_bytes(storage, one.size()) - (storage == Storage::int8 ? 4 : 0);
         });
