@@ -235,9 +235,9 @@ void profile(const ProfileOptions& o) {
   p.storage = from_name<Storage>(o.cache).value();
   p.weights = from_name<Storage>(o.weights).value();
   AnyModel any = load(o, p);
-  std::visit([&](auto& model) { pack_weights(model, p.weights, o.threads); }, any);
   std::visit(
-      [&](const auto& model) {
+      [&](auto& model) {
+        pack_weights(model, p.weights, o.threads);
         model.parameters([&](std::string_view, const auto& one) {
           if (one.role() != Role::weight) return;
           const Storage storage = one.is_packed() ? one.packed().storage : Storage::full;

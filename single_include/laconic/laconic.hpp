@@ -1938,7 +1938,7 @@ namespace laconic::inline LACONIC_ABI {
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
-///     keeps_term()        the context keeps that from call to call, so that no table is asked for
+///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -1973,7 +1973,10 @@ struct PlainPosition {
     RelativeTerm<Tensor, T> term(Context&, const AttentionDims&, const Pass<Tensor>&) const {
       return {};
     }
-    bool keeps_term() const { return false; }
+    template <class Context>
+    bool keeps_term(const Context&) const {
+      return false;
+    }
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(const Tensor&) const {
       return {};
@@ -2064,13 +2067,17 @@ struct RelativePosition : PlainPosition {
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
-        if (keeps_term())
+        if (keeps_term(context))
           return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
                                           [&](Index n) { return projected(context, d, n); }));
       return term_of(linear_pos(context, pass.table));
     }
     /// A packed weight never changes, and with it the projected table.
-    bool keeps_term() const { return linear_pos.weight.is_packed(); }
+    template <class Context>
+    bool keeps_term(const Context&) const {
+      return requires { Context::keeps_packed; }
+      &&linear_pos.weight.is_packed();
+    }
     template <class Context>
     auto projected(Context& context, const AttentionDims& d, Index n) const {
       return linear_pos(context, distances(context, d, n));
@@ -2471,7 +2478,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// In a stream, relative positions have their table in the state; packed ones have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
-    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term())) return {};
+    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term(context))) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 
@@ -3883,30 +3890,36 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   }
 }
 
-/// The same on several threads. C is cut by rows while there are enough of them for all, since B is then met by more
-/// rows a time it is read; else by columns too.
-template <class T, class Number, class Epilogue = NoEpilogue>
-void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
-          const T* bias, const Epilogue& epilogue = {}) {
+/// A product of m rows, so many columns and this depth in parts for all threads: body(rows, cols) for each. It is cut
+/// by rows while there are enough of them for all, since B is then met by more rows a time it is read; else by columns
+/// too.
+template <class T, class Body>
+void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
-  if (m == 0 || b.cols == 0) return;
-  if (m * b.cols * b.depth < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
-  const Range ks{0, b.depth};
-  if (threads == 1) return gemm_panels(m, a, b, ks, {0, b.cols}, c, c_stride, accumulate, bias, epilogue);
-  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (b.cols + Tile::cols - 1) / Tile::cols;
+  if (m == 0 || cols == 0) return;
+  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
+    return body(Range{0, m}, Range{0, cols});
+  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
   if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row_part = part / col_parts, col_part = part % col_parts;
-    const Index row = units * row_part / row_parts * Tile::rows,
-                row_end = std::min(m, units * (row_part + 1) / row_parts * Tile::rows),
-                col = panels * col_part / col_parts * Tile::cols,
-                col_end = std::min(b.cols, panels * (col_part + 1) / col_parts * Tile::cols);
-    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, ks, {col, col_end},
-                c + row * c_stride + col, c_stride, accumulate, bias == nullptr ? nullptr : bias + col,
-                [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
-                  epilogue(row + i, col + j, to, stride, rows, cols);
+    const Index row = part / col_parts, col = part % col_parts;
+    body(Range{units * row / row_parts * Tile::rows, std::min(m, units * (row + 1) / row_parts * Tile::rows)},
+         Range{panels * col / col_parts * Tile::cols, std::min(cols, panels * (col + 1) / col_parts * Tile::cols)});
+  });
+}
+
+/// The same as gemm_panels on several threads, with all rows and columns of B.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+          const T* bias, const Epilogue& epilogue = {}) {
+  share_product<T>(threads, m, b.cols, b.depth, [&](Range rows, Range cols) {
+    gemm_panels(rows.size(), Operand<T>{a.at(rows.begin, 0), a.row_stride, a.col_stride}, b, {0, b.depth}, cols,
+                c + rows.begin * c_stride + cols.begin, c_stride, accumulate,
+                bias == nullptr ? nullptr : bias + cols.begin,
+                [&](Index i, Index j, T* to, Index stride, Index height, Index width) {
+                  epilogue(rows.begin + i, cols.begin + j, to, stride, height, width);
                 });
   });
 }
@@ -4882,222 +4895,6 @@ class RowCache {
   std::vector<Ring> rings_;
 };
 
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-namespace kernels {
-
-/// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
-template <class T>
-void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
-                T* moments) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      const T* row = x + r * cols;
-      const T mean = sum_span<T>(
-                         cols, [](auto a) { return a; }, row) /
-                     static_cast<T>(cols);
-      const T square = sum_span<T>(
-          cols,
-          [m = Batch<T>(mean)](auto a) {
-            const auto d = a - m;
-            return d * d;
-          },
-          row);
-      const T inverse = T(1) / std::sqrt(square / static_cast<T>(cols) + eps);
-      if (moments != nullptr) {
-        moments[2 * r] = mean;
-        moments[2 * r + 1] = inverse;
-      }
-      const Batch<T> m(mean), s(inverse);
-      map_span(
-          cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
-    }
-  });
-}
-
-/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
-/// derivative.
-template <class T>
-void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      const T* row = x + r * cols;
-      const T square = sum_span<T>(
-                           cols, [](auto a) { return a * a; }, row) /
-                       static_cast<T>(cols);
-      const T inverse = T(1) / std::sqrt(square + eps);
-      if (inverses != nullptr) inverses[r] = inverse;
-      map_span(
-          cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
-    }
-  });
-}
-
-/// dx for every row; dweight is added to. Null results are left out.
-template <class T>
-void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
-                       T* dx, T* dweight) {
-  if (dx != nullptr)
-    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-      for (Index r = begin; r < end; ++r) {
-        const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
-        const T dot = sum_span<T>(
-                          cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) /
-                      static_cast<T>(cols);
-        const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
-        map_span(
-            cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
-      }
-    });
-  constexpr Index width = 4 * lanes<T>;
-  if (dweight != nullptr)
-    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
-      Local<T, width> sum = {};
-      for (Index r = 0; r < rows; ++r)
-        for (Index c = begin; c < end; ++c) sum[c - begin] += dy[r * cols + c] * x[r * cols + c] * inverses[r];
-      for (Index c = begin; c < end; ++c) dweight[c] += sum[c - begin];
-    });
-}
-
-/// dx for every row; then dweight and dbias, each added to. Null results are left out.
-template <class T>
-void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
-                         const T* moments, T* dx, T* dweight, T* dbias) {
-  if (dx != nullptr)
-    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-      for (Index r = begin; r < end; ++r) {
-        const Batch<T> mean(moments[2 * r]), inverse(moments[2 * r + 1]);
-        const T *g = dy + r * cols, *row = x + r * cols;
-        const T n = static_cast<T>(cols);
-        const Batch<T> sum(sum_span<T>(
-                               cols, [](auto d, auto w) { return d * w; }, g, weight) /
-                           n);
-        // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
-        const Batch<T> dot(
-            sum_span<T>(
-                cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
-            n);
-        map_span(
-            cols, dx + r * cols,
-            [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight,
-            row);
-      }
-    });
-  constexpr Index width = 4 * lanes<T>;
-  if (dweight != nullptr || dbias != nullptr)
-    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
-      Local<T, width> w = {}, b = {};
-      for (Index r = 0; r < rows; ++r)
-        for (Index c = begin; c < end; ++c) {
-          const T d = dy[r * cols + c];
-          b[c - begin] += d;
-          w[c - begin] += d * (x[r * cols + c] - moments[2 * r]) * moments[2 * r + 1];
-        }
-      for (Index c = begin; c < end; ++c) {
-        if (dweight != nullptr) dweight[c] += w[c - begin];
-        if (dbias != nullptr) dbias[c] += b[c - begin];
-      }
-    });
-}
-
-/// Mean and population variance of each column of x (rows, cols).
-template <class T>
-void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
-  constexpr Index width = 4 * lanes<T>;
-  parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
-    Local<T, width> sum = {}, square = {};
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = begin; c < end; ++c) sum[c - begin] += x[r * cols + c];
-    for (Index c = begin; c < end; ++c) mean[c] = sum[c - begin] / static_cast<T>(rows);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = begin; c < end; ++c) {
-        const T d = x[r * cols + c] - mean[c];
-        square[c - begin] += d * d;
-      }
-    for (Index c = begin; c < end; ++c) variance[c] = square[c - begin] / static_cast<T>(rows);
-  });
-}
-
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias, by column (Ioffe and Szegedy 2015). `scale_shift` is 2 cols
-/// of scratch.
-template <class T>
-void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, const T* mean,
-                const T* variance, T eps, T* scale_shift, T* y) {
-  for (Index c = 0; c < cols; ++c) {
-    scale_shift[c] = weight[c] / std::sqrt(variance[c] + eps);
-    scale_shift[cols + c] = bias[c] - mean[c] * scale_shift[c];
-  }
-  parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r)
-      map_span(
-          cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
-          scale_shift + cols);
-  });
-}
-
-/// Derivative of batch_norm; `of_batch` says that mean and variance are those of x itself.
-template <class T>
-void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* mean,
-                         const T* variance, T eps, bool of_batch, T* dx, T* dweight, T* dbias) {
-  constexpr Index width = 4 * lanes<T>;
-  parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
-    Local<T, width> inverse, sum = {}, dot = {};
-    for (Index c = begin; c < end; ++c) inverse[c - begin] = T(1) / std::sqrt(variance[c] + eps);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = begin; c < end; ++c) {
-        const T d = dy[r * cols + c];
-        sum[c - begin] += d;
-        dot[c - begin] += d * (x[r * cols + c] - mean[c]) * inverse[c - begin];
-      }
-    for (Index c = begin; c < end; ++c) {
-      if (dweight != nullptr) dweight[c] += dot[c - begin];
-      if (dbias != nullptr) dbias[c] += sum[c - begin];
-    }
-    if (dx == nullptr) return;
-    const T n = static_cast<T>(rows);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = begin; c < end; ++c) {
-        const T s = inverse[c - begin], d = dy[r * cols + c];
-        const T centred = of_batch ? d - sum[c - begin] / n - (x[r * cols + c] - mean[c]) * s * dot[c - begin] / n : d;
-        dx[r * cols + c] = weight[c] * s * centred;
-      }
-  });
-}
-
-/// Row-wise log softmax.
-template <class T>
-void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      const T* row = x + r * cols;
-      Batch<T> best(row[0]);
-      Index c = 0;
-      for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
-      if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
-      const T most = max_lanes<T>(best);
-      const T log_sum = most + std::log(sum_span<T>(
-                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
-      map_span(
-          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
-    }
-  });
-}
-
-/// dx = dy - softmax * sum(dy), from the result y of log_softmax.
-template <class T>
-void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      const Batch<T> sum(sum_span<T>(
-          cols, [](auto d) { return d; }, dy + r * cols));
-      map_span(
-          cols, dx + r * cols, [sum](auto d, auto l) { return d - exp<T>(l) * sum; }, dy + r * cols, y + r * cols);
-    }
-  });
-}
-
-}  // namespace kernels
 }  // namespace laconic
 
 #include <map>
@@ -6194,13 +5991,14 @@ struct RoundedRows {
   }
 };
 
-/// y = x W^T + bias for some rows of rounded x and some panels of a weight of bytes, then the epilogue. One thread.
+/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
+/// One thread.
 template <class Epilogue>
-void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range panels,
+void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
-  constexpr Index cols = GemmTile<float>::cols;
-  for (Index panel = panels.begin; panel < panels.end; ++panel) {
-    const Index j = panel * cols, used = std::min(cols, layout.out - j);
+  constexpr Index width = GemmTile<float>::cols;
+  for (Index j = cols.begin; j < cols.end; j += width) {
+    const Index used = std::min(width, layout.out - j);
     float* to = y + rows.begin * layout.out + j;
     const auto run = [&](auto vectors) {
       int8_rows<8, decltype(vectors)::value>(
@@ -6226,19 +6024,13 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
-  const Index panels = (layout.out + GemmTile<float>::cols - 1) / GemmTile<float>::cols;
   const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
   RoundedRows rounded(m, layout.in, space.data());
   parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
     rounded.round({begin, end}, layout.in, x.data, x.row_stride);
   });
-  // By rows while there are enough of them for all threads, as `gemm` has it; then by panels.
-  const Index units = (m + 7) / 8, row_parts = std::clamp<Index>(m / 64, 1, threads);
-  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
-  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row = part / col_parts, col = part % col_parts;
-    int8_panels({units * row / row_parts * 8, std::min(m, units * (row + 1) / row_parts * 8)}, rounded, layout, data,
-                {panels * col / col_parts, panels * (col + 1) / col_parts}, bias, y, epilogue);
+  share_product<float>(threads, m, layout.out, layout.in, [&](Range rows, Range cols) {
+    int8_panels(rows, rounded, layout, data, cols, bias, y, epilogue);
   });
 }
 
@@ -6282,8 +6074,7 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 #if LACONIC_VNNI
     RoundedRows rounded(m, in, space);
     rounded.round({0, m}, in, x.data, x.row_stride);
-    int8_panels({0, m}, rounded, {weight.storage, out, in}, data,
-                {0, (out + GemmTile<float>::cols - 1) / GemmTile<float>::cols}, bias, y, epilogue);
+    int8_panels({0, m}, rounded, {weight.storage, out, in}, data, js, bias, y, epilogue);
 #endif
   }
 }
@@ -6592,6 +6383,222 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
       gradient[t * vocab + symbol(s)] -= static_cast<T>(std::exp(alpha[t * states + s] + beta[s] - log_likelihood));
   }
   return -log_likelihood;
+}
+
+}  // namespace kernels
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
+template <class T>
+void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
+                T* moments) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T* row = x + r * cols;
+      const T mean = sum_span<T>(
+                         cols, [](auto a) { return a; }, row) /
+                     static_cast<T>(cols);
+      const T square = sum_span<T>(
+          cols,
+          [m = Batch<T>(mean)](auto a) {
+            const auto d = a - m;
+            return d * d;
+          },
+          row);
+      const T inverse = T(1) / std::sqrt(square / static_cast<T>(cols) + eps);
+      if (moments != nullptr) {
+        moments[2 * r] = mean;
+        moments[2 * r + 1] = inverse;
+      }
+      const Batch<T> m(mean), s(inverse);
+      map_span(
+          cols, y + r * cols, [&](auto a, auto w, auto b) { return xsimd::fma((a - m) * s, w, b); }, row, weight, bias);
+    }
+  });
+}
+
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
+/// derivative.
+template <class T>
+void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T* row = x + r * cols;
+      const T square = sum_span<T>(
+                           cols, [](auto a) { return a * a; }, row) /
+                       static_cast<T>(cols);
+      const T inverse = T(1) / std::sqrt(square + eps);
+      if (inverses != nullptr) inverses[r] = inverse;
+      map_span(
+          cols, y + r * cols, [s = Batch<T>(inverse)](auto a, auto w) { return a * s * w; }, row, weight);
+    }
+  });
+}
+
+/// dx for every row; dweight is added to. Null results are left out.
+template <class T>
+void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
+                       T* dx, T* dweight) {
+  if (dx != nullptr)
+    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const T *g = dy + r * cols, *row = x + r * cols, inverse = inverses[r];
+        const T dot = sum_span<T>(
+                          cols, [](auto d, auto w, auto a) { return d * w * a; }, g, weight, row) /
+                      static_cast<T>(cols);
+        const Batch<T> s(inverse), along(dot * inverse * inverse * inverse);
+        map_span(
+            cols, dx + r * cols, [&](auto d, auto w, auto a) { return d * w * s - a * along; }, g, weight, row);
+      }
+    });
+  constexpr Index width = 4 * lanes<T>;
+  if (dweight != nullptr)
+    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+      Local<T, width> sum = {};
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = begin; c < end; ++c) sum[c - begin] += dy[r * cols + c] * x[r * cols + c] * inverses[r];
+      for (Index c = begin; c < end; ++c) dweight[c] += sum[c - begin];
+    });
+}
+
+/// dx for every row; then dweight and dbias, each added to. Null results are left out.
+template <class T>
+void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
+                         const T* moments, T* dx, T* dweight, T* dbias) {
+  if (dx != nullptr)
+    parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const Batch<T> mean(moments[2 * r]), inverse(moments[2 * r + 1]);
+        const T *g = dy + r * cols, *row = x + r * cols;
+        const T n = static_cast<T>(cols);
+        const Batch<T> sum(sum_span<T>(
+                               cols, [](auto d, auto w) { return d * w; }, g, weight) /
+                           n);
+        // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
+        const Batch<T> dot(
+            sum_span<T>(
+                cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
+            n);
+        map_span(
+            cols, dx + r * cols,
+            [&](auto d, auto w, auto a) { return inverse * (d * w - sum - (a - mean) * inverse * dot); }, g, weight,
+            row);
+      }
+    });
+  constexpr Index width = 4 * lanes<T>;
+  if (dweight != nullptr || dbias != nullptr)
+    parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+      Local<T, width> w = {}, b = {};
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = begin; c < end; ++c) {
+          const T d = dy[r * cols + c];
+          b[c - begin] += d;
+          w[c - begin] += d * (x[r * cols + c] - moments[2 * r]) * moments[2 * r + 1];
+        }
+      for (Index c = begin; c < end; ++c) {
+        if (dweight != nullptr) dweight[c] += w[c - begin];
+        if (dbias != nullptr) dbias[c] += b[c - begin];
+      }
+    });
+}
+
+/// Mean and population variance of each column of x (rows, cols).
+template <class T>
+void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
+  constexpr Index width = 4 * lanes<T>;
+  parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+    Local<T, width> sum = {}, square = {};
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = begin; c < end; ++c) sum[c - begin] += x[r * cols + c];
+    for (Index c = begin; c < end; ++c) mean[c] = sum[c - begin] / static_cast<T>(rows);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = begin; c < end; ++c) {
+        const T d = x[r * cols + c] - mean[c];
+        square[c - begin] += d * d;
+      }
+    for (Index c = begin; c < end; ++c) variance[c] = square[c - begin] / static_cast<T>(rows);
+  });
+}
+
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias, by column (Ioffe and Szegedy 2015). `scale_shift` is 2 cols
+/// of scratch.
+template <class T>
+void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, const T* mean,
+                const T* variance, T eps, T* scale_shift, T* y) {
+  for (Index c = 0; c < cols; ++c) {
+    scale_shift[c] = weight[c] / std::sqrt(variance[c] + eps);
+    scale_shift[cols + c] = bias[c] - mean[c] * scale_shift[c];
+  }
+  parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      map_span(
+          cols, y + r * cols, [](auto a, auto s, auto t) { return xsimd::fma(a, s, t); }, x + r * cols, scale_shift,
+          scale_shift + cols);
+  });
+}
+
+/// Derivative of batch_norm; `of_batch` says that mean and variance are those of x itself.
+template <class T>
+void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* mean,
+                         const T* variance, T eps, bool of_batch, T* dx, T* dweight, T* dbias) {
+  constexpr Index width = 4 * lanes<T>;
+  parallel_blocks(threads, cols, width, [&](Index begin, Index end) {
+    Local<T, width> inverse, sum = {}, dot = {};
+    for (Index c = begin; c < end; ++c) inverse[c - begin] = T(1) / std::sqrt(variance[c] + eps);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = begin; c < end; ++c) {
+        const T d = dy[r * cols + c];
+        sum[c - begin] += d;
+        dot[c - begin] += d * (x[r * cols + c] - mean[c]) * inverse[c - begin];
+      }
+    for (Index c = begin; c < end; ++c) {
+      if (dweight != nullptr) dweight[c] += dot[c - begin];
+      if (dbias != nullptr) dbias[c] += sum[c - begin];
+    }
+    if (dx == nullptr) return;
+    const T n = static_cast<T>(rows);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = begin; c < end; ++c) {
+        const T s = inverse[c - begin], d = dy[r * cols + c];
+        const T centred = of_batch ? d - sum[c - begin] / n - (x[r * cols + c] - mean[c]) * s * dot[c - begin] / n : d;
+        dx[r * cols + c] = weight[c] * s * centred;
+      }
+  });
+}
+
+/// Row-wise log softmax.
+template <class T>
+void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T* row = x + r * cols;
+      Batch<T> best(row[0]);
+      Index c = 0;
+      for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
+      if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
+      const T most = max_lanes<T>(best);
+      const T log_sum = most + std::log(sum_span<T>(
+                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
+      map_span(
+          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
+    }
+  });
+}
+
+/// dx = dy - softmax * sum(dy), from the result y of log_softmax.
+template <class T>
+void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const Batch<T> sum(sum_span<T>(
+          cols, [](auto d) { return d; }, dy + r * cols));
+      map_span(
+          cols, dx + r * cols, [sum](auto d, auto l) { return d - exp<T>(l) * sum; }, dy + r * cols, y + r * cols);
+    }
+  });
 }
 
 }  // namespace kernels

@@ -254,7 +254,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// In a stream, relative positions have their table in the state; packed ones have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
-    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term())) return {};
+    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term(context))) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 

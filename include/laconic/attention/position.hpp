@@ -18,7 +18,7 @@ namespace laconic::inline LACONIC_ABI {
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
-///     keeps_term()        the context keeps that from call to call, so that no table is asked for
+///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -53,7 +53,10 @@ struct PlainPosition {
     RelativeTerm<Tensor, T> term(Context&, const AttentionDims&, const Pass<Tensor>&) const {
       return {};
     }
-    bool keeps_term() const { return false; }
+    template <class Context>
+    bool keeps_term(const Context&) const {
+      return false;
+    }
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(const Tensor&) const {
       return {};
@@ -144,13 +147,17 @@ struct RelativePosition : PlainPosition {
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
-        if (keeps_term())
+        if (keeps_term(context))
           return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
                                           [&](Index n) { return projected(context, d, n); }));
       return term_of(linear_pos(context, pass.table));
     }
     /// A packed weight never changes, and with it the projected table.
-    bool keeps_term() const { return linear_pos.weight.is_packed(); }
+    template <class Context>
+    bool keeps_term(const Context&) const {
+      return requires { Context::keeps_packed; }
+      &&linear_pos.weight.is_packed();
+    }
     template <class Context>
     auto projected(Context& context, const AttentionDims& d, Index n) const {
       return linear_pos(context, distances(context, d, n));

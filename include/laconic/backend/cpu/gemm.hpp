@@ -270,30 +270,36 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   }
 }
 
-/// The same on several threads. C is cut by rows while there are enough of them for all, since B is then met by more
-/// rows a time it is read; else by columns too.
-template <class T, class Number, class Epilogue = NoEpilogue>
-void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
-          const T* bias, const Epilogue& epilogue = {}) {
+/// A product of m rows, so many columns and this depth in parts for all threads: body(rows, cols) for each. It is cut
+/// by rows while there are enough of them for all, since B is then met by more rows a time it is read; else by columns
+/// too.
+template <class T, class Body>
+void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
-  if (m == 0 || b.cols == 0) return;
-  if (m * b.cols * b.depth < 32 * 32 * 32) threads = 1;  // the work is less than waking a thread
-  const Range ks{0, b.depth};
-  if (threads == 1) return gemm_panels(m, a, b, ks, {0, b.cols}, c, c_stride, accumulate, bias, epilogue);
-  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (b.cols + Tile::cols - 1) / Tile::cols;
+  if (m == 0 || cols == 0) return;
+  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
+    return body(Range{0, m}, Range{0, cols});
+  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
   if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row_part = part / col_parts, col_part = part % col_parts;
-    const Index row = units * row_part / row_parts * Tile::rows,
-                row_end = std::min(m, units * (row_part + 1) / row_parts * Tile::rows),
-                col = panels * col_part / col_parts * Tile::cols,
-                col_end = std::min(b.cols, panels * (col_part + 1) / col_parts * Tile::cols);
-    gemm_panels(row_end - row, Operand<T>{a.at(row, 0), a.row_stride, a.col_stride}, b, ks, {col, col_end},
-                c + row * c_stride + col, c_stride, accumulate, bias == nullptr ? nullptr : bias + col,
-                [&](Index i, Index j, T* to, Index stride, Index rows, Index cols) {
-                  epilogue(row + i, col + j, to, stride, rows, cols);
+    const Index row = part / col_parts, col = part % col_parts;
+    body(Range{units * row / row_parts * Tile::rows, std::min(m, units * (row + 1) / row_parts * Tile::rows)},
+         Range{panels * col / col_parts * Tile::cols, std::min(cols, panels * (col + 1) / col_parts * Tile::cols)});
+  });
+}
+
+/// The same as gemm_panels on several threads, with all rows and columns of B.
+template <class T, class Number, class Epilogue = NoEpilogue>
+void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+          const T* bias, const Epilogue& epilogue = {}) {
+  share_product<T>(threads, m, b.cols, b.depth, [&](Range rows, Range cols) {
+    gemm_panels(rows.size(), Operand<T>{a.at(rows.begin, 0), a.row_stride, a.col_stride}, b, {0, b.depth}, cols,
+                c + rows.begin * c_stride + cols.begin, c_stride, accumulate,
+                bias == nullptr ? nullptr : bias + cols.begin,
+                [&](Index i, Index j, T* to, Index stride, Index height, Index width) {
+                  epilogue(rows.begin + i, cols.begin + j, to, stride, height, width);
                 });
   });
 }

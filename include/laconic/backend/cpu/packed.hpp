@@ -226,13 +226,14 @@ struct RoundedRows {
   }
 };
 
-/// y = x W^T + bias for some rows of rounded x and some panels of a weight of bytes, then the epilogue. One thread.
+/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
+/// One thread.
 template <class Epilogue>
-void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range panels,
+void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
-  constexpr Index cols = GemmTile<float>::cols;
-  for (Index panel = panels.begin; panel < panels.end; ++panel) {
-    const Index j = panel * cols, used = std::min(cols, layout.out - j);
+  constexpr Index width = GemmTile<float>::cols;
+  for (Index j = cols.begin; j < cols.end; j += width) {
+    const Index used = std::min(width, layout.out - j);
     float* to = y + rows.begin * layout.out + j;
     const auto run = [&](auto vectors) {
       int8_rows<8, decltype(vectors)::value>(
@@ -258,19 +259,13 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
-  const Index panels = (layout.out + GemmTile<float>::cols - 1) / GemmTile<float>::cols;
   const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
   RoundedRows rounded(m, layout.in, space.data());
   parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
     rounded.round({begin, end}, layout.in, x.data, x.row_stride);
   });
-  // By rows while there are enough of them for all threads, as `gemm` has it; then by panels.
-  const Index units = (m + 7) / 8, row_parts = std::clamp<Index>(m / 64, 1, threads);
-  const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
-  parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row = part / col_parts, col = part % col_parts;
-    int8_panels({units * row / row_parts * 8, std::min(m, units * (row + 1) / row_parts * 8)}, rounded, layout, data,
-                {panels * col / col_parts, panels * (col + 1) / col_parts}, bias, y, epilogue);
+  share_product<float>(threads, m, layout.out, layout.in, [&](Range rows, Range cols) {
+    int8_panels(rows, rounded, layout, data, cols, bias, y, epilogue);
   });
 }
 
@@ -314,8 +309,7 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 #if LACONIC_VNNI
     RoundedRows rounded(m, in, space);
     rounded.round({0, m}, in, x.data, x.row_stride);
-    int8_panels({0, m}, rounded, {weight.storage, out, in}, data,
-                {0, (out + GemmTile<float>::cols - 1) / GemmTile<float>::cols}, bias, y, epilogue);
+    int8_panels({0, m}, rounded, {weight.storage, out, in}, data, js, bias, y, epilogue);
 #endif
   }
 }

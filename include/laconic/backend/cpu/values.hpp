@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/norm.hpp>
+#include <laconic/backend/cpu/elementwise.hpp>
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/tensor.hpp>
