@@ -1,6 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Which utterances go together, and how they are packed.
+#include <laconic/speech/batch_loader.hpp>
+
 #include "ridge_speech.hpp"
+#include "temporary_folder.hpp"
 
 #include <set>
 
@@ -87,4 +90,63 @@ TEST_CASE("Batches are packed", "[dataset]") {
   CHECK(one.features == masked.features.middleRows(masked.sequences.begin(2), masked.sequences.length(2)));
   CHECK(make_batch(data, some, &masks, Seed(10)).features != masked.features);
   CHECK(make_batch(data, {}, nullptr, Seed()).sequences.size() == 0);
+}
+
+TEST_CASE("Features that are not kept are made again, in the background, and are the same", "[dataset]") {
+  const TemporaryFolder folder;
+  std::vector<Utterance> utterances;
+  for (Index u = 0; u < 9; ++u) {
+    const Random random(Seed(8), static_cast<std::uint64_t>(u));
+    Audio audio{std::vector<float>(static_cast<std::size_t>(2000 + 300 * u)), 8000};
+    for (std::size_t i = 0; i < audio.samples.size(); ++i)
+      audio.samples[i] = static_cast<float>(random.uniform(i)) - 0.5F;
+    const auto path = folder / text(u, ".wav");
+    write_wav(path, audio);
+    utterances.push_back({path, 0, u % 2 == 0 ? "ba da" : "ga", ""});
+  }
+  const Vocabulary vocabulary = Vocabulary::words(words);
+  FeatureConfig config;
+  config.fbank.sample_rate = 8000;
+  config.fbank.num_mels = static_cast<int>(mels);
+  const Dataset kept = load_dataset(utterances, config, &vocabulary, 2);
+  const auto in_files = [](const Dataset& d) {
+    return std::ranges::count_if(d.examples, [](const Example& e) { return e.in_file.has_value(); });
+  };
+  CHECK(in_files(kept) == 0);
+  const auto bytes = static_cast<std::size_t>(kept.examples[8].features.size()) * sizeof(float);
+  const SpecAugmentConfig masks{
+      .num_time_masks = 1, .max_time_width = 4, .max_time_fraction = 0.5, .num_freq_masks = 1, .max_freq_width = 2};
+  const auto plan = length_buckets(kept, 90, Seed(2));
+  REQUIRE(plan.size() > 3);
+  for (const std::size_t budget : {std::size_t{0}, 2 * bytes}) {
+    const Dataset made = load_dataset(utterances, config, &vocabulary, 2, budget);
+    CHECK((budget == 0 ? in_files(made) == 9 : in_files(made) > 4 && in_files(made) < 8));
+    for (Index i = 0; i < 9; ++i) {
+      CHECK(made.features(i) == kept.features(i));
+      CHECK(made.examples[static_cast<std::size_t>(i)].features_hash() ==
+            kept.examples[static_cast<std::size_t>(i)].features_hash());
+    }
+    CHECK(length_buckets(made, 90, Seed(2)) == plan);
+    for (const int ahead : {1, 3, 20}) {
+      BatchLoader loader(made, plan, 1, masks, Seed(3), ahead);
+      for (std::size_t b = 1; b < plan.size(); ++b) {
+        const SpeechBatch batch = loader.next(), expected = make_batch(kept, plan[b], &masks, Seed(3));
+        CHECK(batch.features == expected.features);
+        CHECK(batch.labels.tokens == expected.labels.tokens);
+      }
+      CHECK_THROWS_WITH(loader.next(), text("batches: all ", plan.size(), " have been taken"));
+    }
+    BatchLoader unused(made, plan, 0, masks, Seed(3), 2);  // what was begun ends with it
+  }
+
+  // A file that has changed, or is gone, is an error where its batch is taken.
+  const Dataset made = load_dataset(utterances, config, &vocabulary, 1, 0);
+  const std::string first = (folder / "0.wav").string();
+  write_wav(first, {std::vector<float>(2000, 0.25F), 8000});
+  BatchLoader changed(made, {{1, 2}, {3, 0}}, 0, masks, Seed(3), 2);
+  CHECK(changed.next().sequences.size() == 2);
+  CHECK_THROWS_WITH(changed.next(), first + ": is not what it was when the dataset was loaded");
+  std::filesystem::remove(first);
+  BatchLoader gone(made, {{0}}, 0, masks, Seed(3));
+  CHECK_THROWS_AS(gone.next(), Error);
 }

@@ -35,11 +35,13 @@ std::vector<double> numbers(const Matrix& m) {
 
 /// Logits, losses and every gradient of one training step.
 template <class Policy, class T>
-Values step(int threads, const EncoderConfig& numbers_of, Seed seed = Seed(4), bool input_too = true) {
+Values step(int threads, const EncoderConfig& numbers_of, Seed seed = Seed(4), bool input_too = true,
+            bool recompute_blocks = false, std::size_t* memory = nullptr) {
   Conformer<Policy, T> model(numbers_of, Seed(3));
   const Matrix<T> features = random_matrix<T>(sequences.rows(), config.num_mels, 1);
   Cpu<T> cpu(threads);
   Autodiff<Cpu<T>> tape(cpu, seed);
+  tape.recompute_blocks = recompute_blocks;
   const auto x = input_too ? tape.variable(features) : tape.input(features);
   const auto logits = model(tape, x, sequences);
   const auto losses = tape.ctc(logits.rows, logits.sequences, labels, 0);
@@ -47,6 +49,7 @@ Values step(int threads, const EncoderConfig& numbers_of, Seed seed = Seed(4), b
   Values out{numbers(logits.rows.value.view()), numbers(losses.value.view())};
   if (input_too) out.push_back(numbers(tape.gradient(x).view()));
   model.parameters([&](std::string_view, const Parameter<T>& p) { out.push_back(numbers(p.gradient())); });
+  if (memory != nullptr) *memory = cpu.arena().peak_bytes();
   return out;
 }
 
@@ -129,6 +132,38 @@ TEST_CASE("numbers in the type or in the configuration are the same", "[determin
   open.num_kv_heads = 4;
   open.kv_lora_rank = 9;
   CHECK(step<MlaSimple<4, 9>, float>(1, typed) == step<MlaSimple<dyn, dyn>, float>(1, open));
+}
+
+TEMPLATE_TEST_CASE("blocks that are computed again give the same numbers in less memory", "[determinism]", float,
+                   double) {
+  EncoderConfig deep = config;
+  deep.num_layers = 6;
+  for (const bool input_too : {true, false}) {
+    std::size_t kept = 0, again = 0;
+    const auto expected = step<Mla<dyn, 16>, TestType>(2, deep, Seed(4), input_too, false, &kept);
+    CHECK((step<Mla<dyn, 16>, TestType>(2, deep, Seed(4), input_too, true, &again) == expected));
+    CHECK(again < kept / 2);
+  }
+}
+
+TEST_CASE("what is computed again may be so in parts, and its derivatives reach what it was given otherwise",
+          "[determinism]") {
+  Cpu<double> cpu(1);
+  const Matrix<double> x = random_matrix<double>(5, 4, 1), y = random_matrix<double>(5, 4, 2);
+  const auto gradients = [&](bool again) {
+    Autodiff<Cpu<double>> tape(cpu, Seed(1));
+    const auto a = tape.variable(x), b = tape.variable(y);
+    const auto inner = [&tape, b](const auto& in) {
+      return tape.dropout(tape.multiply(tape.activation(Activation::silu, in), b), 0.3);
+    };
+    const auto outer = [&tape, inner, again](const auto& in) {
+      const auto half = tape.scale(in, 0.5);
+      return tape.add(again ? tape.recompute(half, inner) : inner(half), tape.dropout(in, 0.2));
+    };
+    tape.backward(tape.mean_finite(again ? tape.recompute(a, outer) : outer(a)));
+    return Values{numbers(tape.gradient(a).view()), numbers(tape.gradient(b).view())};
+  };
+  CHECK(gradients(true) == gradients(false));
 }
 
 TEST_CASE("dropout is a function of the seed", "[determinism]") {

@@ -180,7 +180,7 @@ TEST_CASE("Killed and resumed equals unbroken, bit for bit", "[trainer]") {
   }
 }
 
-TEST_CASE("A run does not depend on the number of threads", "[trainer]") {
+TEST_CASE("A run does not depend on the number of threads, nor on what is computed again", "[trainer]") {
   Runs r;
   TrainConfig config = small_config();
   config.epochs = 2;
@@ -191,6 +191,8 @@ TEST_CASE("A run does not depend on the number of threads", "[trainer]") {
   const auto other = r.unbroken(config, three, folder / "three");
   CHECK(same_bits(one.values, other.values));
   CHECK(one.losses == other.losses);
+  config.recompute = true;
+  CHECK(same_bits(one.values, r.unbroken(config, two, folder / "again").values));
 
   config.seed = 8;
   CHECK_FALSE(same_bits(one.values, r.unbroken(config, r.cpu, folder / "seed").values));

@@ -67,7 +67,7 @@ inline void say_infeasible(const laconic::Dataset& data, const laconic::Recogniz
     laconic::Index needed = static_cast<laconic::Index>(e.labels.size());
     for (std::size_t i = 1; i < e.labels.size(); ++i) needed += e.labels[i] == e.labels[i - 1] ? 1 : 0;
     const laconic::Index frames = laconic::with_model(
-        config.model, [&]<class M>(std::type_identity<M>) { return M::out_length(config.encoder, e.features.rows()); });
+        config.model, [&]<class M>(std::type_identity<M>) { return M::out_length(config.encoder, e.frames()); });
     count += needed > frames ? 1 : 0;
   }
   if (count > 0)

@@ -5,6 +5,8 @@
 
 #include <laconic/model/published.hpp>
 
+#include <unistd.h>
+
 #include <functional>
 #include <optional>
 
@@ -18,9 +20,15 @@ struct TrainOptions : CommonOptions {
   AttentionOptions attention{"mha"};
   int sample_rate = 0, num_mels = 40;
   std::int64_t checkpoint_steps = 0;
+  double feature_memory = 0;  // GiB
   std::vector<Index> ranks;
   EncoderConfig encoder{.d_model = 128, .num_layers = 4, .num_heads = 8, .conv_kernel = 15, .subsampling_channels = 32};
   TrainConfig training;
+
+  std::size_t feature_bytes() const {
+    const double half = 0.5 * static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+    return static_cast<std::size_t>(feature_memory > 0 ? feature_memory * 0x1p30 : half);
+  }
 
   /// The numbers of a published model; what is said of chunks, dropout and features stays.
   void set_model(const PublishedModel& model) {
@@ -82,11 +90,17 @@ void train(TrainOptions& o) {
   }
   recognizer.check_ranks(o.ranks);
   say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
-  const Dataset train_set = load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads);
+  const Dataset train_set =
+      load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads, o.feature_bytes());
   const Dataset valid_set = load_dataset(validation, recognizer.config.features, &recognizer.vocabulary, o.threads);
   say_notes(train_set.notes);
   say_notes(valid_set.notes);
   say_infeasible(train_set, recognizer.config);
+  const auto unkept = std::ranges::count_if(train_set.examples, [](const Example& e) { return e.in_file.has_value(); });
+  if (unkept > 0)
+    say("note: features of ", unkept, " of ", train_set.size(), " utterances do not fit ",
+        fixed(static_cast<double>(o.feature_bytes()) * 0x1p-30, 2),
+        " GiB (--feature-memory); they are made again for each batch, in the background");
 
   Cpu<float> cpu(o.threads);
   say(to_name(recognizer.config.model), " with ", to_name(recognizer.config.encoder.attention), ", ",
@@ -107,6 +121,7 @@ void train(TrainOptions& o) {
                               say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off");
                             }});
   recognizer.save(model_folder);
+  const double activation_mib = static_cast<double>(cpu.arena().peak_bytes()) * 0x1p-20;
   const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
   o.write({{"model", model_folder.string()},
            {"steps", state.step},
@@ -114,11 +129,14 @@ void train(TrainOptions& o) {
            {"best_epoch", state.best_epoch},
            {"valid_wer", 100 * evaluation.wer()},
            {"seconds", state.seconds},
+           {"activation_mib", activation_mib},
            {"parameters", recognizer.count_parameters()}});
-  std::printf("validation WER %s%% (epoch %td of %td, %s s of training)\nmodel:  %s\nlosses: %s\n",
-              fixed(100 * evaluation.wer(), 2).c_str(), state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(),
-              model_folder.c_str(),
-              ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
+  std::printf(
+      "validation WER %s%% (epoch %td of %td, %s s of training, at most %s MiB of activations)\nmodel:  %s\n"
+      "losses: %s\n",
+      fixed(100 * evaluation.wer(), 2).c_str(), state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(),
+      fixed(activation_mib, 0).c_str(), model_folder.c_str(),
+      ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
 }
 
 }  // namespace
@@ -244,6 +262,15 @@ void add_train_command(CLI::App& app) {
   command
       ->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")
       ->type_name("NAME");
+  command->add_flag("--recompute", o->training.recompute,
+                    "keep of each block its input alone and compute the rest again in the backward pass: less memory, "
+                    "about a third more time, the same results");
+  command
+      ->add_option("--feature-memory", o->feature_memory,
+                   "GiB of features that are kept in memory; the others are made again for each batch, in the "
+                   "background; 0: half of the machine's memory")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   command
       ->add_option("--checkpoint-steps", o->checkpoint_steps,
                    "updates between checkpoints within an epoch; 0: at its end only")

@@ -41,6 +41,9 @@ class Autodiff {
   Autodiff& operator=(const Autodiff&) = delete;
 
   const bool training;
+  /// Encoders keep of each block what it was given alone, and compute the rest again (see `recompute`): about a third
+  /// more time, for memory of one block in place of all.
+  bool recompute_blocks = false;
   B& backend() { return backend_; }
   Arena& arena() { return backend_.arena(); }
 
@@ -69,18 +72,36 @@ class Autodiff {
             "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
     unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
-    for (std::size_t i = nodes_.size(); i-- > 0;) {
-      if (nodes_[i].step == nullptr) continue;
-      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
-      const Value gradient = std::move(nodes_[i].gradient);
-      nodes_[i].gradient = Value();
-      if (!gradient.empty()) step->backward(gradient);
-    }
+    walk_back(0);
   }
   /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
   void clear() {
     cleared_ += static_cast<Index>(nodes_.size());
     nodes_.clear();
+  }
+
+  /// f(x), of which the tape keeps x alone: what lies between is computed again in the backward pass, when it is needed
+  /// (Chen et al. 2016). Values, derivatives and statistics are bit for bit those of f(x), if f gives the same whenever
+  /// it is called with the same. f takes and gives a Tensor, and must own what it needs.
+  template <class F>
+  Tensor recompute(const Tensor& x, F f) {
+    const std::size_t begin = nodes_.size();
+    const std::uint64_t first_call = calls_;
+    Value y = f(x).value;
+    const bool needed = nodes_.size() > begin;
+    nodes_.resize(begin);
+    return op(std::move(y), needed, [this, x, first_call, f = std::move(f)](Value dy) {
+      const std::size_t at = nodes_.size();
+      const std::uint64_t next_call = std::exchange(calls_, first_call);
+      const bool again = std::exchange(again_, true);
+      const Tensor start = needs(x) ? record(x.value, nullptr) : x;
+      unused(f(start)).gradient = std::move(dy);
+      calls_ = next_call;
+      again_ = again;
+      walk_back(at);
+      if (needs(x)) give(x, std::move(nodes_[at].gradient));
+      nodes_.resize(at);
+    });
   }
 
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
@@ -98,7 +119,7 @@ class Autodiff {
   }
   Tensor activation(Activation kind, const Tensor& x) {
     return op(backend_.activation(kind, x.value), needs(x),
-              [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
+              [this, kind, x](Value dy) { give(x, backend_.activation_backward(kind, std::move(dy), x.value)); });
   }
   Tensor glu(const Tensor& x) {
     return op(backend_.glu(x.value), needs(x),
@@ -122,7 +143,7 @@ class Autodiff {
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
-    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
@@ -145,9 +166,13 @@ class Autodiff {
   }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
                 const Sequences& to, std::optional<Activation> kind = {}) {
-    if (kind) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
-    return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
-              [this, x, &weight, &bias, shape, from, to](const Value& dy) {
+    // What ReLU gives says where its derivative is 0, so that what it was given need not be kept.
+    const bool relu = kind == Activation::relu;
+    if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
+    Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
+    return op(y, needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
+                if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
@@ -214,13 +239,12 @@ class Autodiff {
                 give(bn, std::move(d.db));
               });
   }
-  Tensor dropout(const Tensor& x, double probability) {
+  Tensor dropout(Tensor x, double probability) {
     const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
-    return op(backend_.dropout_train(x.value, mask), needs(x),
-              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) {
-                give(x_node, backend_.dropout_train(dy, mask));
-              });
+    const Tensor xn(Value(), x.node);
+    return op(backend_.dropout_train(std::move(x.value), mask), needs(xn),
+              [this, xn, mask](Value dy) { give(xn, backend_.dropout_train(std::move(dy), mask)); });
   }
   Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
     return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
@@ -258,8 +282,9 @@ class Autodiff {
               });
   }
   Tensor scale(const Tensor& x, double factor) {
-    return op(backend_.scale(x.value, factor), needs(x),
-              [this, xn = Tensor(Value(), x.node), factor](const Value& dy) { give(xn, backend_.scale(dy, factor)); });
+    return op(backend_.scale(x.value, factor), needs(x), [this, xn = Tensor(Value(), x.node), factor](Value dy) {
+      give(xn, backend_.scale(std::move(dy), factor));
+    });
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
@@ -283,12 +308,12 @@ class Autodiff {
  private:
   struct Step {
     virtual ~Step() = default;
-    virtual void backward(const Value& gradient) = 0;
+    virtual void backward(Value gradient) = 0;
   };
   template <class F>
   struct StepOf final : Step {
     explicit StepOf(F f) : function(std::move(f)) {}
-    void backward(const Value& gradient) override { function(gradient); }
+    void backward(Value gradient) override { function(std::move(gradient)); }
     F function;
   };
   struct Node {
@@ -309,6 +334,17 @@ class Autodiff {
     require(node.leaf || node.step != nullptr,
             "backward: this value was used up by an earlier backward(); compute it again");
     return node;
+  }
+
+  /// From the end of the tape to node `begin`: uses up what is recorded there.
+  void walk_back(std::size_t begin) {
+    for (std::size_t i = nodes_.size(); i-- > begin;) {
+      if (nodes_[i].step == nullptr) continue;
+      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+      Value gradient = std::move(nodes_[i].gradient);
+      nodes_[i].gradient = Value();
+      if (!gradient.empty()) step->backward(std::move(gradient));
+    }
   }
 
   Tensor record(Value value, std::unique_ptr<Step> step) {
@@ -336,7 +372,8 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
-  Index cleared_ = 0;  // nodes that `clear` has forgotten, which keep their numbers
+  bool again_ = false;  // what is computed now was computed before
+  Index cleared_ = 0;   // nodes that `clear` has forgotten, which keep their numbers
 };
 
 }  // namespace laconic

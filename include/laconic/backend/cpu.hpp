@@ -66,9 +66,9 @@ class Cpu : public CpuConvolution<T> {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : make(x.rows(), x.cols()), activate, x);
   }
-  Tensor activation_backward(Activation kind, const Tensor& dy, const Tensor& x) {
+  Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
-    return mapped(make(x.rows(), x.cols()), derivative, dy, x);
+    return mapped(dy.unique() ? dy : make(x.rows(), x.cols()), derivative, dy, x);
   }
 
   /// (rows, 2 channels) to (rows, channels): the first half times the sigmoid of the second.
@@ -125,9 +125,9 @@ class Cpu : public CpuConvolution<T> {
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
     return batch_norm_with(x, p, p.running_mean.value.data(), p.running_var.value.data());
   }
-  /// With the statistics of the rows themselves, which are given in `moments` (2, channels). The update of the running
-  /// statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
-  Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments) {
+  /// With the statistics of the rows themselves, which are given in `moments` (2, channels). With `gather`, the update
+  /// of the running statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
+  Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
     const Index cols = x.cols();
     moments = make(2, cols);
     if (x.rows() == 0) return make(0, cols);
@@ -136,14 +136,14 @@ class Cpu : public CpuConvolution<T> {
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // One batch after the other, so that many before an update are what PyTorch does in as many passes.
-    const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
-      if (!statistic.trainable) return;
+    const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
+      if (!statistic.trainable || !gather) return;
       T* update = statistic.gradient().data();
       for (Index c = 0; c < cols; ++c)
         update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
     };
-    gather(p.running_mean, 0, T(1));
-    gather(p.running_var, 1, unbiased);
+    add_update(p.running_mean, 0, T(1));
+    add_update(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
@@ -191,9 +191,9 @@ class Cpu : public CpuConvolution<T> {
 
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
-  Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
-    Tensor y = make(x.rows(), x.cols());
-    kernels::dropout(threads_, x.size(), mask, x.data(), y.data());
+  Tensor dropout_train(Tensor x, const DropoutMask& mask) {
+    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
+    kernels::dropout(threads_, x.size(), mask, std::as_const(x).data(), y.data());
     return y;
   }
 
@@ -270,10 +270,10 @@ class Cpu : public CpuConvolution<T> {
     }
     return d;
   }
-  Tensor scale(const Tensor& x, double factor) {
+  Tensor scale(Tensor x, double factor) {
     const kernels::Batch<T> s(static_cast<T>(factor));
     return mapped(
-        make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
+        x.unique() ? x : make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
   Tensor log_softmax(const Tensor& x) {

@@ -121,7 +121,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       if constexpr (has_state<S>)
         x = layers[i](context, std::move(x), pass, &state->layers[i]);
       else
-        x = layers[i](context, std::move(x), pass, nullptr);
+        x = whole_block(context, layers[i], std::move(x), pass);
       if (pass.outputs != nullptr) pass.outputs->push_back(x);
     }
     return layer_norm(context, x);
@@ -203,6 +203,18 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   Linear<T> lm_head;
 
  private:
+  /// A block over whole sequences.
+  template <class Context, class Tensor>
+  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
+    if constexpr (requires { context.recompute_blocks; })
+      if (context.recompute_blocks)
+        return context.recompute(
+            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
+              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
+            });
+    return block(context, std::move(x), pass, nullptr);
+  }
+
   EncoderConfig config_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/backend/primitives.hpp>
+#include <laconic/core/hash.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/features.hpp>
@@ -10,7 +11,10 @@
 #include <laconic/speech/vocabulary.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -21,31 +25,62 @@ namespace laconic::inline LACONIC_ABI {
 
 /// One utterance, ready for a model.
 struct Example {
-  Matrix<float> features;   ///< (frames, num_mels)
+  Matrix<float> features;   ///< (frames, num_mels); none where they are made of a file each time they are needed
   std::vector<int> labels;  ///< empty where no vocabulary was given
   std::string text, name, speaker;
   double seconds = 0;
+
+  /// What is known of features that are not kept.
+  struct InFile {
+    std::filesystem::path audio_filepath;
+    Index frames;
+    std::uint64_t hash;
+  };
+  std::optional<InFile> in_file;
+
+  Index frames() const { return in_file ? in_file->frames : features.rows(); }
+  std::uint64_t features_hash() const { return in_file ? in_file->hash : hash_of(features); }
+  static std::uint64_t hash_of(const Matrix<float>& m) {
+    return Hash().add(m.data(), static_cast<std::size_t>(m.size()) * sizeof(float)).value();
+  }
 };
 
 struct Dataset {
   std::vector<Example> examples;
   std::vector<std::string> notes;  ///< what had to be converted to be read, or is not as its manifest says
+  FeatureConfig config;            ///< of features that are not kept
+  std::shared_ptr<const FeatureExtractor> extract;
 
   Index size() const { return static_cast<Index>(examples.size()); }
   double seconds() const {
     return std::accumulate(examples.begin(), examples.end(), 0.0,
                            [](double sum, const Example& e) { return sum + e.seconds; });
   }
+  /// Of one example, kept or made of its file. Calls may come from several threads. Throws where the file is not what
+  /// it was.
+  Matrix<float> features(Index i) const {
+    const Example& e = examples[static_cast<std::size_t>(i)];
+    if (!e.in_file) return e.features;
+    const std::string path = e.in_file->audio_filepath.string();
+    require(extract != nullptr, path, ": its features are not kept, and nothing to make them with is given");
+    Matrix<float> out = (*extract)(read_audio(e.in_file->audio_filepath, config.fbank.sample_rate).samples);
+    require(out.rows() == e.in_file->frames && Example::hash_of(out) == e.in_file->hash, path,
+            ": is not what it was when the dataset was loaded");
+    return out;
+  }
 };
 
-/// Reads all audio into memory as features. With a vocabulary the texts become labels; an unknown token throws and
-/// names the audio file.
+/// Reads all audio as features, of which so many bytes are kept in memory; the others are made again whenever they are
+/// needed. With a vocabulary the texts become labels; an unknown token throws and names the audio file.
 inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config,
-                            const Vocabulary* vocabulary, int threads) {
-  const FeatureExtractor extract(config);
+                            const Vocabulary* vocabulary, int threads,
+                            std::size_t feature_bytes = std::numeric_limits<std::size_t>::max()) {
   Dataset out;
+  out.config = config;
+  out.extract = std::make_shared<FeatureExtractor>(config);
   out.examples.resize(utterances.size());
   std::vector<std::string> notes(utterances.size());
+  std::atomic<std::size_t> bytes = 0;
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
     const Utterance& u = utterances[i];
     const Audio audio = read_audio(u.audio_filepath, config.fbank.sample_rate, &notes[i]);
@@ -58,11 +93,16 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
       notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds,
                        " s, all of which are used, though its duration is given as ", u.duration, " s");
     try {
-      e.features = extract(audio.samples);
+      e.features = (*out.extract)(audio.samples);
       if (vocabulary != nullptr) e.labels = vocabulary->encode(u.text);
     } catch (const Error& error) {
       throw Error(text(u.audio_filepath.string(), ": ", error.what()));
     }
+    const auto these = static_cast<std::size_t>(e.features.size()) * sizeof(float);
+    if (bytes.fetch_add(these) + these <= feature_bytes) return;
+    bytes -= these;
+    e.in_file = {u.audio_filepath, e.features.rows(), Example::hash_of(e.features)};
+    e.features.resize(0, 0);
   });
   for (std::string& note : notes)
     if (!note.empty()) out.notes.push_back(std::move(note));
@@ -98,7 +138,7 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
   SpeechBatch out;
   for (const Index i : indices) {
     const Example& e = data.examples[static_cast<std::size_t>(i)];
-    lengths.push_back(e.features.rows());
+    lengths.push_back(e.frames());
     label_lengths.push_back(static_cast<Index>(e.labels.size()));
     out.labels.tokens.insert(out.labels.tokens.end(), e.labels.begin(), e.labels.end());
     out.seconds += e.seconds;
@@ -106,11 +146,14 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
   out.sequences = Sequences(lengths);
   out.labels.sequences = Sequences(label_lengths);
   if (indices.empty()) return out;
-  out.features.resize(out.sequences.rows(), data.examples[static_cast<std::size_t>(indices[0])].features.cols());
   for (std::size_t n = 0; n < indices.size(); ++n) {
     const Index at = static_cast<Index>(n);
+    const Example& e = data.examples[static_cast<std::size_t>(indices[n])];
+    const Matrix<float> read = e.in_file ? data.features(indices[n]) : Matrix<float>();
+    const Matrix<float>& features = e.in_file ? read : e.features;
+    if (n == 0) out.features.resize(out.sequences.rows(), features.cols());
     auto rows = out.features.middleRows(out.sequences.begin(at), out.sequences.length(at));
-    rows = data.examples[static_cast<std::size_t>(indices[n])].features;
+    rows = features;
     if (augment != nullptr)
       spec_augment(matrix_view(rows.data(), rows.rows(), rows.cols()), *augment,
                    Random(seed, static_cast<std::uint64_t>(indices[n])));
@@ -121,7 +164,7 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
 /// Batches of at most `max_frames` feature frames (but at least one utterance), of utterances of like length: shuffled,
 /// sorted within pools of about 20 batches, cut, and shuffled again. Without a seed: in order of length.
 inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index max_frames, std::optional<Seed> seed) {
-  const auto frames = [&](Index i) { return data.examples[static_cast<std::size_t>(i)].features.rows(); };
+  const auto frames = [&](Index i) { return data.examples[static_cast<std::size_t>(i)].frames(); };
   std::vector<Index> order(static_cast<std::size_t>(data.size()));
   std::iota(order.begin(), order.end(), Index{0});
   if (seed) shuffle(order, Random(*seed, "utterances"));

@@ -59,6 +59,8 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   out.errors.resize(data.examples.size());
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
+  for (const Example& e : data.examples)
+    require(!e.in_file, e.name, ": features that are kept in memory expected, to be streamed");
   out.streams = config.capacity;
   out.chunk = streams.mask().chunk;
   out.left_context = streams.mask().left_context;

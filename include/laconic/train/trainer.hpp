@@ -4,6 +4,7 @@
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/io/parameters.hpp>
+#include <laconic/speech/batch_loader.hpp>
 #include <laconic/speech/evaluate.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
@@ -32,6 +33,9 @@ struct TrainConfig {
   std::vector<std::string> train_only;  ///< if any: a parameter stays fixed whose name contains none of these
   std::vector<std::string> freeze;      ///< a parameter stays fixed whose name contains one of these
   std::int64_t seed = 0;
+  /// Blocks are computed again in the backward pass (Autodiff::recompute_blocks). Changes memory and time alone, so it
+  /// is not among `fields`: a run may be taken up with the other choice.
+  bool recompute = false;
 
   /// Throws where a number makes no sense.
   void check() const {
@@ -189,14 +193,16 @@ class Trainer {
     Index failures = 0;
     while (!finished()) {
       const auto plan = batches(state_.epoch);
-      while (state_.batch < static_cast<Index>(plan.size())) {
+      const auto count = static_cast<Index>(plan.size());
+      BatchLoader loader(train_, plan, state_.batch, config_.spec_augment, seed() / "augment" / state_.epoch,
+                         std::max(1, cpu_.threads() / 4));
+      while (state_.batch < count) {
         const auto start = std::chrono::steady_clock::now();
         TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, unknown, unknown, false};
         double audio = 0;
-        const Index end = std::min<Index>(static_cast<Index>(plan.size()), state_.batch + config_.accumulate);
+        const Index end = std::min(count, state_.batch + config_.accumulate);
         const double weight = 1.0 / static_cast<double>(end - state_.batch);
-        for (Index b = state_.batch; b < end; ++b)
-          report.loss += weight * train_batch(plan[static_cast<std::size_t>(b)], b, weight, audio);
+        for (Index b = state_.batch; b < end; ++b) report.loss += weight * train_batch(loader.next(), b, weight, audio);
         report.gradient_norm = optimizer_.step(model_, report.learning_rate);
         report.skipped = !std::isfinite(report.gradient_norm);
         failures = report.skipped ? failures + 1 : 0;
@@ -214,7 +220,7 @@ class Trainer {
             state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
         log_row(report);
         progress(report);
-        const bool last = state_.batch == static_cast<Index>(plan.size());
+        const bool last = state_.batch == count;
         if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) save();
         if (!last && stop(state_)) return save();
       }
@@ -249,10 +255,10 @@ class Trainer {
   }
   Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
 
-  double train_batch(const std::vector<Index>& indices, Index b, double weight, double& audio) {
-    const SpeechBatch batch = make_batch(train_, indices, &config_.spec_augment, seed() / "augment" / state_.epoch);
+  double train_batch(const SpeechBatch& batch, Index b, double weight, double& audio) {
     audio += batch.seconds;
     Autodiff<Cpu<T>> tape(cpu_, seed() / "dropout" / state_.epoch / b);
+    tape.recompute_blocks = config_.recompute;
     const auto loss = batch_loss(tape, batch, b);
     tape.backward(loss, weight);
     return static_cast<double>(loss.value.row(0)[0]);

@@ -34,9 +34,6 @@ struct ConvTiles {
   Index times() const { return (out_length + 1) / 2; }
   Index freqs() const { return (shape.out_freqs() + 1) / 2; }
   Index count() const { return times() * freqs(); }
-  /// Of the numbers that the components of a tile have.
-  Index row() const { return all * shape.in_channels; }
-
   /// Components along one axis that add to the first output, to both, to the second.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
@@ -49,15 +46,20 @@ struct ConvTiles {
   }
   static constexpr bool adds_to(Index axis_group, Index output) { return axis_group == 1 || axis_group == 2 * output; }
 
-  /// visit(place among all, a, b): component a in time and b in frequency.
+  /// visit(place in the group, a, b): component a in time and b in frequency.
+  template <class Visit>
+  static void each_member(Index group, Visit&& visit) {
+    Index place = 0;
+    for (Index i = 0; i < member_count(group / 3); ++i)
+      for (Index j = 0; j < member_count(group % 3); ++j)
+        visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
+              members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+  }
+  /// visit(place among all, a, b).
   template <class Visit>
   static void each_component(Visit&& visit) {
-    Index place = 0;
     for (Index group = 0; group < groups; ++group)
-      for (Index i = 0; i < member_count(group / 3); ++i)
-        for (Index j = 0; j < member_count(group % 3); ++j)
-          visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
-                members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+      each_member(group, [&](Index place, Index a, Index b) { visit(first(group) + place, a, b); });
   }
   /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
@@ -116,10 +118,10 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Components of tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows: (tiles, 25 in_channels).
-/// `zeros` has in_channels.
+/// The components of a group for tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows:
+/// (tiles, size(group) in_channels). `zeros` has in_channels.
 template <class T>
-void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
+void tile_components(const ConvTiles& t, Index group, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
   const Index channels = t.shape.in_channels;
   for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
     const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
@@ -127,7 +129,7 @@ void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, co
       return time + r < rows && freq + s < t.shape.in_freqs ? x + (time + r) * t.shape.in_cols() + (freq + s) * channels
                                                             : zeros;
     };
-    ConvTiles::each_component([&](Index place, Index a, Index b) {
+    ConvTiles::each_member(group, [&](Index place, Index a, Index b) {
       T* out = to + place * channels;
       const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
       const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
@@ -141,7 +143,7 @@ void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, co
       else
         std::copy_n(input(r, s), channels, out);
     });
-    to += t.row();
+    to += ConvTiles::size(group) * channels;
   }
 }
 
@@ -178,22 +180,23 @@ void tile_output_gradients(const ConvTiles& t, Range tiles, const T* dy, const T
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
-  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again; 2 MiB of components.
-  const Index block = std::clamp<Index>((Index{1} << 19) / (ConvTiles::all * s.in_channels) / 8 * 8, 8, 128);
-  const Index row = ConvTiles::all * s.in_channels, sums = block * s.out_channels;
-  const Index each = block * row + ConvTiles::groups * sums + s.in_channels;
+  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
+  // components of a group do.
+  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
+  const Index block = std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), sums = block * s.out_channels;
+  const Index each = block * most + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   for (Index n = 0; n < from.size(); ++n) {
     const ConvTiles t{s, to.length(n)};
     parallel_for(threads, (t.count() + block - 1) / block, [&](Index task, int thread) {
       T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T *sum = components + block * row, *zeros = sum + ConvTiles::groups * sums;
+      T *sum = components + block * most, *zeros = sum + ConvTiles::groups * sums;
       const Range tiles{task * block, std::min(t.count(), (task + 1) * block)};
       std::fill_n(zeros, s.in_channels, T(0));
-      tile_components(t, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
       for (Index group = 0; group < ConvTiles::groups; ++group) {
         const Index depth = ConvTiles::size(group) * s.in_channels;
-        gemm_panels(tiles.size(), Operand<T>{components + ConvTiles::first(group) * s.in_channels, row},
+        tile_components(t, group, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
+        gemm_panels(tiles.size(), Operand<T>{components, depth},
                     Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
                     {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
       }
@@ -235,26 +238,39 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  void add(const T* tile, Index channels, Index r, Index s) {
+  /// What input (r, s) of a tile gets. The components lie group by group: those of the tile in `groups[group]`.
+  void add(const std::array<const T*, ConvTiles::groups>& groups, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
-        from_[count_] = tile + places()[static_cast<std::size_t>(5 * a.component + b.component)] * channels;
+        const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
+        from_[count_] = groups[place.group] + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
   }
   void add_to(Index channels, T* dx) const {
-    for (std::size_t i = 0; i < count_; ++i)
-      map_span(
-          channels, dx, [negative = negative_[i]](auto a, auto b) { return negative ? a - b : a + b; }, dx, from_[i]);
+    for (Index c = 0; c < channels; c += lanes<T>) {
+      const Index some = std::min(lanes<T>, channels - c);
+      const bool whole = some == lanes<T>;
+      const auto part = [&](const T* at) { return whole ? load(at) : load_part(at, some); };
+      Batch<T> sum = part(dx + c);
+      for (std::size_t i = 0; i < count_; ++i) sum = negative_[i] ? sum - part(from_[i] + c) : sum + part(from_[i] + c);
+      whole ? store(dx + c, sum) : store_part(dx + c, sum, some);
+    }
   }
 
  private:
+  struct Place {
+    std::size_t group;
+    Index member;
+  };
   /// Where component (a, b) lies.
-  static const std::array<Index, 25>& places() {
-    static const std::array<Index, 25> table = [] {
-      std::array<Index, 25> out{};
-      ConvTiles::each_component(
-          [&](Index place, Index a, Index b) { out[static_cast<std::size_t>(5 * a + b)] = place; });
+  static const std::array<Place, ConvTiles::all>& places() {
+    static const std::array<Place, ConvTiles::all> table = [] {
+      std::array<Place, ConvTiles::all> out{};
+      for (Index group = 0; group < ConvTiles::groups; ++group)
+        ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+          out[static_cast<std::size_t>(5 * a + b)] = {static_cast<std::size_t>(group), member};
+        });
       return out;
     }();
     return table;
@@ -270,46 +286,58 @@ class PixelGradient {
 template <class T>
 void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
-  const Index row = ConvTiles::all * s.in_channels, piece = 16;  // tiles of a task
+  constexpr Index groups = ConvTiles::groups, piece = 16;  // tiles of a task
   // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
   const Index freqs = ConvTiles{s, 0}.freqs();
   if (freqs == 0) return;
   const Index times = std::max<Index>(1, 512 / freqs);
   const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
               sums = most * s.out_channels;
+  const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
+  const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
   const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * row + ConvTiles::groups * sums + s.in_channels + s.out_channels) * sizeof(T));
-  T *components = static_cast<T*>(memory.data()), *dsum = components + most * row,
-    *zeros = dsum + ConvTiles::groups * sums;
+      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + groups * sums + s.in_channels + s.out_channels) *
+      sizeof(T));
+  // Components group by group, so that products read them end to end.
+  T *components = static_cast<T*>(memory.data()), *dsum = components + most * ConvTiles::all * s.in_channels,
+    *zeros = dsum + groups * sums;
   std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+  // The weights of each group, transposed.
+  std::array<Panels<T>, groups> panels{};
+  Buffer packed;
+  if (dx != nullptr) {
+    Index size = 0;
+    for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
+    packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
+    T* at = static_cast<T*>(packed.data());
+    for (Index group = 0; group < groups; ++group) {
+      const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
+      panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
+      at += Panels<T>::size(s.out_channels, depth(group));
+    }
+  }
   for (Index n = 0; n < from.size(); ++n) {
     const ConvTiles t{s, to.length(n)};
     const T* input = x + from.begin(n) * s.in_cols();
     for (Index first = 0; first < t.times(); first += times) {
       const Range tiles{first * freqs, std::min(t.times(), first + times) * freqs};
-      const auto each_piece = [&](auto&& body) {
-        parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
-          body(Range{tiles.begin + begin, tiles.begin + end}, begin);
-        });
-      };
-      each_piece([&](Range some, Index at) {
-        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + at * s.out_channels);
-        if (dweights != nullptr) tile_components(t, some, from.length(n), input, zeros, components + at * row);
+      parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
+        const Range some{tiles.begin + begin, tiles.begin + end};
+        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + begin * s.out_channels);
+        for (Index group = 0; dweights != nullptr && group < groups; ++group)
+          tile_components(t, group, some, from.length(n), input, zeros,
+                          components + most * start(group) + begin * depth(group));
       });
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
-        if (dweights != nullptr)
-          gemm<T>(threads, arena, depth, s.out_channels, tiles.size(), Operand<T>{components + start, row}.transposed(),
-                  {dsum + group * sums, s.out_channels}, dweights + start * s.out_channels, s.out_channels, true,
-                  nullptr);
-      }
+      for (Index group = 0; dweights != nullptr && group < groups; ++group)
+        gemm<T>(threads, arena, depth(group), s.out_channels, tiles.size(),
+                Operand<T>{components + most * start(group), depth(group)}.transposed(),
+                {dsum + group * sums, s.out_channels}, dweights + start(group) * s.out_channels, s.out_channels, true,
+                nullptr);
       if (dx == nullptr) continue;
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
-        gemm<T>(threads, arena, tiles.size(), depth, s.out_channels, {dsum + group * sums, s.out_channels},
-                Operand<T>{weights + start * s.out_channels, s.out_channels}.transposed(), components + start, row,
-                false, nullptr);
-      }
+      for (Index group = 0; group < groups; ++group)
+        gemm(threads, tiles.size(), Operand<T>{dsum + group * sums, s.out_channels},
+             panels[static_cast<std::size_t>(group)], components + most * start(group), depth(group), false,
+             static_cast<const T*>(nullptr));
       const Index begin = 4 * first, rows = std::min(from.length(n), 4 * (tiles.end / freqs) + 1) - begin;
       parallel_blocks(threads, rows, 4, [&](Index block_begin, Index block_end) {
         for (Index time = begin + block_begin; time < begin + block_end; ++time)
@@ -319,7 +347,11 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
                 if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
-                pixel.add(components + (i * freqs + j - tiles.begin) * row, s.in_channels, r, q);
+                std::array<const T*, groups> of_tile{};
+                for (Index group = 0; group < groups; ++group)
+                  of_tile[static_cast<std::size_t>(group)] =
+                      components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                pixel.add(of_tile, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }

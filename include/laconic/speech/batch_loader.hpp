@@ -1,0 +1,52 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/speech/dataset.hpp>
+
+#include <deque>
+#include <future>
+
+namespace laconic::inline LACONIC_ABI {
+
+/// Makes the batches of a plan in the background while others are trained on: reads and masks what is not kept in
+/// memory. `ahead` batches are made at once, each on a thread of its own. What comes is the same for any number.
+class BatchLoader {
+ public:
+  /// From batch `first` of the plan on. The dataset must live as long as this.
+  BatchLoader(const Dataset& data, std::vector<std::vector<Index>> plan, Index first, const SpecAugmentConfig& augment,
+              Seed seed, int ahead = 1)
+      : data_(data), plan_(std::move(plan)), augment_(augment), seed_(seed), next_(static_cast<std::size_t>(first)) {
+    require(first >= 0 && ahead > 0, "batches: first ", first, " and ", ahead,
+            " ahead given, at least 0 and 1 expected");
+    for (int i = 0; i < ahead; ++i) start_next();
+  }
+  BatchLoader(const BatchLoader&) = delete;
+  BatchLoader& operator=(const BatchLoader&) = delete;
+
+  /// Waits for the next batch. Throws what its making threw.
+  SpeechBatch next() {
+    require(!coming_.empty(), "batches: all ", plan_.size(), " have been taken");
+    std::future<SpeechBatch> batch = std::move(coming_.front());
+    coming_.pop_front();
+    SpeechBatch out = batch.get();
+    start_next();
+    return out;
+  }
+
+ private:
+  void start_next() {
+    if (next_ >= plan_.size()) return;
+    coming_.push_back(
+        std::async(std::launch::async, [this, at = next_] { return make_batch(data_, plan_[at], &augment_, seed_); }));
+    ++next_;
+  }
+
+  const Dataset& data_;
+  const std::vector<std::vector<Index>> plan_;
+  const SpecAugmentConfig augment_;
+  Seed seed_;
+  std::size_t next_;
+  std::deque<std::future<SpeechBatch>> coming_;  // the last member: its destructor waits for those that read the others
+};
+
+}  // namespace laconic
