@@ -132,6 +132,47 @@ TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
   }
 }
 
+TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was packed", "[attention][cache]", float,
+                   double) {
+  using T = TestType;
+  constexpr Index heads = 4, kv_heads = 2, key_width = 20, value_width = 36, span = 260;
+  const AttendShape shape{heads, kv_heads, 0.4, Mask::chunked(8, 100)};
+  const Matrix<T> table = random_matrix<T>(2 * span - 1, heads * key_width, 1);
+  const Parameter<T> u = random_parameter<T>({heads, key_width}, 2), v = random_parameter<T>({heads, key_width}, 3);
+  for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
+    for (const int threads : {1, 3}) {
+      Cpu<T> cpu(threads);
+      const auto packed = cpu.pack_table(cpu.input(table), heads);
+      typename Cpu<T>::Cache keys(3, 100, kv_heads * key_width, storage),
+          values(3, 100, kv_heads * value_width, storage), other_keys = keys, other_values = values;
+      const Random random(Seed(4), "lengths");
+      for (std::uint64_t round = 0; round < 12; ++round) {  // rings go round; one slot rests now and then
+        const std::vector<Index> slots = round % 3 == 2 ? std::vector<Index>{1, 0} : std::vector<Index>{2, 0, 1};
+        std::vector<Index> lengths;
+        for (std::size_t n = 0; n < slots.size(); ++n)
+          lengths.push_back(round == 7 ? 130 + static_cast<Index>(n) : random.below(14, 4 * round + n));
+        const Sequences rows(lengths);
+        const auto q = cpu.input(random_matrix<T>(rows.rows(), heads * key_width, 10 + round)),
+                   k = cpu.input(random_matrix<T>(rows.rows(), kv_heads * key_width, 30 + round)),
+                   x = cpu.input(random_matrix<T>(rows.rows(), kv_heads * value_width, 50 + round));
+        const auto cached_keys = cpu.behind(keys, slots, k, rows), cached_values = cpu.behind(values, slots, x, rows);
+        const Sequences all = cpu.lengths(cached_keys, rows);
+        const auto got = cpu.attend(q, cached_keys, cached_values, shape, rows, all, {packed, &u, &v, {}, true});
+        const auto plain = cpu.attend(q, cached_keys, cached_values, shape, rows, all);
+        cpu.append(keys, slots, k, rows);
+        cpu.append(values, slots, x, rows);
+        const auto whole_keys = cpu.extend(other_keys, slots, k, rows),
+                   whole_values = cpu.extend(other_values, slots, x, rows);
+        REQUIRE(whole_keys.sequences.rows() == all.rows());
+        CHECK(got.view() ==
+              cpu.attend(q, whole_keys.rows, whole_values.rows, shape, rows, all, {cpu.input(table), &u, &v}).view());
+        CHECK(plain.view() == cpu.attend(q, whole_keys.rows, whole_values.rows, shape, rows, all).view());
+      }
+    }
+  Cpu<T> cpu(1);
+  CHECK_THROWS_WITH(cpu.pack_table(cpu.input(table), 3), "pack_table: 80 channels given for 3 heads");
+}
+
 TEST_CASE("great scores give no infinities", "[attention]") {
   Operands<float> in{2, 2, 4, 4, {40}, {40}, Mask::causal(), 0};
   in.q *= 1e3F;

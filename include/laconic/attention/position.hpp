@@ -57,10 +57,6 @@ struct PlainPosition {
     bool keeps_term(const Context&) const {
       return false;
     }
-    template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
-      return {};
-    }
     static void each_parameter(auto&, auto&&) {}
   };
 };
@@ -148,9 +144,10 @@ struct RelativePosition : PlainPosition {
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
         if (keeps_term(context))
-          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                          [&](Index n) { return projected(context, d, n); }));
-      return term_of(linear_pos(context, pass.table));
+          return of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                     [&](Index n) { return packed(context, d, n); }),
+                    true);
+      return of(linear_pos(context, pass.table), false);
     }
     /// A packed weight never changes, and with it the projected table.
     template <class Context>
@@ -158,14 +155,10 @@ struct RelativePosition : PlainPosition {
       return requires { Context::keeps_packed; }
       &&linear_pos.weight.is_packed();
     }
+    /// For many calls with sequences of up to n frames.
     template <class Context>
-    auto projected(Context& context, const AttentionDims& d, Index n) const {
-      return linear_pos(context, distances(context, d, n));
-    }
-    /// The same from the table as this layer projects it.
-    template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(Tensor projected) const {
-      return {std::move(projected), &pos_bias_u, &pos_bias_v};
+    auto term_for(Context& context, const AttentionDims& d, Index n) const {
+      return of(packed(context, d, n), true);
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -176,6 +169,16 @@ struct RelativePosition : PlainPosition {
 
     Linear<T> linear_pos;
     Parameter<T> pos_bias_u, pos_bias_v;
+
+   private:
+    template <class Context>
+    auto packed(Context& context, const AttentionDims& d, Index n) const {
+      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> of(Tensor table, bool is_packed) const {
+      return {std::move(table), &pos_bias_u, &pos_bias_v, {}, is_packed};
+    }
   };
 };
 

@@ -67,6 +67,7 @@ struct RelativeTerm {
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
+  bool packed = false;  ///< the table is what `pack_table` of the context made of it
 };
 
 /// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /

@@ -3,38 +3,17 @@
 
 #include <laconic/backend/cpu/elementwise.hpp>
 #include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/backend/cpu/row_cache.hpp>
 #include <laconic/backend/primitives.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
-
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
-/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
-/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
-/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v.
-template <class T>
-struct AttendOperands {
-  AttendShape shape;
-  const Sequences *q_sequences, *kv_sequences;
-  Index key_width, value_width;
-  const T *q, *k, *v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
-  Index span = 0, position_width = 0;
-  DropoutMask dropout{0.0, Random(Seed(), 0)};
-
-  Index group() const { return shape.num_heads / shape.num_kv_heads; }
-  Index q_cols() const { return shape.num_heads * key_width; }
-  Index k_cols() const { return shape.num_kv_heads * key_width; }
-  Index v_cols() const { return shape.num_kv_heads * value_width; }
-  Index out_cols() const { return shape.num_heads * value_width; }
-  Index p_cols() const { return shape.num_heads * position_width; }
-};
 
 /// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
 /// tile's rows and columns.
@@ -45,6 +24,109 @@ constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1)
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
+/// Asks for rows that are read soon: they are too far apart for the processor to foresee.
+template <class T>
+void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  for (Index i = begin; i < end; ++i)
+    for (Index c = 0; c < width; c += line) __builtin_prefetch(rows.at(i, c));
+}
+
+/// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
+template <class T>
+struct AttendRows {
+  const T* data;  // of those that came now, sequence after sequence
+  Index cols;
+  const Sequences* sequences;  // of them
+  const RowCache<T>* cache = nullptr;
+  std::span<const Index> slots{};
+
+  bool is_rounded() const { return cache != nullptr && cache->storage() != Storage::full; }
+  Index cached(Index sequence) const {
+    return cache == nullptr ? 0 : cache->count(slots[static_cast<std::size_t>(sequence)]);
+  }
+  /// Where no cache is.
+  Operand<T> whole(Index sequence, Index col) const { return {data + sequences->begin(sequence) * cols + col, cols}; }
+
+  /// visit(first, count, rows): columns col .. col + width - 1 of a sequence's rows begin .. end - 1, in their order:
+  /// `count` rows from `first` on where they lie, or in `space` (attend_tile, width) if they must be read from what is
+  /// rounded.
+  template <class Visit>
+  void each_run(Index sequence, Range range, Index col, Index width, T* space, Visit&& visit) const {
+    const Index past = cached(sequence);
+    if (range.begin < past)
+      cache->each_run(slots[static_cast<std::size_t>(sequence)], range.begin, std::min(range.end, past),
+                      [&](Index first, Index count, const std::byte* stored) {
+                        if (!is_rounded())
+                          return visit(first, count, Operand<T>{reinterpret_cast<const T*>(stored) + col, cols});
+                        for (Index i = 0; i < count; i += attend_tile) {
+                          const Index some = std::min(attend_tile, count - i);
+                          for (Index r = 0; r < some; ++r)
+                            load_row(cache->storage(), col, width, stored + (i + r) * cache->row_bytes(),
+                                     space + r * width);
+                          visit(first + i, some, Operand<T>{space, width});
+                        }
+                      });
+    const Index begin = std::max(range.begin, past);
+    if (begin < range.end) visit(begin, range.end - begin, Operand<T>{whole(sequence, col).at(begin - past, 0), cols});
+  }
+};
+
+/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
+/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
+/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
+/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+template <class T>
+struct AttendOperands {
+  AttendShape shape;
+  const Sequences *q_sequences, *kv_sequences;
+  Index key_width, value_width;
+  const T* q;
+  AttendRows<T> k, v;
+  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
+  Index span = 0, position_width = 0;
+  bool packed_table = false;
+  DropoutMask dropout{0.0, Random(Seed(), 0)};
+
+  Index group() const { return shape.num_heads / shape.num_kv_heads; }
+  Index q_cols() const { return shape.num_heads * key_width; }
+  Index k_cols() const { return shape.num_kv_heads * key_width; }
+  Index v_cols() const { return shape.num_kv_heads * value_width; }
+  Index out_cols() const { return shape.num_heads * value_width; }
+  Index p_cols() const { return shape.num_heads * position_width; }
+};
+
+/// Rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols). Zeros where
+/// the table has no such row.
+template <class T>
+void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Index cols, T* to) {
+  for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
+    const Index used = std::min(GemmTile<T>::cols, cols - j), padded = padded_cols<T>(used);
+    T* panel = to + j * width;
+    const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
+    if (end - begin < padded) std::fill_n(panel, padded * width, T(0));
+    const Operand<T> from = table.transposed();
+    detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride}, width, end - begin,
+                       end - begin, panel + begin, padded);
+  }
+}
+
+/// A table of distances (rows, heads * width) for many calls: the panels of each head, one after the other, with zeros
+/// behind them for what a tile reads beyond. To (rows + 2 lanes, heads * width), not all of which is used.
+template <class T>
+constexpr Index packed_table_cols(Index rows) {
+  return rows + lanes<T>;
+}
+template <class T>
+void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
+  parallel_for(threads, heads, [&](Index head, int) {
+    const Index cols = packed_table_cols<T>(rows);
+    pack_distances(Operand<T>{table + head * width, heads * width}, rows, width, 0, cols,
+                   to + head * Panels<T>::size(width, cols));
+  });
+}
+
 /// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
 /// of distances of a head.
 template <class T>
@@ -52,48 +134,59 @@ class AttendPanels {
  public:
   static Index space(const AttendOperands<T>& in) {
     const Index keys = in.kv_sequences->max_length(), positions = table_cols(in.q_sequences->max_length(), keys);
-    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) +
-           (in.p == nullptr ? 0 : Panels<T>::size(in.position_width, positions));
+    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
+           (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
   }
 
   AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, T* memory)
       : in_(in), sequence_(sequence), kv_head_(kv_head), memory_(memory) {
-    keys_ = pack(1, k().transposed(), in.key_width, count(), memory_);
+    pack_keys();
   }
 
   /// (key_width, keys).
   const Panels<T>& keys() const { return keys_; }
-  Operand<T> k() const {
-    return {in_.k + in_.kv_sequences->begin(sequence_) * in_.k_cols() + kv_head_ * in_.key_width, in_.k_cols()};
-  }
-  Operand<T> v() const {
-    return {in_.v + in_.kv_sequences->begin(sequence_) * in_.v_cols() + kv_head_ * in_.value_width, in_.v_cols()};
-  }
+  /// Where they lie, without a cache.
+  Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (keys, value_width), for products of several tiles; or (value_width, keys).
-  void pack_values() { values_ = pack(1, v(), count(), in_.value_width, values_memory()); }
-  void pack_values_transposed() { values_ = pack(1, v().transposed(), in_.value_width, count(), values_memory()); }
+  /// (keys, value_width), for products of several tiles; or (value_width, keys), without a cache.
+  void pack_values() {
+    values_ = {values_memory(), count(), in_.value_width};
+    each_run_of_values({0, count()}, [&](Index first, Index some, Operand<T> rows) {
+      for (Index j = 0; j < in_.value_width; j += GemmTile<T>::cols) {
+        const Index used = std::min(GemmTile<T>::cols, in_.value_width - j), padded = padded_cols<T>(used);
+        detail::pack_panel(Operand<T>{rows.at(0, j), rows.row_stride}, some, used, padded,
+                           values_memory() + j * count() + first * padded, padded);
+      }
+    });
+  }
+  void pack_values_transposed() {
+    values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, count(),
+                   values_memory());
+  }
   const Panels<T>& values() const { return values_; }
+  /// visit(first, count, rows) for values that are not packed.
+  template <class Visit>
+  void each_run_of_values(Range keys, Visit&& visit) const {
+    in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
+  }
   /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, in_.kv_sequences->max_length()); }
 
-  /// (position_width, distances): column 0 is the distance of a query behind the last tile's last to the first key, so
-  /// that tiles begin where panels do. Zeros where the table has no such row.
+  /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
+  /// tile's last to the first key, so that tiles begin where panels do.
   void pack_positions(Index head) {
+    const Index width = in_.position_width, rows = 2 * in_.span - 1;
+    if (in_.packed_table) {
+      const Index cols = packed_table_cols<T>(rows);
+      positions_ = {in_.p + head * Panels<T>::size(width, cols), width, cols};
+      return;
+    }
     const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
                 cols = table_cols(queries, count()),
-                origin = in_.span - past - attend_tiles(queries) * tile_height(queries), rows = 2 * in_.span - 1;
-    T* to = values_memory() + values_space(in_, in_.kv_sequences->max_length());
-    positions_ = {to, in_.position_width, cols};
-    for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
-      const Index used = std::min(GemmTile<T>::cols, cols - j), width = padded_cols<T>(used);
-      const Operand<T> from = Operand<T>{in_.p + head * in_.position_width, in_.p_cols()}.transposed();
-      T* panel = to + j * in_.position_width;
-      const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
-      if (end - begin < width) std::fill_n(panel, width * in_.position_width, T(0));
-      detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride},
-                         in_.position_width, end - begin, end - begin, panel + begin, width);
-    }
+                origin = in_.span - past - attend_tiles(queries) * tile_height(queries);
+    T* to = run_memory() + run_space(in_);
+    pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
+    positions_ = {to, width, cols};
   }
   const Panels<T>& positions() const { return positions_; }
 
@@ -104,6 +197,28 @@ class AttendPanels {
   }
   static Index values_space(const AttendOperands<T>& in, Index keys) {
     return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
+  }
+  static Index run_space(const AttendOperands<T>& in) { return attend_tile * std::max(in.key_width, in.value_width); }
+  T* run_memory() const { return values_memory() + values_space(in_, in_.kv_sequences->max_length()); }
+
+  void pack_keys() {
+    constexpr Index cols = GemmTile<T>::cols;
+    const Index width = in_.key_width, last = (count() - 1) / cols * cols;
+    keys_ = {memory_, width, count()};
+    const Index used = count() - last, padded = padded_cols<T>(used);
+    for (Index k = 0; used < padded && k < width; ++k)
+      std::fill_n(memory_ + last * width + k * padded + used, padded - used, T(0));
+    in_.k.each_run(
+        sequence_, {0, count()}, kv_head_ * width, width, run_memory(), [&](Index first, Index some, Operand<T> rows) {
+          constexpr Index together = 8;
+          for (Index at = first, end; at < first + some; at = end) {
+            const Index panel = at / cols * cols;
+            end = std::min({first + some, panel + cols, at + together});
+            fetch_ahead(rows, end - first, std::min(some, end - first + together), width);
+            detail::pack_panel(Operand<T>{rows.at(at - first, 0), rows.row_stride}.transposed(), width, end - at,
+                               end - at, memory_ + panel * width + (at - panel), keys_.width(panel));
+          }
+        });
   }
 
   const AttendOperands<T>& in_;
@@ -123,8 +238,8 @@ struct AttendTile {
   T* content;      // (rows, key_width): (q + u) scale
   T* positional;   // (rows, position_width): (position_q + w) scale
   T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column height - 1 - i + j, less its first
-                   // column
+  T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
+  Index lead = 0, position_stride = 0;
 
   static Index space(const AttendOperands<T>& in) {
     const Index keys = padded_cols<T>(in.kv_sequences->max_length()) + GemmTile<T>::cols;
@@ -152,7 +267,6 @@ struct AttendTile {
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
   Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
-  Operand<T> v() const { return {panels.v().at(key, 0), in.v_cols()}; }
   /// First row of the table that this tile reads: that of its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
@@ -171,10 +285,15 @@ struct AttendTile {
                 stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key;
+    constexpr Index cols = GemmTile<T>::cols;
+    const Index first = in.packed_table
+                            ? table_row()
+                            : (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key + height - rows,
+                start = first / cols * cols;  // where a panel begins
+    lead = first - start;
+    position_stride = lead + rows + stride;
     gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
-                {start + first_col(), start + height + stride}, by_position, position_stride(), false,
-                static_cast<const T*>(nullptr));
+                {start, start + position_stride}, by_position, position_stride, false, static_cast<const T*>(nullptr));
   }
 
   /// to (rows, width) = (q + bias) scale for this tile's queries and head.
@@ -222,9 +341,7 @@ struct AttendTile {
   }
 
  private:
-  Index first_col() const { return (height - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
-  Index position_stride() const { return height + stride - first_col(); }
-  const T* shifted(Index i) const { return by_position + i * position_stride() + height - 1 - i - first_col(); }
+  const T* shifted(Index i) const { return by_position + i * position_stride + lead + rows - 1 - i; }
 
   /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
   bool hide(Index i) {
@@ -270,8 +387,9 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + AttendTile<T>::space(in);
     AttendPanels<T> panels(in, sequence, kv_head, memory);
-    // Rows of values that few queries meet are read as fast where they lie.
-    const bool packs_values = end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows;
+    // Rows of values that few queries meet are read as fast where they lie, if they can be.
+    const bool packs_values =
+        in.v.is_rounded() || (end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
     for (Index unit = begin; unit < end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
@@ -290,9 +408,13 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
       if (packs_values)
         gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
                     in.out_cols(), false, static_cast<const T*>(nullptr));
+      else if (tile.keys == 0)
+        detail::fill_product(tile.rows, in.value_width, to, in.out_cols(), static_cast<const T*>(nullptr));
       else
-        gemm_block<T>(tile.rows, in.value_width, tile.keys, weights, tile.v(), to, in.out_cols(), false, nullptr,
-                      panels.values_memory());
+        panels.each_run_of_values({tile.key, tile.key + tile.keys}, [&](Index first, Index some, Operand<T> values) {
+          gemm_block<T>(tile.rows, in.value_width, some, {weights.at(0, first - tile.key), tile.stride}, values, to,
+                        in.out_cols(), first > tile.key, nullptr, panels.values_memory());
+        });
       for (Index i = 0; i < tile.rows; ++i) {
         T* row = to + i * in.out_cols();
         const Batch<T> inverse(inverses[i]);

@@ -25,16 +25,37 @@ class CpuAttention : public CpuValues<T> {
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+    return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+  }
+  using Cache = RowCache<T>;
+  /// What caches hold in their slots, one for each sequence, and the rows behind it that came now.
+  struct CachedRows {
+    Tensor rows{};
+    const Cache* cache = nullptr;  ///< null: these rows are all
+    std::span<const Index> slots{};
+  };
+  /// The same with keys and values that are read where they lie. `kv_sequences` counts them all.
+  Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     Tensor out = make(q.rows(), in.out_cols());
     kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
+    return out;
+  }
+  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
+  Tensor pack_table(const Tensor& table, Index num_heads) {
+    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
+            num_heads, " heads");
+    Tensor out = make(table.rows() + 2 * kernels::lanes<T>, table.cols());
+    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
     return out;
   }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
                       const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = make(q.rows(), in.out_cols());
     log_sums = make(q.rows(), shape.num_heads);
@@ -48,7 +69,7 @@ class CpuAttention : public CpuValues<T> {
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
                                    const DropoutMask& dropout, const Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
     kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
@@ -154,7 +175,38 @@ class CpuAttention : public CpuValues<T> {
   }
 
   // -- caches of streams --------------------------------------------------------------------------------------------
-  using Cache = RowCache<T>;
+  /// What the cache has in slots[n] for each sequence n of x, and then the rows of x.
+  CachedRows behind(const Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
+                x.rows() == sequences.rows(),
+            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
+            ", ", cache.width(), ") in ", slots.size(), " expected");
+    check_slots(cache, slots);
+    return {x, &cache, slots};
+  }
+  /// Where these rows lie, with what is cached of them.
+  Sequences lengths(const CachedRows& x, const Sequences& sequences) {
+    return Sequences::make(arena_, sequences.size(), [&](Index n) {
+      return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
+    });
+  }
+  /// The same as one tensor.
+  Tensor whole(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
+    Tensor out = make(all.rows(), x.rows.cols());
+    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
+      const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
+      T* to = out.row(all.begin(n));
+      x.cache->read(slot, to);
+      std::copy_n(x.rows.row(sequences.begin(n)), sequences.length(n) * x.rows.cols(), to + past * x.rows.cols());
+    });
+    return out;
+  }
+  /// The rows of x go into the cache.
+  void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
+      cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
+    });
+  }
   struct Extended {
     Tensor rows;
     Sequences sequences;
@@ -162,24 +214,11 @@ class CpuAttention : public CpuValues<T> {
   /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
   /// in.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
-    const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
-    Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) {
-                   return cache.count(slot(n)) + sequences.length(n);
-                 })};
-    out.rows = make(out.sequences.rows(), x.cols());
-    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
-      const T* from = x.row(sequences.begin(n));
-      T* to = out.rows.row(out.sequences.begin(n));
-      cache.read(slot(n), to);
-      std::copy_n(from, sequences.length(n) * x.cols(), to + cache.count(slot(n)) * x.cols());
-      cache.append(slot(n), sequences.length(n), from);
-    });
-    return out;
+    const CachedRows rows = behind(cache, slots, x, sequences);
+    Sequences all = lengths(rows, sequences);
+    Tensor out = whole(rows, sequences, all);
+    append(cache, slots, x, sequences);
+    return {std::move(out), std::move(all)};
   }
   /// The one row of each slot, changed by `change(rows)`.
   template <class Change>
@@ -195,23 +234,30 @@ class CpuAttention : public CpuValues<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
  private:
-  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v,
+  kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
     const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+    const Tensor &k = keys.rows, &v = values.rows;
     require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
                 q.cols() == width * shape.num_heads && k.cols() == width * shape.num_kv_heads &&
                 v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
             " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size(),
+    // Rows that came now are those of the queries where there are caches.
+    const bool cached = keys.cache != nullptr;
+    const Sequences& fresh = cached ? q_sequences : kv_sequences;
+    require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&
+                q_sequences.size() == kv_sequences.size() && cached == (values.cache != nullptr),
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            q_sequences.rows(), " and ", kv_sequences.rows());
+            q_sequences.rows(), " and ", fresh.rows());
     require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
             shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
-    kernels::AttendOperands<T> in{shape,    &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads,
-                                  q.data(), k.data(),     v.data()};
+    const auto rows_of = [&](const CachedRows& x) {
+      return kernels::AttendRows<T>{x.rows.data(), x.rows.cols(), &fresh, x.cache, x.slots};
+    };
+    kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
+                                  q.data(), rows_of(keys), rows_of(values)};
     if (relative.table.empty()) return in;
     const Tensor& query = relative.query.empty() ? q : relative.query;
     require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
@@ -227,11 +273,12 @@ class CpuAttention : public CpuValues<T> {
     in.w = bias(relative.pos_bias_v, query.cols());
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
-    in.span = (relative.table.rows() + 1) / 2;
-    require(
-        relative.table.cols() == query.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
-        "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(),
-        "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
+    in.packed_table = relative.packed;
+    const Index table_rows = relative.table.rows() - (relative.packed ? 2 * kernels::lanes<T> : 0);
+    in.span = (table_rows + 1) / 2;
+    require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
+            "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
+            "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
     for (Index n = 0; n < q_sequences.size(); ++n)
       require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
               " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");

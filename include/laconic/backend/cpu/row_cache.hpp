@@ -19,7 +19,7 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
-/// One row into its stored form and back.
+/// One row into its stored form; and columns `first` .. first + width - 1 of it back.
 template <class T>
 void store_row(Storage storage, Index width, const T* x, std::byte* to) {
   if (storage == Storage::full) {
@@ -38,19 +38,19 @@ void store_row(Storage storage, Index width, const T* x, std::byte* to) {
   }
 }
 template <class T>
-void load_row(Storage storage, Index width, const std::byte* from, T* x) {
+void load_row(Storage storage, Index first, Index width, const std::byte* from, T* x) {
   if (storage == Storage::full) {
-    std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
+    std::memcpy(x, from + first * static_cast<Index>(sizeof(T)), static_cast<std::size_t>(width) * sizeof(T));
   } else if (storage == Storage::bf16) {
     for (Index i = 0; i < width; ++i) {
       Bf16 rounded;
-      std::memcpy(&rounded, from + 2 * i, 2);
+      std::memcpy(&rounded, from + 2 * (first + i), 2);
       x[i] = static_cast<T>(from_bf16(rounded));
     }
   } else {
     float scale;
     std::memcpy(&scale, from, sizeof scale);
-    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale);
+    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale) + first;
     for (Index i = 0; i < width; ++i) x[i] = static_cast<T>(scale * static_cast<float>(numbers[i]));
   }
 }
@@ -74,6 +74,8 @@ class RowCache {
   Index slots() const { return static_cast<Index>(rings_.size()); }
   Index capacity() const { return capacity_; }
   Index width() const { return width_; }
+  Storage storage() const { return storage_; }
+  Index row_bytes() const { return row_bytes_; }
   /// Held for rows, all slots.
   Index bytes() const { return static_cast<Index>(memory_.size()); }
   Index count(Index slot) const { return ring(slot).count; }
@@ -85,11 +87,23 @@ class RowCache {
     std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
   }
 
+  /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
+  /// one after the other from `stored` on, as they are stored.
+  template <class Visit>
+  void each_run(Index slot, Index begin, Index end, Visit&& visit) const {
+    const Ring& r = ring(slot);
+    for (Index i = begin, count; i < end; i += count) {
+      const Index row = (r.begin + i) % capacity_;
+      count = std::min(end - i, capacity_ - row);
+      visit(i, count, at(slot, row));
+    }
+  }
   /// The slot's rows, oldest first, to x (count, width).
   void read(Index slot, T* x) const {
-    const Ring& r = ring(slot);
-    for (Index i = 0; i < r.count; ++i)
-      kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
+    each_run(slot, 0, count(slot), [&](Index first, Index rows, const std::byte* stored) {
+      for (Index i = 0; i < rows; ++i)
+        kernels::load_row(storage_, 0, width_, stored + i * row_bytes_, x + (first + i) * width_);
+    });
   }
   /// Adds x (rows, width); the oldest rows beyond the capacity go.
   void append(Index slot, Index rows, const T* x) {
