@@ -4,7 +4,8 @@
 //   144    16 utterances of 3 s, d 144, 4 layers, 4 heads
 //   512    8 utterances of 8 s, d 512, 8 layers, 8 heads
 //
-//   build/release/bench/train_step                  Google Benchmark, the whole step and its forward pass, size 144
+//   build/release/bench/train_step                  Google Benchmark: the whole step, also with blocks computed again,
+//                                                   and its forward pass
 //   build/release/bench/train_step --serve [--threads N] [--size 144|512]     for bench/peers/compare.py train_step
 #include <laconic/laconic.hpp>
 
@@ -35,11 +36,13 @@ struct Size {
 };
 constexpr Size size_144{144, 4, 4, 16, 298, 36, 2'611'469};
 constexpr Size size_512{512, 8, 8, 8, 798, 96, 57'935'389};
+constexpr const Size& size_of(Index d_model) { return d_model == 144 ? size_144 : size_512; }
 
 /// The model, its data and its optimiser, as bench/peers/train_step.py has them.
 struct TrainStep {
-  TrainStep(const Size& size, int threads)
+  TrainStep(const Size& size, int threads, bool recompute_blocks = false)
       : cpu(threads),
+        recompute(recompute_blocks),
         model(size.config(), Seed(1)),
         optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads),
         features(size.num_utterances * size.num_frames, 80) {
@@ -58,12 +61,14 @@ struct TrainStep {
 
   void operator()() {
     Autodiff tape(cpu, Seed(static_cast<std::uint64_t>(optimizer.state().steps)));
+    tape.recompute_blocks = recompute;
     const auto loss = ctc_loss(tape, model(tape, features, sequences), labels);
     tape.backward(loss);
     optimizer.step(model, 1e-4);
   }
 
   Cpu<float> cpu;
+  bool recompute;
   Conformer<Mha<dyn>> model;
   AdamW<float> optimizer;
   Matrix<float> features;
@@ -71,25 +76,34 @@ struct TrainStep {
   Labels labels;
 };
 
-void count_audio(benchmark::State& state) {
-  state.counters["audio_s/s"] =
-      benchmark::Counter(3.0 * size_144.num_utterances, benchmark::Counter::kIsIterationInvariantRate);
+void count(benchmark::State& state, TrainStep& step) {
+  state.counters["audio_s/s"] = benchmark::Counter(0.01 * static_cast<double>(step.sequences.rows()),
+                                                   benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["activations_MiB"] = static_cast<double>(step.cpu.arena().peak_bytes()) * 0x1p-20;
 }
 
 void train_step(benchmark::State& state) {
-  TrainStep step(size_144, static_cast<int>(state.range(0)));
+  TrainStep step(size_of(state.range(0)), static_cast<int>(state.range(1)), state.range(2) != 0);
   step();
   for (auto _ : state) step();
-  count_audio(state);
+  count(state, step);
 }
-BENCHMARK(train_step)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(train_step)
+    ->ArgsProduct({{144, 512}, {1, 2}, {0, 1}})
+    ->ArgNames({"d", "threads", "recompute"})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 void forward(benchmark::State& state) {
-  TrainStep step(size_144, static_cast<int>(state.range(0)));
+  TrainStep step(size_of(state.range(0)), static_cast<int>(state.range(1)));
   for (auto _ : state) benchmark::DoNotOptimize(step.model(step.cpu, step.features, step.sequences).rows.data());
-  count_audio(state);
+  count(state, step);
 }
-BENCHMARK(forward)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(forward)
+    ->ArgsProduct({{144, 512}, {1, 2}})
+    ->ArgNames({"d", "threads"})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 int serve(const Size& size, int threads) {
   TrainStep step(size, threads);
@@ -119,5 +133,5 @@ int main(int argc, char** argv) {
   options.add_to(app);
   app.add_option("--size", size, "d_model")->capture_default_str()->check(CLI::IsMember({"144", "512"}));
   CLI11_PARSE(app, argc, argv);
-  return bench::guarded([&] { return serve(size == "144" ? size_144 : size_512, options.threads); });
+  return bench::guarded([&] { return serve(size_of(std::stoi(size)), options.threads); });
 }

@@ -88,8 +88,8 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back,
-/// adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back
+/// from (taps, in, out), adding.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
@@ -100,7 +100,7 @@ template <class T>
 void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
-      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(o * taps + k) * in + i];
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
 }
 
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
@@ -140,7 +140,7 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   }
 }
 
-/// dordered (out, patch) += dy^T patches. Threads share the columns of the result, so each sum has one order.
+/// dordered (patch, out) += patches^T dy. Threads share the rows of the result, so each sum has one order.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -155,10 +155,10 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
       for (Index t0 = 0; t0 < to.length(n); t0 += block) {
         const Index t1 = std::min(to.length(n), t0 + block);
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-        gemm_block<T>(s.out_channels, end - begin, (t1 - t0) * s.out_freqs(),
-                      Operand<T>{dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}.transposed(),
-                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr,
-                      patches + rows * s.patch());
+        gemm_block<T>(end - begin, s.out_channels, (t1 - t0) * s.out_freqs(),
+                      Operand<T>{patches + begin, s.patch()}.transposed(),
+                      {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, dordered + begin * s.out_channels,
+                      s.out_channels, true, nullptr, patches + rows * s.patch());
       }
   });
 }
@@ -196,14 +196,14 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// dordered (out, patch) += dy^T x.
+/// dordered (patch, out) += x^T dy.
 template <class T>
 void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
-            Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
-            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
+    gemm<T>(threads, arena, s.patch(), s.out_channels, to.length(n),
+            Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}.transposed(),
+            {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
 }
 
 /// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none

@@ -44,7 +44,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      Tensor ordered = zeros(shape.patch(), shape.out_channels);
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
@@ -109,7 +109,7 @@ class CpuConvolution : public CpuAttention<T> {
       return dx;
     }
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      Tensor ordered = zeros(shape.patch(), shape.out_channels);
       kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }

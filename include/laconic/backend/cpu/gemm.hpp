@@ -321,7 +321,7 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
       // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
-      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % lanes<T> != 0;
+      const bool packed = b.col_stride != 1 || m > 2 * Tile::rows || cols % lanes<T> != 0;
       if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
       const Panels<T> panels{scratch, depth, cols};
       for (Index j = 0; j < cols; j += Tile::cols)
