@@ -4,11 +4,11 @@
 // LACONIC_BENCH_DNNL.
 #pragma once
 
-#include <laconic/core/matrix.hpp>
+#include <laconic/backend/cpu_with.hpp>
 #include <laconic/nn/linear.hpp>
 
 #ifdef LACONIC_BENCH_OPENBLAS
-#include <cblas.h>
+#include <laconic/backend/cblas.hpp>
 #endif
 #ifdef LACONIC_BENCH_DNNL
 #include <dnnl.hpp>
@@ -88,29 +88,30 @@ class DnnlProduct {
 };
 #endif
 
+/// By one of the libraries that `CpuWith` can use.
+template <class Products>
+ProductCall call_of(const laconic::Matrix<float>& x, const Layers& layers, int threads) {
+  return into_memory(x.rows(), layers, [&x, threads](const auto& layer, auto& y) {
+    using Operand = laconic::kernels::Operand<float>;
+    Products::add_product(threads, x.rows(), layer.out(), layer.in(), Operand{x.data(), x.cols()},
+                          Operand{layer.weight.value.data(), layer.in()}.transposed(), y.data(), y.cols());
+  });
+}
+
 /// Adds what is installed; x and layers must outlive the calls. Eigen comes last.
 inline void add_libraries(ProductCalls& calls, const laconic::Matrix<float>& x, const Layers& layers, int threads) {
-  const Index rows = x.rows();
 #ifdef LACONIC_BENCH_OPENBLAS
   openblas_set_num_threads(threads);
-  calls.emplace_back("OpenBLAS", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
-                       const int m = static_cast<int>(x.rows()), n = static_cast<int>(layer.out()),
-                                 k = static_cast<int>(layer.in());
-                       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x.data(), k,
-                                   layer.weight.value.data(), k, 1, y.data(), n);
-                     }));
+  calls.emplace_back("OpenBLAS", call_of<laconic::CblasProducts>(x, layers, threads));
 #endif
 #ifdef LACONIC_BENCH_DNNL
-  calls.emplace_back("oneDNN", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
+  calls.emplace_back("oneDNN", into_memory(x.rows(), layers, [&x](const auto& layer, auto& y) {
                        dnnl::sgemm('N', 'T', x.rows(), layer.out(), layer.in(), 1, x.data(), layer.in(),
                                    layer.weight.value.data(), layer.in(), 1, y.data(), layer.out());
                      }));
   calls.emplace_back("oneDNN, packed", DnnlProduct(x, layers));
 #endif
-  Eigen::setNbThreads(threads);
-  calls.emplace_back("Eigen", into_memory(rows, layers, [&x](const auto& layer, auto& y) {
-                       y.noalias() += x * layer.weight.value.transpose();
-                     }));
+  calls.emplace_back("Eigen", call_of<laconic::EigenProducts>(x, layers, threads));
 }
 
 }  // namespace bench

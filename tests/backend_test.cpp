@@ -1,5 +1,5 @@
 // The contract of contexts, and when a primitive may work in place.
-#include "catch.hpp"
+#include "gradient_check.hpp"
 
 #include <laconic/laconic.hpp>
 
@@ -235,4 +235,35 @@ TEST_CASE("attention's dropout has a mask of its own for every head and query") 
     for (Index j = 0; j < frames; ++j) CHECK((out(i, j) == 0 || out(i, j) == Approx(2.0 / frames)));
   }
   CHECK(out.mean() == Approx(1.0 / frames).epsilon(0.1));
+}
+
+TEMPLATE_TEST_CASE("another library may multiply", "[backend]", float, double) {
+  using T = TestType;
+  using Other = CpuWith<EigenProducts, T>;
+  static_assert(Backend<Other>);
+  const Sequences sequences{40, 7, 29};
+  const Labels labels{{1, 2, 3, 1}, Sequences{2, 0, 2}};
+  const Matrix<T> x = random_matrix<T>(sequences.rows(), 20, 1);
+  const auto step = [&](auto&& backend) {
+    const EncoderConfig config{.num_mels = 20, .d_model = 24, .num_layers = 2, .vocab_size = 5, .conv_kernel = 5};
+    Conformer<Mha<4>, T> model(config, Seed(2));
+    Autodiff tape(backend, Seed(3));
+    const auto logits = model(tape, x, sequences);
+    tape.backward(tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0)));
+    std::vector<Matrix<T>> out{logits.rows.value.view()};
+    model.parameters([&](std::string_view, const Parameter<T>& p) { out.push_back(p.gradient()); });
+    pack_weights(model);
+    out.push_back(model(backend, x, sequences).rows.view());
+    return out;
+  };
+  const auto expected = step(Cpu<T>(1)), got = step(Other(2));
+  REQUIRE(got.size() == expected.size());
+  const double tolerance = 1e4 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  for (std::size_t i = 0; i < got.size(); ++i)
+    CHECK(static_cast<double>((got[i] - expected[i]).cwiseAbs().maxCoeff()) < tolerance);
+  CHECK(got.back() == expected.back());  // packed weights are laconic's
+
+  Linear<T> layer(3, 2, Seed(1));
+  Other cpu(1);
+  CHECK_THROWS_WITH(layer(cpu, cpu.zeros(1, 4)), "linear: input has 4 channels and the bias 2, the weight is (2, 3)");
 }

@@ -1034,6 +1034,7 @@ struct RelativeTerm {
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
+  bool packed = false;  ///< the table is what `pack_table` of the context made of it
 };
 
 /// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
@@ -1356,7 +1357,8 @@ struct AbsorbedShape {
 template <class P>
 concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
-  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
+  { P::one_input } -> std::convertible_to<bool>;     // keys and values need the same input
+  { P::reads_memory } -> std::convertible_to<bool>;  // latents, or else keys and values, are the memory as it is
   { P::num_parts } -> std::convertible_to<Index>;
   { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
   P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
@@ -1375,7 +1377,7 @@ constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
 /// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
 struct FullRank {
-  static constexpr bool is_latent = false, one_input = false;
+  static constexpr bool is_latent = false, one_input = false, reads_memory = true;
   static constexpr Index num_parts = 2, rotary_part = 0;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
@@ -1416,7 +1418,7 @@ struct FullRank {
 /// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
 /// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
 struct InputLatent {
-  static constexpr bool is_latent = true, one_input = true;
+  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
@@ -1480,7 +1482,7 @@ constexpr Index resolve_rank(Index configured, const char* name, Index most, con
 template <Index R>
 struct SharedLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true;
+  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1548,7 +1550,7 @@ struct SharedLatent {
 template <Index R>
 struct TwoStageLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true;
+  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
@@ -1626,7 +1628,7 @@ struct TwoStageLatent {
 template <Index RK, Index RV = RK>
 struct SplitLatent {
   static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = false;
+  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1707,7 +1709,7 @@ template <Index R, Index ValueRank = 0>
 struct HeadLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool is_latent = true, one_input = false;
+  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1810,7 +1812,7 @@ struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
                 "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true;
+  static constexpr bool is_latent = true, one_input = true, reads_memory = false;
   static constexpr Index num_parts = 2, rotary_part = 1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1977,10 +1979,6 @@ struct PlainPosition {
     bool keeps_term(const Context&) const {
       return false;
     }
-    template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
-      return {};
-    }
     static void each_parameter(auto&, auto&&) {}
   };
 };
@@ -2068,9 +2066,10 @@ struct RelativePosition : PlainPosition {
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
         if (keeps_term(context))
-          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                          [&](Index n) { return projected(context, d, n); }));
-      return term_of(linear_pos(context, pass.table));
+          return of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                     [&](Index n) { return packed(context, d, n); }),
+                    true);
+      return of(linear_pos(context, pass.table), false);
     }
     /// A packed weight never changes, and with it the projected table.
     template <class Context>
@@ -2078,14 +2077,10 @@ struct RelativePosition : PlainPosition {
       return requires { Context::keeps_packed; }
       &&linear_pos.weight.is_packed();
     }
+    /// For many calls with sequences of up to n frames.
     template <class Context>
-    auto projected(Context& context, const AttentionDims& d, Index n) const {
-      return linear_pos(context, distances(context, d, n));
-    }
-    /// The same from the table as this layer projects it.
-    template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(Tensor projected) const {
-      return {std::move(projected), &pos_bias_u, &pos_bias_v};
+    auto term_for(Context& context, const AttentionDims& d, Index n) const {
+      return of(packed(context, d, n), true);
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -2096,6 +2091,16 @@ struct RelativePosition : PlainPosition {
 
     Linear<T> linear_pos;
     Parameter<T> pos_bias_u, pos_bias_v;
+
+   private:
+    template <class Context>
+    auto packed(Context& context, const AttentionDims& d, Index n) const {
+      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> of(Tensor table, bool is_packed) const {
+      return {std::move(table), &pos_bias_u, &pos_bias_v, {}, is_packed};
+    }
   };
 };
 
@@ -2446,7 +2451,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                                                parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        term_ = layer.position.projected(context, d, shape.left_context + shape.chunk);
+        term_ = layer.position.term_for(context, d, shape.left_context + shape.chunk);
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -2466,7 +2471,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
    private:
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
-    typename Context::Tensor term_;
+    RelativeTerm<typename Context::Tensor, T> term_;
     typename Policy::Work work_;
   };
 
@@ -2507,15 +2512,15 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
       }
     } else if constexpr (has_state<S>) {
-      Sequences seen;
-      for (std::size_t i = 0; i < memory.size(); ++i) {
-        auto extended = context.extend(state->caches_[i], pass.slots, memory[i], pass.sequences);
-        memory[i] = std::move(extended.rows);
-        seen = std::move(extended.sequences);
-      }
-      auto term = position.term_of(state->term_);
-      return linear_out(
-          context, attend(context, q, memory, shape, pass.sequences, seen, term, absorbs(context, path, state->work_)));
+      std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
+      for (std::size_t i = 0; i < memory.size(); ++i)
+        rows[i] = context.behind(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      const Sequences seen = context.lengths(rows[0], pass.sequences);
+      const Tensor out =
+          attend(context, q, rows, shape, pass.sequences, seen, state->term_, absorbs(context, path, state->work_));
+      for (std::size_t i = 0; i < memory.size(); ++i)
+        context.append(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      return linear_out(context, out);
     } else {
       const auto term = position.term(context, dims_, pass);
       return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
@@ -2608,14 +2613,38 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
         if (!term.table.empty()) term.query = q.content;
         term.pos_bias_u = nullptr;
-        const auto [k, v] = key_value.latents(context, memory);
+        const auto [k, v] = key_value.latents(context, readable(context, memory, queries, keys));
         shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
         return key_value.release(
             context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
       }
     }
-    const auto [k, v] = key_value.expand(context, memory);
-    return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
+    if constexpr (KeyValue::is_latent) {
+      const auto [k, v] = key_value.expand(context, whole(context, memory, queries, keys));
+      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
+    } else {
+      const auto [k, v] = key_value.expand(context, readable(context, memory, queries, keys));
+      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
+    }
+  }
+
+  /// Memory that lies in caches as tensors; and where the policy reads it as it is, in the caches.
+  template <class Context, class Memory>
+  static auto whole(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
+    if constexpr (std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
+      return memory;
+    } else {
+      std::array<typename Context::Tensor, std::tuple_size_v<Memory>> out;
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.whole(memory[i], fresh, all);
+      return out;
+    }
+  }
+  template <class Context, class Memory>
+  static auto readable(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
+    if constexpr (KeyValue::reads_memory)
+      return memory;
+    else
+      return whole(context, memory, fresh, all);
   }
 
   AttentionDims dims_;
@@ -2949,6 +2978,9 @@ class Autodiff {
   Autodiff& operator=(const Autodiff&) = delete;
 
   const bool training;
+  /// Encoders keep of each block what it was given alone, and compute the rest again (see `recompute`): about a third
+  /// more time, for memory of one block in place of all.
+  bool recompute_blocks = false;
   B& backend() { return backend_; }
   Arena& arena() { return backend_.arena(); }
 
@@ -2977,18 +3009,36 @@ class Autodiff {
             "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
     unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
-    for (std::size_t i = nodes_.size(); i-- > 0;) {
-      if (nodes_[i].step == nullptr) continue;
-      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
-      const Value gradient = std::move(nodes_[i].gradient);
-      nodes_[i].gradient = Value();
-      if (!gradient.empty()) step->backward(gradient);
-    }
+    walk_back(0);
   }
   /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
   void clear() {
     cleared_ += static_cast<Index>(nodes_.size());
     nodes_.clear();
+  }
+
+  /// f(x), of which the tape keeps x alone: what lies between is computed again in the backward pass, when it is needed
+  /// (Chen et al. 2016). Values, derivatives and statistics are bit for bit those of f(x), if f gives the same whenever
+  /// it is called with the same. f takes and gives a Tensor, and must own what it needs.
+  template <class F>
+  Tensor recompute(const Tensor& x, F f) {
+    const std::size_t begin = nodes_.size();
+    const std::uint64_t first_call = calls_;
+    Value y = f(x).value;
+    const bool needed = nodes_.size() > begin;
+    nodes_.resize(begin);
+    return op(std::move(y), needed, [this, x, first_call, f = std::move(f)](Value dy) {
+      const std::size_t at = nodes_.size();
+      const std::uint64_t next_call = std::exchange(calls_, first_call);
+      const bool again = std::exchange(again_, true);
+      const Tensor start = needs(x) ? record(x.value, nullptr) : x;
+      unused(f(start)).gradient = std::move(dy);
+      calls_ = next_call;
+      again_ = again;
+      walk_back(at);
+      if (needs(x)) give(x, std::move(nodes_[at].gradient));
+      nodes_.resize(at);
+    });
   }
 
   // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
@@ -3006,7 +3056,7 @@ class Autodiff {
   }
   Tensor activation(Activation kind, const Tensor& x) {
     return op(backend_.activation(kind, x.value), needs(x),
-              [this, kind, x](const Value& dy) { give(x, backend_.activation_backward(kind, dy, x.value)); });
+              [this, kind, x](Value dy) { give(x, backend_.activation_backward(kind, std::move(dy), x.value)); });
   }
   Tensor glu(const Tensor& x) {
     return op(backend_.glu(x.value), needs(x),
@@ -3030,7 +3080,7 @@ class Autodiff {
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
-    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments) : backend_.batch_norm(x.value, p);
+    Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
@@ -3053,9 +3103,13 @@ class Autodiff {
   }
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
                 const Sequences& to, std::optional<Activation> kind = {}) {
-    if (kind) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
-    return op(backend_.conv2d(x.value, weight, bias, shape, from, to), needs(x) || weight.trainable || bias.trainable,
-              [this, x, &weight, &bias, shape, from, to](const Value& dy) {
+    // What ReLU gives says where its derivative is 0, so that what it was given need not be kept.
+    const bool relu = kind == Activation::relu;
+    if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
+    Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
+    return op(y, needs(x) || weight.trainable || bias.trainable,
+              [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
+                if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
@@ -3122,13 +3176,12 @@ class Autodiff {
                 give(bn, std::move(d.db));
               });
   }
-  Tensor dropout(const Tensor& x, double probability) {
+  Tensor dropout(Tensor x, double probability) {
     const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
-    return op(backend_.dropout_train(x.value, mask), needs(x),
-              [this, x_node = Tensor(Value(), x.node), mask](const Value& dy) {
-                give(x_node, backend_.dropout_train(dy, mask));
-              });
+    const Tensor xn(Value(), x.node);
+    return op(backend_.dropout_train(std::move(x.value), mask), needs(xn),
+              [this, xn, mask](Value dy) { give(xn, backend_.dropout_train(std::move(dy), mask)); });
   }
   Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
     return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
@@ -3166,8 +3219,9 @@ class Autodiff {
               });
   }
   Tensor scale(const Tensor& x, double factor) {
-    return op(backend_.scale(x.value, factor), needs(x),
-              [this, xn = Tensor(Value(), x.node), factor](const Value& dy) { give(xn, backend_.scale(dy, factor)); });
+    return op(backend_.scale(x.value, factor), needs(x), [this, xn = Tensor(Value(), x.node), factor](Value dy) {
+      give(xn, backend_.scale(std::move(dy), factor));
+    });
   }
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
@@ -3191,12 +3245,12 @@ class Autodiff {
  private:
   struct Step {
     virtual ~Step() = default;
-    virtual void backward(const Value& gradient) = 0;
+    virtual void backward(Value gradient) = 0;
   };
   template <class F>
   struct StepOf final : Step {
     explicit StepOf(F f) : function(std::move(f)) {}
-    void backward(const Value& gradient) override { function(gradient); }
+    void backward(Value gradient) override { function(std::move(gradient)); }
     F function;
   };
   struct Node {
@@ -3217,6 +3271,17 @@ class Autodiff {
     require(node.leaf || node.step != nullptr,
             "backward: this value was used up by an earlier backward(); compute it again");
     return node;
+  }
+
+  /// From the end of the tape to node `begin`: uses up what is recorded there.
+  void walk_back(std::size_t begin) {
+    for (std::size_t i = nodes_.size(); i-- > begin;) {
+      if (nodes_[i].step == nullptr) continue;
+      const std::unique_ptr<Step> step = std::move(nodes_[i].step);
+      Value gradient = std::move(nodes_[i].gradient);
+      nodes_[i].gradient = Value();
+      if (!gradient.empty()) step->backward(std::move(gradient));
+    }
   }
 
   Tensor record(Value value, std::unique_ptr<Step> step) {
@@ -3244,7 +3309,8 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
-  Index cleared_ = 0;  // nodes that `clear` has forgotten, which keep their numbers
+  bool again_ = false;  // what is computed now was computed before
+  Index cleared_ = 0;   // nodes that `clear` has forgotten, which keep their numbers
 };
 
 }  // namespace laconic
@@ -3941,7 +4007,7 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
       // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
-      const bool packed = b.col_stride != 1 || m > Tile::rows || cols % lanes<T> != 0;
+      const bool packed = b.col_stride != 1 || m > 2 * Tile::rows || cols % lanes<T> != 0;
       if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
       const Panels<T> panels{scratch, depth, cols};
       for (Index j = 0; j < cols; j += Tile::cols)
@@ -3967,30 +4033,126 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }  // namespace laconic
 
 namespace laconic::inline LACONIC_ABI {
+
 namespace kernels {
 
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
-/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
-/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
-/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v.
+/// One row into its stored form; and columns `first` .. first + width - 1 of it back.
 template <class T>
-struct AttendOperands {
-  AttendShape shape;
-  const Sequences *q_sequences, *kv_sequences;
-  Index key_width, value_width;
-  const T *q, *k, *v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
-  Index span = 0, position_width = 0;
-  DropoutMask dropout{0.0, Random(Seed(), 0)};
+void store_row(Storage storage, Index width, const T* x, std::byte* to) {
+  if (storage == Storage::full) {
+    std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == Storage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      const Bf16 rounded = to_bf16(static_cast<float>(x[i]));
+      std::memcpy(to + 2 * i, &rounded, 2);
+    }
+  } else {
+    const ByteRow row(width, x);
+    const float scale = row.scale();
+    std::memcpy(to, &scale, sizeof scale);
+    auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
+    for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
+  }
+}
+template <class T>
+void load_row(Storage storage, Index first, Index width, const std::byte* from, T* x) {
+  if (storage == Storage::full) {
+    std::memcpy(x, from + first * static_cast<Index>(sizeof(T)), static_cast<std::size_t>(width) * sizeof(T));
+  } else if (storage == Storage::bf16) {
+    for (Index i = 0; i < width; ++i) {
+      Bf16 rounded;
+      std::memcpy(&rounded, from + 2 * (first + i), 2);
+      x[i] = static_cast<T>(from_bf16(rounded));
+    }
+  } else {
+    float scale;
+    std::memcpy(&scale, from, sizeof scale);
+    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale) + first;
+    for (Index i = 0; i < width; ++i) x[i] = static_cast<T>(scale * static_cast<float>(numbers[i]));
+  }
+}
 
-  Index group() const { return shape.num_heads / shape.num_kv_heads; }
-  Index q_cols() const { return shape.num_heads * key_width; }
-  Index k_cols() const { return shape.num_kv_heads * key_width; }
-  Index v_cols() const { return shape.num_kv_heads * value_width; }
-  Index out_cols() const { return shape.num_heads * value_width; }
-  Index p_cols() const { return shape.num_heads * position_width; }
+}  // namespace kernels
+
+/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
+/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+template <class T>
+class RowCache {
+ public:
+  RowCache() = default;
+  RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
+      : capacity_(capacity),
+        width_(width),
+        row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
+        storage_(storage),
+        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
+        rings_(static_cast<std::size_t>(slots)) {}
+
+  Index slots() const { return static_cast<Index>(rings_.size()); }
+  Index capacity() const { return capacity_; }
+  Index width() const { return width_; }
+  Storage storage() const { return storage_; }
+  Index row_bytes() const { return row_bytes_; }
+  /// Held for rows, all slots.
+  Index bytes() const { return static_cast<Index>(memory_.size()); }
+  Index count(Index slot) const { return ring(slot).count; }
+
+  /// Empties a slot, or fills it with zeros.
+  void clear(Index slot) { ring(slot) = {}; }
+  void fill_zeros(Index slot) {
+    ring(slot) = {0, capacity_};
+    std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
+  }
+
+  /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
+  /// one after the other from `stored` on, as they are stored.
+  template <class Visit>
+  void each_run(Index slot, Index begin, Index end, Visit&& visit) const {
+    const Ring& r = ring(slot);
+    for (Index i = begin, count; i < end; i += count) {
+      const Index row = (r.begin + i) % capacity_;
+      count = std::min(end - i, capacity_ - row);
+      visit(i, count, at(slot, row));
+    }
+  }
+  /// The slot's rows, oldest first, to x (count, width).
+  void read(Index slot, T* x) const {
+    each_run(slot, 0, count(slot), [&](Index first, Index rows, const std::byte* stored) {
+      for (Index i = 0; i < rows; ++i)
+        kernels::load_row(storage_, 0, width_, stored + i * row_bytes_, x + (first + i) * width_);
+    });
+  }
+  /// Adds x (rows, width); the oldest rows beyond the capacity go.
+  void append(Index slot, Index rows, const T* x) {
+    Ring& r = ring(slot);
+    for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
+      kernels::store_row(storage_, width_, x + i * width_, at(slot, (r.begin + r.count) % capacity_));
+      if (r.count < capacity_)
+        ++r.count;
+      else
+        r.begin = (r.begin + 1) % capacity_;
+    }
+  }
+
+ private:
+  struct Ring {
+    Index begin = 0, count = 0;
+  };
+  Ring& ring(Index slot) { return rings_[static_cast<std::size_t>(slot)]; }
+  const Ring& ring(Index slot) const { return rings_[static_cast<std::size_t>(slot)]; }
+  std::byte* at(Index slot, Index row) { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+  const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
+
+  Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
+  Storage storage_ = Storage::full;
+  std::vector<std::byte> memory_;
+  std::vector<Ring> rings_;
 };
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
 
 /// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
 /// tile's rows and columns.
@@ -4001,6 +4163,109 @@ constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1)
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
+/// Asks for rows that are read soon: they are too far apart for the processor to foresee.
+template <class T>
+void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  for (Index i = begin; i < end; ++i)
+    for (Index c = 0; c < width; c += line) __builtin_prefetch(rows.at(i, c));
+}
+
+/// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
+template <class T>
+struct AttendRows {
+  const T* data;  // of those that came now, sequence after sequence
+  Index cols;
+  const Sequences* sequences;  // of them
+  const RowCache<T>* cache = nullptr;
+  std::span<const Index> slots{};
+
+  bool is_rounded() const { return cache != nullptr && cache->storage() != Storage::full; }
+  Index cached(Index sequence) const {
+    return cache == nullptr ? 0 : cache->count(slots[static_cast<std::size_t>(sequence)]);
+  }
+  /// Where no cache is.
+  Operand<T> whole(Index sequence, Index col) const { return {data + sequences->begin(sequence) * cols + col, cols}; }
+
+  /// visit(first, count, rows): columns col .. col + width - 1 of a sequence's rows begin .. end - 1, in their order:
+  /// `count` rows from `first` on where they lie, or in `space` (attend_tile, width) if they must be read from what is
+  /// rounded.
+  template <class Visit>
+  void each_run(Index sequence, Range range, Index col, Index width, T* space, Visit&& visit) const {
+    const Index past = cached(sequence);
+    if (range.begin < past)
+      cache->each_run(slots[static_cast<std::size_t>(sequence)], range.begin, std::min(range.end, past),
+                      [&](Index first, Index count, const std::byte* stored) {
+                        if (!is_rounded())
+                          return visit(first, count, Operand<T>{reinterpret_cast<const T*>(stored) + col, cols});
+                        for (Index i = 0; i < count; i += attend_tile) {
+                          const Index some = std::min(attend_tile, count - i);
+                          for (Index r = 0; r < some; ++r)
+                            load_row(cache->storage(), col, width, stored + (i + r) * cache->row_bytes(),
+                                     space + r * width);
+                          visit(first + i, some, Operand<T>{space, width});
+                        }
+                      });
+    const Index begin = std::max(range.begin, past);
+    if (begin < range.end) visit(begin, range.end - begin, Operand<T>{whole(sequence, col).at(begin - past, 0), cols});
+  }
+};
+
+/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
+/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
+/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
+/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+template <class T>
+struct AttendOperands {
+  AttendShape shape;
+  const Sequences *q_sequences, *kv_sequences;
+  Index key_width, value_width;
+  const T* q;
+  AttendRows<T> k, v;
+  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
+  Index span = 0, position_width = 0;
+  bool packed_table = false;
+  DropoutMask dropout{0.0, Random(Seed(), 0)};
+
+  Index group() const { return shape.num_heads / shape.num_kv_heads; }
+  Index q_cols() const { return shape.num_heads * key_width; }
+  Index k_cols() const { return shape.num_kv_heads * key_width; }
+  Index v_cols() const { return shape.num_kv_heads * value_width; }
+  Index out_cols() const { return shape.num_heads * value_width; }
+  Index p_cols() const { return shape.num_heads * position_width; }
+};
+
+/// Rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols). Zeros where
+/// the table has no such row.
+template <class T>
+void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Index cols, T* to) {
+  for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
+    const Index used = std::min(GemmTile<T>::cols, cols - j), padded = padded_cols<T>(used);
+    T* panel = to + j * width;
+    const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
+    if (end - begin < padded) std::fill_n(panel, padded * width, T(0));
+    const Operand<T> from = table.transposed();
+    detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride}, width, end - begin,
+                       end - begin, panel + begin, padded);
+  }
+}
+
+/// A table of distances (rows, heads * width) for many calls: the panels of each head, one after the other, with zeros
+/// behind them for what a tile reads beyond. To (rows + 2 lanes, heads * width), not all of which is used.
+template <class T>
+constexpr Index packed_table_cols(Index rows) {
+  return rows + lanes<T>;
+}
+template <class T>
+void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
+  parallel_for(threads, heads, [&](Index head, int) {
+    const Index cols = packed_table_cols<T>(rows);
+    pack_distances(Operand<T>{table + head * width, heads * width}, rows, width, 0, cols,
+                   to + head * Panels<T>::size(width, cols));
+  });
+}
+
 /// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
 /// of distances of a head.
 template <class T>
@@ -4008,48 +4273,59 @@ class AttendPanels {
  public:
   static Index space(const AttendOperands<T>& in) {
     const Index keys = in.kv_sequences->max_length(), positions = table_cols(in.q_sequences->max_length(), keys);
-    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) +
-           (in.p == nullptr ? 0 : Panels<T>::size(in.position_width, positions));
+    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
+           (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
   }
 
   AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, T* memory)
       : in_(in), sequence_(sequence), kv_head_(kv_head), memory_(memory) {
-    keys_ = pack(1, k().transposed(), in.key_width, count(), memory_);
+    pack_keys();
   }
 
   /// (key_width, keys).
   const Panels<T>& keys() const { return keys_; }
-  Operand<T> k() const {
-    return {in_.k + in_.kv_sequences->begin(sequence_) * in_.k_cols() + kv_head_ * in_.key_width, in_.k_cols()};
-  }
-  Operand<T> v() const {
-    return {in_.v + in_.kv_sequences->begin(sequence_) * in_.v_cols() + kv_head_ * in_.value_width, in_.v_cols()};
-  }
+  /// Where they lie, without a cache.
+  Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (keys, value_width), for products of several tiles; or (value_width, keys).
-  void pack_values() { values_ = pack(1, v(), count(), in_.value_width, values_memory()); }
-  void pack_values_transposed() { values_ = pack(1, v().transposed(), in_.value_width, count(), values_memory()); }
+  /// (keys, value_width), for products of several tiles; or (value_width, keys), without a cache.
+  void pack_values() {
+    values_ = {values_memory(), count(), in_.value_width};
+    each_run_of_values({0, count()}, [&](Index first, Index some, Operand<T> rows) {
+      for (Index j = 0; j < in_.value_width; j += GemmTile<T>::cols) {
+        const Index used = std::min(GemmTile<T>::cols, in_.value_width - j), padded = padded_cols<T>(used);
+        detail::pack_panel(Operand<T>{rows.at(0, j), rows.row_stride}, some, used, padded,
+                           values_memory() + j * count() + first * padded, padded);
+      }
+    });
+  }
+  void pack_values_transposed() {
+    values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, count(),
+                   values_memory());
+  }
   const Panels<T>& values() const { return values_; }
+  /// visit(first, count, rows) for values that are not packed.
+  template <class Visit>
+  void each_run_of_values(Range keys, Visit&& visit) const {
+    in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
+  }
   /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, in_.kv_sequences->max_length()); }
 
-  /// (position_width, distances): column 0 is the distance of a query behind the last tile's last to the first key, so
-  /// that tiles begin where panels do. Zeros where the table has no such row.
+  /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
+  /// tile's last to the first key, so that tiles begin where panels do.
   void pack_positions(Index head) {
+    const Index width = in_.position_width, rows = 2 * in_.span - 1;
+    if (in_.packed_table) {
+      const Index cols = packed_table_cols<T>(rows);
+      positions_ = {in_.p + head * Panels<T>::size(width, cols), width, cols};
+      return;
+    }
     const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
                 cols = table_cols(queries, count()),
-                origin = in_.span - past - attend_tiles(queries) * tile_height(queries), rows = 2 * in_.span - 1;
-    T* to = values_memory() + values_space(in_, in_.kv_sequences->max_length());
-    positions_ = {to, in_.position_width, cols};
-    for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
-      const Index used = std::min(GemmTile<T>::cols, cols - j), width = padded_cols<T>(used);
-      const Operand<T> from = Operand<T>{in_.p + head * in_.position_width, in_.p_cols()}.transposed();
-      T* panel = to + j * in_.position_width;
-      const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
-      if (end - begin < width) std::fill_n(panel, width * in_.position_width, T(0));
-      detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride},
-                         in_.position_width, end - begin, end - begin, panel + begin, width);
-    }
+                origin = in_.span - past - attend_tiles(queries) * tile_height(queries);
+    T* to = run_memory() + run_space(in_);
+    pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
+    positions_ = {to, width, cols};
   }
   const Panels<T>& positions() const { return positions_; }
 
@@ -4060,6 +4336,28 @@ class AttendPanels {
   }
   static Index values_space(const AttendOperands<T>& in, Index keys) {
     return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
+  }
+  static Index run_space(const AttendOperands<T>& in) { return attend_tile * std::max(in.key_width, in.value_width); }
+  T* run_memory() const { return values_memory() + values_space(in_, in_.kv_sequences->max_length()); }
+
+  void pack_keys() {
+    constexpr Index cols = GemmTile<T>::cols;
+    const Index width = in_.key_width, last = (count() - 1) / cols * cols;
+    keys_ = {memory_, width, count()};
+    const Index used = count() - last, padded = padded_cols<T>(used);
+    for (Index k = 0; used < padded && k < width; ++k)
+      std::fill_n(memory_ + last * width + k * padded + used, padded - used, T(0));
+    in_.k.each_run(
+        sequence_, {0, count()}, kv_head_ * width, width, run_memory(), [&](Index first, Index some, Operand<T> rows) {
+          constexpr Index together = 8;
+          for (Index at = first, end; at < first + some; at = end) {
+            const Index panel = at / cols * cols;
+            end = std::min({first + some, panel + cols, at + together});
+            fetch_ahead(rows, end - first, std::min(some, end - first + together), width);
+            detail::pack_panel(Operand<T>{rows.at(at - first, 0), rows.row_stride}.transposed(), width, end - at,
+                               end - at, memory_ + panel * width + (at - panel), keys_.width(panel));
+          }
+        });
   }
 
   const AttendOperands<T>& in_;
@@ -4079,8 +4377,8 @@ struct AttendTile {
   T* content;      // (rows, key_width): (q + u) scale
   T* positional;   // (rows, position_width): (position_q + w) scale
   T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column height - 1 - i + j, less its first
-                   // column
+  T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
+  Index lead = 0, position_stride = 0;
 
   static Index space(const AttendOperands<T>& in) {
     const Index keys = padded_cols<T>(in.kv_sequences->max_length()) + GemmTile<T>::cols;
@@ -4108,7 +4406,6 @@ struct AttendTile {
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
   Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
-  Operand<T> v() const { return {panels.v().at(key, 0), in.v_cols()}; }
   /// First row of the table that this tile reads: that of its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
@@ -4127,10 +4424,15 @@ struct AttendTile {
                 stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
-    const Index start = (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key;
+    constexpr Index cols = GemmTile<T>::cols;
+    const Index first = in.packed_table
+                            ? table_row()
+                            : (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key + height - rows,
+                start = first / cols * cols;  // where a panel begins
+    lead = first - start;
+    position_stride = lead + rows + stride;
     gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
-                {start + first_col(), start + height + stride}, by_position, position_stride(), false,
-                static_cast<const T*>(nullptr));
+                {start, start + position_stride}, by_position, position_stride, false, static_cast<const T*>(nullptr));
   }
 
   /// to (rows, width) = (q + bias) scale for this tile's queries and head.
@@ -4178,9 +4480,7 @@ struct AttendTile {
   }
 
  private:
-  Index first_col() const { return (height - rows) / GemmTile<T>::cols * GemmTile<T>::cols; }
-  Index position_stride() const { return height + stride - first_col(); }
-  const T* shifted(Index i) const { return by_position + i * position_stride() + height - 1 - i - first_col(); }
+  const T* shifted(Index i) const { return by_position + i * position_stride + lead + rows - 1 - i; }
 
   /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
   bool hide(Index i) {
@@ -4226,8 +4526,9 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + AttendTile<T>::space(in);
     AttendPanels<T> panels(in, sequence, kv_head, memory);
-    // Rows of values that few queries meet are read as fast where they lie.
-    const bool packs_values = end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows;
+    // Rows of values that few queries meet are read as fast where they lie, if they can be.
+    const bool packs_values =
+        in.v.is_rounded() || (end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
     for (Index unit = begin; unit < end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
@@ -4246,9 +4547,13 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
       if (packs_values)
         gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
                     in.out_cols(), false, static_cast<const T*>(nullptr));
+      else if (tile.keys == 0)
+        detail::fill_product(tile.rows, in.value_width, to, in.out_cols(), static_cast<const T*>(nullptr));
       else
-        gemm_block<T>(tile.rows, in.value_width, tile.keys, weights, tile.v(), to, in.out_cols(), false, nullptr,
-                      panels.values_memory());
+        panels.each_run_of_values({tile.key, tile.key + tile.keys}, [&](Index first, Index some, Operand<T> values) {
+          gemm_block<T>(tile.rows, in.value_width, some, {weights.at(0, first - tile.key), tile.stride}, values, to,
+                        in.out_cols(), first > tile.key, nullptr, panels.values_memory());
+        });
       for (Index i = 0; i < tile.rows; ++i) {
         T* row = to + i * in.out_cols();
         const Batch<T> inverse(inverses[i]);
@@ -4792,111 +5097,6 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
 }  // namespace kernels
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
-
-namespace kernels {
-
-/// One row into its stored form and back.
-template <class T>
-void store_row(Storage storage, Index width, const T* x, std::byte* to) {
-  if (storage == Storage::full) {
-    std::memcpy(to, x, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == Storage::bf16) {
-    for (Index i = 0; i < width; ++i) {
-      const Bf16 rounded = to_bf16(static_cast<float>(x[i]));
-      std::memcpy(to + 2 * i, &rounded, 2);
-    }
-  } else {
-    const ByteRow row(width, x);
-    const float scale = row.scale();
-    std::memcpy(to, &scale, sizeof scale);
-    auto* numbers = reinterpret_cast<std::int8_t*>(to + sizeof scale);
-    for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
-  }
-}
-template <class T>
-void load_row(Storage storage, Index width, const std::byte* from, T* x) {
-  if (storage == Storage::full) {
-    std::memcpy(x, from, static_cast<std::size_t>(width) * sizeof(T));
-  } else if (storage == Storage::bf16) {
-    for (Index i = 0; i < width; ++i) {
-      Bf16 rounded;
-      std::memcpy(&rounded, from + 2 * i, 2);
-      x[i] = static_cast<T>(from_bf16(rounded));
-    }
-  } else {
-    float scale;
-    std::memcpy(&scale, from, sizeof scale);
-    const auto* numbers = reinterpret_cast<const std::int8_t*>(from + sizeof scale);
-    for (Index i = 0; i < width; ++i) x[i] = static_cast<T>(scale * static_cast<float>(numbers[i]));
-  }
-}
-
-}  // namespace kernels
-
-/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
-/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
-template <class T>
-class RowCache {
- public:
-  RowCache() = default;
-  RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
-      : capacity_(capacity),
-        width_(width),
-        row_bytes_(cache_row_bytes(storage, width, sizeof(T))),
-        storage_(storage),
-        memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
-        rings_(static_cast<std::size_t>(slots)) {}
-
-  Index slots() const { return static_cast<Index>(rings_.size()); }
-  Index capacity() const { return capacity_; }
-  Index width() const { return width_; }
-  /// Held for rows, all slots.
-  Index bytes() const { return static_cast<Index>(memory_.size()); }
-  Index count(Index slot) const { return ring(slot).count; }
-
-  /// Empties a slot, or fills it with zeros.
-  void clear(Index slot) { ring(slot) = {}; }
-  void fill_zeros(Index slot) {
-    ring(slot) = {0, capacity_};
-    std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
-  }
-
-  /// The slot's rows, oldest first, to x (count, width).
-  void read(Index slot, T* x) const {
-    const Ring& r = ring(slot);
-    for (Index i = 0; i < r.count; ++i)
-      kernels::load_row(storage_, width_, at(slot, (r.begin + i) % capacity_), x + i * width_);
-  }
-  /// Adds x (rows, width); the oldest rows beyond the capacity go.
-  void append(Index slot, Index rows, const T* x) {
-    Ring& r = ring(slot);
-    for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
-      kernels::store_row(storage_, width_, x + i * width_, at(slot, (r.begin + r.count) % capacity_));
-      if (r.count < capacity_)
-        ++r.count;
-      else
-        r.begin = (r.begin + 1) % capacity_;
-    }
-  }
-
- private:
-  struct Ring {
-    Index begin = 0, count = 0;
-  };
-  Ring& ring(Index slot) { return rings_[static_cast<std::size_t>(slot)]; }
-  const Ring& ring(Index slot) const { return rings_[static_cast<std::size_t>(slot)]; }
-  std::byte* at(Index slot, Index row) { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
-  const std::byte* at(Index slot, Index row) const { return memory_.data() + (slot * capacity_ + row) * row_bytes_; }
-
-  Index capacity_ = 0, width_ = 0, row_bytes_ = 0;
-  Storage storage_ = Storage::full;
-  std::vector<std::byte> memory_;
-  std::vector<Ring> rings_;
-};
-
-}  // namespace laconic
-
 #include <map>
 
 namespace laconic::inline LACONIC_ABI {
@@ -4992,16 +5192,37 @@ class CpuAttention : public CpuValues<T> {
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
+    return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+  }
+  using Cache = RowCache<T>;
+  /// What caches hold in their slots, one for each sequence, and the rows behind it that came now.
+  struct CachedRows {
+    Tensor rows{};
+    const Cache* cache = nullptr;  ///< null: these rows are all
+    std::span<const Index> slots{};
+  };
+  /// The same with keys and values that are read where they lie. `kv_sequences` counts them all.
+  Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
+                const Sequences& q_sequences, const Sequences& kv_sequences,
+                const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     Tensor out = make(q.rows(), in.out_cols());
     kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
+    return out;
+  }
+  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
+  Tensor pack_table(const Tensor& table, Index num_heads) {
+    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
+            num_heads, " heads");
+    Tensor out = make(table.rows() + 2 * kernels::lanes<T>, table.cols());
+    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
     return out;
   }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
                       const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = make(q.rows(), in.out_cols());
     log_sums = make(q.rows(), shape.num_heads);
@@ -5015,7 +5236,7 @@ class CpuAttention : public CpuValues<T> {
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
                                    const DropoutMask& dropout, const Tensor& log_sums) {
-    auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
+    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
     kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
@@ -5121,7 +5342,38 @@ class CpuAttention : public CpuValues<T> {
   }
 
   // -- caches of streams --------------------------------------------------------------------------------------------
-  using Cache = RowCache<T>;
+  /// What the cache has in slots[n] for each sequence n of x, and then the rows of x.
+  CachedRows behind(const Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
+                x.rows() == sequences.rows(),
+            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
+            ", ", cache.width(), ") in ", slots.size(), " expected");
+    check_slots(cache, slots);
+    return {x, &cache, slots};
+  }
+  /// Where these rows lie, with what is cached of them.
+  Sequences lengths(const CachedRows& x, const Sequences& sequences) {
+    return Sequences::make(arena_, sequences.size(), [&](Index n) {
+      return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
+    });
+  }
+  /// The same as one tensor.
+  Tensor whole(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
+    Tensor out = make(all.rows(), x.rows.cols());
+    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
+      const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
+      T* to = out.row(all.begin(n));
+      x.cache->read(slot, to);
+      std::copy_n(x.rows.row(sequences.begin(n)), sequences.length(n) * x.rows.cols(), to + past * x.rows.cols());
+    });
+    return out;
+  }
+  /// The rows of x go into the cache.
+  void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
+      cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
+    });
+  }
   struct Extended {
     Tensor rows;
     Sequences sequences;
@@ -5129,24 +5381,11 @@ class CpuAttention : public CpuValues<T> {
   /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
   /// in.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
-    const auto slot = [&](Index n) { return slots[static_cast<std::size_t>(n)]; };
-    Extended out{{}, Sequences::make(arena_, sequences.size(), [&](Index n) {
-                   return cache.count(slot(n)) + sequences.length(n);
-                 })};
-    out.rows = make(out.sequences.rows(), x.cols());
-    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
-      const T* from = x.row(sequences.begin(n));
-      T* to = out.rows.row(out.sequences.begin(n));
-      cache.read(slot(n), to);
-      std::copy_n(from, sequences.length(n) * x.cols(), to + cache.count(slot(n)) * x.cols());
-      cache.append(slot(n), sequences.length(n), from);
-    });
-    return out;
+    const CachedRows rows = behind(cache, slots, x, sequences);
+    Sequences all = lengths(rows, sequences);
+    Tensor out = whole(rows, sequences, all);
+    append(cache, slots, x, sequences);
+    return {std::move(out), std::move(all)};
   }
   /// The one row of each slot, changed by `change(rows)`.
   template <class Change>
@@ -5162,23 +5401,30 @@ class CpuAttention : public CpuValues<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
  private:
-  kernels::AttendOperands<T> attend_operands(const Tensor& q, const Tensor& k, const Tensor& v,
+  kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
     const Index width = shape.num_heads > 0 ? q.cols() / shape.num_heads : 0;
+    const Tensor &k = keys.rows, &v = values.rows;
     require(width > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0 &&
                 q.cols() == width * shape.num_heads && k.cols() == width * shape.num_kv_heads &&
                 v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
             " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    require(q.rows() == q_sequences.rows() && k.rows() == kv_sequences.rows() && v.rows() == k.rows() &&
-                q_sequences.size() == kv_sequences.size(),
+    // Rows that came now are those of the queries where there are caches.
+    const bool cached = keys.cache != nullptr;
+    const Sequences& fresh = cached ? q_sequences : kv_sequences;
+    require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&
+                q_sequences.size() == kv_sequences.size() && cached == (values.cache != nullptr),
             "attend: q, k, v have ", q.rows(), ", ", k.rows(), ", ", v.rows(), " rows; their sequences have ",
-            q_sequences.rows(), " and ", kv_sequences.rows());
+            q_sequences.rows(), " and ", fresh.rows());
     require(shape.mask.is_valid(), "attend: a mask of chunk ", shape.mask.chunk, " and left context ",
             shape.mask.left_context, " given, at least 1 and 0 expected, or neither");
-    kernels::AttendOperands<T> in{shape,    &q_sequences, &kv_sequences, width, v.cols() / shape.num_kv_heads,
-                                  q.data(), k.data(),     v.data()};
+    const auto rows_of = [&](const CachedRows& x) {
+      return kernels::AttendRows<T>{x.rows.data(), x.rows.cols(), &fresh, x.cache, x.slots};
+    };
+    kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
+                                  q.data(), rows_of(keys), rows_of(values)};
     if (relative.table.empty()) return in;
     const Tensor& query = relative.query.empty() ? q : relative.query;
     require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
@@ -5194,11 +5440,12 @@ class CpuAttention : public CpuValues<T> {
     in.w = bias(relative.pos_bias_v, query.cols());
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
-    in.span = (relative.table.rows() + 1) / 2;
-    require(
-        relative.table.cols() == query.cols() && relative.table.rows() % 2 == 1 && in.span >= kv_sequences.max_length(),
-        "attend: the table of relative positions is (", relative.table.rows(), ", ", relative.table.cols(),
-        "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
+    in.packed_table = relative.packed;
+    const Index table_rows = relative.table.rows() - (relative.packed ? 2 * kernels::lanes<T> : 0);
+    in.span = (table_rows + 1) / 2;
+    require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
+            "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
+            "), expected (2 n - 1, ", query.cols(), ") with n at least ", kv_sequences.max_length());
     for (Index n = 0; n < q_sequences.size(); ++n)
       require(q_sequences.length(n) <= kv_sequences.length(n), "attend: sequence ", n, " has ", q_sequences.length(n),
               " queries and ", kv_sequences.length(n), " keys, at least as many keys expected with relative positions");
@@ -5323,8 +5570,8 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back,
-/// adding.
+/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back
+/// from (taps, in, out), adding.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
@@ -5335,7 +5582,7 @@ template <class T>
 void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
-      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(o * taps + k) * in + i];
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
 }
 
 /// Frames of output handled at once, so that their patches stay in a second-level cache.
@@ -5375,7 +5622,7 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   }
 }
 
-/// dordered (out, patch) += dy^T patches. Threads share the columns of the result, so each sum has one order.
+/// dordered (patch, out) += patches^T dy. Threads share the rows of the result, so each sum has one order.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -5390,10 +5637,10 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
       for (Index t0 = 0; t0 < to.length(n); t0 += block) {
         const Index t1 = std::min(to.length(n), t0 + block);
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-        gemm_block<T>(s.out_channels, end - begin, (t1 - t0) * s.out_freqs(),
-                      Operand<T>{dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}.transposed(),
-                      {patches + begin, s.patch()}, dordered + begin, s.patch(), true, nullptr,
-                      patches + rows * s.patch());
+        gemm_block<T>(end - begin, s.out_channels, (t1 - t0) * s.out_freqs(),
+                      Operand<T>{patches + begin, s.patch()}.transposed(),
+                      {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, dordered + begin * s.out_channels,
+                      s.out_channels, true, nullptr, patches + rows * s.patch());
       }
   });
 }
@@ -5431,14 +5678,14 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// dordered (out, patch) += dy^T x.
+/// dordered (patch, out) += x^T dy.
 template <class T>
 void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, s.out_channels, s.patch(), to.length(n),
-            Operand<T>{dy + to.begin(n) * s.out_channels, s.out_channels}.transposed(),
-            {x + from.begin(n) * s.in_channels, s.stride * s.in_channels}, dordered, s.patch(), true, nullptr);
+    gemm<T>(threads, arena, s.patch(), s.out_channels, to.length(n),
+            Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}.transposed(),
+            {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
 }
 
 /// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
@@ -5479,9 +5726,6 @@ struct ConvTiles {
   Index times() const { return (out_length + 1) / 2; }
   Index freqs() const { return (shape.out_freqs() + 1) / 2; }
   Index count() const { return times() * freqs(); }
-  /// Of the numbers that the components of a tile have.
-  Index row() const { return all * shape.in_channels; }
-
   /// Components along one axis that add to the first output, to both, to the second.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
@@ -5494,15 +5738,20 @@ struct ConvTiles {
   }
   static constexpr bool adds_to(Index axis_group, Index output) { return axis_group == 1 || axis_group == 2 * output; }
 
-  /// visit(place among all, a, b): component a in time and b in frequency.
+  /// visit(place in the group, a, b): component a in time and b in frequency.
+  template <class Visit>
+  static void each_member(Index group, Visit&& visit) {
+    Index place = 0;
+    for (Index i = 0; i < member_count(group / 3); ++i)
+      for (Index j = 0; j < member_count(group % 3); ++j)
+        visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
+              members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+  }
+  /// visit(place among all, a, b).
   template <class Visit>
   static void each_component(Visit&& visit) {
-    Index place = 0;
     for (Index group = 0; group < groups; ++group)
-      for (Index i = 0; i < member_count(group / 3); ++i)
-        for (Index j = 0; j < member_count(group % 3); ++j)
-          visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
-                members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+      each_member(group, [&](Index place, Index a, Index b) { visit(first(group) + place, a, b); });
   }
   /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
@@ -5561,10 +5810,10 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Components of tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows: (tiles, 25 in_channels).
-/// `zeros` has in_channels.
+/// The components of a group for tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows:
+/// (tiles, size(group) in_channels). `zeros` has in_channels.
 template <class T>
-void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
+void tile_components(const ConvTiles& t, Index group, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
   const Index channels = t.shape.in_channels;
   for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
     const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
@@ -5572,7 +5821,7 @@ void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, co
       return time + r < rows && freq + s < t.shape.in_freqs ? x + (time + r) * t.shape.in_cols() + (freq + s) * channels
                                                             : zeros;
     };
-    ConvTiles::each_component([&](Index place, Index a, Index b) {
+    ConvTiles::each_member(group, [&](Index place, Index a, Index b) {
       T* out = to + place * channels;
       const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
       const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
@@ -5586,7 +5835,7 @@ void tile_components(const ConvTiles& t, Range tiles, Index rows, const T* x, co
       else
         std::copy_n(input(r, s), channels, out);
     });
-    to += t.row();
+    to += ConvTiles::size(group) * channels;
   }
 }
 
@@ -5623,22 +5872,23 @@ void tile_output_gradients(const ConvTiles& t, Range tiles, const T* dy, const T
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
-  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again; 2 MiB of components.
-  const Index block = std::clamp<Index>((Index{1} << 19) / (ConvTiles::all * s.in_channels) / 8 * 8, 8, 128);
-  const Index row = ConvTiles::all * s.in_channels, sums = block * s.out_channels;
-  const Index each = block * row + ConvTiles::groups * sums + s.in_channels;
+  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
+  // components of a group do.
+  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
+  const Index block = std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), sums = block * s.out_channels;
+  const Index each = block * most + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   for (Index n = 0; n < from.size(); ++n) {
     const ConvTiles t{s, to.length(n)};
     parallel_for(threads, (t.count() + block - 1) / block, [&](Index task, int thread) {
       T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T *sum = components + block * row, *zeros = sum + ConvTiles::groups * sums;
+      T *sum = components + block * most, *zeros = sum + ConvTiles::groups * sums;
       const Range tiles{task * block, std::min(t.count(), (task + 1) * block)};
       std::fill_n(zeros, s.in_channels, T(0));
-      tile_components(t, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
       for (Index group = 0; group < ConvTiles::groups; ++group) {
         const Index depth = ConvTiles::size(group) * s.in_channels;
-        gemm_panels(tiles.size(), Operand<T>{components + ConvTiles::first(group) * s.in_channels, row},
+        tile_components(t, group, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
+        gemm_panels(tiles.size(), Operand<T>{components, depth},
                     Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
                     {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
       }
@@ -5680,26 +5930,39 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  void add(const T* tile, Index channels, Index r, Index s) {
+  /// What input (r, s) of a tile gets. The components lie group by group: those of the tile in `groups[group]`.
+  void add(const std::array<const T*, ConvTiles::groups>& groups, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
-        from_[count_] = tile + places()[static_cast<std::size_t>(5 * a.component + b.component)] * channels;
+        const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
+        from_[count_] = groups[place.group] + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
   }
   void add_to(Index channels, T* dx) const {
-    for (std::size_t i = 0; i < count_; ++i)
-      map_span(
-          channels, dx, [negative = negative_[i]](auto a, auto b) { return negative ? a - b : a + b; }, dx, from_[i]);
+    for (Index c = 0; c < channels; c += lanes<T>) {
+      const Index some = std::min(lanes<T>, channels - c);
+      const bool whole = some == lanes<T>;
+      const auto part = [&](const T* at) { return whole ? load(at) : load_part(at, some); };
+      Batch<T> sum = part(dx + c);
+      for (std::size_t i = 0; i < count_; ++i) sum = negative_[i] ? sum - part(from_[i] + c) : sum + part(from_[i] + c);
+      whole ? store(dx + c, sum) : store_part(dx + c, sum, some);
+    }
   }
 
  private:
+  struct Place {
+    std::size_t group;
+    Index member;
+  };
   /// Where component (a, b) lies.
-  static const std::array<Index, 25>& places() {
-    static const std::array<Index, 25> table = [] {
-      std::array<Index, 25> out{};
-      ConvTiles::each_component(
-          [&](Index place, Index a, Index b) { out[static_cast<std::size_t>(5 * a + b)] = place; });
+  static const std::array<Place, ConvTiles::all>& places() {
+    static const std::array<Place, ConvTiles::all> table = [] {
+      std::array<Place, ConvTiles::all> out{};
+      for (Index group = 0; group < ConvTiles::groups; ++group)
+        ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+          out[static_cast<std::size_t>(5 * a + b)] = {static_cast<std::size_t>(group), member};
+        });
       return out;
     }();
     return table;
@@ -5715,46 +5978,58 @@ class PixelGradient {
 template <class T>
 void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
-  const Index row = ConvTiles::all * s.in_channels, piece = 16;  // tiles of a task
+  constexpr Index groups = ConvTiles::groups, piece = 16;  // tiles of a task
   // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
   const Index freqs = ConvTiles{s, 0}.freqs();
   if (freqs == 0) return;
   const Index times = std::max<Index>(1, 512 / freqs);
   const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
               sums = most * s.out_channels;
+  const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
+  const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
   const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * row + ConvTiles::groups * sums + s.in_channels + s.out_channels) * sizeof(T));
-  T *components = static_cast<T*>(memory.data()), *dsum = components + most * row,
-    *zeros = dsum + ConvTiles::groups * sums;
+      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + groups * sums + s.in_channels + s.out_channels) *
+      sizeof(T));
+  // Components group by group, so that products read them end to end.
+  T *components = static_cast<T*>(memory.data()), *dsum = components + most * ConvTiles::all * s.in_channels,
+    *zeros = dsum + groups * sums;
   std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+  // The weights of each group, transposed.
+  std::array<Panels<T>, groups> panels{};
+  Buffer packed;
+  if (dx != nullptr) {
+    Index size = 0;
+    for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
+    packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
+    T* at = static_cast<T*>(packed.data());
+    for (Index group = 0; group < groups; ++group) {
+      const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
+      panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
+      at += Panels<T>::size(s.out_channels, depth(group));
+    }
+  }
   for (Index n = 0; n < from.size(); ++n) {
     const ConvTiles t{s, to.length(n)};
     const T* input = x + from.begin(n) * s.in_cols();
     for (Index first = 0; first < t.times(); first += times) {
       const Range tiles{first * freqs, std::min(t.times(), first + times) * freqs};
-      const auto each_piece = [&](auto&& body) {
-        parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
-          body(Range{tiles.begin + begin, tiles.begin + end}, begin);
-        });
-      };
-      each_piece([&](Range some, Index at) {
-        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + at * s.out_channels);
-        if (dweights != nullptr) tile_components(t, some, from.length(n), input, zeros, components + at * row);
+      parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
+        const Range some{tiles.begin + begin, tiles.begin + end};
+        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + begin * s.out_channels);
+        for (Index group = 0; dweights != nullptr && group < groups; ++group)
+          tile_components(t, group, some, from.length(n), input, zeros,
+                          components + most * start(group) + begin * depth(group));
       });
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
-        if (dweights != nullptr)
-          gemm<T>(threads, arena, depth, s.out_channels, tiles.size(), Operand<T>{components + start, row}.transposed(),
-                  {dsum + group * sums, s.out_channels}, dweights + start * s.out_channels, s.out_channels, true,
-                  nullptr);
-      }
+      for (Index group = 0; dweights != nullptr && group < groups; ++group)
+        gemm<T>(threads, arena, depth(group), s.out_channels, tiles.size(),
+                Operand<T>{components + most * start(group), depth(group)}.transposed(),
+                {dsum + group * sums, s.out_channels}, dweights + start(group) * s.out_channels, s.out_channels, true,
+                nullptr);
       if (dx == nullptr) continue;
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index start = ConvTiles::first(group) * s.in_channels, depth = ConvTiles::size(group) * s.in_channels;
-        gemm<T>(threads, arena, tiles.size(), depth, s.out_channels, {dsum + group * sums, s.out_channels},
-                Operand<T>{weights + start * s.out_channels, s.out_channels}.transposed(), components + start, row,
-                false, nullptr);
-      }
+      for (Index group = 0; group < groups; ++group)
+        gemm(threads, tiles.size(), Operand<T>{dsum + group * sums, s.out_channels},
+             panels[static_cast<std::size_t>(group)], components + most * start(group), depth(group), false,
+             static_cast<const T*>(nullptr));
       const Index begin = 4 * first, rows = std::min(from.length(n), 4 * (tiles.end / freqs) + 1) - begin;
       parallel_blocks(threads, rows, 4, [&](Index block_begin, Index block_end) {
         for (Index time = begin + block_begin; time < begin + block_end; ++time)
@@ -5764,7 +6039,11 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
                 if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
-                pixel.add(components + (i * freqs + j - tiles.begin) * row, s.in_channels, r, q);
+                std::array<const T*, groups> of_tile{};
+                for (Index group = 0; group < groups; ++group)
+                  of_tile[static_cast<std::size_t>(group)] =
+                      components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                pixel.add(of_tile, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }
@@ -6149,7 +6428,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      Tensor ordered = zeros(shape.patch(), shape.out_channels);
       kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
@@ -6214,7 +6493,7 @@ class CpuConvolution : public CpuAttention<T> {
       return dx;
     }
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.out_channels, shape.patch());
+      Tensor ordered = zeros(shape.patch(), shape.out_channels);
       kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
       add_gradient(weight, shape, ordered);
     }
@@ -6660,9 +6939,9 @@ class Cpu : public CpuConvolution<T> {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : make(x.rows(), x.cols()), activate, x);
   }
-  Tensor activation_backward(Activation kind, const Tensor& dy, const Tensor& x) {
+  Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
-    return mapped(make(x.rows(), x.cols()), derivative, dy, x);
+    return mapped(dy.unique() ? dy : make(x.rows(), x.cols()), derivative, dy, x);
   }
 
   /// (rows, 2 channels) to (rows, channels): the first half times the sigmoid of the second.
@@ -6719,9 +6998,9 @@ class Cpu : public CpuConvolution<T> {
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
     return batch_norm_with(x, p, p.running_mean.value.data(), p.running_var.value.data());
   }
-  /// With the statistics of the rows themselves, which are given in `moments` (2, channels). The update of the running
-  /// statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
-  Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments) {
+  /// With the statistics of the rows themselves, which are given in `moments` (2, channels). With `gather`, the update
+  /// of the running statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
+  Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
     const Index cols = x.cols();
     moments = make(2, cols);
     if (x.rows() == 0) return make(0, cols);
@@ -6730,14 +7009,14 @@ class Cpu : public CpuConvolution<T> {
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // One batch after the other, so that many before an update are what PyTorch does in as many passes.
-    const auto gather = [&](const Parameter<T>& statistic, Index row, T factor) {
-      if (!statistic.trainable) return;
+    const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
+      if (!statistic.trainable || !gather) return;
       T* update = statistic.gradient().data();
       for (Index c = 0; c < cols; ++c)
         update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
     };
-    gather(p.running_mean, 0, T(1));
-    gather(p.running_var, 1, unbiased);
+    add_update(p.running_mean, 0, T(1));
+    add_update(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
   /// `moments` as batch_norm_train gave them, or empty for the running statistics.
@@ -6785,9 +7064,9 @@ class Cpu : public CpuConvolution<T> {
 
   /// Nothing, outside training.
   Tensor dropout(Tensor x, double) { return x; }
-  Tensor dropout_train(const Tensor& x, const DropoutMask& mask) {
-    Tensor y = make(x.rows(), x.cols());
-    kernels::dropout(threads_, x.size(), mask, x.data(), y.data());
+  Tensor dropout_train(Tensor x, const DropoutMask& mask) {
+    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
+    kernels::dropout(threads_, x.size(), mask, std::as_const(x).data(), y.data());
     return y;
   }
 
@@ -6864,10 +7143,10 @@ class Cpu : public CpuConvolution<T> {
     }
     return d;
   }
-  Tensor scale(const Tensor& x, double factor) {
+  Tensor scale(Tensor x, double factor) {
     const kernels::Batch<T> s(static_cast<T>(factor));
     return mapped(
-        make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
+        x.unique() ? x : make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
   Tensor log_softmax(const Tensor& x) {
@@ -6965,6 +7244,84 @@ class Cpu : public CpuConvolution<T> {
     kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
                         variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
+  }
+};
+
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+
+/// `Cpu` with another library for the products of linear layers with weights that are not packed, forward and backward:
+///
+///     CpuWith<EigenProducts> cpu(2);
+///     auto logits = model(cpu, features, sequences);
+///
+/// `Products` has add_product(threads, m, n, k, a, b, c, c_stride): c (m, n) += a (m, k) b (k, n). Whether results then
+/// depend on the number of threads, or of rows, is up to it. Attention, convolutions over (time, frequency) and packed
+/// weights stay laconic's own.
+template <class Products, class T = float>
+class CpuWith : public Cpu<T> {
+ public:
+  using typename CpuValues<T>::Tensor;
+  using Cpu<T>::Cpu, Cpu<T>::make, Cpu<T>::zeros;
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    if (weight.is_packed()) return Cpu<T>::linear(x, weight, bias, activation);
+    const Index out = weight.rows(), in = weight.cols();
+    require(x.cols() == in && (bias == nullptr || bias->size() == out), "linear: input has ", x.cols(),
+            " channels and the bias ", bias == nullptr ? 0 : bias->size(), ", the weight is (", out, ", ", in, ")");
+    Tensor y = make(x.rows(), out);
+    if (bias == nullptr)
+      y.view().setZero();
+    else
+      y.view().rowwise() = bias->value.reshaped().transpose();
+    Products::add_product(this->threads(), x.rows(), out, in, kernels::Operand<T>{x.data(), in},
+                          of(weight).transposed(), y.data(), out);
+    return activation ? this->activation(*activation, std::move(y)) : y;
+  }
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         bool needs_dx) {
+    const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
+    const kernels::Operand<T> g{dy.data(), out};
+    if (weight.trainable)
+      Products::add_product(this->threads(), out, in, rows, g.transposed(), kernels::Operand<T>{x.data(), in},
+                            weight.gradient().data(), in);
+    if (bias != nullptr) this->add_row_backward(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = zeros(rows, in);
+    Products::add_product(this->threads(), rows, in, out, g, of(weight), dx.data(), in);
+    return dx;
+  }
+
+ private:
+  static kernels::Operand<T> of(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
+};
+
+/// Eigen's products. Sets the number of threads that Eigen uses everywhere.
+struct EigenProducts {
+  template <class T>
+  static void add_product(int threads, Index m, Index n, Index k, kernels::Operand<T> a, kernels::Operand<T> b, T* c,
+                          Index c_stride) {
+    Eigen::setNbThreads(threads);
+    using Result = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
+    with_map(a, m, k, [&](const auto& left) {
+      with_map(b, k, n,
+               [&](const auto& right) { Result(c, m, n, Eigen::OuterStride<>(c_stride)).noalias() += left * right; });
+    });
+  }
+
+ private:
+  /// body(the operand as a matrix of Eigen): rows or columns lie end to end.
+  template <class T, class Body>
+  static void with_map(kernels::Operand<T> x, Index rows, Index cols, Body&& body) {
+    using ByColumns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
+    if (x.col_stride == 1)
+      body(
+          Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>(x.data, rows, cols, Eigen::OuterStride<>(x.row_stride)));
+    else
+      body(
+          Eigen::Map<const ByColumns, 0, Eigen::OuterStride<>>(x.data, rows, cols, Eigen::OuterStride<>(x.col_stride)));
   }
 };
 
@@ -8539,7 +8896,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       if constexpr (has_state<S>)
         x = layers[i](context, std::move(x), pass, &state->layers[i]);
       else
-        x = layers[i](context, std::move(x), pass, nullptr);
+        x = whole_block(context, layers[i], std::move(x), pass);
       if (pass.outputs != nullptr) pass.outputs->push_back(x);
     }
     return layer_norm(context, x);
@@ -8621,6 +8978,18 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   Linear<T> lm_head;
 
  private:
+  /// A block over whole sequences.
+  template <class Context, class Tensor>
+  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
+    if constexpr (requires { context.recompute_blocks; })
+      if (context.recompute_blocks)
+        return context.recompute(
+            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
+              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
+            });
+    return block(context, std::move(x), pass, nullptr);
+  }
+
   EncoderConfig config_;
 };
 
