@@ -185,10 +185,9 @@ void check_streams(EncoderConfig numbers) {
     check_streams<Model>(numbers, {.capacity = 12, .max_frames = 70, .threads = n % 2 == 0 ? 2 : 1}, n);
     if (!Model(numbers, Seed(1)).layers[0].attention().keeps_frames()) continue;
     numbers.left_context = lefts[n];
-    check_streams<Model>(
-        numbers,
-        {.capacity = 12, .storage = n == 1 ? Storage::int8 : Storage::full, .threads = n == 3 ? 3 : 1},
-        n + 10);
+    check_streams<Model>(numbers,
+                         {.capacity = 12, .storage = n == 1 ? Storage::int8 : Storage::full, .threads = n == 3 ? 3 : 1},
+                         n + 10);
     numbers.left_context = -1;
   }
 }

@@ -135,7 +135,9 @@ TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
 TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was packed", "[attention][cache]", float,
                    double) {
   using T = TestType;
-  constexpr Index heads = 4, kv_heads = 2, key_width = 20, value_width = 36, span = 260;
+  // Values that are multiplied where they lie, or must be packed; the longest sequence is all that the table has.
+  const Index value_width = GENERATE(36, 64);
+  constexpr Index heads = 4, kv_heads = 2, key_width = 20, most_new = 141, span = 100 + most_new;
   const AttendShape shape{heads, kv_heads, 0.4, Mask::chunked(8, 100)};
   const Matrix<T> table = random_matrix<T>(2 * span - 1, heads * key_width, 1);
   const Parameter<T> u = random_parameter<T>({heads, key_width}, 2), v = random_parameter<T>({heads, key_width}, 3);
@@ -150,13 +152,15 @@ TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was 
         const std::vector<Index> slots = round % 3 == 2 ? std::vector<Index>{1, 0} : std::vector<Index>{2, 0, 1};
         std::vector<Index> lengths;
         for (std::size_t n = 0; n < slots.size(); ++n)
-          lengths.push_back(round == 7 ? 130 + static_cast<Index>(n) : random.below(14, 4 * round + n));
+          lengths.push_back(round % 3 == 0 && round > 6 ? most_new - static_cast<Index>(n)
+                                                        : random.below(14, 4 * round + n));
         const Sequences rows(lengths);
         const auto q = cpu.input(random_matrix<T>(rows.rows(), heads * key_width, 10 + round)),
                    k = cpu.input(random_matrix<T>(rows.rows(), kv_heads * key_width, 30 + round)),
                    x = cpu.input(random_matrix<T>(rows.rows(), kv_heads * value_width, 50 + round));
-        const auto cached_keys = cpu.behind(keys, slots, k, rows), cached_values = cpu.behind(values, slots, x, rows);
-        const Sequences all = cpu.lengths(cached_keys, rows);
+        const auto cached_keys = cpu.with_cached(keys, slots, k, rows),
+                   cached_values = cpu.with_cached(values, slots, x, rows);
+        const Sequences all = cpu.cached_lengths(cached_keys, rows);
         const auto got = cpu.attend(q, cached_keys, cached_values, shape, rows, all, {packed, &u, &v, {}, true});
         const auto plain = cpu.attend(q, cached_keys, cached_values, shape, rows, all);
         cpu.append(keys, slots, k, rows);

@@ -146,6 +146,7 @@ TEST_CASE("Features that are not kept are made again, in the background, and are
   BatchLoader changed(made, {{1, 2}, {3, 0}}, 0, masks, Seed(3), 2);
   CHECK(changed.next().sequences.size() == 2);
   CHECK_THROWS_WITH(changed.next(), first + ": is not what it was when the dataset was loaded");
+  CHECK_THROWS_WITH(changed.next(), "batches: all 2 have been taken");
   std::filesystem::remove(first);
   BatchLoader gone(made, {{0}}, 0, masks, Seed(3));
   CHECK_THROWS_AS(gone.next(), Error);

@@ -146,21 +146,25 @@ TEMPLATE_TEST_CASE("blocks that are computed again give the same numbers in less
   }
 }
 
-TEST_CASE("what is computed again may be so in parts, and its derivatives reach what it was given otherwise",
-          "[determinism]") {
+TEST_CASE("what is computed again may be so in parts, used elsewhere, and use other values", "[determinism]") {
   Cpu<double> cpu(1);
   const Matrix<double> x = random_matrix<double>(5, 4, 1), y = random_matrix<double>(5, 4, 2);
   const auto gradients = [&](bool again) {
     Autodiff<Cpu<double>> tape(cpu, Seed(1));
     const auto a = tape.variable(x), b = tape.variable(y);
+    const auto run = [&](const auto& in, const auto& f) { return again ? tape.recompute(in, f) : f(in); };
     const auto inner = [&tape, b](const auto& in) {
       return tape.dropout(tape.multiply(tape.activation(Activation::silu, in), b), 0.3);
     };
-    const auto outer = [&tape, inner, again](const auto& in) {
-      const auto half = tape.scale(in, 0.5);
-      return tape.add(again ? tape.recompute(half, inner) : inner(half), tape.dropout(in, 0.2));
+    const auto outer = [&tape, run, inner](const auto& in) {
+      return tape.add(run(tape.scale(in, 0.5), inner), tape.dropout(in, 0.2));
     };
-    tape.backward(tape.mean_finite(again ? tape.recompute(a, outer) : outer(a)));
+    const auto h = tape.scale(a, 0.7);
+    auto sum = run(h, outer);
+    sum = tape.add(sum, tape.multiply(h, b));                        // h has a derivative before that of `outer`
+    sum = tape.add(sum, run(h, [](const auto& in) { return in; }));  // nothing is computed
+    sum = tape.add(sum, run(h, [&](const auto&) { return tape.scale(b, 3); }));  // h is not used
+    tape.backward(tape.mean_finite(sum));
     return Values{numbers(tape.gradient(a).view()), numbers(tape.gradient(b).view())};
   };
   CHECK(gradients(true) == gradients(false));

@@ -135,6 +135,21 @@ TEST_CASE("one that is its teacher has nothing to learn from it", "[distill]") {
   CHECK(std::abs(losses.front()) < 1e-4);
 }
 
+TEST_CASE("blocks that are computed again learn the same from a teacher's blocks", "[distill]") {
+  Speech s;
+  const Model teacher = small_model(3);
+  TrainConfig config = config_of(1, 1e-3);
+  config.distillation = {.weight = 0.5, .layer_weight = 1};
+  const auto trained = [&](bool recompute) {
+    Model student = small_model(4);
+    config.recompute = recompute;
+    Trainer trainer(student, s.cpu, s.train, s.valid, s.vocabulary, config, {}, teacher_of(teacher));
+    trainer.run(silent);
+    return Fingerprint::of_parameters(student);
+  };
+  CHECK(trained(true) == trained(false));
+}
+
 TEST_CASE("training touches attention alone where that is asked for", "[distill]") {
   Speech s;
   const Model before = small_model(3);

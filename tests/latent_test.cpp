@@ -167,8 +167,7 @@ double difference(const Gradients& got, const Gradients& expected) {
 /// What streams give that push their frames in random pieces of whole chunks, random ones in random order at a time,
 /// put together as the whole pass has them: first of -x, in new slots, then of x, in slots used before.
 template <class Policy, class T>
-std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, Storage storage,
-                                AttentionPath path = by_cost) {
+std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, Storage storage, AttentionPath path = by_cost) {
   const Index most = std::max<Index>(1, 4 / mask.chunk), count = c.sequences.size();
   const Index capacity = mask.left_context == unlimited ? c.sequences.max_length() : mask.left_context;
   Cpu<T> cpu(c.draw(0, 5) > 0 ? 1 : 2);
@@ -427,8 +426,7 @@ TEST_CASE("a row cache is a ring of rounded rows", "[cache]") {
     const Matrix<float> got = read(cache, 0).bottomRows(5);
     CHECK(got.row(0).isZero(0));
     CHECK((std::isnan(got(1, 1)) && !std::isfinite(got(2, 0))));
-    if (storage == Storage::int8)
-      CHECK(got.middleRows(1, 2).array().isNaN().all());  // the row is spoilt, and shows
+    if (storage == Storage::int8) CHECK(got.middleRows(1, 2).array().isNaN().all());  // the row is spoilt, and shows
     CHECK((got.row(3).cwiseAbs().maxCoeff() < 1e-37F && std::abs(got(4, 0) / 3e38F - 1) < 0.01F));
   }
 }

@@ -402,14 +402,14 @@ TEST_CASE("caches give what they hold, then what came, and take it in", "[primit
       CHECK((rows.view().row(0).isZero(0) && (rows.view().row(1).array() == 2).all()));
     });
     CHECK_THROWS_WITH(cpu.extend(cache, some, cpu.input(x), Sequences{200}),
-                      "extend: (200, 3) in 1 sequences given, (200, 3) in 2 expected");
+                      "cache: (200, 3) in 1 sequences given, (200, 3) in 2 expected");
     CHECK_THROWS_WITH(cpu.extend(cache, some, cpu.input(x), {100, 99}),
-                      "extend: (200, 3) in 2 sequences given, (199, 3) in 2 expected");
+                      "cache: (200, 3) in 2 sequences given, (199, 3) in 2 expected");
     const std::vector<Index> beyond{3, 5}, before{-1, 0};
     CHECK_THROWS_WITH(cpu.extend(cache, beyond, cpu.zeros(2, 3), {1, 1}), "cache: slot 5 given, 0 to 4 expected");
     CHECK_THROWS_WITH(cpu.update(single, before, [](auto&) {}), "cache: slot -1 given, 0 to 4 expected");
     CHECK_THROWS_WITH(cpu.extend(single, some, cpu.zeros(2, 4), {1, 1}),
-                      "extend: (2, 4) in 2 sequences given, (2, 3) in 2 expected");
+                      "cache: (2, 4) in 2 sequences given, (2, 3) in 2 expected");
   }
 }
 

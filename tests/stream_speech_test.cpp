@@ -256,3 +256,38 @@ TEST_CASE("a model trained with chunks of many sizes learns every latency", "[st
               .wer() < 0.5);
   }
 }
+
+TEST_CASE("features that stay in files train, go on and stream like those in memory", "[stream][trainer]") {
+  const TemporaryFolder folder;
+  std::vector<Utterance> utterances;
+  for (Index u = 0; u < 8; ++u) {
+    const auto path = folder / text(u, ".wav");
+    write_wav(path, {noise(3000 + 500 * u, static_cast<std::uint64_t>(u)), 8000});
+    utterances.push_back({path, 0, u % 2 == 0 ? "ba da" : "ga", ""});
+  }
+  const Vocabulary vocabulary = Vocabulary::words(words);
+  FeatureConfig config;
+  config.normalization = Normalization::global;
+  config.fbank.sample_rate = 8000;
+  config.fbank.num_mels = static_cast<int>(mels);
+  fit_normalization(utterances, config, 1);
+  const Dataset kept = load_dataset(utterances, config, &vocabulary, 1),
+                files = load_dataset(utterances, config, &vocabulary, 1, 0);
+  Cpu<float> cpu(1);
+  TrainConfig training = dynamic_config();
+  training.batch_frames = 100;
+  const auto trained = [&](const Dataset& data, const std::filesystem::path& run) {
+    Model model(small, Seed(1));
+    Trainer trainer(model, cpu, data, data, vocabulary, training, run);
+    trainer.run(silent);
+    return model;
+  };
+  const Model model = trained(kept, folder / "kept");
+  CHECK(values(trained(files, folder / "files")) == values(model));
+  CHECK(values(trained(files, folder / "kept")) == values(model));  // the same data, so it is the same run
+
+  const auto expected = evaluate_streamed(model, kept, vocabulary, {.capacity = 3, .threads = 1}, 9),
+             got = evaluate_streamed(model, files, vocabulary, {.capacity = 3, .threads = 1}, 9);
+  CHECK(got.hypotheses == expected.hypotheses);
+  CHECK(evaluate(model, cpu, files, vocabulary).losses == evaluate(model, cpu, kept, vocabulary).losses);
+}

@@ -186,14 +186,12 @@ TEST_CASE("A run does not depend on the number of threads, nor on what is comput
   config.epochs = 2;
   TemporaryFolder folder;
   Cpu<float> two(2), three(3);
-  const auto one = r.unbroken(config, r.cpu, folder / "one");
+  const auto one = r.unbroken(config, r.cpu, folder / "one"), other = r.unbroken(config, three, folder / "three");
   CHECK(same_bits(one.values, r.unbroken(config, two, folder / "two").values));
-  const auto other = r.unbroken(config, three, folder / "three");
   CHECK(same_bits(one.values, other.values));
   CHECK(one.losses == other.losses);
   config.recompute = true;
   CHECK(same_bits(one.values, r.unbroken(config, two, folder / "again").values));
-
   config.seed = 8;
   CHECK_FALSE(same_bits(one.values, r.unbroken(config, r.cpu, folder / "seed").values));
 }

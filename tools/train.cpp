@@ -121,7 +121,7 @@ void train(TrainOptions& o) {
                               say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off");
                             }});
   recognizer.save(model_folder);
-  const double activation_mib = static_cast<double>(cpu.arena().peak_bytes()) * 0x1p-20;
+  const double working_mib = static_cast<double>(cpu.arena().peak_bytes()) * 0x1p-20;
   const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
   o.write({{"model", model_folder.string()},
            {"steps", state.step},
@@ -129,13 +129,13 @@ void train(TrainOptions& o) {
            {"best_epoch", state.best_epoch},
            {"valid_wer", 100 * evaluation.wer()},
            {"seconds", state.seconds},
-           {"activation_mib", activation_mib},
+           {"working_memory_mib", working_mib},
            {"parameters", recognizer.count_parameters()}});
   std::printf(
-      "validation WER %s%% (epoch %td of %td, %s s of training, at most %s MiB of activations)\nmodel:  %s\n"
+      "validation WER %s%% (epoch %td of %td, %s s of training, at most %s MiB of working memory)\nmodel:  %s\n"
       "losses: %s\n",
       fixed(100 * evaluation.wer(), 2).c_str(), state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(),
-      fixed(activation_mib, 0).c_str(), model_folder.c_str(),
+      fixed(working_mib, 0).c_str(), model_folder.c_str(),
       ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
 }
 
@@ -267,10 +267,10 @@ void add_train_command(CLI::App& app) {
                     "about a third more time, the same results");
   command
       ->add_option("--feature-memory", o->feature_memory,
-                   "GiB of features that are kept in memory; the others are made again for each batch, in the "
-                   "background; 0: half of the machine's memory")
+                   "GiB of training features that are kept in memory; the others are made again for each batch, in "
+                   "the background; 0: half of the machine's memory")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0.0, 1e6));
   command
       ->add_option("--checkpoint-steps", o->checkpoint_steps,
                    "updates between checkpoints within an epoch; 0: at its end only")

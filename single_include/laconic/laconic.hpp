@@ -1352,13 +1352,13 @@ struct AbsorbedShape {
 ///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
 /// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
 ///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
-///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape
+///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape; with `latents_are_memory` parts of the
+///                                               memory as they are, which may lie in caches
 ///   release(context, out)  what attention over latents gave, to (rows, num_heads * head_dim)
 template <class P>
 concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
-  { P::one_input } -> std::convertible_to<bool>;     // keys and values need the same input
-  { P::reads_memory } -> std::convertible_to<bool>;  // latents, or else keys and values, are the memory as it is
+  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
   { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
   P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
@@ -1377,7 +1377,7 @@ constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
 /// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
 struct FullRank {
-  static constexpr bool is_latent = false, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = false, one_input = false;
   static constexpr Index num_parts = 2, rotary_part = 0;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
@@ -1418,7 +1418,7 @@ struct FullRank {
 /// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
 /// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
 struct InputLatent {
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
@@ -1482,7 +1482,7 @@ constexpr Index resolve_rank(Index configured, const char* name, Index most, con
 template <Index R>
 struct SharedLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1550,7 +1550,7 @@ struct SharedLatent {
 template <Index R>
 struct TwoStageLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
@@ -1628,7 +1628,7 @@ struct TwoStageLatent {
 template <Index RK, Index RV = RK>
 struct SplitLatent {
   static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1709,7 +1709,7 @@ template <Index R, Index ValueRank = 0>
 struct HeadLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1812,7 +1812,7 @@ struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
                 "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = false;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = false;
   static constexpr Index num_parts = 2, rotary_part = 1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -1941,6 +1941,7 @@ namespace laconic::inline LACONIC_ABI {
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
+///     term_of(packed_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -1978,6 +1979,10 @@ struct PlainPosition {
     template <class Context>
     bool keeps_term(const Context&) const {
       return false;
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
+      return {};
     }
     static void each_parameter(auto&, auto&&) {}
   };
@@ -2066,10 +2071,9 @@ struct RelativePosition : PlainPosition {
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
         if (keeps_term(context))
-          return of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                     [&](Index n) { return packed(context, d, n); }),
-                    true);
-      return of(linear_pos(context, pass.table), false);
+          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                          [&](Index n) { return packed_table(context, d, n); }));
+      return {linear_pos(context, pass.table), &pos_bias_u, &pos_bias_v};
     }
     /// A packed weight never changes, and with it the projected table.
     template <class Context>
@@ -2077,10 +2081,14 @@ struct RelativePosition : PlainPosition {
       return requires { Context::keeps_packed; }
       &&linear_pos.weight.is_packed();
     }
-    /// For many calls with sequences of up to n frames.
+    /// The table as this layer projects it, packed: for many calls with sequences of up to n frames.
     template <class Context>
-    auto term_for(Context& context, const AttentionDims& d, Index n) const {
-      return of(packed(context, d, n), true);
+    auto packed_table(Context& context, const AttentionDims& d, Index n) const {
+      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(Tensor packed) const {
+      return {std::move(packed), &pos_bias_u, &pos_bias_v, {}, true};
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -2091,16 +2099,6 @@ struct RelativePosition : PlainPosition {
 
     Linear<T> linear_pos;
     Parameter<T> pos_bias_u, pos_bias_v;
-
-   private:
-    template <class Context>
-    auto packed(Context& context, const AttentionDims& d, Index n) const {
-      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
-    }
-    template <class Tensor>
-    RelativeTerm<Tensor, T> of(Tensor table, bool is_packed) const {
-      return {std::move(table), &pos_bias_u, &pos_bias_v, {}, is_packed};
-    }
   };
 };
 
@@ -2451,7 +2449,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                                                parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        term_ = layer.position.term_for(context, d, shape.left_context + shape.chunk);
+        table_ = layer.position.packed_table(context, d, shape.left_context + shape.chunk);
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -2471,7 +2469,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
    private:
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
-    RelativeTerm<typename Context::Tensor, T> term_;
+    typename Context::Tensor table_;
     typename Policy::Work work_;
   };
 
@@ -2514,10 +2512,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     } else if constexpr (has_state<S>) {
       std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
       for (std::size_t i = 0; i < memory.size(); ++i)
-        rows[i] = context.behind(state->caches_[i], pass.slots, memory[i], pass.sequences);
-      const Sequences seen = context.lengths(rows[0], pass.sequences);
-      const Tensor out =
-          attend(context, q, rows, shape, pass.sequences, seen, state->term_, absorbs(context, path, state->work_));
+        rows[i] = context.with_cached(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      const Sequences seen = context.cached_lengths(rows[0], pass.sequences);
+      const Tensor out = attend(context, q, rows, shape, pass.sequences, seen, position.term_of(state->table_),
+                                absorbs(context, path, state->work_));
       for (std::size_t i = 0; i < memory.size(); ++i)
         context.append(state->caches_[i], pass.slots, memory[i], pass.sequences);
       return linear_out(context, out);
@@ -2613,38 +2611,27 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
         if (!term.table.empty()) term.query = q.content;
         term.pos_bias_u = nullptr;
-        const auto [k, v] = key_value.latents(context, readable(context, memory, queries, keys));
+        const auto [k, v] =
+            key_value.latents(context, rows_of<KeyValue::latents_are_memory>(context, memory, queries, keys));
         shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
         return key_value.release(
             context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
       }
     }
-    if constexpr (KeyValue::is_latent) {
-      const auto [k, v] = key_value.expand(context, whole(context, memory, queries, keys));
-      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
-    } else {
-      const auto [k, v] = key_value.expand(context, readable(context, memory, queries, keys));
-      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
-    }
+    const auto [k, v] = key_value.expand(context, rows_of<!KeyValue::is_latent>(context, memory, queries, keys));
+    return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
   }
 
-  /// Memory that lies in caches as tensors; and where the policy reads it as it is, in the caches.
-  template <class Context, class Memory>
-  static auto whole(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
-    if constexpr (std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
+  /// Memory as tensors; or, where attention reads it as it is, in caches if it lies there.
+  template <bool InPlace, class Context, class Memory>
+  static auto rows_of(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
+    if constexpr (InPlace || std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
       return memory;
     } else {
       std::array<typename Context::Tensor, std::tuple_size_v<Memory>> out;
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.whole(memory[i], fresh, all);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.gathered(memory[i], fresh, all);
       return out;
     }
-  }
-  template <class Context, class Memory>
-  static auto readable(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
-    if constexpr (KeyValue::reads_memory)
-      return memory;
-    else
-      return whole(context, memory, fresh, all);
   }
 
   AttentionDims dims_;
@@ -2862,7 +2849,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   {
     c.constant(count, count, [](Index, Index) { return 0.0; })
     } -> std::same_as<typename C::Tensor>;
-  { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
+  { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
@@ -2870,7 +2857,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
   { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
   { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
   { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
@@ -2917,7 +2904,7 @@ concept Backend = Context<B> &&
   { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
   { b.rms_norm(x, weight, number, &out) } -> std::same_as<typename B::Tensor>;
   { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_train(x, norm, out, true) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
   { b.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename B::Tensor>;
   { b.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename B::Tensor>;
@@ -3024,19 +3011,19 @@ class Autodiff {
   Tensor recompute(const Tensor& x, F f) {
     const std::size_t begin = nodes_.size();
     const std::uint64_t first_call = calls_;
-    Value y = f(x).value;
-    const bool needed = nodes_.size() > begin;
+    Tensor y = f(x);
+    const bool recorded = needs(y) && place(y) >= begin;
     nodes_.resize(begin);
-    return op(std::move(y), needed, [this, x, first_call, f = std::move(f)](Value dy) {
+    if (!recorded) return y;
+    return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
       const std::size_t at = nodes_.size();
-      const std::uint64_t next_call = std::exchange(calls_, first_call);
-      const bool again = std::exchange(again_, true);
-      const Tensor start = needs(x) ? record(x.value, nullptr) : x;
-      unused(f(start)).gradient = std::move(dy);
-      calls_ = next_call;
-      again_ = again;
+      const bool wanted = needs(x);
+      const Tensor start = wanted ? record(x.value, nullptr) : x;
+      // What x has already comes first, as it would without this: sums have the same order.
+      if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
+      give(again(f, start, first_call), std::move(dy));
       walk_back(at);
-      if (needs(x)) give(x, std::move(nodes_[at].gradient));
+      if (wanted) unused(x).gradient = std::move(nodes_[at].gradient);
       nodes_.resize(at);
     });
   }
@@ -3126,7 +3113,7 @@ class Autodiff {
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
     const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
-                                           relative.query.value};
+                                           relative.query.value, relative.packed};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
@@ -3271,6 +3258,22 @@ class Autodiff {
     require(node.leaf || node.step != nullptr,
             "backward: this value was used up by an earlier backward(); compute it again");
     return node;
+  }
+
+  /// f(x) as it was computed before: with the same dropout, and nothing gathered a second time.
+  template <class F>
+  Tensor again(F& f, const Tensor& x, std::uint64_t first_call) {
+    struct Restore {
+      Autodiff& tape;
+      std::uint64_t calls;
+      bool again;
+      ~Restore() {
+        tape.calls_ = calls;
+        tape.again_ = again;
+      }
+    };
+    const Restore restore{*this, std::exchange(calls_, first_call), std::exchange(again_, true)};
+    return f(x);
   }
 
   /// From the end of the tape to node `begin`: uses up what is recorded there.
@@ -4212,10 +4215,11 @@ struct AttendRows {
 };
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
-/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
-/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
-/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads *
+/// value_width), of which a cache may hold the first of each sequence. With relative positions (Dai et al. 2019,
+/// section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected table, row span-1 - r for key r
+/// frames to the left of the query, and meets position_q, which is q or as wide as p; u and w (one row each) are
+/// pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
 template <class T>
 struct AttendOperands {
   AttendShape shape;
@@ -4251,12 +4255,18 @@ void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Ind
   }
 }
 
-/// A table of distances (rows, heads * width) for many calls: the panels of each head, one after the other, with zeros
-/// behind them for what a tile reads beyond. To (rows + 2 lanes, heads * width), not all of which is used.
+/// Distances that a head's panels have for a table of so many rows: tiles read a vector beyond the last.
 template <class T>
 constexpr Index packed_table_cols(Index rows) {
   return rows + lanes<T>;
 }
+/// Rows, as wide as the table's, that hold the panels of all heads.
+template <class T>
+constexpr Index packed_table_rows(Index rows) {
+  return rows + 2 * lanes<T>;
+}
+/// A table of distances (rows, heads * width) for many calls, to (packed_table_rows, heads * width): the panels of each
+/// head, one after the other.
 template <class T>
 void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
   parallel_for(threads, heads, [&](Index head, int) {
@@ -5195,10 +5205,10 @@ class CpuAttention : public CpuValues<T> {
     return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
   using Cache = RowCache<T>;
-  /// What caches hold in their slots, one for each sequence, and the rows behind it that came now.
+  /// What a cache holds in its slots, one for each sequence, and the rows behind it that came now: see with_cached.
   struct CachedRows {
     Tensor rows{};
-    const Cache* cache = nullptr;  ///< null: these rows are all
+    const Cache* cache = nullptr;  ///< in `attend`, null: these rows are all
     std::span<const Index> slots{};
   };
   /// The same with keys and values that are read where they lie. `kv_sequences` counts them all.
@@ -5210,19 +5220,11 @@ class CpuAttention : public CpuValues<T> {
     kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
-  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
-  Tensor pack_table(const Tensor& table, Index num_heads) {
-    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
-            num_heads, " heads");
-    Tensor out = make(table.rows() + 2 * kernels::lanes<T>, table.cols());
-    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
-    return out;
-  }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
                       const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
-    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = make(q.rows(), in.out_cols());
     log_sums = make(q.rows(), shape.num_heads);
@@ -5236,7 +5238,7 @@ class CpuAttention : public CpuValues<T> {
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
                                    const DropoutMask& dropout, const Tensor& log_sums) {
-    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
     kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
@@ -5252,6 +5254,15 @@ class CpuAttention : public CpuValues<T> {
     }
     kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
     return d;
+  }
+
+  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
+  Tensor pack_table(const Tensor& table, Index num_heads) {
+    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
+            num_heads, " heads");
+    Tensor out = make(kernels::packed_table_rows<T>(table.rows()), table.cols());
+    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
+    return out;
   }
 
   /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k
@@ -5343,22 +5354,19 @@ class CpuAttention : public CpuValues<T> {
 
   // -- caches of streams --------------------------------------------------------------------------------------------
   /// What the cache has in slots[n] for each sequence n of x, and then the rows of x.
-  CachedRows behind(const Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
+  CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
+                         const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
     return {x, &cache, slots};
   }
   /// Where these rows lie, with what is cached of them.
-  Sequences lengths(const CachedRows& x, const Sequences& sequences) {
+  Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
     return Sequences::make(arena_, sequences.size(), [&](Index n) {
       return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
     });
   }
-  /// The same as one tensor.
-  Tensor whole(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
+  /// The same as one tensor; `all` are their cached_lengths.
+  Tensor gathered(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
     Tensor out = make(all.rows(), x.rows.cols());
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
       const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
@@ -5368,8 +5376,9 @@ class CpuAttention : public CpuValues<T> {
     });
     return out;
   }
-  /// The rows of x go into the cache.
+  /// The rows of sequence n of x go into slots[n] of the cache.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
       cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
     });
@@ -5381,9 +5390,9 @@ class CpuAttention : public CpuValues<T> {
   /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
   /// in.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    const CachedRows rows = behind(cache, slots, x, sequences);
-    Sequences all = lengths(rows, sequences);
-    Tensor out = whole(rows, sequences, all);
+    const CachedRows rows = with_cached(cache, slots, x, sequences);
+    Sequences all = cached_lengths(rows, sequences);
+    Tensor out = gathered(rows, sequences, all);
     append(cache, slots, x, sequences);
     return {std::move(out), std::move(all)};
   }
@@ -5401,6 +5410,13 @@ class CpuAttention : public CpuValues<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
  private:
+  /// Of an attention that is trained.
+  kernels::AttendOperands<T> whole_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                            const Sequences& q_sequences, const Sequences& kv_sequences,
+                                            const RelativeTerm<Tensor, T>& relative) {
+    require(!relative.packed, "attend: a packed table given, which can only be run; one as it is expected to train");
+    return attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+  }
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
@@ -5425,6 +5441,11 @@ class CpuAttention : public CpuValues<T> {
     };
     kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
                                   q.data(), rows_of(keys), rows_of(values)};
+    for (Index n = 0; cached && n < kv_sequences.size(); ++n)
+      for (const auto* rows : {&in.k, &in.v})
+        require(rows->cached(n) + fresh.length(n) == kv_sequences.length(n), "attend: sequence ", n, " has ",
+                rows->cached(n), " cached rows and ", fresh.length(n), " new ones, ", kv_sequences.length(n),
+                " expected");
     if (relative.table.empty()) return in;
     const Tensor& query = relative.query.empty() ? q : relative.query;
     require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
@@ -5441,7 +5462,7 @@ class CpuAttention : public CpuValues<T> {
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
     in.packed_table = relative.packed;
-    const Index table_rows = relative.table.rows() - (relative.packed ? 2 * kernels::lanes<T> : 0);
+    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
     in.span = (table_rows + 1) / 2;
     require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
             "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
@@ -5466,6 +5487,14 @@ class CpuAttention : public CpuValues<T> {
             " given; its state cannot forget, so an unlimited left context is expected");
     return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
             q.data(), k.data(), v.data()};
+  }
+  static void check_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x,
+                         const Sequences& sequences) {
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
+                x.rows() == sequences.rows(),
+            "cache: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
+            ", ", cache.width(), ") in ", slots.size(), " expected");
+    check_slots(cache, slots);
   }
   static void check_slots(const Cache& cache, std::span<const Index> slots) {
     for (const Index slot : slots)
@@ -5930,12 +5959,13 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  /// What input (r, s) of a tile gets. The components lie group by group: those of the tile in `groups[group]`.
-  void add(const std::array<const T*, ConvTiles::groups>& groups, Index channels, Index r, Index s) {
+  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
+  template <class OfGroup>
+  void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
         const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
-        from_[count_] = groups[place.group] + place.member * channels;
+        from_[count_] = of_group(place.group) + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
   }
@@ -5952,8 +5982,7 @@ class PixelGradient {
 
  private:
   struct Place {
-    std::size_t group;
-    Index member;
+    Index group, member;
   };
   /// Where component (a, b) lies.
   static const std::array<Place, ConvTiles::all>& places() {
@@ -5961,7 +5990,7 @@ class PixelGradient {
       std::array<Place, ConvTiles::all> out{};
       for (Index group = 0; group < ConvTiles::groups; ++group)
         ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-          out[static_cast<std::size_t>(5 * a + b)] = {static_cast<std::size_t>(group), member};
+          out[static_cast<std::size_t>(5 * a + b)] = {group, member};
         });
       return out;
     }();
@@ -6039,11 +6068,10 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
                 if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
-                std::array<const T*, groups> of_tile{};
-                for (Index group = 0; group < groups; ++group)
-                  of_tile[static_cast<std::size_t>(group)] =
-                      components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
-                pixel.add(of_tile, s.in_channels, r, q);
+                const auto of_group = [&](Index group) {
+                  return components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                };
+                pixel.add(of_group, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }
@@ -6488,7 +6516,8 @@ class CpuConvolution : public CpuAttention<T> {
       Tensor dweights =
           weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
       kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
-                                     tile_weights(weight, shape).data(), dweights.data(), dx.data());
+                                     needs_dx ? tile_weights(weight, shape).data() : nullptr, dweights.data(),
+                                     dx.data());
       if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
       return dx;
     }

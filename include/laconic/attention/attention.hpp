@@ -222,7 +222,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                                                parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        term_ = layer.position.term_for(context, d, shape.left_context + shape.chunk);
+        table_ = layer.position.packed_table(context, d, shape.left_context + shape.chunk);
     }
     /// For a new stream.
     void clear(Index slot) {
@@ -242,7 +242,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
    private:
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
-    RelativeTerm<typename Context::Tensor, T> term_;
+    typename Context::Tensor table_;
     typename Policy::Work work_;
   };
 
@@ -285,10 +285,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     } else if constexpr (has_state<S>) {
       std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
       for (std::size_t i = 0; i < memory.size(); ++i)
-        rows[i] = context.behind(state->caches_[i], pass.slots, memory[i], pass.sequences);
-      const Sequences seen = context.lengths(rows[0], pass.sequences);
-      const Tensor out =
-          attend(context, q, rows, shape, pass.sequences, seen, state->term_, absorbs(context, path, state->work_));
+        rows[i] = context.with_cached(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      const Sequences seen = context.cached_lengths(rows[0], pass.sequences);
+      const Tensor out = attend(context, q, rows, shape, pass.sequences, seen, position.term_of(state->table_),
+                                absorbs(context, path, state->work_));
       for (std::size_t i = 0; i < memory.size(); ++i)
         context.append(state->caches_[i], pass.slots, memory[i], pass.sequences);
       return linear_out(context, out);
@@ -384,38 +384,27 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
         if (!term.table.empty()) term.query = q.content;
         term.pos_bias_u = nullptr;
-        const auto [k, v] = key_value.latents(context, readable(context, memory, queries, keys));
+        const auto [k, v] =
+            key_value.latents(context, rows_of<KeyValue::latents_are_memory>(context, memory, queries, keys));
         shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
         return key_value.release(
             context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
       }
     }
-    if constexpr (KeyValue::is_latent) {
-      const auto [k, v] = key_value.expand(context, whole(context, memory, queries, keys));
-      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
-    } else {
-      const auto [k, v] = key_value.expand(context, readable(context, memory, queries, keys));
-      return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
-    }
+    const auto [k, v] = key_value.expand(context, rows_of<!KeyValue::is_latent>(context, memory, queries, keys));
+    return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
   }
 
-  /// Memory that lies in caches as tensors; and where the policy reads it as it is, in the caches.
-  template <class Context, class Memory>
-  static auto whole(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
-    if constexpr (std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
+  /// Memory as tensors; or, where attention reads it as it is, in caches if it lies there.
+  template <bool InPlace, class Context, class Memory>
+  static auto rows_of(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
+    if constexpr (InPlace || std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
       return memory;
     } else {
       std::array<typename Context::Tensor, std::tuple_size_v<Memory>> out;
-      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.whole(memory[i], fresh, all);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.gathered(memory[i], fresh, all);
       return out;
     }
-  }
-  template <class Context, class Memory>
-  static auto readable(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
-    if constexpr (KeyValue::reads_memory)
-      return memory;
-    else
-      return whole(context, memory, fresh, all);
   }
 
   AttentionDims dims_;

@@ -36,13 +36,13 @@ struct AbsorbedShape {
 ///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
 /// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
 ///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
-///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape
+///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape; with `latents_are_memory` parts of the
+///                                               memory as they are, which may lie in caches
 ///   release(context, out)  what attention over latents gave, to (rows, num_heads * head_dim)
 template <class P>
 concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
-  { P::one_input } -> std::convertible_to<bool>;     // keys and values need the same input
-  { P::reads_memory } -> std::convertible_to<bool>;  // latents, or else keys and values, are the memory as it is
+  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
   { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
   P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
@@ -61,7 +61,7 @@ constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
 /// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
 struct FullRank {
-  static constexpr bool is_latent = false, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = false, one_input = false;
   static constexpr Index num_parts = 2, rotary_part = 0;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
@@ -102,7 +102,7 @@ struct FullRank {
 /// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
 /// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
 struct InputLatent {
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }

@@ -22,7 +22,7 @@ constexpr Index resolve_rank(Index configured, const char* name, Index most, con
 template <Index R>
 struct SharedLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -90,7 +90,7 @@ struct SharedLatent {
 template <Index R>
 struct TwoStageLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
   static constexpr Index num_parts = 1, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
@@ -168,7 +168,7 @@ struct TwoStageLatent {
 template <Index RK, Index RV = RK>
 struct SplitLatent {
   static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -249,7 +249,7 @@ template <Index R, Index ValueRank = 0>
 struct HeadLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool is_latent = true, one_input = false, reads_memory = true;
+  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
   static constexpr Index num_parts = 2, rotary_part = -1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
@@ -352,7 +352,7 @@ struct DecoupledLatent {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
                 "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, reads_memory = false;
+  static constexpr bool is_latent = true, one_input = true, latents_are_memory = false;
   static constexpr Index num_parts = 2, rotary_part = 1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {

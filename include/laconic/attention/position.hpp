@@ -19,6 +19,7 @@ namespace laconic::inline LACONIC_ABI {
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
+///     term_of(packed_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -56,6 +57,10 @@ struct PlainPosition {
     template <class Context>
     bool keeps_term(const Context&) const {
       return false;
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(const Tensor&) const {
+      return {};
     }
     static void each_parameter(auto&, auto&&) {}
   };
@@ -144,10 +149,9 @@ struct RelativePosition : PlainPosition {
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (requires { Context::keeps_packed; })
         if (keeps_term(context))
-          return of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                     [&](Index n) { return packed(context, d, n); }),
-                    true);
-      return of(linear_pos(context, pass.table), false);
+          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
+                                          [&](Index n) { return packed_table(context, d, n); }));
+      return {linear_pos(context, pass.table), &pos_bias_u, &pos_bias_v};
     }
     /// A packed weight never changes, and with it the projected table.
     template <class Context>
@@ -155,10 +159,14 @@ struct RelativePosition : PlainPosition {
       return requires { Context::keeps_packed; }
       &&linear_pos.weight.is_packed();
     }
-    /// For many calls with sequences of up to n frames.
+    /// The table as this layer projects it, packed: for many calls with sequences of up to n frames.
     template <class Context>
-    auto term_for(Context& context, const AttentionDims& d, Index n) const {
-      return of(packed(context, d, n), true);
+    auto packed_table(Context& context, const AttentionDims& d, Index n) const {
+      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    }
+    template <class Tensor>
+    RelativeTerm<Tensor, T> term_of(Tensor packed) const {
+      return {std::move(packed), &pos_bias_u, &pos_bias_v, {}, true};
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -169,16 +177,6 @@ struct RelativePosition : PlainPosition {
 
     Linear<T> linear_pos;
     Parameter<T> pos_bias_u, pos_bias_v;
-
-   private:
-    template <class Context>
-    auto packed(Context& context, const AttentionDims& d, Index n) const {
-      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
-    }
-    template <class Tensor>
-    RelativeTerm<Tensor, T> of(Tensor table, bool is_packed) const {
-      return {std::move(table), &pos_bias_u, &pos_bias_v, {}, is_packed};
-    }
   };
 };
 

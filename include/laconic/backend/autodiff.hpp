@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace laconic::inline LACONIC_ABI {
@@ -87,19 +88,19 @@ class Autodiff {
   Tensor recompute(const Tensor& x, F f) {
     const std::size_t begin = nodes_.size();
     const std::uint64_t first_call = calls_;
-    Value y = f(x).value;
-    const bool needed = nodes_.size() > begin;
+    Tensor y = f(x);
+    const bool recorded = needs(y) && place(y) >= begin;
     nodes_.resize(begin);
-    return op(std::move(y), needed, [this, x, first_call, f = std::move(f)](Value dy) {
+    if (!recorded) return y;
+    return op(std::move(y.value), true, [this, x, first_call, f = std::move(f)](Value dy) {
       const std::size_t at = nodes_.size();
-      const std::uint64_t next_call = std::exchange(calls_, first_call);
-      const bool again = std::exchange(again_, true);
-      const Tensor start = needs(x) ? record(x.value, nullptr) : x;
-      unused(f(start)).gradient = std::move(dy);
-      calls_ = next_call;
-      again_ = again;
+      const bool wanted = needs(x);
+      const Tensor start = wanted ? record(x.value, nullptr) : x;
+      // What x has already comes first, as it would without this: sums have the same order.
+      if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
+      give(again(f, start, first_call), std::move(dy));
       walk_back(at);
-      if (needs(x)) give(x, std::move(nodes_[at].gradient));
+      if (wanted) unused(x).gradient = std::move(nodes_[at].gradient);
       nodes_.resize(at);
     });
   }
@@ -189,7 +190,7 @@ class Autodiff {
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
     const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
-                                           relative.query.value};
+                                           relative.query.value, relative.packed};
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
@@ -334,6 +335,22 @@ class Autodiff {
     require(node.leaf || node.step != nullptr,
             "backward: this value was used up by an earlier backward(); compute it again");
     return node;
+  }
+
+  /// f(x) as it was computed before: with the same dropout, and nothing gathered a second time.
+  template <class F>
+  Tensor again(F& f, const Tensor& x, std::uint64_t first_call) {
+    struct Restore {
+      Autodiff& tape;
+      std::uint64_t calls;
+      bool again;
+      ~Restore() {
+        tape.calls_ = calls;
+        tape.again_ = again;
+      }
+    };
+    const Restore restore{*this, std::exchange(calls_, first_call), std::exchange(again_, true)};
+    return f(x);
   }
 
   /// From the end of the tape to node `begin`: uses up what is recorded there.

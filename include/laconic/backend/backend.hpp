@@ -30,7 +30,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   {
     c.constant(count, count, [](Index, Index) { return 0.0; })
     } -> std::same_as<typename C::Tensor>;
-  { c.linear(x, weight, bias) } -> std::same_as<typename C::Tensor>;
+  { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
@@ -38,7 +38,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
   { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
   { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.conv2d(x, weight, weight, conv2d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
   { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
@@ -85,7 +85,7 @@ concept Backend = Context<B> &&
   { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
   { b.rms_norm(x, weight, number, &out) } -> std::same_as<typename B::Tensor>;
   { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.batch_norm_train(x, norm, out) } -> std::same_as<typename B::Tensor>;
+  { b.batch_norm_train(x, norm, out, true) } -> std::same_as<typename B::Tensor>;
   { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
   { b.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename B::Tensor>;
   { b.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename B::Tensor>;

@@ -28,9 +28,9 @@ class BatchLoader {
     require(!coming_.empty(), "batches: all ", plan_.size(), " have been taken");
     std::future<SpeechBatch> batch = std::move(coming_.front());
     coming_.pop_front();
-    SpeechBatch out = batch.get();
+    batch.wait();  // one more only when one is done: `ahead` threads and no more
     start_next();
-    return out;
+    return batch.get();
   }
 
  private:

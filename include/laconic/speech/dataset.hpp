@@ -48,8 +48,7 @@ struct Example {
 struct Dataset {
   std::vector<Example> examples;
   std::vector<std::string> notes;  ///< what had to be converted to be read, or is not as its manifest says
-  FeatureConfig config;            ///< of features that are not kept
-  std::shared_ptr<const FeatureExtractor> extract;
+  std::shared_ptr<const FeatureExtractor> extract;  ///< makes the features that are not kept
 
   Index size() const { return static_cast<Index>(examples.size()); }
   double seconds() const {
@@ -63,7 +62,8 @@ struct Dataset {
     if (!e.in_file) return e.features;
     const std::string path = e.in_file->audio_filepath.string();
     require(extract != nullptr, path, ": its features are not kept, and nothing to make them with is given");
-    Matrix<float> out = (*extract)(read_audio(e.in_file->audio_filepath, config.fbank.sample_rate).samples);
+    const Audio audio = read_audio(e.in_file->audio_filepath, extract->config().fbank.sample_rate);
+    Matrix<float> out = (*extract)(audio.samples);
     require(out.rows() == e.in_file->frames && Example::hash_of(out) == e.in_file->hash, path,
             ": is not what it was when the dataset was loaded");
     return out;
@@ -76,7 +76,6 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
                             const Vocabulary* vocabulary, int threads,
                             std::size_t feature_bytes = std::numeric_limits<std::size_t>::max()) {
   Dataset out;
-  out.config = config;
   out.extract = std::make_shared<FeatureExtractor>(config);
   out.examples.resize(utterances.size());
   std::vector<std::string> notes(utterances.size());
@@ -98,6 +97,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     } catch (const Error& error) {
       throw Error(text(u.audio_filepath.string(), ": ", error.what()));
     }
+    // Which are kept is a matter of chance; what they are is not.
     const auto these = static_cast<std::size_t>(e.features.size()) * sizeof(float);
     if (bytes.fetch_add(these) + these <= feature_bytes) return;
     bytes -= these;

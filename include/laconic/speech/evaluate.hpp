@@ -68,8 +68,8 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
-    const auto start = std::chrono::steady_clock::now();
     const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
+    const auto start = std::chrono::steady_clock::now();
     const auto logits = model(cpu, batch.features, batch.sequences);
     const auto tokens = greedy_ctc(logits.rows.view(), logits.sequences);
     out.compute_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -59,8 +59,6 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   out.errors.resize(data.examples.size());
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
-  for (const Example& e : data.examples)
-    require(!e.in_file, e.name, ": features that are kept in memory expected, to be streamed");
   out.streams = config.capacity;
   out.chunk = streams.mask().chunk;
   out.left_context = streams.mask().left_context;
@@ -73,7 +71,9 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     Index stream, given;
     GreedyCtc decoder;
     std::vector<int> tokens;
+    Matrix<float> read;  // its features, where the dataset does not keep them
   };
+  const auto example = [&](const Live& l) -> const Example& { return data.examples[l.example]; };
   std::vector<Live> live;
   std::size_t next = 0;
   const auto decode = [&](std::vector<Live>& of, const auto& logits) {
@@ -83,18 +83,24 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
                     of[n].tokens);
   };
   while (next < data.examples.size() || !live.empty()) {
-    while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity)
-      live.push_back({next++, streams.open(), 0, GreedyCtc(), {}});
+    while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity) {
+      const bool kept = !data.examples[next].in_file;
+      live.push_back(
+          {next, streams.open(), 0, GreedyCtc(), {}, kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
+      ++next;
+    }
     std::vector<Index> ids, lengths;
     for (const Live& l : live) {
       ids.push_back(l.stream);
-      lengths.push_back(std::min(block_frames, data.examples[l.example].features.rows() - l.given));
+      lengths.push_back(std::min(block_frames, example(l).frames() - l.given));
     }
     const Sequences blocks(lengths);
     Matrix<T> features(blocks.rows(), model.config().num_mels);
     for (std::size_t n = 0; n < live.size(); ++n) {
       features.middleRows(blocks.begin(static_cast<Index>(n)), lengths[n]) =
-          data.examples[live[n].example].features.middleRows(live[n].given, lengths[n]).template cast<T>();
+          (example(live[n]).in_file ? live[n].read : example(live[n]).features)
+              .middleRows(live[n].given, lengths[n])
+              .template cast<T>();
       live[n].given += lengths[n];
     }
     auto start = Clock::now();
@@ -105,7 +111,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     out.compute_seconds += took;
 
     std::vector<Live> going, done;
-    for (Live& l : live) (l.given < data.examples[l.example].features.rows() ? going : done).push_back(std::move(l));
+    for (Live& l : live) (l.given < example(l).frames() ? going : done).push_back(std::move(l));
     live = std::move(going);
     if (done.empty()) continue;
     ids.clear();

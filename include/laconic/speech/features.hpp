@@ -69,6 +69,7 @@ class FeatureExtractor {
             "features: of samples, one channel at a rate above 0 with normalization utterance or none is expected");
   }
 
+  const FeatureConfig& config() const { return config_; }
   /// Samples from one row of features to the next.
   Index frame_shift() const { return fbank_ ? fbank_->frame_shift() : 1; }
 

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/hash.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/speech/dataset.hpp>
 

@@ -192,9 +192,9 @@ class Trainer {
   void run(Progress&& progress, Better&& better, Stop&& stop, std::int64_t checkpoint_steps = 0) {
     Index failures = 0;
     while (!finished()) {
-      const auto plan = batches(state_.epoch);
+      auto plan = batches(state_.epoch);
       const auto count = static_cast<Index>(plan.size());
-      BatchLoader loader(train_, plan, state_.batch, config_.spec_augment, seed() / "augment" / state_.epoch,
+      BatchLoader loader(train_, std::move(plan), state_.batch, config_.spec_augment, seed() / "augment" / state_.epoch,
                          std::max(1, cpu_.threads() / 4));
       while (state_.batch < count) {
         const auto start = std::chrono::steady_clock::now();

@@ -73,10 +73,11 @@ struct AttendRows {
 };
 
 /// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (kv_rows, num_kv_heads * key_width), v (kv_rows, num_kv_heads *
-/// value_width). With relative positions (Dai et al. 2019, section 3.3): p (2 * span - 1, num_heads * position_width)
-/// holds the projected table, row span-1 - r for key r frames to the left of the query, and meets position_q, which is
-/// q or as wide as p; u and w (one row each) are pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+/// num_kv_heads). q (q_rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads *
+/// value_width), of which a cache may hold the first of each sequence. With relative positions (Dai et al. 2019,
+/// section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected table, row span-1 - r for key r
+/// frames to the left of the query, and meets position_q, which is q or as wide as p; u and w (one row each) are
+/// pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
 template <class T>
 struct AttendOperands {
   AttendShape shape;
@@ -112,12 +113,18 @@ void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Ind
   }
 }
 
-/// A table of distances (rows, heads * width) for many calls: the panels of each head, one after the other, with zeros
-/// behind them for what a tile reads beyond. To (rows + 2 lanes, heads * width), not all of which is used.
+/// Distances that a head's panels have for a table of so many rows: tiles read a vector beyond the last.
 template <class T>
 constexpr Index packed_table_cols(Index rows) {
   return rows + lanes<T>;
 }
+/// Rows, as wide as the table's, that hold the panels of all heads.
+template <class T>
+constexpr Index packed_table_rows(Index rows) {
+  return rows + 2 * lanes<T>;
+}
+/// A table of distances (rows, heads * width) for many calls, to (packed_table_rows, heads * width): the panels of each
+/// head, one after the other.
 template <class T>
 void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
   parallel_for(threads, heads, [&](Index head, int) {

@@ -28,10 +28,10 @@ class CpuAttention : public CpuValues<T> {
     return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
   using Cache = RowCache<T>;
-  /// What caches hold in their slots, one for each sequence, and the rows behind it that came now.
+  /// What a cache holds in its slots, one for each sequence, and the rows behind it that came now: see with_cached.
   struct CachedRows {
     Tensor rows{};
-    const Cache* cache = nullptr;  ///< null: these rows are all
+    const Cache* cache = nullptr;  ///< in `attend`, null: these rows are all
     std::span<const Index> slots{};
   };
   /// The same with keys and values that are read where they lie. `kv_sequences` counts them all.
@@ -43,19 +43,11 @@ class CpuAttention : public CpuValues<T> {
     kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
-  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
-  Tensor pack_table(const Tensor& table, Index num_heads) {
-    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
-            num_heads, " heads");
-    Tensor out = make(table.rows() + 2 * kernels::lanes<T>, table.cols());
-    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
-    return out;
-  }
   /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
                       const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
-    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = make(q.rows(), in.out_cols());
     log_sums = make(q.rows(), shape.num_heads);
@@ -69,7 +61,7 @@ class CpuAttention : public CpuValues<T> {
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
                                    const DropoutMask& dropout, const Tensor& log_sums) {
-    auto in = attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+    auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
     kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
@@ -85,6 +77,15 @@ class CpuAttention : public CpuValues<T> {
     }
     kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
     return d;
+  }
+
+  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
+  Tensor pack_table(const Tensor& table, Index num_heads) {
+    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
+            num_heads, " heads");
+    Tensor out = make(kernels::packed_table_rows<T>(table.rows()), table.cols());
+    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
+    return out;
   }
 
   /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k
@@ -176,22 +177,19 @@ class CpuAttention : public CpuValues<T> {
 
   // -- caches of streams --------------------------------------------------------------------------------------------
   /// What the cache has in slots[n] for each sequence n of x, and then the rows of x.
-  CachedRows behind(const Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
-                x.rows() == sequences.rows(),
-            "extend: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
-            ", ", cache.width(), ") in ", slots.size(), " expected");
-    check_slots(cache, slots);
+  CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
+                         const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
     return {x, &cache, slots};
   }
   /// Where these rows lie, with what is cached of them.
-  Sequences lengths(const CachedRows& x, const Sequences& sequences) {
+  Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
     return Sequences::make(arena_, sequences.size(), [&](Index n) {
       return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
     });
   }
-  /// The same as one tensor.
-  Tensor whole(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
+  /// The same as one tensor; `all` are their cached_lengths.
+  Tensor gathered(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
     Tensor out = make(all.rows(), x.rows.cols());
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
       const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
@@ -201,8 +199,9 @@ class CpuAttention : public CpuValues<T> {
     });
     return out;
   }
-  /// The rows of x go into the cache.
+  /// The rows of sequence n of x go into slots[n] of the cache.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
     kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
       cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
     });
@@ -214,9 +213,9 @@ class CpuAttention : public CpuValues<T> {
   /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
   /// in.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    const CachedRows rows = behind(cache, slots, x, sequences);
-    Sequences all = lengths(rows, sequences);
-    Tensor out = whole(rows, sequences, all);
+    const CachedRows rows = with_cached(cache, slots, x, sequences);
+    Sequences all = cached_lengths(rows, sequences);
+    Tensor out = gathered(rows, sequences, all);
     append(cache, slots, x, sequences);
     return {std::move(out), std::move(all)};
   }
@@ -234,6 +233,13 @@ class CpuAttention : public CpuValues<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
  private:
+  /// Of an attention that is trained.
+  kernels::AttendOperands<T> whole_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
+                                            const Sequences& q_sequences, const Sequences& kv_sequences,
+                                            const RelativeTerm<Tensor, T>& relative) {
+    require(!relative.packed, "attend: a packed table given, which can only be run; one as it is expected to train");
+    return attend_operands(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
+  }
   kernels::AttendOperands<T> attend_operands(const Tensor& q, const CachedRows& keys, const CachedRows& values,
                                              const AttendShape& shape, const Sequences& q_sequences,
                                              const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative) {
@@ -258,6 +264,11 @@ class CpuAttention : public CpuValues<T> {
     };
     kernels::AttendOperands<T> in{shape,    &q_sequences,  &kv_sequences,  width, v.cols() / shape.num_kv_heads,
                                   q.data(), rows_of(keys), rows_of(values)};
+    for (Index n = 0; cached && n < kv_sequences.size(); ++n)
+      for (const auto* rows : {&in.k, &in.v})
+        require(rows->cached(n) + fresh.length(n) == kv_sequences.length(n), "attend: sequence ", n, " has ",
+                rows->cached(n), " cached rows and ", fresh.length(n), " new ones, ", kv_sequences.length(n),
+                " expected");
     if (relative.table.empty()) return in;
     const Tensor& query = relative.query.empty() ? q : relative.query;
     require(query.rows() == q.rows() && query.cols() % shape.num_heads == 0,
@@ -274,7 +285,7 @@ class CpuAttention : public CpuValues<T> {
     in.position_q = query.data();
     in.position_width = query.cols() / shape.num_heads;
     in.packed_table = relative.packed;
-    const Index table_rows = relative.table.rows() - (relative.packed ? 2 * kernels::lanes<T> : 0);
+    const Index table_rows = relative.table.rows() - (relative.packed ? kernels::packed_table_rows<T>(0) : 0);
     in.span = (table_rows + 1) / 2;
     require(relative.table.cols() == query.cols() && table_rows % 2 == 1 && in.span >= kv_sequences.max_length(),
             "attend: the table of relative positions is (", table_rows, ", ", relative.table.cols(),
@@ -299,6 +310,14 @@ class CpuAttention : public CpuValues<T> {
             " given; its state cannot forget, so an unlimited left context is expected");
     return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
             q.data(), k.data(), v.data()};
+  }
+  static void check_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x,
+                         const Sequences& sequences) {
+    require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
+                x.rows() == sequences.rows(),
+            "cache: (", x.rows(), ", ", x.cols(), ") in ", sequences.size(), " sequences given, (", sequences.rows(),
+            ", ", cache.width(), ") in ", slots.size(), " expected");
+    check_slots(cache, slots);
   }
   static void check_slots(const Cache& cache, std::span<const Index> slots) {
     for (const Index slot : slots)

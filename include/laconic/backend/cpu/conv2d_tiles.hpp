@@ -238,12 +238,13 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  /// What input (r, s) of a tile gets. The components lie group by group: those of the tile in `groups[group]`.
-  void add(const std::array<const T*, ConvTiles::groups>& groups, Index channels, Index r, Index s) {
+  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
+  template <class OfGroup>
+  void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
         const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
-        from_[count_] = groups[place.group] + place.member * channels;
+        from_[count_] = of_group(place.group) + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
   }
@@ -260,8 +261,7 @@ class PixelGradient {
 
  private:
   struct Place {
-    std::size_t group;
-    Index member;
+    Index group, member;
   };
   /// Where component (a, b) lies.
   static const std::array<Place, ConvTiles::all>& places() {
@@ -269,7 +269,7 @@ class PixelGradient {
       std::array<Place, ConvTiles::all> out{};
       for (Index group = 0; group < ConvTiles::groups; ++group)
         ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-          out[static_cast<std::size_t>(5 * a + b)] = {static_cast<std::size_t>(group), member};
+          out[static_cast<std::size_t>(5 * a + b)] = {group, member};
         });
       return out;
     }();
@@ -347,11 +347,10 @@ void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, cons
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
                 if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
-                std::array<const T*, groups> of_tile{};
-                for (Index group = 0; group < groups; ++group)
-                  of_tile[static_cast<std::size_t>(group)] =
-                      components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
-                pixel.add(of_tile, s.in_channels, r, q);
+                const auto of_group = [&](Index group) {
+                  return components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                };
+                pixel.add(of_group, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }

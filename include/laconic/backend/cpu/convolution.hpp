@@ -104,7 +104,8 @@ class CpuConvolution : public CpuAttention<T> {
       Tensor dweights =
           weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
       kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
-                                     tile_weights(weight, shape).data(), dweights.data(), dx.data());
+                                     needs_dx ? tile_weights(weight, shape).data() : nullptr, dweights.data(),
+                                     dx.data());
       if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
       return dx;
     }
