@@ -264,7 +264,7 @@ void add_train_command(CLI::App& app) {
       ->type_name("NAME");
   command->add_flag("--recompute", o->training.recompute,
                     "keep of each block its input alone and compute the rest again in the backward pass: less memory, "
-                    "about a third more time, the same results");
+                    "up to a third more time, the same results");
   command
       ->add_option("--feature-memory", o->feature_memory,
                    "GiB of training features that are kept in memory; the others are made again for each batch, in "

@@ -2965,7 +2965,7 @@ class Autodiff {
   Autodiff& operator=(const Autodiff&) = delete;
 
   const bool training;
-  /// Encoders keep of each block what it was given alone, and compute the rest again (see `recompute`): about a third
+  /// Encoders keep of each block what it was given alone, and compute the rest again (see `recompute`): up to a third
   /// more time, for memory of one block in place of all.
   bool recompute_blocks = false;
   B& backend() { return backend_; }
