@@ -3,10 +3,10 @@
 
 #include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/backend/primitives.hpp>
-#include <laconic/core/hash.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/features.hpp>
+#include <laconic/speech/hash.hpp>
 #include <laconic/speech/spec_augment.hpp>
 #include <laconic/speech/vocabulary.hpp>
 

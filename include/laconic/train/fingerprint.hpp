@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/hash.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/speech/dataset.hpp>
+#include <laconic/speech/hash.hpp>
 
 #include <string>
 #include <string_view>
