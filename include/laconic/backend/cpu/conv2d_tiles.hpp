@@ -287,10 +287,11 @@ template <class T>
 void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
   constexpr Index groups = ConvTiles::groups, piece = 16;  // tiles of a task
-  // So many rows of tiles at once: products with many tiles read the sums of dweights less often.
+  // So many rows of tiles at once: with more, products read the sums of dweights less often; with fewer, components
+  // stay nearer to the core.
   const Index freqs = ConvTiles{s, 0}.freqs();
   if (freqs == 0) return;
-  const Index times = std::max<Index>(1, 512 / freqs);
+  const Index times = std::max<Index>(1, 128 / freqs);
   const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
               sums = most * s.out_channels;
   const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
