@@ -75,7 +75,7 @@ int run(const Options& o) {
   std::vector<Index> calls;
   for (const Work& work : works) calls.push_back(bench::calls_for([&](Index) { work(cpu); }));
   if (!o.serves) return 0;
-  return bench::serve([&](Index count) {
+  return bench::serve(o, [&](Index count) {
     bench::Json answer{{"peak_mb", {{"laconic", peak_mb}}}};
     for (Index k = 0; k < count; ++k)
       for (std::size_t n = 0; n < works.size(); ++n) {

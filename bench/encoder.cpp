@@ -132,7 +132,7 @@ int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
   if (o.prepares && !rounded) write();
   if (!o.serves) return 0;
   bench::reset_peak();
-  return bench::serve([&](Index count) {
+  return bench::serve(o, [&](Index count) {
     bench::Json answer;
     answer["name"] = o.weights == "float" ? "laconic" : text("laconic, weights ", o.weights);
     answer["parameters"] = model.count_parameters();

@@ -109,7 +109,7 @@ int run(const Options& o) {
     for (const Index rows : o.rows) products.emplace_back(shapes.back(), rows, o, cpu);
   }
   if (!o.serves) return 0;
-  return bench::serve([&](Index count) {
+  return bench::serve(o, [&](Index count) {
     bench::Json answer;
     for (const auto& product : products) answer["flop"][product.name] = product.flop;
     for (Index k = 0; k < count; ++k) {

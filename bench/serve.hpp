@@ -15,11 +15,13 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <iostream>
 #include <sstream>
 #include <string>
+#include <thread>
 
 namespace bench {
 
@@ -60,6 +62,28 @@ laconic::Index calls_for(Run&& run) {
   return calls;
 }
 
+/// Nanoseconds for which a line of the cache travels when one thread has written it and another waits for it: some 30
+/// where their cores share a third-level cache, several times as much where they do not. In a virtual machine it may
+/// change at any time. 0 with one thread.
+inline double hand_over_ns(int threads) {
+  if (threads < 2) return 0;
+  constexpr int trips = 20000;
+  alignas(64) std::atomic<int> line{0};
+  const auto side = [&](int own) {
+    for (int i = 0; i < trips; ++i) {
+      while (line.load(std::memory_order_acquire) != 2 * i + own) {
+      }
+      line.store(2 * i + own + 1, std::memory_order_release);
+    }
+  };
+  const double seconds = seconds_of([&] {
+    std::thread other(side, 1);
+    side(0);
+    other.join();
+  });
+  return 1e9 * seconds / (2 * trips);
+}
+
 /// A line of /proc/self/status in MB: "VmHWM" is the peak, "VmRSS" what is held now. 0 where there is no such file.
 inline double memory_mb(const std::string& what) {
   std::ifstream status("/proc/self/status");
@@ -85,9 +109,10 @@ double peak_over(Run&& run) {
   return std::max(0.0, memory_mb("VmHWM") - before);
 }
 
-/// Answers until standard input ends; `run(K)` gives the answer. The exit code.
+/// Answers until standard input ends; `run(K)` gives the answer, beside which stands how far apart the cores were. The
+/// exit code.
 template <class Run>
-int serve(Run&& run) {
+int serve(const Options& options, Run&& run) {
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);
     std::string command, rest;
@@ -96,7 +121,10 @@ int serve(Run&& run) {
       std::cerr << '"' << line << "\" given, \"run K\" with K at least 1 expected\n";
       return 2;
     }
-    std::cout << run(count).dump() << std::endl;
+    const double before = hand_over_ns(options.threads);
+    Json answer = run(count);
+    if (before > 0) answer["hand_over_ns"] = std::max(before, hand_over_ns(options.threads));
+    std::cout << answer.dump() << std::endl;
   }
   return 0;
 }

@@ -105,10 +105,10 @@ BENCHMARK(forward)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-int serve(const Size& size, int threads) {
-  TrainStep step(size, threads);
+int serve(const Size& size, const bench::Options& options) {
+  TrainStep step(size, options.threads);
   bench::reset_peak();
-  return bench::serve([&](Index steps) {
+  return bench::serve(options, [&](Index steps) {
     bench::Json answer{{"name", "laconic"}, {"parameters", size.num_parameters}};
     for (Index i = 0; i < steps; ++i) answer["seconds"].push_back(bench::seconds_of(step));
     answer["peak_mb"] = bench::memory_mb("VmHWM");
@@ -133,5 +133,5 @@ int main(int argc, char** argv) {
   options.add_to(app);
   app.add_option("--size", size, "d_model")->capture_default_str()->check(CLI::IsMember({"144", "512"}));
   CLI11_PARSE(app, argc, argv);
-  return bench::guarded([&] { return serve(size_of(std::stoi(size)), options.threads); });
+  return bench::guarded([&] { return serve(size_of(std::stoi(size)), options); });
 }

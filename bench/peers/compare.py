@@ -11,7 +11,9 @@ their heads. Each program keeps running and answers "run K" on standard input by
 {"seconds": {name: {work: [K times]}}} where it holds several libraries or several pieces of work. The first K of each
 are warm-up and not counted. In every round each program does K steps, in an order that turns round by round. A ratio is
 the median time of the fastest peer over laconic's; its spread is over the rounds. Memory is the peak of the process
-from when it is ready (train_step, encoder), or what one call takes beyond its inputs (attention).
+from when it is ready (train_step, encoder), or what one call takes beyond its inputs (attention). With several threads
+laconic's programs also say how long a line of the cache travels between two cores; where that changed from round to
+round, as it does in virtual machines, the ratio of near and of far cores is shown.
 
 `encoder` keeps models, inputs and exported files in --folder, and peers compare their logits with laconic's before they
 are timed. Options of the work are passed on to both sides.
@@ -51,7 +53,8 @@ class Program:
     """One program under measurement, with the libraries in it: `series` is {name: {work: Series}}."""
 
     def __init__(self, label, command, environment):
-        self.label, self.series, self.facts, self.peak_gflops = label, {}, {}, []
+        self.label, self.series, self.facts = label, {}, {}
+        self.peak_gflops, self.hand_over = [], []
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
@@ -86,6 +89,7 @@ class Program:
             for work, seconds in works.items():
                 self.series.setdefault(name, {}).setdefault(work, Series()).add(seconds)
         self.peak_gflops += self.facts.pop("peak_gflops", [])
+        self.hand_over.append(self.facts.pop("hand_over_ns", 0))
 
     def peak_mb(self, name, work):
         peak = self.facts.get("peak_mb")
@@ -152,6 +156,21 @@ class Result:
         ours, theirs = self.series[self.ours][work], self.series[self.best_peer(work)][work]
         return theirs.median() / ours.median(), spread([b / a for a, b in zip(ours.rounds, theirs.rounds)])
 
+    def print_by_distance(self, work):
+        """The ratio of rounds with cores near and far from each other, where the machine had both (hand_over_ns)."""
+        nanoseconds = self.programs[0].hand_over
+        middle = (min(nanoseconds) + max(nanoseconds)) / 2
+        if max(nanoseconds) < 2 * min(nanoseconds):
+            if middle > 0:
+                print(f"Core to core: {min(nanoseconds):.0f} to {max(nanoseconds):.0f} ns in all rounds.")
+            return
+        ours, theirs = self.series[self.ours][work], self.series[self.best_peer(work)][work]
+        for label, chosen in [("near", [n < middle for n in nanoseconds]), ("far", [n >= middle for n in nanoseconds])]:
+            pairs = [(a, b) for a, b, take in zip(ours.rounds, theirs.rounds, chosen) if take]
+            a, b = (statistics.median(values) for values in zip(*pairs))
+            print(f"  cores {label} ({statistics.median(n for n, take in zip(nanoseconds, chosen) if take):.0f} ns), "
+                  f"{len(pairs)} rounds: {a * 1e3:.1f} and {b * 1e3:.1f} ms, {b / a:.2f} times as fast")
+
     def rows(self):
         """Everything, for the JSON file."""
         for name, works in self.series.items():
@@ -188,6 +207,7 @@ def print_programs(result):
     ratio, rounds = result.ratio("")
     print(f"laconic is {ratio:.2f} times as fast as {result.best_peer('')} (rounds: median {rounds['median']:.2f}, "
           f"quartiles {rounds['low']:.2f} to {rounds['high']:.2f}, least {rounds['least']:.2f})")
+    result.print_by_distance("")
 
 
 def print_works(result):
@@ -354,6 +374,7 @@ def main():
         pathlib.Path(arguments.json).write_text(json.dumps({
             "machine": machine, "case": arguments.case, "work": work_options(arguments), "threads": arguments.threads,
             "steps_a_round": arguments.steps, "peak_gflops": result.peak_gflops(),
+            "hand_over_ns": result.programs[0].hand_over,
             "ratios": [{"work": work, "against": result.best_peer(work), "ratio": ratio, "by_round": rounds}
                        for work, (ratio, rounds) in ratios.items()],
             "measured": list(result.rows()),
