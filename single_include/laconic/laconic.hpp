@@ -731,6 +731,36 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
 
 #include <new>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace laconic::inline LACONIC_ABI {
+namespace detail {
+
+/// A line of the cache, and what a large page has on most machines.
+inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
+
+inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
+  return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
+}
+/// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
+/// asked for those. Small ones cost a walk through page tables every 4 KiB, which a virtual machine makes twice as
+/// long, and which threads slow down for each other. Uninitialised. Throws std::bad_alloc.
+inline void* allocate_aligned(std::size_t bytes) {
+  void* memory = ::operator new(bytes, alignment_of(bytes));
+#ifdef MADV_HUGEPAGE
+  // A wish: may fail. What is left behind the last whole one stays in small pages.
+  if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+/// Gives it back; `bytes` as they were asked for.
+inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
+
+}  // namespace detail
+}  // namespace laconic
+
 namespace laconic::inline LACONIC_ABI {
 
 class Buffer;
@@ -747,9 +777,7 @@ struct ArenaState {
   bool settled = false;  // requests may take larger blocks
 };
 
-inline constexpr std::size_t arena_alignment = 64;
-
-struct alignas(arena_alignment) ArenaBlock {
+struct alignas(line_bytes) ArenaBlock {
   ArenaState* state;
   ArenaBlock* next;
   std::size_t bytes;
@@ -803,7 +831,7 @@ class Arena {
 
   detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) {
-    ::operator delete(block, std::align_val_t(detail::arena_alignment));
+    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
@@ -863,7 +891,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
     return block;
   }
   const std::size_t size = class_bytes(size_class);
-  block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
       detail::ArenaBlock{state_, nullptr, size, size_class, 0};
   state_->reserved += size;
   return block;
@@ -975,6 +1003,22 @@ class Sequences {
   Buffer buffer_;
   std::span<const Index> offsets_;
 };
+
+/// Rows, columns or anything numbered: begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
+/// visit(n, rows of sequence n) for every sequence that has some among these rows of all of them.
+template <class Visit>
+void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
+  while (rows.begin < rows.end) {
+    const Index n = sequences.sequence_of(rows.begin), end = std::min(rows.end, sequences.end(n));
+    visit(n, Range{rows.begin - sequences.begin(n), end - sequences.begin(n)});
+    rows.begin = end;
+  }
+}
 
 }  // namespace laconic
 
@@ -3318,6 +3362,7 @@ class Autodiff {
 
 }  // namespace laconic
 
+#include <atomic>
 #include <exception>
 
 #ifdef _OPENMP
@@ -3337,15 +3382,36 @@ inline int hardware_threads() {
 
 namespace kernels {
 
+/// Tasks begin .. end - 1, of which whoever comes takes the next.
+struct alignas(64) TaskQueue {
+  std::atomic<Index> next{0};
+  Index end = 0;
+};
+
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, thread < threads.
 /// Bodies write to disjoint places and do not throw, so the result cannot depend on how tasks are dealt out.
+/// Each thread begins with its own stretch of the tasks: the same rows from kernel to kernel, which its caches then
+/// hold, while what another core has written comes slowly, above all where the two share no third-level cache. Who is
+/// done helps the others.
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
 #ifdef _OPENMP
   const int team = static_cast<int>(std::min<Index>(threads, tasks));
   if (team > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-    for (Index task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+    std::array<TaskQueue, 64> queues;
+    const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
+    for (Index i = 0; i < count; ++i) {
+      queues[static_cast<std::size_t>(i)].next = tasks * i / count;
+      queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
+    }
+#pragma omp parallel num_threads(team)
+    {
+      const int thread = omp_get_thread_num();
+      for (Index i = 0; i < count; ++i) {
+        TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % count)];
+        for (Index task; (task = queue.next.fetch_add(1, std::memory_order_relaxed)) < queue.end;) body(task, thread);
+      }
+    }
     return;
   }
 #endif
@@ -3359,6 +3425,25 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
   parallel_for(threads, (size + grain - 1) / grain,
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
+
+/// Equal blocks of [0, size): at most `block` in each, whole units, as many for each of the threads.
+class Blocks {
+ public:
+  Blocks(Index size, Index block, Index unit, int threads)
+      : size_(size), unit_(unit), units_((size + unit - 1) / unit) {
+    count_ = (size + block - 1) / block;
+    count_ = std::min(units_, (count_ + threads - 1) / threads * threads);
+  }
+  Index count() const { return count_; }
+  /// The size of the largest.
+  Index most() const { return count_ == 0 ? 0 : (units_ + count_ - 1) / count_ * unit_; }
+  Range operator[](Index i) const {
+    return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
+  }
+
+ private:
+  Index size_, unit_, units_, count_;
+};
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
 template <class Body>
@@ -3806,6 +3891,16 @@ inline Batch<float> load_as<float>(const Bf16* from) {
 }
 #endif
 
+/// Asks for what comes 48 rows of B later, some microseconds, to the second-level cache: where few rows meet weights
+/// that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs nothing
+/// that can be measured.
+template <Index Cols, class Number>
+void fetch_later_row(const Number* row, Index row_stride) {
+  constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
+  LACONIC_UNROLL
+  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(row + later * row_stride + i, 0, 2);
+}
+
 /// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
 /// column stride; `cols` may end inside the last vector if B is padded there.
 template <Index Rows, Index Vectors, class T, class Number>
@@ -3829,6 +3924,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
+    fetch_later_row<Vectors * w>(b, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -3925,12 +4021,6 @@ Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
 struct NoEpilogue {
   template <class T>
   void operator()(Index, Index, T*, Index, Index, Index) const {}
-};
-
-/// Rows or columns begin .. end - 1.
-struct Range {
-  Index begin, end;
-  Index size() const { return end - begin; }
 };
 
 /// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels, of which
@@ -5522,6 +5612,14 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
+/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
+template <class Body>
+void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
+  parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
+    each_part(sequences, {begin, end}, body);
+  });
+}
+
 /// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
 /// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
 /// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
@@ -5530,10 +5628,11 @@ template <class T>
 void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                     bool flipped, const T* x, const T* taps, const T* bias, T* y) {
   const Index shift = shape.past - shape.left;
-  for (Index n = 0; n < sequences.size(); ++n) {
+  parallel_rows(threads, sequences, 64, [&](Index n, Range rows_of_x) {
     const T* input = x + sequences.begin(n) * channels;
     T* output = y + (sequences.begin(n) - n * shape.past) * channels;
-    const Index length = sequences.length(n), rows = length - shape.past;
+    const Index length = sequences.length(n), begin = std::max<Index>(0, rows_of_x.begin - shape.past),
+                end = rows_of_x.end - shape.past;
     const auto taps_seen = [&](Index t) {
       Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
       if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
@@ -5541,41 +5640,39 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
         seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
       return seen;
     };
-    parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
-      // So many outputs at once as hide the latency of a sum, where all of them see all taps.
-      constexpr Index together = 8;
-      const auto outputs = [&](Index t, auto size, Range seen) {
-        constexpr Index count = decltype(size)::value;
-        for (Index c = 0; c < channels; c += lanes<T>) {
-          const Index some = std::min(lanes<T>, channels - c);
-          const bool whole = some == lanes<T>;
-          const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
-          const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
-          Local<Batch<T>, count> sum;
-          for (Index i = 0; i < count; ++i) sum[i] = start;
-          for (Index k = seen.begin; k < seen.end; ++k) {
-            const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
-            const T* row = input + (t + k + shift) * channels + c;
-            LACONIC_UNROLL
-            for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
-          }
-          for (Index i = 0; i < count; ++i) {
-            T* to = output + (t + i) * channels + c;
-            whole ? store(to, sum[i]) : store_part(to, sum[i], some);
-          }
+    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+    constexpr Index together = 8;
+    const auto outputs = [&](Index t, auto size, Range seen) {
+      constexpr Index count = decltype(size)::value;
+      for (Index c = 0; c < channels; c += lanes<T>) {
+        const Index some = std::min(lanes<T>, channels - c);
+        const bool whole = some == lanes<T>;
+        const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
+        const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
+        Local<Batch<T>, count> sum;
+        for (Index i = 0; i < count; ++i) sum[i] = start;
+        for (Index k = seen.begin; k < seen.end; ++k) {
+          const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
+          const T* row = input + (t + k + shift) * channels + c;
+          LACONIC_UNROLL
+          for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
         }
-      };
-      for (Index t = begin; t < end;) {
-        bool all = t + together <= end;
-        for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
-        if (all)
-          outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
-        else
-          outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
-        t += all ? together : 1;
+        for (Index i = 0; i < count; ++i) {
+          T* to = output + (t + i) * channels + c;
+          whole ? store(to, sum[i]) : store_part(to, sum[i], some);
+        }
       }
-    });
-  }
+    };
+    for (Index t = begin; t < end;) {
+      bool all = t + together <= end;
+      for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
+      if (all)
+        outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
+      else
+        outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
+      t += all ? together : 1;
+    }
+  });
 }
 
 /// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
@@ -5636,39 +5733,42 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
 template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
             T* y, Index space, const Multiply& multiply) {
-  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Blocks blocks(to.rows(), conv2d_block(s), 1, threads);
+  const Index rows = blocks.most() * s.out_freqs();
   const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
-  for (Index n = 0; n < from.size(); ++n) {
-    const Index tasks = (to.length(n) + block - 1) / block;
-    parallel_for(threads, tasks, [&](Index task, int thread) {
-      std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
-      T* patches = reinterpret_cast<T*>(memory);
-      const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
-      conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      multiply(patches, (t1 - t0) * s.out_freqs(), y + (to.begin(n) + t0) * s.out_cols(), memory + rows * patch_bytes);
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
+    T* patches = reinterpret_cast<T*>(memory);
+    const Range frames = blocks[task];
+    Index done = 0;
+    each_part(to, frames, [&](Index n, Range of_sequence) {
+      conv2d_patches(s, x + from.begin(n) * s.in_cols(), of_sequence.begin, of_sequence.end,
+                     patches + done * s.out_freqs() * s.patch());
+      done += of_sequence.size();
     });
-  }
+    multiply(patches, frames.size() * s.out_freqs(), y + frames.begin * s.out_cols(), memory + rows * patch_bytes);
+  });
 }
 
-/// dordered (patch, out) += patches^T dy. Threads share the rows of the result, so each sum has one order.
+/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
+/// read once.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Index pieces = std::min<Index>(threads, Conv2dShape::kernel);
+  const Blocks pieces(s.out_channels, s.out_channels, lanes<T>, threads);
   const Index each = rows * s.patch() + gemm_scratch<T>();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces * each) * sizeof(T));
-  parallel_for(threads, pieces, [&](Index piece, int) {
-    const Index begin = s.patch() * piece / pieces, end = s.patch() * (piece + 1) / pieces;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
+  parallel_for(threads, pieces.count(), [&](Index piece, int) {
+    const Range cols = pieces[piece];
     T* patches = static_cast<T*>(scratch.data()) + piece * each;
     for (Index n = 0; n < from.size(); ++n)
       for (Index t0 = 0; t0 < to.length(n); t0 += block) {
         const Index t1 = std::min(to.length(n), t0 + block);
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-        gemm_block<T>(end - begin, s.out_channels, (t1 - t0) * s.out_freqs(),
-                      Operand<T>{patches + begin, s.patch()}.transposed(),
-                      {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, dordered + begin * s.out_channels,
+        gemm_block<T>(s.patch(), cols.size(), (t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}.transposed(),
+                      {dy + (to.begin(n) + t0) * s.out_cols() + cols.begin, s.out_channels}, dordered + cols.begin,
                       s.out_channels, true, nullptr, patches + rows * s.patch());
       }
   });
@@ -5769,18 +5869,12 @@ struct ConvTiles {
 
   /// visit(place in the group, a, b): component a in time and b in frequency.
   template <class Visit>
-  static void each_member(Index group, Visit&& visit) {
+  static constexpr void each_member(Index group, Visit&& visit) {
     Index place = 0;
     for (Index i = 0; i < member_count(group / 3); ++i)
       for (Index j = 0; j < member_count(group % 3); ++j)
         visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
               members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
-  }
-  /// visit(place among all, a, b).
-  template <class Visit>
-  static void each_component(Visit&& visit) {
-    for (Index group = 0; group < groups; ++group)
-      each_member(group, [&](Index place, Index a, Index b) { visit(first(group) + place, a, b); });
   }
   /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
@@ -5790,35 +5884,57 @@ struct ConvTiles {
   }
 };
 
-/// The weights of the components (25 in_channels, out_channels) from those of the taps (out, in, 3, 3).
-template <class T>
-void tile_weights(const Conv2dShape& s, const T* weight, T* to) {
-  ConvTiles::each_component([&](Index place, Index a, Index b) {
-    for (Index c = 0; c < s.in_channels; ++c) {
-      T* row = to + (place * s.in_channels + c) * s.out_channels;
-      for (Index o = 0; o < s.out_channels; ++o) {
-        const T* taps = weight + (o * s.in_channels + c) * 9;
-        T sum = 0;
-        for (Index p = 0; p < 3; ++p)
-          for (Index q = 0; q < 3; ++q)
-            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q)) sum += taps[3 * p + q];
-        row[o] = sum;
-      }
+/// Component a in time and b in frequency, and where it stands: member `member` of a group.
+struct ConvComponent {
+  Index group, member, a, b;
+};
+/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
+inline constexpr auto conv_components = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (Index group = 0; group < ConvTiles::groups; ++group)
+    ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+      out[static_cast<std::size_t>(ConvTiles::first(group) + member)] = {group, member, a, b};
+    });
+  return out;
+}();
+inline constexpr auto conv_component_at = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
+  return out;
+}();
+
+/// visit(weight, taps) for every weight of the components (25 in_channels, out_channels), with the taps (3, 3) of its
+/// channels in (out, in, 3, 3) and which of them it is made of: has(3 p + q).
+template <class Weight, class Tap, class Visit>
+void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
+  parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
+    for (Index place = 0; place < ConvTiles::all; ++place) {
+      const ConvComponent& component = conv_components[static_cast<std::size_t>(place)];
+      std::array<Index, 4> used{};
+      std::size_t count = 0;
+      for (Index p = 0; p < 3; ++p)
+        for (Index q = 0; q < 3; ++q)
+          if (ConvTiles::has_tap(component.a, p) && ConvTiles::has_tap(component.b, q)) used[count++] = 3 * p + q;
+      for (Index c = begin; c < end; ++c)
+        for (Index o = 0; o < s.out_channels; ++o)
+          visit(weights[(place * s.in_channels + c) * s.out_channels + o], taps + (o * s.in_channels + c) * 9,
+                std::span(used).first(count));
     }
   });
 }
-/// dweight (out, in, 3, 3) += what follows from the derivative by the components' weights.
+/// The weights of the components from those of the taps.
 template <class T>
-void add_tile_weights(const Conv2dShape& s, const T* from, T* dweight) {
-  ConvTiles::each_component([&](Index place, Index a, Index b) {
-    for (Index c = 0; c < s.in_channels; ++c) {
-      const T* row = from + (place * s.in_channels + c) * s.out_channels;
-      for (Index o = 0; o < s.out_channels; ++o)
-        for (Index p = 0; p < 3; ++p)
-          for (Index q = 0; q < 3; ++q)
-            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q))
-              dweight[(o * s.in_channels + c) * 9 + 3 * p + q] += row[o];
-    }
+void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
+  each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
+    weight = 0;
+    for (const Index tap : used) weight += of_channels[tap];
+  });
+}
+/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
+template <class T>
+void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
+  each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
+    for (const Index tap : used) of_channels[tap] += dweight;
   });
 }
 
@@ -5839,90 +5955,87 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// The components of a group for tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows:
-/// (tiles, size(group) in_channels). `zeros` has in_channels.
+/// Channels of one component of a tile of a sequence x (rows, in_cols) of so many rows. `zeros` has in_channels.
 template <class T>
-void tile_components(const ConvTiles& t, Index group, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
-  const Index channels = t.shape.in_channels;
-  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-    const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
-    const auto input = [&](Index r, Index s) {
-      return time + r < rows && freq + s < t.shape.in_freqs ? x + (time + r) * t.shape.in_cols() + (freq + s) * channels
-                                                            : zeros;
-    };
-    ConvTiles::each_member(group, [&](Index place, Index a, Index b) {
-      T* out = to + place * channels;
-      const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
-      const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
-      if (in_time && in_freq)
-        map_span(
-            channels, out, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
-            input(r, 2), input(2, s), input(2, 2));
-      else if (in_time || in_freq)
-        map_span(
-            channels, out, [](auto x0, auto x1) { return x0 - x1; }, input(r, s), in_time ? input(2, s) : input(r, 2));
-      else
-        std::copy_n(input(r, s), channels, out);
-    });
-    to += ConvTiles::size(group) * channels;
-  }
+void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range channels, Index rows, const T* x,
+                    const T* zeros, T* to) {
+  const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
+  const auto input = [&](Index r, Index s) {
+    const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
+    return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
+  };
+  const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
+  const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
+  if (in_time && in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
+        input(r, 2), input(2, s), input(2, 2));
+  else if (in_time || in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1) { return x0 - x1; }, input(r, s),
+        in_time ? input(2, s) : input(r, 2));
+  else
+    std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// What each group's sum gets from dy (rows, out_cols) of a sequence: groups of (tiles, out_channels), `stride` apart.
+/// Channels of what a group's sum of a tile gets from dy (rows, out_cols) of a sequence. `zeros` has out_channels.
 template <class T>
-void tile_output_gradients(const ConvTiles& t, Range tiles, const T* dy, const T* zeros, Index stride, T* to) {
-  const Index channels = t.shape.out_channels;
-  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-    const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
-    const auto output = [&](Index i, Index j) {
-      return time + i < t.out_length && freq + j < t.shape.out_freqs()
-                 ? dy + (time + i) * t.shape.out_cols() + (freq + j) * channels
-                 : zeros;
-    };
-    for (Index group = 0; group < ConvTiles::groups; ++group) {
-      T* out = to + group * stride + (tile - tiles.begin) * channels;
-      const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
-      if (g == 1 && h == 1)
-        map_span(
-            channels, out, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0), output(0, 1),
-            output(1, 0), output(1, 1));
-      else if (g == 1 || h == 1)
-        map_span(
-            channels, out, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
-            g == 1 ? output(1, j) : output(i, 1));
-      else
-        std::copy_n(output(i, j), channels, out);
-    }
-  }
+void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range channels, const T* dy, const T* zeros,
+                          T* to) {
+  const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
+  const auto output = [&](Index i, Index j) {
+    const bool inside = time + i < t.out_length && freq + j < t.shape.out_freqs();
+    return (inside ? dy + (time + i) * t.shape.out_cols() + (freq + j) * t.shape.out_channels : zeros) + channels.begin;
+  };
+  const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
+  if (g == 1 && h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0),
+        output(0, 1), output(1, 0), output(1, 1));
+  else if (g == 1 || h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
+        g == 1 ? output(1, j) : output(i, 1));
+  else
+    std::copy_n(output(i, j), channels.size(), to);
 }
 
 /// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
-/// activation if one is given.
+/// activation if one is given. Tiles of all sequences are numbered end to end.
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
   // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
   // components of a group do.
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
   const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
-  const Index block = std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), sums = block * s.out_channels;
-  const Index each = block * most + ConvTiles::groups * sums + s.in_channels;
+  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
+  const Index sums = blocks.most() * s.out_channels;
+  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  for (Index n = 0; n < from.size(); ++n) {
-    const ConvTiles t{s, to.length(n)};
-    parallel_for(threads, (t.count() + block - 1) / block, [&](Index task, int thread) {
-      T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T *sum = components + block * most, *zeros = sum + ConvTiles::groups * sums;
-      const Range tiles{task * block, std::min(t.count(), (task + 1) * block)};
-      std::fill_n(zeros, s.in_channels, T(0));
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index depth = ConvTiles::size(group) * s.in_channels;
-        tile_components(t, group, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
-        gemm_panels(tiles.size(), Operand<T>{components, depth},
-                    Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
-                    {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
-      }
-      for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-        const T* of_tile = sum + (tile - tiles.begin) * s.out_channels;
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    T* components = static_cast<T*>(scratch.data()) + thread * each;
+    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
+    const Range block = blocks[task];
+    std::fill_n(zeros, s.in_channels, T(0));
+    for (Index group = 0; group < ConvTiles::groups; ++group) {
+      const Index depth = ConvTiles::size(group) * s.in_channels;
+      T* out = components;
+      each_part(tiles, block, [&](Index n, Range of_sequence) {
+        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, out += depth)
+          ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+            tile_component({s, to.length(n)}, a, b, tile, {0, s.in_channels}, from.length(n),
+                           x + from.begin(n) * s.in_cols(), zeros, out + member * s.in_channels);
+          });
+      });
+      gemm_panels(block.size(), Operand<T>{components, depth},
+                  Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
+                  {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
+    }
+    const T* of_tile = sum;
+    each_part(tiles, block, [&](Index n, Range of_sequence) {
+      const ConvTiles t{s, to.length(n)};
+      for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, of_tile += s.out_channels)
         for (Index i = 0; i < 2; ++i)
           for (Index j = 0; j < 2; ++j) {
             const Index time = 2 * (tile / t.freqs()) + i, freq = 2 * (tile % t.freqs()) + j;
@@ -5936,9 +6049,8 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
                 },
                 part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
           }
-      }
     });
-  }
+  });
 }
 
 /// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
@@ -5964,7 +6076,7 @@ class PixelGradient {
   void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
-        const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
+        const ConvComponent& place = conv_component_at[static_cast<std::size_t>(5 * a.component + b.component)];
         from_[count_] = of_group(place.group) + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
@@ -5981,103 +6093,131 @@ class PixelGradient {
   }
 
  private:
-  struct Place {
-    Index group, member;
-  };
-  /// Where component (a, b) lies.
-  static const std::array<Place, ConvTiles::all>& places() {
-    static const std::array<Place, ConvTiles::all> table = [] {
-      std::array<Place, ConvTiles::all> out{};
-      for (Index group = 0; group < ConvTiles::groups; ++group)
-        ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-          out[static_cast<std::size_t>(5 * a + b)] = {group, member};
-        });
-      return out;
-    }();
-    return table;
-  }
-
   std::array<const T*, 16> from_{};
   std::array<bool, 16> negative_{};
   std::size_t count_ = 0;
 };
 
-/// Derivatives from dy: dweights (25 in_channels, out_channels) of the components' weights, added to, and dx, which
-/// must be zero. Null ones are left out. Earlier tiles are added first, so results do not depend on threads.
+/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
+/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
+/// first, so results do not depend on threads.
 template <class T>
-void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
-                           const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
-  constexpr Index groups = ConvTiles::groups, piece = 16;  // tiles of a task
-  // So many rows of tiles at once: with more, products read the sums of dweights less often; with fewer, components
-  // stay nearer to the core.
+void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                   const Sequences& to, const T* dy, const T* x, T* dweights) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
+  // Blocks of tiles whose component and gradients a second-level cache holds.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
+  // Components are cut by channels, too, where they are few for the threads.
+  const Index parts = std::clamp<Index>(4 * threads / ConvTiles::all, 1, s.in_channels),
+              most = (s.in_channels + parts - 1) / parts;
+  const Index each =
+      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  for (Index block = 0; block < blocks.count(); ++block)
+    parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
+      const Index place = task / parts, part = task % parts, count = blocks[block].size();
+      const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
+      const Range channels{s.in_channels * part / parts, s.in_channels * (part + 1) / parts};
+      T* components = static_cast<T*>(scratch.data()) + thread * each;
+      T* const gradients = components + blocks.most() * most;
+      T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
+      std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+      T *component = components, *gradient = gradients;
+      each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+        const ConvTiles t{s, to.length(n)};
+        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, component += channels.size())
+          tile_component(t, of.a, of.b, tile, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
+                         component);
+      });
+      const Panels<T> panels{gradients, count, s.out_channels};
+      for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
+        const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
+        each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+          const ConvTiles t{s, to.length(n)};
+          for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, gradient += width) {
+            tile_output_gradient(t, of.group, tile, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros, gradient);
+            std::fill(gradient + used, gradient + width, T(0));
+          }
+        });
+      }
+      gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
+                  {0, s.out_channels}, dweights + (place * s.in_channels + channels.begin) * s.out_channels,
+                  s.out_channels, true, static_cast<const T*>(nullptr));
+    });
+}
+
+/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
+template <class T>
+void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                 const Sequences& to, const T* dy, const T* weights, T* dx) {
+  constexpr Index groups = ConvTiles::groups;
   const Index freqs = ConvTiles{s, 0}.freqs();
   if (freqs == 0) return;
-  const Index times = std::max<Index>(1, 128 / freqs);
-  const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
-              sums = most * s.out_channels;
+  // Rows of tiles, of all sequences end to end, and so few of them at once that their gradients stay near.
+  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.times(); });
+  const Index piece = std::max<Index>(1, 64 / freqs);
+  const Blocks blocks(times.rows(), piece * threads, 1, 1);
   const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
   const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
-  const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + groups * sums + s.in_channels + s.out_channels) *
-      sizeof(T));
-  // Components group by group, so that products read them end to end.
-  T *components = static_cast<T*>(memory.data()), *dsum = components + most * ConvTiles::all * s.in_channels,
-    *zeros = dsum + groups * sums;
-  std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
   // The weights of each group, transposed.
   std::array<Panels<T>, groups> panels{};
-  Buffer packed;
-  if (dx != nullptr) {
-    Index size = 0;
-    for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
-    packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
-    T* at = static_cast<T*>(packed.data());
-    for (Index group = 0; group < groups; ++group) {
-      const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
-      panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
-      at += Panels<T>::size(s.out_channels, depth(group));
-    }
+  Index size = 0;
+  for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
+  const Buffer packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
+  T* at = static_cast<T*>(packed.data());
+  for (Index group = 0; group < groups; ++group) {
+    const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
+    panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
+    at += Panels<T>::size(s.out_channels, depth(group));
   }
-  for (Index n = 0; n < from.size(); ++n) {
-    const ConvTiles t{s, to.length(n)};
-    const T* input = x + from.begin(n) * s.in_cols();
-    for (Index first = 0; first < t.times(); first += times) {
-      const Range tiles{first * freqs, std::min(t.times(), first + times) * freqs};
-      parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
-        const Range some{tiles.begin + begin, tiles.begin + end};
-        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + begin * s.out_channels);
-        for (Index group = 0; dweights != nullptr && group < groups; ++group)
-          tile_components(t, group, some, from.length(n), input, zeros,
-                          components + most * start(group) + begin * depth(group));
-      });
-      for (Index group = 0; dweights != nullptr && group < groups; ++group)
-        gemm<T>(threads, arena, depth(group), s.out_channels, tiles.size(),
-                Operand<T>{components + most * start(group), depth(group)}.transposed(),
-                {dsum + group * sums, s.out_channels}, dweights + start(group) * s.out_channels, s.out_channels, true,
-                nullptr);
-      if (dx == nullptr) continue;
-      for (Index group = 0; group < groups; ++group)
-        gemm(threads, tiles.size(), Operand<T>{dsum + group * sums, s.out_channels},
-             panels[static_cast<std::size_t>(group)], components + most * start(group), depth(group), false,
-             static_cast<const T*>(nullptr));
-      const Index begin = 4 * first, rows = std::min(from.length(n), 4 * (tiles.end / freqs) + 1) - begin;
-      parallel_blocks(threads, rows, 4, [&](Index block_begin, Index block_end) {
-        for (Index time = begin + block_begin; time < begin + block_end; ++time)
+  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
+  const Buffer memory = arena.allocate(
+      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
+  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
+    *zeros = scratch + threads * sums;
+  std::fill_n(zeros, s.out_channels, T(0));
+  for (Index b = 0; b < blocks.count(); ++b) {
+    const Range block = blocks[b];
+    const Index pieces = (block.size() + piece - 1) / piece;
+    parallel_for(threads, pieces, [&](Index task, int thread) {
+      T* const sum = scratch + thread * sums;
+      const Range rows{block.begin + block.size() * task / pieces, block.begin + block.size() * (task + 1) / pieces};
+      for (Index group = 0; group < groups; ++group) {
+        T* out = sum;
+        each_part(times, rows, [&](Index n, Range of_sequence) {
+          for (Index tile = of_sequence.begin * freqs; tile < of_sequence.end * freqs; ++tile, out += s.out_channels)
+            tile_output_gradient({s, to.length(n)}, group, tile, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(),
+                                 zeros, out);
+        });
+        gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
+                    {0, s.out_channels}, {0, depth(group)},
+                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
+                    false, static_cast<const T*>(nullptr));
+      }
+    });
+    parallel_blocks(threads, block.size(), 1, [&](Index first, Index end) {
+      each_part(times, {block.begin + first, block.begin + end}, [&](Index n, Range of_sequence) {
+        // Of this sequence's rows of tiles, those that are in the block.
+        const Range here{std::max<Index>(0, block.begin - times.begin(n)),
+                         std::min(times.length(n), block.end - times.begin(n))};
+        const Index before = (times.begin(n) - block.begin) * freqs;
+        const Index stop = 4 * of_sequence.end + (of_sequence.end == here.end ? 1 : 0);
+        for (Index time = 4 * of_sequence.begin; time < std::min(from.length(n), stop); ++time)
           for (Index freq = 0; freq < s.in_freqs; ++freq) {
             PixelGradient<T> pixel;
             for (const Index i : {time / 4 - 1, time / 4})
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
-                if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
+                if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
                 const auto of_group = [&](Index group) {
-                  return components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                  return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
                 };
                 pixel.add(of_group, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }
       });
-    }
+    });
   }
 }
 
@@ -6115,31 +6255,50 @@ struct PackedLayout {
   }
 };
 
-/// Memory that vectors read without crossing lines of the cache.
-inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
-  static constexpr std::align_val_t alignment{64};
-  return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
-          [](std::byte* p) { ::operator delete(p, alignment); }};
-}
+/// Memory for the weights of a model, end to end in large pages, of which no more is touched than is taken. Each piece
+/// keeps what it lies in.
+class WeightMemory {
+ public:
+  /// Aligned to 64 bytes. Uninitialised; allocates.
+  std::shared_ptr<std::byte> take(Index bytes) {
+    constexpr Index line = laconic::detail::line_bytes, block = 32 << 20;
+    const Index rounded = (bytes + line - 1) / line * line;
+    if (left_ < rounded) {
+      left_ = std::max(rounded, block);
+      const auto size = static_cast<std::size_t>(left_);
+      next_ = {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
+               [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+    }
+    left_ -= rounded;
+    std::shared_ptr<std::byte> piece = next_;
+    next_ = {piece, piece.get() + rounded};
+    return piece;
+  }
+
+ private:
+  std::shared_ptr<std::byte> next_{};
+  Index left_ = 0;
+};
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
 template <class T>
-PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) {
+PackedWeight pack_tiles(WeightMemory& memory, int threads, const Conv2dShape& shape, const T* weight) {
   Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
-  tile_weights(shape, weight, weights.data());
-  const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
+  tile_weights(threads, shape, weight, weights.data());
+  const auto data = memory.take(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
   pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
   return {Storage::full, Packing::tiles, data};
 }
 
 /// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
 template <class T>
-PackedWeight pack_weight(Storage storage, Packing packing, int threads, Index out, Index in, const T* weight) {
+PackedWeight pack_weight(WeightMemory& memory, Storage storage, Packing packing, int threads, Index out, Index in,
+                         const T* weight) {
   constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
   require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
-  const auto data = aligned_memory(layout.bytes(sizeof(T)));
+  const auto data = memory.take(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
     return {storage, packing, data};
@@ -6239,6 +6398,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
     __m512i row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
+    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t four;
@@ -6399,6 +6559,7 @@ template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");
   const int team = threads > 0 ? threads : hardware_threads();
+  kernels::WeightMemory memory;
   model.parameters([&](std::string_view, auto& p) {
     using T = typename std::remove_reference_t<decltype(p)>::Scalar;
     require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
@@ -6409,14 +6570,14 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
     const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
+      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.value.data()));
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
     const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(form, packing, team, p.rows(), p.cols(), p.value.data()));
+    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 
@@ -6514,12 +6675,14 @@ class CpuConvolution : public CpuAttention<T> {
                                bias.gradient().data());
     Tensor dx = needs_dx ? zeros(x.rows(), x.cols()) : Tensor();
     if (shape.is_tiled()) {
-      Tensor dweights =
-          weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
-      kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
-                                     needs_dx ? tile_weights(weight, shape).data() : nullptr, dweights.data(),
-                                     dx.data());
-      if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
+      if (weight.trainable) {
+        Tensor dweights = zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+        kernels::conv2d_tiles_backward_weights(threads_, arena_, shape, from, to, dy.data(), x.data(), dweights.data());
+        kernels::add_tile_weights(threads_, shape, std::as_const(dweights).data(), weight.gradient().data());
+      }
+      if (needs_dx)
+        kernels::conv2d_tiles_backward_input(threads_, arena_, shape, from, to, dy.data(),
+                                             tile_weights(weight, shape).data(), dx.data());
       return dx;
     }
     if (weight.trainable) {
@@ -6603,7 +6766,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
     require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-    kernels::tile_weights(shape, weight.value.data(), weights.data());
+    kernels::tile_weights(threads_, shape, weight.value.data(), weights.data());
     return weights;
   }
   static void require_as_it_is(const Parameter<T>& weight) {

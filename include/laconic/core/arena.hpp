@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/core/extent.hpp>
+#include <laconic/core/memory.hpp>
 
 #include <array>
 #include <bit>
@@ -27,9 +28,7 @@ struct ArenaState {
   bool settled = false;  // requests may take larger blocks
 };
 
-inline constexpr std::size_t arena_alignment = 64;
-
-struct alignas(arena_alignment) ArenaBlock {
+struct alignas(line_bytes) ArenaBlock {
   ArenaState* state;
   ArenaBlock* next;
   std::size_t bytes;
@@ -83,7 +82,7 @@ class Arena {
 
   detail::ArenaBlock* take(std::uint32_t size_class);
   static void release(detail::ArenaBlock* block) {
-    ::operator delete(block, std::align_val_t(detail::arena_alignment));
+    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
   /// Four classes to each power of two: at most a quarter of a block is unused.
@@ -143,7 +142,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
     return block;
   }
   const std::size_t size = class_bytes(size_class);
-  block = new (::operator new(size + sizeof(detail::ArenaBlock), std::align_val_t(detail::arena_alignment)))
+  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
       detail::ArenaBlock{state_, nullptr, size, size_class, 0};
   state_->reserved += size;
   return block;

@@ -80,4 +80,20 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
+/// Rows, columns or anything numbered: begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
+/// visit(n, rows of sequence n) for every sequence that has some among these rows of all of them.
+template <class Visit>
+void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
+  while (rows.begin < rows.end) {
+    const Index n = sequences.sequence_of(rows.begin), end = std::min(rows.end, sequences.end(n));
+    visit(n, Range{rows.begin - sequences.begin(n), end - sequences.begin(n)});
+    rows.begin = end;
+  }
+}
+
 }  // namespace laconic

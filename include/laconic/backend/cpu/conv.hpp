@@ -11,6 +11,14 @@ namespace laconic::inline LACONIC_ABI {
 
 namespace kernels {
 
+/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
+template <class Body>
+void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
+  parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
+    each_part(sequences, {begin, end}, body);
+  });
+}
+
 /// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
 /// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
 /// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
@@ -19,10 +27,11 @@ template <class T>
 void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                     bool flipped, const T* x, const T* taps, const T* bias, T* y) {
   const Index shift = shape.past - shape.left;
-  for (Index n = 0; n < sequences.size(); ++n) {
+  parallel_rows(threads, sequences, 64, [&](Index n, Range rows_of_x) {
     const T* input = x + sequences.begin(n) * channels;
     T* output = y + (sequences.begin(n) - n * shape.past) * channels;
-    const Index length = sequences.length(n), rows = length - shape.past;
+    const Index length = sequences.length(n), begin = std::max<Index>(0, rows_of_x.begin - shape.past),
+                end = rows_of_x.end - shape.past;
     const auto taps_seen = [&](Index t) {
       Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
       if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
@@ -30,41 +39,39 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
         seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
       return seen;
     };
-    parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
-      // So many outputs at once as hide the latency of a sum, where all of them see all taps.
-      constexpr Index together = 8;
-      const auto outputs = [&](Index t, auto size, Range seen) {
-        constexpr Index count = decltype(size)::value;
-        for (Index c = 0; c < channels; c += lanes<T>) {
-          const Index some = std::min(lanes<T>, channels - c);
-          const bool whole = some == lanes<T>;
-          const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
-          const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
-          Local<Batch<T>, count> sum;
-          for (Index i = 0; i < count; ++i) sum[i] = start;
-          for (Index k = seen.begin; k < seen.end; ++k) {
-            const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
-            const T* row = input + (t + k + shift) * channels + c;
-            LACONIC_UNROLL
-            for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
-          }
-          for (Index i = 0; i < count; ++i) {
-            T* to = output + (t + i) * channels + c;
-            whole ? store(to, sum[i]) : store_part(to, sum[i], some);
-          }
+    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+    constexpr Index together = 8;
+    const auto outputs = [&](Index t, auto size, Range seen) {
+      constexpr Index count = decltype(size)::value;
+      for (Index c = 0; c < channels; c += lanes<T>) {
+        const Index some = std::min(lanes<T>, channels - c);
+        const bool whole = some == lanes<T>;
+        const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
+        const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
+        Local<Batch<T>, count> sum;
+        for (Index i = 0; i < count; ++i) sum[i] = start;
+        for (Index k = seen.begin; k < seen.end; ++k) {
+          const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
+          const T* row = input + (t + k + shift) * channels + c;
+          LACONIC_UNROLL
+          for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
         }
-      };
-      for (Index t = begin; t < end;) {
-        bool all = t + together <= end;
-        for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
-        if (all)
-          outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
-        else
-          outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
-        t += all ? together : 1;
+        for (Index i = 0; i < count; ++i) {
+          T* to = output + (t + i) * channels + c;
+          whole ? store(to, sum[i]) : store_part(to, sum[i], some);
+        }
       }
-    });
-  }
+    };
+    for (Index t = begin; t < end;) {
+      bool all = t + together <= end;
+      for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
+      if (all)
+        outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
+      else
+        outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
+      t += all ? together : 1;
+    }
+  });
 }
 
 /// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
@@ -125,39 +132,42 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
 template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
             T* y, Index space, const Multiply& multiply) {
-  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Blocks blocks(to.rows(), conv2d_block(s), 1, threads);
+  const Index rows = blocks.most() * s.out_freqs();
   const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
-  for (Index n = 0; n < from.size(); ++n) {
-    const Index tasks = (to.length(n) + block - 1) / block;
-    parallel_for(threads, tasks, [&](Index task, int thread) {
-      std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
-      T* patches = reinterpret_cast<T*>(memory);
-      const Index t0 = task * block, t1 = std::min(to.length(n), t0 + block);
-      conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-      multiply(patches, (t1 - t0) * s.out_freqs(), y + (to.begin(n) + t0) * s.out_cols(), memory + rows * patch_bytes);
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
+    T* patches = reinterpret_cast<T*>(memory);
+    const Range frames = blocks[task];
+    Index done = 0;
+    each_part(to, frames, [&](Index n, Range of_sequence) {
+      conv2d_patches(s, x + from.begin(n) * s.in_cols(), of_sequence.begin, of_sequence.end,
+                     patches + done * s.out_freqs() * s.patch());
+      done += of_sequence.size();
     });
-  }
+    multiply(patches, frames.size() * s.out_freqs(), y + frames.begin * s.out_cols(), memory + rows * patch_bytes);
+  });
 }
 
-/// dordered (patch, out) += patches^T dy. Threads share the rows of the result, so each sum has one order.
+/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
+/// read once.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Index pieces = std::min<Index>(threads, Conv2dShape::kernel);
+  const Blocks pieces(s.out_channels, s.out_channels, lanes<T>, threads);
   const Index each = rows * s.patch() + gemm_scratch<T>();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces * each) * sizeof(T));
-  parallel_for(threads, pieces, [&](Index piece, int) {
-    const Index begin = s.patch() * piece / pieces, end = s.patch() * (piece + 1) / pieces;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
+  parallel_for(threads, pieces.count(), [&](Index piece, int) {
+    const Range cols = pieces[piece];
     T* patches = static_cast<T*>(scratch.data()) + piece * each;
     for (Index n = 0; n < from.size(); ++n)
       for (Index t0 = 0; t0 < to.length(n); t0 += block) {
         const Index t1 = std::min(to.length(n), t0 + block);
         conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-        gemm_block<T>(end - begin, s.out_channels, (t1 - t0) * s.out_freqs(),
-                      Operand<T>{patches + begin, s.patch()}.transposed(),
-                      {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, dordered + begin * s.out_channels,
+        gemm_block<T>(s.patch(), cols.size(), (t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}.transposed(),
+                      {dy + (to.begin(n) + t0) * s.out_cols() + cols.begin, s.out_channels}, dordered + cols.begin,
                       s.out_channels, true, nullptr, patches + rows * s.patch());
       }
   });

@@ -48,18 +48,12 @@ struct ConvTiles {
 
   /// visit(place in the group, a, b): component a in time and b in frequency.
   template <class Visit>
-  static void each_member(Index group, Visit&& visit) {
+  static constexpr void each_member(Index group, Visit&& visit) {
     Index place = 0;
     for (Index i = 0; i < member_count(group / 3); ++i)
       for (Index j = 0; j < member_count(group % 3); ++j)
         visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
               members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
-  }
-  /// visit(place among all, a, b).
-  template <class Visit>
-  static void each_component(Visit&& visit) {
-    for (Index group = 0; group < groups; ++group)
-      each_member(group, [&](Index place, Index a, Index b) { visit(first(group) + place, a, b); });
   }
   /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
@@ -69,35 +63,57 @@ struct ConvTiles {
   }
 };
 
-/// The weights of the components (25 in_channels, out_channels) from those of the taps (out, in, 3, 3).
-template <class T>
-void tile_weights(const Conv2dShape& s, const T* weight, T* to) {
-  ConvTiles::each_component([&](Index place, Index a, Index b) {
-    for (Index c = 0; c < s.in_channels; ++c) {
-      T* row = to + (place * s.in_channels + c) * s.out_channels;
-      for (Index o = 0; o < s.out_channels; ++o) {
-        const T* taps = weight + (o * s.in_channels + c) * 9;
-        T sum = 0;
-        for (Index p = 0; p < 3; ++p)
-          for (Index q = 0; q < 3; ++q)
-            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q)) sum += taps[3 * p + q];
-        row[o] = sum;
-      }
+/// Component a in time and b in frequency, and where it stands: member `member` of a group.
+struct ConvComponent {
+  Index group, member, a, b;
+};
+/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
+inline constexpr auto conv_components = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (Index group = 0; group < ConvTiles::groups; ++group)
+    ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+      out[static_cast<std::size_t>(ConvTiles::first(group) + member)] = {group, member, a, b};
+    });
+  return out;
+}();
+inline constexpr auto conv_component_at = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
+  return out;
+}();
+
+/// visit(weight, taps) for every weight of the components (25 in_channels, out_channels), with the taps (3, 3) of its
+/// channels in (out, in, 3, 3) and which of them it is made of: has(3 p + q).
+template <class Weight, class Tap, class Visit>
+void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
+  parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
+    for (Index place = 0; place < ConvTiles::all; ++place) {
+      const ConvComponent& component = conv_components[static_cast<std::size_t>(place)];
+      std::array<Index, 4> used{};
+      std::size_t count = 0;
+      for (Index p = 0; p < 3; ++p)
+        for (Index q = 0; q < 3; ++q)
+          if (ConvTiles::has_tap(component.a, p) && ConvTiles::has_tap(component.b, q)) used[count++] = 3 * p + q;
+      for (Index c = begin; c < end; ++c)
+        for (Index o = 0; o < s.out_channels; ++o)
+          visit(weights[(place * s.in_channels + c) * s.out_channels + o], taps + (o * s.in_channels + c) * 9,
+                std::span(used).first(count));
     }
   });
 }
-/// dweight (out, in, 3, 3) += what follows from the derivative by the components' weights.
+/// The weights of the components from those of the taps.
 template <class T>
-void add_tile_weights(const Conv2dShape& s, const T* from, T* dweight) {
-  ConvTiles::each_component([&](Index place, Index a, Index b) {
-    for (Index c = 0; c < s.in_channels; ++c) {
-      const T* row = from + (place * s.in_channels + c) * s.out_channels;
-      for (Index o = 0; o < s.out_channels; ++o)
-        for (Index p = 0; p < 3; ++p)
-          for (Index q = 0; q < 3; ++q)
-            if (ConvTiles::has_tap(a, p) && ConvTiles::has_tap(b, q))
-              dweight[(o * s.in_channels + c) * 9 + 3 * p + q] += row[o];
-    }
+void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
+  each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
+    weight = 0;
+    for (const Index tap : used) weight += of_channels[tap];
+  });
+}
+/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
+template <class T>
+void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
+  each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
+    for (const Index tap : used) of_channels[tap] += dweight;
   });
 }
 
@@ -118,90 +134,87 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// The components of a group for tiles begin .. end - 1 of a sequence x (rows, in_cols) of so many rows:
-/// (tiles, size(group) in_channels). `zeros` has in_channels.
+/// Channels of one component of a tile of a sequence x (rows, in_cols) of so many rows. `zeros` has in_channels.
 template <class T>
-void tile_components(const ConvTiles& t, Index group, Range tiles, Index rows, const T* x, const T* zeros, T* to) {
-  const Index channels = t.shape.in_channels;
-  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-    const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
-    const auto input = [&](Index r, Index s) {
-      return time + r < rows && freq + s < t.shape.in_freqs ? x + (time + r) * t.shape.in_cols() + (freq + s) * channels
-                                                            : zeros;
-    };
-    ConvTiles::each_member(group, [&](Index place, Index a, Index b) {
-      T* out = to + place * channels;
-      const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
-      const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
-      if (in_time && in_freq)
-        map_span(
-            channels, out, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
-            input(r, 2), input(2, s), input(2, 2));
-      else if (in_time || in_freq)
-        map_span(
-            channels, out, [](auto x0, auto x1) { return x0 - x1; }, input(r, s), in_time ? input(2, s) : input(r, 2));
-      else
-        std::copy_n(input(r, s), channels, out);
-    });
-    to += ConvTiles::size(group) * channels;
-  }
+void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range channels, Index rows, const T* x,
+                    const T* zeros, T* to) {
+  const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
+  const auto input = [&](Index r, Index s) {
+    const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
+    return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
+  };
+  const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
+  const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
+  if (in_time && in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
+        input(r, 2), input(2, s), input(2, 2));
+  else if (in_time || in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1) { return x0 - x1; }, input(r, s),
+        in_time ? input(2, s) : input(r, 2));
+  else
+    std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// What each group's sum gets from dy (rows, out_cols) of a sequence: groups of (tiles, out_channels), `stride` apart.
+/// Channels of what a group's sum of a tile gets from dy (rows, out_cols) of a sequence. `zeros` has out_channels.
 template <class T>
-void tile_output_gradients(const ConvTiles& t, Range tiles, const T* dy, const T* zeros, Index stride, T* to) {
-  const Index channels = t.shape.out_channels;
-  for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-    const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
-    const auto output = [&](Index i, Index j) {
-      return time + i < t.out_length && freq + j < t.shape.out_freqs()
-                 ? dy + (time + i) * t.shape.out_cols() + (freq + j) * channels
-                 : zeros;
-    };
-    for (Index group = 0; group < ConvTiles::groups; ++group) {
-      T* out = to + group * stride + (tile - tiles.begin) * channels;
-      const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
-      if (g == 1 && h == 1)
-        map_span(
-            channels, out, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0), output(0, 1),
-            output(1, 0), output(1, 1));
-      else if (g == 1 || h == 1)
-        map_span(
-            channels, out, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
-            g == 1 ? output(1, j) : output(i, 1));
-      else
-        std::copy_n(output(i, j), channels, out);
-    }
-  }
+void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range channels, const T* dy, const T* zeros,
+                          T* to) {
+  const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
+  const auto output = [&](Index i, Index j) {
+    const bool inside = time + i < t.out_length && freq + j < t.shape.out_freqs();
+    return (inside ? dy + (time + i) * t.shape.out_cols() + (freq + j) * t.shape.out_channels : zeros) + channels.begin;
+  };
+  const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
+  if (g == 1 && h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0),
+        output(0, 1), output(1, 0), output(1, 1));
+  else if (g == 1 || h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
+        g == 1 ? output(1, j) : output(i, 1));
+  else
+    std::copy_n(output(i, j), channels.size(), to);
 }
 
 /// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
-/// activation if one is given.
+/// activation if one is given. Tiles of all sequences are numbered end to end.
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
   // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
   // components of a group do.
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
   const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
-  const Index block = std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), sums = block * s.out_channels;
-  const Index each = block * most + ConvTiles::groups * sums + s.in_channels;
+  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
+  const Index sums = blocks.most() * s.out_channels;
+  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  for (Index n = 0; n < from.size(); ++n) {
-    const ConvTiles t{s, to.length(n)};
-    parallel_for(threads, (t.count() + block - 1) / block, [&](Index task, int thread) {
-      T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T *sum = components + block * most, *zeros = sum + ConvTiles::groups * sums;
-      const Range tiles{task * block, std::min(t.count(), (task + 1) * block)};
-      std::fill_n(zeros, s.in_channels, T(0));
-      for (Index group = 0; group < ConvTiles::groups; ++group) {
-        const Index depth = ConvTiles::size(group) * s.in_channels;
-        tile_components(t, group, tiles, from.length(n), x + from.begin(n) * s.in_cols(), zeros, components);
-        gemm_panels(tiles.size(), Operand<T>{components, depth},
-                    Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
-                    {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
-      }
-      for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-        const T* of_tile = sum + (tile - tiles.begin) * s.out_channels;
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    T* components = static_cast<T*>(scratch.data()) + thread * each;
+    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
+    const Range block = blocks[task];
+    std::fill_n(zeros, s.in_channels, T(0));
+    for (Index group = 0; group < ConvTiles::groups; ++group) {
+      const Index depth = ConvTiles::size(group) * s.in_channels;
+      T* out = components;
+      each_part(tiles, block, [&](Index n, Range of_sequence) {
+        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, out += depth)
+          ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+            tile_component({s, to.length(n)}, a, b, tile, {0, s.in_channels}, from.length(n),
+                           x + from.begin(n) * s.in_cols(), zeros, out + member * s.in_channels);
+          });
+      });
+      gemm_panels(block.size(), Operand<T>{components, depth},
+                  Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
+                  {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
+    }
+    const T* of_tile = sum;
+    each_part(tiles, block, [&](Index n, Range of_sequence) {
+      const ConvTiles t{s, to.length(n)};
+      for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, of_tile += s.out_channels)
         for (Index i = 0; i < 2; ++i)
           for (Index j = 0; j < 2; ++j) {
             const Index time = 2 * (tile / t.freqs()) + i, freq = 2 * (tile % t.freqs()) + j;
@@ -215,9 +228,8 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
                 },
                 part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
           }
-      }
     });
-  }
+  });
 }
 
 /// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
@@ -243,7 +255,7 @@ class PixelGradient {
   void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
       for (const Share b : shares(s)) {
-        const Place& place = places()[static_cast<std::size_t>(5 * a.component + b.component)];
+        const ConvComponent& place = conv_component_at[static_cast<std::size_t>(5 * a.component + b.component)];
         from_[count_] = of_group(place.group) + place.member * channels;
         negative_[count_++] = a.negative != b.negative;
       }
@@ -260,103 +272,131 @@ class PixelGradient {
   }
 
  private:
-  struct Place {
-    Index group, member;
-  };
-  /// Where component (a, b) lies.
-  static const std::array<Place, ConvTiles::all>& places() {
-    static const std::array<Place, ConvTiles::all> table = [] {
-      std::array<Place, ConvTiles::all> out{};
-      for (Index group = 0; group < ConvTiles::groups; ++group)
-        ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-          out[static_cast<std::size_t>(5 * a + b)] = {group, member};
-        });
-      return out;
-    }();
-    return table;
-  }
-
   std::array<const T*, 16> from_{};
   std::array<bool, 16> negative_{};
   std::size_t count_ = 0;
 };
 
-/// Derivatives from dy: dweights (25 in_channels, out_channels) of the components' weights, added to, and dx, which
-/// must be zero. Null ones are left out. Earlier tiles are added first, so results do not depend on threads.
+/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
+/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
+/// first, so results do not depend on threads.
 template <class T>
-void conv2d_tiles_backward(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
-                           const T* dy, const T* x, const T* weights, T* dweights, T* dx) {
-  constexpr Index groups = ConvTiles::groups, piece = 16;  // tiles of a task
-  // So many rows of tiles at once: with more, products read the sums of dweights less often; with fewer, components
-  // stay nearer to the core.
+void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                   const Sequences& to, const T* dy, const T* x, T* dweights) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
+  // Blocks of tiles whose component and gradients a second-level cache holds.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
+  // Components are cut by channels, too, where they are few for the threads.
+  const Index parts = std::clamp<Index>(4 * threads / ConvTiles::all, 1, s.in_channels),
+              most = (s.in_channels + parts - 1) / parts;
+  const Index each =
+      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  for (Index block = 0; block < blocks.count(); ++block)
+    parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
+      const Index place = task / parts, part = task % parts, count = blocks[block].size();
+      const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
+      const Range channels{s.in_channels * part / parts, s.in_channels * (part + 1) / parts};
+      T* components = static_cast<T*>(scratch.data()) + thread * each;
+      T* const gradients = components + blocks.most() * most;
+      T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
+      std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+      T *component = components, *gradient = gradients;
+      each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+        const ConvTiles t{s, to.length(n)};
+        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, component += channels.size())
+          tile_component(t, of.a, of.b, tile, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
+                         component);
+      });
+      const Panels<T> panels{gradients, count, s.out_channels};
+      for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
+        const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
+        each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+          const ConvTiles t{s, to.length(n)};
+          for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, gradient += width) {
+            tile_output_gradient(t, of.group, tile, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros, gradient);
+            std::fill(gradient + used, gradient + width, T(0));
+          }
+        });
+      }
+      gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
+                  {0, s.out_channels}, dweights + (place * s.in_channels + channels.begin) * s.out_channels,
+                  s.out_channels, true, static_cast<const T*>(nullptr));
+    });
+}
+
+/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
+template <class T>
+void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                 const Sequences& to, const T* dy, const T* weights, T* dx) {
+  constexpr Index groups = ConvTiles::groups;
   const Index freqs = ConvTiles{s, 0}.freqs();
   if (freqs == 0) return;
-  const Index times = std::max<Index>(1, 128 / freqs);
-  const Index most = std::min(times, ConvTiles{s, std::max<Index>(1, to.max_length())}.times()) * freqs,
-              sums = most * s.out_channels;
+  // Rows of tiles, of all sequences end to end, and so few of them at once that their gradients stay near.
+  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.times(); });
+  const Index piece = std::max<Index>(1, 64 / freqs);
+  const Blocks blocks(times.rows(), piece * threads, 1, 1);
   const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
   const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
-  const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + groups * sums + s.in_channels + s.out_channels) *
-      sizeof(T));
-  // Components group by group, so that products read them end to end.
-  T *components = static_cast<T*>(memory.data()), *dsum = components + most * ConvTiles::all * s.in_channels,
-    *zeros = dsum + groups * sums;
-  std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
   // The weights of each group, transposed.
   std::array<Panels<T>, groups> panels{};
-  Buffer packed;
-  if (dx != nullptr) {
-    Index size = 0;
-    for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
-    packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
-    T* at = static_cast<T*>(packed.data());
-    for (Index group = 0; group < groups; ++group) {
-      const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
-      panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
-      at += Panels<T>::size(s.out_channels, depth(group));
-    }
+  Index size = 0;
+  for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
+  const Buffer packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
+  T* at = static_cast<T*>(packed.data());
+  for (Index group = 0; group < groups; ++group) {
+    const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
+    panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
+    at += Panels<T>::size(s.out_channels, depth(group));
   }
-  for (Index n = 0; n < from.size(); ++n) {
-    const ConvTiles t{s, to.length(n)};
-    const T* input = x + from.begin(n) * s.in_cols();
-    for (Index first = 0; first < t.times(); first += times) {
-      const Range tiles{first * freqs, std::min(t.times(), first + times) * freqs};
-      parallel_blocks(threads, tiles.size(), piece, [&](Index begin, Index end) {
-        const Range some{tiles.begin + begin, tiles.begin + end};
-        tile_output_gradients(t, some, dy + to.begin(n) * s.out_cols(), zeros, sums, dsum + begin * s.out_channels);
-        for (Index group = 0; dweights != nullptr && group < groups; ++group)
-          tile_components(t, group, some, from.length(n), input, zeros,
-                          components + most * start(group) + begin * depth(group));
-      });
-      for (Index group = 0; dweights != nullptr && group < groups; ++group)
-        gemm<T>(threads, arena, depth(group), s.out_channels, tiles.size(),
-                Operand<T>{components + most * start(group), depth(group)}.transposed(),
-                {dsum + group * sums, s.out_channels}, dweights + start(group) * s.out_channels, s.out_channels, true,
-                nullptr);
-      if (dx == nullptr) continue;
-      for (Index group = 0; group < groups; ++group)
-        gemm(threads, tiles.size(), Operand<T>{dsum + group * sums, s.out_channels},
-             panels[static_cast<std::size_t>(group)], components + most * start(group), depth(group), false,
-             static_cast<const T*>(nullptr));
-      const Index begin = 4 * first, rows = std::min(from.length(n), 4 * (tiles.end / freqs) + 1) - begin;
-      parallel_blocks(threads, rows, 4, [&](Index block_begin, Index block_end) {
-        for (Index time = begin + block_begin; time < begin + block_end; ++time)
+  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
+  const Buffer memory = arena.allocate(
+      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
+  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
+    *zeros = scratch + threads * sums;
+  std::fill_n(zeros, s.out_channels, T(0));
+  for (Index b = 0; b < blocks.count(); ++b) {
+    const Range block = blocks[b];
+    const Index pieces = (block.size() + piece - 1) / piece;
+    parallel_for(threads, pieces, [&](Index task, int thread) {
+      T* const sum = scratch + thread * sums;
+      const Range rows{block.begin + block.size() * task / pieces, block.begin + block.size() * (task + 1) / pieces};
+      for (Index group = 0; group < groups; ++group) {
+        T* out = sum;
+        each_part(times, rows, [&](Index n, Range of_sequence) {
+          for (Index tile = of_sequence.begin * freqs; tile < of_sequence.end * freqs; ++tile, out += s.out_channels)
+            tile_output_gradient({s, to.length(n)}, group, tile, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(),
+                                 zeros, out);
+        });
+        gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
+                    {0, s.out_channels}, {0, depth(group)},
+                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
+                    false, static_cast<const T*>(nullptr));
+      }
+    });
+    parallel_blocks(threads, block.size(), 1, [&](Index first, Index end) {
+      each_part(times, {block.begin + first, block.begin + end}, [&](Index n, Range of_sequence) {
+        // Of this sequence's rows of tiles, those that are in the block.
+        const Range here{std::max<Index>(0, block.begin - times.begin(n)),
+                         std::min(times.length(n), block.end - times.begin(n))};
+        const Index before = (times.begin(n) - block.begin) * freqs;
+        const Index stop = 4 * of_sequence.end + (of_sequence.end == here.end ? 1 : 0);
+        for (Index time = 4 * of_sequence.begin; time < std::min(from.length(n), stop); ++time)
           for (Index freq = 0; freq < s.in_freqs; ++freq) {
             PixelGradient<T> pixel;
             for (const Index i : {time / 4 - 1, time / 4})
               for (const Index j : {freq / 4 - 1, freq / 4}) {
                 const Index r = time - 4 * i, q = freq - 4 * j;
-                if (r > 4 || q > 4 || i < first || i >= tiles.end / freqs || j < 0 || j >= freqs) continue;
+                if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
                 const auto of_group = [&](Index group) {
-                  return components + most * start(group) + (i * freqs + j - tiles.begin) * depth(group);
+                  return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
                 };
                 pixel.add(of_group, s.in_channels, r, q);
               }
             pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
           }
       });
-    }
+    });
   }
 }
 

@@ -101,12 +101,14 @@ class CpuConvolution : public CpuAttention<T> {
                                bias.gradient().data());
     Tensor dx = needs_dx ? zeros(x.rows(), x.cols()) : Tensor();
     if (shape.is_tiled()) {
-      Tensor dweights =
-          weight.trainable ? zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels) : Tensor();
-      kernels::conv2d_tiles_backward(threads_, arena_, shape, from, to, dy.data(), x.data(),
-                                     needs_dx ? tile_weights(weight, shape).data() : nullptr, dweights.data(),
-                                     dx.data());
-      if (weight.trainable) kernels::add_tile_weights(shape, std::as_const(dweights).data(), weight.gradient().data());
+      if (weight.trainable) {
+        Tensor dweights = zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+        kernels::conv2d_tiles_backward_weights(threads_, arena_, shape, from, to, dy.data(), x.data(), dweights.data());
+        kernels::add_tile_weights(threads_, shape, std::as_const(dweights).data(), weight.gradient().data());
+      }
+      if (needs_dx)
+        kernels::conv2d_tiles_backward_input(threads_, arena_, shape, from, to, dy.data(),
+                                             tile_weights(weight, shape).data(), dx.data());
       return dx;
     }
     if (weight.trainable) {
@@ -190,7 +192,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
     require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-    kernels::tile_weights(shape, weight.value.data(), weights.data());
+    kernels::tile_weights(threads_, shape, weight.value.data(), weights.data());
     return weights;
   }
   static void require_as_it_is(const Parameter<T>& weight) {

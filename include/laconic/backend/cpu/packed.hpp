@@ -3,11 +3,11 @@
 
 #include <laconic/backend/cpu/conv.hpp>
 #include <laconic/backend/cpu/conv2d_tiles.hpp>
+#include <laconic/core/memory.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <cmath>
 #include <cstdint>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -42,31 +42,50 @@ struct PackedLayout {
   }
 };
 
-/// Memory that vectors read without crossing lines of the cache.
-inline std::shared_ptr<std::byte> aligned_memory(Index bytes) {
-  static constexpr std::align_val_t alignment{64};
-  return {static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment)),
-          [](std::byte* p) { ::operator delete(p, alignment); }};
-}
+/// Memory for the weights of a model, end to end in large pages, of which no more is touched than is taken. Each piece
+/// keeps what it lies in.
+class WeightMemory {
+ public:
+  /// Aligned to 64 bytes. Uninitialised; allocates.
+  std::shared_ptr<std::byte> take(Index bytes) {
+    constexpr Index line = laconic::detail::line_bytes, block = 32 << 20;
+    const Index rounded = (bytes + line - 1) / line * line;
+    if (left_ < rounded) {
+      left_ = std::max(rounded, block);
+      const auto size = static_cast<std::size_t>(left_);
+      next_ = {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
+               [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+    }
+    left_ -= rounded;
+    std::shared_ptr<std::byte> piece = next_;
+    next_ = {piece, piece.get() + rounded};
+    return piece;
+  }
+
+ private:
+  std::shared_ptr<std::byte> next_{};
+  Index left_ = 0;
+};
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
 template <class T>
-PackedWeight pack_tiles(int threads, const Conv2dShape& shape, const T* weight) {
+PackedWeight pack_tiles(WeightMemory& memory, int threads, const Conv2dShape& shape, const T* weight) {
   Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
-  tile_weights(shape, weight, weights.data());
-  const auto data = aligned_memory(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
+  tile_weights(threads, shape, weight, weights.data());
+  const auto data = memory.take(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
   pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
   return {Storage::full, Packing::tiles, data};
 }
 
 /// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
 template <class T>
-PackedWeight pack_weight(Storage storage, Packing packing, int threads, Index out, Index in, const T* weight) {
+PackedWeight pack_weight(WeightMemory& memory, Storage storage, Packing packing, int threads, Index out, Index in,
+                         const T* weight) {
   constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
   require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
-  const auto data = aligned_memory(layout.bytes(sizeof(T)));
+  const auto data = memory.take(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
     pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
     return {storage, packing, data};
@@ -166,6 +185,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
     __m512i row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
+    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t four;
@@ -326,6 +346,7 @@ template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");
   const int team = threads > 0 ? threads : hardware_threads();
+  kernels::WeightMemory memory;
   model.parameters([&](std::string_view, auto& p) {
     using T = typename std::remove_reference_t<decltype(p)>::Scalar;
     require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
@@ -336,14 +357,14 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
     const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(team, {in, p.shape()[0], 0}, p.value.data()));
+      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.value.data()));
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
       kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
       p.value.swap(ordered);
     }
     const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(form, packing, team, p.rows(), p.cols(), p.value.data()));
+    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.value.data()));
   });
 }
 

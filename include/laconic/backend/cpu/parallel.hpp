@@ -1,9 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/extent.hpp>
+#include <laconic/core/sequences.hpp>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
 #include <exception>
 #include <vector>
 
@@ -24,15 +27,36 @@ inline int hardware_threads() {
 
 namespace kernels {
 
+/// Tasks begin .. end - 1, of which whoever comes takes the next.
+struct alignas(64) TaskQueue {
+  std::atomic<Index> next{0};
+  Index end = 0;
+};
+
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, thread < threads.
 /// Bodies write to disjoint places and do not throw, so the result cannot depend on how tasks are dealt out.
+/// Each thread begins with its own stretch of the tasks: the same rows from kernel to kernel, which its caches then
+/// hold, while what another core has written comes slowly, above all where the two share no third-level cache. Who is
+/// done helps the others.
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
 #ifdef _OPENMP
   const int team = static_cast<int>(std::min<Index>(threads, tasks));
   if (team > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-    for (Index task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+    std::array<TaskQueue, 64> queues;
+    const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
+    for (Index i = 0; i < count; ++i) {
+      queues[static_cast<std::size_t>(i)].next = tasks * i / count;
+      queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
+    }
+#pragma omp parallel num_threads(team)
+    {
+      const int thread = omp_get_thread_num();
+      for (Index i = 0; i < count; ++i) {
+        TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % count)];
+        for (Index task; (task = queue.next.fetch_add(1, std::memory_order_relaxed)) < queue.end;) body(task, thread);
+      }
+    }
     return;
   }
 #endif
@@ -46,6 +70,25 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
   parallel_for(threads, (size + grain - 1) / grain,
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
+
+/// Equal blocks of [0, size): at most `block` in each, whole units, as many for each of the threads.
+class Blocks {
+ public:
+  Blocks(Index size, Index block, Index unit, int threads)
+      : size_(size), unit_(unit), units_((size + unit - 1) / unit) {
+    count_ = (size + block - 1) / block;
+    count_ = std::min(units_, (count_ + threads - 1) / threads * threads);
+  }
+  Index count() const { return count_; }
+  /// The size of the largest.
+  Index most() const { return count_ == 0 ? 0 : (units_ + count_ - 1) / count_ * unit_; }
+  Range operator[](Index i) const {
+    return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
+  }
+
+ private:
+  Index size_, unit_, units_, count_;
+};
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
 template <class Body>

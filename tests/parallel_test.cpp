@@ -1,0 +1,96 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// How work is cut and dealt out to threads, and the memory that large blocks get.
+#include <laconic/laconic.hpp>
+
+#include "catch.hpp"
+
+#include <atomic>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+using namespace laconic;
+
+TEST_CASE("every task is done once, by one of so many threads", "[parallel]") {
+  for (const int threads : {1, 2, 3, 70})  // more than there are queues
+    for (const Index tasks : {0, 1, 2, 5, 69, 1000}) {
+      CAPTURE(threads, tasks);
+      std::vector<std::atomic<int>> done(static_cast<std::size_t>(tasks));
+      std::atomic<int> strangers{0};
+      kernels::parallel_for(threads, tasks, [&](Index task, int thread) {
+        ++done[static_cast<std::size_t>(task)];
+        if (thread < 0 || thread >= threads) ++strangers;
+      });
+      CHECK(strangers == 0);
+      for (const auto& times : done) REQUIRE(times == 1);
+    }
+}
+
+#ifdef _OPENMP
+TEST_CASE("a thread that is done helps the others", "[parallel]") {
+  int team = 1;
+#pragma omp parallel num_threads(2)
+  {
+#pragma omp single
+    team = omp_get_num_threads();
+  }
+  if (team < 2) return;  // so the environment says
+  // The first task waits for all others, of which half lie in the stretch of its own thread.
+  constexpr Index tasks = 16;
+  std::atomic<Index> done{0};
+  kernels::parallel_for(2, tasks, [&](Index task, int) {
+    while (task == 0 && done < tasks - 1) {
+    }
+    ++done;
+  });
+  CHECK(done == tasks);
+}
+#endif
+
+TEST_CASE("blocks cover all, in whole units, and share evenly", "[parallel]") {
+  for (const Index size : {0, 1, 7, 8, 9, 128, 129, 370, 1240})
+    for (const Index unit : {1, 8})
+      for (const int threads : {1, 2, 3}) {
+        CAPTURE(size, unit, threads);
+        const kernels::Blocks blocks(size, 128, unit, threads);
+        Index end = 0;
+        for (Index i = 0; i < blocks.count(); ++i) {
+          CHECK(blocks[i].begin == end);
+          CHECK(blocks[i].begin % unit == 0);
+          CHECK((blocks[i].size() > 0 && blocks[i].size() <= std::min<Index>(128, blocks.most())));
+          end = blocks[i].end;
+        }
+        CHECK(end == size);
+        if (size >= threads * unit) CHECK(blocks.count() % threads == 0);
+      }
+}
+
+TEST_CASE("parts of sequences cover rows in order, and leave out empty ones", "[parallel]") {
+  using Part = std::pair<Index, std::pair<Index, Index>>;
+  const auto parts = [](const Sequences& sequences, Range rows) {
+    std::vector<Part> out;
+    each_part(sequences, rows, [&](Index n, Range part) { out.push_back({n, {part.begin, part.end}}); });
+    return out;
+  };
+  const Sequences sequences{0, 5, 0, 0, 3, 0};
+  CHECK(parts(sequences, {0, 8}) == std::vector<Part>{{1, {0, 5}}, {4, {0, 3}}});
+  CHECK(parts(sequences, {4, 6}) == std::vector<Part>{{1, {4, 5}}, {4, {0, 1}}});
+  CHECK(parts(sequences, {5, 5}).empty());
+  CHECK(parts(Sequences{}, {0, 0}).empty());
+}
+
+TEST_CASE("large blocks of memory begin at large pages, small ones at lines of the cache", "[memory]") {
+  for (const std::size_t bytes :
+       {std::size_t{1}, detail::large_page_bytes - 1, detail::large_page_bytes, 3 * detail::large_page_bytes + 5}) {
+    auto* memory = static_cast<unsigned char*>(detail::allocate_aligned(bytes));
+    const std::size_t alignment = bytes < detail::large_page_bytes ? detail::line_bytes : detail::large_page_bytes;
+    CHECK(reinterpret_cast<std::uintptr_t>(memory) % alignment == 0);
+    memory[0] = memory[bytes - 1] = 1;
+    detail::free_aligned(memory, bytes);
+  }
+  kernels::WeightMemory weights;
+  const auto first = weights.take(100), second = weights.take(Index{40} << 20), third = weights.take(1);
+  for (const auto& piece : {first, second, third})
+    CHECK(reinterpret_cast<std::uintptr_t>(piece.get()) % detail::line_bytes == 0);
+  CHECK(first.get() != third.get());
+}
