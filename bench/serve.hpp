@@ -13,6 +13,9 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -21,7 +24,6 @@
 #include <iostream>
 #include <sstream>
 #include <string>
-#include <thread>
 
 namespace bench {
 
@@ -64,24 +66,37 @@ laconic::Index calls_for(Run&& run) {
 
 /// Nanoseconds for which a line of the cache travels when one thread has written it and another waits for it: some 30
 /// where their cores share a third-level cache, several times as much where they do not. In a virtual machine it may
-/// change at any time. 0 with one thread.
-inline double hand_over_ns(int threads) {
-  if (threads < 2) return 0;
-  constexpr int trips = 20000;
-  alignas(64) std::atomic<int> line{0};
-  const auto side = [&](int own) {
-    for (int i = 0; i < trips; ++i) {
-      while (line.load(std::memory_order_acquire) != 2 * i + own) {
+/// change at any time. Between the first two threads of the team that kernels use; 0 with one thread.
+inline double hand_over_ns([[maybe_unused]] int threads) {
+  double nanoseconds = 0;
+#ifdef _OPENMP
+  struct alignas(64) Line {
+    std::atomic<int> value{0};
+  } line;
+  constexpr int warm_up = 1000, trips = 20000, ended = -1;
+#pragma omp parallel num_threads(threads)
+  if (omp_get_num_threads() > 1 && omp_get_thread_num() == 0) {
+    using Clock = std::chrono::steady_clock;
+    const auto passed = [](auto since) { return std::chrono::duration<double>(Clock::now() - since).count(); };
+    const auto begin = Clock::now();
+    auto start = begin;
+    int trip = 0;
+    // Threads that must share a core take milliseconds each time.
+    while (trip < warm_up + trips && (trip % 16 != 0 || passed(begin) < 0.1)) {
+      if (trip == warm_up) start = Clock::now();
+      line.value.store(2 * trip + 1, std::memory_order_release);
+      while (line.value.load(std::memory_order_acquire) != 2 * trip + 2) {
       }
-      line.store(2 * i + own + 1, std::memory_order_release);
+      ++trip;
     }
-  };
-  const double seconds = seconds_of([&] {
-    std::thread other(side, 1);
-    side(0);
-    other.join();
-  });
-  return 1e9 * seconds / (2 * trips);
+    nanoseconds = 1e9 * passed(start) / (2 * (trip > warm_up ? trip - warm_up : trip));
+    line.value.store(ended, std::memory_order_release);
+  } else if (omp_get_thread_num() == 1) {
+    for (int seen = 0; seen != ended; seen = line.value.load(std::memory_order_acquire))
+      if (seen % 2 == 1) line.value.store(seen + 1, std::memory_order_release);
+  }
+#endif
+  return nanoseconds;
 }
 
 /// A line of /proc/self/status in MB: "VmHWM" is the peak, "VmRSS" what is held now. 0 where there is no such file.

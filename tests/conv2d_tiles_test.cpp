@@ -79,26 +79,28 @@ TEST_CASE("its derivatives are those of the convolution, in any number of thread
                              narrow.from, narrow.to, true)
             .view()
             .isZero());
-  Case c(17, 5, 11, {8, 25, 2, 800});
-  const Matrix<double> dy = random_matrix<double>(c.to.rows(), c.shape.out_cols(), 5);
-  // The convolution is linear in x and in the weight, so <dy, conv(d)> is the derivative in direction d, exactly.
-  std::vector<Matrix<double>> dx;
-  std::vector<Matrix<double>> dweight;
-  for (const int threads : {1, 3}) {
-    Cpu<double> cpu(threads);
-    c.weight.clear_gradient();
-    dx.push_back(
-        cpu.conv2d_backward(cpu.input(dy), cpu.input(c.x), c.weight, c.bias, c.shape, c.from, c.to, true).view());
-    dweight.push_back(c.weight.gradient());
+  // One panel of outputs and a row of many tiles; and several, with blocks that end where sequences do, for so many
+  // threads that components are cut.
+  for (Case c : {Case(17, 5, 11, {8, 25, 2, 800}), Case(33, 53, 40, {33, 33, 0, 101, 33})}) {
+    const Matrix<double> dy = random_matrix<double>(c.to.rows(), c.shape.out_cols(), 5);
+    // The convolution is linear in x and in the weight, so <dy, conv(d)> is the derivative in direction d, exactly.
+    std::vector<Matrix<double>> dx, dweight;
+    for (const int threads : {1, 3, 16}) {
+      Cpu<double> cpu(threads);
+      c.weight.clear_gradient();
+      dx.push_back(
+          cpu.conv2d_backward(cpu.input(dy), cpu.input(c.x), c.weight, c.bias, c.shape, c.from, c.to, true).view());
+      dweight.push_back(c.weight.gradient());
+      REQUIRE(dx[0] == dx.back());
+      REQUIRE(dweight[0] == dweight.back());
+    }
+    Parameter<double> none({c.shape.out_channels});
+    const Matrix<double> direction = random_matrix<double>(c.x.rows(), c.x.cols(), 6);
+    const double by_x = dy.cwiseProduct(convolved(direction, c.weight, none, c.shape, c.from, c.to)).sum();
+    CHECK(dx[0].cwiseProduct(direction).sum() == Approx(by_x).epsilon(1e-12));
+    Parameter<double> turned = c.weight;
+    turned.value = random_matrix<double>(c.weight.rows(), c.weight.cols(), 7);
+    const double by_weight = dy.cwiseProduct(convolved(c.x, turned, none, c.shape, c.from, c.to)).sum();
+    CHECK(dweight[0].cwiseProduct(turned.value).sum() == Approx(by_weight).epsilon(1e-12));
   }
-  REQUIRE(dx[0] == dx[1]);
-  REQUIRE(dweight[0] == dweight[1]);
-  Parameter<double> none({5});
-  const Matrix<double> direction = random_matrix<double>(c.x.rows(), c.x.cols(), 6);
-  const double by_x = dy.cwiseProduct(convolved(direction, c.weight, none, c.shape, c.from, c.to)).sum();
-  CHECK(dx[0].cwiseProduct(direction).sum() == Approx(by_x).epsilon(1e-12));
-  Parameter<double> turned = c.weight;
-  turned.value = random_matrix<double>(5, 17 * 9, 7);
-  const double by_weight = dy.cwiseProduct(convolved(c.x, turned, none, c.shape, c.from, c.to)).sum();
-  CHECK(dweight[0].cwiseProduct(turned.value).sum() == Approx(by_weight).epsilon(1e-12));
 }

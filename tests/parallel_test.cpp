@@ -4,8 +4,11 @@
 
 #include "catch.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -27,23 +30,57 @@ TEST_CASE("every task is done once, by one of so many threads", "[parallel]") {
 }
 
 #ifdef _OPENMP
-TEST_CASE("a thread that is done helps the others", "[parallel]") {
+namespace {
+
+/// Waits for what other threads bring about, ten seconds at most.
+template <class Condition>
+bool comes(Condition&& condition) {
+  const auto begin = std::chrono::steady_clock::now();
+  while (!condition())
+    if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(10)) return false;
+  return true;
+}
+
+bool has_two_threads() {
   int team = 1;
 #pragma omp parallel num_threads(2)
   {
 #pragma omp single
     team = omp_get_num_threads();
   }
-  if (team < 2) return;  // so the environment says
+  return team == 2;  // unless the environment says otherwise
+}
+
+}  // namespace
+
+TEST_CASE("each thread begins with its own stretch of the tasks", "[parallel]") {
+  if (!has_two_threads()) return;
+  constexpr Index tasks = 6;
+  std::vector<int> done_by(tasks, -1);
+  std::atomic<int> begun{0};
+  kernels::parallel_for(2, tasks, [&](Index task, int thread) {
+    done_by[static_cast<std::size_t>(task)] = thread;
+    if (task % 3 == 0) {
+      ++begun;
+      comes([&] { return begun == 2; });
+    }
+  });
+  CHECK(begun == 2);
+  CHECK(done_by[0] == 0);
+  CHECK(done_by[3] == 1);
+}
+
+TEST_CASE("a thread that is done helps the others", "[parallel]") {
+  if (!has_two_threads()) return;
   // The first task waits for all others, of which half lie in the stretch of its own thread.
   constexpr Index tasks = 16;
   std::atomic<Index> done{0};
+  std::atomic<bool> helped{false};
   kernels::parallel_for(2, tasks, [&](Index task, int) {
-    while (task == 0 && done < tasks - 1) {
-    }
+    if (task == 0) helped = comes([&] { return done == tasks - 1; });
     ++done;
   });
-  CHECK(done == tasks);
+  CHECK(helped);
 }
 #endif
 
@@ -58,6 +95,7 @@ TEST_CASE("blocks cover all, in whole units, and share evenly", "[parallel]") {
           CHECK(blocks[i].begin == end);
           CHECK(blocks[i].begin % unit == 0);
           CHECK((blocks[i].size() > 0 && blocks[i].size() <= std::min<Index>(128, blocks.most())));
+          if (i + 1 < blocks.count()) CHECK(blocks[i].size() >= size / blocks.count() / unit * unit);
           end = blocks[i].end;
         }
         CHECK(end == size);
@@ -88,9 +126,18 @@ TEST_CASE("large blocks of memory begin at large pages, small ones at lines of t
     memory[0] = memory[bytes - 1] = 1;
     detail::free_aligned(memory, bytes);
   }
-  kernels::WeightMemory weights;
-  const auto first = weights.take(100), second = weights.take(Index{40} << 20), third = weights.take(1);
-  for (const auto& piece : {first, second, third})
+}
+
+TEST_CASE("weights lie end to end, and each keeps the memory that it lies in", "[memory]") {
+  auto memory = std::make_unique<kernels::WeightMemory>();
+  auto first = memory->take(100), second = memory->take(1);
+  CHECK(second.get() == first.get() + 128);
+  const auto large = memory->take(Index{40} << 20), third = memory->take(1);
+  CHECK(third.get() == second.get() + 64);
+  for (const auto& piece : {first, second, large, third})
     CHECK(reinterpret_cast<std::uintptr_t>(piece.get()) % detail::line_bytes == 0);
-  CHECK(first.get() != third.get());
+  memory.reset();
+  first.reset();
+  *second = std::byte{1};  // still there
+  CHECK(*second == std::byte{1});
 }

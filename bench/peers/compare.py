@@ -12,8 +12,9 @@ their heads. Each program keeps running and answers "run K" on standard input by
 are warm-up and not counted. In every round each program does K steps, in an order that turns round by round. A ratio is
 the median time of the fastest peer over laconic's; its spread is over the rounds. Memory is the peak of the process
 from when it is ready (train_step, encoder), or what one call takes beyond its inputs (attention). With several threads
-laconic's programs also say how long a line of the cache travels between two cores; where that changed from round to
-round, as it does in virtual machines, the ratio of near and of far cores is shown.
+laconic's programs also say how long a line of the cache travels between two cores, before and after their own steps;
+where that changed from round to round, as it does in virtual machines, train_step and encoder show the ratio of rounds
+with near and with far cores.
 
 `encoder` keeps models, inputs and exported files in --folder, and peers compare their logits with laconic's before they
 are timed. Options of the work are passed on to both sides.
@@ -159,11 +160,13 @@ class Result:
     def print_by_distance(self, work):
         """The ratio of rounds with cores near and far from each other, where the machine had both (hand_over_ns)."""
         nanoseconds = self.programs[0].hand_over
-        middle = (min(nanoseconds) + max(nanoseconds)) / 2
-        if max(nanoseconds) < 2 * min(nanoseconds):
-            if middle > 0:
-                print(f"Core to core: {min(nanoseconds):.0f} to {max(nanoseconds):.0f} ns in all rounds.")
+        least, most = min(nanoseconds), max(nanoseconds)
+        if most == 0:
+            return  # one thread
+        if most < 2 * least:
+            print(f"Core to core: {least:.0f} to {most:.0f} ns in all rounds.")
             return
+        middle = (least + most) / 2
         ours, theirs = self.series[self.ours][work], self.series[self.best_peer(work)][work]
         for label, chosen in [("near", [n < middle for n in nanoseconds]), ("far", [n >= middle for n in nanoseconds])]:
             pairs = [(a, b) for a, b, take in zip(ours.rounds, theirs.rounds, chosen) if take]
@@ -374,7 +377,7 @@ def main():
         pathlib.Path(arguments.json).write_text(json.dumps({
             "machine": machine, "case": arguments.case, "work": work_options(arguments), "threads": arguments.threads,
             "steps_a_round": arguments.steps, "peak_gflops": result.peak_gflops(),
-            "hand_over_ns": result.programs[0].hand_over,
+            "hand_over_ns": result.programs[0].hand_over if any(result.programs[0].hand_over) else None,
             "ratios": [{"work": work, "against": result.best_peer(work), "ratio": ratio, "by_round": rounds}
                        for work, (ratio, rounds) in ratios.items()],
             "measured": list(result.rows()),

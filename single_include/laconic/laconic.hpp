@@ -750,7 +750,8 @@ inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
 inline void* allocate_aligned(std::size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes));
 #ifdef MADV_HUGEPAGE
-  // A wish: may fail. What is left behind the last whole one stays in small pages.
+  // A wish: may fail, and stays with the pages when they are given back. What is left behind the last whole one stays
+  // in small pages.
   if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
 #endif
   return memory;
@@ -1010,7 +1011,7 @@ struct Range {
   Index size() const { return end - begin; }
 };
 
-/// visit(n, rows of sequence n) for every sequence that has some among these rows of all of them.
+/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
 template <class Visit>
 void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   while (rows.begin < rows.end) {
@@ -3382,8 +3383,8 @@ inline int hardware_threads() {
 
 namespace kernels {
 
-/// Tasks begin .. end - 1, of which whoever comes takes the next.
-struct alignas(64) TaskQueue {
+/// Tasks next .. end - 1, of which whoever comes takes the first.
+struct alignas(laconic::detail::line_bytes) TaskQueue {
   std::atomic<Index> next{0};
   Index end = 0;
 };
@@ -3401,7 +3402,7 @@ void parallel_for(int threads, Index tasks, Body&& body) {
     std::array<TaskQueue, 64> queues;
     const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
     for (Index i = 0; i < count; ++i) {
-      queues[static_cast<std::size_t>(i)].next = tasks * i / count;
+      queues[static_cast<std::size_t>(i)].next.store(tasks * i / count, std::memory_order_relaxed);
       queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
     }
 #pragma omp parallel num_threads(team)
@@ -3409,7 +3410,10 @@ void parallel_for(int threads, Index tasks, Body&& body) {
       const int thread = omp_get_thread_num();
       for (Index i = 0; i < count; ++i) {
         TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % count)];
-        for (Index task; (task = queue.next.fetch_add(1, std::memory_order_relaxed)) < queue.end;) body(task, thread);
+        while (queue.next.load(std::memory_order_relaxed) < queue.end) {
+          const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
+          if (task < queue.end) body(task, thread);
+        }
       }
     }
     return;
@@ -3426,23 +3430,24 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
 
-/// Equal blocks of [0, size): at most `block` in each, whole units, as many for each of the threads.
+/// [0, size) in blocks of whole units that differ by one unit at most, as many for each of the threads. `block`, which
+/// none of them exceeds, is at least 1 and a multiple of `unit`.
 class Blocks {
  public:
   Blocks(Index size, Index block, Index unit, int threads)
-      : size_(size), unit_(unit), units_((size + unit - 1) / unit) {
-    count_ = (size + block - 1) / block;
-    count_ = std::min(units_, (count_ + threads - 1) / threads * threads);
+      : size_(size), unit_(unit), units_((size + unit - 1) / unit), most_(std::min(block, units_ * unit)) {
+    const Index count = (size + block - 1) / block;
+    count_ = std::min(units_, (count + threads - 1) / threads * threads);
   }
   Index count() const { return count_; }
-  /// The size of the largest.
-  Index most() const { return count_ == 0 ? 0 : (units_ + count_ - 1) / count_ * unit_; }
+  /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
+  Index most() const { return most_; }
   Range operator[](Index i) const {
     return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
   }
 
  private:
-  Index size_, unit_, units_, count_;
+  Index size_, unit_, units_, most_, count_;
 };
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
@@ -3891,14 +3896,21 @@ inline Batch<float> load_as<float>(const Bf16* from) {
 }
 #endif
 
-/// Asks for what comes 48 rows of B later, some microseconds, to the second-level cache: where few rows meet weights
-/// that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs nothing
-/// that can be measured.
+/// Where number `offset` after this one lies, which may be beyond the end: to ask for, not to read.
+template <class Number>
+const void* address(const Number* from, Index offset) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) +
+                                       static_cast<std::uintptr_t>(offset) * sizeof(Number));
+}
+
+/// Asks for what comes 48 rows of B later, less than a microsecond, to the second-level cache: where few rows meet
+/// weights that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs
+/// nothing that can be measured.
 template <Index Cols, class Number>
 void fetch_later_row(const Number* row, Index row_stride) {
   constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
-  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(row + later * row_stride + i, 0, 2);
+  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(address(row, later * row_stride + i), 0, 2);
 }
 
 /// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
@@ -3909,6 +3921,12 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
+  // Results are written at the end, one line after the other: they would wait for lines that lie far away.
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) __builtin_prefetch(address(c, i * c_stride + j * w), 1, 3);
+  }
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
@@ -5757,7 +5775,7 @@ template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Blocks pieces(s.out_channels, s.out_channels, lanes<T>, threads);
+  const Blocks pieces(s.out_channels, std::max(lanes<T>, padded_cols<T>(s.out_channels)), lanes<T>, threads);
   const Index each = rows * s.patch() + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
   parallel_for(threads, pieces.count(), [&](Index piece, int) {
@@ -5849,12 +5867,26 @@ namespace kernels {
 struct ConvTiles {
   static constexpr Index components = 5, all = components * components, groups = 9;
 
-  Conv2dShape shape;
-  Index out_length;
+  ConvTiles(const Conv2dShape& s, Index length)
+      : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
 
-  Index times() const { return (out_length + 1) / 2; }
-  Index freqs() const { return (shape.out_freqs() + 1) / 2; }
-  Index count() const { return times() * freqs(); }
+  const Conv2dShape& shape;
+  Index out_length, out_freqs;
+  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
+
+  Index count() const { return times * freqs; }
+  /// visit(row, column) of each of these tiles.
+  template <class Visit>
+  void each(Range tiles, Visit&& visit) const {
+    if (tiles.size() == 0) return;
+    Index row = tiles.begin / freqs, column = tiles.begin % freqs;
+    for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+      visit(row, column);
+      if (++column < freqs) continue;
+      column = 0;
+      ++row;
+    }
+  }
   /// Components along one axis that add to the first output, to both, to the second.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
@@ -5903,8 +5935,8 @@ inline constexpr auto conv_component_at = [] {
   return out;
 }();
 
-/// visit(weight, taps) for every weight of the components (25 in_channels, out_channels), with the taps (3, 3) of its
-/// channels in (out, in, 3, 3) and which of them it is made of: has(3 p + q).
+/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
+/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
 template <class Weight, class Tap, class Visit>
 void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
   parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
@@ -5926,8 +5958,9 @@ void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* t
 template <class T>
 void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
   each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
-    weight = 0;
-    for (const Index tap : used) weight += of_channels[tap];
+    T sum = 0;
+    for (const Index tap : used) sum += of_channels[tap];
+    weight = sum;
   });
 }
 /// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
@@ -5955,11 +5988,12 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Channels of one component of a tile of a sequence x (rows, in_cols) of so many rows. `zeros` has in_channels.
+/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
+/// in_channels.
 template <class T>
-void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range channels, Index rows, const T* x,
-                    const T* zeros, T* to) {
-  const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
+void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
+                    const T* x, const T* zeros, T* to) {
+  const Index time = 4 * row, freq = 4 * column;
   const auto input = [&](Index r, Index s) {
     const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
     return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
@@ -5978,14 +6012,15 @@ void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range chan
     std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// Channels of what a group's sum of a tile gets from dy (rows, out_cols) of a sequence. `zeros` has out_channels.
+/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
+/// out_channels.
 template <class T>
-void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range channels, const T* dy, const T* zeros,
-                          T* to) {
-  const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
+void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
+                          const T* zeros, T* to) {
+  const Index time = 2 * row, freq = 2 * column;
   const auto output = [&](Index i, Index j) {
-    const bool inside = time + i < t.out_length && freq + j < t.shape.out_freqs();
-    return (inside ? dy + (time + i) * t.shape.out_cols() + (freq + j) * t.shape.out_channels : zeros) + channels.begin;
+    const bool inside = time + i < t.out_length && freq + j < t.out_freqs;
+    return (inside ? dy + ((time + i) * t.out_freqs + freq + j) * t.shape.out_channels : zeros) + channels.begin;
   };
   const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
   if (g == 1 && h == 1)
@@ -6005,10 +6040,10 @@ void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range cha
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
+  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
   // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
   // components of a group do.
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
-  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
   const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
   const Index sums = blocks.most() * s.out_channels;
   const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
@@ -6022,11 +6057,14 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
       const Index depth = ConvTiles::size(group) * s.in_channels;
       T* out = components;
       each_part(tiles, block, [&](Index n, Range of_sequence) {
-        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, out += depth)
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
           ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-            tile_component({s, to.length(n)}, a, b, tile, {0, s.in_channels}, from.length(n),
-                           x + from.begin(n) * s.in_cols(), zeros, out + member * s.in_channels);
+            tile_component(t, a, b, row, column, {0, s.in_channels}, from.length(n), x + from.begin(n) * s.in_cols(),
+                           zeros, out + member * s.in_channels);
           });
+          out += depth;
+        });
       });
       gemm_panels(block.size(), Operand<T>{components, depth},
                   Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
@@ -6034,12 +6072,12 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
     }
     const T* of_tile = sum;
     each_part(tiles, block, [&](Index n, Range of_sequence) {
-      const ConvTiles t{s, to.length(n)};
-      for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, of_tile += s.out_channels)
+      const ConvTiles t(s, to.length(n));
+      t.each(of_sequence, [&](Index row, Index column) {
         for (Index i = 0; i < 2; ++i)
           for (Index j = 0; j < 2; ++j) {
-            const Index time = 2 * (tile / t.freqs()) + i, freq = 2 * (tile % t.freqs()) + j;
-            if (time >= t.out_length || freq >= s.out_freqs()) continue;
+            const Index time = 2 * row + i, freq = 2 * column + j;
+            if (time >= t.out_length || freq >= t.out_freqs) continue;
             const auto part = [&](Index g, Index h) { return of_tile + (3 * g + h) * sums; };
             map_span(
                 s.out_channels, y + (to.begin(n) + time) * s.out_cols() + freq * s.out_channels,
@@ -6049,6 +6087,8 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
                 },
                 part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
           }
+        of_tile += s.out_channels;
+      });
     });
   });
 }
@@ -6104,11 +6144,11 @@ class PixelGradient {
 template <class T>
 void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                    const Sequences& to, const T* dy, const T* x, T* dweights) {
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
   // Blocks of tiles whose component and gradients a second-level cache holds.
   const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
   // Components are cut by channels, too, where they are few for the threads.
-  const Index parts = std::clamp<Index>(4 * threads / ConvTiles::all, 1, s.in_channels),
+  const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
               most = (s.in_channels + parts - 1) / parts;
   const Index each =
       blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
@@ -6124,20 +6164,24 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
       std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
       T *component = components, *gradient = gradients;
       each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-        const ConvTiles t{s, to.length(n)};
-        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, component += channels.size())
-          tile_component(t, of.a, of.b, tile, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
+          tile_component(t, of.a, of.b, row, column, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
                          component);
+          component += channels.size();
+        });
       });
       const Panels<T> panels{gradients, count, s.out_channels};
       for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
         const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
         each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-          const ConvTiles t{s, to.length(n)};
-          for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, gradient += width) {
-            tile_output_gradient(t, of.group, tile, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros, gradient);
+          const ConvTiles t(s, to.length(n));
+          t.each(of_sequence, [&](Index row, Index column) {
+            tile_output_gradient(t, of.group, row, column, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 gradient);
             std::fill(gradient + used, gradient + width, T(0));
-          }
+            gradient += width;
+          });
         });
       }
       gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
@@ -6151,10 +6195,11 @@ template <class T>
 void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                  const Sequences& to, const T* dy, const T* weights, T* dx) {
   constexpr Index groups = ConvTiles::groups;
-  const Index freqs = ConvTiles{s, 0}.freqs();
+  const Index freqs = ConvTiles(s, 0).freqs;
   if (freqs == 0) return;
-  // Rows of tiles, of all sequences end to end, and so few of them at once that their gradients stay near.
-  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.times(); });
+  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
+  // and no more, for their gradients should stay near.
+  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
   const Index piece = std::max<Index>(1, 64 / freqs);
   const Blocks blocks(times.rows(), piece * threads, 1, 1);
   const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
@@ -6178,16 +6223,19 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
   std::fill_n(zeros, s.out_channels, T(0));
   for (Index b = 0; b < blocks.count(); ++b) {
     const Range block = blocks[b];
-    const Index pieces = (block.size() + piece - 1) / piece;
-    parallel_for(threads, pieces, [&](Index task, int thread) {
+    const Blocks pieces(block.size(), piece, 1, threads);
+    parallel_for(threads, pieces.count(), [&](Index task, int thread) {
       T* const sum = scratch + thread * sums;
-      const Range rows{block.begin + block.size() * task / pieces, block.begin + block.size() * (task + 1) / pieces};
+      const Range rows{block.begin + pieces[task].begin, block.begin + pieces[task].end};
       for (Index group = 0; group < groups; ++group) {
         T* out = sum;
         each_part(times, rows, [&](Index n, Range of_sequence) {
-          for (Index tile = of_sequence.begin * freqs; tile < of_sequence.end * freqs; ++tile, out += s.out_channels)
-            tile_output_gradient({s, to.length(n)}, group, tile, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(),
-                                 zeros, out);
+          const ConvTiles t(s, to.length(n));
+          t.each({of_sequence.begin * freqs, of_sequence.end * freqs}, [&](Index row, Index column) {
+            tile_output_gradient(t, group, row, column, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 out);
+            out += s.out_channels;
+          });
         });
         gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
                     {0, s.out_channels}, {0, depth(group)},
@@ -6195,28 +6243,27 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
                     false, static_cast<const T*>(nullptr));
       }
     });
-    parallel_blocks(threads, block.size(), 1, [&](Index first, Index end) {
-      each_part(times, {block.begin + first, block.begin + end}, [&](Index n, Range of_sequence) {
-        // Of this sequence's rows of tiles, those that are in the block.
-        const Range here{std::max<Index>(0, block.begin - times.begin(n)),
-                         std::min(times.length(n), block.end - times.begin(n))};
-        const Index before = (times.begin(n) - block.begin) * freqs;
-        const Index stop = 4 * of_sequence.end + (of_sequence.end == here.end ? 1 : 0);
-        for (Index time = 4 * of_sequence.begin; time < std::min(from.length(n), stop); ++time)
-          for (Index freq = 0; freq < s.in_freqs; ++freq) {
-            PixelGradient<T> pixel;
-            for (const Index i : {time / 4 - 1, time / 4})
-              for (const Index j : {freq / 4 - 1, freq / 4}) {
-                const Index r = time - 4 * i, q = freq - 4 * j;
-                if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
-                const auto of_group = [&](Index group) {
-                  return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
-                };
-                pixel.add(of_group, s.in_channels, r, q);
-              }
-            pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
-          }
-      });
+    parallel_for(threads, block.size(), [&](Index task, int) {
+      const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
+      // Of this sequence's rows of tiles, those that are in the block.
+      const Range here{std::max<Index>(0, block.begin - times.begin(n)),
+                       std::min(times.length(n), block.end - times.begin(n))};
+      const Index before = (times.begin(n) - block.begin) * freqs;
+      const Index stop = 4 * (own + 1) + (own + 1 == here.end ? 1 : 0);
+      for (Index time = 4 * own; time < std::min(from.length(n), stop); ++time)
+        for (Index freq = 0; freq < s.in_freqs; ++freq) {
+          PixelGradient<T> pixel;
+          for (const Index i : {time / 4 - 1, time / 4})
+            for (const Index j : {freq / 4 - 1, freq / 4}) {
+              const Index r = time - 4 * i, q = freq - 4 * j;
+              if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
+              const auto of_group = [&](Index group) {
+                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
+              };
+              pixel.add(of_group, s.in_channels, r, q);
+            }
+          pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
+        }
     });
   }
 }
@@ -6255,19 +6302,18 @@ struct PackedLayout {
   }
 };
 
-/// Memory for the weights of a model, end to end in large pages, of which no more is touched than is taken. Each piece
-/// keeps what it lies in.
+/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
 class WeightMemory {
  public:
   /// Aligned to 64 bytes. Uninitialised; allocates.
   std::shared_ptr<std::byte> take(Index bytes) {
-    constexpr Index line = laconic::detail::line_bytes, block = 32 << 20;
+    constexpr Index line = laconic::detail::line_bytes;
     const Index rounded = (bytes + line - 1) / line * line;
+    if (2 * rounded > block_) return allocate(rounded);
     if (left_ < rounded) {
-      left_ = std::max(rounded, block);
-      const auto size = static_cast<std::size_t>(left_);
-      next_ = {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
-               [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+      next_ = allocate(block_);
+      left_ = block_;
+      block_ = std::min<Index>(2 * block_, 32 << 20);
     }
     left_ -= rounded;
     std::shared_ptr<std::byte> piece = next_;
@@ -6276,8 +6322,14 @@ class WeightMemory {
   }
 
  private:
+  static std::shared_ptr<std::byte> allocate(Index bytes) {
+    const auto size = static_cast<std::size_t>(bytes);
+    return {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
+            [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+  }
+
   std::shared_ptr<std::byte> next_{};
-  Index left_ = 0;
+  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
 };
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
@@ -6550,11 +6602,12 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 }  // namespace kernels
 
 /// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
-/// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
-/// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
-/// has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all convolutions. Copies made
-/// afterwards share the weights. Allocates, one weight more than the model at a time; `threads` = 0 takes all that the
-/// machine offers. Throws `Error` if they are packed already, or are to be rounded in a model that is not of float.
+/// the model is faster, above all for few rows, takes no more memory but for pages begun, and can only be run. Rounded
+/// to bf16 or int8 it is smaller too: int8 with a scale for each output, and each row of activations rounded likewise
+/// where the processor has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all
+/// convolutions. Copies made afterwards share the weights. Allocates, one weight more than the model at a time;
+/// `threads` = 0 takes all that the machine offers. Throws `Error` if they are packed already, or are to be rounded in
+/// a model that is not of float.
 template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");

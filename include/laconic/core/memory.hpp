@@ -1,6 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/version.hpp>
+
 #include <cstddef>
 #include <new>
 
@@ -23,7 +25,8 @@ inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
 inline void* allocate_aligned(std::size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes));
 #ifdef MADV_HUGEPAGE
-  // A wish: may fail. What is left behind the last whole one stays in small pages.
+  // A wish: may fail, and stays with the pages when they are given back. What is left behind the last whole one stays
+  // in small pages.
   if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
 #endif
   return memory;

@@ -86,7 +86,7 @@ struct Range {
   Index size() const { return end - begin; }
 };
 
-/// visit(n, rows of sequence n) for every sequence that has some among these rows of all of them.
+/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
 template <class Visit>
 void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   while (rows.begin < rows.end) {

@@ -156,7 +156,7 @@ template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
   const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Blocks pieces(s.out_channels, s.out_channels, lanes<T>, threads);
+  const Blocks pieces(s.out_channels, std::max(lanes<T>, padded_cols<T>(s.out_channels)), lanes<T>, threads);
   const Index each = rows * s.patch() + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
   parallel_for(threads, pieces.count(), [&](Index piece, int) {

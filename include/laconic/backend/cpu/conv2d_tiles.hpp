@@ -28,12 +28,26 @@ namespace kernels {
 struct ConvTiles {
   static constexpr Index components = 5, all = components * components, groups = 9;
 
-  Conv2dShape shape;
-  Index out_length;
+  ConvTiles(const Conv2dShape& s, Index length)
+      : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
 
-  Index times() const { return (out_length + 1) / 2; }
-  Index freqs() const { return (shape.out_freqs() + 1) / 2; }
-  Index count() const { return times() * freqs(); }
+  const Conv2dShape& shape;
+  Index out_length, out_freqs;
+  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
+
+  Index count() const { return times * freqs; }
+  /// visit(row, column) of each of these tiles.
+  template <class Visit>
+  void each(Range tiles, Visit&& visit) const {
+    if (tiles.size() == 0) return;
+    Index row = tiles.begin / freqs, column = tiles.begin % freqs;
+    for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+      visit(row, column);
+      if (++column < freqs) continue;
+      column = 0;
+      ++row;
+    }
+  }
   /// Components along one axis that add to the first output, to both, to the second.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
@@ -82,8 +96,8 @@ inline constexpr auto conv_component_at = [] {
   return out;
 }();
 
-/// visit(weight, taps) for every weight of the components (25 in_channels, out_channels), with the taps (3, 3) of its
-/// channels in (out, in, 3, 3) and which of them it is made of: has(3 p + q).
+/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
+/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
 template <class Weight, class Tap, class Visit>
 void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
   parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
@@ -105,8 +119,9 @@ void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* t
 template <class T>
 void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
   each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
-    weight = 0;
-    for (const Index tap : used) weight += of_channels[tap];
+    T sum = 0;
+    for (const Index tap : used) sum += of_channels[tap];
+    weight = sum;
   });
 }
 /// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
@@ -134,11 +149,12 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Channels of one component of a tile of a sequence x (rows, in_cols) of so many rows. `zeros` has in_channels.
+/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
+/// in_channels.
 template <class T>
-void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range channels, Index rows, const T* x,
-                    const T* zeros, T* to) {
-  const Index time = 4 * (tile / t.freqs()), freq = 4 * (tile % t.freqs());
+void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
+                    const T* x, const T* zeros, T* to) {
+  const Index time = 4 * row, freq = 4 * column;
   const auto input = [&](Index r, Index s) {
     const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
     return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
@@ -157,14 +173,15 @@ void tile_component(const ConvTiles& t, Index a, Index b, Index tile, Range chan
     std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// Channels of what a group's sum of a tile gets from dy (rows, out_cols) of a sequence. `zeros` has out_channels.
+/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
+/// out_channels.
 template <class T>
-void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range channels, const T* dy, const T* zeros,
-                          T* to) {
-  const Index time = 2 * (tile / t.freqs()), freq = 2 * (tile % t.freqs());
+void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
+                          const T* zeros, T* to) {
+  const Index time = 2 * row, freq = 2 * column;
   const auto output = [&](Index i, Index j) {
-    const bool inside = time + i < t.out_length && freq + j < t.shape.out_freqs();
-    return (inside ? dy + (time + i) * t.shape.out_cols() + (freq + j) * t.shape.out_channels : zeros) + channels.begin;
+    const bool inside = time + i < t.out_length && freq + j < t.out_freqs;
+    return (inside ? dy + ((time + i) * t.out_freqs + freq + j) * t.shape.out_channels : zeros) + channels.begin;
   };
   const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
   if (g == 1 && h == 1)
@@ -184,10 +201,10 @@ void tile_output_gradient(const ConvTiles& t, Index group, Index tile, Range cha
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
+  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
   // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
   // components of a group do.
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
-  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
   const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
   const Index sums = blocks.most() * s.out_channels;
   const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
@@ -201,11 +218,14 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
       const Index depth = ConvTiles::size(group) * s.in_channels;
       T* out = components;
       each_part(tiles, block, [&](Index n, Range of_sequence) {
-        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, out += depth)
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
           ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-            tile_component({s, to.length(n)}, a, b, tile, {0, s.in_channels}, from.length(n),
-                           x + from.begin(n) * s.in_cols(), zeros, out + member * s.in_channels);
+            tile_component(t, a, b, row, column, {0, s.in_channels}, from.length(n), x + from.begin(n) * s.in_cols(),
+                           zeros, out + member * s.in_channels);
           });
+          out += depth;
+        });
       });
       gemm_panels(block.size(), Operand<T>{components, depth},
                   Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
@@ -213,12 +233,12 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
     }
     const T* of_tile = sum;
     each_part(tiles, block, [&](Index n, Range of_sequence) {
-      const ConvTiles t{s, to.length(n)};
-      for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, of_tile += s.out_channels)
+      const ConvTiles t(s, to.length(n));
+      t.each(of_sequence, [&](Index row, Index column) {
         for (Index i = 0; i < 2; ++i)
           for (Index j = 0; j < 2; ++j) {
-            const Index time = 2 * (tile / t.freqs()) + i, freq = 2 * (tile % t.freqs()) + j;
-            if (time >= t.out_length || freq >= s.out_freqs()) continue;
+            const Index time = 2 * row + i, freq = 2 * column + j;
+            if (time >= t.out_length || freq >= t.out_freqs) continue;
             const auto part = [&](Index g, Index h) { return of_tile + (3 * g + h) * sums; };
             map_span(
                 s.out_channels, y + (to.begin(n) + time) * s.out_cols() + freq * s.out_channels,
@@ -228,6 +248,8 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
                 },
                 part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
           }
+        of_tile += s.out_channels;
+      });
     });
   });
 }
@@ -283,11 +305,11 @@ class PixelGradient {
 template <class T>
 void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                    const Sequences& to, const T* dy, const T* x, T* dweights) {
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.count(); });
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
   // Blocks of tiles whose component and gradients a second-level cache holds.
   const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
   // Components are cut by channels, too, where they are few for the threads.
-  const Index parts = std::clamp<Index>(4 * threads / ConvTiles::all, 1, s.in_channels),
+  const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
               most = (s.in_channels + parts - 1) / parts;
   const Index each =
       blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
@@ -303,20 +325,24 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
       std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
       T *component = components, *gradient = gradients;
       each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-        const ConvTiles t{s, to.length(n)};
-        for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, component += channels.size())
-          tile_component(t, of.a, of.b, tile, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
+          tile_component(t, of.a, of.b, row, column, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
                          component);
+          component += channels.size();
+        });
       });
       const Panels<T> panels{gradients, count, s.out_channels};
       for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
         const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
         each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-          const ConvTiles t{s, to.length(n)};
-          for (Index tile = of_sequence.begin; tile < of_sequence.end; ++tile, gradient += width) {
-            tile_output_gradient(t, of.group, tile, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros, gradient);
+          const ConvTiles t(s, to.length(n));
+          t.each(of_sequence, [&](Index row, Index column) {
+            tile_output_gradient(t, of.group, row, column, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 gradient);
             std::fill(gradient + used, gradient + width, T(0));
-          }
+            gradient += width;
+          });
         });
       }
       gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
@@ -330,10 +356,11 @@ template <class T>
 void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                  const Sequences& to, const T* dy, const T* weights, T* dx) {
   constexpr Index groups = ConvTiles::groups;
-  const Index freqs = ConvTiles{s, 0}.freqs();
+  const Index freqs = ConvTiles(s, 0).freqs;
   if (freqs == 0) return;
-  // Rows of tiles, of all sequences end to end, and so few of them at once that their gradients stay near.
-  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles{s, length}.times(); });
+  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
+  // and no more, for their gradients should stay near.
+  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
   const Index piece = std::max<Index>(1, 64 / freqs);
   const Blocks blocks(times.rows(), piece * threads, 1, 1);
   const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
@@ -357,16 +384,19 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
   std::fill_n(zeros, s.out_channels, T(0));
   for (Index b = 0; b < blocks.count(); ++b) {
     const Range block = blocks[b];
-    const Index pieces = (block.size() + piece - 1) / piece;
-    parallel_for(threads, pieces, [&](Index task, int thread) {
+    const Blocks pieces(block.size(), piece, 1, threads);
+    parallel_for(threads, pieces.count(), [&](Index task, int thread) {
       T* const sum = scratch + thread * sums;
-      const Range rows{block.begin + block.size() * task / pieces, block.begin + block.size() * (task + 1) / pieces};
+      const Range rows{block.begin + pieces[task].begin, block.begin + pieces[task].end};
       for (Index group = 0; group < groups; ++group) {
         T* out = sum;
         each_part(times, rows, [&](Index n, Range of_sequence) {
-          for (Index tile = of_sequence.begin * freqs; tile < of_sequence.end * freqs; ++tile, out += s.out_channels)
-            tile_output_gradient({s, to.length(n)}, group, tile, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(),
-                                 zeros, out);
+          const ConvTiles t(s, to.length(n));
+          t.each({of_sequence.begin * freqs, of_sequence.end * freqs}, [&](Index row, Index column) {
+            tile_output_gradient(t, group, row, column, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 out);
+            out += s.out_channels;
+          });
         });
         gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
                     {0, s.out_channels}, {0, depth(group)},
@@ -374,28 +404,27 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
                     false, static_cast<const T*>(nullptr));
       }
     });
-    parallel_blocks(threads, block.size(), 1, [&](Index first, Index end) {
-      each_part(times, {block.begin + first, block.begin + end}, [&](Index n, Range of_sequence) {
-        // Of this sequence's rows of tiles, those that are in the block.
-        const Range here{std::max<Index>(0, block.begin - times.begin(n)),
-                         std::min(times.length(n), block.end - times.begin(n))};
-        const Index before = (times.begin(n) - block.begin) * freqs;
-        const Index stop = 4 * of_sequence.end + (of_sequence.end == here.end ? 1 : 0);
-        for (Index time = 4 * of_sequence.begin; time < std::min(from.length(n), stop); ++time)
-          for (Index freq = 0; freq < s.in_freqs; ++freq) {
-            PixelGradient<T> pixel;
-            for (const Index i : {time / 4 - 1, time / 4})
-              for (const Index j : {freq / 4 - 1, freq / 4}) {
-                const Index r = time - 4 * i, q = freq - 4 * j;
-                if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
-                const auto of_group = [&](Index group) {
-                  return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
-                };
-                pixel.add(of_group, s.in_channels, r, q);
-              }
-            pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
-          }
-      });
+    parallel_for(threads, block.size(), [&](Index task, int) {
+      const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
+      // Of this sequence's rows of tiles, those that are in the block.
+      const Range here{std::max<Index>(0, block.begin - times.begin(n)),
+                       std::min(times.length(n), block.end - times.begin(n))};
+      const Index before = (times.begin(n) - block.begin) * freqs;
+      const Index stop = 4 * (own + 1) + (own + 1 == here.end ? 1 : 0);
+      for (Index time = 4 * own; time < std::min(from.length(n), stop); ++time)
+        for (Index freq = 0; freq < s.in_freqs; ++freq) {
+          PixelGradient<T> pixel;
+          for (const Index i : {time / 4 - 1, time / 4})
+            for (const Index j : {freq / 4 - 1, freq / 4}) {
+              const Index r = time - 4 * i, q = freq - 4 * j;
+              if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
+              const auto of_group = [&](Index group) {
+                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
+              };
+              pixel.add(of_group, s.in_channels, r, q);
+            }
+          pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
+        }
     });
   }
 }

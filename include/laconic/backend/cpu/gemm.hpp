@@ -3,9 +3,12 @@
 
 #include <laconic/backend/cpu/simd.hpp>
 #include <laconic/core/matrix.hpp>
+#include <laconic/core/memory.hpp>
 #include <laconic/core/rounding.hpp>
 #include <laconic/core/sequences.hpp>
 #include <laconic/core/tensor.hpp>
+
+#include <cstdint>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -118,14 +121,21 @@ inline Batch<float> load_as<float>(const Bf16* from) {
 }
 #endif
 
-/// Asks for what comes 48 rows of B later, some microseconds, to the second-level cache: where few rows meet weights
-/// that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs nothing
-/// that can be measured.
+/// Where number `offset` after this one lies, which may be beyond the end: to ask for, not to read.
+template <class Number>
+const void* address(const Number* from, Index offset) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) +
+                                       static_cast<std::uintptr_t>(offset) * sizeof(Number));
+}
+
+/// Asks for what comes 48 rows of B later, less than a microsecond, to the second-level cache: where few rows meet
+/// weights that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs
+/// nothing that can be measured.
 template <Index Cols, class Number>
 void fetch_later_row(const Number* row, Index row_stride) {
   constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
-  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(row + later * row_stride + i, 0, 2);
+  for (Index i = 0; i < Cols; i += line) __builtin_prefetch(address(row, later * row_stride + i), 0, 2);
 }
 
 /// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
@@ -136,6 +146,12 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
+  // Results are written at the end, one line after the other: they would wait for lines that lie far away.
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) __builtin_prefetch(address(c, i * c_stride + j * w), 1, 3);
+  }
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL

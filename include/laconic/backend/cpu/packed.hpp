@@ -42,19 +42,18 @@ struct PackedLayout {
   }
 };
 
-/// Memory for the weights of a model, end to end in large pages, of which no more is touched than is taken. Each piece
-/// keeps what it lies in.
+/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
 class WeightMemory {
  public:
   /// Aligned to 64 bytes. Uninitialised; allocates.
   std::shared_ptr<std::byte> take(Index bytes) {
-    constexpr Index line = laconic::detail::line_bytes, block = 32 << 20;
+    constexpr Index line = laconic::detail::line_bytes;
     const Index rounded = (bytes + line - 1) / line * line;
+    if (2 * rounded > block_) return allocate(rounded);
     if (left_ < rounded) {
-      left_ = std::max(rounded, block);
-      const auto size = static_cast<std::size_t>(left_);
-      next_ = {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
-               [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+      next_ = allocate(block_);
+      left_ = block_;
+      block_ = std::min<Index>(2 * block_, 32 << 20);
     }
     left_ -= rounded;
     std::shared_ptr<std::byte> piece = next_;
@@ -63,8 +62,14 @@ class WeightMemory {
   }
 
  private:
+  static std::shared_ptr<std::byte> allocate(Index bytes) {
+    const auto size = static_cast<std::size_t>(bytes);
+    return {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
+            [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+  }
+
   std::shared_ptr<std::byte> next_{};
-  Index left_ = 0;
+  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
 };
 
 /// The components' weights of a tiled convolution (out, in, 3, 3), packed.
@@ -337,11 +342,12 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 }  // namespace kernels
 
 /// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
-/// the model is faster, above all for few rows, takes no more memory, and can only be run. Rounded to bf16 or int8 it
-/// is smaller too: int8 with a scale for each output, and each row of activations rounded likewise where the processor
-/// has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all convolutions. Copies made
-/// afterwards share the weights. Allocates, one weight more than the model at a time; `threads` = 0 takes all that the
-/// machine offers. Throws `Error` if they are packed already, or are to be rounded in a model that is not of float.
+/// the model is faster, above all for few rows, takes no more memory but for pages begun, and can only be run. Rounded
+/// to bf16 or int8 it is smaller too: int8 with a scale for each output, and each row of activations rounded likewise
+/// where the processor has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all
+/// convolutions. Copies made afterwards share the weights. Allocates, one weight more than the model at a time;
+/// `threads` = 0 takes all that the machine offers. Throws `Error` if they are packed already, or are to be rounded in
+/// a model that is not of float.
 template <class Model>
 void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
   require_unpacked(model, "pack_weights");

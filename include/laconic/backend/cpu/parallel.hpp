@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/memory.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
@@ -27,8 +28,8 @@ inline int hardware_threads() {
 
 namespace kernels {
 
-/// Tasks begin .. end - 1, of which whoever comes takes the next.
-struct alignas(64) TaskQueue {
+/// Tasks next .. end - 1, of which whoever comes takes the first.
+struct alignas(laconic::detail::line_bytes) TaskQueue {
   std::atomic<Index> next{0};
   Index end = 0;
 };
@@ -46,7 +47,7 @@ void parallel_for(int threads, Index tasks, Body&& body) {
     std::array<TaskQueue, 64> queues;
     const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
     for (Index i = 0; i < count; ++i) {
-      queues[static_cast<std::size_t>(i)].next = tasks * i / count;
+      queues[static_cast<std::size_t>(i)].next.store(tasks * i / count, std::memory_order_relaxed);
       queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
     }
 #pragma omp parallel num_threads(team)
@@ -54,7 +55,10 @@ void parallel_for(int threads, Index tasks, Body&& body) {
       const int thread = omp_get_thread_num();
       for (Index i = 0; i < count; ++i) {
         TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % count)];
-        for (Index task; (task = queue.next.fetch_add(1, std::memory_order_relaxed)) < queue.end;) body(task, thread);
+        while (queue.next.load(std::memory_order_relaxed) < queue.end) {
+          const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
+          if (task < queue.end) body(task, thread);
+        }
       }
     }
     return;
@@ -71,23 +75,24 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
 
-/// Equal blocks of [0, size): at most `block` in each, whole units, as many for each of the threads.
+/// [0, size) in blocks of whole units that differ by one unit at most, as many for each of the threads. `block`, which
+/// none of them exceeds, is at least 1 and a multiple of `unit`.
 class Blocks {
  public:
   Blocks(Index size, Index block, Index unit, int threads)
-      : size_(size), unit_(unit), units_((size + unit - 1) / unit) {
-    count_ = (size + block - 1) / block;
-    count_ = std::min(units_, (count_ + threads - 1) / threads * threads);
+      : size_(size), unit_(unit), units_((size + unit - 1) / unit), most_(std::min(block, units_ * unit)) {
+    const Index count = (size + block - 1) / block;
+    count_ = std::min(units_, (count + threads - 1) / threads * threads);
   }
   Index count() const { return count_; }
-  /// The size of the largest.
-  Index most() const { return count_ == 0 ? 0 : (units_ + count_ - 1) / count_ * unit_; }
+  /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
+  Index most() const { return most_; }
   Range operator[](Index i) const {
     return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
   }
 
  private:
-  Index size_, unit_, units_, count_;
+  Index size_, unit_, units_, most_, count_;
 };
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
