@@ -158,6 +158,12 @@ namespace laconic::inline LACONIC_ABI {
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
 
+/// Rows, columns or anything numbered: begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
 /// Stands in a type for a number that is known only at run time: `Mha<dyn>`.
 inline constexpr Index dyn = -1;
 
@@ -745,8 +751,7 @@ inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
   return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
 }
 /// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
-/// asked for those. Small ones cost a walk through page tables every 4 KiB, which a virtual machine makes twice as
-/// long, and which threads slow down for each other. Uninitialised. Throws std::bad_alloc.
+/// asked for those. Small ones cost a walk through page tables every 4 KiB. Uninitialised. Throws std::bad_alloc.
 inline void* allocate_aligned(std::size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes));
 #ifdef MADV_HUGEPAGE
@@ -1003,12 +1008,6 @@ class Sequences {
   std::vector<Index> own_;
   Buffer buffer_;
   std::span<const Index> offsets_;
-};
-
-/// Rows, columns or anything numbered: begin .. end - 1.
-struct Range {
-  Index begin, end;
-  Index size() const { return end - begin; }
 };
 
 /// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
@@ -3383,6 +3382,12 @@ inline int hardware_threads() {
 
 namespace kernels {
 
+/// Part i of `count` of [0, size): whole units, as equal as they can be.
+inline Range equal_part(Index size, Index unit, Index i, Index count) {
+  const Index units = (size + unit - 1) / unit;
+  return {units * i / count * unit, std::min(size, units * (i + 1) / count * unit)};
+}
+
 /// Tasks next .. end - 1, of which whoever comes takes the first.
 struct alignas(laconic::detail::line_bytes) TaskQueue {
   std::atomic<Index> next{0};
@@ -3402,8 +3407,9 @@ void parallel_for(int threads, Index tasks, Body&& body) {
     std::array<TaskQueue, 64> queues;
     const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
     for (Index i = 0; i < count; ++i) {
-      queues[static_cast<std::size_t>(i)].next.store(tasks * i / count, std::memory_order_relaxed);
-      queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
+      const Range stretch = equal_part(tasks, 1, i, count);
+      queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
+      queues[static_cast<std::size_t>(i)].end = stretch.end;
     }
 #pragma omp parallel num_threads(team)
     {
@@ -3434,20 +3440,18 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
 /// none of them exceeds, is at least 1 and a multiple of `unit`.
 class Blocks {
  public:
-  Blocks(Index size, Index block, Index unit, int threads)
-      : size_(size), unit_(unit), units_((size + unit - 1) / unit), most_(std::min(block, units_ * unit)) {
-    const Index count = (size + block - 1) / block;
-    count_ = std::min(units_, (count + threads - 1) / threads * threads);
+  Blocks(Index size, Index block, Index unit, int threads) : size_(size), unit_(unit) {
+    const Index units = (size + unit - 1) / unit, count = (size + block - 1) / block;
+    most_ = std::min(block, units * unit);
+    count_ = std::min(units, (count + threads - 1) / threads * threads);
   }
   Index count() const { return count_; }
   /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
   Index most() const { return most_; }
-  Range operator[](Index i) const {
-    return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
-  }
+  Range operator[](Index i) const { return equal_part(size_, unit_, i, count_); }
 
  private:
-  Index size_, unit_, units_, most_, count_;
+  Index size_, unit_, most_ = 0, count_ = 0;
 };
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
@@ -4051,10 +4055,10 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
                  bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   using Tile = GemmTile<T>;
   if (ks.size() == 0 && !accumulate) detail::fill_product(m, js.size(), c, c_stride, bias);
-  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows, units = (m + Tile::rows - 1) / Tile::rows;
+  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows;
   for (Index block = 0; block < blocks; ++block) {
-    const Index i = units * block / blocks * Tile::rows,
-                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i;
+    const Range of_block = equal_part(m, Tile::rows, block, blocks);
+    const Index i = of_block.begin, rows = of_block.size();
     for (Index j = 0; j < js.size(); j += Tile::cols) {
       const Index used = std::min(Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
@@ -4076,14 +4080,13 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   if (m == 0 || cols == 0) return;
   if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
     return body(Range{0, m}, Range{0, cols});
-  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (cols + Tile::cols - 1) / Tile::cols;
+  const Index panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
   if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row = part / col_parts, col = part % col_parts;
-    body(Range{units * row / row_parts * Tile::rows, std::min(m, units * (row + 1) / row_parts * Tile::rows)},
-         Range{panels * col / col_parts * Tile::cols, std::min(cols, panels * (col + 1) / col_parts * Tile::cols)});
+    body(equal_part(m, Tile::rows, part / col_parts, row_parts),
+         equal_part(cols, Tile::cols, part % col_parts, col_parts));
   });
 }
 
@@ -6157,7 +6160,7 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
     parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
       const Index place = task / parts, part = task % parts, count = blocks[block].size();
       const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
-      const Range channels{s.in_channels * part / parts, s.in_channels * (part + 1) / parts};
+      const Range channels = equal_part(s.in_channels, 1, part, parts);
       T* components = static_cast<T*>(scratch.data()) + thread * each;
       T* const gradients = components + blocks.most() * most;
       T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);

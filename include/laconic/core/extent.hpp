@@ -10,6 +10,12 @@ namespace laconic::inline LACONIC_ABI {
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
 
+/// Rows, columns or anything numbered: begin .. end - 1.
+struct Range {
+  Index begin, end;
+  Index size() const { return end - begin; }
+};
+
 /// Stands in a type for a number that is known only at run time: `Mha<dyn>`.
 inline constexpr Index dyn = -1;
 

@@ -20,8 +20,7 @@ inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
   return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
 }
 /// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
-/// asked for those. Small ones cost a walk through page tables every 4 KiB, which a virtual machine makes twice as
-/// long, and which threads slow down for each other. Uninitialised. Throws std::bad_alloc.
+/// asked for those. Small ones cost a walk through page tables every 4 KiB. Uninitialised. Throws std::bad_alloc.
 inline void* allocate_aligned(std::size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes));
 #ifdef MADV_HUGEPAGE

@@ -80,12 +80,6 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
-/// Rows, columns or anything numbered: begin .. end - 1.
-struct Range {
-  Index begin, end;
-  Index size() const { return end - begin; }
-};
-
 /// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
 template <class Visit>
 void each_part(const Sequences& sequences, Range rows, Visit&& visit) {

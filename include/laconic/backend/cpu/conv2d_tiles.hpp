@@ -318,7 +318,7 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
     parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
       const Index place = task / parts, part = task % parts, count = blocks[block].size();
       const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
-      const Range channels{s.in_channels * part / parts, s.in_channels * (part + 1) / parts};
+      const Range channels = equal_part(s.in_channels, 1, part, parts);
       T* components = static_cast<T*>(scratch.data()) + thread * each;
       T* const gradients = components + blocks.most() * most;
       T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);

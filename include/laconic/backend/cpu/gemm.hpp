@@ -5,7 +5,6 @@
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/memory.hpp>
 #include <laconic/core/rounding.hpp>
-#include <laconic/core/sequences.hpp>
 #include <laconic/core/tensor.hpp>
 
 #include <cstdint>
@@ -276,10 +275,10 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
                  bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   using Tile = GemmTile<T>;
   if (ks.size() == 0 && !accumulate) detail::fill_product(m, js.size(), c, c_stride, bias);
-  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows, units = (m + Tile::rows - 1) / Tile::rows;
+  const Index blocks = (m + Tile::block_rows - 1) / Tile::block_rows;
   for (Index block = 0; block < blocks; ++block) {
-    const Index i = units * block / blocks * Tile::rows,
-                rows = std::min(m, units * (block + 1) / blocks * Tile::rows) - i;
+    const Range of_block = equal_part(m, Tile::rows, block, blocks);
+    const Index i = of_block.begin, rows = of_block.size();
     for (Index j = 0; j < js.size(); j += Tile::cols) {
       const Index used = std::min(Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
@@ -301,14 +300,13 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   if (m == 0 || cols == 0) return;
   if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
     return body(Range{0, m}, Range{0, cols});
-  const Index units = (m + Tile::rows - 1) / Tile::rows, panels = (cols + Tile::cols - 1) / Tile::cols;
+  const Index panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
   if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
-    const Index row = part / col_parts, col = part % col_parts;
-    body(Range{units * row / row_parts * Tile::rows, std::min(m, units * (row + 1) / row_parts * Tile::rows)},
-         Range{panels * col / col_parts * Tile::cols, std::min(cols, panels * (col + 1) / col_parts * Tile::cols)});
+    body(equal_part(m, Tile::rows, part / col_parts, row_parts),
+         equal_part(cols, Tile::cols, part % col_parts, col_parts));
   });
 }
 

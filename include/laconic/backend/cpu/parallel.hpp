@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/extent.hpp>
 #include <laconic/core/memory.hpp>
-#include <laconic/core/sequences.hpp>
 
 #include <algorithm>
 #include <array>
@@ -28,6 +28,12 @@ inline int hardware_threads() {
 
 namespace kernels {
 
+/// Part i of `count` of [0, size): whole units, as equal as they can be.
+inline Range equal_part(Index size, Index unit, Index i, Index count) {
+  const Index units = (size + unit - 1) / unit;
+  return {units * i / count * unit, std::min(size, units * (i + 1) / count * unit)};
+}
+
 /// Tasks next .. end - 1, of which whoever comes takes the first.
 struct alignas(laconic::detail::line_bytes) TaskQueue {
   std::atomic<Index> next{0};
@@ -47,8 +53,9 @@ void parallel_for(int threads, Index tasks, Body&& body) {
     std::array<TaskQueue, 64> queues;
     const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
     for (Index i = 0; i < count; ++i) {
-      queues[static_cast<std::size_t>(i)].next.store(tasks * i / count, std::memory_order_relaxed);
-      queues[static_cast<std::size_t>(i)].end = tasks * (i + 1) / count;
+      const Range stretch = equal_part(tasks, 1, i, count);
+      queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
+      queues[static_cast<std::size_t>(i)].end = stretch.end;
     }
 #pragma omp parallel num_threads(team)
     {
@@ -79,20 +86,18 @@ void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
 /// none of them exceeds, is at least 1 and a multiple of `unit`.
 class Blocks {
  public:
-  Blocks(Index size, Index block, Index unit, int threads)
-      : size_(size), unit_(unit), units_((size + unit - 1) / unit), most_(std::min(block, units_ * unit)) {
-    const Index count = (size + block - 1) / block;
-    count_ = std::min(units_, (count + threads - 1) / threads * threads);
+  Blocks(Index size, Index block, Index unit, int threads) : size_(size), unit_(unit) {
+    const Index units = (size + unit - 1) / unit, count = (size + block - 1) / block;
+    most_ = std::min(block, units * unit);
+    count_ = std::min(units, (count + threads - 1) / threads * threads);
   }
   Index count() const { return count_; }
   /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
   Index most() const { return most_; }
-  Range operator[](Index i) const {
-    return {units_ * i / count_ * unit_, std::min(size_, units_ * (i + 1) / count_ * unit_)};
-  }
+  Range operator[](Index i) const { return equal_part(size_, unit_, i, count_); }
 
  private:
-  Index size_, unit_, units_, most_, count_;
+  Index size_, unit_, most_ = 0, count_ = 0;
 };
 
 /// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
