@@ -69,18 +69,27 @@ Matrix<double> reference(const Operands<T>& in) {
 }
 
 template <class T>
-double error_of(const Operands<T>& in, int threads = 1) {
+Matrix<T> attend(const Operands<T>& in, int threads) {
   Cpu<T> cpu(threads);
   RelativeTerm<Tensor<T>, T> term;
   if (in.span > 0) term = {cpu.input(in.table), &in.bias_u, &in.bias_v};
-  const auto out =
-      cpu.attend(cpu.input(in.q), cpu.input(in.k), cpu.input(in.v), {in.num_heads, in.num_kv_heads, in.scale, in.mask},
-                 in.q_sequences, in.kv_sequences, term);
+  return cpu
+      .attend(cpu.input(in.q), cpu.input(in.k), cpu.input(in.v), {in.num_heads, in.num_kv_heads, in.scale, in.mask},
+              in.q_sequences, in.kv_sequences, term)
+      .view();
+}
+
+template <class T>
+double error_of(const Operands<T>& in, const Matrix<T>& out) {
   const Matrix<double> expected = reference(in);
   REQUIRE(out.rows() == expected.rows());
   REQUIRE(out.cols() == expected.cols());
-  REQUIRE(out.view().allFinite());
-  return (out.view().template cast<double>() - expected).cwiseAbs().maxCoeff();
+  REQUIRE(out.allFinite());
+  return (out.template cast<double>() - expected).cwiseAbs().maxCoeff();
+}
+template <class T>
+double error_of(const Operands<T>& in, int threads = 1) {
+  return error_of(in, attend(in, threads));
 }
 
 /// A layer as a model runs it.
@@ -132,21 +141,47 @@ TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
   }
 }
 
+TEMPLATE_TEST_CASE("few queries meet many keys, which are tasks of their own", "[attention]", float, double) {
+  const double tolerance = std::is_same_v<TestType, double> ? 1e-13 : 2e-5;
+  // Parts that no query sees, queries that see nothing, sequences too short for all parts or for any.
+  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(8, 70), Mask::chunked(4, 900)};
+  for (const Mask mask : masks)
+    for (const Index span : {0, 1600}) {
+      INFO("chunk " << mask.chunk << ", left " << mask.left_context << ", span " << span);
+      const Sequences queries{8, 0, 3, 48, 1, 2}, keys{1500, 0, 3, 961, 200, 60};
+      for (const Operands<TestType>& in :
+           {Operands<TestType>{4, 4, 8, 8, queries, keys, mask, span}, {6, 1, 17, 33, queries, keys, mask, span}}) {
+        const Matrix<TestType> out = attend(in, 1);
+        CHECK(error_of(in, out) < tolerance);
+        for (const int threads : {2, 3, 16}) CHECK(attend(in, threads) == out);
+      }
+    }
+  const Sequences queries{9, 40}, keys{5, 1000};
+  for (const Mask mask : masks) CHECK(error_of(Operands<TestType>{2, 2, 4, 4, queries, keys, mask, 0}) < tolerance);
+}
+
 TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was packed", "[attention][cache]", float,
                    double) {
   using T = TestType;
   // Values that are multiplied where they lie, or must be packed; the longest sequence is all that the table has.
   const Index value_width = GENERATE(36, 64);
-  constexpr Index heads = 4, kv_heads = 2, key_width = 20, most_new = 141, span = 100 + most_new;
-  const AttendShape shape{heads, kv_heads, 0.4, Mask::chunked(8, 100)};
+  constexpr Index heads = 4, kv_heads = 2, key_width = 20, most_new = 141;
+  // With the most of them, keys are tasks of their own.
+  const Index kept = GENERATE(100, 1000), span = kept + most_new;
+  const AttendShape shape{heads, kv_heads, 0.4, Mask::chunked(8, kept)};
   const Matrix<T> table = random_matrix<T>(2 * span - 1, heads * key_width, 1);
   const Parameter<T> u = random_parameter<T>({heads, key_width}, 2), v = random_parameter<T>({heads, key_width}, 3);
   for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
     for (const int threads : {1, 3}) {
       Cpu<T> cpu(threads);
       const auto packed = cpu.pack_table(cpu.input(table), heads);
-      typename Cpu<T>::Cache keys(3, 100, kv_heads * key_width, storage),
-          values(3, 100, kv_heads * value_width, storage), other_keys = keys, other_values = values;
+      typename Cpu<T>::Cache keys(3, kept, kv_heads * key_width, storage),
+          values(3, kept, kv_heads * value_width, storage);
+      const std::array<Index, 3> every{0, 1, 2};
+      const Sequences before{kept - 60, kept - 20, kept - 40};
+      cpu.append(keys, every, cpu.input(random_matrix<T>(before.rows(), kv_heads * key_width, 5)), before);
+      cpu.append(values, every, cpu.input(random_matrix<T>(before.rows(), kv_heads * value_width, 6)), before);
+      typename Cpu<T>::Cache other_keys = keys, other_values = values;
       const Random random(Seed(4), "lengths");
       for (std::uint64_t round = 0; round < 12; ++round) {  // rings go round; one slot rests now and then
         const std::vector<Index> slots = round % 3 == 2 ? std::vector<Index>{1, 0} : std::vector<Index>{2, 0, 1};

@@ -186,6 +186,8 @@ TEST_CASE("derivatives of attention", "[gradient][attention]") {
   CHECK(AttendCase{.q{66, 1}, .kv{80, 4}, .mask = Mask::causal(), .relative = true}.error() < tolerance);
   // Other keys altogether.
   CHECK(AttendCase{.q{3, 2, 1}, .kv{2, 5, 0}}.error() < tolerance);
+  // Sums over parts of many keys.
+  CHECK(AttendCase{.q{3, 2}, .kv{1000, 400}, .mask = Mask::chunked(2, 500), .relative = true}.error() < tolerance);
 }
 
 TEST_CASE("derivatives of masked attention", "[gradient][attention]") {

@@ -20,6 +20,9 @@ namespace kernels {
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
+/// Keys of a part where few queries meet many keys: what is packed of them stays in the second-level cache.
+inline constexpr Index attend_part = 10 * attend_tile;
+
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
@@ -134,41 +137,44 @@ void pack_table(int threads, Index rows, Index heads, Index width, const T* tabl
   });
 }
 
-/// What all tiles of a sequence multiply by, packed once for them: keys and values of a key-value head, and the table
+/// What tiles of a sequence multiply by, packed once for them: some keys and values of a key-value head, and the table
 /// of distances of a head.
 template <class T>
 class AttendPanels {
  public:
-  static Index space(const AttendOperands<T>& in) {
-    const Index keys = in.kv_sequences->max_length(), positions = table_cols(in.q_sequences->max_length(), keys);
+  /// For so many keys at most.
+  static Index space(const AttendOperands<T>& in, Index keys) {
+    const Index positions = table_cols(in.q_sequences->max_length(), keys);
     return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
            (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
   }
 
-  AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, T* memory)
-      : in_(in), sequence_(sequence), kv_head_(kv_head), memory_(memory) {
+  /// `range`, of the sequence's keys, begins where a panel of all of them would.
+  AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, Range range, T* memory)
+      : in_(in), sequence_(sequence), kv_head_(kv_head), range_(range), memory_(memory) {
     pack_keys();
   }
 
-  /// (key_width, keys).
+  Range range() const { return range_; }
+  /// (key_width, range).
   const Panels<T>& keys() const { return keys_; }
   /// Where they lie, without a cache.
   Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (keys, value_width), for products of several tiles; or (value_width, keys), without a cache.
+  /// (range, value_width), for products of several tiles; or (value_width, range), without a cache.
   void pack_values() {
-    values_ = {values_memory(), count(), in_.value_width};
-    each_run_of_values({0, count()}, [&](Index first, Index some, Operand<T> rows) {
+    values_ = {values_memory(), range_.size(), in_.value_width};
+    each_run_of_values(range_, [&](Index first, Index some, Operand<T> rows) {
       for (Index j = 0; j < in_.value_width; j += GemmTile<T>::cols) {
         const Index used = std::min(GemmTile<T>::cols, in_.value_width - j), padded = padded_cols<T>(used);
         detail::pack_panel(Operand<T>{rows.at(0, j), rows.row_stride}, some, used, padded,
-                           values_memory() + j * count() + first * padded, padded);
+                           values_memory() + j * range_.size() + (first - range_.begin) * padded, padded);
       }
     });
   }
   void pack_values_transposed() {
-    values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, count(),
-                   values_memory());
+    const Operand<T> rows{in_.v.whole(sequence_, kv_head_ * in_.value_width).at(range_.begin, 0), in_.v.cols};
+    values_ = pack(1, rows.transposed(), in_.value_width, range_.size(), values_memory());
   }
   const Panels<T>& values() const { return values_; }
   /// visit(first, count, rows) for values that are not packed.
@@ -177,7 +183,7 @@ class AttendPanels {
     in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
   }
   /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
-  T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, in_.kv_sequences->max_length()); }
+  T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
   /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
   /// tile's last to the first key, so that tiles begin where panels do.
@@ -188,9 +194,9 @@ class AttendPanels {
       positions_ = {in_.p + head * Panels<T>::size(width, cols), width, cols};
       return;
     }
-    const Index queries = in_.q_sequences->length(sequence_), past = count() - queries,
-                cols = table_cols(queries, count()),
-                origin = in_.span - past - attend_tiles(queries) * tile_height(queries);
+    const Index queries = in_.q_sequences->length(sequence_), past = in_.kv_sequences->length(sequence_) - queries,
+                cols = table_cols(queries, range_.size()),
+                origin = in_.span - past - attend_tiles(queries) * tile_height(queries) + range_.begin;
     T* to = run_memory() + run_space(in_);
     pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
     positions_ = {to, width, cols};
@@ -198,7 +204,6 @@ class AttendPanels {
   const Panels<T>& positions() const { return positions_; }
 
  private:
-  Index count() const { return in_.kv_sequences->length(sequence_); }
   static Index table_cols(Index queries, Index keys) {
     return attend_tiles(queries) * tile_height(queries) + padded_cols<T>(keys);
   }
@@ -206,18 +211,19 @@ class AttendPanels {
     return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
   }
   static Index run_space(const AttendOperands<T>& in) { return attend_tile * std::max(in.key_width, in.value_width); }
-  T* run_memory() const { return values_memory() + values_space(in_, in_.kv_sequences->max_length()); }
+  T* run_memory() const { return values_memory() + values_space(in_, range_.size()); }
 
   void pack_keys() {
     constexpr Index cols = GemmTile<T>::cols;
-    const Index width = in_.key_width, last = (count() - 1) / cols * cols;
-    keys_ = {memory_, width, count()};
-    const Index used = count() - last, padded = padded_cols<T>(used);
+    const Index width = in_.key_width, count = range_.size(), last = (count - 1) / cols * cols;
+    keys_ = {memory_, width, count};
+    const Index used = count - last, padded = padded_cols<T>(used);
     for (Index k = 0; used < padded && k < width; ++k)
       std::fill_n(memory_ + last * width + k * padded + used, padded - used, T(0));
     in_.k.each_run(
-        sequence_, {0, count()}, kv_head_ * width, width, run_memory(), [&](Index first, Index some, Operand<T> rows) {
+        sequence_, range_, kv_head_ * width, width, run_memory(), [&](Index key, Index some, Operand<T> rows) {
           constexpr Index together = 8;
+          const Index first = key - range_.begin;
           for (Index at = first, end; at < first + some; at = end) {
             const Index panel = at / cols * cols;
             end = std::min({first + some, panel + cols, at + together});
@@ -230,11 +236,13 @@ class AttendPanels {
 
   const AttendOperands<T>& in_;
   Index sequence_, kv_head_;
+  Range range_;
   T* memory_;
   Panels<T> keys_{}, values_{}, positions_{};
 };
 
-/// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys).
+/// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys): those
+/// of the panels that a query sees.
 template <class T>
 struct AttendTile {
   const AttendOperands<T>& in;
@@ -248,9 +256,9 @@ struct AttendTile {
   T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
   Index lead = 0, position_stride = 0;
 
-  static Index space(const AttendOperands<T>& in) {
-    const Index keys = padded_cols<T>(in.kv_sequences->max_length()) + GemmTile<T>::cols;
-    return attend_tile * (in.key_width + in.position_width + keys + (in.p == nullptr ? 0 : keys + 2 * attend_tile));
+  static Index space(const AttendOperands<T>& in, Index keys) {
+    const Index cols = padded_cols<T>(keys) + GemmTile<T>::cols;
+    return attend_tile * (in.key_width + in.position_width + cols + (in.p == nullptr ? 0 : cols + 2 * attend_tile));
   }
 
   AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
@@ -261,8 +269,9 @@ struct AttendTile {
     rows = std::min(height, queries - row);
     const auto first = in.shape.mask.keys(row, all - queries, all),
                last = in.shape.mask.keys(row + rows - 1, all - queries, all);
-    key = first.begin / GemmTile<T>::cols * GemmTile<T>::cols;  // where a panel begins
-    keys = std::max(key, last.end) - key;
+    const Range range = panels.range();
+    key = std::clamp(first.begin, range.begin, range.end) / GemmTile<T>::cols * GemmTile<T>::cols;  // a panel begins
+    keys = std::max(key, std::min(last.end, range.end)) - key;
     stride = padded_cols<T>(keys);
     content = memory;
     positional = content + attend_tile * in.key_width;
@@ -279,7 +288,8 @@ struct AttendTile {
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
   Mask::Keys visible(Index i) const {
     const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
-    return {seen.begin - key, std::max(seen.begin, seen.end) - key};
+    const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
+    return {begin, std::clamp(seen.end - key, begin, keys)};
   }
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
@@ -288,14 +298,15 @@ struct AttendTile {
   /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
   void multiply() {
     scale_queries(in.q, in.u, in.key_width, content);
-    gemm_panels(rows, Operand<T>{content, in.key_width}, panels.keys(), {0, in.key_width}, {key, key + stride}, scores,
+    const Index own = key - panels.range().begin;
+    gemm_panels(rows, Operand<T>{content, in.key_width}, panels.keys(), {0, in.key_width}, {own, own + stride}, scores,
                 stride, false, static_cast<const T*>(nullptr));
     if (in.p == nullptr) return;
     scale_queries(in.position_q, in.w, in.position_width, positional);
     constexpr Index cols = GemmTile<T>::cols;
     const Index first = in.packed_table
                             ? table_row()
-                            : (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + key + height - rows,
+                            : (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + own + height - rows,
                 start = first / cols * cols;  // where a panel begins
     lead = first - start;
     position_stride = lead + rows + stride;
@@ -317,10 +328,10 @@ struct AttendTile {
     T log_sum, inverse;
   };
   /// Scores of row i to the exponents of what they are below the largest, 0 where nothing is seen; gives the logarithm
-  /// of the sum that makes them probabilities, and what to multiply by for that: 0 for a row that sees nothing.
+  /// of the sum that makes them probabilities, and what to multiply by for that: minus infinity and 0 where nothing is.
   RowSum exponents(Index i) {
     T* s = scores + i * stride;
-    if (hide(i)) return {T(0), T(0)};
+    if (hide(i)) return {-std::numeric_limits<T>::infinity(), T(0)};
     Batch<T> best(-std::numeric_limits<T>::infinity());
     if (in.p == nullptr) {
       for (Index j = 0; j < stride; j += lanes<T>) best = xsimd::max(best, load(s + j));
@@ -374,47 +385,53 @@ struct AttendTile {
   }
 };
 
-/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
-/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end.
+/// Softmax over the keys of each of so many equal parts: outs (parts, q_rows, num_heads * value_width) and, if not
+/// null, log_sums (parts, q_rows, num_heads), minus infinity where a query sees none of them.
 template <class T>
-void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
+void attend_parts(int threads, Arena& arena, const AttendOperands<T>& in, Index parts, T* outs, T* log_sums) {
   const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group(),
-              pairs = in.q_sequences->size() * kv_heads;
-  if (pairs == 0) return;
-  // A task packs what it multiplies by, so a key-value head is cut only where there are threads without one.
-  const Index parts = std::clamp<Index>((threads + pairs - 1) / pairs, 1,
-                                        std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
-  const Index packed = AttendPanels<T>::space(in), space = packed + AttendTile<T>::space(in) + attend_tile;
+              q_rows = in.q_sequences->rows(), longest = in.kv_sequences->max_length(),
+              packs = in.q_sequences->size() * kv_heads * parts;
+  // Keys of a part at most. As many where they are cut as where they just are not, so that memory which was enough for
+  // long sequences is enough for shorter ones.
+  const Index keys = parts == 1 ? longest : 2 * attend_part;
+  // A task packs what it multiplies by, so its queries are cut only where there are threads without a task.
+  const Index cuts = std::clamp<Index>((threads + packs - 1) / packs, 1,
+                                       std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
+  const Index packed = AttendPanels<T>::space(in, keys), tile_space = AttendTile<T>::space(in, keys),
+              space = packed + tile_space + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, pairs * parts, [&](Index task, int thread) {
-    const Index part = task % parts, kv_head = task / parts % kv_heads, sequence = task / parts / kv_heads,
-                tiles = attend_tiles(in.q_sequences->length(sequence)), units = group * tiles;
-    const Index begin = units * part / parts, end = units * (part + 1) / parts;
-    if (begin == end) return;
+  parallel_for(threads, packs * cuts, [&](Index task, int thread) {
+    const Index cut = task % cuts, part = task / cuts % parts, kv_head = task / cuts / parts % kv_heads,
+                sequence = task / cuts / parts / kv_heads;
+    const Index tiles = attend_tiles(in.q_sequences->length(sequence)), all = in.kv_sequences->length(sequence);
+    const Range units = equal_part(group * tiles, 1, cut, cuts);
+    if (units.size() == 0) return;
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
-    T* inverses = memory + packed + AttendTile<T>::space(in);
-    AttendPanels<T> panels(in, sequence, kv_head, memory);
+    T* inverses = memory + packed + tile_space;
+    AttendPanels<T> panels(in, sequence, kv_head, equal_part(all, attend_tile, part, parts), memory);
     // Rows of values that few queries meet are read as fast where they lie, if they can be.
     const bool packs_values =
-        in.v.is_rounded() || (end - begin > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
+        in.v.is_rounded() || (units.size() > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
-    for (Index unit = begin; unit < end; ++unit) {
+    for (Index unit = units.begin; unit < units.end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
-      if (in.p != nullptr && (unit == begin || unit % tiles == 0)) panels.pack_positions(head);
+      if (in.p != nullptr && (unit == units.begin || unit % tiles == 0)) panels.pack_positions(head);
       AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
       tile.multiply();
       for (Index i = 0; i < tile.rows; ++i) {
         const auto [log_sum, inverse] = tile.exponents(i);
         inverses[i] = inverse;
-        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = log_sum;
+        if (log_sums != nullptr) log_sums[(part * q_rows + tile.query_row() + i) * heads + head] = log_sum;
         T* row = tile.scores + i * tile.stride;
         if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
       }
-      T* to = out + tile.query_row() * in.out_cols() + head * in.value_width;
+      T* to = outs + (part * q_rows + tile.query_row()) * in.out_cols() + head * in.value_width;
       const Operand<T> weights{tile.scores, tile.stride};
       if (packs_values)
-        gemm_panels(tile.rows, weights, panels.values(), {tile.key, tile.key + tile.keys}, {0, in.value_width}, to,
-                    in.out_cols(), false, static_cast<const T*>(nullptr));
+        gemm_panels(tile.rows, weights, panels.values(),
+                    {tile.key - panels.range().begin, tile.key - panels.range().begin + tile.keys}, {0, in.value_width},
+                    to, in.out_cols(), false, static_cast<const T*>(nullptr));
       else if (tile.keys == 0)
         detail::fill_product(tile.rows, in.value_width, to, in.out_cols(), static_cast<const T*>(nullptr));
       else
@@ -428,6 +445,42 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
         map_span(
             in.value_width, row, [inverse](auto a) { return a * inverse; }, row);
       }
+    }
+  });
+}
+
+/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
+/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end. Only
+/// where at most a tile of queries meets many keys, parts of the keys are tasks (Dao et al. 2023, "Flash-Decoding").
+template <class T>
+void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
+  const Index keys = in.kv_sequences->max_length(), heads = in.shape.num_heads, q_rows = in.q_sequences->rows();
+  if (q_rows == 0) return;
+  // By the shape alone, so results do not depend on threads.
+  if (in.q_sequences->max_length() > attend_tile || keys < 2 * attend_part || in.dropout.any())
+    return attend_parts(threads, arena, in, 1, out, log_sums);
+  const Index parts = (keys + attend_part - 1) / attend_part, size = q_rows * in.out_cols();
+  const Buffer memory = arena.allocate(static_cast<std::size_t>(parts * (size + q_rows * heads)) * sizeof(T));
+  T *outs = static_cast<T*>(memory.data()), *logs = outs + parts * size;
+  attend_parts(threads, arena, in, parts, outs, logs);
+  parallel_blocks(threads, q_rows * heads, 32, [&](Index begin, Index end) {
+    for (Index at = begin; at < end; ++at) {
+      T* const sum = out + at * in.value_width;
+      std::fill_n(sum, in.value_width, T(0));
+      T most = -std::numeric_limits<T>::infinity(), total = 0;
+      for (Index part = 0; part < parts; ++part) most = std::max(most, logs[part * q_rows * heads + at]);
+      const bool sees = most > -std::numeric_limits<T>::infinity();
+      for (Index part = 0; part < parts && sees; ++part) {
+        const T weight = std::exp(logs[part * q_rows * heads + at] - most);
+        total += weight;
+        map_span(
+            in.value_width, sum, [w = Batch<T>(weight)](auto a, auto b) { return a + w * b; }, sum,
+            outs + part * size + at * in.value_width);
+      }
+      if (sees)
+        map_span(
+            in.value_width, sum, [inverse = Batch<T>(T(1) / total)](auto a) { return a * inverse; }, sum);
+      if (log_sums != nullptr) log_sums[at] = most + std::log(total);
     }
   });
 }

@@ -24,7 +24,7 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
   const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
   const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
-  const Index packed = AttendPanels<T>::space(in), tile_space = packed + AttendTile<T>::space(in);
+  const Index packed = AttendPanels<T>::space(in, longest), tile_space = packed + AttendTile<T>::space(in, longest);
   const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
   const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
@@ -44,7 +44,7 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
     T* dpositional = dcontent + attend_tile * kw;
     T* gemm_space = dpositional + attend_tile * pw;
-    AttendPanels<T> panels(in, sequence, kv_head, memory);
+    AttendPanels<T> panels(in, sequence, kv_head, {0, all}, memory);
     panels.pack_values_transposed();
     T* dtable = shared_data + sequence * shared_size;
     T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
