@@ -205,6 +205,7 @@ TEST_CASE("derivatives with dropout", "[gradient]") {
   CHECK(AttendCase{.dropout = 0.3}.error() < tolerance);
   CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 5}, .relative = true, .dropout = 0.2}.error() < tolerance);
   CHECK(AttendCase{.q{20, 5}, .mask = Mask::chunked(4, 3), .relative = true, .dropout = 0.2}.error() < tolerance);
+  CHECK(AttendCase{.q{3}, .kv{1000}, .dropout = 0.2}.error() < tolerance);
   CHECK(check({random_matrix(9, 21, 1)}, {}, [&](auto& tape, const auto& v) { return tape.dropout(v[0], 0.4); }) <
         tolerance);
 }

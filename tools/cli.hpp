@@ -38,6 +38,16 @@ inline std::string output_file(const std::string& file) {
   return path.string();
 }
 
+/// A number from min to max, which nan is not; for CLI::Range it is.
+inline CLI::Validator between(double min, double max) {
+  return {[=](const std::string& given) {
+            double value = 0;
+            if (CLI::detail::lexical_cast(given, value) && value >= min && value <= max) return std::string();
+            return laconic::text("Value ", given, " not in range ", min, " to ", max);
+          },
+          laconic::text("FLOAT in [", min, " - ", max, "]")};
+}
+
 /// Options that every subcommand has.
 struct CommonOptions {
   int threads = laconic::hardware_threads();

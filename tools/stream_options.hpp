@@ -24,7 +24,7 @@ struct StreamOptions {
               ->check(CLI::IsMember({"float", "bf16", "int8"})),
           command.add_option("--block-ms", block_ms, "of speech that come with each push")
               ->capture_default_str()
-              ->check(CLI::Range(1.0, 1e6))})
+              ->check(between(1.0, 1e6))})
       option->needs(flag);
   }
 

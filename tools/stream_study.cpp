@@ -241,7 +241,7 @@ void add_stream_study_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command->add_option("--block-ms", o->block_ms, "of speech that come with each push")
       ->capture_default_str()
-      ->check(CLI::Range(10.0, 1e4));
+      ->check(between(10.0, 1e4));
   command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")
       ->type_name("NAME");

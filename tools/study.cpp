@@ -411,7 +411,7 @@ void add_study_command(CLI::App& app) {
   command->add_option("--caches", o->caches, "cache sizes, percent of MHA's, with commas between")
       ->capture_default_str()
       ->delimiter(',')
-      ->check(CLI::Range(0.1, 50.0));
+      ->check(between(0.1, 50.0));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")
       ->type_name("NAME");

@@ -175,7 +175,7 @@ void add_train_command(CLI::App& app) {
                ->capture_default_str(),
            command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")
                ->capture_default_str()
-               ->check(CLI::Range(0.0, 1.0)),
+               ->check(between(0.0, 1.0)),
            command
                ->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")
                ->capture_default_str(),
@@ -204,7 +204,7 @@ void add_train_command(CLI::App& app) {
                ->capture_default_str(),
            command->add_option("--dropout", o->encoder.dropout, "probability")
                ->capture_default_str()
-               ->check(CLI::Range(0.0, 0.9)),
+               ->check(between(0.0, 0.9)),
            command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")
                ->capture_default_str(),
            command
@@ -225,7 +225,7 @@ void add_train_command(CLI::App& app) {
   command->add_option("--lr", o->training.learning_rate, "learning rate at its peak")->capture_default_str();
   command->add_option("--warmup", o->training.warmup, "part of all steps")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(between(0.0, 1.0));
   command->add_option("--decay", o->decay, "of the learning rate")
       ->capture_default_str()
       ->check(CLI::IsMember({"cosine", "noam"}));
@@ -241,7 +241,7 @@ void add_train_command(CLI::App& app) {
       ->add_option("--distill", o->training.distillation.weight,
                    "part of the loss that is the teacher's probabilities; the rest is the texts'")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(between(0.0, 1.0));
   command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")
       ->capture_default_str();
   command
@@ -270,7 +270,7 @@ void add_train_command(CLI::App& app) {
                    "GiB of training features that are kept in memory; the others are made again for each batch, in "
                    "the background; 0: half of the machine's memory")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(between(0.0, 1e6));
   command
       ->add_option("--checkpoint-steps", o->checkpoint_steps,
                    "updates between checkpoints within an epoch; 0: at its end only")

@@ -192,7 +192,7 @@ void add_transcribe_command(CLI::App& app) {
   logits->excludes("--streaming");
   command->add_option("--max-seconds", o->max_seconds, "of a stream that keeps all it heard")
       ->capture_default_str()
-      ->check(CLI::Range(1.0, 1e6));
+      ->check(between(1.0, 1e6));
   command->footer(
       "Example:\n  laconic transcribe --model runs/mha speech.wav\n"
       "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");

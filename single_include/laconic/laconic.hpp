@@ -4273,9 +4273,6 @@ namespace kernels {
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
-/// Keys of a part where few queries meet many keys: what is packed of them stays in the second-level cache.
-inline constexpr Index attend_part = 10 * attend_tile;
-
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
@@ -4414,7 +4411,7 @@ class AttendPanels {
   /// Where they lie, without a cache.
   Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (range, value_width), for products of several tiles; or (value_width, range), without a cache.
+  /// (range, value_width), for products of several tiles; or (value_width, range) of all keys, without a cache.
   void pack_values() {
     values_ = {values_memory(), range_.size(), in_.value_width};
     each_run_of_values(range_, [&](Index first, Index some, Operand<T> rows) {
@@ -4426,8 +4423,8 @@ class AttendPanels {
     });
   }
   void pack_values_transposed() {
-    const Operand<T> rows{in_.v.whole(sequence_, kv_head_ * in_.value_width).at(range_.begin, 0), in_.v.cols};
-    values_ = pack(1, rows.transposed(), in_.value_width, range_.size(), values_memory());
+    values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, range_.size(),
+                   values_memory());
   }
   const Panels<T>& values() const { return values_; }
   /// visit(first, count, rows) for values that are not packed.
@@ -4577,11 +4574,11 @@ struct AttendTile {
     }
   }
 
+  /// The largest score of a row, and the sum of exponents of what is below it: minus infinity and 0 if nothing is seen.
   struct RowSum {
-    T log_sum, inverse;
+    T most, sum;
   };
-  /// Scores of row i to the exponents of what they are below the largest, 0 where nothing is seen; gives the logarithm
-  /// of the sum that makes them probabilities, and what to multiply by for that: minus infinity and 0 where nothing is.
+  /// Scores of row i to these exponents, 0 where nothing is seen.
   RowSum exponents(Index i) {
     T* s = scores + i * stride;
     if (hide(i)) return {-std::numeric_limits<T>::infinity(), T(0)};
@@ -4597,10 +4594,9 @@ struct AttendTile {
       }
     }
     const T most = max_lanes<T>(best);
-    const T sum = exponents_below(s, most);
-    return {most + std::log(sum), T(1) / sum};
+    return {most, exponents_below(s, most)};
   }
-  /// Probabilities again, from the logarithm of their sum.
+  /// Probabilities again, from the logarithm of the sum of all exponents.
   void probabilities(Index i, T log_sum) {
     T* s = scores + i * stride;
     if (hide(i)) return;
@@ -4638,60 +4634,174 @@ struct AttendTile {
   }
 };
 
-/// Softmax over the keys of each of so many equal parts: outs (parts, q_rows, num_heads * value_width) and, if not
-/// null, log_sums (parts, q_rows, num_heads), minus infinity where a query sees none of them.
+}  // namespace kernels
+}  // namespace laconic
+
+namespace laconic::inline LACONIC_ABI {
+namespace kernels {
+
+/// Where no more than a tile of queries meets many keys, parts of the keys are tasks of their own: so many keys each at
+/// most, of which heads of 128 floats fit a second-level cache, and none of fewer keys than the other number.
+inline constexpr Index attend_part = 10 * attend_tile, attend_uncut = 2 * attend_part;
+
+/// How the keys of each sequence are cut into parts, and what comes out of these. By a sequence's own shape, so that
+/// results depend neither on threads nor on other sequences; not with dropout, whose decisions are counted from the
+/// first key of a tile.
 template <class T>
-void attend_parts(int threads, Arena& arena, const AttendOperands<T>& in, Index parts, T* outs, T* log_sums) {
-  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group(),
-              q_rows = in.q_sequences->rows(), longest = in.kv_sequences->max_length(),
-              packs = in.q_sequences->size() * kv_heads * parts;
-  // Keys of a part at most. As many where they are cut as where they just are not, so that memory which was enough for
-  // long sequences is enough for shorter ones.
-  const Index keys = parts == 1 ? longest : 2 * attend_part;
-  // A task packs what it multiplies by, so its queries are cut only where there are threads without a task.
-  const Index cuts = std::clamp<Index>((threads + packs - 1) / packs, 1,
-                                       std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
-  const Index packed = AttendPanels<T>::space(in, keys), tile_space = AttendTile<T>::space(in, keys),
-              space = packed + tile_space + attend_tile;
+class AttendParts {
+ public:
+  AttendParts(Arena& arena, const AttendOperands<T>& in)
+      : in_(in),
+        parts_(Sequences::make(arena, in.q_sequences->size(), [&](Index n) { return is_cut(n) ? most_parts(n) : 1; })),
+        // Also for queries that are too many, so that memory that was enough for them is enough for fewer.
+        rows_(Sequences::make(arena, in.q_sequences->size(),
+                              [&](Index n) {
+                                const Index queries = std::min(attend_tile, in.q_sequences->length(n));
+                                return has_many_keys(n) ? most_parts(n) * queries : 0;
+                              })),
+        memory_(arena.allocate(static_cast<std::size_t>(rows_.rows() * (in.out_cols() + 2 * in.shape.num_heads)) *
+                               sizeof(T))) {}
+
+  /// Parts of all sequences, end to end.
+  const Sequences& all() const { return parts_; }
+  bool is_cut(Index n) const { return has_many_keys(n) && in_.q_sequences->length(n) <= attend_tile; }
+  Range keys(Index n, Index part) const {
+    return equal_part(in_.kv_sequences->length(n), attend_tile, part, parts_.length(n));
+  }
+  /// Keys that scratch must have room for: as many as are just not cut, so that it never shrinks as keys grow.
+  Index most_keys() const {
+    Index most = 0;
+    for (Index n = 0; n < parts_.size(); ++n)
+      most = std::max(most, is_cut(n) ? attend_uncut : in_.kv_sequences->length(n));
+    return most;
+  }
+
+  /// Where a part's products of exponents and values go, for this query and head.
+  T* values(Index n, Index part, Index query, Index head) const {
+    return data() + at(n, part, query, head) * in_.value_width;
+  }
+  /// Its largest score, and the sum of its exponents.
+  T& most(Index n, Index part, Index query, Index head) const {
+    return data()[rows_.rows() * in_.out_cols() + at(n, part, query, head)];
+  }
+  T& sum(Index n, Index part, Index query, Index head) const {
+    return data()[rows_.rows() * (in_.out_cols() + in_.shape.num_heads) + at(n, part, query, head)];
+  }
+
+  /// The softmax over all parts, of sequences that were cut, from what each of them gave.
+  void merge(int threads, T* out, T* log_sums) const {
+    if (parts_.rows() == parts_.size()) return;
+    // Blocks of rows whose work is worth waking a thread.
+    const Index grain = std::max<Index>(1, 32 * 32 * 32 / (parts_.max_length() * in_.out_cols()));
+    parallel_blocks(threads, in_.q_sequences->rows(), grain, [&](Index begin, Index end) {
+      each_part(*in_.q_sequences, {begin, end}, [&](Index n, Range rows) {
+        for (Index query = rows.begin; is_cut(n) && query < rows.end; ++query)
+          for (Index head = 0; head < in_.shape.num_heads; ++head) {
+            const Index to = (in_.q_sequences->begin(n) + query) * in_.shape.num_heads + head;
+            const T log_sum = merge(n, query, head, out + to * in_.value_width);
+            if (log_sums != nullptr) log_sums[to] = log_sum;
+          }
+      });
+    });
+  }
+
+ private:
+  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_uncut && !in_.dropout.any(); }
+  Index most_parts(Index n) const { return (in_.kv_sequences->length(n) + attend_part - 1) / attend_part; }
+  T* data() const { return static_cast<T*>(memory_.data()); }
+  Index at(Index n, Index part, Index query, Index head) const {
+    return (rows_.begin(n) + part * in_.q_sequences->length(n) + query) * in_.shape.num_heads + head;
+  }
+  /// Gives the logarithm of the sum of all exponents. Largest scores become the weights of the parts.
+  T merge(Index n, Index query, Index head, T* out) const {
+    T best = -std::numeric_limits<T>::infinity(), total = 0;
+    const auto each_seen = [&](auto&& visit) {  // parts that see nothing have a sum of 0
+      for (Index part = 0; part < parts_.length(n); ++part)
+        if (sum(n, part, query, head) != 0) visit(part);
+    };
+    each_seen([&](Index part) { best = std::max(best, most(n, part, query, head)); });
+    each_seen([&](Index part) {
+      T& weight = most(n, part, query, head);
+      weight = std::exp(weight - best);
+      total += weight * sum(n, part, query, head);
+    });
+    std::fill_n(out, in_.value_width, T(0));
+    each_seen([&](Index part) {
+      map_span(
+          in_.value_width, out,
+          [w = Batch<T>(most(n, part, query, head) / total)](auto a, auto b) { return a + w * b; }, out,
+          values(n, part, query, head));
+    });
+    return best + std::log(total);
+  }
+
+  const AttendOperands<T>& in_;
+  Sequences parts_;
+  Sequences rows_;  // part by part, the queries of each sequence
+  Buffer memory_;   // products with values, then largest scores, then sums, of all rows and heads
+};
+
+/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. A tile is divided by the sum of its
+/// exponents at the end (Milakov and Gimelshein 2018), and sees all its keys at once but for parts, whose sums are
+/// added afterwards (Dao et al. 2023, "Flash-Decoding").
+template <class T>
+void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
+  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group();
+  const AttendParts<T> parts(arena, in);
+  const Index packs = parts.all().rows() * kv_heads;
+  if (packs == 0) return;
+  // A task packs what it multiplies by, so its queries are shared only where there are threads without a task.
+  const Index shares = std::clamp<Index>((threads + packs - 1) / packs, 1,
+                                         std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
+  const Index keys = parts.most_keys(), packed = AttendPanels<T>::space(in, keys),
+              tile_space = AttendTile<T>::space(in, keys), space = packed + tile_space + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, packs * cuts, [&](Index task, int thread) {
-    const Index cut = task % cuts, part = task / cuts % parts, kv_head = task / cuts / parts % kv_heads,
-                sequence = task / cuts / parts / kv_heads;
-    const Index tiles = attend_tiles(in.q_sequences->length(sequence)), all = in.kv_sequences->length(sequence);
-    const Range units = equal_part(group * tiles, 1, cut, cuts);
+  parallel_for(threads, packs * shares, [&](Index task, int thread) {
+    const Index share = task % shares, kv_head = task / shares % kv_heads, piece = task / shares / kv_heads,
+                sequence = parts.all().sequence_of(piece), part = piece - parts.all().begin(sequence),
+                queries = in.q_sequences->length(sequence), tiles = attend_tiles(queries);
+    const Range units = equal_part(group * tiles, 1, share, shares);
     if (units.size() == 0) return;
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + tile_space;
-    AttendPanels<T> panels(in, sequence, kv_head, equal_part(all, attend_tile, part, parts), memory);
+    AttendPanels<T> panels(in, sequence, kv_head, parts.keys(sequence, part), memory);
     // Rows of values that few queries meet are read as fast where they lie, if they can be.
-    const bool packs_values =
-        in.v.is_rounded() || (units.size() > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
+    const bool packs_values = in.v.is_rounded() || (units.size() > 1 && queries > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
     for (Index unit = units.begin; unit < units.end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
       if (in.p != nullptr && (unit == units.begin || unit % tiles == 0)) panels.pack_positions(head);
       AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
       tile.multiply();
+      const bool is_part = parts.is_cut(sequence);
       for (Index i = 0; i < tile.rows; ++i) {
-        const auto [log_sum, inverse] = tile.exponents(i);
-        inverses[i] = inverse;
-        if (log_sums != nullptr) log_sums[(part * q_rows + tile.query_row() + i) * heads + head] = log_sum;
+        const auto [most, sum] = tile.exponents(i);
+        if (is_part) {
+          parts.most(sequence, part, i, head) = most;
+          parts.sum(sequence, part, i, head) = sum;
+          continue;
+        }
+        inverses[i] = sum == 0 ? T(0) : T(1) / sum;
+        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = most + std::log(sum);
         T* row = tile.scores + i * tile.stride;
         if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
       }
-      T* to = outs + (part * q_rows + tile.query_row()) * in.out_cols() + head * in.value_width;
+      T* to = is_part ? parts.values(sequence, part, 0, head)
+                      : out + tile.query_row() * in.out_cols() + head * in.value_width;
       const Operand<T> weights{tile.scores, tile.stride};
-      if (packs_values)
-        gemm_panels(tile.rows, weights, panels.values(),
-                    {tile.key - panels.range().begin, tile.key - panels.range().begin + tile.keys}, {0, in.value_width},
-                    to, in.out_cols(), false, static_cast<const T*>(nullptr));
-      else if (tile.keys == 0)
+      if (packs_values) {
+        const Index first = tile.key - panels.range().begin;
+        gemm_panels(tile.rows, weights, panels.values(), {first, first + tile.keys}, {0, in.value_width}, to,
+                    in.out_cols(), false, static_cast<const T*>(nullptr));
+      } else if (tile.keys == 0) {
         detail::fill_product(tile.rows, in.value_width, to, in.out_cols(), static_cast<const T*>(nullptr));
-      else
+      } else {
         panels.each_run_of_values({tile.key, tile.key + tile.keys}, [&](Index first, Index some, Operand<T> values) {
           gemm_block<T>(tile.rows, in.value_width, some, {weights.at(0, first - tile.key), tile.stride}, values, to,
                         in.out_cols(), first > tile.key, nullptr, panels.values_memory());
         });
+      }
+      if (is_part) continue;
       for (Index i = 0; i < tile.rows; ++i) {
         T* row = to + i * in.out_cols();
         const Batch<T> inverse(inverses[i]);
@@ -4700,42 +4810,7 @@ void attend_parts(int threads, Arena& arena, const AttendOperands<T>& in, Index 
       }
     }
   });
-}
-
-/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
-/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end. Only
-/// where at most a tile of queries meets many keys, parts of the keys are tasks (Dao et al. 2023, "Flash-Decoding").
-template <class T>
-void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
-  const Index keys = in.kv_sequences->max_length(), heads = in.shape.num_heads, q_rows = in.q_sequences->rows();
-  if (q_rows == 0) return;
-  // By the shape alone, so results do not depend on threads.
-  if (in.q_sequences->max_length() > attend_tile || keys < 2 * attend_part || in.dropout.any())
-    return attend_parts(threads, arena, in, 1, out, log_sums);
-  const Index parts = (keys + attend_part - 1) / attend_part, size = q_rows * in.out_cols();
-  const Buffer memory = arena.allocate(static_cast<std::size_t>(parts * (size + q_rows * heads)) * sizeof(T));
-  T *outs = static_cast<T*>(memory.data()), *logs = outs + parts * size;
-  attend_parts(threads, arena, in, parts, outs, logs);
-  parallel_blocks(threads, q_rows * heads, 32, [&](Index begin, Index end) {
-    for (Index at = begin; at < end; ++at) {
-      T* const sum = out + at * in.value_width;
-      std::fill_n(sum, in.value_width, T(0));
-      T most = -std::numeric_limits<T>::infinity(), total = 0;
-      for (Index part = 0; part < parts; ++part) most = std::max(most, logs[part * q_rows * heads + at]);
-      const bool sees = most > -std::numeric_limits<T>::infinity();
-      for (Index part = 0; part < parts && sees; ++part) {
-        const T weight = std::exp(logs[part * q_rows * heads + at] - most);
-        total += weight;
-        map_span(
-            in.value_width, sum, [w = Batch<T>(weight)](auto a, auto b) { return a + w * b; }, sum,
-            outs + part * size + at * in.value_width);
-      }
-      if (sees)
-        map_span(
-            in.value_width, sum, [inverse = Batch<T>(T(1) / total)](auto a) { return a * inverse; }, sum);
-      if (log_sums != nullptr) log_sums[at] = most + std::log(total);
-    }
-  });
+  parts.merge(threads, out, log_sums);
 }
 
 }  // namespace kernels

@@ -43,6 +43,14 @@ class Seeds {
     const std::string two =
         R"({"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}})";
     put(target, "good_two", file(two, 10));
+    put(target, "good_scales",
+        file(R"({"a":{"dtype":"I8","shape":[2,3],"data_offsets":[8,14]},)"
+             R"("a_scale":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+             14));
+    put(target, "good_scales_for_other_rows",
+        file(R"({"a":{"dtype":"I8","shape":[3,2],"data_offsets":[8,14]},)"
+             R"("a_scale":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+             14));
     put(target, "bad_length", file(two, 10, std::size_t{1} << 40));
     put(target, "bad_length_by_one", file(two, 10, 1));
     put(target, "bad_type", file(R"({"a":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}})", 8));

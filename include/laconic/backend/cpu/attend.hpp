@@ -1,444 +1,177 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
-#include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/cpu/row_cache.hpp>
-#include <laconic/backend/primitives.hpp>
-#include <laconic/core/sequences.hpp>
+#include <laconic/backend/cpu/attend_tile.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <span>
 
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
-/// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
-/// tile's rows and columns.
-inline constexpr Index attend_tile = 48;
-static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
+/// Where no more than a tile of queries meets many keys, parts of the keys are tasks of their own: so many keys each at
+/// most, of which heads of 128 floats fit a second-level cache, and none of fewer keys than the other number.
+inline constexpr Index attend_part = 10 * attend_tile, attend_uncut = 2 * attend_part;
 
-/// Keys of a part where few queries meet many keys: what is packed of them stays in the second-level cache.
-inline constexpr Index attend_part = 10 * attend_tile;
-
-constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
-/// Queries of a full tile: all of them where there is but one tile.
-constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
-
-/// Asks for rows that are read soon: they are too far apart for the processor to foresee.
+/// How the keys of each sequence are cut into parts, and what comes out of these. By a sequence's own shape, so that
+/// results depend neither on threads nor on other sequences; not with dropout, whose decisions are counted from the
+/// first key of a tile.
 template <class T>
-void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
-  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
-  for (Index i = begin; i < end; ++i)
-    for (Index c = 0; c < width; c += line) __builtin_prefetch(rows.at(i, c));
-}
-
-/// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
-template <class T>
-struct AttendRows {
-  const T* data;  // of those that came now, sequence after sequence
-  Index cols;
-  const Sequences* sequences;  // of them
-  const RowCache<T>* cache = nullptr;
-  std::span<const Index> slots{};
-
-  bool is_rounded() const { return cache != nullptr && cache->storage() != Storage::full; }
-  Index cached(Index sequence) const {
-    return cache == nullptr ? 0 : cache->count(slots[static_cast<std::size_t>(sequence)]);
-  }
-  /// Where no cache is.
-  Operand<T> whole(Index sequence, Index col) const { return {data + sequences->begin(sequence) * cols + col, cols}; }
-
-  /// visit(first, count, rows): columns col .. col + width - 1 of a sequence's rows begin .. end - 1, in their order:
-  /// `count` rows from `first` on where they lie, or in `space` (attend_tile, width) if they must be read from what is
-  /// rounded.
-  template <class Visit>
-  void each_run(Index sequence, Range range, Index col, Index width, T* space, Visit&& visit) const {
-    const Index past = cached(sequence);
-    if (range.begin < past)
-      cache->each_run(slots[static_cast<std::size_t>(sequence)], range.begin, std::min(range.end, past),
-                      [&](Index first, Index count, const std::byte* stored) {
-                        if (!is_rounded())
-                          return visit(first, count, Operand<T>{reinterpret_cast<const T*>(stored) + col, cols});
-                        for (Index i = 0; i < count; i += attend_tile) {
-                          const Index some = std::min(attend_tile, count - i);
-                          for (Index r = 0; r < some; ++r)
-                            load_row(cache->storage(), col, width, stored + (i + r) * cache->row_bytes(),
-                                     space + r * width);
-                          visit(first + i, some, Operand<T>{space, width});
-                        }
-                      });
-    const Index begin = std::max(range.begin, past);
-    if (begin < range.end) visit(begin, range.end - begin, Operand<T>{whole(sequence, col).at(begin - past, 0), cols});
-  }
-};
-
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads *
-/// value_width), of which a cache may hold the first of each sequence. With relative positions (Dai et al. 2019,
-/// section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected table, row span-1 - r for key r
-/// frames to the left of the query, and meets position_q, which is q or as wide as p; u and w (one row each) are
-/// pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
-template <class T>
-struct AttendOperands {
-  AttendShape shape;
-  const Sequences *q_sequences, *kv_sequences;
-  Index key_width, value_width;
-  const T* q;
-  AttendRows<T> k, v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
-  Index span = 0, position_width = 0;
-  bool packed_table = false;
-  DropoutMask dropout{0.0, Random(Seed(), 0)};
-
-  Index group() const { return shape.num_heads / shape.num_kv_heads; }
-  Index q_cols() const { return shape.num_heads * key_width; }
-  Index k_cols() const { return shape.num_kv_heads * key_width; }
-  Index v_cols() const { return shape.num_kv_heads * value_width; }
-  Index out_cols() const { return shape.num_heads * value_width; }
-  Index p_cols() const { return shape.num_heads * position_width; }
-};
-
-/// Rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols). Zeros where
-/// the table has no such row.
-template <class T>
-void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Index cols, T* to) {
-  for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
-    const Index used = std::min(GemmTile<T>::cols, cols - j), padded = padded_cols<T>(used);
-    T* panel = to + j * width;
-    const Index begin = std::clamp<Index>(-origin - j, 0, used), end = std::clamp(rows - origin - j, begin, used);
-    if (end - begin < padded) std::fill_n(panel, padded * width, T(0));
-    const Operand<T> from = table.transposed();
-    detail::pack_panel(Operand<T>{from.at(0, origin + j + begin), from.row_stride, from.col_stride}, width, end - begin,
-                       end - begin, panel + begin, padded);
-  }
-}
-
-/// Distances that a head's panels have for a table of so many rows: tiles read a vector beyond the last.
-template <class T>
-constexpr Index packed_table_cols(Index rows) {
-  return rows + lanes<T>;
-}
-/// Rows, as wide as the table's, that hold the panels of all heads.
-template <class T>
-constexpr Index packed_table_rows(Index rows) {
-  return rows + 2 * lanes<T>;
-}
-/// A table of distances (rows, heads * width) for many calls, to (packed_table_rows, heads * width): the panels of each
-/// head, one after the other.
-template <class T>
-void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
-  parallel_for(threads, heads, [&](Index head, int) {
-    const Index cols = packed_table_cols<T>(rows);
-    pack_distances(Operand<T>{table + head * width, heads * width}, rows, width, 0, cols,
-                   to + head * Panels<T>::size(width, cols));
-  });
-}
-
-/// What tiles of a sequence multiply by, packed once for them: some keys and values of a key-value head, and the table
-/// of distances of a head.
-template <class T>
-class AttendPanels {
+class AttendParts {
  public:
-  /// For so many keys at most.
-  static Index space(const AttendOperands<T>& in, Index keys) {
-    const Index positions = table_cols(in.q_sequences->max_length(), keys);
-    return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
-           (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
+  AttendParts(Arena& arena, const AttendOperands<T>& in)
+      : in_(in),
+        parts_(Sequences::make(arena, in.q_sequences->size(), [&](Index n) { return is_cut(n) ? most_parts(n) : 1; })),
+        // Also for queries that are too many, so that memory that was enough for them is enough for fewer.
+        rows_(Sequences::make(arena, in.q_sequences->size(),
+                              [&](Index n) {
+                                const Index queries = std::min(attend_tile, in.q_sequences->length(n));
+                                return has_many_keys(n) ? most_parts(n) * queries : 0;
+                              })),
+        memory_(arena.allocate(static_cast<std::size_t>(rows_.rows() * (in.out_cols() + 2 * in.shape.num_heads)) *
+                               sizeof(T))) {}
+
+  /// Parts of all sequences, end to end.
+  const Sequences& all() const { return parts_; }
+  bool is_cut(Index n) const { return has_many_keys(n) && in_.q_sequences->length(n) <= attend_tile; }
+  Range keys(Index n, Index part) const {
+    return equal_part(in_.kv_sequences->length(n), attend_tile, part, parts_.length(n));
+  }
+  /// Keys that scratch must have room for: as many as are just not cut, so that it never shrinks as keys grow.
+  Index most_keys() const {
+    Index most = 0;
+    for (Index n = 0; n < parts_.size(); ++n)
+      most = std::max(most, is_cut(n) ? attend_uncut : in_.kv_sequences->length(n));
+    return most;
   }
 
-  /// `range`, of the sequence's keys, begins where a panel of all of them would.
-  AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, Range range, T* memory)
-      : in_(in), sequence_(sequence), kv_head_(kv_head), range_(range), memory_(memory) {
-    pack_keys();
+  /// Where a part's products of exponents and values go, for this query and head.
+  T* values(Index n, Index part, Index query, Index head) const {
+    return data() + at(n, part, query, head) * in_.value_width;
+  }
+  /// Its largest score, and the sum of its exponents.
+  T& most(Index n, Index part, Index query, Index head) const {
+    return data()[rows_.rows() * in_.out_cols() + at(n, part, query, head)];
+  }
+  T& sum(Index n, Index part, Index query, Index head) const {
+    return data()[rows_.rows() * (in_.out_cols() + in_.shape.num_heads) + at(n, part, query, head)];
   }
 
-  Range range() const { return range_; }
-  /// (key_width, range).
-  const Panels<T>& keys() const { return keys_; }
-  /// Where they lie, without a cache.
-  Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
-
-  /// (range, value_width), for products of several tiles; or (value_width, range), without a cache.
-  void pack_values() {
-    values_ = {values_memory(), range_.size(), in_.value_width};
-    each_run_of_values(range_, [&](Index first, Index some, Operand<T> rows) {
-      for (Index j = 0; j < in_.value_width; j += GemmTile<T>::cols) {
-        const Index used = std::min(GemmTile<T>::cols, in_.value_width - j), padded = padded_cols<T>(used);
-        detail::pack_panel(Operand<T>{rows.at(0, j), rows.row_stride}, some, used, padded,
-                           values_memory() + j * range_.size() + (first - range_.begin) * padded, padded);
-      }
+  /// The softmax over all parts, of sequences that were cut, from what each of them gave.
+  void merge(int threads, T* out, T* log_sums) const {
+    if (parts_.rows() == parts_.size()) return;
+    // Blocks of rows whose work is worth waking a thread.
+    const Index grain = std::max<Index>(1, 32 * 32 * 32 / (parts_.max_length() * in_.out_cols()));
+    parallel_blocks(threads, in_.q_sequences->rows(), grain, [&](Index begin, Index end) {
+      each_part(*in_.q_sequences, {begin, end}, [&](Index n, Range rows) {
+        for (Index query = rows.begin; is_cut(n) && query < rows.end; ++query)
+          for (Index head = 0; head < in_.shape.num_heads; ++head) {
+            const Index to = (in_.q_sequences->begin(n) + query) * in_.shape.num_heads + head;
+            const T log_sum = merge(n, query, head, out + to * in_.value_width);
+            if (log_sums != nullptr) log_sums[to] = log_sum;
+          }
+      });
     });
   }
-  void pack_values_transposed() {
-    const Operand<T> rows{in_.v.whole(sequence_, kv_head_ * in_.value_width).at(range_.begin, 0), in_.v.cols};
-    values_ = pack(1, rows.transposed(), in_.value_width, range_.size(), values_memory());
-  }
-  const Panels<T>& values() const { return values_; }
-  /// visit(first, count, rows) for values that are not packed.
-  template <class Visit>
-  void each_run_of_values(Range keys, Visit&& visit) const {
-    in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
-  }
-  /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
-  T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
-
-  /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
-  /// tile's last to the first key, so that tiles begin where panels do.
-  void pack_positions(Index head) {
-    const Index width = in_.position_width, rows = 2 * in_.span - 1;
-    if (in_.packed_table) {
-      const Index cols = packed_table_cols<T>(rows);
-      positions_ = {in_.p + head * Panels<T>::size(width, cols), width, cols};
-      return;
-    }
-    const Index queries = in_.q_sequences->length(sequence_), past = in_.kv_sequences->length(sequence_) - queries,
-                cols = table_cols(queries, range_.size()),
-                origin = in_.span - past - attend_tiles(queries) * tile_height(queries) + range_.begin;
-    T* to = run_memory() + run_space(in_);
-    pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
-    positions_ = {to, width, cols};
-  }
-  const Panels<T>& positions() const { return positions_; }
 
  private:
-  static Index table_cols(Index queries, Index keys) {
-    return attend_tiles(queries) * tile_height(queries) + padded_cols<T>(keys);
+  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_uncut && !in_.dropout.any(); }
+  Index most_parts(Index n) const { return (in_.kv_sequences->length(n) + attend_part - 1) / attend_part; }
+  T* data() const { return static_cast<T*>(memory_.data()); }
+  Index at(Index n, Index part, Index query, Index head) const {
+    return (rows_.begin(n) + part * in_.q_sequences->length(n) + query) * in_.shape.num_heads + head;
   }
-  static Index values_space(const AttendOperands<T>& in, Index keys) {
-    return std::max({Panels<T>::size(keys, in.value_width), Panels<T>::size(in.value_width, keys), gemm_scratch<T>()});
-  }
-  static Index run_space(const AttendOperands<T>& in) { return attend_tile * std::max(in.key_width, in.value_width); }
-  T* run_memory() const { return values_memory() + values_space(in_, range_.size()); }
-
-  void pack_keys() {
-    constexpr Index cols = GemmTile<T>::cols;
-    const Index width = in_.key_width, count = range_.size(), last = (count - 1) / cols * cols;
-    keys_ = {memory_, width, count};
-    const Index used = count - last, padded = padded_cols<T>(used);
-    for (Index k = 0; used < padded && k < width; ++k)
-      std::fill_n(memory_ + last * width + k * padded + used, padded - used, T(0));
-    in_.k.each_run(
-        sequence_, range_, kv_head_ * width, width, run_memory(), [&](Index key, Index some, Operand<T> rows) {
-          constexpr Index together = 8;
-          const Index first = key - range_.begin;
-          for (Index at = first, end; at < first + some; at = end) {
-            const Index panel = at / cols * cols;
-            end = std::min({first + some, panel + cols, at + together});
-            fetch_ahead(rows, end - first, std::min(some, end - first + together), width);
-            detail::pack_panel(Operand<T>{rows.at(at - first, 0), rows.row_stride}.transposed(), width, end - at,
-                               end - at, memory_ + panel * width + (at - panel), keys_.width(panel));
-          }
-        });
+  /// Gives the logarithm of the sum of all exponents. Largest scores become the weights of the parts.
+  T merge(Index n, Index query, Index head, T* out) const {
+    T best = -std::numeric_limits<T>::infinity(), total = 0;
+    const auto each_seen = [&](auto&& visit) {  // parts that see nothing have a sum of 0
+      for (Index part = 0; part < parts_.length(n); ++part)
+        if (sum(n, part, query, head) != 0) visit(part);
+    };
+    each_seen([&](Index part) { best = std::max(best, most(n, part, query, head)); });
+    each_seen([&](Index part) {
+      T& weight = most(n, part, query, head);
+      weight = std::exp(weight - best);
+      total += weight * sum(n, part, query, head);
+    });
+    std::fill_n(out, in_.value_width, T(0));
+    each_seen([&](Index part) {
+      map_span(
+          in_.value_width, out,
+          [w = Batch<T>(most(n, part, query, head) / total)](auto a, auto b) { return a + w * b; }, out,
+          values(n, part, query, head));
+    });
+    return best + std::log(total);
   }
 
   const AttendOperands<T>& in_;
-  Index sequence_, kv_head_;
-  Range range_;
-  T* memory_;
-  Panels<T> keys_{}, values_{}, positions_{};
+  Sequences parts_;
+  Sequences rows_;  // part by part, the queries of each sequence
+  Buffer memory_;   // products with values, then largest scores, then sums, of all rows and heads
 };
 
-/// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys): those
-/// of the panels that a query sees.
+/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. A tile is divided by the sum of its
+/// exponents at the end (Milakov and Gimelshein 2018), and sees all its keys at once but for parts, whose sums are
+/// added afterwards (Dao et al. 2023, "Flash-Decoding").
 template <class T>
-struct AttendTile {
-  const AttendOperands<T>& in;
-  const AttendPanels<T>& panels;
-  Index sequence, head, row, rows, key, keys;
-  Index height;    // rows of a full tile
-  Index stride;    // of a row of scores: whole vectors
-  T* content;      // (rows, key_width): (q + u) scale
-  T* positional;   // (rows, position_width): (position_q + w) scale
-  T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
-  Index lead = 0, position_stride = 0;
-
-  static Index space(const AttendOperands<T>& in, Index keys) {
-    const Index cols = padded_cols<T>(keys) + GemmTile<T>::cols;
-    return attend_tile * (in.key_width + in.position_width + cols + (in.p == nullptr ? 0 : cols + 2 * attend_tile));
-  }
-
-  AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
-             T* memory)
-      : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
-    const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
-    height = tile_height(queries);
-    rows = std::min(height, queries - row);
-    const auto first = in.shape.mask.keys(row, all - queries, all),
-               last = in.shape.mask.keys(row + rows - 1, all - queries, all);
-    const Range range = panels.range();
-    key = std::clamp(first.begin, range.begin, range.end) / GemmTile<T>::cols * GemmTile<T>::cols;  // a panel begins
-    keys = std::max(key, std::min(last.end, range.end)) - key;
-    stride = padded_cols<T>(keys);
-    content = memory;
-    positional = content + attend_tile * in.key_width;
-    scores = positional + attend_tile * in.position_width;
-    by_position = scores + attend_tile * stride;
-  }
-
-  Index query_row() const { return in.q_sequences->begin(sequence) + row; }
-  Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
-  Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
-  Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
-  /// First row of the table that this tile reads: that of its last query and its first key.
-  Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
-  Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
-  Mask::Keys visible(Index i) const {
-    const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
-    const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
-    return {begin, std::clamp(seen.end - key, begin, keys)};
-  }
-  std::uint64_t dropout_index(Index i) const {
-    return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
-  }
-
-  /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
-  void multiply() {
-    scale_queries(in.q, in.u, in.key_width, content);
-    const Index own = key - panels.range().begin;
-    gemm_panels(rows, Operand<T>{content, in.key_width}, panels.keys(), {0, in.key_width}, {own, own + stride}, scores,
-                stride, false, static_cast<const T*>(nullptr));
-    if (in.p == nullptr) return;
-    scale_queries(in.position_q, in.w, in.position_width, positional);
-    constexpr Index cols = GemmTile<T>::cols;
-    const Index first = in.packed_table
-                            ? table_row()
-                            : (attend_tiles(in.q_sequences->length(sequence)) - 1) * height - row + own + height - rows,
-                start = first / cols * cols;  // where a panel begins
-    lead = first - start;
-    position_stride = lead + rows + stride;
-    gemm_panels(rows, Operand<T>{positional, in.position_width}, panels.positions(), {0, in.position_width},
-                {start, start + position_stride}, by_position, position_stride, false, static_cast<const T*>(nullptr));
-  }
-
-  /// to (rows, width) = (q + bias) scale for this tile's queries and head.
-  void scale_queries(const T* q, const T* bias, Index width, T* to) const {
-    const T scale = static_cast<T>(in.shape.scale);
-    for (Index i = 0; i < rows; ++i) {
-      const T* from = q + ((query_row() + i) * in.shape.num_heads + head) * width;
-      for (Index c = 0; c < width; ++c)
-        to[i * width + c] = (from[c] + (bias == nullptr ? T(0) : bias[head * width + c])) * scale;
-    }
-  }
-
-  struct RowSum {
-    T log_sum, inverse;
-  };
-  /// Scores of row i to the exponents of what they are below the largest, 0 where nothing is seen; gives the logarithm
-  /// of the sum that makes them probabilities, and what to multiply by for that: minus infinity and 0 where nothing is.
-  RowSum exponents(Index i) {
-    T* s = scores + i * stride;
-    if (hide(i)) return {-std::numeric_limits<T>::infinity(), T(0)};
-    Batch<T> best(-std::numeric_limits<T>::infinity());
-    if (in.p == nullptr) {
-      for (Index j = 0; j < stride; j += lanes<T>) best = xsimd::max(best, load(s + j));
-    } else {
-      const T* add = shifted(i);
-      for (Index j = 0; j < stride; j += lanes<T>) {
-        const Batch<T> sum = load(s + j) + load(add + j);
-        store(s + j, sum);
-        best = xsimd::max(best, sum);
-      }
-    }
-    const T most = max_lanes<T>(best);
-    const T sum = exponents_below(s, most);
-    return {most + std::log(sum), T(1) / sum};
-  }
-  /// Probabilities again, from the logarithm of their sum.
-  void probabilities(Index i, T log_sum) {
-    T* s = scores + i * stride;
-    if (hide(i)) return;
-    if (in.p != nullptr) {
-      const T* add = shifted(i);
-      for (Index j = 0; j < stride; j += lanes<T>) store(s + j, load(s + j) + load(add + j));
-    }
-    exponents_below(s, log_sum);
-  }
-
- private:
-  const T* shifted(Index i) const { return by_position + i * position_stride + lead + rows - 1 - i; }
-
-  /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
-  bool hide(Index i) {
-    T* s = scores + i * stride;
-    const auto seen = visible(i);
-    if (seen.begin >= seen.end) {
-      std::fill_n(s, stride, T(0));
-      return true;
-    }
-    std::fill(s, s + seen.begin, -std::numeric_limits<T>::infinity());
-    std::fill(s + seen.end, s + stride, -std::numeric_limits<T>::infinity());
-    return false;
-  }
-  T exponents_below(T* s, T most) const {
-    const Batch<T> top(most);
-    Batch<T> total(T(0));
-    for (Index j = 0; j < stride; j += lanes<T>) {
-      const Batch<T> e = exp<T>(load(s + j) - top);
-      store(s + j, e);
-      total += e;
-    }
-    return sum_lanes<T>(total);
-  }
-};
-
-/// Softmax over the keys of each of so many equal parts: outs (parts, q_rows, num_heads * value_width) and, if not
-/// null, log_sums (parts, q_rows, num_heads), minus infinity where a query sees none of them.
-template <class T>
-void attend_parts(int threads, Arena& arena, const AttendOperands<T>& in, Index parts, T* outs, T* log_sums) {
-  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group(),
-              q_rows = in.q_sequences->rows(), longest = in.kv_sequences->max_length(),
-              packs = in.q_sequences->size() * kv_heads * parts;
-  // Keys of a part at most. As many where they are cut as where they just are not, so that memory which was enough for
-  // long sequences is enough for shorter ones.
-  const Index keys = parts == 1 ? longest : 2 * attend_part;
-  // A task packs what it multiplies by, so its queries are cut only where there are threads without a task.
-  const Index cuts = std::clamp<Index>((threads + packs - 1) / packs, 1,
-                                       std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
-  const Index packed = AttendPanels<T>::space(in, keys), tile_space = AttendTile<T>::space(in, keys),
-              space = packed + tile_space + attend_tile;
+void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
+  const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group();
+  const AttendParts<T> parts(arena, in);
+  const Index packs = parts.all().rows() * kv_heads;
+  if (packs == 0) return;
+  // A task packs what it multiplies by, so its queries are shared only where there are threads without a task.
+  const Index shares = std::clamp<Index>((threads + packs - 1) / packs, 1,
+                                         std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
+  const Index keys = parts.most_keys(), packed = AttendPanels<T>::space(in, keys),
+              tile_space = AttendTile<T>::space(in, keys), space = packed + tile_space + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, packs * cuts, [&](Index task, int thread) {
-    const Index cut = task % cuts, part = task / cuts % parts, kv_head = task / cuts / parts % kv_heads,
-                sequence = task / cuts / parts / kv_heads;
-    const Index tiles = attend_tiles(in.q_sequences->length(sequence)), all = in.kv_sequences->length(sequence);
-    const Range units = equal_part(group * tiles, 1, cut, cuts);
+  parallel_for(threads, packs * shares, [&](Index task, int thread) {
+    const Index share = task % shares, kv_head = task / shares % kv_heads, piece = task / shares / kv_heads,
+                sequence = parts.all().sequence_of(piece), part = piece - parts.all().begin(sequence),
+                queries = in.q_sequences->length(sequence), tiles = attend_tiles(queries);
+    const Range units = equal_part(group * tiles, 1, share, shares);
     if (units.size() == 0) return;
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + tile_space;
-    AttendPanels<T> panels(in, sequence, kv_head, equal_part(all, attend_tile, part, parts), memory);
+    AttendPanels<T> panels(in, sequence, kv_head, parts.keys(sequence, part), memory);
     // Rows of values that few queries meet are read as fast where they lie, if they can be.
-    const bool packs_values =
-        in.v.is_rounded() || (units.size() > 1 && in.q_sequences->length(sequence) > GemmTile<T>::rows);
+    const bool packs_values = in.v.is_rounded() || (units.size() > 1 && queries > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
     for (Index unit = units.begin; unit < units.end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
       if (in.p != nullptr && (unit == units.begin || unit % tiles == 0)) panels.pack_positions(head);
       AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
       tile.multiply();
+      const bool is_part = parts.is_cut(sequence);
       for (Index i = 0; i < tile.rows; ++i) {
-        const auto [log_sum, inverse] = tile.exponents(i);
-        inverses[i] = inverse;
-        if (log_sums != nullptr) log_sums[(part * q_rows + tile.query_row() + i) * heads + head] = log_sum;
+        const auto [most, sum] = tile.exponents(i);
+        if (is_part) {
+          parts.most(sequence, part, i, head) = most;
+          parts.sum(sequence, part, i, head) = sum;
+          continue;
+        }
+        inverses[i] = sum == 0 ? T(0) : T(1) / sum;
+        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = most + std::log(sum);
         T* row = tile.scores + i * tile.stride;
         if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
       }
-      T* to = outs + (part * q_rows + tile.query_row()) * in.out_cols() + head * in.value_width;
+      T* to = is_part ? parts.values(sequence, part, 0, head)
+                      : out + tile.query_row() * in.out_cols() + head * in.value_width;
       const Operand<T> weights{tile.scores, tile.stride};
-      if (packs_values)
-        gemm_panels(tile.rows, weights, panels.values(),
-                    {tile.key - panels.range().begin, tile.key - panels.range().begin + tile.keys}, {0, in.value_width},
-                    to, in.out_cols(), false, static_cast<const T*>(nullptr));
-      else if (tile.keys == 0)
+      if (packs_values) {
+        const Index first = tile.key - panels.range().begin;
+        gemm_panels(tile.rows, weights, panels.values(), {first, first + tile.keys}, {0, in.value_width}, to,
+                    in.out_cols(), false, static_cast<const T*>(nullptr));
+      } else if (tile.keys == 0) {
         detail::fill_product(tile.rows, in.value_width, to, in.out_cols(), static_cast<const T*>(nullptr));
-      else
+      } else {
         panels.each_run_of_values({tile.key, tile.key + tile.keys}, [&](Index first, Index some, Operand<T> values) {
           gemm_block<T>(tile.rows, in.value_width, some, {weights.at(0, first - tile.key), tile.stride}, values, to,
                         in.out_cols(), first > tile.key, nullptr, panels.values_memory());
         });
+      }
+      if (is_part) continue;
       for (Index i = 0; i < tile.rows; ++i) {
         T* row = to + i * in.out_cols();
         const Batch<T> inverse(inverses[i]);
@@ -447,42 +180,7 @@ void attend_parts(int threads, Arena& arena, const AttendOperands<T>& in, Index 
       }
     }
   });
-}
-
-/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. Milakov and Gimelshein 2018 without
-/// the division of keys: a tile sees all its keys at once, and is divided by the sum of its exponents at the end. Only
-/// where at most a tile of queries meets many keys, parts of the keys are tasks (Dao et al. 2023, "Flash-Decoding").
-template <class T>
-void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
-  const Index keys = in.kv_sequences->max_length(), heads = in.shape.num_heads, q_rows = in.q_sequences->rows();
-  if (q_rows == 0) return;
-  // By the shape alone, so results do not depend on threads.
-  if (in.q_sequences->max_length() > attend_tile || keys < 2 * attend_part || in.dropout.any())
-    return attend_parts(threads, arena, in, 1, out, log_sums);
-  const Index parts = (keys + attend_part - 1) / attend_part, size = q_rows * in.out_cols();
-  const Buffer memory = arena.allocate(static_cast<std::size_t>(parts * (size + q_rows * heads)) * sizeof(T));
-  T *outs = static_cast<T*>(memory.data()), *logs = outs + parts * size;
-  attend_parts(threads, arena, in, parts, outs, logs);
-  parallel_blocks(threads, q_rows * heads, 32, [&](Index begin, Index end) {
-    for (Index at = begin; at < end; ++at) {
-      T* const sum = out + at * in.value_width;
-      std::fill_n(sum, in.value_width, T(0));
-      T most = -std::numeric_limits<T>::infinity(), total = 0;
-      for (Index part = 0; part < parts; ++part) most = std::max(most, logs[part * q_rows * heads + at]);
-      const bool sees = most > -std::numeric_limits<T>::infinity();
-      for (Index part = 0; part < parts && sees; ++part) {
-        const T weight = std::exp(logs[part * q_rows * heads + at] - most);
-        total += weight;
-        map_span(
-            in.value_width, sum, [w = Batch<T>(weight)](auto a, auto b) { return a + w * b; }, sum,
-            outs + part * size + at * in.value_width);
-      }
-      if (sees)
-        map_span(
-            in.value_width, sum, [inverse = Batch<T>(T(1) / total)](auto a) { return a * inverse; }, sum);
-      if (log_sums != nullptr) log_sums[at] = most + std::log(total);
-    }
-  });
+  parts.merge(threads, out, log_sums);
 }
 
 }  // namespace kernels

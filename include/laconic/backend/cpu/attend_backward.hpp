@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attend.hpp>
+#include <laconic/backend/cpu/attend_tile.hpp>
 
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {

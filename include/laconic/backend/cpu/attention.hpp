@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/attend.hpp>
 #include <laconic/backend/cpu/attend_backward.hpp>
 #include <laconic/backend/cpu/heads.hpp>
 #include <laconic/backend/cpu/linear_attend.hpp>
