@@ -143,8 +143,8 @@ TEMPLATE_TEST_CASE("attention is the formula", "[attention]", float, double) {
 
 TEMPLATE_TEST_CASE("where few queries meet many keys, parts of these are tasks", "[attention]", float, double) {
   const double tolerance = std::is_same_v<TestType, double> ? 1e-13 : 2e-5;
-  // Parts that no query sees, and queries that see nothing; sequences that are just cut or just not.
-  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(8, 70), Mask::chunked(4, 900)};
+  // Parts that no query sees or some do; sequences that are just cut or just not.
+  const Mask masks[] = {Mask::bidirectional(), Mask::causal(), Mask::chunked(8, 70), Mask::chunked(1, 440)};
   const Sequences queries{8, 0, 3, 48, 49, 1, 2}, keys{1500, 0, 3, 960, 1000, 959, 60};
   for (const Mask mask : masks)
     for (const Index span : {0, 1600}) {
@@ -166,9 +166,7 @@ TEMPLATE_TEST_CASE("where few queries meet many keys, parts of these are tasks",
         }
       }
     }
-  CHECK(error_of<TestType>({2, 2, 4, 4, {9, 40}, {5, 1000}, Mask::causal(), 0}) < tolerance);
-
-  // What is not a number stays so, and great scores give no infinities.
+  // Great scores give no infinities, and what is not a number stays so, in one part or in all.
   Operands<TestType> in{2, 1, 4, 4, {8}, {1200}, Mask::bidirectional(), 0};
   in.k *= TestType(1e3);
   CHECK(error_of(in) < 1e3 * tolerance);
@@ -177,6 +175,8 @@ TEMPLATE_TEST_CASE("where few queries meet many keys, parts of these are tasks",
   CHECK(out.row(3).head(4).array().isNaN().all());
   CHECK(out.row(3).tail(4).allFinite());
   CHECK((out.topRows(3).allFinite() && out.bottomRows(4).allFinite()));
+  in.k(700, 1) = in.q(3, 1);
+  CHECK(attend(in, 2).array().isNaN().all());
 }
 
 TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was packed", "[attention][cache]", float,

@@ -92,7 +92,8 @@ misused '--attention' train --data corpus --out new --attention mla-full
 misused '--data' train --out new
 misused '--out' train --data corpus
 misused '--threads' eval --model m --data d --threads 0
-misused '--feature-memory: Value nan not in range 0 to 1000000' train --data corpus --out new --feature-memory nan
+misused '--feature-memory: Value nan not in range 0 to 1e+06' train --data corpus --out new --feature-memory nan
+misused '--at-once: Value nan' eval --model m --data d --at-once nan
 misused '--latent-dim' train --data corpus --out new --init model --latent-dim 4
 
 # --- A corpus of tones in place of digits.

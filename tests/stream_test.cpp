@@ -55,7 +55,7 @@ bool is_linear(Names name) {
 }
 /// Whether a stream is the whole pass bit for bit. Attention over a latent may take another of its two paths there, and
 /// linear attention sums its state in other steps; all others compute the same numbers in the same order, however many
-/// come at a time, while fewer than 960 keys are kept.
+/// come at a time, while a pass has fewer than 960 keys.
 template <class Policy>
 bool is_exact(Names name) {
   if constexpr (any<Policy>)

@@ -303,7 +303,7 @@ void add_eval_command(CLI::App& app) {
       ->add_option("--at-once", o->at_once,
                    "seconds of speech in memory at once (streamed: for each stream); changes no result")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(between(0.001, 1e6));
   command->get_option("--json")->description(
       "write the result to this file, too; FILE.partial keeps what is done until then, and the same command goes on "
       "from it");

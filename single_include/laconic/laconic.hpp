@@ -4436,7 +4436,7 @@ class AttendPanels {
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
   /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
-  /// tile's last to the first key, so that tiles begin where panels do.
+  /// tile's last to the first key of the range, so that tiles begin where panels do.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;
     if (in_.packed_table) {
@@ -4640,20 +4640,22 @@ struct AttendTile {
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
-/// Where no more than a tile of queries meets many keys, parts of the keys are tasks of their own: so many keys each at
-/// most, of which heads of 128 floats fit a second-level cache, and none of fewer keys than the other number.
-inline constexpr Index attend_part = 10 * attend_tile, attend_uncut = 2 * attend_part;
+/// Where no more than a tile of queries meets at least so many keys, parts of these are tasks of their own.
+inline constexpr Index attend_cut_from = 20 * attend_tile;
+/// Keys of a part, at most: of heads as wide as 64, keys and values fit a second-level cache together.
+inline constexpr Index attend_part = attend_cut_from / 2;
 
-/// How the keys of each sequence are cut into parts, and what comes out of these. By a sequence's own shape, so that
-/// results depend neither on threads nor on other sequences; not with dropout, whose decisions are counted from the
-/// first key of a tile.
+/// How the keys of each sequence are cut into parts, and what comes out of these. A sequence's own shape decides, so
+/// that results depend neither on threads nor on other sequences. With dropout none is cut: its decisions are counted
+/// from the first key of a tile.
 template <class T>
 class AttendParts {
  public:
   AttendParts(Arena& arena, const AttendOperands<T>& in)
       : in_(in),
         parts_(Sequences::make(arena, in.q_sequences->size(), [&](Index n) { return is_cut(n) ? most_parts(n) : 1; })),
-        // Also for queries that are too many, so that memory that was enough for them is enough for fewer.
+        // Also for queries that are too many, so that memory that was enough for them is enough for fewer: a stream of
+        // long chunks meets few queries at its end alone.
         rows_(Sequences::make(arena, in.q_sequences->size(),
                               [&](Index n) {
                                 const Index queries = std::min(attend_tile, in.q_sequences->length(n));
@@ -4668,11 +4670,12 @@ class AttendParts {
   Range keys(Index n, Index part) const {
     return equal_part(in_.kv_sequences->length(n), attend_tile, part, parts_.length(n));
   }
-  /// Keys that scratch must have room for: as many as are just not cut, so that it never shrinks as keys grow.
+  /// Keys that scratch must have room for: where they are cut, as many as the most that are not, so that it never
+  /// shrinks as keys grow.
   Index most_keys() const {
     Index most = 0;
     for (Index n = 0; n < parts_.size(); ++n)
-      most = std::max(most, is_cut(n) ? attend_uncut : in_.kv_sequences->length(n));
+      most = std::max(most, is_cut(n) ? attend_cut_from : in_.kv_sequences->length(n));
     return most;
   }
 
@@ -4692,7 +4695,7 @@ class AttendParts {
   void merge(int threads, T* out, T* log_sums) const {
     if (parts_.rows() == parts_.size()) return;
     // Blocks of rows whose work is worth waking a thread.
-    const Index grain = std::max<Index>(1, 32 * 32 * 32 / (parts_.max_length() * in_.out_cols()));
+    const Index grain = 32 * 32 * 32 / (parts_.max_length() * in_.out_cols() + 1) + 1;
     parallel_blocks(threads, in_.q_sequences->rows(), grain, [&](Index begin, Index end) {
       each_part(*in_.q_sequences, {begin, end}, [&](Index n, Range rows) {
         for (Index query = rows.begin; is_cut(n) && query < rows.end; ++query)
@@ -4706,7 +4709,7 @@ class AttendParts {
   }
 
  private:
-  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_uncut && !in_.dropout.any(); }
+  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_cut_from && !in_.dropout.any(); }
   Index most_parts(Index n) const { return (in_.kv_sequences->length(n) + attend_part - 1) / attend_part; }
   T* data() const { return static_cast<T*>(memory_.data()); }
   Index at(Index n, Index part, Index query, Index head) const {
@@ -4768,12 +4771,12 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
     // Rows of values that few queries meet are read as fast where they lie, if they can be.
     const bool packs_values = in.v.is_rounded() || (units.size() > 1 && queries > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
+    const bool is_part = parts.is_cut(sequence);
     for (Index unit = units.begin; unit < units.end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
       if (in.p != nullptr && (unit == units.begin || unit % tiles == 0)) panels.pack_positions(head);
       AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
       tile.multiply();
-      const bool is_part = parts.is_cut(sequence);
       for (Index i = 0; i < tile.rows; ++i) {
         const auto [most, sum] = tile.exponents(i);
         if (is_part) {

@@ -8,7 +8,6 @@
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <span>
 
@@ -183,7 +182,7 @@ class AttendPanels {
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
   /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
-  /// tile's last to the first key, so that tiles begin where panels do.
+  /// tile's last to the first key of the range, so that tiles begin where panels do.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;
     if (in_.packed_table) {
