@@ -96,6 +96,23 @@ TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, doubl
   CHECK(error(cpu.mix(cpu.input(x), cpu.input(y), cpu.input(gate), uneven), mixed) < close);
 }
 
+TEMPLATE_TEST_CASE("a row of heads times their matrices is the same in any company", "[primitives]", float, double) {
+  using T = TestType;
+  Cpu<T> cpu(2);
+  for (const HeadShape& shape : head_shapes)
+    for (const auto& [out, in] : std::vector<std::pair<Index, Index>>{{3, 17}, {70, 530}}) {
+      const Parameter<T> weight = head_weight<T>(shape, out, in),
+                         bias = random_parameter<T>({shape.num_blocks * out}, 4);
+      const Matrix<T> x = random_matrix<T>(130, shape.num_heads * (shape.transposed ? out : in), 1);
+      const Parameter<T>* const added = shape.transposed ? nullptr : &bias;
+      const Matrix<T> all = cpu.head_linear(cpu.input(x), weight, added, shape).view();
+      for (const Index rows : {1, 7, 8, 9, 16, 17, 63, 65}) {
+        INFO(rows << " rows");
+        CHECK(cpu.head_linear(cpu.input(Matrix<T>(x.topRows(rows))), weight, added, shape).view() == all.topRows(rows));
+      }
+    }
+}
+
 TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", float, double) {
   using T = TestType;
   const double close = std::is_same_v<T, double> ? 1e-14 : 2e-6;

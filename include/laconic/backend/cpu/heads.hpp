@@ -10,6 +10,33 @@
 namespace laconic::inline LACONIC_ABI {
 namespace kernels {
 
+/// Rows for which no weight is packed.
+template <class T>
+inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
+template <class T>
+constexpr Index few_rows_scratch(Index out, Index in) {
+  return Panels<T>::size(in, few_rows<T>) + out * few_rows<T>;
+}
+/// y (rows, out) = x (rows, in) W^T + bias for at most few_rows, as y^T = W x^T: x is packed, which is smaller than a
+/// weight (out, in). Sums are taken in the same order. `scratch` has few_rows_scratch(out, in) numbers.
+template <class T>
+void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* weight, const T* bias, T* y,
+                       Index y_stride, T* scratch) {
+  const Panels<T> panels = pack(1, x.transposed(), in, rows, scratch);
+  T* const sums = scratch + Panels<T>::size(in, few_rows<T>);
+  for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
+  for (Index c = 0; c < out; c += GemmTile<T>::rows) {
+    const Index some = std::min(GemmTile<T>::rows, out - c);
+    // Several rows of the weight are read at once, which the processor does not foresee.
+    constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
+    for (Index i = 0; i < some * in; i += line) __builtin_prefetch(detail::address(weight, (c + some) * in + i));
+    gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
+                static_cast<const T*>(nullptr));
+  }
+  for (Index r = 0; r < rows; ++r)
+    for (Index c = 0; c < out; ++c) y[r * y_stride + c] = sums[c * rows + r];
+}
+
 /// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
 /// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
 template <class T>
@@ -26,12 +53,18 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
   }
   constexpr Index tile = 64;
   const Index tiles = (rows + tile - 1) / tile, x_cols = shape.num_heads * from, y_cols = shape.num_heads * to;
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * gemm_scratch<T>()) * sizeof(T));
+  const Index space = std::max(gemm_scratch<T>(), few_rows_scratch<T>(out, in));
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
   parallel_for(threads, shape.num_heads * tiles, [&](Index task, int thread) {
     const Index head = task / tiles, row = task % tiles * tile, block = head / (shape.num_heads / shape.num_blocks);
-    gemm_block<T>(std::min(tile, rows - row), to, from, {x + row * x_cols + head * from, x_cols}, matrix(block),
-                  y + row * y_cols + head * to, y_cols, false, bias == nullptr ? nullptr : bias + block * to,
-                  static_cast<T*>(scratch.data()) + thread * gemm_scratch<T>());
+    const Operand<T> of_head{x + row * x_cols + head * from, x_cols};
+    const Index some = std::min(tile, rows - row);
+    const T* const of_block = bias == nullptr ? nullptr : bias + block * to;
+    T *const out_of_head = y + row * y_cols + head * to, *const own = static_cast<T*>(scratch.data()) + thread * space;
+    if (!shape.transposed && some <= few_rows<T>)
+      multiply_few_rows(some, out, in, of_head, weight + block * out * in, of_block, out_of_head, y_cols, own);
+    else
+      gemm_block<T>(some, to, from, of_head, matrix(block), out_of_head, y_cols, false, of_block, own);
   });
 }
 
