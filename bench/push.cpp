@@ -58,6 +58,8 @@ class LiveStream {
  public:
   LiveStream(const Options& o, const Choice& choice, Index left, Storage cache)
       : choice_(choice),
+        left_(left),
+        cache_(cache),
         model_(packed(config_of(choice, left), from_name<Storage>(o.weights).value())),
         streams_(model_, {.capacity = 1, .storage = cache, .threads = o.threads}),
         id_{streams_.open()},
@@ -73,13 +75,13 @@ class LiveStream {
       ms_.push_back(1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
   }
-  void print(Index left, Storage cache) {
+  void print() {
     std::ranges::sort(ms_);
     const auto at = [&](double part) {
       return ms_[static_cast<std::size_t>(part * static_cast<double>(ms_.size() - 1))];
     };
-    std::printf("| %td | %s | %s | %.2f | %.2f [%.2f, %.2f] %.2f |\n", left, choice_.name,
-                std::string(to_name(cache)).c_str(), static_cast<double>(streams_.attention_bytes()) / 1e6, at(0.5),
+    std::printf("| %td | %s | %s | %.2f | %.2f [%.2f, %.2f] %.2f |\n", left_, choice_.name,
+                std::string(to_name(cache_)).c_str(), static_cast<double>(streams_.attention_bytes()) / 1e6, at(0.5),
                 at(0.25), at(0.75), at(0.95));
     std::fflush(stdout);
   }
@@ -93,6 +95,8 @@ class LiveStream {
   void push() { streams_.push(id_, features_, Sequences{features_.rows()}); }
 
   const Choice& choice_;
+  Index left_;
+  Storage cache_;
   const Conformer<AnyAttention> model_;
   Streams<Conformer<AnyAttention>> streams_;
   std::array<Index, 1> id_;
@@ -117,17 +121,16 @@ int main(int argc, char** argv) {
   try {
     std::printf(
         "| left context | attention | cache as | cache, MB | ms: median [quartiles] 95%% |\n|---|---|---|---|---|\n");
+    std::list<LiveStream> streams;
     for (const Index left : o.left_contexts)
-      for (const Storage cache : {Storage::full, Storage::int8}) {
-        std::list<LiveStream> streams;
+      for (const Storage cache : {Storage::full, Storage::int8})
         for (const Choice& choice : choices)
           if (cache == Storage::full || choice.attention != AttentionName::linear)
             streams.emplace_back(o, choice, left, cache);
-        // In turns, so that all meet the same machine.
-        for (Index round = 0; round < o.rounds; ++round)
-          for (LiveStream& stream : streams) stream.time(10);
-        for (LiveStream& stream : streams) stream.print(left, cache);
-      }
+    // In turns, so that all meet the same machine.
+    for (Index round = 0; round < o.rounds; ++round)
+      for (LiveStream& stream : streams) stream.time(10);
+    for (LiveStream& stream : streams) stream.print();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "push: %s\n", error.what());
     return 1;
