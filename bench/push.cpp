@@ -68,7 +68,7 @@ class LiveStream {
   }
 
   void time(Index pushes) {
-    push();  // what the others have left in the caches
+    push();  // not counted: the others have filled the processor's caches
     for (Index i = 0; i < pushes; ++i) {
       const auto start = std::chrono::steady_clock::now();
       push();
