@@ -63,8 +63,8 @@ class LiveStream {
         model_(packed(config_of(choice, left), from_name<Storage>(o.weights).value())),
         streams_(model_, {.capacity = 1, .storage = cache, .threads = o.threads}),
         id_{streams_.open()},
-        features_(Matrix<float>::Random(streams_.chunk_rows(), 80)) {
-    for (Index i = 0; i < left / 8 + 5; ++i) push();
+        features_(Matrix<float>::Random(streams_.chunk_rows(), model_.config().num_mels)) {
+    for (Index i = 0; i < left / model_.config().chunk + 5; ++i) push();
   }
 
   void time(Index pushes) {

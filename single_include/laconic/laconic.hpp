@@ -4028,6 +4028,15 @@ void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
 
 }  // namespace detail
 
+/// Asks for rows begin .. end - 1, which may be beyond the last: they are read soon, several at once or far apart,
+/// which the processor does not foresee.
+template <class T>
+void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+  constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
+  for (Index i = begin; i < end; ++i)
+    for (Index c = 0; c < width; c += line) __builtin_prefetch(detail::address(rows.data, i * rows.row_stride + c));
+}
+
 /// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
 template <class T>
 Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
@@ -4276,14 +4285,6 @@ static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
-
-/// Asks for rows that are read soon: they are too far apart for the processor to foresee.
-template <class T>
-void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
-  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
-  for (Index i = begin; i < end; ++i)
-    for (Index c = 0; c < width; c += line) __builtin_prefetch(rows.at(i, c));
-}
 
 /// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
 template <class T>
@@ -4979,9 +4980,7 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
   for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
   for (Index c = 0; c < out; c += GemmTile<T>::rows) {
     const Index some = std::min(GemmTile<T>::rows, out - c);
-    // Several rows of the weight are read at once, which the processor does not foresee.
-    constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
-    for (Index i = 0; i < some * in; i += line) __builtin_prefetch(detail::address(weight, (c + some) * in + i));
+    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
     gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
                 static_cast<const T*>(nullptr));
   }

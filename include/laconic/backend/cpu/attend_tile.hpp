@@ -23,14 +23,6 @@ constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1)
 /// Queries of a full tile: all of them where there is but one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
-/// Asks for rows that are read soon: they are too far apart for the processor to foresee.
-template <class T>
-void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
-  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
-  for (Index i = begin; i < end; ++i)
-    for (Index c = 0; c < width; c += line) __builtin_prefetch(rows.at(i, c));
-}
-
 /// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
 template <class T>
 struct AttendRows {

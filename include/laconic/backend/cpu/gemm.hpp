@@ -248,6 +248,15 @@ void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
 
 }  // namespace detail
 
+/// Asks for rows begin .. end - 1, which may be beyond the last: they are read soon, several at once or far apart,
+/// which the processor does not foresee.
+template <class T>
+void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+  constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
+  for (Index i = begin; i < end; ++i)
+    for (Index c = 0; c < width; c += line) __builtin_prefetch(detail::address(rows.data, i * rows.row_stride + c));
+}
+
 /// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
 template <class T>
 Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {

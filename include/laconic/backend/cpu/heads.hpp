@@ -27,9 +27,7 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
   for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
   for (Index c = 0; c < out; c += GemmTile<T>::rows) {
     const Index some = std::min(GemmTile<T>::rows, out - c);
-    // Several rows of the weight are read at once, which the processor does not foresee.
-    constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
-    for (Index i = 0; i < some * in; i += line) __builtin_prefetch(detail::address(weight, (c + some) * in + i));
+    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
     gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
                 static_cast<const T*>(nullptr));
   }
