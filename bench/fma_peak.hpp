@@ -3,8 +3,8 @@
 // What this machine can do at most: multiply-adds of floats in registers, on so many threads.
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
-#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/backend/cpu/kernels/simd.hpp>
+#include <laconic/core/parallel.hpp>
 
 #include <vector>
 

@@ -4,11 +4,11 @@
 // LACONIC_BENCH_DNNL.
 #pragma once
 
-#include <laconic/backend/cpu_with.hpp>
 #include <laconic/nn/linear.hpp>
+#include "cpu_with.hpp"
 
 #ifdef LACONIC_BENCH_OPENBLAS
-#include <laconic/backend/cblas.hpp>
+#include "cblas.hpp"
 #endif
 #ifdef LACONIC_BENCH_DNNL
 #include <dnnl.hpp>

@@ -4,9 +4,9 @@
 // by the program that measures the kernels, so that both meet the same processor.
 #pragma once
 
+#include <laconic/backend/cpu/kernels/simd.hpp>
 #include <laconic/backend/cpu/packed.hpp>
-#include <laconic/backend/cpu/parallel.hpp>
-#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/core/parallel.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -4,8 +4,8 @@
 // one line of JSON: "seconds" of K measurements, as a list or as {name: {work: list}}, and facts beside it.
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
 #include <laconic/core/error.hpp>
+#include <laconic/core/parallel.hpp>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>

@@ -1,9 +1,9 @@
 // Lesson 5: a model folder, from a trained model to words. It holds all that is needed to use the model again; this is
 // what `laconic train` writes and `laconic transcribe` reads, here with a model that was never trained.
+#include <laconic/decode/greedy_ctc.hpp>
 #include <laconic/io/folder.hpp>
 #include <laconic/laconic.hpp>
-#include <laconic/speech/dataset.hpp>
-#include <laconic/speech/decode.hpp>
+#include <laconic/recognition/dataset.hpp>
 
 #include <cmath>
 #include <cstdio>

@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Which utterances go together, and how they are packed.
-#include <laconic/speech/batch_loader.hpp>
+#include <laconic/recognition/batch_loader.hpp>
 
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"

@@ -1,5 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <laconic/speech/decode.hpp>
+#include <laconic/decode/greedy_ctc.hpp>
 
 #include "catch.hpp"
 

@@ -3,8 +3,8 @@
 #include "gradient_check.hpp"
 
 #include <laconic/model/conformer.hpp>
+#include <laconic/recognition/trainer.hpp>
 #include <laconic/train/fisher.hpp>
-#include <laconic/train/trainer.hpp>
 
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"

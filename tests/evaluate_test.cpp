@@ -7,7 +7,7 @@
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
-#include <laconic/speech/evaluate.hpp>
+#include <laconic/recognition/evaluate.hpp>
 
 #include <set>
 

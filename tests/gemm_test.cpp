@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // The matrix product against Eigen's, over every branch: several depth and column blocks, tails, transposes, threads.
-#include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
 
 #include "gradient_check.hpp"
 

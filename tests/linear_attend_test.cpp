@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Linear attention against the plain formula, in pieces against the whole, and its derivative against differences.
-#include <laconic/backend/cpu/linear_attend.hpp>
+#include <laconic/backend/cpu/kernels/linear_attention.hpp>
 
 #include "gradient_check.hpp"
 

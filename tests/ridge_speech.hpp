@@ -4,7 +4,7 @@
 
 #include "catch.hpp"
 
-#include <laconic/speech/dataset.hpp>
+#include <laconic/recognition/dataset.hpp>
 
 namespace laconic {
 

@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Vectors against the plain functions, number by number.
-#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/backend/cpu/kernels/simd.hpp>
 
 #include "catch.hpp"
 

@@ -4,9 +4,9 @@
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
-#include <laconic/speech/evaluate_streamed.hpp>
-#include <laconic/speech/feature_stream.hpp>
-#include <laconic/train/trainer.hpp>
+#include <laconic/recognition/evaluate_streamed.hpp>
+#include <laconic/recognition/feature_stream.hpp>
+#include <laconic/recognition/trainer.hpp>
 
 #include "gradient_check.hpp"
 #include "ridge_speech.hpp"

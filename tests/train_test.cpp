@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // The optimiser against its algorithm written out in plain loops, the learning rates, and freezing by name.
-#include <laconic/train/trainer.hpp>
+#include <laconic/recognition/trainer.hpp>
 
 #include "catch.hpp"
 

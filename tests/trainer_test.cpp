@@ -2,7 +2,7 @@
 // Training of a small Conformer: it learns, and a run is a function of model, data and configuration alone, however
 // often it was stopped or killed.
 #include <laconic/model/conformer.hpp>
-#include <laconic/train/trainer.hpp>
+#include <laconic/recognition/trainer.hpp>
 
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"

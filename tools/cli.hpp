@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/io/json.hpp>
 
 #include "recognizer.hpp"

@@ -9,7 +9,8 @@
 #include <limits>
 #include <optional>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace {
 
@@ -342,4 +343,5 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
       model);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

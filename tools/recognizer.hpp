@@ -7,13 +7,14 @@
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
-#include <laconic/speech/evaluate_streamed.hpp>
-#include <laconic/train/trainer.hpp>
+#include <laconic/recognition/evaluate_streamed.hpp>
+#include <laconic/recognition/trainer.hpp>
 
 #include <functional>
 #include <variant>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// config.json of a model folder: all that is needed to build the model and its features again.
 struct RecognizerConfig {
@@ -140,4 +141,5 @@ struct Recognizer {
                    const Training& how);
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

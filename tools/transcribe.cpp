@@ -4,7 +4,7 @@
 #include "progress.hpp"
 #include "stream_options.hpp"
 
-#include <laconic/speech/feature_stream.hpp>
+#include <laconic/recognition/feature_stream.hpp>
 
 namespace {
 

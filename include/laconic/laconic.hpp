@@ -6,8 +6,8 @@
 #include <laconic/attention/any.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
-#include <laconic/backend/cpu_with.hpp>
 #include <laconic/convert/convert.hpp>
+#include <laconic/core/hash.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/published.hpp>

@@ -43,7 +43,8 @@
 #include <string_view>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -99,11 +100,13 @@ constexpr void require(bool condition, const Parts&... parts) {
     throw Error(text(parts...));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 #include <optional>
 #include <type_traits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One value of an enumeration and how files and command lines spell it.
 template <class Enum>
@@ -149,11 +152,13 @@ std::string all_names() {
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <cstddef>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
@@ -209,12 +214,14 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <algorithm>
 #include <initializer_list>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
 class IndexList {
@@ -244,9 +251,11 @@ class IndexList {
   Index size_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Attentions by name, for types that leave the choice open (`AnyAttention`).
 enum class AttentionName {
@@ -324,44 +333,13 @@ struct Heads {
   static constexpr Index num_heads = H, num_kv_heads = G;
 };
 
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
-
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
-struct Mask {
-  struct Keys {
-    Index begin, end;
-  };
-
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
-
-  static constexpr Mask bidirectional() { return {}; }
-  static constexpr Mask causal() { return {1, unlimited}; }
-  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
-
-  constexpr bool is_valid() const {
-    if (chunk == unlimited) return left_context == unlimited;
-    return chunk > 0 && (left_context == unlimited || left_context >= 0);
-  }
-
-  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
-  /// Chunks are counted from the first query.
-  constexpr Keys keys(Index query, Index past, Index num_keys) const {
-    if (chunk == unlimited) return {0, num_keys};
-    const Index start = past + query / chunk * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
-            std::clamp<Index>(start + chunk, 0, num_keys)};
-  }
-};
-
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <Eigen/Core>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
@@ -402,13 +380,15 @@ MatrixView<T> view(Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <cmath>
 #include <cstdint>
 #include <numbers>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -502,12 +482,14 @@ void shuffle(Container& items, const Random& random) {
     std::swap(items[i - 1], items[static_cast<std::size_t>(random.below(static_cast<Index>(i), i))]);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <bit>
 #include <limits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
 /// row.
@@ -554,12 +536,14 @@ class ByteRow {
   float most_ = 0, fault_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <memory>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a parameter is to an optimiser.
 enum class Role {
@@ -733,6 +717,7 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <new>
@@ -741,7 +726,8 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
 #include <sys/mman.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace detail {
 
 /// A line of the cache, and what a large page has on most machines.
@@ -765,9 +751,11 @@ inline void* allocate_aligned(std::size_t bytes) {
 inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
 
 }  // namespace detail
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 class Buffer;
 
@@ -934,11 +922,13 @@ inline Buffer Arena::allocate(std::size_t bytes) {
   return Buffer(block);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <span>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
@@ -1020,13 +1010,44 @@ void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <cstring>
 
 // What the primitives of every context are told beside their tensors.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+struct Mask {
+  struct Keys {
+    Index begin, end;
+  };
+
+  static constexpr Index unlimited = -1;
+  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
+  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
+
+  static constexpr Mask bidirectional() { return {}; }
+  static constexpr Mask causal() { return {1, unlimited}; }
+  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
+
+  constexpr bool is_valid() const {
+    if (chunk == unlimited) return left_context == unlimited;
+    return chunk > 0 && (left_context == unlimited || left_context >= 0);
+  }
+
+  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
+  /// Chunks are counted from the first query.
+  constexpr Keys keys(Index query, Index past, Index num_keys) const {
+    if (chunk == unlimited) return {0, num_keys};
+    const Index start = past + query / chunk * chunk;
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
+            std::clamp<Index>(start + chunk, 0, num_keys)};
+  }
+};
 
 /// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
@@ -1188,9 +1209,11 @@ class DropoutMask {
   Random random_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Whether a layer has a bias.
 enum class Bias { no, yes };
@@ -1244,9 +1267,11 @@ void never_packed(Layers&... layers) {
   ((layers.weight.packing = Packing::never), ...);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
 template <class T>
@@ -1367,9 +1392,11 @@ class BatchNorm : public Module<BatchNorm<T>> {
   double eps_, momentum_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
 /// case they are always stored in full.
@@ -1505,9 +1532,11 @@ struct InputLatent {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 // Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike
 // and so needs no absorbing; one on the values is added once, since probabilities sum to 1.
@@ -1941,9 +1970,11 @@ struct DecoupledLatent {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those
 /// that came now, and slots say for each sequence where the layers' states have what came before.
@@ -1972,9 +2003,11 @@ struct StateShape {
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A position policy says how attention knows the order of frames. It has
 ///   key_bias_cancels       a bias on the keys moves all scores of a query alike, so softmax ignores it
@@ -2176,9 +2209,11 @@ struct InputRotary : RotaryTable {
   static constexpr RotaryPairs pairs = Pairs;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Queries (rows, num_heads * head_dim), and what of them a decoupled rotary position turns, (rows, num_heads *
 /// qk_rope_head_dim): empty where there is none.
@@ -2274,9 +2309,11 @@ struct LowRankQuery {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
 struct Frames {
@@ -2682,11 +2719,13 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   double dropout_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <variant>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 template <class T>
 class AnyAttentionLayer;
@@ -2866,12 +2905,14 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
   Variant layer;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 // The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
 // on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
@@ -2973,9 +3014,11 @@ concept Backend = Context<B> &&
   { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
 /// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
@@ -3360,6 +3403,7 @@ class Autodiff {
   Index cleared_ = 0;   // nodes that `clear` has forgotten, which keep their numbers
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <atomic>
@@ -3369,7 +3413,8 @@ class Autodiff {
 #include <omp.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Threads the machine offers this process.
 inline int hardware_threads() {
@@ -3470,6 +3515,7 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <xsimd/xsimd.hpp>
@@ -3486,7 +3532,8 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 #define LACONIC_UNROLL
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 template <class T>
@@ -3624,9 +3671,11 @@ Batch<T> sigmoid(const Batch<T>& x) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -3722,9 +3771,11 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
 /// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
@@ -3787,13 +3838,15 @@ class Tensor {
   Index rows_ = 0, cols_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
@@ -4153,9 +4206,11 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -4272,9 +4327,11 @@ class RowCache {
   std::vector<Ring> rings_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
@@ -4636,9 +4693,153 @@ struct AttendTile {
 };
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace kernels {
+
+/// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
+/// dp where there are no relative positions; null dposition_q where q itself meets the table.
+template <class T>
+struct AttendGradients {
+  T *dq, *dk, *dv;
+  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
+};
+
+/// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
+/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
+/// afterwards.
+template <class T>
+void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
+                     const AttendGradients<T>& to) {
+  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
+  const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
+  const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
+  const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
+  const Index packed = AttendPanels<T>::space(in, longest), tile_space = packed + AttendTile<T>::space(in, longest);
+  const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
+  const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  // Per sequence: the gradient of the table rows that it reads, of w and of u.
+  const Index shared_size = (span + 1) * p_cols + cols;
+  const Buffer shared =
+      arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
+  T* shared_data = static_cast<T*>(shared.data());
+
+  parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
+    const Index sequence = task / in.shape.num_kv_heads, kv_head = task % in.shape.num_kv_heads;
+    const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
+    T* memory = static_cast<T*>(scratch.data()) + thread * each;
+    T* dscores = memory + tile_space;
+    T* dropped_scores = dscores + attend_tile * most_keys;
+    T* dby_position = dropped_scores + attend_tile * most_keys;
+    T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
+    T* dpositional = dcontent + attend_tile * kw;
+    T* gemm_space = dpositional + attend_tile * pw;
+    AttendPanels<T> panels(in, sequence, kv_head, {0, all}, memory);
+    panels.pack_values_transposed();
+    T* dtable = shared_data + sequence * shared_size;
+    T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
+    T* du = dtable + (span + 1) * p_cols + kv_head * in.group() * kw;
+    if (in.p != nullptr) {
+      std::fill_n(dw, in.group() * pw, T(0));
+      std::fill_n(du, in.group() * kw, T(0));
+    }
+    for (Index j = 0; j < all; ++j) {
+      const Index at = in.kv_sequences->begin(sequence) + j;
+      std::fill_n(to.dk + at * in.k_cols() + kv_head * kw, kw, T(0));
+      std::fill_n(to.dv + at * in.v_cols() + kv_head * vw, vw, T(0));
+    }
+    for (Index head = kv_head * in.group(); head < (kv_head + 1) * in.group(); ++head) {
+      if (in.p != nullptr) {
+        panels.pack_positions(head);
+        for (Index r = 0; r < span; ++r) std::fill_n(dtable + r * p_cols + head * pw, pw, T(0));
+      }
+      for (Index row = 0; row < queries; row += attend_tile) {
+        AttendTile<T> tile(in, panels, sequence, head, row, memory + packed);
+        const Index rows = tile.rows, keys = tile.keys, stride = tile.stride, first = tile.query_row();
+        const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
+        tile.multiply();
+        for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
+        gemm_panels(rows, dy, panels.values(), {0, vw}, {tile.key, tile.key + stride}, dscores, stride, false,
+                    static_cast<const T*>(nullptr));
+        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask.
+        T* dropped = in.dropout.any() ? dropped_scores : tile.scores;
+        for (Index i = 0; i < rows; ++i) {
+          T *prob = tile.scores + i * stride, *d = dscores + i * stride;
+          if (in.dropout.any()) {
+            in.dropout.apply(keys, tile.dropout_index(i), d, d);
+            in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * stride);
+          }
+          const Batch<T> dot(sum_span<T>(
+              keys, [](auto a, auto b) { return a * b; }, prob, d));
+          map_span(
+              keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
+        }
+        const Index key_row = tile.key_row();
+        gemm_block<T>(keys, vw, rows, Operand<T>{dropped, stride}.transposed(), dy,
+                      to.dv + key_row * in.v_cols() + kv_head * vw, in.v_cols(), true, nullptr, gemm_space);
+        gemm_block<T>(keys, kw, rows, Operand<T>{dscores, stride}.transposed(), {tile.content, kw},
+                      to.dk + key_row * in.k_cols() + kv_head * kw, in.k_cols(), true, nullptr, gemm_space);
+        gemm_block<T>(rows, kw, keys, {dscores, stride}, tile.k(), dcontent, kw, false, nullptr, gemm_space);
+        if (in.p != nullptr) {
+          const Index width = keys + rows - 1;
+          std::fill_n(dby_position, rows * width, T(0));
+          for (Index i = 0; i < rows; ++i)
+            std::copy_n(dscores + i * stride, keys, dby_position + i * width + rows - 1 - i);
+          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, gemm_space);
+          const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
+          gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
+                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, gemm_space);
+        }
+        const T scale = static_cast<T>(in.shape.scale);
+        const auto in_group = head - kv_head * in.group();
+        for (Index i = 0; i < rows; ++i) {
+          T* dq = to.dq + (first + i) * cols + head * kw;
+          for (Index c = 0; c < kw; ++c) dq[c] = dcontent[i * kw + c] * scale;
+          if (in.p == nullptr) continue;
+          for (Index c = 0; c < kw; ++c) du[in_group * kw + c] += dq[c];
+          T* dposition = to.dposition_q == nullptr ? nullptr : to.dposition_q + (first + i) * p_cols + head * pw;
+          for (Index c = 0; c < pw; ++c) {
+            const T d = dpositional[i * pw + c] * scale;
+            dw[in_group * pw + c] += d;
+            if (dposition != nullptr)
+              dposition[c] = d;
+            else
+              dq[c] += d;
+          }
+        }
+      }
+    }
+  });
+  if (in.p == nullptr) return;
+  const Index table_rows = 2 * in.span - 1, offset = in.span - longest;
+  parallel_blocks(threads, table_rows, 16, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      T* row = to.dp + r * p_cols;
+      std::fill_n(row, p_cols, T(0));
+      if (r < offset || r >= offset + span) continue;
+      for (Index n = 0; n < sequences; ++n)
+        map_span(
+            p_cols, row, [](auto a, auto b) { return a + b; }, row,
+            shared_data + n * shared_size + (r - offset) * p_cols);
+    }
+  });
+  for (Index n = 0; n < sequences; ++n) {
+    const T* sums = shared_data + n * shared_size + span * p_cols;
+    for (Index c = 0; to.dw != nullptr && c < p_cols; ++c) to.dw[c] += sums[c];
+    for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
+  }
+}
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Where no more than a tile of queries meets at least so many keys, parts of these are tasks of their own.
@@ -4818,149 +5019,11 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
-namespace kernels {
-
-/// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
-/// dp where there are no relative positions; null dposition_q where q itself meets the table.
-template <class T>
-struct AttendGradients {
-  T *dq, *dk, *dv;
-  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
-};
-
-/// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
-/// afterwards.
-template <class T>
-void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
-                     const AttendGradients<T>& to) {
-  const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
-  const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
-  const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
-  const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
-  const Index packed = AttendPanels<T>::space(in, longest), tile_space = packed + AttendTile<T>::space(in, longest);
-  const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
-  const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // Per sequence: the gradient of the table rows that it reads, of w and of u.
-  const Index shared_size = (span + 1) * p_cols + cols;
-  const Buffer shared =
-      arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
-  T* shared_data = static_cast<T*>(shared.data());
-
-  parallel_for(threads, sequences * in.shape.num_kv_heads, [&](Index task, int thread) {
-    const Index sequence = task / in.shape.num_kv_heads, kv_head = task % in.shape.num_kv_heads;
-    const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
-    T* memory = static_cast<T*>(scratch.data()) + thread * each;
-    T* dscores = memory + tile_space;
-    T* dropped_scores = dscores + attend_tile * most_keys;
-    T* dby_position = dropped_scores + attend_tile * most_keys;
-    T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
-    T* dpositional = dcontent + attend_tile * kw;
-    T* gemm_space = dpositional + attend_tile * pw;
-    AttendPanels<T> panels(in, sequence, kv_head, {0, all}, memory);
-    panels.pack_values_transposed();
-    T* dtable = shared_data + sequence * shared_size;
-    T* dw = dtable + span * p_cols + kv_head * in.group() * pw;
-    T* du = dtable + (span + 1) * p_cols + kv_head * in.group() * kw;
-    if (in.p != nullptr) {
-      std::fill_n(dw, in.group() * pw, T(0));
-      std::fill_n(du, in.group() * kw, T(0));
-    }
-    for (Index j = 0; j < all; ++j) {
-      const Index at = in.kv_sequences->begin(sequence) + j;
-      std::fill_n(to.dk + at * in.k_cols() + kv_head * kw, kw, T(0));
-      std::fill_n(to.dv + at * in.v_cols() + kv_head * vw, vw, T(0));
-    }
-    for (Index head = kv_head * in.group(); head < (kv_head + 1) * in.group(); ++head) {
-      if (in.p != nullptr) {
-        panels.pack_positions(head);
-        for (Index r = 0; r < span; ++r) std::fill_n(dtable + r * p_cols + head * pw, pw, T(0));
-      }
-      for (Index row = 0; row < queries; row += attend_tile) {
-        AttendTile<T> tile(in, panels, sequence, head, row, memory + packed);
-        const Index rows = tile.rows, keys = tile.keys, stride = tile.stride, first = tile.query_row();
-        const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
-        tile.multiply();
-        for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
-        gemm_panels(rows, dy, panels.values(), {0, vw}, {tile.key, tile.key + stride}, dscores, stride, false,
-                    static_cast<const T*>(nullptr));
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask.
-        T* dropped = in.dropout.any() ? dropped_scores : tile.scores;
-        for (Index i = 0; i < rows; ++i) {
-          T *prob = tile.scores + i * stride, *d = dscores + i * stride;
-          if (in.dropout.any()) {
-            in.dropout.apply(keys, tile.dropout_index(i), d, d);
-            in.dropout.apply(keys, tile.dropout_index(i), prob, dropped + i * stride);
-          }
-          const Batch<T> dot(sum_span<T>(
-              keys, [](auto a, auto b) { return a * b; }, prob, d));
-          map_span(
-              keys, d, [&](auto a, auto b) { return a * (b - dot); }, prob, d);
-        }
-        const Index key_row = tile.key_row();
-        gemm_block<T>(keys, vw, rows, Operand<T>{dropped, stride}.transposed(), dy,
-                      to.dv + key_row * in.v_cols() + kv_head * vw, in.v_cols(), true, nullptr, gemm_space);
-        gemm_block<T>(keys, kw, rows, Operand<T>{dscores, stride}.transposed(), {tile.content, kw},
-                      to.dk + key_row * in.k_cols() + kv_head * kw, in.k_cols(), true, nullptr, gemm_space);
-        gemm_block<T>(rows, kw, keys, {dscores, stride}, tile.k(), dcontent, kw, false, nullptr, gemm_space);
-        if (in.p != nullptr) {
-          const Index width = keys + rows - 1;
-          std::fill_n(dby_position, rows * width, T(0));
-          for (Index i = 0; i < rows; ++i)
-            std::copy_n(dscores + i * stride, keys, dby_position + i * width + rows - 1 - i);
-          gemm_block<T>(rows, pw, width, {dby_position, width}, tile.p(), dpositional, pw, false, nullptr, gemm_space);
-          const Index table = tile.table_row() - (in.span - longest);  // the same row, counted in a table of `longest`
-          gemm_block<T>(width, pw, rows, Operand<T>{dby_position, width}.transposed(), {tile.positional, pw},
-                        dtable + table * p_cols + head * pw, p_cols, true, nullptr, gemm_space);
-        }
-        const T scale = static_cast<T>(in.shape.scale);
-        const auto in_group = head - kv_head * in.group();
-        for (Index i = 0; i < rows; ++i) {
-          T* dq = to.dq + (first + i) * cols + head * kw;
-          for (Index c = 0; c < kw; ++c) dq[c] = dcontent[i * kw + c] * scale;
-          if (in.p == nullptr) continue;
-          for (Index c = 0; c < kw; ++c) du[in_group * kw + c] += dq[c];
-          T* dposition = to.dposition_q == nullptr ? nullptr : to.dposition_q + (first + i) * p_cols + head * pw;
-          for (Index c = 0; c < pw; ++c) {
-            const T d = dpositional[i * pw + c] * scale;
-            dw[in_group * pw + c] += d;
-            if (dposition != nullptr)
-              dposition[c] = d;
-            else
-              dq[c] += d;
-          }
-        }
-      }
-    }
-  });
-  if (in.p == nullptr) return;
-  const Index table_rows = 2 * in.span - 1, offset = in.span - longest;
-  parallel_blocks(threads, table_rows, 16, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      T* row = to.dp + r * p_cols;
-      std::fill_n(row, p_cols, T(0));
-      if (r < offset || r >= offset + span) continue;
-      for (Index n = 0; n < sequences; ++n)
-        map_span(
-            p_cols, row, [](auto a, auto b) { return a + b; }, row,
-            shared_data + n * shared_size + (r - offset) * p_cols);
-    }
-  });
-  for (Index n = 0; n < sequences; ++n) {
-    const T* sums = shared_data + n * shared_size + span * p_cols;
-    for (Index c = 0; to.dw != nullptr && c < p_cols; ++c) to.dw[c] += sums[c];
-    for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
-  }
-}
-
-}  // namespace kernels
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Rows for which no weight is packed.
@@ -5092,9 +5155,11 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
@@ -5379,11 +5444,13 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <map>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that makes values.
 template <class T>
@@ -5458,9 +5525,11 @@ class CpuValues {
   std::map<std::shared_ptr<const std::byte>, Kept> kept_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that attention is made of.
 template <class T>
@@ -5790,9 +5859,11 @@ class CpuAttention : public CpuValues<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -6014,6 +6085,7 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 // The 3 x 3 convolution of stride 2 with 25 products where the plain one has 36.
@@ -6027,7 +6099,8 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
 // sums over channels are matrix products. Components that add to the same outputs are one product of all their
 // channels.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 struct ConvTiles {
@@ -6435,6 +6508,7 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #if LACONIC_VNNI
@@ -6444,7 +6518,8 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
 // Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
 // for each output (int8).
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
@@ -6800,9 +6875,11 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
   });
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that convolves.
 template <class T>
@@ -7011,9 +7088,11 @@ class CpuConvolution : public CpuAttention<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -7077,9 +7156,11 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
@@ -7293,9 +7374,11 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
@@ -7659,87 +7742,11 @@ class Cpu : public CpuConvolution<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
-
-/// `Cpu` with another library for the products of linear layers with weights that are not packed, forward and backward:
-///
-///     CpuWith<EigenProducts> cpu(2);
-///     auto logits = model(cpu, features, sequences);
-///
-/// `Products` has add_product(threads, m, n, k, a, b, c, c_stride): c (m, n) += a (m, k) b (k, n). Whether results then
-/// depend on the number of threads, or of rows, is up to it. Attention, convolutions over (time, frequency) and packed
-/// weights stay laconic's own.
-template <class Products, class T = float>
-class CpuWith : public Cpu<T> {
- public:
-  using typename CpuValues<T>::Tensor;
-  using Cpu<T>::Cpu, Cpu<T>::make, Cpu<T>::zeros;
-
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                std::optional<Activation> activation = {}) {
-    if (weight.is_packed()) return Cpu<T>::linear(x, weight, bias, activation);
-    const Index out = weight.rows(), in = weight.cols();
-    require(x.cols() == in && (bias == nullptr || bias->size() == out), "linear: input has ", x.cols(),
-            " channels and the bias ", bias == nullptr ? 0 : bias->size(), ", the weight is (", out, ", ", in, ")");
-    Tensor y = make(x.rows(), out);
-    if (bias == nullptr)
-      y.view().setZero();
-    else
-      y.view().rowwise() = bias->value.reshaped().transpose();
-    Products::add_product(this->threads(), x.rows(), out, in, kernels::Operand<T>{x.data(), in},
-                          of(weight).transposed(), y.data(), out);
-    return activation ? this->activation(*activation, std::move(y)) : y;
-  }
-  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                         bool needs_dx) {
-    const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
-    const kernels::Operand<T> g{dy.data(), out};
-    if (weight.trainable)
-      Products::add_product(this->threads(), out, in, rows, g.transposed(), kernels::Operand<T>{x.data(), in},
-                            weight.gradient().data(), in);
-    if (bias != nullptr) this->add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = zeros(rows, in);
-    Products::add_product(this->threads(), rows, in, out, g, of(weight), dx.data(), in);
-    return dx;
-  }
-
- private:
-  static kernels::Operand<T> of(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
-};
-
-/// Eigen's products. Sets the number of threads that Eigen uses everywhere.
-struct EigenProducts {
-  template <class T>
-  static void add_product(int threads, Index m, Index n, Index k, kernels::Operand<T> a, kernels::Operand<T> b, T* c,
-                          Index c_stride) {
-    Eigen::setNbThreads(threads);
-    using Result = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
-    with_map(a, m, k, [&](const auto& left) {
-      with_map(b, k, n,
-               [&](const auto& right) { Result(c, m, n, Eigen::OuterStride<>(c_stride)).noalias() += left * right; });
-    });
-  }
-
- private:
-  /// body(the operand as a matrix of Eigen): rows or columns lie end to end.
-  template <class T, class Body>
-  static void with_map(kernels::Operand<T> x, Index rows, Index cols, Body&& body) {
-    using ByColumns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
-    if (x.col_stride == 1)
-      body(
-          Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>(x.data, rows, cols, Eigen::OuterStride<>(x.row_stride)));
-    else
-      body(
-          Eigen::Map<const ByColumns, 0, Eigen::OuterStride<>>(x.data, rows, cols, Eigen::OuterStride<>(x.col_stride)));
-  }
-};
-
-}  // namespace laconic
-
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
 /// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
@@ -7818,12 +7825,14 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
   return ranks;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
 /// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
@@ -8022,9 +8031,11 @@ struct RandomizedSvd {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
 /// wanted.
@@ -8151,9 +8162,11 @@ struct ActivationPca {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
 /// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
@@ -8313,9 +8326,12 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
 template <class Layer, class F>
@@ -8411,13 +8427,17 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
   return out;
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
 #include <functional>
 
 // Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
 struct KeyValueMap {
@@ -8650,11 +8670,15 @@ double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitt
          fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
 // Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
 /// where each has them as they are.
@@ -8782,9 +8806,12 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
         (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
 /// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
@@ -8859,9 +8886,11 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   ConvolutionContext sees_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The encoders by name, for files and command lines.
 enum class EncoderName { conformer, branchformer, e_branchformer, wav2vec2_conformer };
@@ -9081,9 +9110,11 @@ struct EncoderConfig {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
 template <class T>
@@ -9193,9 +9224,11 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
 template <class Tensor>
@@ -9405,9 +9438,11 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   EncoderConfig config_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
 /// key-value head for every head.
@@ -9824,9 +9859,40 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// A number of 64 bits that tells data from other data. Not for security.
+class Hash {
+ public:
+  Hash& add(const void* data, std::size_t bytes) {
+    add(bytes);
+    for (std::size_t i = 0; i < bytes; i += sizeof(std::uint64_t)) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, static_cast<const char*>(data) + i, std::min(bytes - i, sizeof word));
+      add(word);
+    }
+    return *this;
+  }
+  Hash& add(std::uint64_t word) {
+    value_ = (value_ ^ word) * 0x9E3779B97F4A7C15;
+    value_ ^= value_ >> 29;
+    return *this;
+  }
+  std::uint64_t value() const { return value_; }
+
+ private:
+  std::uint64_t value_ = 0xcbf29ce484222325;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
 /// SiLU), dropout, linear, dropout.
@@ -9857,9 +9923,11 @@ class FeedForward : public Module<FeedForward<T>> {
   double dropout_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and
 /// convolved over time, multiply the other half. (rows, channels) to (rows, channels / 2).
@@ -10204,9 +10272,11 @@ using Branchformer = Encoder<BranchformerKind, AttentionPolicy, T>;
 template <class AttentionPolicy, class T = float>
 using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
 /// batch norm, activation (there SiLU), pointwise, dropout.
@@ -10352,9 +10422,11 @@ struct ConformerKind : FeatureFront {
 template <class AttentionPolicy, class T = float>
 using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// An encoder whose numbers have a name.
 struct PublishedModel {
@@ -10457,9 +10529,11 @@ constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encod
           with(linear, 0, 0, 0)};
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
 /// chunks of many sizes takes others.
@@ -10708,9 +10782,11 @@ class Streams {
   std::vector<Index> free_, ready_, firsts_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A convolution over time without padding, weight `(out, in, kernel)`: (rows, in) to (fewer rows, out).
 template <class T>
@@ -10744,9 +10820,11 @@ class Conv1d : public Module<Conv1d<T>> {
   Conv1dShape shape_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One convolution over samples, with the norm behind it if there is one, and its activation.
 template <class T>
@@ -10890,9 +10968,11 @@ struct Wav2Vec2ConformerKind : ConformerKind {
 template <class AttentionPolicy, class T = float>
 using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.98;
@@ -11021,9 +11101,11 @@ class AdamW {
   OptimizerState<T> state_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences),
 /// labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et
@@ -11033,9 +11115,11 @@ auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int 
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How the learning rate falls after its linear warm-up.
 enum class Decay {
@@ -11071,4 +11155,5 @@ struct Schedule {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,7 +1,7 @@
 // A program that uses laconic::speech, and with it laconic::io: their headers and what they need come with the targets.
 #include <laconic/io/folder.hpp>
-#include <laconic/speech/evaluate.hpp>
-#include <laconic/train/trainer.hpp>
+#include <laconic/recognition/evaluate.hpp>
+#include <laconic/recognition/trainer.hpp>
 
 #include <cstdio>
 

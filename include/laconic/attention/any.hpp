@@ -8,7 +8,8 @@
 #include <utility>
 #include <variant>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 template <class T>
 class AnyAttentionLayer;
@@ -188,4 +189,5 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
   Variant layer;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -5,7 +5,8 @@
 #include <laconic/attention/position.hpp>
 #include <laconic/attention/query.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
 struct Frames {
@@ -411,4 +412,5 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   double dropout_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

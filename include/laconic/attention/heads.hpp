@@ -5,7 +5,8 @@
 #include <laconic/core/extent.hpp>
 #include <laconic/core/index_list.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Attentions by name, for types that leave the choice open (`AnyAttention`).
 enum class AttentionName {
@@ -83,4 +84,5 @@ struct Heads {
   static constexpr Index num_heads = H, num_kv_heads = G;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

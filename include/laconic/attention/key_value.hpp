@@ -2,14 +2,15 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/norm.hpp>
 
 #include <array>
 #include <concepts>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
 /// case they are always stored in full.
@@ -145,4 +146,5 @@ struct InputLatent {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

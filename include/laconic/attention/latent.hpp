@@ -3,7 +3,8 @@
 
 #include <laconic/attention/key_value.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 // Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike
 // and so needs no absorbing; one on the values is added once, since probabilities sum to 1.
@@ -437,4 +438,5 @@ struct DecoupledLatent {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/pass.hpp>
 
 #include <concepts>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A position policy says how attention knows the order of frames. It has
 ///   key_bias_cancels       a bias on the keys moves all scores of a query alike, so softmax ignores it
@@ -210,4 +211,5 @@ struct InputRotary : RotaryTable {
   static constexpr RotaryPairs pairs = Pairs;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

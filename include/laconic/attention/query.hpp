@@ -3,7 +3,8 @@
 
 #include <laconic/attention/key_value.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Queries (rows, num_heads * head_dim), and what of them a decoupled rotary position turns, (rows, num_heads *
 /// qk_rope_head_dim): empty where there is none.
@@ -99,4 +100,5 @@ struct LowRankQuery {
   };
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

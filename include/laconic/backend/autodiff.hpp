@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/backend.hpp>
+#include <laconic/backend/context.hpp>
 
 #include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
 /// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
@@ -393,4 +394,5 @@ class Autodiff {
   Index cleared_ = 0;   // nodes that `clear` has forgotten, which keep their numbers
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -2,15 +2,16 @@
 #pragma once
 
 #include <laconic/backend/cpu/convolution.hpp>
-#include <laconic/backend/cpu/ctc.hpp>
-#include <laconic/backend/cpu/norm.hpp>
+#include <laconic/backend/cpu/kernels/ctc.hpp>
+#include <laconic/backend/cpu/kernels/norm.hpp>
 #include <laconic/backend/cpu/packed.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <optional>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
 /// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
@@ -374,4 +375,5 @@ class Cpu : public CpuConvolution<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -4,7 +4,8 @@
 #include <laconic/convert/factorize.hpp>
 #include <laconic/core/sequences.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
 /// wanted.
@@ -131,4 +132,5 @@ struct ActivationPca {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <span>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
 /// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
@@ -87,4 +88,5 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
   return ranks;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -9,7 +9,9 @@
 #include <variant>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
 template <class Layer, class F>
@@ -105,4 +107,6 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
   return out;
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -15,7 +15,8 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
 /// key-value head for every head.
@@ -432,4 +433,5 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -13,7 +13,8 @@
 #include <concepts>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
 /// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
@@ -212,4 +213,5 @@ struct RandomizedSvd {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -10,7 +10,9 @@
 
 // Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
 struct KeyValueMap {
@@ -243,4 +245,6 @@ double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitt
          fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -6,7 +6,9 @@
 
 // Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
 
-namespace laconic::inline LACONIC_ABI::detail {
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 /// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
 /// where each has them as they are.
@@ -134,4 +136,6 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
         (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
 }
 
-}  // namespace laconic::inline LACONIC_ABI::detail
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -9,7 +9,8 @@
 #include <string>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
 /// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
@@ -169,4 +170,5 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -9,7 +9,8 @@
 // Models whose queries and keys are turned by position after their projections: position then stands between a latent
 // and its keys, so part of each key is set aside for it.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many,
 /// or those with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical
@@ -251,4 +252,5 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

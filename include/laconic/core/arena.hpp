@@ -12,7 +12,8 @@
 #include <new>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 class Buffer;
 
@@ -179,4 +180,5 @@ inline Buffer Arena::allocate(std::size_t bytes) {
   return Buffer(block);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <string_view>
 #include <type_traits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One value of an enumeration and how files and command lines spell it.
 template <class Enum>
@@ -54,4 +55,5 @@ std::string all_names() {
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -10,7 +10,8 @@
 #include <string_view>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -66,4 +67,5 @@ constexpr void require(bool condition, const Parts&... parts) {
     throw Error(text(parts...));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

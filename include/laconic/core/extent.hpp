@@ -5,7 +5,8 @@
 
 #include <cstddef>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Sizes and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
@@ -61,4 +62,5 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -7,7 +7,8 @@
 #include <array>
 #include <initializer_list>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
 class IndexList {
@@ -37,4 +38,5 @@ class IndexList {
   Index size_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -7,7 +7,8 @@
 
 #include <type_traits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
@@ -48,4 +49,5 @@ MatrixView<T> view(Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

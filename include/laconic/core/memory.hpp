@@ -10,7 +10,8 @@
 #include <sys/mman.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace detail {
 
 /// A line of the cache, and what a large page has on most machines.
@@ -34,4 +35,5 @@ inline void* allocate_aligned(std::size_t bytes) {
 inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
 
 }  // namespace detail
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -16,7 +16,8 @@
 #include <type_traits>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a parameter is to an optimiser.
 enum class Role {
@@ -190,4 +191,5 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

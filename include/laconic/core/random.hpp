@@ -10,7 +10,8 @@
 #include <string_view>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -104,4 +105,5 @@ void shuffle(Container& items, const Random& random) {
     std::swap(items[i - 1], items[static_cast<std::size_t>(random.below(static_cast<Index>(i), i))]);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <limits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
 /// row.
@@ -57,4 +58,5 @@ class ByteRow {
   float most_ = 0, fault_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <span>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
@@ -90,4 +91,5 @@ void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -7,7 +7,8 @@
 #include <limits>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
 /// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
@@ -70,4 +71,5 @@ class Tensor {
   Index rows_ = 0, cols_ = 0;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -22,7 +22,8 @@
 
 // Files and folders that are written whole or not at all. POSIX.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -304,4 +305,5 @@ class FolderWriter {
   std::filesystem::path name_, target_, partial_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

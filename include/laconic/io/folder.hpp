@@ -17,7 +17,8 @@
 // A model folder is all that is needed to use a model again: config.json (what it is), model.safetensors (its
 // parameters; from Hugging Face also pytorch_model.bin, or several files) and vocab.json (what its outputs mean).
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Writes a model folder, whole or not at all, with weights rounded as save_parameters says, and with `others` beside
 /// config.json and vocab.json; other files in an older folder of that name are kept.
@@ -81,4 +82,5 @@ inline Tensors open_model_tensors(const std::filesystem::path& folder) {
                    detail::model_folder_expected));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

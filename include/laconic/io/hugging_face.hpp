@@ -9,7 +9,8 @@
 
 // Model folders of Hugging Face transformers: `Wav2Vec2ConformerForCTC`.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -126,4 +127,5 @@ inline bool is_unused_hugging_face_tensor(std::string_view name) {
          name.ends_with(".batch_norm.num_batches_tracked");
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -30,7 +30,8 @@
 // Members are bool, integers, floating point, std::string, enumerations with names (core/enum.hpp), std::vector of
 // these, IndexList, or further configuration structs.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A struct with a `fields` list, as described at the top of this file.
 template <class T>
@@ -302,4 +303,5 @@ nlohmann::json to_json(const T& value) {
   }
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -18,7 +18,8 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Adds every parameter of a model, statistics too, under `prefix` + its dotted name ("encoder." for a part of a file).
 /// Borrows the values: the model must not change or go until the writer has written.
@@ -137,4 +138,5 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   load_parameters(model, tensors, prefix, [](std::string_view) { return false; });
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -23,7 +23,8 @@
 // hold {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
 // (github.com/huggingface/safetensors).
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -268,4 +269,5 @@ class SafetensorsWriter {
   std::map<std::string, Tensor> tensors_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -15,7 +15,8 @@
 // A model in several files, as Hugging Face's save_pretrained writes it beside an index:
 // {"metadata": {...}, "weight_map": {"encoder.weight": "model-00001-of-00002.safetensors", ...}}.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The tensors of all files that an index names; each is opened as `Shard` and must hold what the index says it does,
 /// and nothing else. They lie beside the index.
@@ -65,4 +66,5 @@ class ShardedTensors : public Tensors {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -25,7 +25,8 @@
 // Tensors by name, from files of any format that laconic reads. A format is a class that derives from `Tensors` and
 // fills it when it is made: SafetensorsFile, TorchFile, ShardedTensors.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 static_assert(std::endian::native == std::endian::little,
               "laconic: model files are little endian, and so must the machine be");
@@ -244,4 +245,5 @@ class Tensors {
   std::unordered_map<std::string, Entry> entries_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -14,7 +14,8 @@
 // State dicts as torch.save writes them since PyTorch 1.6 (pytorch_model.bin): a zip file of NAME/data.pkl, which says
 // of each tensor its storage, offset, shape and strides, and NAME/data/0, NAME/data/1 ..., the bytes of the storages.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -63,4 +64,5 @@ class TorchFile : public Tensors {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -20,7 +20,8 @@
 // function. Nothing is run here: the machine below knows the few instructions and names that tensors need, and refuses
 // all others.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -476,4 +477,5 @@ class TorchPickle {
 
 }  // namespace detail
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

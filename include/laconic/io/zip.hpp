@@ -21,7 +21,8 @@
 //
 // An entry is a local header, its name, padding and its bytes; the directory says of each where it begins and its size.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -194,4 +195,5 @@ class ZipDirectory {
 
 }  // namespace detail
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

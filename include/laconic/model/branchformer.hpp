@@ -4,7 +4,8 @@
 #include <laconic/model/encoder.hpp>
 #include <laconic/nn/feed_forward.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and
 /// convolved over time, multiply the other half. (rows, channels) to (rows, channels / 2).
@@ -349,4 +350,5 @@ using Branchformer = Encoder<BranchformerKind, AttentionPolicy, T>;
 template <class AttentionPolicy, class T = float>
 using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -4,7 +4,8 @@
 #include <laconic/model/encoder.hpp>
 #include <laconic/nn/feed_forward.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
 /// batch norm, activation (there SiLU), pointwise, dropout.
@@ -150,4 +151,5 @@ struct ConformerKind : FeatureFront {
 template <class AttentionPolicy, class T = float>
 using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
 template <class Tensor>
@@ -218,4 +219,5 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   EncoderConfig config_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -5,7 +5,8 @@
 #include <laconic/core/index_list.hpp>
 #include <laconic/nn/depthwise_conv.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The encoders by name, for files and command lines.
 enum class EncoderName { conformer, branchformer, e_branchformer, wav2vec2_conformer };
@@ -225,4 +226,5 @@ struct EncoderConfig {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -7,7 +7,8 @@
 #include <string>
 #include <string_view>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// An encoder whose numbers have a name.
 struct PublishedModel {
@@ -110,4 +111,5 @@ constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encod
           with(linear, 0, 0, 0)};
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

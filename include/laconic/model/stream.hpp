@@ -8,7 +8,8 @@
 #include <span>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
 /// chunks of many sizes takes others.
@@ -257,4 +258,5 @@ class Streams {
   std::vector<Index> free_, ready_, firsts_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -6,7 +6,8 @@
 
 #include <variant>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One convolution over samples, with the norm behind it if there is one, and its activation.
 template <class T>
@@ -150,4 +151,5 @@ struct Wav2Vec2ConformerKind : ConformerKind {
 template <class AttentionPolicy, class T = float>
 using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

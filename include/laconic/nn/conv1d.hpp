@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A convolution over time without padding, weight `(out, in, kernel)`: (rows, in) to (fewer rows, out).
 template <class T>
@@ -38,4 +39,5 @@ class Conv1d : public Module<Conv1d<T>> {
   Conv1dShape shape_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -5,7 +5,8 @@
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/pass.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
 /// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
@@ -80,4 +81,5 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   ConvolutionContext sees_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
 /// SiLU), dropout, linear, dropout.
@@ -35,4 +36,5 @@ class FeedForward : public Module<FeedForward<T>> {
   double dropout_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

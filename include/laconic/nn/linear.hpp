@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Whether a layer has a bias.
 enum class Bias { no, yes };
@@ -57,4 +58,5 @@ void never_packed(Layers&... layers) {
   ((layers.weight.packing = Packing::never), ...);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
 template <class T>
@@ -124,4 +125,5 @@ class BatchNorm : public Module<BatchNorm<T>> {
   double eps_, momentum_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <span>
 #include <type_traits>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those
 /// that came now, and slots say for each sequence where the layers' states have what came before.
@@ -37,4 +38,5 @@ struct StateShape {
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

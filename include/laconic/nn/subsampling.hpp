@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
 template <class T>
@@ -114,4 +115,5 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -17,7 +17,8 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Mono sound. Full scale is [-1, 1].
 struct Audio {
@@ -208,4 +209,5 @@ inline void write_wav(const std::filesystem::path& path, const Audio& audio) {
   write_file(path, bytes);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -17,7 +17,8 @@
 #include <system_error>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One recording and what is said in it.
 struct Utterance {
@@ -201,4 +202,5 @@ inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
   return read_librispeech(path);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

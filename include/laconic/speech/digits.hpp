@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/core/random.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/speech/audio.hpp>
@@ -27,7 +27,8 @@
 
 // Corpora of connected digits ("three one four one five"), joined from recordings of single digits.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 inline constexpr std::array<std::string_view, 10> digit_words{"zero", "one", "two",   "three", "four",
                                                               "five", "six", "seven", "eight", "nine"};
@@ -351,4 +352,5 @@ inline std::vector<std::string> make_digits_corpus(const DigitsConfig& config, c
   return notes;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -15,7 +15,8 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What log-mel features are made of. The defaults are Kaldi's with 80 channels.
 struct FbankConfig {
@@ -180,4 +181,5 @@ class Fbank {
   std::shared_ptr<kiss_fft_state> plan_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -9,7 +9,8 @@
 #include <optional>
 #include <span>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a model sees of audio: log-mel energies, or the samples themselves.
 enum class FeatureKind { fbank, samples };
@@ -92,4 +93,5 @@ class FeatureExtractor {
   std::optional<Fbank> fbank_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -6,7 +6,8 @@
 #include <laconic/core/matrix.hpp>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One mean and one inverse standard deviation a channel, to be kept with a model (it is a configuration struct).
 struct GlobalNormalization {
@@ -106,4 +107,5 @@ inline void normalize_samples(MatrixView<float> samples) {
   samples.col(0) = ((x - mean) / std::sqrt(variance + 1e-7)).cast<float>().matrix();
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

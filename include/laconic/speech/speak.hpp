@@ -21,7 +21,8 @@
 
 // Corpora of connected digits spoken by the program espeak-ng. POSIX.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 struct SpeakConfig : ConnectedDigitsConfig {
   /// English accents and timbres of espeak-ng, ACCENT+VARIANT: those of train, valid and test, and those of holdout.
@@ -181,4 +182,5 @@ inline void make_spoken_corpus(const SpeakConfig& config, const Progress& progre
       progress);
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

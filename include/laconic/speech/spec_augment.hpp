@@ -6,7 +6,8 @@
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How much SpecAugment hides. The defaults are WeNet's, with at most a fifth of an utterance under each time mask.
 struct SpecAugmentConfig {
@@ -52,4 +53,5 @@ inline void spec_augment(MatrixView<float> features, const SpecAugmentConfig& co
        [&](Index start, Index width) { features.middleCols(start, width).setZero(); });
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

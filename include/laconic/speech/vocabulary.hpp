@@ -18,7 +18,8 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a vocabulary is made of: characters (UTF-8 code points, the space among them) or whole words.
 enum class Tokens { characters, words };
@@ -202,4 +203,5 @@ class Vocabulary {
   std::unordered_map<std::string, int> index_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

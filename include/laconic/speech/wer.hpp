@@ -10,7 +10,8 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What separates hypotheses from references, counted in words. Summed over a corpus, `rate()` is the corpus' word
 /// error rate, which is not the mean of the utterances' rates.
@@ -161,4 +162,5 @@ inline Interval bootstrap_difference(std::span<const WordErrors> first, std::spa
   });
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace detail {
 
@@ -56,4 +57,5 @@ inline std::vector<std::string_view> split_characters(std::string_view text) {
 
 }  // namespace detail
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

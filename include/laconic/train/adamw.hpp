@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/backend/cpu/kernels/simd.hpp>
 #include <laconic/core/parameter.hpp>
 
 #include <cmath>
@@ -9,7 +9,8 @@
 #include <utility>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.98;
@@ -138,4 +139,5 @@ class AdamW {
   OptimizerState<T> state_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences),
 /// labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et
@@ -13,4 +14,5 @@ auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int 
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

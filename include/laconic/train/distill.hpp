@@ -3,15 +3,13 @@
 
 #include <laconic/backend/cpu.hpp>
 #include <laconic/model/encoder.hpp>
-#include <laconic/train/fingerprint.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <string>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How much a student follows its teacher, beside its labels. The loss of a batch is
 ///   (1 - weight) CTC + weight temperature^2 KL(teacher || student) + layer_weight E
@@ -47,30 +45,6 @@ struct ModelOutput {
   Logits<Tensor> logits;
   std::vector<Tensor> blocks;
 };
-
-/// Whom a student follows; none where `output` is empty.
-template <class T>
-struct Teacher {
-  /// What it gives for features (rows, num_mels) of these sequences, its frames seeing what the mask says.
-  std::function<ModelOutput<Tensor<T>>(Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences,
-                                       const Mask& mask)>
-      output;
-  std::string fingerprint;  ///< that of its parameters: a run goes on only with the same one
-
-  explicit operator bool() const { return static_cast<bool>(output); }
-};
-
-/// A model as teacher, which it must outlive.
-template <class Model>
-Teacher<typename Model::Scalar> teacher_of(const Model& model) {
-  using T = typename Model::Scalar;
-  return {[&model](Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences, const Mask& mask) {
-            ModelOutput<Tensor<T>> out;
-            out.logits = model(cpu, features, sequences, mask, &out.blocks);
-            return out;
-          },
-          Fingerprint::of_parameters(model)};
-}
 
 /// temperature^2 KL(teacher || student) as DistillationConfig has it, (1, 1).
 template <class Tape, class Tensor, class T>
@@ -111,4 +85,5 @@ auto block_loss(Tape& tape, const std::vector<Tensor>& student, const std::vecto
   return sum;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

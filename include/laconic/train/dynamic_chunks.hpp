@@ -1,10 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/mask.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/random.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A mask for one batch whose longest sequence has so many frames, as in WeNet's U2 (Zhang et al. 2020, section 3.2):
 /// half of the time whole sequences, else chunks of 1 to 25 frames; so that one model serves every latency. With
@@ -20,4 +21,5 @@ inline Mask dynamic_chunk_mask(Index longest, bool limit_left, const Random& ran
   return Mask::chunked(chunk, chunk * draw(2, std::max<Index>(1, longest / chunk)));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -11,7 +11,8 @@
 #include <string_view>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How much the loss of transcribed speech minds errors in the key and value weights of each attention layer: the mean
 /// over these weights of the squared derivative of an utterance's CTC loss, the diagonal of the empirical Fisher
@@ -61,4 +62,5 @@ std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Ma
   return sums;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -15,7 +15,8 @@
 
 // Progressive conversion: a latent is not cut to its final rank at once, but in steps, with training between them.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A model with smaller latents, and what its optimiser had learnt of the larger ones.
 template <class Model>
@@ -240,4 +241,5 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

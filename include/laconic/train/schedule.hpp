@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <numbers>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// How the learning rate falls after its linear warm-up.
 enum class Decay {
@@ -45,4 +46,5 @@ struct Schedule {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,16 +1,17 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attend.hpp>
-#include <laconic/backend/cpu/attend_backward.hpp>
-#include <laconic/backend/cpu/heads.hpp>
-#include <laconic/backend/cpu/linear_attend.hpp>
+#include <laconic/backend/cpu/kernels/attention_backward.hpp>
+#include <laconic/backend/cpu/kernels/attention_forward.hpp>
+#include <laconic/backend/cpu/kernels/heads.hpp>
+#include <laconic/backend/cpu/kernels/linear_attention.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
 #include <laconic/backend/cpu/values.hpp>
 
 #include <span>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that attention is made of.
 template <class T>
@@ -340,4 +341,5 @@ class CpuAttention : public CpuValues<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

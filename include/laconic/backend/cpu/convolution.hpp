@@ -2,14 +2,15 @@
 #pragma once
 
 #include <laconic/backend/cpu/attention.hpp>
-#include <laconic/backend/cpu/conv.hpp>
-#include <laconic/backend/cpu/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/convolution.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/packed.hpp>
 
 #include <memory>
 #include <optional>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that convolves.
 template <class T>
@@ -218,4 +219,5 @@ class CpuConvolution : public CpuAttention<T> {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/conv.hpp>
-#include <laconic/backend/cpu/conv2d_tiles.hpp>
+#include <laconic/backend/cpu/kernels/convolution.hpp>
+#include <laconic/backend/cpu/kernels/winograd_conv2d.hpp>
 #include <laconic/core/memory.hpp>
 #include <laconic/core/parameter.hpp>
 
@@ -18,7 +18,8 @@
 // Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
 // for each output (int8).
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
@@ -374,4 +375,5 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
   });
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/arena.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/core/rounding.hpp>
 #include <laconic/core/tensor.hpp>
 
@@ -15,7 +15,8 @@
 #include <span>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -132,4 +133,5 @@ class RowCache {
   std::vector<Ring> rings_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
-#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/tensor.hpp>
 
@@ -12,7 +12,8 @@
 #include <memory>
 #include <utility>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The part of `Cpu` that makes values.
 template <class T>
@@ -87,4 +88,5 @@ class CpuValues {
   std::map<std::shared_ptr<const std::byte>, Kept> kept_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

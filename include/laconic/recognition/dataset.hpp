@@ -1,12 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
+#include <laconic/core/hash.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/features.hpp>
-#include <laconic/speech/hash.hpp>
 #include <laconic/speech/spec_augment.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
@@ -21,7 +21,8 @@
 #include <string>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// One utterance, ready for a model.
 struct Example {
@@ -189,4 +190,5 @@ inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index
   return batches;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

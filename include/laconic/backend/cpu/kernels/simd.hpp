@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
+#include <laconic/core/parallel.hpp>
 
 #include <xsimd/xsimd.hpp>
 
@@ -21,7 +21,8 @@
 #define LACONIC_UNROLL
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 template <class T>
@@ -159,4 +160,5 @@ Batch<T> sigmoid(const Batch<T>& x) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

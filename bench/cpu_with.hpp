@@ -5,7 +5,8 @@
 
 #include <optional>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// `Cpu` with another library for the products of linear layers with weights that are not packed, forward and backward:
 ///
@@ -81,4 +82,5 @@ struct EigenProducts {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

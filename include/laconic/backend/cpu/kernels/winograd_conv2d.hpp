@@ -1,9 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
-#include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
@@ -22,7 +22,8 @@
 // sums over channels are matrix products. Components that add to the same outputs are one product of all their
 // channels.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 struct ConvTiles {
@@ -430,4 +431,5 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

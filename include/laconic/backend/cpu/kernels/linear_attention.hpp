@@ -1,11 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/mask.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
@@ -290,4 +291,5 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

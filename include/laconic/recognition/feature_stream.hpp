@@ -1,13 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/speech/dataset.hpp>
+#include <laconic/recognition/dataset.hpp>
 
 #include <algorithm>
 #include <span>
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Features of audio that comes in pieces of any length: those of all pieces together are those of the whole.
 class FeatureStream {
@@ -35,4 +36,5 @@ class FeatureStream {
   std::size_t skip_ = 0;  // samples between frames, where these do not overlap
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/hash.hpp>
 #include <laconic/io/json.hpp>
-#include <laconic/speech/dataset.hpp>
-#include <laconic/speech/hash.hpp>
+#include <laconic/recognition/dataset.hpp>
 
 #include <string>
 #include <string_view>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A number that tells what a run began with from other things: a dataset with its texts, a model's parameters, or
 /// texts alone. Not for security.
@@ -54,4 +55,5 @@ inline void require_same_run(const nlohmann::json& before, const nlohmann::json&
                    ", or delete it to start anew"));
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

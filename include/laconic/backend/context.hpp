@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 
 #include <concepts>
 
 // The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
 // on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
 template <class C>
@@ -110,4 +111,5 @@ concept Backend = Context<B> &&
   { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu_with.hpp>
+#include "cpu_with.hpp"
 
 // Not part of laconic.hpp: it needs an installed BLAS with C's interface, and a program that links it.
 #if __has_include(<cblas.h>)
@@ -9,7 +9,8 @@
 
 #include <type_traits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// The products of an installed BLAS (OpenBLAS, BLIS, MKL ...), for `CpuWith`. It uses as many threads as it is told to
 /// in its own way.
@@ -39,5 +40,6 @@ struct CblasProducts {
   }
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic
 #endif

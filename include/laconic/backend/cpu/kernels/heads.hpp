@@ -1,13 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
-#include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/backend/shapes.hpp>
 
 #include <algorithm>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Rows for which no weight is packed.
@@ -139,4 +140,5 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -15,7 +15,8 @@
 #include <omp.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Threads the machine offers this process.
 inline int hardware_threads() {
@@ -116,4 +117,5 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <laconic/backend/cpu.hpp>
-#include <laconic/speech/dataset.hpp>
-#include <laconic/speech/decode.hpp>
+#include <laconic/decode/greedy_ctc.hpp>
+#include <laconic/recognition/dataset.hpp>
 #include <laconic/speech/wer.hpp>
 
 #include <algorithm>
@@ -12,7 +12,8 @@
 #include <iterator>
 #include <numeric>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a model wrote for a dataset, and how wrong it was.
 struct Evaluation {
@@ -90,4 +91,5 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,12 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/speech/dataset.hpp>
+#include <laconic/recognition/dataset.hpp>
 
 #include <deque>
 #include <future>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Makes the batches of a plan in the background while others are trained on: reads and masks what is not kept in
 /// memory. `ahead` batches are made at once, each on a thread of its own. What comes is the same for any number.
@@ -49,4 +50,5 @@ class BatchLoader {
   std::deque<std::future<SpeechBatch>> coming_;  // the last member: its destructor waits for those that read the others
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,14 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/parallel.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
+#include <laconic/core/parallel.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <cmath>
 #include <limits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -72,4 +73,5 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

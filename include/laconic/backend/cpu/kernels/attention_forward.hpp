@@ -1,13 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attend_tile.hpp>
+#include <laconic/backend/cpu/kernels/attention_tile.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Where no more than a tile of queries meets at least so many keys, parts of these are tasks of their own.
@@ -187,4 +188,5 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/simd.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/cpu/kernels/simd.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
@@ -10,7 +10,8 @@
 #include <numbers>
 #include <optional>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -106,4 +107,5 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

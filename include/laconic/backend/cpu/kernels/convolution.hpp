@@ -1,13 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/gemm.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <type_traits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 namespace kernels {
 
@@ -229,4 +230,5 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

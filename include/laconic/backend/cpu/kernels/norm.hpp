@@ -1,11 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
 
 #include <cmath>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
@@ -219,4 +220,5 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <laconic/model/stream.hpp>
-#include <laconic/speech/evaluate.hpp>
+#include <laconic/recognition/evaluate.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a model wrote for a dataset that came to it in blocks, many utterances at once.
 struct StreamedEvaluation : Evaluation {
@@ -128,4 +129,5 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

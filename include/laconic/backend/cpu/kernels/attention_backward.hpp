@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/attend_tile.hpp>
+#include <laconic/backend/cpu/kernels/attention_tile.hpp>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
@@ -141,4 +142,5 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -6,7 +6,8 @@
 
 #include <vector>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Greedy (best path) CTC decoding of frames as they come: the likeliest class of each frame, runs of one class
 /// collapsed, blanks dropped (Graves et al. 2006, section 3.2). Of equal logits the first wins. Throws where a frame
@@ -58,4 +59,5 @@ inline std::vector<std::vector<int>> greedy_ctc(MatrixView<const float> logits, 
   return out;
 }
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/simd.hpp>
+#include <laconic/backend/cpu/kernels/simd.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/memory.hpp>
 #include <laconic/core/rounding.hpp>
@@ -13,7 +13,8 @@
 #include <immintrin.h>
 #endif
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
@@ -373,4 +374,5 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -4,19 +4,19 @@
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/io/parameters.hpp>
-#include <laconic/speech/batch_loader.hpp>
-#include <laconic/speech/evaluate.hpp>
+#include <laconic/recognition/batch_loader.hpp>
+#include <laconic/recognition/evaluate.hpp>
+#include <laconic/recognition/teacher.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
-#include <laconic/train/distill.hpp>
 #include <laconic/train/dynamic_chunks.hpp>
-#include <laconic/train/fingerprint.hpp>
 #include <laconic/train/schedule.hpp>
 
 #include <charconv>
 #include <limits>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 struct TrainConfig {
   Index epochs = 20;
@@ -433,4 +433,5 @@ class Trainer {
   std::string description_, rows_;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// A number of 64 bits that tells data from other data. Not for security.
 class Hash {
@@ -33,4 +34,5 @@ class Hash {
   std::uint64_t value_ = 0xcbf29ce484222325;
 };
 
+}  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -1,17 +1,18 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/elementwise.hpp>
-#include <laconic/backend/cpu/gemm.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
-#include <laconic/backend/primitives.hpp>
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
 #include <limits>
 #include <span>
 
-namespace laconic::inline LACONIC_ABI {
+namespace laconic {
+inline namespace LACONIC_ABI {
 namespace kernels {
 
 /// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
@@ -373,4 +374,5 @@ struct AttendTile {
 };
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
 }  // namespace laconic
