@@ -4,43 +4,13 @@
 #include <laconic/model/stream.hpp>
 #include <laconic/recognition/evaluate.hpp>
 
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// What a model wrote for a dataset that came to it in blocks, many utterances at once.
-struct StreamedEvaluation : Evaluation {
-  Index streams = 0;                                                    ///< at once
-  Index chunk = 0, left_context = 0;                                    ///< encoder frames; a left context of -1 is all
-  Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
-  std::vector<double> push_seconds;  ///< of every push that made frames final, sorted
-
-  /// Of the pushes, this part took no longer.
-  double push_quantile(double part) const {
-    if (push_seconds.empty()) return 0;
-    return push_seconds[std::min(push_seconds.size() - 1,
-                                 static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
-  }
-
-  /// Adds what was found for further examples by streams of the same kind.
-  StreamedEvaluation& operator+=(const StreamedEvaluation& more) {
-    if (streams == 0) return *this = more;
-    Evaluation::operator+=(more);
-    push_seconds.insert(push_seconds.end(), more.push_seconds.begin(), more.push_seconds.end());
-    std::sort(push_seconds.begin(), push_seconds.end());
-    return *this;
-  }
-
-  static constexpr void fields(auto& self, auto&& visit) {
-    Evaluation::fields(self, visit);
-    visit("streams", self.streams);
-    visit("chunk", self.chunk);
-    visit("left_context", self.left_context);
-    visit("attention_bytes", self.attention_bytes);
-    visit("convolution_bytes", self.convolution_bytes);
-    visit("feature_bytes", self.feature_bytes);
-    visit("push_seconds", self.push_seconds);
-  }
-};
 
 /// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come
 /// with every push, until all are heard. Decodes greedily and counts word errors; losses are those of

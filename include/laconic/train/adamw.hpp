@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
 #include <laconic/core/parameter.hpp>
+#include <laconic/train/adamw_config.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -11,31 +12,6 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-struct AdamWConfig {
-  double beta1 = 0.9, beta2 = 0.98;
-  double eps = 1e-9;
-  double weight_decay = 0.01;  ///< of matrices and kernels; vectors (biases, norms) do not decay
-  double clip_norm = 5;        ///< of all gradients together; 0: none
-
-  /// Throws where a number makes no sense.
-  void check() const {
-    require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
-            " given, expected from 0 to less than 1");
-    require(eps > 0 && std::isfinite(eps), "adamw: eps ", eps, " given, a positive number expected");
-    require(weight_decay >= 0 && std::isfinite(weight_decay), "adamw: weight_decay ", weight_decay,
-            " given, at least 0 expected");
-    require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
-  }
-
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("beta1", self.beta1);
-    visit("beta2", self.beta2);
-    visit("eps", self.eps);
-    visit("weight_decay", self.weight_decay);
-    visit("clip_norm", self.clip_norm);
-  }
-};
 
 /// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
 template <class T>

@@ -1,0 +1,96 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/extent.hpp>
+#include <laconic/speech/wer.hpp>
+
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// What a model wrote for a dataset, and how wrong it was.
+struct Evaluation {
+  std::vector<std::string> hypotheses;  ///< by example
+  std::vector<WordErrors> errors;       ///< by example
+  std::vector<double> losses;           ///< CTC loss by example, -1 without labels or where they do not fit its frames
+  double audio_seconds = 0, compute_seconds = 0;  ///< the latter of model and decoding, without what counts errors
+
+  WordErrors total_errors() const { return total(errors); }
+  double wer() const { return total_errors().rate(); }
+  /// 95% interval of the WER by resampling utterances.
+  Interval interval() const { return bootstrap_interval(errors); }
+
+  /// Of the examples that have one.
+  std::vector<double> known_losses() const {
+    std::vector<double> out;
+    std::copy_if(losses.begin(), losses.end(), std::back_inserter(out), [](double one) { return !(one < 0); });
+    return out;
+  }
+  /// Their mean; 0 without any.
+  double loss() const {
+    const std::vector<double> known = known_losses();
+    return std::accumulate(known.begin(), known.end(), 0.0) /
+           static_cast<double>(std::max<std::size_t>(1, known.size()));
+  }
+
+  /// Adds what was found for further examples.
+  Evaluation& operator+=(const Evaluation& more) {
+    hypotheses.insert(hypotheses.end(), more.hypotheses.begin(), more.hypotheses.end());
+    errors.insert(errors.end(), more.errors.begin(), more.errors.end());
+    losses.insert(losses.end(), more.losses.begin(), more.losses.end());
+    audio_seconds += more.audio_seconds;
+    compute_seconds += more.compute_seconds;
+    return *this;
+  }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("hypotheses", self.hypotheses);
+    visit("errors", self.errors);
+    visit("losses", self.losses);
+    visit("audio_seconds", self.audio_seconds);
+    visit("compute_seconds", self.compute_seconds);
+  }
+};
+
+/// What a model wrote for a dataset that came to it in blocks, many utterances at once.
+struct StreamedEvaluation : Evaluation {
+  Index streams = 0;                                                    ///< at once
+  Index chunk = 0, left_context = 0;                                    ///< encoder frames; a left context of -1 is all
+  Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
+  std::vector<double> push_seconds;  ///< of every push that made frames final, sorted
+
+  /// Of the pushes, this part took no longer.
+  double push_quantile(double part) const {
+    if (push_seconds.empty()) return 0;
+    return push_seconds[std::min(push_seconds.size() - 1,
+                                 static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
+  }
+
+  /// Adds what was found for further examples by streams of the same kind.
+  StreamedEvaluation& operator+=(const StreamedEvaluation& more) {
+    if (streams == 0) return *this = more;
+    Evaluation::operator+=(more);
+    push_seconds.insert(push_seconds.end(), more.push_seconds.begin(), more.push_seconds.end());
+    std::sort(push_seconds.begin(), push_seconds.end());
+    return *this;
+  }
+
+  static constexpr void fields(auto& self, auto&& visit) {
+    Evaluation::fields(self, visit);
+    visit("streams", self.streams);
+    visit("chunk", self.chunk);
+    visit("left_context", self.left_context);
+    visit("attention_bytes", self.attention_bytes);
+    visit("convolution_bytes", self.convolution_bytes);
+    visit("feature_bytes", self.feature_bytes);
+    visit("push_seconds", self.push_seconds);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
