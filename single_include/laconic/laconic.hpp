@@ -10974,6 +10974,7 @@ using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// The settings of AdamW.
 struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.98;
   double eps = 1e-9;
@@ -10998,6 +10999,12 @@ struct AdamWConfig {
     visit("clip_norm", self.clip_norm);
   }
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
 template <class T>
