@@ -32,7 +32,7 @@ class CpuWith : public Cpu<T> {
     if (bias == nullptr)
       y.view().setZero();
     else
-      y.view().rowwise() = bias->value.reshaped().transpose();
+      y.view().rowwise() = bias->host().reshaped().transpose();
     Products::add_product(this->threads(), x.rows(), out, in, kernels::Operand<T>{x.data(), in},
                           of(weight).transposed(), y.data(), out);
     return activation ? this->activation(*activation, std::move(y)) : y;
@@ -52,7 +52,7 @@ class CpuWith : public Cpu<T> {
   }
 
  private:
-  static kernels::Operand<T> of(const Parameter<T>& weight) { return {weight.value.data(), weight.value.cols()}; }
+  static kernels::Operand<T> of(const Parameter<T>& weight) { return {weight.host().data(), weight.host().cols()}; }
 };
 
 /// Eigen's products. Sets the number of threads that Eigen uses everywhere.

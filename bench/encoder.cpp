@@ -62,7 +62,7 @@ void make_uneven(Model& model) {
     const bool around_one = ends_with_any("norm.weight", "running_var");
     if (!around_one && !ends_with_any("norm.bias", "running_mean", "pos_bias_u", "pos_bias_v")) return;
     fill_uniform(p, 0.5, Random(Seed(3), name));
-    if (around_one) p.value.array() += 1;
+    if (around_one) p.host().array() += 1;
   });
 }
 

@@ -35,7 +35,7 @@ template <class Multiply>
 ProductCall into_memory(Index rows, const Layers& layers, Multiply multiply) {
   return [&layers, multiply, y = laconic::Matrix<float>(rows, layers.front().out())](Index i) mutable {
     const laconic::Linear<float>& layer = layers[static_cast<std::size_t>(i) % layers.size()];
-    y.rowwise() = layer.bias.value.row(0);
+    y.rowwise() = layer.bias.host().row(0);
     multiply(layer, y);
     return std::as_const(y).data();
   };
@@ -63,13 +63,13 @@ class DnnlProduct {
     result_ = dnnl::memory(result, engine_);
     for (const laconic::Linear<float>& layer : layers) {
       // oneDNN's memory is not const, but only the result is written.
-      dnnl::memory plain(Desc({out, in}, f32, Tag::ab), engine_, const_cast<float*>(layer.weight.value.data()));
+      dnnl::memory plain(Desc({out, in}, f32, Tag::ab), engine_, const_cast<float*>(layer.weight.host().data()));
       dnnl::memory packed(primitive.weights_desc(), engine_);
       dnnl::reorder(plain, packed).execute(stream_, plain, packed);
       stream_.wait();
       arguments_.push_back({{DNNL_ARG_SRC, dnnl::memory(source, engine_, const_cast<float*>(x.data()))},
                             {DNNL_ARG_WEIGHTS, packed},
-                            {DNNL_ARG_BIAS, dnnl::memory(bias, engine_, const_cast<float*>(layer.bias.value.data()))},
+                            {DNNL_ARG_BIAS, dnnl::memory(bias, engine_, const_cast<float*>(layer.bias.host().data()))},
                             {DNNL_ARG_DST, result_}});
     }
   }
@@ -94,7 +94,7 @@ ProductCall call_of(const laconic::Matrix<float>& x, const Layers& layers, int t
   return into_memory(x.rows(), layers, [&x, threads](const auto& layer, auto& y) {
     using Operand = laconic::kernels::Operand<float>;
     Products::add_product(threads, x.rows(), layer.out(), layer.in(), Operand{x.data(), x.cols()},
-                          Operand{layer.weight.value.data(), layer.in()}.transposed(), y.data(), y.cols());
+                          Operand{layer.weight.host().data(), layer.in()}.transposed(), y.data(), y.cols());
   });
 }
 
@@ -107,7 +107,7 @@ inline void add_libraries(ProductCalls& calls, const laconic::Matrix<float>& x, 
 #ifdef LACONIC_BENCH_DNNL
   calls.emplace_back("oneDNN", into_memory(x.rows(), layers, [&x](const auto& layer, auto& y) {
                        dnnl::sgemm('N', 'T', x.rows(), layer.out(), layer.in(), 1, x.data(), layer.in(),
-                                   layer.weight.value.data(), layer.in(), 1, y.data(), layer.out());
+                                   layer.weight.host().data(), layer.in(), 1, y.data(), layer.out());
                      }));
   calls.emplace_back("oneDNN, packed", DnnlProduct(x, layers));
 #endif

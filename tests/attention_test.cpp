@@ -47,11 +47,11 @@ Matrix<double> reference(const Operands<T>& in) {
           for (Index c = 0; c < in.key_width; ++c) {
             const double q = at(in.q, row, h * in.key_width + c);
             const bool relative = in.span > 0;
-            score += (q + (relative ? at(in.bias_u.value, h, c) : 0)) *
+            score += (q + (relative ? at(in.bias_u.host(), h, c) : 0)) *
                      at(in.k, in.kv_sequences.begin(n) + j, g * in.key_width + c);
             if (relative)
               score +=
-                  (q + at(in.bias_v.value, h, c)) * at(in.table, in.span - 1 - (position - j), h * in.key_width + c);
+                  (q + at(in.bias_v.host(), h, c)) * at(in.table, in.span - 1 - (position - j), h * in.key_width + c);
           }
           p[static_cast<std::size_t>(j)] = score * in.scale;
         }

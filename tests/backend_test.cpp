@@ -112,7 +112,7 @@ TEST_CASE("a tape that is used wrongly says so") {
   const auto y = layer(tape, x);
   const auto loss = tape.mean_finite(y);
   tape.backward(loss);
-  CHECK(tape.gradient(x).view() == layer.weight.value);
+  CHECK(tape.gradient(x).view() == layer.weight.host());
   CHECK_THROWS_WITH(tape.backward(loss), "backward: this value was used up by an earlier backward(); compute it again");
   CHECK_THROWS_WITH(tape.backward(tape.mean_finite(y)),
                     "backward: this value was used up by an earlier backward(); compute it again");
@@ -121,7 +121,7 @@ TEST_CASE("a tape that is used wrongly says so") {
                     "gradient: of a constant; of a variable expected");
   // New values on the same tape are another computation.
   tape.backward(tape.mean_finite(layer(tape, x)));
-  CHECK(tape.gradient(x).view() == 2 * layer.weight.value);
+  CHECK(tape.gradient(x).view() == 2 * layer.weight.host());
   tape.clear();
   CHECK_THROWS_WITH(tape.gradient(x), "autodiff: a value of another tape, or from before clear()");
 }
@@ -212,9 +212,9 @@ TEST_CASE("statistics of many batches before one update are those of as many upd
     return norm;
   };
   const auto once = gather(true), often = gather(false);
-  CHECK((once.running_mean.value - often.running_mean.value).cwiseAbs().maxCoeff() < 1e-12);
-  CHECK((once.running_var.value - often.running_var.value).cwiseAbs().maxCoeff() < 1e-10);
-  CHECK(once.running_var.value.minCoeff() > 0);
+  CHECK((once.running_mean.host() - often.running_mean.host()).cwiseAbs().maxCoeff() < 1e-12);
+  CHECK((once.running_var.host() - often.running_var.host()).cwiseAbs().maxCoeff() < 1e-10);
+  CHECK(once.running_var.host().minCoeff() > 0);
 }
 
 TEST_CASE("attention's dropout has a mask of its own for every head and query") {

@@ -236,8 +236,8 @@ TEMPLATE_TEST_CASE("a batch of any encoder is its sequences, on any number of th
 TEST_CASE("a gate starts near 1", "[branchformer]") {
   const ConvolutionalSpatialGatingUnit<double> csgu(64, 31, centred, 0.1, Seed(3));
   CHECK(csgu.conv.weight.shape() == std::vector<Index>{32, 1, 31});
-  CHECK((csgu.conv.bias.value.array() == 1).all());
-  CHECK(csgu.conv.weight.value.norm() / std::sqrt(32.0 * 31) == Approx(1e-6).epsilon(0.1));
+  CHECK((csgu.conv.bias.host().array() == 1).all());
+  CHECK(csgu.conv.weight.host().norm() / std::sqrt(32.0 * 31) == Approx(1e-6).epsilon(0.1));
   Cpu<double> cpu(1);
   const Matrix<double> x = random_matrix(50, 64, 1);
   const Sequences sequences{30, 20};
@@ -259,7 +259,7 @@ TEST_CASE("an average that weighs one branch with 0 does without it", "[branchfo
     const Matrix<double> before = run();
     auto& in_use = weight == 0 ? block.branches.attn.linear_out.bias : block.branches.cgmlp.channel_proj2.bias;
     auto& idle = weight == 0 ? block.branches.cgmlp.channel_proj2.bias : block.branches.attn.linear_out.bias;
-    idle.value.array() += 1;
+    idle.host().array() += 1;
     CHECK(run() == before);
     in_use.value(0, 3) += 1;
     CHECK(run() != before);

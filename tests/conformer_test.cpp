@@ -64,7 +64,7 @@ void check_gradients(const SafetensorsFile& file, const std::string& name_of_cas
       ++compared;
     }
     if (file.contains(after)) {
-      CHECK(difference<T>(p.value + p.gradient(), tensor<T>(file, after)) < tolerance);
+      CHECK(difference<T>(p.host() + p.gradient(), tensor<T>(file, after)) < tolerance);
       ++compared;
     }
   });
@@ -99,7 +99,7 @@ TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golde
     const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output");
     const Sequences sequences = sequences_of(file, name + "/lengths");
     Parameter<T> weight({expected.rows(), expected.cols()});
-    weight.value = tensor<T>(file, name + "/weight");
+    weight.host() = tensor<T>(file, name + "/weight");
     weight.trainable = false;
 
     Cpu<T> cpu(2);
@@ -129,7 +129,7 @@ TEMPLATE_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][gol
     const Matrix<T> input = tensor<T>(file, name + "/input"), expected = tensor<T>(file, name + "/output");
     const Sequences sequences = sequences_of(file, name + "/lengths");
     Parameter<T> weight({expected.rows(), expected.cols()});
-    weight.value = tensor<T>(file, name + "/weight");
+    weight.host() = tensor<T>(file, name + "/weight");
     weight.trainable = false;
 
     Cpu<T> cpu(2);

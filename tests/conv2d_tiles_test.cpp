@@ -16,11 +16,11 @@ Matrix<double> convolved(const Matrix<double>& x, const Parameter<double>& weigh
     for (Index t = 0; t < to.length(n); ++t)
       for (Index f = 0; f < s.out_freqs(); ++f)
         for (Index o = 0; o < s.out_channels; ++o) {
-          double sum = bias.value(0, o);
+          double sum = bias.host()(0, o);
           for (Index c = 0; c < s.in_channels; ++c)
             for (Index p = 0; p < 3; ++p)
               for (Index q = 0; q < 3; ++q)
-                sum += weight.value(o, (c * 3 + p) * 3 + q) *
+                sum += weight.host()(o, (c * 3 + p) * 3 + q) *
                        x(from.begin(n) + 2 * t + p, (2 * f + q) * s.in_channels + c);
           y(to.begin(n) + t, f * s.out_channels + o) = sum;
         }
@@ -41,8 +41,8 @@ struct Case {
         x(random_matrix<double>(from.rows(), freqs * channels, 3)) {
     for (Index& length : lengths) length = shape.out_length(length);
     to = Sequences(std::span<const Index>(lengths));
-    weight.value = random_matrix<double>(out, channels * 9, 1);
-    bias.value = random_matrix<double>(1, out, 2);
+    weight.host() = random_matrix<double>(out, channels * 9, 1);
+    bias.host() = random_matrix<double>(1, out, 2);
   }
 };
 
@@ -99,8 +99,8 @@ TEST_CASE("its derivatives are those of the convolution, in any number of thread
     const double by_x = dy.cwiseProduct(convolved(direction, c.weight, none, c.shape, c.from, c.to)).sum();
     CHECK(dx[0].cwiseProduct(direction).sum() == Approx(by_x).epsilon(1e-12));
     Parameter<double> turned = c.weight;
-    turned.value = random_matrix<double>(c.weight.rows(), c.weight.cols(), 7);
+    turned.host() = random_matrix<double>(c.weight.rows(), c.weight.cols(), 7);
     const double by_weight = dy.cwiseProduct(convolved(c.x, turned, none, c.shape, c.from, c.to)).sum();
-    CHECK(dweight[0].cwiseProduct(turned.value).sum() == Approx(by_weight).epsilon(1e-12));
+    CHECK(dweight[0].cwiseProduct(turned.host()).sum() == Approx(by_weight).epsilon(1e-12));
   }
 }

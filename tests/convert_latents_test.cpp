@@ -54,7 +54,7 @@ bool same_parameters(const A& a, const B& b) {
   const auto list = [](const auto& model) {
     std::vector<std::pair<std::string, std::vector<double>>> out;
     model.parameters([&](std::string_view name, const auto& p) {
-      out.push_back({std::string(name), {p.value.data(), p.value.data() + p.size()}});
+      out.push_back({std::string(name), {p.host().data(), p.host().data() + p.size()}});
     });
     return out;
   };
@@ -179,8 +179,8 @@ TEST_CASE("the predicted error is that of the weights' singular values", "[conve
   const auto source = random_model<Model<Mha<heads>>>(4);
   const auto check = [&](const auto& conversion, auto discarded) {
     for (std::size_t i = 0; i < 2; ++i) {
-      const Matrix<double>&k = source.layers[i].self_attn.key_value.linear_k.weight.value,
-            &v = source.layers[i].self_attn.key_value.linear_v.weight.value;
+      const Matrix<double>&k = source.layers[i].self_attn.key_value.linear_k.weight.host(),
+            &v = source.layers[i].self_attn.key_value.linear_v.weight.host();
       const double expected = std::sqrt(discarded(k, v) / (k.squaredNorm() + v.squaredNorm()));
       CHECK(conversion.report.layers[i].predicted_error == Approx(expected).epsilon(1e-11));
     }

@@ -146,7 +146,7 @@ TEST_CASE("calibrated latents are the optimum on their speech, and better on oth
   const auto statistics = detail::calibrate(model, heard, false);
   REQUIRE(statistics.size() == 2);
   const auto seen = [&](const auto& linear, std::size_t layer) {
-    return Matrix<double>(linear.weight.value * root(statistics[layer].value_input));
+    return Matrix<double>(linear.weight.host() * root(statistics[layer].value_input));
   };
   const auto side_by_side = [](const Matrix<double>& rows) {
     Matrix<double> out(head_dim, heads * d_model);
@@ -189,11 +189,11 @@ TEST_CASE("statistics are those of the layer's input, its queries and its output
     CHECK((statistics[i].value_input - g).norm() < 1e-12 * g.norm());
     for (Index h = 0; h < heads; ++h) {
       const auto rows = [&](const Matrix<double>& m) { return Matrix<double>(m.middleRows(h * head_dim, head_dim)); };
-      Matrix<double> q = x * rows(layer.query.linear_q.weight.value).transpose();
-      q.rowwise() += layer.query.linear_q.bias.value.row(0).segment(h * head_dim, head_dim) +
-                     layer.position.pos_bias_u.value.row(h);
+      Matrix<double> q = x * rows(layer.query.linear_q.weight.host()).transpose();
+      q.rowwise() += layer.query.linear_q.bias.host().row(0).segment(h * head_dim, head_dim) +
+                     layer.position.pos_bias_u.host().row(h);
       CHECK((rows(statistics[i].key_metric) - second_moment(q)).norm() < 1e-11 * second_moment(q).norm());
-      const Matrix<double> out = layer.linear_out.weight.value.middleCols(h * head_dim, head_dim);
+      const Matrix<double> out = layer.linear_out.weight.host().middleCols(h * head_dim, head_dim);
       CHECK((rows(statistics[i].value_metric) - out.transpose() * out).norm() < 1e-12 * out.squaredNorm());
     }
   }
@@ -226,7 +226,7 @@ TEST_CASE("options of a conversion change factors, not functions", "[convert]") 
       Index changed = 0;
       moved.model.parameters([&](std::string_view name, const auto& p) {
         up.model.parameters([&](std::string_view other, const auto& q) {
-          changed += name == other && (p.value - q.value).norm() > 1e-3;
+          changed += name == other && (p.host() - q.host()).norm() > 1e-3;
         });
       });
       CHECK(changed == (wanted.attention == Names::mla_split || wanted.attention == Names::mla_head ? 8 : 6));
@@ -249,7 +249,7 @@ TEST_CASE("mixed channels are the same function, and lose less in 8 bits", "[con
     const auto error_in_8_bits = [&](const Model& of) {
       const auto& latent =
           std::get<AttentionLayer<MlaSimple<dyn, dyn>, double>>(of.layers[0].self_attn.layer).key_value;
-      const Matrix<double> c = random_matrix(500, d_model, 3) * latent.linear_kv_down.weight.value.transpose();
+      const Matrix<double> c = random_matrix(500, d_model, 3) * latent.linear_kv_down.weight.host().transpose();
       Matrix<double> stored = c;
       for (Index r = 0; r < c.rows(); ++r) {
         const double step = c.row(r).cwiseAbs().maxCoeff() / 127;
@@ -277,7 +277,7 @@ TEST_CASE("heads that differ by a turn become one without loss, and others lose 
       std::visit(
           [&](auto& layer) {
             if constexpr (requires { layer.key_value.linear_k; }) {
-              auto &k = layer.key_value.linear_k.weight.value, &v = layer.key_value.linear_v.weight.value;
+              auto &k = layer.key_value.linear_k.weight.host(), &v = layer.key_value.linear_v.weight.host();
               for (const Index first : {0, 2}) {  // the second of two heads: keys turned, values in other units
                 k.middleRows((first + 1) * head_dim, head_dim) =
                     detail::orthonormal(random_matrix(head_dim, head_dim, ++seed)) *
@@ -306,11 +306,11 @@ TEST_CASE("heads that differ by a turn become one without loss, and others lose 
 TEST_CASE("balanced, weak keys or values keep their place in the latent", "[convert]") {
   Model model = full_model(7);
   for (auto& block : model.layers)
-    std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(block.self_attn.layer).key_value.linear_k.weight.value *= 30;
+    std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(block.self_attn.layer).key_value.linear_k.weight.host() *= 30;
   for (const Names attention : {Names::mla_simple, Names::mla}) {
     ConversionConfig config = Wanted{attention, 20}.config();
-    const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value,
-          &v = keys_and_values(model, 0).linear_v.weight.value;
+    const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.host(),
+          &v = keys_and_values(model, 0).linear_v.weight.host();
     const auto errors = [&](const auto& conversion) {
       const auto map = detail::with_layer(conversion.model.layers[0].self_attn, [](const auto& layer) {
         using KeyValue = typename std::remove_cvref_t<decltype(layer)>::KeyValue;
@@ -350,7 +350,7 @@ TEST_CASE("mistakes that were made elsewhere would be seen", "[convert]") {
     // A factor stored the wrong way round: at full rank it is square, so no shape tells.
     Model wrong = convert_to(model, method, lossless[0].config()).model;
     auto& latent = std::get<AttentionLayer<MlaSimple<dyn, dyn>, double>>(wrong.layers[0].self_attn.layer).key_value;
-    latent.linear_kv_down.weight.value.transposeInPlace();
+    latent.linear_kv_down.weight.host().transposeInPlace();
     CHECK(difference(wrong, model) > 1e-3);
     // The rank of the two-stage latent is not that of a head: all ranks work, and more is nearer.
     double last = 2;
@@ -365,13 +365,13 @@ TEST_CASE("mistakes that were made elsewhere would be seen", "[convert]") {
     Model wrong = convert_to(model, JointSvd{}, lossless[0].config()).model;
     const Model& right = model;
     std::map<std::string, Matrix<double>, std::less<>> before;
-    right.parameters([&](std::string_view name, const auto& p) { before.emplace(name, p.value); });
+    right.parameters([&](std::string_view name, const auto& p) { before.emplace(name, p.host()); });
     wrong.parameters([&](std::string_view name, auto& p) {
       if (name.find(what) == std::string_view::npos || name.find("self_attn") == std::string_view::npos) return;
       if (name.ends_with("linear_out.bias"))
-        p.value = before.find(name)->second;
+        p.host() = before.find(name)->second;
       else
-        p.value.setZero();
+        p.host().setZero();
     });
     return difference(wrong, model);
   };
@@ -380,8 +380,8 @@ TEST_CASE("mistakes that were made elsewhere would be seen", "[convert]") {
     CHECK(without(what) > 1e-3);
   // The mean of a compressor for keys and one for values, with the best way up from it: at full rank, too, it loses
   // much.
-  const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.value,
-        &v = keys_and_values(model, 0).linear_v.weight.value;
+  const Matrix<double>&k = keys_and_values(model, 0).linear_k.weight.host(),
+        &v = keys_and_values(model, 0).linear_v.weight.host();
   const Matrix<double> nothing(0, d_model);
   for (const Index rank : {head_dim, d_model}) {
     const JointFactors of_k = JointSvd::factorize(k, nothing, rank), of_v = JointSvd::factorize(nothing, v, rank);
@@ -425,7 +425,7 @@ TEST_CASE("a report says how far outputs are from what they were in four ways", 
 TEST_CASE("each layer gets the rank that was allocated, and loses what was expected", "[convert]") {
   Model model = full_model(10);
   auto& second = std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(model.layers[1].self_attn.layer).key_value;
-  second.linear_k.weight.value = with_spectrum(d_model, d_model, 3, [](double i) { return std::exp(-0.2 * i); });
+  second.linear_k.weight.host() = with_spectrum(d_model, d_model, 3, [](double i) { return std::exp(-0.2 * i); });
   double last = std::numeric_limits<double>::infinity();
   for (const RankAllocation how : {RankAllocation::uniform, RankAllocation::energy, RankAllocation::water_filling}) {
     INFO(to_name(how));
@@ -450,7 +450,7 @@ TEST_CASE("each layer gets the rank that was allocated, and loses what was expec
     CHECK((back.model.config().kv_lora_ranks.size() == 0 && difference(back.model, small) < 1e-11));
   }
   const auto& first = keys_and_values(model, 0);
-  const auto of_weights = singular_values(below(first.linear_k.weight.value, first.linear_v.weight.value));
+  const auto of_weights = singular_values(below(first.linear_k.weight.host(), first.linear_v.weight.host()));
   CHECK(key_value_spectra(model)[0][3] == Approx(of_weights[3]));
   EncoderConfig decoupled = model.config();
   decoupled.attention = Names::mla_decoupled;

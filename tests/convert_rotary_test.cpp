@@ -58,9 +58,9 @@ Turned<Pairs, heads> alike() {
           to_a = c(h, 2 * p) * from_a - c(h, 2 * p + 1) * from_b;
           to_b = c(h, 2 * p) * from_b + c(h, 2 * p + 1) * from_a;
         };
-        auto& w = linear.weight.value;
+        auto& w = linear.weight.host();
         turn(w.row(h * head_dim + a), w.row(h * head_dim + b), w.row(a).eval(), w.row(b).eval());
-        auto& bias = linear.bias.value;
+        auto& bias = linear.bias.host();
         turn(bias(0, h * head_dim + a), bias(0, h * head_dim + b), bias(0, a), bias(0, b));
       }
   }
@@ -98,8 +98,8 @@ TEST_CASE("the chosen pairs are those that were asked for", "[convert][rotary]")
   auto model = random_model<Turned<RotaryPairs::interleaved, heads>>();
   for (auto& block : model.layers)  // pairs 2 and 0 are the longest
     for (Index h = 0; h < heads; ++h) {
-      block.self_attn.key_value.linear_k.weight.value.middleRows(h * head_dim + 4, 2) *= 9;
-      block.self_attn.query.linear_q.weight.value.middleRows(h * head_dim, 2) *= 5;
+      block.self_attn.key_value.linear_k.weight.host().middleRows(h * head_dim + 4, 2) *= 9;
+      block.self_attn.query.linear_q.weight.host().middleRows(h * head_dim, 2) *= 5;
     }
   const auto pairs = [&](RotaryChoice choice) {
     return decouple_rotary<Decoupled<>>(model, JointSvd(), choice, {16, 4}, features, sequences)
@@ -119,8 +119,8 @@ TEST_CASE("keys without energy in other pairs need no others", "[convert][rotary
   for (auto& block : model.layers)
     for (Index h = 0; h < heads; ++h)
       for (const Index pair : {0, 3}) {
-        block.self_attn.key_value.linear_k.weight.value.middleRows(h * head_dim + 2 * pair, 2).setZero();
-        block.self_attn.key_value.linear_k.bias.value.middleCols(h * head_dim + 2 * pair, 2).setZero();
+        block.self_attn.key_value.linear_k.weight.host().middleRows(h * head_dim + 2 * pair, 2).setZero();
+        block.self_attn.key_value.linear_k.bias.host().middleCols(h * head_dim + 2 * pair, 2).setZero();
       }
   const auto decoupled =
       decouple_rotary<Decoupled<>>(model, JointSvd(), RotaryChoice::norm, {d_model, 4}, features, sequences).model;

@@ -38,7 +38,7 @@ Model random_model(Seed seed, EncoderConfig numbers = config) {
   model.parameters([&](std::string_view name, auto& p) {
     const Random random(seed / "all", name);
     for (Index i = 0; i < p.size(); ++i)
-      p.value.data()[i] += static_cast<typename Model::Scalar>(0.3 * random.uniform(static_cast<std::uint64_t>(i)));
+      p.host().data()[i] += static_cast<typename Model::Scalar>(0.3 * random.uniform(static_cast<std::uint64_t>(i)));
   });
   return model;
 }
@@ -72,7 +72,7 @@ template <class Model>
 Matrix<double> parameter(const Model& model, std::string_view wanted) {
   Matrix<double> out;
   model.parameters([&](std::string_view name, const auto& p) {
-    if (name == wanted) out = p.value.template cast<double>();
+    if (name == wanted) out = p.host().template cast<double>();
   });
   INFO(wanted);
   REQUIRE(out.size() > 0);
@@ -85,7 +85,7 @@ bool equal_parameters(const A& a, const B& b) {
   using Named = std::vector<std::pair<std::string, Matrix<double>>>;
   const auto list = [](const auto& model) {
     Named out;
-    model.parameters([&](std::string_view name, const auto& p) { out.emplace_back(name, p.value); });
+    model.parameters([&](std::string_view name, const auto& p) { out.emplace_back(name, p.host()); });
     return out;
   };
   const Named x = list(a), y = list(b);
@@ -274,7 +274,7 @@ TEST_CASE("what both models name is copied, and numbers end where they belong") 
     if (name.find("linear_k") != name.npos || name.find("linear_v") != name.npos) return;
     INFO(name);
     const bool moved = name.ends_with("self_attn.linear_out.bias");  // it holds the biases of the values now
-    CHECK((parameter(small, name) == p.value) == !moved);
+    CHECK((parameter(small, name) == p.host()) == !moved);
     ++shared;
   });
   CHECK(shared > 60);
@@ -364,8 +364,8 @@ TEST_CASE("heads whose weights are equal are merged without loss, whatever their
   for (auto& layer : model.layers)
     for (auto* linear : {&layer.self_attn.key_value.linear_k, &layer.self_attn.key_value.linear_v})
       for (const Index h : {1, 3})
-        linear->weight.value.middleRows(h * head_dim, head_dim) =
-            linear->weight.value.middleRows((h - 1) * head_dim, head_dim).eval();
+        linear->weight.host().middleRows(h * head_dim, head_dim) =
+            linear->weight.host().middleRows((h - 1) * head_dim, head_dim).eval();
   const auto [grouped, report] = convert<Grouped>(model, JointSvd{}, kv_heads_of(2));
   CHECK(report.predicted_error < 1e-15);
   CHECK(difference(grouped, model) < 1e-12);
@@ -443,7 +443,7 @@ TEST_CASE("convert refuses numbers that do not fit") {
         }) == "convert: 6 rows of features given in 1 sequences, of which the subsampling leaves none");
 
   auto broken = random_model<Full<>>(Seed(17));
-  broken.layers[1].self_attn.key_value.linear_v.weight.value(5, 6) = std::numeric_limits<double>::quiet_NaN();
+  broken.layers[1].self_attn.key_value.linear_v.weight.host()(5, 6) = std::numeric_limits<double>::quiet_NaN();
   const std::string message = "convert: keys or values of layers.1.self_attn have weights that are not finite";
   CHECK(error_of([&] { convert<Latent<>>(broken, JointSvd{}, rank_of(12)); }) == message);
   CHECK(error_of([&] { convert<Grouped>(broken, JointSvd{}, kv_heads_of(2)); }) == message);

@@ -218,14 +218,14 @@ TEST_CASE("views of matrices", "[core]") {
 TEST_CASE("parameters", "[core]") {
   const Parameter<float> p{3, 1, 5};
   CHECK(p.shape() == std::vector<Index>{3, 1, 5});
-  CHECK(p.value.rows() == 3);
-  CHECK(p.value.cols() == 5);
-  CHECK(p.value.cwiseAbs().maxCoeff() == 0);
+  CHECK(p.host().rows() == 3);
+  CHECK(p.host().cols() == 5);
+  CHECK(p.host().cwiseAbs().maxCoeff() == 0);
   CHECK(p.size() == 15);
   CHECK(p.role() == Role::weight);
   const Parameter<float> vector{4};
-  CHECK(vector.value.rows() == 1);
-  CHECK(vector.value.cols() == 4);
+  CHECK(vector.host().rows() == 1);
+  CHECK(vector.host().cols() == 4);
   CHECK(Parameter<float>().size() == 0);
   CHECK_FALSE(Parameter<float>().has_gradient());
   CHECK_FALSE(p.has_gradient());
@@ -244,13 +244,13 @@ TEST_CASE("modules name their parameters once", "[core]") {
   std::vector<std::string> names, same;
   tree.parameters([&](std::string_view name, Parameter<float>& p) {
     names.emplace_back(name);
-    p.value.setConstant(static_cast<float>(names.size()));
+    p.host().setConstant(static_cast<float>(names.size()));
   });
   constant.parameters([&](std::string_view name, const Parameter<float>&) { same.emplace_back(name); });
   CHECK(names == expected);
   CHECK(same == expected);
-  CHECK(tree.leaves[1].weight.value(1, 2) == 3);
-  CHECK(tree.bias.value(0, 3) == 7);
+  CHECK(tree.leaves[1].weight.host()(1, 2) == 3);
+  CHECK(tree.bias.host()(0, 3) == 7);
   CHECK(constant.count_parameters() == 3 * 6 + 4);  // statistics do not count
 }
 
@@ -260,6 +260,6 @@ TEST_CASE("uniform initial values are the numbers of their stream, one by one", 
     Parameter<double> p({size});
     fill_uniform(p, 0.25, random);
     for (Index i = 0; i < size; ++i)
-      CHECK(p.value(0, i) == 0.25 * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
+      CHECK(p.host()(0, i) == 0.25 * (2 * random.uniform(static_cast<std::uint64_t>(i)) - 1));
   }
 }

@@ -27,7 +27,7 @@ Matrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale
 template <class T = double>
 Parameter<T> random_parameter(std::initializer_list<Index> shape, std::uint64_t seed, double scale = 1) {
   Parameter<T> out(shape);
-  out.value = random_matrix<T>(out.value.rows(), out.value.cols(), seed, scale);
+  out.host() = random_matrix<T>(out.rows(), out.cols(), seed, scale);
   return out;
 }
 
@@ -35,9 +35,9 @@ Parameter<T> random_parameter(std::initializer_list<Index> shape, std::uint64_t 
 template <class Model>
 void randomize(Model& model, std::uint64_t seed) {
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
-    Matrix<T> noise = random_matrix<T>(p.value.rows(), p.value.cols(), ++seed, 0.2);
+    Matrix<T> noise = random_matrix<T>(p.host().rows(), p.host().cols(), ++seed, 0.2);
     if (name.ends_with("running_var")) noise = noise.cwiseAbs();
-    p.value += noise;
+    p.host() += noise;
   });
 }
 
@@ -112,7 +112,7 @@ struct GradientCheck {
         all.push_back({text("input ", i), &inputs[i], derivative});
       }
       for (std::size_t i = 0; i < parameters.size(); ++i)
-        all.push_back({text("parameter ", i), &parameters[i]->value, parameters[i]->gradient()});
+        all.push_back({text("parameter ", i), &parameters[i]->host(), parameters[i]->gradient()});
     }
 
     struct Worst {

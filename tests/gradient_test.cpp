@@ -290,8 +290,8 @@ TEST_CASE("batch norm gathers running statistics in the gradient slots", "[gradi
   norm(tape, tape.input(x));
   for (Index c = 0; c < 3; ++c) {
     const double mean = x.col(c).mean(), unbiased = (x.col(c).array() - mean).square().sum() / 6;
-    CHECK(norm.running_mean.gradient()(0, c) == Approx(0.1 * (mean - norm.running_mean.value(0, c))).epsilon(1e-12));
-    CHECK(norm.running_var.gradient()(0, c) == Approx(0.1 * (unbiased - norm.running_var.value(0, c))).epsilon(1e-12));
+    CHECK(norm.running_mean.gradient()(0, c) == Approx(0.1 * (mean - norm.running_mean.host()(0, c))).epsilon(1e-12));
+    CHECK(norm.running_var.gradient()(0, c) == Approx(0.1 * (unbiased - norm.running_var.host()(0, c))).epsilon(1e-12));
   }
   BatchNorm<double> still(3);
   Autodiff<Cpu<double>> evaluation(cpu, Seed(), false);

@@ -379,7 +379,7 @@ TEST_CASE("what says where a frame is stays exact", "[latent][stream]") {
     Case<Decoupled<NoNorm>, float> c(3);
     REQUIRE(c.sequences.max_length() > 4);
     // A latent that is held without loss however it is stored: multiples of 1/128, 127 of them in each frame.
-    c.layer.key_value.linear_kv_down.weight.value.setIdentity();
+    c.layer.key_value.linear_kv_down.weight.host().setIdentity();
     for (Index i = 0; i < c.x.rows(); ++i)
       for (Index k = 0; k < c.config.kv_lora_rank; ++k)
         c.x(i, k) = static_cast<float>(k == 0 ? 127 : (37 * i + 91 * k) % 255 - 127) / 128;

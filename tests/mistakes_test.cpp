@@ -131,8 +131,8 @@ TEST_CASE("rotary positions turn frames, also where as many heads, channels and 
   const Matrix<double> got = layer(cpu, cpu.input(x), pass).view();
 
   const auto apply = [](const Linear<double>& linear, const Matrix<double>& in) {
-    Matrix<double> out = in * linear.weight.value.transpose();
-    if (linear.has_bias()) out.rowwise() += linear.bias.value.row(0);
+    Matrix<double> out = in * linear.weight.host().transpose();
+    if (linear.has_bias()) out.rowwise() += linear.bias.host().row(0);
     return out;
   };
   const auto turned = [&](Matrix<double> rows) {

@@ -30,8 +30,8 @@ struct Layers : Module<Layers> {
 struct Convolutions : Module<Convolutions> {
   Parameter<float> weight{20, 32, 3, 3}, bias{20};
   Convolutions() {
-    weight.value = random_matrix<float>(20, 32 * 9, 4);
-    bias.value = random_matrix<float>(1, 20, 5);
+    weight.host() = random_matrix<float>(20, 32 * 9, 4);
+    bias.host() = random_matrix<float>(1, 20, 5);
   }
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
@@ -48,7 +48,7 @@ TEST_CASE("a packed weight gives the very same product, whatever the rows and th
       Layers packed = layers;
       pack_weights(packed);
       REQUIRE(packed.linear.weight.is_packed());
-      REQUIRE(packed.linear.weight.value.size() == 0);
+      REQUIRE(packed.linear.weight.host().size() == 0);
       REQUIRE(packed.count_parameters() == layers.count_parameters());
       const Matrix<float> x = random_matrix<float>(300, in, 2);
       Cpu<float> one(1), three(3);
@@ -70,7 +70,7 @@ TEST_CASE("bf16 weights err as bf16 does, int8 weights by half a step of a scale
       Cpu<float> one(1), three(3);
       for (const Storage storage : {Storage::bf16, Storage::int8}) {
         Layers rounded = layers;  // as the formats round, in plain numbers
-        Matrix<float>& w = rounded.linear.weight.value;
+        Matrix<float>& w = rounded.linear.weight.host();
         for (Index o = 0; o < out; ++o) {
           const float scale = w.row(o).cwiseAbs().maxCoeff() / 127;
           for (Index i = 0; i < in; ++i)
@@ -93,7 +93,7 @@ TEST_CASE("bf16 weights err as bf16 does, int8 weights by half a step of a scale
           const float half_step = x.row(r).cwiseAbs().maxCoeff() / 127 / 2;
           for (Index o = 0; o < out; ++o)
             REQUIRE(std::abs(y(r, o) - expected(r, o)) <=
-                    1.01f * half_step * rounded.linear.weight.value.row(o).cwiseAbs().sum() + 1e-5f);
+                    1.01f * half_step * rounded.linear.weight.host().row(o).cwiseAbs().sum() + 1e-5f);
         }
       }
     }
@@ -101,7 +101,7 @@ TEST_CASE("bf16 weights err as bf16 does, int8 weights by half a step of a scale
 
 TEST_CASE("int8 products are those of whole numbers", "[packed]") {
   Layers layers(Linear<float>(70, 50, Seed(1)));
-  Matrix<float>& w = layers.linear.weight.value;
+  Matrix<float>& w = layers.linear.weight.host();
   const Matrix<float> noise = random_matrix<float>(50, 70, 3);
   for (Index i = 0; i < w.size(); ++i) w.data()[i] = std::round(40 * noise.data()[i]);
   w = w.cwiseMax(-127).cwiseMin(127);
@@ -109,7 +109,7 @@ TEST_CASE("int8 products are those of whole numbers", "[packed]") {
   Matrix<float> x = random_matrix<float>(20, 70, 4);
   x = (40 * x).array().round().matrix().cwiseMax(-127).cwiseMin(127);
   x.col(1).setConstant(127);
-  layers.linear.bias.value.setZero();
+  layers.linear.bias.host().setZero();
   Cpu<float> cpu(2);
   const Matrix<float> expected = product(cpu, layers.linear, x);
   pack_weights(layers, Storage::int8);
@@ -174,7 +174,7 @@ TEST_CASE("tiled convolutions in every storage", "[packed]") {
   const Sequences many{40}, fewer{one.out_length(40)};
   Convolutions packed = layers;
   packed.weight = Parameter<float>({20, 32, 9});
-  packed.weight.value = layers.weight.value;
+  packed.weight.host() = layers.weight.host();
   packed.weight.packing = Packing::taps;
   const Matrix<float> expected = matrix_of(cpu.conv1d(cpu.input(samples), packed.weight, nullptr, one, many, fewer));
   pack_weights(packed);

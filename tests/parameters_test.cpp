@@ -48,7 +48,7 @@ Model<T> numbered(std::size_t num_layers = 2) {
   Model<T> model(num_layers);
   T next = T(0.5);
   model.parameters([&](std::string_view, auto& p) {
-    for (Index i = 0; i < p.size(); ++i) p.value.data()[i] = next++;
+    for (Index i = 0; i < p.size(); ++i) p.host().data()[i] = next++;
   });
   return model;
 }
@@ -57,7 +57,7 @@ template <class T>
 std::vector<double> all_values(const Model<T>& model) {
   std::vector<double> out;
   model.parameters(
-      [&](std::string_view, const auto& p) { out.insert(out.end(), p.value.data(), p.value.data() + p.size()); });
+      [&](std::string_view, const auto& p) { out.insert(out.end(), p.host().data(), p.host().data() + p.size()); });
   return out;
 }
 
@@ -153,7 +153,7 @@ TEST_CASE("a file that does not fit the model is refused and the model kept", "[
 
   auto damaged = model;
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    damaged.layers[1].weight.value(1, 1) = bad;
+    damaged.layers[1].weight.host()(1, 1) = bad;
     SafetensorsWriter writer;
     append_parameters(writer, damaged);
     CHECK(load_from(writer) == path.string() + ": tensor 'layers.1.weight' holds numbers that are not finite");
@@ -224,9 +224,9 @@ TEST_CASE("rounded weights come back as they were rounded, once and again", "[pa
   const auto path = folder.path / "model.safetensors", again = folder.path / "again.safetensors";
   Rounded model;
   for (Index i = 0; i < model.weight.size(); ++i)
-    model.weight.value.data()[i] = std::sin(static_cast<float>(i * i)) * static_cast<float>(1 + i / 70);
-  model.small.value.setConstant(0.3F);
-  model.bias.value << 0.1F, 0.2F, 0.7F;
+    model.weight.host().data()[i] = std::sin(static_cast<float>(i * i)) * static_cast<float>(1 + i / 70);
+  model.small.host().setConstant(0.3F);
+  model.bias.host() << 0.1F, 0.2F, 0.7F;
 
   for (const Storage storage : {Storage::int8, Storage::bf16}) {
     save_parameters(model, path, {}, storage);
@@ -236,16 +236,16 @@ TEST_CASE("rounded weights come back as they were rounded, once and again", "[pa
     CHECK(file.info("bias").dtype == Dtype::f32);
     Rounded loaded, twice;
     load_parameters(loaded, file);
-    CHECK(loaded.bias.value == model.bias.value);
+    CHECK(loaded.bias.host() == model.bias.host());
     for (Index r = 0; r < 3; ++r) {
-      const float most = model.weight.value.row(r).cwiseAbs().maxCoeff(),
-                  error = (loaded.weight.value.row(r) - model.weight.value.row(r)).cwiseAbs().maxCoeff();
+      const float most = model.weight.host().row(r).cwiseAbs().maxCoeff(),
+                  error = (loaded.weight.host().row(r) - model.weight.host().row(r)).cwiseAbs().maxCoeff();
       CHECK(error > 0);
       CHECK(error <= 1.001F * most / (storage == Storage::int8 ? 254 : 256));
     }
     save_parameters(loaded, again, {}, storage);
     load_parameters(twice, SafetensorsFile(again));
-    CHECK((twice.weight.value - loaded.weight.value).cwiseAbs().maxCoeff() < 1e-6F);
+    CHECK((twice.weight.host() - loaded.weight.host()).cwiseAbs().maxCoeff() < 1e-6F);
   }
 }
 

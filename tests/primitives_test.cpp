@@ -71,7 +71,7 @@ TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, doubl
       const Matrix<T> x = random_matrix<T>(rows, cols, 1), y = random_matrix<T>(rows, cols, 2);
       const Parameter<T> row = random_parameter<T>({cols}, 3);
       const auto a = cpu.input(x), b = cpu.input(y);
-      CHECK(error(cpu.add_row(a, row), wide(x).rowwise() + wide(row.value).row(0)) < close);
+      CHECK(error(cpu.add_row(a, row), wide(x).rowwise() + wide(row.host()).row(0)) < close);
       CHECK(error(cpu.multiply(a, b), wide(x).cwiseProduct(wide(y))) < close);
       CHECK(error(cpu.scale(a, -0.3), wide(x) * static_cast<double>(T(-0.3))) < close);
       for (Index first = 0; first < cols; first += 5)
@@ -80,7 +80,7 @@ TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, doubl
 
       Matrix<double> normed = wide(x);
       for (Index r = 0; r < rows; ++r)
-        normed.row(r) = normed.row(r).cwiseProduct(wide(row.value).row(0)) /
+        normed.row(r) = normed.row(r).cwiseProduct(wide(row.host()).row(0)) /
                         std::sqrt(normed.row(r).squaredNorm() / static_cast<double>(cols) + 0.25);
       CHECK(error(cpu.rms_norm(a, row, 0.25), normed) < close);
     }
@@ -126,12 +126,12 @@ TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", flo
           const Parameter<T> weight = head_weight<T>(shape, out, in),
                              bias = random_parameter<T>({shape.num_blocks * out}, 4);
           const Matrix<T> x = random_matrix<T>(rows, shape.num_heads * (shape.transposed ? out : in), 1);
-          const Matrix<double> b = wide(bias.value);
+          const Matrix<double> b = wide(bias.host());
           CHECK(error(cpu.head_linear(cpu.input(x), weight, nullptr, shape),
-                      head_reference(wide(x), wide(weight.value), nullptr, shape)) < close);
+                      head_reference(wide(x), wide(weight.host()), nullptr, shape)) < close);
           if (!shape.transposed)
             CHECK(error(cpu.head_linear(cpu.input(x), weight, &bias, shape),
-                        head_reference(wide(x), wide(weight.value), &b, shape)) < close);
+                        head_reference(wide(x), wide(weight.host()), &b, shape)) < close);
         }
       for (const RotaryPairs pairs : both_pairs)
         for (const Index width : {2, 6, 16})
@@ -180,12 +180,12 @@ TEMPLATE_TEST_CASE("a depthwise convolution sees its chunk and what came before"
           for (Index n = 0; n < sequences.size(); ++n)
             for (Index t = 0; t < sequences.length(n) - past; ++t, ++row)
               for (Index c = 0; c < 11; ++c) {
-                double sum = static_cast<double>(bias.value(0, c));
+                double sum = static_cast<double>(bias.host()(0, c));
                 for (Index k = 0; k < 5; ++k) {
                   const Index at = past + t + k - left;
                   if (at < 0 || at >= sequences.length(n) || (chunk > 0 && at - past >= (t / chunk + 1) * chunk))
                     continue;
-                  sum += static_cast<double>(weight.value(c, k)) * static_cast<double>(x(sequences.begin(n) + at, c));
+                  sum += static_cast<double>(weight.host()(c, k)) * static_cast<double>(x(sequences.begin(n) + at, c));
                 }
                 expected(row, c) = sum;
               }

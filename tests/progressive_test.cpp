@@ -107,8 +107,8 @@ TEST_CASE("latents of keys and of values may be cut to ranks of their own, and h
 
   for (auto& block : model.layers) {
     auto& latent = std::get<AttentionLayer<MlaSplit<dyn, dyn, dyn>, double>>(block.self_attn.layer).key_value;
-    latent.linear_k_down.weight.value.topRows(5).setZero();
-    latent.linear_v_up.weight.value.leftCols(5).setZero();
+    latent.linear_k_down.weight.host().topRows(5).setZero();
+    latent.linear_v_up.weight.host().leftCols(5).setZero();
   }
   CHECK(difference(truncate<Model>(model, {.kv_lora_rank = 24}).model, model) < 1e-10);
   const auto smaller = truncate<Model>(model, {.kv_lora_rank = 19});

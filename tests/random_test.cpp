@@ -128,9 +128,9 @@ TEST_CASE("shuffling is a permutation that depends on the seed alone", "[random]
 TEST_CASE("initial values fill their range", "[random]") {
   Parameter<float> p{100, 50};
   fill_uniform(p, 0.2, Random(Seed(1), "weight"));
-  CHECK(p.value.maxCoeff() <= 0.2F);
-  CHECK(p.value.minCoeff() >= -0.2F);
-  CHECK(p.value.maxCoeff() > 0.199F);
-  CHECK(p.value.minCoeff() < -0.199F);
-  CHECK(p.value.mean() == Approx(0).margin(5 * 0.2 / std::sqrt(3.0 * 5000)));
+  CHECK(p.host().maxCoeff() <= 0.2F);
+  CHECK(p.host().minCoeff() >= -0.2F);
+  CHECK(p.host().maxCoeff() > 0.199F);
+  CHECK(p.host().minCoeff() < -0.199F);
+  CHECK(p.host().mean() == Approx(0).margin(5 * 0.2 / std::sqrt(3.0 * 5000)));
 }

@@ -72,8 +72,8 @@ TEST_CASE("a model in several files is read as one", "[io][sharded]") {
   CHECK(tensors.contains("bias"));
   Model model;
   load_parameters(model, tensors);
-  CHECK(model.weight.value.data()[5] == 1.5F);
-  CHECK(model.bias.value.data()[2] == 1.5F);
+  CHECK(model.weight.host().data()[5] == 1.5F);
+  CHECK(model.bias.host().data()[2] == 1.5F);
   CHECK(message_of([&] { tensors.info("w"); }) == tensors.path() + ": no tensor 'w'");
   std::vector<float> two(2);
   CHECK(message_of([&] { tensors.read("bias", std::span<float>(two)); }) ==
@@ -91,14 +91,14 @@ TEST_CASE("a model folder may hold what PyTorch writes", "[io][sharded]") {
   write_torch(folder / "b.bin", {{"bias", {3}}});
   write_index(folder / torch_index, {{"weight", "a.bin"}, {"bias", "b.bin"}});
   load_parameters(model, open_model_tensors(folder.path));
-  CHECK(model.weight.value.data()[5] == 5);
-  CHECK(model.bias.value.data()[2] == 2);
+  CHECK(model.weight.host().data()[5] == 5);
+  CHECK(model.bias.host().data()[2] == 2);
   // One file comes before several, and safetensors before PyTorch's: the others are not even looked at.
   write_torch(folder / "pytorch_model.bin", {{"weight", {2, 3}}, {"bias", {3}}});
   write_file(folder / torch_index, "{");
   CHECK(open_model_tensors(folder.path).path() == (folder / "pytorch_model.bin").string());
   load_parameters(model, open_model_tensors(folder.path));
-  CHECK(model.weight.value.data()[4] == 4);
+  CHECK(model.weight.host().data()[4] == 4);
   write_safetensors(folder / first, {{"weight", {2, 3}}});
   write_index(folder / safetensors_index, {{"weight", first}});
   write_file(folder / "pytorch_model.bin", "");

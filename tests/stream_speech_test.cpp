@@ -93,7 +93,7 @@ using Model = Conformer<Mha<2>>;
 
 std::vector<Matrix<float>> values(const Model& model) {
   std::vector<Matrix<float>> out;
-  model.parameters([&](std::string_view, const auto& p) { out.push_back(p.value); });
+  model.parameters([&](std::string_view, const auto& p) { out.push_back(p.host()); });
   return out;
 }
 

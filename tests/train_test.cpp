@@ -64,14 +64,14 @@ template <class T>
 std::vector<double> trained(const Small<T>& model) {
   std::vector<double> out;
   for (const auto* p : {&model.weight, &model.kernel, &model.bias})
-    for (Index i = 0; i < p->size(); ++i) out.push_back(static_cast<double>(p->value.data()[i]));
+    for (Index i = 0; i < p->size(); ++i) out.push_back(static_cast<double>(p->host().data()[i]));
   return out;
 }
 
 std::vector<double> all_numbers(const Small<double>& model) {
   std::vector<double> out;
   model.parameters([&](std::string_view, const Parameter<double>& p) {
-    out.insert(out.end(), p.value.data(), p.value.data() + p.size());
+    out.insert(out.end(), p.host().data(), p.host().data() + p.size());
   });
   return out;
 }
@@ -88,7 +88,7 @@ TEMPLATE_TEST_CASE("AdamW does what its algorithm says", "[train]", float, doubl
     reference.first.assign(reference.value.size(), 0);
     reference.second = reference.first;
     for (std::size_t i = 0; i < reference.value.size(); ++i) reference.decays.push_back(i < 35 + 12);  // not the bias
-    const Matrix<T> frozen = model.frozen.value, statistic = model.statistic.value;
+    const Matrix<T> frozen = model.frozen.host(), statistic = model.statistic.host();
     for (int step = 1; step <= 6; ++step) {
       std::vector<double> gradient;
       for (auto* p : {&model.weight, &model.kernel, &model.bias})
@@ -108,13 +108,13 @@ TEMPLATE_TEST_CASE("AdamW does what its algorithm says", "[train]", float, doubl
       CHECK(worst < (sizeof(T) == 8 ? 1e-13 : 2e-6));
       CHECK(optimizer.state().steps == step);
       // A statistic gets its update as it is: neither clipped, nor scaled by the rate, nor decayed.
-      CHECK((model.statistic.value - statistic).isConstant(T(0.5) * static_cast<T>(step), T(1e-5)));
+      CHECK((model.statistic.host() - statistic).isConstant(T(0.5) * static_cast<T>(step), T(1e-5)));
       model.parameters([&](std::string_view name, const Parameter<T>& p) {
         INFO(name);
         CHECK((!p.has_gradient() || (p.gradient().array() == 0).all()));
       });
     }
-    CHECK(model.frozen.value == frozen);
+    CHECK(model.frozen.host() == frozen);
   }
 }
 
@@ -170,19 +170,19 @@ TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
 
 TEST_CASE("A frozen parameter's gradient counts for nothing", "[train]") {
   Small<double> model;
-  const Matrix<double> frozen = model.frozen.value;
+  const Matrix<double> frozen = model.frozen.host();
   model.frozen.gradient().setConstant(1e6);
   model.bias.gradient().setConstant(1);
   AdamW<double> optimizer;
   CHECK(optimizer.step(model, 0.1) == Approx(std::sqrt(6.0)));
-  CHECK(model.frozen.value == frozen);
+  CHECK(model.frozen.host() == frozen);
 
   // Frozen statistics stay, too.
   model.statistic.trainable = false;
-  const Matrix<double> statistic = model.statistic.value;
+  const Matrix<double> statistic = model.statistic.host();
   model.statistic.gradient().setConstant(1);
   optimizer.step(model, 0.1);
-  CHECK(model.statistic.value == statistic);
+  CHECK(model.statistic.host() == statistic);
 }
 
 TEST_CASE("The learning rate warms up and falls", "[train]") {

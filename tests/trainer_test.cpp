@@ -46,7 +46,7 @@ TrainConfig small_config() {
 std::map<std::string, std::vector<float>> values(const Model& model) {
   std::map<std::string, std::vector<float>> out;
   model.parameters([&](std::string_view name, const Parameter<float>& p) {
-    out[std::string(name)].assign(p.value.data(), p.value.data() + p.size());
+    out[std::string(name)].assign(p.host().data(), p.host().data() + p.size());
   });
   return out;
 }
@@ -376,7 +376,7 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
     other = r.train;
     other.examples[7].text += " more";
     CHECK_THAT(resume(config, other), ContainsSubstring("(data: "));
-    model.lm_head.bias.value(0, 0) += 1e-3F;
+    model.lm_head.bias.host()(0, 0) += 1e-3F;
     CHECK_THAT(resume(config, r.train), ContainsSubstring("(initial_parameters: "));
   }
   SECTION("with a state that is none") {

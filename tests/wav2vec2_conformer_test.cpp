@@ -123,9 +123,9 @@ TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {
   for (Index n = 0; n < 2; ++n)
     for (Index t = 0; t < to.length(n); ++t)
       for (Index o = 0; o < 4; ++o) {
-        double sum = bias.value(0, o);
+        double sum = bias.host()(0, o);
         for (Index i = 0; i < 3; ++i)
-          for (Index k = 0; k < 4; ++k) sum += weight.value(o, i * 4 + k) * x(from.begin(n) + 2 * t + k, i);
+          for (Index k = 0; k < 4; ++k) sum += weight.host()(o, i * 4 + k) * x(from.begin(n) + 2 * t + k, i);
         CHECK(y.view()(to.begin(n) + t, o) == Approx(sum));
       }
   CHECK_THROWS_WITH(cpu.conv1d(cpu.input(x), weight, &bias, shape, from, Sequences{3, 5}),

@@ -564,7 +564,7 @@ struct PackedWeight {
 };
 
 /// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. `value` shows it as a matrix: the first dimension, times all others.
+/// `(channels, 1, kernel)`. `host` shows it as a matrix: the first dimension, times all others.
 /// The gradient is scratch of training: a tape fills it also through a const model.
 template <class T>
 class Parameter {
@@ -574,7 +574,7 @@ class Parameter {
   Parameter() = default;
   /// Zeros. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
-    value.setZero(rows(), cols());
+    value_.setZero(rows(), cols());
   }
 
   const std::vector<Index>& shape() const { return shape_; }
@@ -588,28 +588,29 @@ class Parameter {
   Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
-  /// (rows, cols), or (0, 0) once it is packed.
-  Matrix<T> value;
+  /// The values on the host, (rows, cols), or (0, 0) once it is packed.
+  const Matrix<T>& host() const { return value_; }
+  Matrix<T>& host() { return value_; }
 
   /// Frozen parameters get no gradient.
   bool trainable = true;
 
-  bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
+  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
   /// Whether it may be packed (see pack_weights), and how.
   Packing packing = Packing::never;
   bool is_packed() const { return packed_.data != nullptr; }
   const PackedWeight& packed() const { return packed_; }
-  /// Holds `form` from now on, and neither `value` nor a gradient.
+  /// Holds `form` from now on, and neither host values nor a gradient.
   void pack(PackedWeight form) {
     packed_ = std::move(form);
-    value.resize(0, 0);
+    value_.resize(0, 0);
     gradient_.resize(0, 0);
     trainable = false;
   }
 
   /// The gradient, zeroed when asked for the first time. Allocates then.
   Matrix<T>& gradient() const {
-    if (!has_gradient()) gradient_.setZero(value.rows(), value.cols());
+    if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
   void clear_gradient() const {
@@ -619,6 +620,7 @@ class Parameter {
  private:
   std::vector<Index> shape_;
   Role role_ = Role::weight;
+  Matrix<T> value_;
   mutable Matrix<T> gradient_;
   PackedWeight packed_;
 };
@@ -712,7 +714,7 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
     for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
-      parameter.value.data()[begin + i] =
+      parameter.host().data()[begin + i] =
           static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
   }
 }
@@ -1280,7 +1282,7 @@ class LayerNorm : public Module<LayerNorm<T>> {
   static constexpr Index parameter_count(Index channels) { return 2 * channels; }
 
   explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
-    weight.value.setOnes();
+    weight.host().setOnes();
   }
 
   template <class Context, class Tensor>
@@ -1305,7 +1307,7 @@ class RmsNorm : public Module<RmsNorm<T>> {
  public:
   static constexpr Index parameter_count(Index channels) { return channels; }
 
-  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.host().setOnes(); }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
@@ -1339,7 +1341,7 @@ template <class T>
 class SequenceNorm : public Module<SequenceNorm<T>> {
  public:
   explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
-    weight.value.setOnes();
+    weight.host().setOnes();
   }
 
   template <class Context, class Tensor>
@@ -1370,8 +1372,8 @@ class BatchNorm : public Module<BatchNorm<T>> {
         running_var({channels}, Role::statistic),
         eps_(eps),
         momentum_(momentum) {
-    weight.value.setOnes();
-    running_var.value.setOnes();
+    weight.host().setOnes();
+    running_var.host().setOnes();
   }
 
   template <class Context, class Tensor>
@@ -5640,11 +5642,11 @@ class CpuAttention : public CpuValues<T> {
   /// num_heads * out).
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
     const auto [out, in] = head_sizes(x, weight, shape);
-    require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.value.rows(), " expected");
+    require(bias == nullptr || (bias->size() == weight.host().rows() && !shape.transposed), "head_linear: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.host().rows(), " expected");
     Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.value.data(),
-                         bias == nullptr ? nullptr : bias->value.data(), y.data());
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.host().data(),
+                         bias == nullptr ? nullptr : bias->host().data(), y.data());
     return y;
   }
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -5655,7 +5657,7 @@ class CpuAttention : public CpuValues<T> {
     if (!needs_dx) return {};
     shape.transposed = !shape.transposed;
     Tensor dx = make(x.rows(), x.cols());
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.value.data(),
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.host().data(),
                          static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
@@ -5797,7 +5799,7 @@ class CpuAttention : public CpuValues<T> {
     const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
       require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
               " given, ", cols, " expected");
-      return p == nullptr ? nullptr : p->value.data();
+      return p == nullptr ? nullptr : p->host().data();
     };
     in.p = relative.table.data();
     in.u = bias(relative.pos_bias_u, q.cols());
@@ -5848,12 +5850,12 @@ class CpuAttention : public CpuValues<T> {
   };
   static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
     require(!weight.is_packed(), "head_linear: a packed weight given, one as it is expected");
-    const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
+    const HeadSizes sizes{shape.num_blocks > 0 ? weight.host().rows() / shape.num_blocks : 0, weight.host().cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
-                weight.value.rows() == shape.num_blocks * sizes.out &&
+                weight.host().rows() == shape.num_blocks * sizes.out &&
                 x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ",
-            weight.value.cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.host().rows(), ", ",
+            weight.host().cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
             " matrices do not fit");
     return sizes;
   }
@@ -6864,14 +6866,14 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
     const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.value.data()));
+      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.host().data()));
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
-      kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
-      p.value.swap(ordered);
+      kernels::reorder_taps(p.rows(), in, taps, p.host().data(), ordered.data());
+      p.host().swap(ordered);
     }
     const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.value.data()));
+    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.host().data()));
   });
 }
 
@@ -6907,7 +6909,7 @@ class CpuConvolution : public CpuAttention<T> {
     for (Index n = 0; n < from.size(); ++n)
       kernels::multiply(threads_, arena_, to.length(n),
                         kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
-                        depth, packed, bias == nullptr ? nullptr : bias->value.data(), y.row(to.begin(n)),
+                        depth, packed, bias == nullptr ? nullptr : bias->host().data(), y.row(to.begin(n)),
                         kernels::NoEpilogue());
     return y;
   }
@@ -6949,7 +6951,7 @@ class CpuConvolution : public CpuAttention<T> {
         kernels::pack_tile_weights(threads_, shape, tile_weights(weight, shape).data(), static_cast<T*>(memory.data()));
         panels = static_cast<const T*>(memory.data());
       }
-      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.value.data(), activation,
+      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.host().data(), activation,
                             y.data());
       return y;
     }
@@ -6960,7 +6962,7 @@ class CpuConvolution : public CpuAttention<T> {
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(), kernels::multiply_rows_space(depth, packed),
                     [&](const T* patches, Index count, T* out, void* scratch) {
                       kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
-                                             packed, bias.value.data(), out, epilogue, scratch);
+                                             packed, bias.host().data(), out, epilogue, scratch);
                     });
     return y;
   }
@@ -7009,7 +7011,7 @@ class CpuConvolution : public CpuAttention<T> {
     Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
-                            bias == nullptr ? nullptr : bias->value.data(), y.data());
+                            bias == nullptr ? nullptr : bias->host().data(), y.data());
     return y;
   }
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
@@ -7062,7 +7064,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
     require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-    kernels::tile_weights(threads_, shape, weight.value.data(), weights.data());
+    kernels::tile_weights(threads_, shape, weight.host().data(), weights.data());
     return weights;
   }
   static void require_as_it_is(const Parameter<T>& weight) {
@@ -7073,7 +7075,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
     require_as_it_is(weight);
     Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.host().data(), ordered.data());
     return ordered;
   }
   template <class Shape>
@@ -7082,8 +7084,8 @@ class CpuConvolution : public CpuAttention<T> {
                                 weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
-    Tensor taps = make(weight.value.cols(), weight.value.rows());
-    taps.view() = weight.value.transpose();
+    Tensor taps = make(weight.host().cols(), weight.host().rows());
+    taps.view() = weight.host().transpose();
     return taps;
   }
 };
@@ -7405,7 +7407,7 @@ class Cpu : public CpuConvolution<T> {
     require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    const T* start = bias == nullptr ? nullptr : bias->value.data();
+    const T* start = bias == nullptr ? nullptr : bias->host().data();
     require(!weight.is_packed() || weight.packed().packing == Packing::matrix,
             "linear: the packed weight of a convolution given, a matrix expected");
     if (weight.is_packed())
@@ -7418,7 +7420,7 @@ class Cpu : public CpuConvolution<T> {
   }
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          bool needs_dx) {
-    const Index out = weight.value.rows(), in = weight.value.cols(), rows = x.rows();
+    const Index out = weight.host().rows(), in = weight.host().cols(), rows = x.rows();
     const kernels::Operand<T> g{dy.data(), out};
     if (weight.trainable)
       kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in,
@@ -7459,15 +7461,15 @@ class Cpu : public CpuConvolution<T> {
             " channels, weight and bias expect ", weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
-    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(),
+    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), bias.host().data(),
                         static_cast<T>(eps), y.data(), moments == nullptr ? nullptr : moments->data());
     return y;
   }
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                              const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), moments.data(),
-                                 dx.data(), gradient(weight), gradient(bias));
+    kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(),
+                                 moments.data(), dx.data(), gradient(weight), gradient(bias));
     return dx;
   }
 
@@ -7477,21 +7479,21 @@ class Cpu : public CpuConvolution<T> {
             weight.size());
     Tensor y = make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = make(x.rows(), 1);
-    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
+    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), static_cast<T>(eps), y.data(),
                       inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
   Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
                            bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(),
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(), inverses.data(),
                                dx.data(), gradient(weight));
     return dx;
   }
 
   /// With the running statistics (evaluation).
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
-    return batch_norm_with(x, p, p.running_mean.value.data(), p.running_var.value.data());
+    return batch_norm_with(x, p, p.running_mean.host().data(), p.running_var.host().data());
   }
   /// With the statistics of the rows themselves, which are given in `moments` (2, channels). With `gather`, the update
   /// of the running statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
@@ -7508,7 +7510,7 @@ class Cpu : public CpuConvolution<T> {
       if (!statistic.trainable || !gather) return;
       T* update = statistic.gradient().data();
       for (Index c = 0; c < cols; ++c)
-        update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+        update[c] += rate * (moments.row(row)[c] * factor - (statistic.host().data()[c] + update[c]));
     };
     add_update(p.running_mean, 0, T(1));
     add_update(p.running_var, 1, unbiased);
@@ -7519,9 +7521,9 @@ class Cpu : public CpuConvolution<T> {
                              bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     const bool of_batch = !moments.empty();
-    kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.value.data(),
-                                 of_batch ? moments.row(0) : p.running_mean.value.data(),
-                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps),
+    kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.host().data(),
+                                 of_batch ? moments.row(0) : p.running_mean.host().data(),
+                                 of_batch ? moments.row(1) : p.running_var.host().data(), static_cast<T>(p.eps),
                                  of_batch, dx.data(), gradient(p.weight), gradient(p.bias));
     return dx;
   }
@@ -7538,8 +7540,8 @@ class Cpu : public CpuConvolution<T> {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
       kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
-      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n),
-                          of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.host().data(), bias.host().data(),
+                          of.row(2 * n), of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
     }
     if (moments != nullptr) *moments = std::move(of);
     return y;
@@ -7550,7 +7552,7 @@ class Cpu : public CpuConvolution<T> {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(),
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.host().data(),
                                    moments.row(2 * n), moments.row(2 * n + 1), static_cast<T>(eps), true,
                                    needs_dx ? dx.row(first) : nullptr, gradient(weight), gradient(bias));
     }
@@ -7581,7 +7583,7 @@ class Cpu : public CpuConvolution<T> {
     kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r)
         kernels::map_span(
-            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.host().data());
     });
     return y;
   }
@@ -7717,7 +7719,7 @@ class Cpu : public CpuConvolution<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) {
-    return {weight.value.data(), weight.value.cols()};
+    return {weight.host().data(), weight.host().cols()};
   }
 
   /// f of each number of the inputs, in `out`, which may be the first of them.
@@ -7736,7 +7738,7 @@ class Cpu : public CpuConvolution<T> {
     check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
-    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
+    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.host().data(), p.bias.host().data(), mean,
                         variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
   }
@@ -8417,8 +8419,8 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
             " has inputs or queries that are not finite");
     if (!score_aware) return;
-    const Matrix<double> weight =
-        with_layer(any, [](const auto& layer) { return layer.linear_out.weight.value.template cast<double>().eval(); });
+    const Matrix<double> weight = with_layer(
+        any, [](const auto& layer) { return layer.linear_out.weight.host().template cast<double>().eval(); });
     const Index dim = s.key_metric.cols();
     s.value_metric.resize(weight.cols(), dim);
     for (Index at = 0; at < weight.cols(); at += dim)
@@ -8450,20 +8452,20 @@ struct KeyValueMap {
 template <class T>
 Matrix<double> with_bias(const Linear<T>& linear) {
   Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
+  out.leftCols(linear.in()) = linear.weight.host().template cast<double>();
   out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
+  if (linear.has_bias()) out.rightCols(1) = linear.bias.host().transpose().template cast<double>();
   return out;
 }
 template <class T>
 void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  if (linear.has_bias()) linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+  linear.weight.host() = with_bias.leftCols(linear.in()).template cast<T>();
+  if (linear.has_bias()) linear.bias.host() = with_bias.rightCols(1).transpose().template cast<T>();
 }
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.value = weight.template cast<T>();
-  if (linear.has_bias()) linear.bias.value.setZero();
+  linear.weight.host() = weight.template cast<T>();
+  if (linear.has_bias()) linear.bias.host().setZero();
 }
 
 /// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
@@ -8775,8 +8777,8 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
-      rows.value.middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>())
+      rows.host().middleRows(at, dim) =
+          (merge.k_turn.middleRows(at, dim).transpose() * rows.host().middleRows(at, dim).template cast<double>())
               .template cast<T>()
               .eval();
   };
@@ -8794,13 +8796,13 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   }
   ();
   turn(query.linear_q.weight);
-  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.value);
+  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
   if constexpr (Policy::Position::is_relative) {
     turn(layer.position.linear_pos.weight);
-    turn_each(layer.position.pos_bias_u.value);
-    turn_each(layer.position.pos_bias_v.value);
+    turn_each(layer.position.pos_bias_u.host());
+    turn_each(layer.position.pos_bias_v.host());
   }
-  Matrix<T>& out = layer.linear_out.weight.value;
+  Matrix<T>& out = layer.linear_out.weight.host();
   for (Index at = 0; at < merge.v_turn.rows(); at += dim)
     out.middleCols(at, dim) =
         (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
@@ -8842,7 +8844,7 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
 
   /// Frames that an output sees before its own.
   Index left() const {
-    return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2;
+    return sees_ == ConvolutionContext::causal ? weight.host().cols() - 1 : (weight.host().cols() - 1) / 2;
   }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
@@ -8850,7 +8852,7 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   class State {
    public:
     State(const DepthwiseConv& conv, const StateShape& shape)
-        : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+        : cache_(shape.slots, conv.left(), conv.weight.host().rows()) {}
     void clear(Index slot) { cache_.fill_zeros(slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 
@@ -9564,7 +9566,9 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                              Fitting how) {
   const AttentionDims& to = target.dims();
   LayerStatistics& seen = how.statistics;
-  const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
+  const auto output_weight = [&]() -> Matrix<double> {
+    return target.linear_out.weight.host().template cast<double>();
+  };
   const Matrix<double> of_bias = output_weight() * before.v_bias();
   ConvertedLayer out;
   if (can_turn_heads<To> && pair.is_merged && seen.key_input.size() > 0)
@@ -9614,7 +9618,7 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   }
   // Probabilities sum to 1, so a bias on the values is one on the output.
   const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
-  if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
+  if (target.linear_out.has_bias()) target.linear_out.bias.host() += moved.transpose().template cast<T>();
   return out;
 }
 
@@ -9667,7 +9671,7 @@ void copy_parameters(Target& target, const Source& source) {
   target.parameters([&](std::string_view name, P& p) {
     const auto found = from.find(name);
     if (found != from.end() && found->second->shape() == p.shape())
-      p.value = found->second->value;
+      p.host() = found->second->host();
     else
       require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
               "convert: the source has no parameter ", name, " of the target's shape");
@@ -9939,8 +9943,8 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
       : norm(channels / 2), conv(channels / 2, kernel, sees, seed / "conv", Bias::yes), dropout_(dropout) {
     const Random random(seed / "conv", "weight");
     for (Index i = 0; i < conv.weight.size(); ++i)
-      conv.weight.value.data()[i] = static_cast<T>(1e-6 * random.normal(static_cast<std::uint64_t>(i)));
-    conv.bias.value.setOnes();
+      conv.weight.host().data()[i] = static_cast<T>(1e-6 * random.normal(static_cast<std::uint64_t>(i)));
+    conv.bias.host().setOnes();
   }
 
   template <class Context, class Tensor, class S = std::nullptr_t>
@@ -11023,9 +11027,9 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who,
-                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ",
-                p.value.cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.host().rows() && one->cols() == p.host().cols()), who,
+                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.host().rows(), ", ",
+                p.host().cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
@@ -11065,7 +11069,7 @@ class AdamW {
       auto& m = state_.moments[i++];
       if (!p.trainable || !p.has_gradient()) return;
       if (p.role() == Role::statistic)
-        p.value += p.gradient();
+        p.host() += p.gradient();
       else
         update(p, m, learning_rate, clip);
       p.clear_gradient();
@@ -11077,8 +11081,8 @@ class AdamW {
   void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
     using B = kernels::Batch<T>;
     if (m.first.size() == 0) {
-      m.first.setZero(p.value.rows(), p.value.cols());
-      m.second.setZero(p.value.rows(), p.value.cols());
+      m.first.setZero(p.host().rows(), p.host().cols());
+      m.second.setZero(p.host().rows(), p.host().cols());
     }
     const bool decays = p.shape().size() > 1;
     const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
@@ -11088,7 +11092,7 @@ class AdamW {
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
     const B eps(static_cast<T>(config_.eps)),
         keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
-    T *value = p.value.data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
+    T *value = p.host().data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
     kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;
       kernels::map_span(

@@ -38,7 +38,7 @@ class Cpu : public CpuConvolution<T> {
     require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
             " given for ", out, " channels");
     Tensor y = make(x.rows(), out);
-    const T* start = bias == nullptr ? nullptr : bias->value.data();
+    const T* start = bias == nullptr ? nullptr : bias->host().data();
     require(!weight.is_packed() || weight.packed().packing == Packing::matrix,
             "linear: the packed weight of a convolution given, a matrix expected");
     if (weight.is_packed())
@@ -51,7 +51,7 @@ class Cpu : public CpuConvolution<T> {
   }
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          bool needs_dx) {
-    const Index out = weight.value.rows(), in = weight.value.cols(), rows = x.rows();
+    const Index out = weight.host().rows(), in = weight.host().cols(), rows = x.rows();
     const kernels::Operand<T> g{dy.data(), out};
     if (weight.trainable)
       kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in,
@@ -92,15 +92,15 @@ class Cpu : public CpuConvolution<T> {
             " channels, weight and bias expect ", weight.size(), " and ", bias.size());
     Tensor y = make(x.rows(), x.cols());
     if (moments != nullptr) *moments = make(x.rows(), 2);
-    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), bias.value.data(),
+    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), bias.host().data(),
                         static_cast<T>(eps), y.data(), moments == nullptr ? nullptr : moments->data());
     return y;
   }
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                              const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), moments.data(),
-                                 dx.data(), gradient(weight), gradient(bias));
+    kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(),
+                                 moments.data(), dx.data(), gradient(weight), gradient(bias));
     return dx;
   }
 
@@ -110,21 +110,21 @@ class Cpu : public CpuConvolution<T> {
             weight.size());
     Tensor y = make(x.rows(), x.cols());
     if (inverses != nullptr) *inverses = make(x.rows(), 1);
-    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.value.data(), static_cast<T>(eps), y.data(),
+    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), static_cast<T>(eps), y.data(),
                       inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
   Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
                            bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.value.data(), inverses.data(),
+    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(), inverses.data(),
                                dx.data(), gradient(weight));
     return dx;
   }
 
   /// With the running statistics (evaluation).
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
-    return batch_norm_with(x, p, p.running_mean.value.data(), p.running_var.value.data());
+    return batch_norm_with(x, p, p.running_mean.host().data(), p.running_var.host().data());
   }
   /// With the statistics of the rows themselves, which are given in `moments` (2, channels). With `gather`, the update
   /// of the running statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
@@ -141,7 +141,7 @@ class Cpu : public CpuConvolution<T> {
       if (!statistic.trainable || !gather) return;
       T* update = statistic.gradient().data();
       for (Index c = 0; c < cols; ++c)
-        update[c] += rate * (moments.row(row)[c] * factor - (statistic.value.data()[c] + update[c]));
+        update[c] += rate * (moments.row(row)[c] * factor - (statistic.host().data()[c] + update[c]));
     };
     add_update(p.running_mean, 0, T(1));
     add_update(p.running_var, 1, unbiased);
@@ -152,9 +152,9 @@ class Cpu : public CpuConvolution<T> {
                              bool needs_dx) {
     Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
     const bool of_batch = !moments.empty();
-    kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.value.data(),
-                                 of_batch ? moments.row(0) : p.running_mean.value.data(),
-                                 of_batch ? moments.row(1) : p.running_var.value.data(), static_cast<T>(p.eps),
+    kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.host().data(),
+                                 of_batch ? moments.row(0) : p.running_mean.host().data(),
+                                 of_batch ? moments.row(1) : p.running_var.host().data(), static_cast<T>(p.eps),
                                  of_batch, dx.data(), gradient(p.weight), gradient(p.bias));
     return dx;
   }
@@ -171,8 +171,8 @@ class Cpu : public CpuConvolution<T> {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
       kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
-      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.value.data(), bias.value.data(), of.row(2 * n),
-                          of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
+      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.host().data(), bias.host().data(),
+                          of.row(2 * n), of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
     }
     if (moments != nullptr) *moments = std::move(of);
     return y;
@@ -183,7 +183,7 @@ class Cpu : public CpuConvolution<T> {
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.value.data(),
+      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.host().data(),
                                    moments.row(2 * n), moments.row(2 * n + 1), static_cast<T>(eps), true,
                                    needs_dx ? dx.row(first) : nullptr, gradient(weight), gradient(bias));
     }
@@ -214,7 +214,7 @@ class Cpu : public CpuConvolution<T> {
     kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
       for (Index r = begin; r < end; ++r)
         kernels::map_span(
-            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.value.data());
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.host().data());
     });
     return y;
   }
@@ -350,7 +350,7 @@ class Cpu : public CpuConvolution<T> {
   using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
 
   static kernels::Operand<T> weight_operand(const Parameter<T>& weight) {
-    return {weight.value.data(), weight.value.cols()};
+    return {weight.host().data(), weight.host().cols()};
   }
 
   /// f of each number of the inputs, in `out`, which may be the first of them.
@@ -369,7 +369,7 @@ class Cpu : public CpuConvolution<T> {
     check_batch_norm(x.cols(), p);
     Tensor y = make(x.rows(), x.cols());
     Tensor scale_shift = make(2, x.cols());
-    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.value.data(), p.bias.value.data(), mean,
+    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.host().data(), p.bias.host().data(), mean,
                         variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
     return y;
   }

@@ -97,8 +97,8 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
     require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
             " has inputs or queries that are not finite");
     if (!score_aware) return;
-    const Matrix<double> weight =
-        with_layer(any, [](const auto& layer) { return layer.linear_out.weight.value.template cast<double>().eval(); });
+    const Matrix<double> weight = with_layer(
+        any, [](const auto& layer) { return layer.linear_out.weight.host().template cast<double>().eval(); });
     const Index dim = s.key_metric.cols();
     s.value_metric.resize(weight.cols(), dim);
     for (Index at = 0; at < weight.cols(); at += dim)

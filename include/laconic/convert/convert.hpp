@@ -138,7 +138,9 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
                              Fitting how) {
   const AttentionDims& to = target.dims();
   LayerStatistics& seen = how.statistics;
-  const auto output_weight = [&]() -> Matrix<double> { return target.linear_out.weight.value.template cast<double>(); };
+  const auto output_weight = [&]() -> Matrix<double> {
+    return target.linear_out.weight.host().template cast<double>();
+  };
   const Matrix<double> of_bias = output_weight() * before.v_bias();
   ConvertedLayer out;
   if (can_turn_heads<To> && pair.is_merged && seen.key_input.size() > 0)
@@ -188,7 +190,7 @@ ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& b
   }
   // Probabilities sum to 1, so a bias on the values is one on the output.
   const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
-  if (target.linear_out.has_bias()) target.linear_out.bias.value += moved.transpose().template cast<T>();
+  if (target.linear_out.has_bias()) target.linear_out.bias.host() += moved.transpose().template cast<T>();
   return out;
 }
 
@@ -241,7 +243,7 @@ void copy_parameters(Target& target, const Source& source) {
   target.parameters([&](std::string_view name, P& p) {
     const auto found = from.find(name);
     if (found != from.end() && found->second->shape() == p.shape())
-      p.value = found->second->value;
+      p.host() = found->second->host();
     else
       require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
               "convert: the source has no parameter ", name, " of the target's shape");

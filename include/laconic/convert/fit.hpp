@@ -25,20 +25,20 @@ struct KeyValueMap {
 template <class T>
 Matrix<double> with_bias(const Linear<T>& linear) {
   Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.value.template cast<double>();
+  out.leftCols(linear.in()) = linear.weight.host().template cast<double>();
   out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.value.transpose().template cast<double>();
+  if (linear.has_bias()) out.rightCols(1) = linear.bias.host().transpose().template cast<double>();
   return out;
 }
 template <class T>
 void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.value = with_bias.leftCols(linear.in()).template cast<T>();
-  if (linear.has_bias()) linear.bias.value = with_bias.rightCols(1).transpose().template cast<T>();
+  linear.weight.host() = with_bias.leftCols(linear.in()).template cast<T>();
+  if (linear.has_bias()) linear.bias.host() = with_bias.rightCols(1).transpose().template cast<T>();
 }
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.value = weight.template cast<T>();
-  if (linear.has_bias()) linear.bias.value.setZero();
+  linear.weight.host() = weight.template cast<T>();
+  if (linear.has_bias()) linear.bias.host().setZero();
 }
 
 /// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows

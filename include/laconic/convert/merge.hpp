@@ -105,8 +105,8 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
-      rows.value.middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.value.middleRows(at, dim).template cast<double>())
+      rows.host().middleRows(at, dim) =
+          (merge.k_turn.middleRows(at, dim).transpose() * rows.host().middleRows(at, dim).template cast<double>())
               .template cast<T>()
               .eval();
   };
@@ -124,13 +124,13 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   }
   ();
   turn(query.linear_q.weight);
-  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.value);
+  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
   if constexpr (Policy::Position::is_relative) {
     turn(layer.position.linear_pos.weight);
-    turn_each(layer.position.pos_bias_u.value);
-    turn_each(layer.position.pos_bias_v.value);
+    turn_each(layer.position.pos_bias_u.host());
+    turn_each(layer.position.pos_bias_v.host());
   }
-  Matrix<T>& out = layer.linear_out.weight.value;
+  Matrix<T>& out = layer.linear_out.weight.host();
   for (Index at = 0; at < merge.v_turn.rows(); at += dim)
     out.middleCols(at, dim) =
         (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();

@@ -170,11 +170,11 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
   assign_weight(to.key_value.linear_v_up, factors.v_up);
   if constexpr (requires { to.key_value.kv_norm.weight; }) {
     const Matrix<double> second_moment = moment.topLeftCorner(inputs, inputs);
-    to.key_value.kv_norm.weight.value.setConstant(static_cast<T>(
+    to.key_value.kv_norm.weight.host().setConstant(static_cast<T>(
         std::sqrt(output_energy(factors.down, second_moment) / static_cast<double>(factors.down.rows()))));
   }
-  const Matrix<double> moved = from.linear_out.weight.value.template cast<double>() * without_position.v_bias();
-  if (to.linear_out.has_bias()) to.linear_out.bias.value += moved.transpose().template cast<T>();
+  const Matrix<double> moved = from.linear_out.weight.host().template cast<double>() * without_position.v_bias();
+  if (to.linear_out.has_bias()) to.linear_out.bias.host() += moved.transpose().template cast<T>();
 }
 
 }  // namespace detail

@@ -38,7 +38,7 @@ struct PackedWeight {
 };
 
 /// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. `value` shows it as a matrix: the first dimension, times all others.
+/// `(channels, 1, kernel)`. `host` shows it as a matrix: the first dimension, times all others.
 /// The gradient is scratch of training: a tape fills it also through a const model.
 template <class T>
 class Parameter {
@@ -48,7 +48,7 @@ class Parameter {
   Parameter() = default;
   /// Zeros. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
-    value.setZero(rows(), cols());
+    value_.setZero(rows(), cols());
   }
 
   const std::vector<Index>& shape() const { return shape_; }
@@ -62,28 +62,29 @@ class Parameter {
   Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
-  /// (rows, cols), or (0, 0) once it is packed.
-  Matrix<T> value;
+  /// The values on the host, (rows, cols), or (0, 0) once it is packed.
+  const Matrix<T>& host() const { return value_; }
+  Matrix<T>& host() { return value_; }
 
   /// Frozen parameters get no gradient.
   bool trainable = true;
 
-  bool has_gradient() const { return gradient_.size() == value.size() && value.size() > 0; }
+  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
   /// Whether it may be packed (see pack_weights), and how.
   Packing packing = Packing::never;
   bool is_packed() const { return packed_.data != nullptr; }
   const PackedWeight& packed() const { return packed_; }
-  /// Holds `form` from now on, and neither `value` nor a gradient.
+  /// Holds `form` from now on, and neither host values nor a gradient.
   void pack(PackedWeight form) {
     packed_ = std::move(form);
-    value.resize(0, 0);
+    value_.resize(0, 0);
     gradient_.resize(0, 0);
     trainable = false;
   }
 
   /// The gradient, zeroed when asked for the first time. Allocates then.
   Matrix<T>& gradient() const {
-    if (!has_gradient()) gradient_.setZero(value.rows(), value.cols());
+    if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
   void clear_gradient() const {
@@ -93,6 +94,7 @@ class Parameter {
  private:
   std::vector<Index> shape_;
   Role role_ = Role::weight;
+  Matrix<T> value_;
   mutable Matrix<T> gradient_;
   PackedWeight packed_;
 };
@@ -186,7 +188,7 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
     for (Index i = 0; i < std::min<Index>(4 * together, parameter.size() - begin); ++i)
-      parameter.value.data()[begin + i] =
+      parameter.host().data()[begin + i] =
           static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
   }
 }

@@ -27,7 +27,7 @@ template <class Model>
 void append_parameters(SafetensorsWriter& writer, const Model& model, std::string_view prefix = "") {
   require_unpacked(model, "append_parameters");
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
-    writer.add(text(prefix, name), p.shape(), std::span<const T>(p.value.data(), static_cast<std::size_t>(p.size())));
+    writer.add(text(prefix, name), p.shape(), std::span<const T>(p.host().data(), static_cast<std::size_t>(p.size())));
   });
 }
 
@@ -47,7 +47,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
   std::vector<std::vector<std::int8_t>> bytes;
   std::vector<std::vector<float>> scales;
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
-    const std::span<const T> values(p.value.data(), static_cast<std::size_t>(p.size()));
+    const std::span<const T> values(p.host().data(), static_cast<std::size_t>(p.size()));
     if (!is_rounded(p, weights)) return writer.add(name, p.shape(), values);
     if (weights == Storage::bf16) {
       auto& to = halves.emplace_back(values.size());
@@ -57,7 +57,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
     auto& to = bytes.emplace_back();
     auto& scale = scales.emplace_back();
     for (Index r = 0; r < p.rows(); ++r) {
-      const T* from = p.value.row(r).data();
+      const T* from = p.host().row(r).data();
       const ByteRow row(p.cols(), from);
       std::transform(from, from + p.cols(), std::back_inserter(to), row);
       scale.push_back(row.scale());
@@ -114,7 +114,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
             detail::in_quotes(full), " holds numbers that are not finite");
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
-    tensors.read(text(prefix, name), std::span<T>(p.value.data(), static_cast<std::size_t>(p.size())));
+    tensors.read(text(prefix, name), std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));
   });
 }
 

@@ -17,8 +17,8 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
       : norm(channels / 2), conv(channels / 2, kernel, sees, seed / "conv", Bias::yes), dropout_(dropout) {
     const Random random(seed / "conv", "weight");
     for (Index i = 0; i < conv.weight.size(); ++i)
-      conv.weight.value.data()[i] = static_cast<T>(1e-6 * random.normal(static_cast<std::uint64_t>(i)));
-    conv.bias.value.setOnes();
+      conv.weight.host().data()[i] = static_cast<T>(1e-6 * random.normal(static_cast<std::uint64_t>(i)));
+    conv.bias.host().setOnes();
   }
 
   template <class Context, class Tensor, class S = std::nullptr_t>

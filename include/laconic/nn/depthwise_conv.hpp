@@ -37,7 +37,7 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
 
   /// Frames that an output sees before its own.
   Index left() const {
-    return sees_ == ConvolutionContext::causal ? weight.value.cols() - 1 : (weight.value.cols() - 1) / 2;
+    return sees_ == ConvolutionContext::causal ? weight.host().cols() - 1 : (weight.host().cols() - 1) / 2;
   }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
@@ -45,7 +45,7 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   class State {
    public:
     State(const DepthwiseConv& conv, const StateShape& shape)
-        : cache_(shape.slots, conv.left(), conv.weight.value.rows()) {}
+        : cache_(shape.slots, conv.left(), conv.weight.host().rows()) {}
     void clear(Index slot) { cache_.fill_zeros(slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 

@@ -13,7 +13,7 @@ class LayerNorm : public Module<LayerNorm<T>> {
   static constexpr Index parameter_count(Index channels) { return 2 * channels; }
 
   explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
-    weight.value.setOnes();
+    weight.host().setOnes();
   }
 
   template <class Context, class Tensor>
@@ -38,7 +38,7 @@ class RmsNorm : public Module<RmsNorm<T>> {
  public:
   static constexpr Index parameter_count(Index channels) { return channels; }
 
-  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.value.setOnes(); }
+  explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.host().setOnes(); }
 
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
@@ -72,7 +72,7 @@ template <class T>
 class SequenceNorm : public Module<SequenceNorm<T>> {
  public:
   explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
-    weight.value.setOnes();
+    weight.host().setOnes();
   }
 
   template <class Context, class Tensor>
@@ -103,8 +103,8 @@ class BatchNorm : public Module<BatchNorm<T>> {
         running_var({channels}, Role::statistic),
         eps_(eps),
         momentum_(momentum) {
-    weight.value.setOnes();
-    running_var.value.setOnes();
+    weight.host().setOnes();
+    running_var.host().setOnes();
   }
 
   template <class Context, class Tensor>

@@ -26,7 +26,7 @@ class Fingerprint {
     require_unpacked(model, "fingerprint");
     Hash out;
     model.parameters([&]<class T>(std::string_view, const Parameter<T>& p) {
-      out.add(p.value.data(), static_cast<std::size_t>(p.size()) * sizeof(T));
+      out.add(p.host().data(), static_cast<std::size_t>(p.size()) * sizeof(T));
     });
     return text(out.value());
   }

@@ -227,7 +227,7 @@ class Trainer {
     std::vector<const Parameter<T>*> values;
     from.parameters([&](std::string_view, const Parameter<T>& p) { values.push_back(&p); });
     std::size_t i = 0;
-    to.parameters([&](std::string_view, Parameter<T>& p) { p.value = values[i++]->value; });
+    to.parameters([&](std::string_view, Parameter<T>& p) { p.host() = values[i++]->host(); });
   }
 
   void log_row(const TrainProgress& r) {
@@ -309,8 +309,8 @@ class Trainer {
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
       auto& m = learnt.moments.emplace_back();
       if (!file.contains(text("first.", name))) return;
-      m.first.resize(p.value.rows(), p.value.cols());
-      m.second.resize(p.value.rows(), p.value.cols());
+      m.first.resize(p.host().rows(), p.host().cols());
+      m.second.resize(p.host().rows(), p.host().cols());
       file.read(text("first.", name), std::span<T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
       file.read(text("second.", name), std::span<T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
     });

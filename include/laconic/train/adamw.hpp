@@ -30,9 +30,9 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.value.rows() && one->cols() == p.value.cols()), who,
-                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.value.rows(), ", ",
-                p.value.cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.host().rows() && one->cols() == p.host().cols()), who,
+                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.host().rows(), ", ",
+                p.host().cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
@@ -72,7 +72,7 @@ class AdamW {
       auto& m = state_.moments[i++];
       if (!p.trainable || !p.has_gradient()) return;
       if (p.role() == Role::statistic)
-        p.value += p.gradient();
+        p.host() += p.gradient();
       else
         update(p, m, learning_rate, clip);
       p.clear_gradient();
@@ -84,8 +84,8 @@ class AdamW {
   void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
     using B = kernels::Batch<T>;
     if (m.first.size() == 0) {
-      m.first.setZero(p.value.rows(), p.value.cols());
-      m.second.setZero(p.value.rows(), p.value.cols());
+      m.first.setZero(p.host().rows(), p.host().cols());
+      m.second.setZero(p.host().rows(), p.host().cols());
     }
     const bool decays = p.shape().size() > 1;
     const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
@@ -95,7 +95,7 @@ class AdamW {
     const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
     const B eps(static_cast<T>(config_.eps)),
         keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
-    T *value = p.value.data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
+    T *value = p.host().data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
     kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
       const Index n = end - begin;
       kernels::map_span(

@@ -78,7 +78,7 @@ struct LatentPlace {
 template <class T>
 Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
   Matrix<double> out(a.out() + b.out(), a.in());
-  out << a.weight.value.template cast<double>(), b.weight.value.template cast<double>();
+  out << a.weight.host().template cast<double>(), b.weight.host().template cast<double>();
   return out;
 }
 template <Index R, class Layer>
@@ -100,8 +100,8 @@ auto latent_places(TwoStageLatent<R>, Layer& layer) {
 template <class Layer, class K, class V>
 auto separate_places(Layer& layer, K& k_up, V& v_up) {
   using Place = LatentPlace<decltype(&layer.linear_k_down)>;
-  return std::vector<Place>{{&layer.linear_k_down, {&k_up}, k_up.weight.value.template cast<double>(), true},
-                            {&layer.linear_v_down, {&v_up}, v_up.weight.value.template cast<double>()}};
+  return std::vector<Place>{{&layer.linear_k_down, {&k_up}, k_up.weight.host().template cast<double>(), true},
+                            {&layer.linear_v_down, {&v_up}, v_up.weight.host().template cast<double>()}};
 }
 template <Index RK, Index RV, class Layer>
 auto latent_places(SplitLatent<RK, RV>, Layer& layer) {
@@ -191,7 +191,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
           const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
           const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(),
                       blocks = old[i].down->out() / r;
-          const Matrix<double> down = old[i].down->weight.value.template cast<double>(),
+          const Matrix<double> down = old[i].down->weight.host().template cast<double>(),
                                root = input.size() > 0 ? detail::input_root(input) : input;
           Matrix<double> columns(blocks * inputs, r);
           for (Index b = 0; b < blocks; ++b) {
@@ -204,7 +204,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
           discarded += basis.discarded;
           energy += basis.energy;
           const auto change = [&](Parameter<T>& p, const Parameter<T>& was, detail::ParameterChange by) {
-            p.value = by.apply(by.of_value, was.value.template cast<double>()).template cast<T>();
+            p.host() = by.apply(by.of_value, was.host().template cast<double>()).template cast<T>();
             changes.emplace(&p, std::move(by));
           };
           change(now[i].down->weight, old[i].down->weight, {basis.narrow, basis.widen.transpose(), true});
@@ -215,8 +215,8 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
         }
         // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
         const Matrix<double> moved =
-            small.linear_out.weight.value.template cast<double>() * (before - detail::full_map(name, small).v_bias());
-        if (small.linear_out.has_bias()) small.linear_out.bias.value += moved.transpose().template cast<T>();
+            small.linear_out.weight.host().template cast<double>() * (before - detail::full_map(name, small).v_bias());
+        if (small.linear_out.has_bias()) small.linear_out.bias.host() += moved.transpose().template cast<T>();
       }
     };
     detail::with_layer(to,

@@ -122,11 +122,11 @@ class CpuAttention : public CpuValues<T> {
   /// num_heads * out).
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
     const auto [out, in] = head_sizes(x, weight, shape);
-    require(bias == nullptr || (bias->size() == weight.value.rows() && !shape.transposed), "head_linear: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.value.rows(), " expected");
+    require(bias == nullptr || (bias->size() == weight.host().rows() && !shape.transposed), "head_linear: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.host().rows(), " expected");
     Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.value.data(),
-                         bias == nullptr ? nullptr : bias->value.data(), y.data());
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.host().data(),
+                         bias == nullptr ? nullptr : bias->host().data(), y.data());
     return y;
   }
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -137,7 +137,7 @@ class CpuAttention : public CpuValues<T> {
     if (!needs_dx) return {};
     shape.transposed = !shape.transposed;
     Tensor dx = make(x.rows(), x.cols());
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.value.data(),
+    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.host().data(),
                          static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
@@ -279,7 +279,7 @@ class CpuAttention : public CpuValues<T> {
     const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
       require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
               " given, ", cols, " expected");
-      return p == nullptr ? nullptr : p->value.data();
+      return p == nullptr ? nullptr : p->host().data();
     };
     in.p = relative.table.data();
     in.u = bias(relative.pos_bias_u, q.cols());
@@ -330,12 +330,12 @@ class CpuAttention : public CpuValues<T> {
   };
   static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
     require(!weight.is_packed(), "head_linear: a packed weight given, one as it is expected");
-    const HeadSizes sizes{shape.num_blocks > 0 ? weight.value.rows() / shape.num_blocks : 0, weight.value.cols()};
+    const HeadSizes sizes{shape.num_blocks > 0 ? weight.host().rows() / shape.num_blocks : 0, weight.host().cols()};
     require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
-                weight.value.rows() == shape.num_blocks * sizes.out &&
+                weight.host().rows() == shape.num_blocks * sizes.out &&
                 x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.value.rows(), ", ",
-            weight.value.cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.host().rows(), ", ",
+            weight.host().cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
             " matrices do not fit");
     return sizes;
   }

@@ -38,7 +38,7 @@ class CpuConvolution : public CpuAttention<T> {
     for (Index n = 0; n < from.size(); ++n)
       kernels::multiply(threads_, arena_, to.length(n),
                         kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
-                        depth, packed, bias == nullptr ? nullptr : bias->value.data(), y.row(to.begin(n)),
+                        depth, packed, bias == nullptr ? nullptr : bias->host().data(), y.row(to.begin(n)),
                         kernels::NoEpilogue());
     return y;
   }
@@ -80,7 +80,7 @@ class CpuConvolution : public CpuAttention<T> {
         kernels::pack_tile_weights(threads_, shape, tile_weights(weight, shape).data(), static_cast<T*>(memory.data()));
         panels = static_cast<const T*>(memory.data());
       }
-      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.value.data(), activation,
+      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.host().data(), activation,
                             y.data());
       return y;
     }
@@ -91,7 +91,7 @@ class CpuConvolution : public CpuAttention<T> {
     kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(), kernels::multiply_rows_space(depth, packed),
                     [&](const T* patches, Index count, T* out, void* scratch) {
                       kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
-                                             packed, bias.value.data(), out, epilogue, scratch);
+                                             packed, bias.host().data(), out, epilogue, scratch);
                     });
     return y;
   }
@@ -140,7 +140,7 @@ class CpuConvolution : public CpuAttention<T> {
     Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
     kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
-                            bias == nullptr ? nullptr : bias->value.data(), y.data());
+                            bias == nullptr ? nullptr : bias->host().data(), y.data());
     return y;
   }
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
@@ -193,7 +193,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
     require_as_it_is(weight);
     Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-    kernels::tile_weights(threads_, shape, weight.value.data(), weights.data());
+    kernels::tile_weights(threads_, shape, weight.host().data(), weights.data());
     return weights;
   }
   static void require_as_it_is(const Parameter<T>& weight) {
@@ -204,7 +204,7 @@ class CpuConvolution : public CpuAttention<T> {
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
     require_as_it_is(weight);
     Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.value.data(), ordered.data());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.host().data(), ordered.data());
     return ordered;
   }
   template <class Shape>
@@ -213,8 +213,8 @@ class CpuConvolution : public CpuAttention<T> {
                                 weight.gradient().data());
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
-    Tensor taps = make(weight.value.cols(), weight.value.rows());
-    taps.view() = weight.value.transpose();
+    Tensor taps = make(weight.host().cols(), weight.host().rows());
+    taps.view() = weight.host().transpose();
     return taps;
   }
 };

@@ -364,14 +364,14 @@ void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0
     const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
     const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
     if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.value.data()));
+      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.host().data()));
     if (taps > 1) {
       Matrix<T> ordered(p.rows(), p.cols());
-      kernels::reorder_taps(p.rows(), in, taps, p.value.data(), ordered.data());
-      p.value.swap(ordered);
+      kernels::reorder_taps(p.rows(), in, taps, p.host().data(), ordered.data());
+      p.host().swap(ordered);
     }
     const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.value.data()));
+    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.host().data()));
   });
 }
 
