@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/enum.hpp>
 #include <laconic/core/extent.hpp>
+#include <laconic/speech/tokens.hpp>
 #include <laconic/speech/words.hpp>
 
 #include <nlohmann/json.hpp>
@@ -20,14 +20,6 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// What a vocabulary is made of: characters (UTF-8 code points, the space among them) or whole words.
-enum class Tokens { characters, words };
-
-/// As config.json, corpus.json and the command line say it.
-constexpr auto enum_names(Tokens) {
-  return std::to_array<EnumName<Tokens>>({{Tokens::characters, "characters"}, {Tokens::words, "words"}});
-}
 
 /// The output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that the
 /// same texts give the same vocabulary in whatever order they come.
