@@ -8170,6 +8170,41 @@ struct ActivationPca {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
+struct LayerReport {
+  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;  ///< of the converted layer
+  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
+  double k_factor_error = 0,
+         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
+  double predicted_error =
+      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
+  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the same
+  double output_mae = 0;       ///< mean absolute error
+  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
+};
+
+/// What a conversion did.
+struct ConversionReport {
+  std::string input;                ///< what was measured on: "white noise" or "features"
+  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
+  double predicted_error = 0;       ///< these six: all layers together
+  double key_value_error = 0;
+  double output_error = 0;
+  double output_mse = 0;
+  double output_mae = 0;
+  double output_cosine = 1;
+  double logits_error = 0;  ///< of the whole model's output
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
 /// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
 struct Deviation {
@@ -8211,34 +8246,26 @@ Deviation deviation(const A& value, const B& expected) {
   return out;
 }
 
-/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
-struct LayerReport {
-  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;  ///< of the converted layer
-  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
-  double k_factor_error = 0,
-         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
-  double predicted_error =
-      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
-  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
-  double output_error = 0;     ///< of the layer's output, measured by a forward pass
-  double output_mse = 0;       ///< mean squared error of the same
-  double output_mae = 0;       ///< mean absolute error
-  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
-};
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
-/// What a conversion did.
-struct ConversionReport {
-  std::string input;                ///< what was measured on: "white noise" or "features"
-  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< these six: all layers together
-  double key_value_error = 0;
-  double output_error = 0;
-  double output_mse = 0;
-  double output_mae = 0;
-  double output_cosine = 1;
-  double logits_error = 0;  ///< of the whole model's output
-};
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Rows of independent standard normal numbers, the same for the same name.
+template <class T>
+Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
+  const Random random(Seed(), name);
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// What a layer's report, or that of all, says of outputs.
 void set_output(auto& report, const Deviation& of_output) {
@@ -8317,15 +8344,6 @@ Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, co
     return layer(cpu, rows, pass);
   };
   return deviation(output_of(target).view(), output_of(source).view());
-}
-
-/// Rows of independent standard normal numbers, the same for the same name.
-template <class T>
-Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
-  const Random random(Seed(), name);
-  Matrix<T> out(rows, cols);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
-  return out;
 }
 
 }  // namespace LACONIC_ABI
