@@ -17,8 +17,8 @@
 
 #include <fstream>
 
-#include "../temporary_folder.hpp"
-#include "../torch_parts.hpp"
+#include "temporary_folder.hpp"
+#include "torch_parts.hpp"
 
 // Every reader of files that may come from strangers, as a function of the file's bytes. It returns where the reader
 // accepts them, and throws `laconic::Error` where it refuses. All else is a bug: other exceptions, crashes, hangs,

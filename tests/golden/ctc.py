@@ -1,4 +1,4 @@
-"""Writes ctc.safetensors: CTC losses and gradients of PyTorch, for tests/ctc_test.cpp.
+"""Writes ctc.safetensors: CTC losses and gradients of PyTorch, for tests/backend/ctc_test.cpp.
 
     pip install torch safetensors numpy
     python tests/golden/ctc.py [--out tests/golden/ctc.safetensors]

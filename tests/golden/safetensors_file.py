@@ -1,4 +1,4 @@
-"""Writes safetensors_file.safetensors with the `safetensors` package, for tests/safetensors_test.cpp.
+"""Writes safetensors_file.safetensors with the `safetensors` package, for tests/io/safetensors_test.cpp.
 
 pip install numpy ml_dtypes safetensors; python3 tests/golden/safetensors_file.py
 """

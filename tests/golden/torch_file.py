@@ -1,4 +1,4 @@
-"""Writes torch_file.bin with torch.save, for tests/torch_file_test.cpp.
+"""Writes torch_file.bin with torch.save, for tests/io/torch_file_test.cpp.
 
 pip install torch numpy; python3 tests/golden/torch_file.py
 """

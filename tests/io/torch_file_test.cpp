@@ -4,6 +4,7 @@
 #include <laconic/io/torch_file.hpp>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 #include "torch_parts.hpp"
 
@@ -48,16 +49,6 @@ std::string tensor_message(const std::string& instructions) {
 std::string without_place(const std::string& message) {
   const std::string start = "data.pkl byte ";
   return message.starts_with(start) ? message.substr(message.find(": ") + 2) : "no place: " + message;
-}
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 
 using namespace laconic;
@@ -33,16 +34,6 @@ class FileSizeLimit {
   rlimit before_{};
   void (*handler_)(int);
 };
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include "catch.hpp"
+#include "message_of.hpp"
 
 #include <laconic/convert/convert.hpp>
 #include <laconic/model/conformer.hpp>
@@ -120,16 +121,6 @@ void check_prediction(const Conversion<Target>& conversion, const Source& source
   }
 }
 
-template <class Call>
-std::string error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 Matrix<double> random_orthogonal(Index size, std::string_view name) {
   const Eigen::MatrixXd noise = white_noise<double>(size, size, name);
   return Eigen::HouseholderQR<Eigen::MatrixXd>(noise).householderQ() * Eigen::MatrixXd::Identity(size, size);
@@ -217,12 +208,12 @@ TEST_CASE("factors beyond the rank of the weights") {
 TEST_CASE("factorize refuses what it cannot factorize") {
   const Matrix<double> k = white_noise<double>(4, 10, "k");
   Matrix<double> v = k;
-  CHECK(error_of([&] { JointSvd::factorize(k, v, 0); }) == "factorize: rank 0 given, expected 1 .. d_model = 10");
-  CHECK(error_of([&] { JointSvd::factorize(k, v, 11); }) == "factorize: rank 11 given, expected 1 .. d_model = 10");
-  CHECK(error_of([&] { JointSvd::factorize(k, Matrix<double>(Matrix<double>::Zero(4, 9)), 1); }) ==
+  CHECK(message_of([&] { JointSvd::factorize(k, v, 0); }) == "factorize: rank 0 given, expected 1 .. d_model = 10");
+  CHECK(message_of([&] { JointSvd::factorize(k, v, 11); }) == "factorize: rank 11 given, expected 1 .. d_model = 10");
+  CHECK(message_of([&] { JointSvd::factorize(k, Matrix<double>(Matrix<double>::Zero(4, 9)), 1); }) ==
         "factorize: keys of 10 and values of 9 inputs given, equal numbers expected");
   v(1, 2) = std::numeric_limits<double>::infinity();
-  CHECK(error_of([&] { JointSvd::factorize(k, v, 2); }) ==
+  CHECK(message_of([&] { JointSvd::factorize(k, v, 2); }) ==
         "factorize: the key or value weights hold numbers that are not finite");
 }
 
@@ -427,17 +418,17 @@ TEST_CASE("latents keep their rank or change it") {
 TEST_CASE("convert refuses numbers that do not fit") {
   const auto model = random_model<Full<>>(Seed(17));
   const auto refused = [&](ConversionConfig numbers) {
-    return error_of([&] { convert<Latent<>>(model, JointSvd{}, numbers); });
+    return message_of([&] { convert<Latent<>>(model, JointSvd{}, numbers); });
   };
   CHECK(refused(rank_of(49)) ==
         "kv_lora_rank: 49 given, at most d_model = 48 expected (a larger latent holds nothing more)");
   CHECK(refused({}) == "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
   CHECK(refused({3, 12}) == "num_kv_heads: 3 key-value heads given, a divisor of num_heads = 4 expected");
-  CHECK(error_of([&] { convert<Grouped>(model, JointSvd{}, rank_of(12)); }) ==
+  CHECK(message_of([&] { convert<Grouped>(model, JointSvd{}, rank_of(12)); }) ==
         "kv_lora_rank: 12 configured for an attention that has none");
-  CHECK(error_of([&] { convert<Conformer<MlaSimple<heads, 12>, double>>(model, JointSvd{}, rank_of(13)); }) ==
+  CHECK(message_of([&] { convert<Conformer<MlaSimple<heads, 12>, double>>(model, JointSvd{}, rank_of(13)); }) ==
         "kv_lora_rank: 13 configured, but the type says 12");
-  CHECK(error_of([&] {
+  CHECK(message_of([&] {
           const Matrix<double> little = Matrix<double>::Ones(6, config.num_mels);
           convert<Latent<>>(model, JointSvd{}, rank_of(12), little, Sequences{6});
         }) == "convert: 6 rows of features given in 1 sequences, of which the subsampling leaves none");
@@ -445,6 +436,6 @@ TEST_CASE("convert refuses numbers that do not fit") {
   auto broken = random_model<Full<>>(Seed(17));
   broken.layers[1].self_attn.key_value.linear_v.weight.host()(5, 6) = std::numeric_limits<double>::quiet_NaN();
   const std::string message = "convert: keys or values of layers.1.self_attn have weights that are not finite";
-  CHECK(error_of([&] { convert<Latent<>>(broken, JointSvd{}, rank_of(12)); }) == message);
-  CHECK(error_of([&] { convert<Grouped>(broken, JointSvd{}, kv_heads_of(2)); }) == message);
+  CHECK(message_of([&] { convert<Latent<>>(broken, JointSvd{}, rank_of(12)); }) == message);
+  CHECK(message_of([&] { convert<Grouped>(broken, JointSvd{}, kv_heads_of(2)); }) == message);
 }

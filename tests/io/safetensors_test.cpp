@@ -4,6 +4,7 @@
 #include <laconic/io/safetensors.hpp>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 
 using namespace laconic;
@@ -44,16 +45,6 @@ std::string open_message(std::string_view bytes) {
 
 std::string header_message(std::string_view header, std::size_t data_bytes) {
   return open_message(file_of(header, data_bytes));
-}
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 template <class T>

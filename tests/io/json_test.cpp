@@ -3,6 +3,7 @@
 #include <laconic/io/json.hpp>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 
 using namespace laconic;
@@ -41,16 +42,6 @@ struct ModelConfig {
     visit("ranks", self.ranks);
   }
 };
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 std::string parse_message(std::string_view source) {
   return message_of([&] { parse_json(source, "f.json"); });

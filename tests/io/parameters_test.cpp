@@ -3,6 +3,7 @@
 #include <laconic/io/parameters.hpp>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 
 #include <limits>
@@ -59,16 +60,6 @@ std::vector<double> all_values(const Model<T>& model) {
   model.parameters(
       [&](std::string_view, const auto& p) { out.insert(out.end(), p.host().data(), p.host().data() + p.size()); });
   return out;
-}
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <laconic/model/conformer.hpp>
 #include <laconic/recognition/trainer.hpp>
 
+#include "message_of.hpp"
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"
 
@@ -81,15 +82,6 @@ struct Runs {
     return {values(model), read_file(trainer.losses_path(), 1 << 20), trainer.state()};
   }
 };
-
-std::string error_of(auto&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 }  // namespace
 
@@ -348,7 +340,7 @@ TEST_CASE("Checkpoints that do not fit are refused", "[trainer]") {
   const std::string path = (run / "checkpoint.safetensors").string();
   Model model = small_model();
   const auto resume = [&](const TrainConfig& with, const Dataset& data) {
-    return error_of([&] { Trainer(model, r.cpu, data, r.valid, r.vocabulary, with, run); });
+    return message_of([&] { Trainer(model, r.cpu, data, r.valid, r.vocabulary, with, run); });
   };
   using Catch::Matchers::ContainsSubstring;
 

@@ -2,6 +2,7 @@
 #include <laconic/io/folder.hpp>
 
 #include "catch.hpp"
+#include "message_of.hpp"
 #include "temporary_folder.hpp"
 #include "torch_parts.hpp"
 
@@ -16,16 +17,6 @@ struct Model : Module<Model> {
     visit("bias", self.bias);
   }
 };
-
-template <class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 /// A safetensors file in which every tensor holds its number of values.
 using Shapes = std::vector<std::pair<std::string, std::vector<Index>>>;

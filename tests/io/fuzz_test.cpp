@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // What scripts/fuzz began with and what it found, given to the same readers again.
+#include "../fuzz/seeds.hpp"
 #include "catch.hpp"
-#include "fuzz/seeds.hpp"
 
 #include <algorithm>
 #include <iostream>
