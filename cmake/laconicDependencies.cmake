@@ -2,7 +2,8 @@
 # Each `laconic_find_*(OUT)` sets OUT to "", or to what is missing. A target that exists already is taken as it is.
 include_guard(GLOBAL)
 
-# A package that brings its own CMake file. Versions are compared here: those files promise their own major version only.
+# A package that brings its own CMake file. Versions are compared here: those files promise their own major version
+# only.
 function(laconic_find_package out target package version)
   set(missing "")
   if(NOT TARGET ${target})

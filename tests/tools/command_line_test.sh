@@ -211,8 +211,8 @@ ok eval --model tuned --data corpus/test.jsonl
 for _ in {1..50}; do cat corpus/test.jsonl; done >corpus/long.jsonl
 timeless() { grep -v -e compute_seconds -e push_seconds -e real_time_factor -e peak_memory_bytes "$1"; }
 same() { diff <(timeless "$1") <(timeless "$2") >&2 || fail "$1 and $2 differ"; }
-# resumed NAME ARGUMENTS...: an evaluation that is killed when it has done something, and goes on, ends as one that was not, and
-# as one that goes through the corpus in larger portions. Leaves what the killed one left as NAME.left.
+# resumed NAME ARGUMENTS...: an evaluation that is killed when it has done something, and goes on, ends as one that was
+# not, and as one that goes through the corpus in larger portions. Leaves what the killed one left as NAME.left.
 resumed() {
   local name=$1 killed
   shift
@@ -355,7 +355,8 @@ for key in name attention stage rank kv_heads cache_fraction cache_bytes_per_sec
   [ "$(grep -c "\"$key\":" study/results.json)" -eq 16 ] || fail "results.json does not hold 16 rows with $key"
 done
 for stage in baseline converted finetuned; do says study/results.json "\"$stage\""; done
-errors=$(sed -n 's/.*"logits_error": \([^,]*\),/\1/p' study/results.json) # baseline, tuned; R = d, tuned; ... R = d/8, tuned; ...
+# baseline, tuned; R = d, tuned; ... R = d/8, tuned; ...
+errors=$(sed -n 's/.*"logits_error": \([^,]*\),/\1/p' study/results.json)
 echo $errors | awk '{ exit !($3 < 1e-4 && $9 > 1e-2) }' || fail "R = d is not exact, or R = d/8 is: $errors"
 cp study/results.json before.json
 ok study --data corpus --out study
@@ -363,7 +364,8 @@ cmp before.json study/results.json || fail "a finished study changed"
 ok study --data corpus --out study --attentions mla-simple,mqa --methods svd,activation,activation+water-filling --caches 12.5 \
   --strategies finetuned,distilled,progressive,attention-only
 for stage in distilled progressive attention-only; do says study/results.json "\"$stage\""; done
-rows=$(grep -c '"stage":' study/results.json) # beside the latent and the one head that were there, 2 latents (one cannot progress) and 1 head
+# In addition to the latent and the one head that were there: 2 latents (one cannot progress) and 1 head.
+rows=$(grep -c '"stage":' study/results.json)
 [ "$rows" -eq $((16 + 3 + 5 + 4 + 2 + 4)) ] || fail "a study that was widened has $rows rows"
 grep -qE '^\| .* \| 12.50% \| distilled \| mla-simple R=[0-9]+, activation \| mqa' study/report.md || fail "latents are not compared with groups"
 refused study.json -- study --data corpus --out study --preset full
@@ -465,7 +467,8 @@ says err 'cut.wav: cut short'
 cp stereo.wav cut.wav
 ok eval --model run --data m.jsonl --json late.json
 says err 'going on after 2 of 3 utterances'
-echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"One caf\u00e9, PLEASE"}' >m.jsonl # what the vocabulary cannot write
+# A text that the vocabulary cannot write.
+echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"One caf\u00e9, PLEASE"}' >m.jsonl
 ok eval --model run --data m.jsonl --json odd.json --transcripts odd.jsonl
 says odd.json '"reference_words": 3'
 grep -q 'loss"' odd.json && fail "a text that the vocabulary cannot write has a loss"
