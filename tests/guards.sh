@@ -53,20 +53,6 @@ plant include/laconic/core/escaped.h 'struct Escaped {};'
 (cd "$project/include" && find . -name '*.hpp') | sed "s|^\./\(.*\)|$work/\1.cpp|" >"$work/compiled.txt"
 caught '< laconic/core/escaped.h' bash "$project/tests/headers/check.sh" "$work" "$work/copy/include"
 
-# Files compiled for different processors do not link.
-if [ "$(uname -m)" = x86_64 ]; then
-  echo '#include <laconic/core/sequences.hpp>
-laconic::Index rows(const laconic::Sequences& s) { return s.rows(); }' >"$work/one.cpp"
-  echo '#include <laconic/core/sequences.hpp>
-laconic::Index rows(const laconic::Sequences&);
-int main() { return static_cast<int>(rows(laconic::Sequences{1})); }' >"$work/other.cpp"
-  for processor in x86-64 x86-64-v3; do
-    "$compiler" "@$flags" -march=$processor -c "$work/one.cpp" -o "$work/$processor.o"
-  done
-  "$compiler" "@$flags" -march=x86-64 "$work/other.cpp" "$work/x86-64.o" -o "$work/linked"
-  caught 'undefined reference' "$compiler" "@$flags" -march=x86-64 "$work/other.cpp" "$work/x86-64-v3.o" -o "$work/linked"
-fi
-
 rejects() { bash "$project/tests/compile_fail/check.sh" "$compiler" "$flags" "$work/case.cpp"; }
 printf '%s\n' '// expect: anything' 'int main() {}' >"$work/case.cpp"
 caught 'compiles, but should not' rejects

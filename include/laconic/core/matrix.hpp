@@ -10,6 +10,10 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+static_assert(EIGEN_MAX_ALIGN_BYTES == LACONIC_ALIGNMENT,
+              "laconic: EIGEN_MAX_ALIGN_BYTES, EIGEN_DONT_ALIGN and EIGEN_DONT_VECTORIZE are defined before the first "
+              "header of laconic, whose names contain the alignment, or not at all");
+
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
