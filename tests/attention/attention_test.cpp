@@ -254,9 +254,9 @@ TEST_CASE("attention refuses operands that do not fit", "[attention]") {
                     "attend: q, k, v have 8, 8, 8 channels, which 3 heads over 2 key-value heads do not divide");
   CHECK_THROWS_WITH(attend(x, five), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 5");
   CHECK_THROWS_WITH(attend(x, one), "attend: q, k, v have 6, 6, 6 rows; their sequences have 6 and 6");
-  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(0, 1)}),
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask{0, 1}}),
                     "attend: a mask of chunk 0 and left context 1 given, at least 1 and 0 expected, or neither");
-  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask::chunked(4, -3)}),
+  CHECK_THROWS_WITH(attend(x, six, {2, 2, 1, Mask{4, -3}}),
                     "attend: a mask of chunk 4 and left context -3 given, at least 1 and 0 expected, or neither");
   const auto relative = [&](const Matrix<double>& k, const Sequences& keys, const Matrix<double>& p) {
     return cpu.attend(cpu.input(x), cpu.input(k), cpu.input(k), {2, 2, 1}, six, keys, {cpu.input(p), &bias, &bias});

@@ -156,6 +156,19 @@ TEST_CASE("activations by their numbers") {
     CHECK(std::isnan(value(kind, std::numeric_limits<double>::quiet_NaN())));
 }
 
+TEST_CASE("a context has a sensible number of threads") {
+  CHECK(Cpu<>(3).threads() == 3);
+  CHECK(Cpu<>(0).threads() == hardware_threads());
+  CHECK_THROWS_WITH(Cpu<>(-1), "threads: -1 given, 1 to 4096 expected, or 0 for all that the machine offers");
+  CHECK_THROWS_WITH(Cpu<>(1000000), "threads: 1000000 given, 1 to 4096 expected, or 0 for all that the machine offers");
+}
+
+TEST_CASE("a mask has chunks of at least one frame") {
+  CHECK_THROWS_WITH(Mask::chunked(0, 1), "mask: chunk 0 given, at least 1 expected");
+  CHECK_THROWS_WITH(Mask::chunked(4, -3), "mask: left_context -3 given, at least 0 expected, or Mask::unlimited");
+  CHECK_THROWS_WITH((Mha<2>::flops({.d_model = 4}, frames(8), Mask{0, 1})), "mask: chunk 0 given, at least 1 expected");
+}
+
 TEST_CASE("operands that do not fit are refused") {
   Cpu cpu(1);
   const auto x = cpu.zeros(4, 6);

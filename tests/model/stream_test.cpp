@@ -446,7 +446,7 @@ TEST_CASE("some models and numbers make no streams", "[stream]") {
   CHECK(refused(conformer, as_it_is, {.left_context = -1}) ==
         "streams: all frames are kept, so max_frames must say how many at most: 0 given");
   CHECK(refused(conformer, unchunked, {.left_context = 4}) ==
-        "streams: the model sees whole utterances; a chunk of encoder frames expected");
+        "streams: chunk 0 given, but the model sees whole utterances and has none of its own; 1 to 1048576 expected");
   CHECK(refused(conformer, unchunked, {.chunk = 4, .left_context = 4}) == "no error");
   const auto centred = [&](auto& c) {
     unchunked(c);

@@ -166,6 +166,13 @@ TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
   CHECK_THROWS_WITH(AdamW<float>({.weight_decay = -1}), "adamw: weight_decay -1 given, at least 0 expected");
   CHECK_THROWS_WITH(AdamW<float>({.clip_norm = std::numeric_limits<double>::quiet_NaN()}),
                     "adamw: clip_norm nan given, at least 0 expected");
+
+  Linear<float> model(2, 3, Seed(1));
+  AdamW<float> optimizer;
+  CHECK_THROWS_WITH(optimizer.step(model, std::numeric_limits<double>::quiet_NaN()),
+                    "adamw: learning_rate nan given, a finite number expected");
+  CHECK_THROWS_WITH(optimizer.step(model, std::numeric_limits<double>::infinity()),
+                    "adamw: learning_rate inf given, a finite number expected");
 }
 
 TEST_CASE("A frozen parameter's gradient counts for nothing", "[train]") {

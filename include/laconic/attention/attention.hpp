@@ -142,6 +142,7 @@ struct Attention {
   /// Pairs of query and key in one sequence.
   static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
     if (mask.chunk == Mask::unlimited) return queries * keys;
+    require(mask.chunk > 0, "mask: chunk ", mask.chunk, " given, at least 1 expected");
     Index pairs = 0;
     for (Index i = 0; i < queries; i += mask.chunk) {
       const auto seen = mask.keys(i, keys - queries, keys);

@@ -29,7 +29,13 @@ struct Mask {
 
   static constexpr Mask bidirectional() { return {}; }
   static constexpr Mask causal() { return {1, unlimited}; }
-  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
+  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
+  static constexpr Mask chunked(Index chunk, Index left_context) {
+    require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
+    require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
+            " given, at least 0 expected, or Mask::unlimited");
+    return {chunk, left_context};
+  }
 
   constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;

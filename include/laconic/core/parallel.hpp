@@ -27,6 +27,15 @@ inline int hardware_threads() {
 #endif
 }
 
+/// The number of threads that a context or an optimiser was given: 0 takes all that the machine offers. Throws where
+/// the number is negative or so large that it is a mistake.
+inline int checked_threads(int threads) {
+  constexpr int most = 4096;
+  require(threads >= 0 && threads <= most, "threads: ", threads, " given, 1 to ", most,
+          " expected, or 0 for all that the machine offers");
+  return threads > 0 ? threads : hardware_threads();
+}
+
 namespace kernels {
 
 /// Part i of `count` of [0, size): whole units, as equal as they can be.

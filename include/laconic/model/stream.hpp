@@ -130,7 +130,8 @@ class Streams {
                 left = c.left_context == -2 ? model.left_context : c.left_context;
     require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames,
             " expected, or 0 for the model's own");
-    require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
+    require(chunk > 0, "streams: chunk 0 given, but the model sees whole utterances and has none of its own; 1 to ",
+            most_frames, " expected");
     require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
             " expected, -1 for all or -2 for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);

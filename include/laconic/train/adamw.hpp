@@ -55,6 +55,7 @@ class AdamW {
   template <class Model>
   double step(Model& model, double learning_rate) {
     require_unpacked(model, "AdamW");
+    require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
     double square = 0;
     model.parameters([&](std::string_view, const Parameter<T>& p) {
       if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();

@@ -25,7 +25,7 @@ class CpuValues {
   static constexpr bool keeps_packed = true;
 
   /// `threads` = 0 takes all that the machine offers.
-  explicit CpuValues(int threads = 0) : threads_(threads > 0 ? threads : hardware_threads()) {}
+  explicit CpuValues(int threads = 0) : threads_(checked_threads(threads)) {}
   CpuValues(const CpuValues&) = delete;
   CpuValues& operator=(const CpuValues&) = delete;
 
