@@ -12,8 +12,10 @@ fail() {
 }
 
 # Exempt is what names the compiler, or a processor whose files never meet others in one program.
-exempt='__clang__|__GNUC__|__SSE__|__ARM_ARCH|__aarch64__|__ARM_FEATURE_SVE|__riscv_vector|__EMSCRIPTEN__|__clang_major__|__cplusplus'
-config=$(echo '#include <xsimd/config/xsimd_config.hpp>' | "$compiler" "@$flags" -x c++ -M - | tr ' ' '\n' | grep xsimd_config)
+exempt='__clang__|__clang_major__|__GNUC__|__cplusplus|__SSE__|__ARM_ARCH|__aarch64__|__ARM_FEATURE_SVE|__riscv_vector'
+exempt+='|__EMSCRIPTEN__'
+includes=$(echo '#include <xsimd/config/xsimd_config.hpp>' | "$compiler" "@$flags" -x c++ -M -)
+config=$(tr ' ' '\n' <<<"$includes" | grep xsimd_config)
 for macro in $(grep -oE '\b__[A-Za-z0-9_]+\b' "$config" | sort -u | grep -vxE "$exempt"); do
   grep -qw "$macro" "$version" || fail "xsimd chooses by $macro, which is not part of LACONIC_ABI ($version)"
 done
