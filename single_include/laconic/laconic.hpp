@@ -194,6 +194,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 namespace laconic {
@@ -246,17 +247,41 @@ std::string text(const Parts&... parts) {
   return out;
 }
 
-/// Throws `Error` with the parts as its text unless `condition` holds. The text is only built when it is needed.
+namespace detail {
+
+/// Marks the end of a constant expression whose numbers do not fit. It is not constexpr, so that compilers name it.
+inline void these_numbers_do_not_fit() {}
+
+template <class Part>
+constexpr auto value_of(const Part& part) {
+  if constexpr (std::convertible_to<const Part&, const char*>)
+    return static_cast<const char*>(part);
+  else if constexpr (std::convertible_to<const Part&, std::string_view>)
+    return std::string_view(part);
+  else
+    return part;
+}
+/// Takes the parts of a sentence as values, which clang then prints with the failed constant expression.
+template <class... Parts>
+constexpr void explain(bool fits, Parts...) {
+  if (!fits) these_numbers_do_not_fit();
+}
+
+}  // namespace detail
+
+/// Throws `Error` with the parts as its text unless `condition` holds. The text is only built when it is needed. In a
+/// constant expression the compiler's message names the parts instead.
 template <class... Parts>
 constexpr void require(bool condition, const Parts&... parts) {
-  if (!condition) [[unlikely]]
+  if (!condition) [[unlikely]] {
+    if (std::is_constant_evaluated()) detail::explain(condition, detail::value_of(parts)...);
     throw Error(text(parts...));
+  }
 }
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 #include <optional>
-#include <type_traits>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
