@@ -68,6 +68,49 @@ cp -r "$project/examples" "$work/copy/"
 sed 's/std::printf/std::puts/' "$project/README.md" >"$work/copy/README.md"
 caught "the README's example is not" bash "$project/tests/documentation/check.sh" "$work/copy"
 
+# Words: what must be found, and beside it what must not.
+words() { bash "$project/scripts/check-words" "$work/copy" include/laconic/core/error.hpp docs/page.md; }
+sentence='A sentence that goes on and on, for much longer than any line of prose should be, until it is beyond the last column there is.'
+plant docs/page.md 'A page.'
+printf '%s\n' '/// Returns one.' 'int one();' >"$work/copy/include/laconic/core/error.hpp"
+printf '%s\n' "| $sentence |" '```' "$sentence" '```' '85% were reached; who was it that asked?' >>"$work/copy/docs/page.md"
+words
+while IFS='|' read -r kind file line; do
+  cp -r "$work/copy/include/laconic/core/error.hpp" "$work/copy/docs/page.md" "$work/"
+  printf '%b\n' "$line" >>"$work/copy/$file"
+  caught ": $kind: " words
+  cp "$work/error.hpp" "$work/copy/include/laconic/core/"
+  cp "$work/page.md" "$work/copy/docs/"
+done <<END
+fragment|include/laconic/core/error.hpp|/// Of the pushes, this part took no longer.
+fragment|include/laconic/core/error.hpp|/// The same without it.
+fragment|include/laconic/core/error.hpp|int two();  ///< where it is
+fragment|include/laconic/core/error.hpp|/// Returns one.\nint one();\n/// Those of one.
+long|include/laconic/core/error.hpp|// $sentence
+long|docs/page.md|$sentence
+asked|docs/page.md|85% was asked, and is reached.
+asked|docs/page.md|It is what was\nasked.
+END
+
+# scripts/check as a whole, where its tools are.
+if command -v git clang-format clang-tidy >/dev/null; then
+  rm -rf "$work/copy"
+  mkdir -p "$work/copy/tests/core"
+  cp -r "$project/include" "$project/single_include" "$project/scripts" "$project/.clang-format" "$project/.clang-tidy" "$work/copy/"
+  cp "$project"/tests/core/*_test.cpp "$work/copy/tests/core/"
+  git=(git -C "$work/copy" -c user.name=guards -c user.email=guards@localhost)
+  "${git[@]}" init -q -b main
+  "${git[@]}" add -A
+  "${git[@]}" commit -q -m copy
+  check() { bash "$work/copy/scripts/check" "$@"; }
+  check >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+  caught "'nothing' given, a test or one of these expected: core compile_fail" check nothing
+  printf '%s\n' '' 'inline int planted() { int a = 0,b = 1; return a + b; }' '#include <iostream>' >>"$work/copy/include/laconic/core/error.hpp"
+  caught 'FAILED: format check-floors amalgamate --check tidy' check
+else
+  echo "not planted: errors for scripts/check, which needs git, clang-format and clang-tidy"
+fi
+
 plant tests/consumer/new.txt ''
 cp -r "$project/cmake" "$project/CMakeLists.txt" "$work/copy/"
 cp -r "$project/tests/consumer" "$work/copy/tests/"
