@@ -1,7 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <cstdlib>
 #include <fstream>
-#include <iostream>
 #include <laconic/speech/audio.hpp>
 #include <limits>
 #include <numbers>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "recordings.hpp"
 #include "temporary_folder.hpp"
 
 using namespace laconic;
@@ -59,15 +58,6 @@ float difference(const std::vector<float>& a, const std::vector<float>& b, std::
   float most = 0;
   for (std::size_t i = edge; i + edge < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]));
   return most;
-}
-
-/// The folder of data sets, or an empty path with a line that says so.
-fs::path data_folder(const char* set) {
-  const char* told = std::getenv("LACONIC_DATA");
-  const fs::path folder = fs::path(told != nullptr ? told : LACONIC_DATA_DIR) / set;
-  if (fs::is_directory(folder)) return folder;
-  std::cout << "skipped: no " << folder.string() << " (set LACONIC_DATA)\n";
-  return {};
 }
 
 constexpr int wav16 = SF_FORMAT_WAV | SF_FORMAT_PCM_16;
@@ -334,7 +324,21 @@ TEST_CASE("audio is read from several threads", "[audio]") {
   CHECK(same == std::vector<int>(8, 5));
 }
 
-TEST_CASE("real recordings", "[audio]") {
+TEST_CASE("a real recording", "[audio]") {
+  const fs::path path = recordings / "librispeech/test-clean/1089/134691/1089-134691-0000.flac";
+  std::string note;
+  const Audio audio = read_audio(path, 16000, &note);
+  CHECK(note.empty());
+  CHECK(audio.sample_rate == 16000);
+  CHECK(audio.samples.size() == 33360);
+  double sum = 0;  // FLAC is exact: every sample is a 16-bit integer
+  for (const float x : audio.samples) sum += std::abs(32768.0 * static_cast<double>(x));
+  CHECK(sum == 26651444);
+  CHECK(read_audio(path, 8000, &note).samples.size() == 16680);
+  CHECK(note == path.string() + ": 16000 Hz resampled to 8000 Hz");
+}
+
+TEST_CASE("real recordings of many kinds", "[audio][data]") {
   if (const fs::path folder = data_folder("fsdd"); !folder.empty()) {
     std::string note;
     const Audio audio = read_audio(folder / "0_george_0.wav", 16000, &note);

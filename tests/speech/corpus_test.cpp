@@ -2,12 +2,11 @@
 #include <laconic/speech/corpus.hpp>
 
 #include "catch.hpp"
+#include "recordings.hpp"
 #include "temporary_folder.hpp"
 
 #include <cmath>
-#include <cstdlib>
 #include <fstream>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -34,19 +33,6 @@ void put_flac(const fs::path& path) {
   for (std::size_t i = 0; i < tone.size(); ++i) tone[i] = 0.3f * std::sin(0.1f * static_cast<float>(i));
   REQUIRE(sf_write_float(file, tone.data(), 1600) == 1600);
   sf_close(file);
-}
-
-/// The folder of data sets, or an empty path with a line that says so.
-fs::path data_folder(const char* set) {
-  const char* told = std::getenv("LACONIC_DATA");
-#ifdef LACONIC_DATA_DIR
-  const fs::path folder = fs::path(told != nullptr ? told : LACONIC_DATA_DIR) / set;
-#else
-  const fs::path folder = fs::path(told != nullptr ? told : ".") / set;
-#endif
-  if (fs::is_directory(folder)) return folder;
-  std::cout << "skipped: no " << folder.string() << " (set LACONIC_DATA)\n";
-  return {};
 }
 
 }  // namespace
@@ -202,6 +188,14 @@ TEST_CASE("what is no corpus is refused with what is one", "[corpus]") {
   put(folder / "train.jsonl", "x");
   CHECK_THROWS_WITH(read_corpus(folder.path),
                     Catch::Matchers::EndsWith(" below it; in it are the manifests train.jsonl: give one of them"));
+}
+
+TEST_CASE("a folder of LibriSpeech is read", "[corpus]") {
+  const auto read = read_corpus(recordings / "librispeech");
+  REQUIRE(read.size() == 1);
+  CHECK(read[0].text == "HE COULD WAIT NO LONGER");
+  CHECK(read[0].duration == Approx(33360 / 16000.0));
+  CHECK(read[0].speaker == "1089");
 }
 
 TEST_CASE("real corpora are read", "[corpus][data]") {

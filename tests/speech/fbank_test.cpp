@@ -1,7 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <complex>
-#include <cstdlib>
-#include <iostream>
 #include <laconic/core/random.hpp>
 #include <laconic/io/safetensors.hpp>
 #include <laconic/speech/audio.hpp>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "recordings.hpp"
 
 using namespace laconic;
 namespace fs = std::filesystem;
@@ -241,13 +240,7 @@ TEST_CASE("features are normalised", "[normalize]") {
 }
 
 TEST_CASE("features of real speech", "[fbank]") {
-  const char* told = std::getenv("LACONIC_DATA");
-  const fs::path path =
-      fs::path(told != nullptr ? told : LACONIC_DATA_DIR) / "librispeech/test-clean/1089/134686/1089-134686-0000.flac";
-  if (!fs::exists(path)) {
-    std::cout << "skipped: no " << path.string() << " (set LACONIC_DATA)\n";
-    return;
-  }
+  const auto path = recordings / "librispeech/test-clean/1089/134691/1089-134691-0000.flac";
   Matrix<float> features = Fbank(FbankConfig{})(read_audio(path, 16000).samples);
   CHECK(features.allFinite());
   CHECK(features.maxCoeff() - features.minCoeff() > 10);
