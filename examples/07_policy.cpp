@@ -3,12 +3,14 @@
 #include <laconic/laconic.hpp>
 
 #include <cstdio>
+#include <optional>
 
 using namespace laconic;
 
 struct KeysAsValues {
   static constexpr bool is_latent = false, one_input = true;
-  static constexpr Index num_parts = 1, rotary_part = -1;
+  static constexpr Index num_parts = 1;
+  static constexpr std::optional<Index> rotary_part = std::nullopt;
   static constexpr void set_ranks(const AttentionConfig& config, AttentionDims& dims) {
     FullRank::set_ranks(config, dims);
   }

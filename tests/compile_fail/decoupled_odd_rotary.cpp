@@ -1,5 +1,5 @@
 // Rotary positions turn pairs of numbers.
-// expect: laconic: a rotary key turns pairs, so its width must be even, or `dyn`
+// expect: laconic: a rotary key rotates pairs, so its width must be even, or `dyn`
 #include <laconic/attention/attention.hpp>
 
 using namespace laconic;

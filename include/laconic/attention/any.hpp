@@ -3,7 +3,6 @@
 
 #include <laconic/attention/attention.hpp>
 
-#include <optional>
 #include <type_traits>
 #include <utility>
 #include <variant>

@@ -1,69 +1,83 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/attention/heads.hpp>
+#include <laconic/attention/config.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/extent.hpp>
 #include <laconic/nn/linear.hpp>
-#include <laconic/nn/norm.hpp>
 
 #include <array>
 #include <concepts>
+#include <optional>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
-/// case they are always stored in full.
+/// Describes one matrix that a key-value policy caches.
 struct CachePart {
-  Index width;
-  bool positional = false;
+  Index width;              ///< elements a frame
+  bool positional = false;  ///< whether the elements depend on the frame's position: those are never stored rounded
 };
 
-/// Keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
+/// Holds keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
 template <class Tensor>
 struct KeysAndValues {
-  Tensor k, v;
+  Tensor k, v;  ///< keys and values
 };
 
-/// Keys and values of an attention whose expansion was moved into its queries and its output.
+/// Holds the shape of attention over latents: "keys" and "values" after the up-projections were absorbed into queries
+/// and output.
 struct AbsorbedShape {
-  Index num_kv_heads, key_width, value_width;
+  Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
 };
 
-/// A key-value policy says what is kept of each frame, and how keys and values come from it. All of it is constexpr but
-/// `Layer<T>`, a Module made from (dims, seed), which has
+/// Requires what the absorbed evaluation order costs (DeepSeek-V2 2024, section 2.1.2), of a policy with `is_latent`.
+template <class P>
+concept AbsorbedCosts = requires(const AttentionDims& dims) {
+  { P::latents_are_memory } -> std::convertible_to<bool>;   // `latents` returns parts of the memory unchanged
+  { P::absorb_flops(dims) } -> std::convertible_to<Index>;  // of absorb and release together, a query
+  { P::absorbed(dims) } -> std::convertible_to<AbsorbedShape>;
+};
+
+/// Says what is kept of each frame, and how keys and values are computed from it. Everything is constexpr except
+/// `Layer<T>`, a Module constructed from (dims, seed), which has
 ///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
 ///   expand(context, memory) -> KeysAndValues   keys and values of every key-value head
-///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
-/// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
-///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
-///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape; with `latents_are_memory` parts of the
-///                                               memory as they are, which may lie in caches
-///   release(context, out)  what attention over latents gave, to (rows, num_heads * head_dim)
+///   value_weight() -> const Parameter<T>&      the first matrix that the value input is multiplied by
+/// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2), most of which
+/// `AbsorbingLayer` (latent/absorbing.hpp) provides:
+///   absorb(context, q)     queries (rows, num_heads * head_dim), made to be compared with the memory itself
+///   latents(context, memory) -> KeysAndValues   memory in the shape of AbsorbedShape; with `latents_are_memory` these
+///                                               are parts of the memory, which may lie in caches
+///   release(context, out)  from the output of attention over latents to (rows, num_heads * head_dim)
 template <class P>
 concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
   { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
-  { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
-  P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
+  { P::rotary_part } -> std::convertible_to<std::optional<Index>>;  // the part that a rotary position rotates
+  P::set_ranks(config, dims);  // throws Error where type and configuration contradict each other
   { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
   { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
   typename P::template Layer<float>;
-};
+}
+&&(!P::is_latent || AbsorbedCosts<P>);
 
-/// Checks that nothing is configured that the policy does not have.
+/// Throws Error where a rank is configured for a policy that has none.
 constexpr void require_no_rank(Index configured, const char* name) {
   require(configured == 0, name, ": ", configured, " configured for an attention that has none");
 }
+/// Returns Bias::yes if `has`.
 constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
-/// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
+/// Caches keys and values themselves: K = x W_K^T + b_K, V = x W_V^T + b_V.
 struct FullRank {
   static constexpr bool is_latent = false, one_input = false;
-  static constexpr Index num_parts = 2, rotary_part = 0;
+  static constexpr Index num_parts = 2;
+  static constexpr std::optional<Index> rotary_part = 0;
+
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
@@ -74,6 +88,7 @@ struct FullRank {
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
   static constexpr Index expand_flops(const AttentionDims&) { return 0; }
 
+  /// Projects the input to keys and values. Allocates its parameters at construction only.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
@@ -97,52 +112,6 @@ struct FullRank {
     }
 
     Linear<T> linear_k, linear_v;
-  };
-};
-
-/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
-/// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
-struct InputLatent {
-  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
-  static constexpr Index num_parts = 1, rotary_part = -1;
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) { return FullRank::parameter_count(d); }
-  static constexpr Index remember_flops(const AttentionDims&) { return 0; }
-  static constexpr Index expand_flops(const AttentionDims& d) { return FullRank::remember_flops(d); }
-  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.d_model; }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.d_model, d.d_model}; }
-
-  template <class T>
-  class Layer : public FullRank::Layer<T> {
-   public:
-    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(this->linear_k, this->linear_v);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
-      return {value_input};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
-      return {this->linear_k(context, memory[0]), this->linear_v(context, memory[0])};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, this->linear_k.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, this->linear_v.weight, this->linear_v.bias_or_null(), heads_);
-    }
-
-   private:
-    HeadShape heads_;
   };
 };
 

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/attention/heads.hpp>
+#include <laconic/attention/config.hpp>
 #include <laconic/backend/shapes.hpp>
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/pass.hpp>

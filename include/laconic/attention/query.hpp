@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/attention/key_value.hpp>
+#include <laconic/nn/norm.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {

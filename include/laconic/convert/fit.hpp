@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/attention/latent.hpp>
+#include <laconic/attention/aliases.hpp>
 #include <laconic/convert/activation.hpp>
 
 #include <algorithm>

@@ -1,0 +1,100 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/latent/absorbing.hpp>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches a latent of R elements for the keys and one for the values of every key-value head, and expands all heads by
+/// the same matrices: K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, the expansion of the
+/// values is a product of that rank: V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
+template <Index R, Index ValueRank = 0>
+struct HeadLatent : LatentPolicy {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
+  static constexpr bool one_input = false;
+  static constexpr Index num_parts = 2;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
+    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
+            " given, at most kv_lora_rank = ", d.kv_lora_rank, " expected");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  /// Returns the elements of one part of the cache, a frame.
+  static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{latent_dim(d)}, {latent_dim(d)}}};
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
+    return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
+  }
+
+  /// Projects the inputs to the latents of every head, and these to keys and values.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, 1}),
+          linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
+          k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
+          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
+          num_kv_heads_(d.num_kv_heads) {
+      if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      const HeadShape each{num_kv_heads_, 1};
+      return {this->expand_heads(context, memory[0], key_up(*this), each),
+              this->expand_heads(context, memory[1], value_up(*this), each)};
+    }
+    static auto key_up(auto& self) { return std::array{&self.k_expand}; }
+    static auto value_up(auto& self) {
+      if constexpr (ValueRank > 0)
+        return std::array{&self.v_reduce, &self.v_expand};
+      else
+        return std::array{&self.v_expand};
+    }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("k_expand", self.k_expand);
+      if constexpr (ValueRank > 0) visit("v_reduce", self.v_reduce);
+      visit("v_expand", self.v_expand);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
+
+   private:
+    Index num_kv_heads_;
+  };
+
+ private:
+  static constexpr Index value_expansion(const AttentionDims& d) {
+    return ValueRank > 0 ? ValueRank * (d.kv_lora_rank + d.head_dim) : d.kv_lora_rank * d.head_dim;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

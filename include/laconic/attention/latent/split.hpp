@@ -1,0 +1,77 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/latent/absorbing.hpp>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches a latent of RK elements for the keys and one of RV for the values: c_K = x A_K^T + b, K = c_K B_K^T, V
+/// likewise (Palu, Chang et al. 2024). Keys and values may therefore come from different inputs.
+template <Index RK, Index RV = RK>
+struct SplitLatent : LatentPolicy {
+  static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool one_input = false;
+  static constexpr Index num_parts = 2;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank",
+                                     c.d_model, "d_model");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{d.kv_lora_rank}, {d.v_lora_rank}}};
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
+  }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
+
+  /// Projects the inputs to their latents, and these to keys and values.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
+          linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
+          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no) {
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[1])};
+    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, linear_k_up, linear_v_up;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

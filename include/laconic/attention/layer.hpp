@@ -1,0 +1,239 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/policy.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
+/// Face Conformer, and DeepSeek's where that has none.
+template <class Policy_, class T>
+class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
+ public:
+  using Policy = Policy_;
+  using KeyValue = typename Policy::KeyValue;
+  using Position = typename Policy::Position;
+  static constexpr bool is_linear = Policy::Score::is_linear;
+
+  AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
+
+  const AttentionDims& dims() const { return dims_; }
+  /// Whether a stream's state grows with the frames that it keeps.
+  static constexpr bool keeps_frames() { return !is_linear; }
+
+  /// What a stream keeps of earlier frames, for many streams. Takes memory at construction only.
+  template <class Context>
+  class State {
+   public:
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape)
+        : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
+      const AttentionDims& d = layer.dims();
+      if constexpr (is_linear) {
+        caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
+        for (Index slot = 0; slot < shape.slots; ++slot) clear(slot);
+      } else {
+        const auto parts = KeyValue::parts(d);
+        for (std::size_t i = 0; i < parts.size(); ++i)
+          caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
+                                               parts[i].positional ? Storage::full : shape.storage);
+      }
+      if constexpr (Position::is_relative)
+        table_ = layer.position.packed_table(context, d, shape.left_context + shape.chunk);
+    }
+    /// For a new stream.
+    void clear(Index slot) {
+      for (auto& cache : caches_) is_linear ? cache.fill_zeros(slot) : cache.clear(slot);
+    }
+    /// As if there had been frames of zeros before, as many as are kept.
+    void fill_zeros(Index slot) {
+      for (auto& cache : caches_) cache.fill_zeros(slot);
+    }
+    /// Held for frames, all slots.
+    Index cache_bytes() const {
+      Index sum = 0;
+      for (const auto& cache : caches_) sum += cache.bytes();
+      return sum;
+    }
+
+   private:
+    friend AttentionLayer;
+    std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
+    typename Context::Tensor table_;
+    typename Policy::Work work_;
+  };
+
+  /// What happens to the rows once before the first layer, and what all layers share of it.
+  template <class Context, class Tensor>
+  Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
+    return Position::enter(context, std::move(x), pass);
+  }
+  /// In a stream, relative positions have their table in the state; packed ones have it in the context.
+  template <class Context, class Tensor>
+  Tensor table(Context& context, const Pass<Tensor>& pass) const {
+    if (Position::is_relative && (!pass.slots.empty() || position.keeps_term(context))) return {};
+    return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
+  }
+
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
+                    AttentionPath path = AttentionPath::by_cost) const {
+    const Tensor turned = turned_input(context, x, pass);
+    Queries<Tensor> q = query(context, turned);
+    auto memory = key_value.remember(context, turned, x);
+    if constexpr (Position::turns_keys) {
+      Tensor& of_query = q.rope.empty() ? q.content : q.rope;
+      of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
+      Tensor& of_key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
+      of_key = context.rotate(std::move(of_key), pass.table, Position::pairs);
+    }
+    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
+    if constexpr (is_linear) {
+      const auto kv = key_value.expand(context, memory);
+      if constexpr (has_state<S>) {
+        Tensor out;
+        context.update(state->caches_[0], pass.slots, [&](Tensor& states) {
+          out = context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences, &states);
+        });
+        return linear_out(context, out);
+      } else {
+        return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
+      }
+    } else if constexpr (has_state<S>) {
+      std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
+      for (std::size_t i = 0; i < memory.size(); ++i)
+        rows[i] = context.with_cached(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      const Sequences seen = context.cached_lengths(rows[0], pass.sequences);
+      const Tensor out = attend(context, q, rows, shape, pass.sequences, seen, position.term_of(state->table_),
+                                absorbs(context, path, state->work_));
+      for (std::size_t i = 0; i < memory.size(); ++i)
+        context.append(state->caches_[i], pass.slots, memory[i], pass.sequences);
+      return linear_out(context, out);
+    } else {
+      const auto term = position.term(context, dims_, pass);
+      return linear_out(context, attend(context, q, memory, shape, pass.sequences, pass.sequences, term,
+                                        absorbs(context, path, Policy::whole_work(pass.mask))));
+    }
+  }
+
+  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries.
+  /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
+  template <class Context, class Tensor>
+  auto remember(Context& context, const Tensor& source) const {
+    return key_value.remember(context, source, source);
+  }
+  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
+  /// Hypotheses of a beam are rows of one sequence, since queries do not see each other. The path follows from all
+  /// queries and sources together.
+  template <class Context, class Tensor, class Memory>
+  Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
+               const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
+                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
+    static_assert(!is_linear, "laconic: cross-attention is softmax attention");
+    typename Policy::Work work{queries.rows(), sources.rows(), 0};
+    for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
+    return linear_out(
+        context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
+                        sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+  }
+
+  /// The first matrix that meets the layer's input as it is.
+  const Parameter<T>& input_weight() const {
+    if constexpr (Position::turns_input) return key_value.value_weight();
+    return query.input_weight();
+  }
+
+  static void each_parameter(auto& self, auto&& visit) {
+    std::remove_cvref_t<decltype(self.query)>::each_parameter(self.query, visit);
+    std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
+    visit("linear_out", self.linear_out);
+    std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
+  }
+
+  typename Policy::Query::template Layer<T> query;
+  typename KeyValue::template Layer<T> key_value;
+  Linear<T> linear_out;
+  typename Position::template Layer<T> position;
+
+ private:
+  struct Resolved {
+    AttentionDims dims;
+  };
+  AttentionLayer(const Resolved& resolved, double dropout, Seed seed)
+      : AttentionLayer(resolved, resolved.dims, dropout, seed) {}
+  AttentionLayer(const Resolved&, const AttentionDims& d, double dropout, Seed seed)
+      : query(d, seed),
+        key_value(d, seed),
+        linear_out(d.q_dim(), d.d_model, seed / "linear_out", bias_if(d.bias)),
+        position(d, seed),
+        dims_(d),
+        dropout_(dropout) {}
+
+  /// Of the width that queries and keys have before any absorption.
+  double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
+
+  template <class Context, class Tensor>
+  Tensor turned_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
+    if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);
+    return x;
+  }
+
+  /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
+  template <class Context>
+  bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
+    if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
+    return !context.training && Policy::absorbing_is_cheaper(dims_, work);
+  }
+
+  template <class Context, class Tensor, class Memory>
+  Tensor attend(Context& context, const Queries<Tensor>& q, const Memory& memory, AttendShape shape,
+                const Sequences& queries, const Sequences& keys, RelativeTerm<Tensor, T> term,
+                [[maybe_unused]] bool absorb) const {
+    const auto with_rope = [&](const Tensor& content) {
+      return q.rope.empty() ? content : context.concat(content, q.rope, dims_.num_heads, dims_.num_heads);
+    };
+    if constexpr (KeyValue::is_latent) {
+      if (absorb) {
+        require(!(context.training && dropout_ > 0),
+                "attention: the absorbed path has no dropout of probabilities, which this layer trains with");
+        Tensor content = q.content;
+        if (term.pos_bias_u != nullptr) content = context.add_row(content, *term.pos_bias_u);
+        if (!term.table.empty()) term.query = q.content;
+        term.pos_bias_u = nullptr;
+        const auto [k, v] =
+            key_value.latents(context, rows_of<KeyValue::latents_are_memory>(context, memory, queries, keys));
+        shape.num_kv_heads = KeyValue::absorbed(dims_).num_kv_heads;
+        return key_value.release(
+            context, context.attend(with_rope(key_value.absorb(context, content)), k, v, shape, queries, keys, term));
+      }
+    }
+    const auto [k, v] = key_value.expand(context, rows_of<!KeyValue::is_latent>(context, memory, queries, keys));
+    return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
+  }
+
+  /// Memory as tensors; or, where attention reads it as it is, in caches if it lies there.
+  template <bool InPlace, class Context, class Memory>
+  static auto rows_of(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
+    if constexpr (InPlace || std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
+      return memory;
+    } else {
+      std::array<typename Context::Tensor, std::tuple_size_v<Memory>> out;
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] = context.gathered(memory[i], fresh, all);
+      return out;
+    }
+  }
+
+  AttentionDims dims_;
+  double dropout_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
