@@ -4,6 +4,9 @@
 //
 // The core in one include: no file formats, no audio (those are <laconic/io/...> and <laconic/speech/...>).
 
+//
+// Attention in one include: every policy, their combinations by name, the layer that computes them, and what they cost.
+
 #include <array>
 
 // What compiles laconic. The include of a file that does not exist ends the compilation at this sentence, where
@@ -435,20 +438,21 @@ class IndexList {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Attentions by name, for types that leave the choice open (`AnyAttention`).
+/// Names the attention that a configuration chooses where the type leaves it open (`AnyAttention`).
 enum class AttentionName {
-  by_type,
-  mha,
-  gqa,
-  mqa,
-  mla,
-  mla_simple,
-  mla_split,
-  mla_head,
-  mla_decoupled,
-  input_latent,
-  linear
+  by_type,        ///< the type decides
+  mha,            ///< multi-head attention
+  gqa,            ///< grouped-query attention
+  mqa,            ///< multi-query attention
+  mla,            ///< one latent, two steps to every head (`TwoStageLatent`)
+  mla_simple,     ///< one latent, one step (`SharedLatent`)
+  mla_split,      ///< one latent for keys and one for values (`SplitLatent`)
+  mla_head,       ///< latents for every head (`HeadLatent`)
+  mla_decoupled,  ///< DeepSeek-V2's latent and rotary key (`DecoupledLatent`)
+  input_latent,   ///< the layer's input is cached (`InputLatent`)
+  linear          ///< linear attention (`LinearKernel`)
 };
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(AttentionName) {
   using enum AttentionName;
   return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
@@ -464,51 +468,49 @@ constexpr auto enum_names(AttentionName) {
                                                  {linear, "linear"}});
 }
 
-/// How a frame's place comes in, for types that leave it open: relative (Transformer-XL), or rotary before the
-/// projections, as the Hugging Face Conformer calls them.
-enum class PositionEmbeddings { relative, rotary };
+/// Names the position that a configuration chooses where the type leaves it open (`AnyAttention`).
+enum class PositionEmbeddings {
+  relative,  ///< Transformer-XL's relative positions
+  rotary     ///< rotation before the projections, as the Hugging Face Conformer computes it
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(PositionEmbeddings) {
   return std::to_array<EnumName<PositionEmbeddings>>(
       {{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
 }
 
-/// Numbers of an attention that its type may leave open (`dyn`). 0 means "as the type says".
+/// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".
 struct AttentionConfig {
-  Index d_model = 0;
-  Index num_heads = 0;
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;  ///< of the latent; that of the keys where values have one of their own; of each head where
-                           ///< heads have their own
-  Index v_lora_rank = 0;   ///< of the values' latent; 0 where the type leaves it open: as kv_lora_rank
-  Index q_lora_rank = 0;   ///< of low-rank queries
-  Index qk_rope_head_dim = 0;  ///< of the decoupled rotary key
-  IndexList rope_pairs{};      ///< which of head_dim / 2 rates that key turns with; empty: rates of its own width
-  Index head_dim = 0;          ///< 0: d_model / num_heads
-  bool attention_bias = true;  ///< on queries, output, and where the key-value policy has them
-  AttentionName attention = AttentionName::by_type;
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
-};
-
-/// All numbers of one attention, from type and configuration together. Numbers that a policy does not have are 0.
-struct AttentionDims {
-  Index d_model, num_heads, num_kv_heads, head_dim;
-  bool bias;
-  Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;
+  Index d_model = 0;       ///< channels of the layer's input and output
+  Index num_heads = 0;     ///< query heads
+  Index num_kv_heads = 0;  ///< key-value heads, a divisor of num_heads
+  /// Rank of the latent; of the keys' latent where values have their own; of each head's where heads have their own.
+  Index kv_lora_rank = 0;
+  Index v_lora_rank = 0;       ///< rank of the values' latent; 0 where the type leaves it open: kv_lora_rank
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+  /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.
   IndexList rope_pairs{};
-
-  constexpr Index q_dim() const { return num_heads * head_dim; }
-  constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
+  Index head_dim = 0;          ///< channels of a head; 0: d_model / num_heads
+  bool attention_bias = true;  ///< biases on queries, output, and where the key-value policy has them
+  AttentionName attention = AttentionName::by_type;                            ///< the attention by name
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< the position by name
 };
 
-/// H query heads over G key-value heads: G = H is multi-head attention (Vaswani 2017), G = 1 multi-query (Shazeer
-/// 2019), between them grouped-query (Ainslie 2023). Query head h reads key-value head h / (H / G).
-template <Index H, Index G = H>
-struct Heads {
-  static_assert(H == dyn || H > 0, "laconic: the number of heads must be positive, or `dyn`");
-  static_assert(G == dyn || G > 0, "laconic: the number of key-value heads must be positive, or `dyn`");
-  static_assert(H == dyn || G == dyn || H % (G > 0 ? G : 1) == 0,
-                "laconic: the number of key-value heads must divide the number of query heads");
-  static constexpr Index num_heads = H, num_kv_heads = G;
+/// Holds all sizes of one attention, resolved from type and configuration. Sizes that a policy does not have are 0.
+struct AttentionDims {
+  Index d_model;       ///< channels of the layer's input and output
+  Index num_heads;     ///< query heads, H
+  Index num_kv_heads;  ///< key-value heads, G
+  Index head_dim;      ///< channels of a head
+  bool bias;           ///< whether the projections have biases
+  Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;  ///< as in AttentionConfig
+  IndexList rope_pairs{};                                                          ///< as in AttentionConfig
+
+  /// Returns the channels of all query heads together.
+  constexpr Index q_dim() const { return num_heads * head_dim; }
+  /// Returns the channels of all key heads together, which is that of all value heads, too.
+  constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
 };
 
 }  // namespace LACONIC_ABI
@@ -1463,6 +1465,255 @@ void never_packed(Layers&... layers) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Describes one matrix that a key-value policy caches.
+struct CachePart {
+  Index width;              ///< elements a frame
+  bool positional = false;  ///< whether the elements depend on the frame's position: those are never stored rounded
+};
+
+/// Holds keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
+template <class Tensor>
+struct KeysAndValues {
+  Tensor k, v;  ///< keys and values
+};
+
+/// Holds the shape of attention over latents: "keys" and "values" after the up-projections were absorbed into queries
+/// and output.
+struct AbsorbedShape {
+  Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
+};
+
+/// Requires what the absorbed evaluation order costs (DeepSeek-V2 2024, section 2.1.2), of a policy with `is_latent`.
+template <class P>
+concept AbsorbedCosts = requires(const AttentionDims& dims) {
+  { P::latents_are_memory } -> std::convertible_to<bool>;   // `latents` returns parts of the memory unchanged
+  { P::absorb_flops(dims) } -> std::convertible_to<Index>;  // of absorb and release together, a query
+  { P::absorbed(dims) } -> std::convertible_to<AbsorbedShape>;
+};
+
+/// Says what is kept of each frame, and how keys and values are computed from it. Everything is constexpr except
+/// `Layer<T>`, a Module constructed from (dims, seed), which has
+///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
+///   expand(context, memory) -> KeysAndValues   keys and values of every key-value head
+///   value_weight() -> const Parameter<T>&      the first matrix that the value input is multiplied by
+/// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2), most of which
+/// `AbsorbingLayer` (latent/absorbing.hpp) provides:
+///   absorb(context, q)     queries (rows, num_heads * head_dim), made to be compared with the memory itself
+///   latents(context, memory) -> KeysAndValues   memory in the shape of AbsorbedShape; with `latents_are_memory` these
+///                                               are parts of the memory, which may lie in caches
+///   release(context, out)  from the output of attention over latents to (rows, num_heads * head_dim)
+template <class P>
+concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
+  { P::is_latent } -> std::convertible_to<bool>;
+  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
+  { P::num_parts } -> std::convertible_to<Index>;
+  { P::rotary_part } -> std::convertible_to<std::optional<Index>>;  // the part that a rotary position rotates
+  P::set_ranks(config, dims);  // throws Error where type and configuration contradict each other
+  { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
+  { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
+  typename P::template Layer<float>;
+}
+&&(!P::is_latent || AbsorbedCosts<P>);
+
+/// Throws Error where a rank is configured for a policy that has none.
+constexpr void require_no_rank(Index configured, const char* name) {
+  require(configured == 0, name, ": ", configured, " configured for an attention that has none");
+}
+/// Returns Bias::yes if `has`.
+constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
+
+/// Caches keys and values themselves: K = x W_K^T + b_K, V = x W_V^T + b_V.
+struct FullRank {
+  static constexpr bool is_latent = false, one_input = false;
+  static constexpr Index num_parts = 2;
+  static constexpr std::optional<Index> rotary_part = 0;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
+    require_no_rank(c.kv_lora_rank, "kv_lora_rank");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_dim()}, {d.kv_dim()}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + d.bias); }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims&) { return 0; }
+
+  /// Projects the input to keys and values. Allocates its parameters at construction only.
+  template <class T>
+  class Layer : public Module<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : linear_k(d.d_model, d.kv_dim(), seed / "linear_k", bias_if(d.bias)),
+          linear_v(d.d_model, d.kv_dim(), seed / "linear_v", bias_if(d.bias)) {}
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k(context, key_input), linear_v(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 2>& memory) const {
+      return {memory[0], memory[1]};
+    }
+    const Parameter<T>& value_weight() const { return linear_v.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k", self.linear_k);
+      visit("linear_v", self.linear_v);
+    }
+
+    Linear<T> linear_k, linear_v;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns a latent rank from type and configuration. Throws Error if it exceeds `max`, at which a latent is lossless.
+template <Index R>
+constexpr Index resolve_rank(Index configured, const char* name, Index max, const char* max_name) {
+  const Index rank = resolve<R>(configured, name);
+  require(rank <= max, name, ": ", rank, " given, at most ", max_name, " = ", max,
+          " expected (a larger latent holds nothing more)");
+  return rank;
+}
+
+/// Holds what most latents say of themselves: their memory is the latents, and no rotary position may rotate it, since
+/// a rotated key differs from frame to frame and is no function of the latent.
+struct LatentPolicy {
+  static constexpr bool is_latent = true, latents_are_memory = true;
+  static constexpr std::optional<Index> rotary_part = std::nullopt;
+};
+
+/// Evaluates attention over latents without expanding them (DeepSeek-V2 2024, section 2.1.2), for a layer that says
+/// which linear layers lead from its latents to the keys and to the values of a head, in this order:
+///   static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+///   static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+/// q . (c B_K^T) = (q B_K) . c, so the queries absorb the expansion of the keys; probabilities sum over frames, so the
+/// expansion of the values is applied once, to the output. A bias of the keys moves all scores of a query by the same
+/// amount, which softmax ignores; a bias of the values is added once, since probabilities sum to 1.
+template <class Layer>
+class AbsorbingLayer {
+ public:
+  /// Returns queries (rows, num_heads * latent width) from queries (rows, num_heads * head_dim).
+  template <class Context, class Tensor>
+  Tensor absorb(Context& context, const Tensor& q) const {
+    const auto steps = Layer::key_up(self());
+    Tensor x = q;
+    for (auto step = steps.rbegin(); step != steps.rend(); ++step)
+      x = context.head_linear(x, (*step)->weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
+    return x;
+  }
+  /// Returns the first and the last part of the memory, which are those of keys and of values, or one for both.
+  template <class Context, class Tensor, std::size_t N>
+  KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, N>& memory) const {
+    return {memory.front(), memory.back()};
+  }
+  /// Returns the output (rows, num_heads * head_dim) from that of attention over latents, (rows, num_heads * latent
+  /// width).
+  template <class Context, class Tensor>
+  Tensor release(Context& context, const Tensor& out) const {
+    return expand_heads(context, out, Layer::value_up(self()), heads_);
+  }
+
+ protected:
+  /// `heads`: the query heads, and how many blocks of matrices they share.
+  explicit AbsorbingLayer(const HeadShape& heads) : heads_(heads) {}
+
+  /// Marks the expansions as weights that heads multiply by one at a time. Called once they are constructed.
+  void use_by_heads() {
+    for (auto* step : Layer::key_up(static_cast<Layer&>(*this))) never_packed(*step);
+    for (auto* step : Layer::value_up(static_cast<Layer&>(*this))) never_packed(*step);
+  }
+
+  /// Applies the steps to every head, each with its block of the weights: (rows, heads * in) to (rows, heads * out).
+  template <class Context, class Tensor, class Steps>
+  static Tensor expand_heads(Context& context, Tensor x, const Steps& steps, const HeadShape& heads) {
+    for (const auto* step : steps) x = context.head_linear(x, step->weight, step->bias_or_null(), heads);
+    return x;
+  }
+
+  const HeadShape& heads() const { return heads_; }
+
+ private:
+  const Layer& self() const { return static_cast<const Layer&>(*this); }
+
+  HeadShape heads_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches one latent of R elements a frame, from which the keys and values of all heads are expanded:
+/// c = x A^T + b_c, K = c B_K^T + b_K, V = c B_V^T + b_V (DeepSeek-V2 2024, equations 9 to 11, without the decoupled
+/// rotary key).
+template <Index R>
+struct SharedLatent : LatentPolicy {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool one_input = true;
+  static constexpr Index num_parts = 1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return d.kv_lora_rank * (d.d_model + d.bias) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * 2 * d.kv_dim(); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.kv_lora_rank; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
+
+  /// Projects the input to the latent, and the latent to keys and values.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
+          linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)) {
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {linear_kv_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[0])};
+    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_kv_down", self.linear_kv_down);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_kv_down, linear_k_up, linear_v_up;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
 template <class T>
 class LayerNorm : public Module<LayerNorm<T>> {
@@ -1588,495 +1839,18 @@ class BatchNorm : public Module<BatchNorm<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One matrix of what a key-value policy caches: numbers a frame, and whether they say where the frame is, in which
-/// case they are always stored in full.
-struct CachePart {
-  Index width;
-  bool positional = false;
-};
-
-/// Keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
-template <class Tensor>
-struct KeysAndValues {
-  Tensor k, v;
-};
-
-/// Keys and values of an attention whose expansion was moved into its queries and its output.
-struct AbsorbedShape {
-  Index num_kv_heads, key_width, value_width;
-};
-
-/// A key-value policy says what is kept of each frame, and how keys and values come from it. All of it is constexpr but
-/// `Layer<T>`, a Module made from (dims, seed), which has
-///   remember(context, key_input, value_input) -> std::array<Tensor, num_parts>   what is cached
-///   expand(context, memory) -> KeysAndValues   keys and values of every key-value head
-///   value_weight() -> const Parameter<T>&      the first matrix that meets the value input
-/// and, if `is_latent`, the same attention without expanding (DeepSeek-V2 2024, section 2.1.2):
-///   absorb(context, q)     queries (rows, num_heads * head_dim) that meet the memory itself
-///   latents(context, memory) -> KeysAndValues   which is that of AbsorbedShape; with `latents_are_memory` parts of the
-///                                               memory as they are, which may lie in caches
-///   release(context, out)  what attention over latents gave, to (rows, num_heads * head_dim)
-template <class P>
-concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
-  { P::is_latent } -> std::convertible_to<bool>;
-  { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
-  { P::num_parts } -> std::convertible_to<Index>;
-  { P::rotary_part } -> std::convertible_to<Index>;  // the part that a rotary position turns; -1: none
-  P::set_ranks(config, dims);                        // throws where type and configuration contradict each other
-  { P::parts(dims)[0] } -> std::convertible_to<CachePart>;
-  { P::parameter_count(dims) } -> std::convertible_to<Index>;
-  { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
-  { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
-  typename P::template Layer<float>;
-};
-
-/// Checks that nothing is configured that the policy does not have.
-constexpr void require_no_rank(Index configured, const char* name) {
-  require(configured == 0, name, ": ", configured, " configured for an attention that has none");
-}
-constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
-
-/// Keys and values as they are: K = x W_K^T + b_K, V = x W_V^T + b_V; both are cached.
-struct FullRank {
-  static constexpr bool is_latent = false, one_input = false;
-  static constexpr Index num_parts = 2, rotary_part = 0;
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
-    require_no_rank(c.kv_lora_rank, "kv_lora_rank");
-    require_no_rank(c.v_lora_rank, "v_lora_rank");
-    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
-  }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_dim()}, {d.kv_dim()}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + d.bias); }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims&) { return 0; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_k(d.d_model, d.kv_dim(), seed / "linear_k", bias_if(d.bias)),
-          linear_v(d.d_model, d.kv_dim(), seed / "linear_v", bias_if(d.bias)) {}
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
-      return {linear_k(context, key_input), linear_v(context, value_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 2>& memory) const {
-      return {memory[0], memory[1]};
-    }
-    const Parameter<T>& value_weight() const { return linear_v.weight; }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_k", self.linear_k);
-      visit("linear_v", self.linear_v);
-    }
-
-    Linear<T> linear_k, linear_v;
-  };
-};
-
-/// Keys and values as `FullRank` has them, but what is cached is the layer's input: a latent of d_model numbers that
-/// loses nothing, and one that all layers share which read the same input (the cross-attention of a decoder).
-struct InputLatent {
-  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
-  static constexpr Index num_parts = 1, rotary_part = -1;
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) { return FullRank::parameter_count(d); }
-  static constexpr Index remember_flops(const AttentionDims&) { return 0; }
-  static constexpr Index expand_flops(const AttentionDims& d) { return FullRank::remember_flops(d); }
-  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.d_model; }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.d_model, d.d_model}; }
-
-  template <class T>
-  class Layer : public FullRank::Layer<T> {
-   public:
-    Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(this->linear_k, this->linear_v);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
-      return {value_input};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
-      return {this->linear_k(context, memory[0]), this->linear_v(context, memory[0])};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, this->linear_k.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, this->linear_v.weight, this->linear_v.bias_or_null(), heads_);
-    }
-
-   private:
-    HeadShape heads_;
-  };
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-// Key-value policies that cache less than d_model numbers a frame. A bias on the keys moves all scores of a query alike
-// and so needs no absorbing; one on the values is added once, since probabilities sum to 1.
-
-/// A latent rank from type and configuration, at most `most`, which holds everything.
-template <Index R>
-constexpr Index resolve_rank(Index configured, const char* name, Index most, const char* most_name) {
-  const Index rank = resolve<R>(configured, name);
-  require(rank <= most, name, ": ", rank, " given, at most ", most_name, " = ", most,
-          " expected (a larger latent holds nothing more)");
-  return rank;
-}
-
-/// One latent of R numbers a frame, from which all heads' keys and values are expanded: c = x A^T + b_c is cached,
-/// K = c B_K^T + b_K, V = c B_V^T + b_V (DeepSeek-V2 2024, equations 9 to 11, without the decoupled rotary key).
-template <Index R>
-struct SharedLatent {
-  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
-  static constexpr Index num_parts = 1, rotary_part = -1;
-
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
-    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
-    require_no_rank(c.v_lora_rank, "v_lora_rank");
-    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
-  }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return d.kv_lora_rank * (d.d_model + d.bias) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
-  }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * 2 * d.kv_dim(); }
-  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.kv_lora_rank; }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
-          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
-          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
-      return {linear_kv_down(context, value_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
-      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[0])};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, linear_v_up.weight, linear_v_up.bias_or_null(), heads_);
-    }
-    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_kv_down", self.linear_kv_down);
-      visit("linear_k_up", self.linear_k_up);
-      visit("linear_v_up", self.linear_v_up);
-    }
-
-    Linear<T> linear_kv_down, linear_k_up, linear_v_up;
-
-   private:
-    HeadShape heads_;
-  };
-};
-
-/// One latent for all heads, and two steps from it to each: K_i = (c W_KA,i + b) W_KB,i + b, V likewise. The same
-/// functions as `SharedLatent` has, with other ways for training to find them.
-template <Index R>
-struct TwoStageLatent {
-  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, latents_are_memory = true;
-  static constexpr Index num_parts = 1, rotary_part = -1;
-
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return SharedLatent<R>::parameter_count(d) + 2 * d.kv_dim() * (d.head_dim + d.bias);
-  }
-  static constexpr Index remember_flops(const AttentionDims& d) { return SharedLatent<R>::remember_flops(d); }
-  static constexpr Index expand_flops(const AttentionDims& d) {
-    return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim);
-  }
-  static constexpr Index absorb_flops(const AttentionDims& d) {
-    return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim);
-  }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
-          linear_k_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_a", bias_if(d.bias)),
-          linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
-          linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
-          linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
-      return {linear_kv_down(context, value_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
-      const HeadShape each{heads_.num_blocks, heads_.num_blocks};
-      return {context.head_linear(linear_k_a(context, memory[0]), linear_k_b.weight, linear_k_b.bias_or_null(), each),
-              context.head_linear(linear_v_a(context, memory[0]), linear_v_b.weight, linear_v_b.bias_or_null(), each)};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      const HeadShape transposed{heads_.num_heads, heads_.num_blocks, true};
-      return context.head_linear(context.head_linear(q, linear_k_b.weight, nullptr, transposed), linear_k_a.weight,
-                                 nullptr, transposed);
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(context.head_linear(out, linear_v_a.weight, linear_v_a.bias_or_null(), heads_),
-                                 linear_v_b.weight, linear_v_b.bias_or_null(), heads_);
-    }
-    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_kv_down", self.linear_kv_down);
-      visit("linear_k_a", self.linear_k_a);
-      visit("linear_k_b", self.linear_k_b);
-      visit("linear_v_a", self.linear_v_a);
-      visit("linear_v_b", self.linear_v_b);
-    }
-
-    /// The `_b` ones hold a (head_dim, head_dim) matrix for every key-value head, one below the other.
-    Linear<T> linear_kv_down, linear_k_a, linear_k_b, linear_v_a, linear_v_b;
-
-   private:
-    HeadShape heads_;
-  };
-};
-
-/// A latent for the keys and one for the values: c_K = x A_K^T + b, K = c_K B_K^T, V likewise (Palu, Chang et al.
-/// 2024). Keys and values may so come from different inputs.
-template <Index RK, Index RV = RK>
-struct SplitLatent {
-  static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
-  static constexpr Index num_parts = 2, rotary_part = -1;
-
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
-    d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
-    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank",
-                                     c.d_model, "d_model");
-    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
-  }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
-    return {{{d.kv_lora_rank}, {d.v_lora_rank}}};
-  }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
-  }
-  static constexpr Index remember_flops(const AttentionDims& d) {
-    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
-  }
-  static constexpr Index expand_flops(const AttentionDims& d) {
-    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
-  }
-  static constexpr Index absorb_flops(const AttentionDims& d) {
-    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
-  }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
-          linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
-          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
-          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
-          heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
-      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
-      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[1])};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 2>& memory) const {
-      return {memory[0], memory[1]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, linear_v_up.weight, nullptr, heads_);
-    }
-    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_k_down", self.linear_k_down);
-      visit("linear_v_down", self.linear_v_down);
-      visit("linear_k_up", self.linear_k_up);
-      visit("linear_v_up", self.linear_v_up);
-    }
-
-    Linear<T> linear_k_down, linear_v_down, linear_k_up, linear_v_up;
-
-   private:
-    HeadShape heads_;
-  };
-};
-
-/// Latents of R numbers for the keys and for the values of every key-value head, and expansions that all heads share:
-/// K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, that of the values goes through so many
-/// numbers: V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
-template <Index R, Index ValueRank = 0>
-struct HeadLatent {
-  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool is_latent = true, one_input = false, latents_are_memory = true;
-  static constexpr Index num_parts = 2, rotary_part = -1;
-
-  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
-    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
-    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
-            " given, at most kv_lora_rank = ", d.kv_lora_rank, " expected");
-    require_no_rank(c.v_lora_rank, "v_lora_rank");
-    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
-  }
-  static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
-  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
-    return {{{latent_dim(d)}, {latent_dim(d)}}};
-  }
-  static constexpr Index parameter_count(const AttentionDims& d) {
-    return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
-  }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims& d) {
-    return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
-  }
-  static constexpr Index absorb_flops(const AttentionDims& d) {
-    return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
-  }
-  static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
-    return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
-  }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed)
-        : linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
-          linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
-          k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
-          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
-          num_heads_(d.num_heads),
-          num_kv_heads_(d.num_kv_heads) {
-      if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
-      never_packed(k_expand, v_reduce, v_expand);
-    }
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
-      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
-      return {context.head_linear(memory[0], k_expand.weight, nullptr, {num_kv_heads_, 1}),
-              value(context, memory[1], num_kv_heads_)};
-    }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, k_expand.weight, nullptr, {num_heads_, 1, true});
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> latents(Context&, const std::array<Tensor, 2>& memory) const {
-      return {memory[0], memory[1]};
-    }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return value(context, out, num_heads_);
-    }
-    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
-
-    static void each_parameter(auto& self, auto&& visit) {
-      visit("linear_k_down", self.linear_k_down);
-      visit("linear_v_down", self.linear_v_down);
-      visit("k_expand", self.k_expand);
-      if constexpr (ValueRank > 0) visit("v_reduce", self.v_reduce);
-      visit("v_expand", self.v_expand);
-    }
-
-    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
-
-   private:
-    template <class Context, class Tensor>
-    Tensor value(Context& context, const Tensor& latent, Index heads) const {
-      if constexpr (ValueRank > 0)
-        return context.head_linear(context.head_linear(latent, v_reduce.weight, nullptr, {heads, 1}), v_expand.weight,
-                                   nullptr, {heads, 1});
-      else
-        return context.head_linear(latent, v_expand.weight, nullptr, {heads, 1});
-    }
-
-    Index num_heads_, num_kv_heads_;
-  };
-
- private:
-  static constexpr Index value_expansion(const AttentionDims& d) {
-    return ValueRank > 0 ? ValueRank * (d.kv_lora_rank + d.head_dim) : d.kv_lora_rank * d.head_dim;
-  }
-};
-
-/// The attention of DeepSeek-V2 (2024, section 2.1): one latent of R numbers with a norm on it, and one rotary key of
-/// RopeDim numbers a frame that all heads share, c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR): both are cached. Keys
-/// are [c B_K^T, k_R], so position never stands between latent and key. Biases, where configured, on the rotary key and
-/// the expansions.
+/// Caches what DeepSeek-V2 does (2024, section 2.1): one latent of R elements with a norm on it, and one rotary key of
+/// RopeDim elements a frame that all heads share: c = norm(x A^T), k_R = rotary(x W_KR^T + b_KR). Keys are
+/// [c B_K^T, k_R], so no rotation stands between latent and key. If configured, the rotary key and the expansions have
+/// biases.
 template <Index R, Index RopeDim, template <class> class Norm = RmsNorm>
-struct DecoupledLatent {
+struct DecoupledLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
-                "laconic: a rotary key turns pairs, so its width must be even, or `dyn`");
-  static constexpr bool is_latent = true, one_input = true, latents_are_memory = false;
-  static constexpr Index num_parts = 2, rotary_part = 1;
+                "laconic: a rotary key rotates pairs, so its width must be even, or `dyn`");
+  static constexpr bool one_input = true, latents_are_memory = false;
+  static constexpr Index num_parts = 2;
+  static constexpr std::optional<Index> rotary_part = 1;
 
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
@@ -2107,17 +1881,18 @@ struct DecoupledLatent {
     return {1, d.kv_lora_rank + d.qk_rope_head_dim, d.kv_lora_rank};
   }
 
+  /// Projects the input to the latent and to the rotary key, and the latent to keys and values.
   template <class T>
-  class Layer : public Module<Layer<T>> {
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no),
+        : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
+          linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no),
           kv_norm(d.kv_lora_rank),
           linear_k_rope(d.d_model, d.qk_rope_head_dim, seed / "linear_k_rope", bias_if(d.bias)),
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
-          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
-          heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+          linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)) {
+      this->use_by_heads();
     }
 
     template <class Context, class Tensor>
@@ -2126,21 +1901,16 @@ struct DecoupledLatent {
     }
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
-      return {context.concat(linear_k_up(context, memory[0]), memory[1], heads_.num_blocks, 1),
+      return {context.concat(linear_k_up(context, memory[0]), memory[1], this->heads().num_blocks, 1),
               linear_v_up(context, memory[0])};
     }
-    template <class Context, class Tensor>
-    Tensor absorb(Context& context, const Tensor& q) const {
-      return context.head_linear(q, linear_k_up.weight, nullptr, {heads_.num_heads, heads_.num_blocks, true});
-    }
+    /// Returns keys (rows, latent and rotary key) and values (rows, latent), one head of each.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> latents(Context& context, const std::array<Tensor, 2>& memory) const {
       return {context.concat(memory[0], memory[1]), memory[0]};
     }
-    template <class Context, class Tensor>
-    Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, linear_v_up.weight, linear_v_up.bias_or_null(), heads_);
-    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
     const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -2154,10 +1924,415 @@ struct DecoupledLatent {
     Linear<T> linear_kv_down;
     Norm<T> kv_norm;
     Linear<T> linear_k_rope, linear_k_up, linear_v_up;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches a latent of R elements for the keys and one for the values of every key-value head, and expands all heads by
+/// the same matrices: K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, the expansion of the
+/// values is a product of that rank: V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
+template <Index R, Index ValueRank = 0>
+struct HeadLatent : LatentPolicy {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
+  static constexpr bool one_input = false;
+  static constexpr Index num_parts = 2;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
+    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
+            " given, at most kv_lora_rank = ", d.kv_lora_rank, " expected");
+    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  /// Returns the elements of one part of the cache, a frame.
+  static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{latent_dim(d)}, {latent_dim(d)}}};
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
+    return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
+  }
+
+  /// Projects the inputs to the latents of every head, and these to keys and values.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, 1}),
+          linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
+          k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
+          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
+          num_kv_heads_(d.num_kv_heads) {
+      if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      const HeadShape each{num_kv_heads_, 1};
+      return {this->expand_heads(context, memory[0], key_up(*this), each),
+              this->expand_heads(context, memory[1], value_up(*this), each)};
+    }
+    static auto key_up(auto& self) { return std::array{&self.k_expand}; }
+    static auto value_up(auto& self) {
+      if constexpr (ValueRank > 0)
+        return std::array{&self.v_reduce, &self.v_expand};
+      else
+        return std::array{&self.v_expand};
+    }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("k_expand", self.k_expand);
+      if constexpr (ValueRank > 0) visit("v_reduce", self.v_reduce);
+      visit("v_expand", self.v_expand);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
 
    private:
-    HeadShape heads_;
+    Index num_kv_heads_;
   };
+
+ private:
+  static constexpr Index value_expansion(const AttentionDims& d) {
+    return ValueRank > 0 ? ValueRank * (d.kv_lora_rank + d.head_dim) : d.kv_lora_rank * d.head_dim;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches the layer's input, from which keys and values are computed as `FullRank` does: a lossless latent of d_model
+/// elements a frame, and one that all layers with the same input share (the cross-attention of a decoder).
+struct InputLatent : LatentPolicy {
+  static constexpr bool one_input = true;
+  static constexpr Index num_parts = 1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) { return FullRank::parameter_count(d); }
+  static constexpr Index remember_flops(const AttentionDims&) { return 0; }
+  static constexpr Index expand_flops(const AttentionDims& d) { return FullRank::remember_flops(d); }
+  static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.d_model; }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.d_model, d.d_model}; }
+
+  /// Computes keys and values from the cached input.
+  template <class T>
+  class Layer : public FullRank::Layer<T>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : FullRank::Layer<T>(d, seed), AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}) {
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
+      return {value_input};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      return {this->linear_k(context, memory[0]), this->linear_v(context, memory[0])};
+    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v}; }
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches a latent of RK elements for the keys and one of RV for the values: c_K = x A_K^T + b, K = c_K B_K^T, V
+/// likewise (Palu, Chang et al. 2024). Keys and values may therefore come from different inputs.
+template <Index RK, Index RV = RK>
+struct SplitLatent : LatentPolicy {
+  static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool one_input = false;
+  static constexpr Index num_parts = 2;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
+    d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
+    d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank",
+                                     c.d_model, "d_model");
+    require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
+  }
+  static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
+    return {{{d.kv_lora_rank}, {d.v_lora_rank}}};
+  }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
+  }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
+
+  /// Projects the inputs to their latents, and these to keys and values.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
+          linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
+          linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
+          linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no) {
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
+      return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
+      return {linear_k_up(context, memory[0]), linear_v_up(context, memory[1])};
+    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    const Parameter<T>& value_weight() const { return linear_v_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_k_down", self.linear_k_down);
+      visit("linear_v_down", self.linear_v_down);
+      visit("linear_k_up", self.linear_k_up);
+      visit("linear_v_up", self.linear_v_up);
+    }
+
+    Linear<T> linear_k_down, linear_v_down, linear_k_up, linear_v_up;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Caches one latent for all heads, as `SharedLatent` does, and expands it in two steps for each:
+/// K_i = (c W_KA,i + b) W_KB,i + b, V likewise. It represents the functions of `SharedLatent`; training takes another
+/// way to them.
+template <Index R>
+struct TwoStageLatent : LatentPolicy {
+  static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
+  static constexpr bool one_input = true;
+  static constexpr Index num_parts = 1;
+
+  static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
+  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  static constexpr Index parameter_count(const AttentionDims& d) {
+    return SharedLatent<R>::parameter_count(d) + 2 * d.kv_dim() * (d.head_dim + d.bias);
+  }
+  static constexpr Index remember_flops(const AttentionDims& d) { return SharedLatent<R>::remember_flops(d); }
+  static constexpr Index expand_flops(const AttentionDims& d) {
+    return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim);
+  }
+  static constexpr Index absorb_flops(const AttentionDims& d) {
+    return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim);
+  }
+  static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
+
+  /// Projects the input to the latent, and the latent to keys and values in two steps.
+  template <class T>
+  class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
+   public:
+    Layer(const AttentionDims& d, Seed seed)
+        : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
+          linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
+          linear_k_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_a", bias_if(d.bias)),
+          linear_k_b(d.head_dim, d.kv_dim(), seed / "linear_k_b", bias_if(d.bias)),
+          linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
+          linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)) {
+      this->use_by_heads();
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {linear_kv_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      const HeadShape each{this->heads().num_blocks, this->heads().num_blocks};
+      return {this->expand_heads(context, linear_k_a(context, memory[0]), std::array{&linear_k_b}, each),
+              this->expand_heads(context, linear_v_a(context, memory[0]), std::array{&linear_v_b}, each)};
+    }
+    static auto key_up(auto& self) { return std::array{&self.linear_k_a, &self.linear_k_b}; }
+    static auto value_up(auto& self) { return std::array{&self.linear_v_a, &self.linear_v_b}; }
+    const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
+
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_kv_down", self.linear_kv_down);
+      visit("linear_k_a", self.linear_k_a);
+      visit("linear_k_b", self.linear_k_b);
+      visit("linear_v_a", self.linear_v_a);
+      visit("linear_v_b", self.linear_v_b);
+    }
+
+    /// The weights of `_b` stack one (head_dim, head_dim) matrix for every key-value head.
+    Linear<T> linear_kv_down, linear_k_a, linear_k_b, linear_v_a, linear_v_b;
+  };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds a number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
+struct Frames {
+  Index count;  ///< encoder frames
+};
+/// Returns `count` as a number of frames.
+constexpr Frames frames(Index count) { return {count}; }
+
+/// Chooses between the two exact evaluation orders of attention over a latent: expand keys and values of every head, or
+/// absorb the expansion into queries and output.
+enum class AttentionPath {
+  by_cost,   ///< the order with fewer operations for this mask and cache; never depends on the batch
+  expanded,  ///< keys and values are expanded
+  absorbed   ///< queries and output absorb the expansion
+};
+
+/// Computes what one attention layer costs, as constant expressions. `Policy` is the `Attention` that derives from it.
+template <class Policy>
+struct AttentionCost {
+  /// Returns the bytes that one layer caches for `n` frames. Linear attention has a state of fixed size instead, which
+  /// is never stored rounded. Throws Error where type and configuration contradict each other.
+  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
+    const AttentionDims d = Policy::dims(config);
+    if constexpr (Policy::Score::is_linear) return state_size(d) * 4;
+    Index bytes = 0;
+    for (const CachePart& part : Policy::KeyValue::parts(d))
+      bytes += cache_row_bytes(part.positional ? Storage::full : storage, part.width);
+    return n.count * bytes;
+  }
+  /// Returns the trained parameters of one layer. Throws Error where type and configuration contradict each other.
+  static constexpr Index parameter_count(const AttentionConfig& config) {
+    const AttentionDims d = Policy::dims(config);
+    return Policy::Query::parameter_count(d) + Policy::KeyValue::parameter_count(d) +
+           Policy::Position::parameter_count(d) + d.d_model * (d.q_dim() + d.bias);
+  }
+  /// Returns the floating-point operations (a multiply-add counts two) of one layer over one whole sequence of `n`
+  /// frames, on the path that it takes. Throws Error where type and configuration contradict each other.
+  static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
+    const AttentionDims d = Policy::dims(config);
+    const Index t = n.count;
+    const Index projections =
+        t * (Policy::Query::flops(d) + Policy::KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) +
+        Policy::Position::flops(d, t);
+    if constexpr (Policy::Score::is_linear)
+      return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
+    else
+      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
+  }
+
+  /// Counts what is to be attended.
+  struct Work {
+    Index q_rows, kv_rows, pairs;  ///< rows of queries, rows of keys, and pairs of both that the mask shows
+  };
+  /// Returns the operations after the projections of x on the expanded path. The term of position, which is the same on
+  /// both paths, is left out.
+  static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
+    return work.kv_rows * Policy::KeyValue::expand_flops(d) +
+           2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
+  }
+  /// Returns the operations after the projections of x on the absorbed path, without the term of position. Latents are
+  /// read once for all heads, but their rows are wider than a head's.
+  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires Policy::KeyValue::is_latent {
+    const AbsorbedShape a = Policy::KeyValue::absorbed(d);
+    return work.q_rows * Policy::KeyValue::absorb_flops(d) +
+           2 * d.num_heads * work.pairs * (a.key_width + a.value_width);
+  }
+  /// Returns whether the absorbed path has fewer operations than the expanded one.
+  static constexpr bool absorbing_is_cheaper(const AttentionDims& d, const Work& work) {
+    if constexpr (Policy::KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
+    return false;
+  }
+  /// Returns the work that decides the path of whole sequences: one chunk under a mask of chunks with limited left
+  /// context, and a long sequence otherwise, since short ones cost little on either path.
+  static constexpr Work whole_work(const Mask& mask) {
+    constexpr Index many = Index{1} << 16;
+    if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
+    return {mask.chunk, mask.chunk, mask.chunk * (mask.chunk + mask.left_context)};
+  }
+  /// Returns the work of a stream's chunk after `kept` cached frames: either path expands or reads all of them again.
+  static constexpr Work stream_work(Index chunk, Index kept) { return {chunk, kept + chunk, chunk * (kept + chunk)}; }
+  /// Returns the pairs of query and key that the mask shows in one sequence.
+  static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
+    if (mask.chunk == Mask::unlimited) return queries * keys;
+    require(mask.chunk > 0, "mask: chunk ", mask.chunk, " given, at least 1 expected");
+    Index pairs = 0;
+    for (Index i = 0; i < queries; i += mask.chunk) {
+      const auto seen = mask.keys(i, keys - queries, keys);
+      pairs += std::min(mask.chunk, queries - i) * (seen.end - seen.begin);
+    }
+    return pairs;
+  }
+
+  /// Returns the elements of the state of linear attention.
+  static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
+
+ private:
+  static constexpr Index core_flops(const AttentionDims& d, const Work& work, bool absorb) {
+    if constexpr (Policy::KeyValue::is_latent) {
+      if (absorb) return absorbed_flops(d, work);
+    }
+    return expanded_flops(d, work);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Groups H query heads over G key-value heads: query head h reads key-value head h / (H / G). G = H is multi-head
+/// attention (Vaswani et al. 2017), G = 1 multi-query (Shazeer 2019), anything between grouped-query (Ainslie et al.
+/// 2023).
+template <Index H, Index G = H>
+struct Heads {
+  static_assert(H == dyn || H > 0, "laconic: the number of heads must be positive, or `dyn`");
+  static_assert(G == dyn || G > 0, "laconic: the number of key-value heads must be positive, or `dyn`");
+  static_assert(H == dyn || G == dyn || H % (G > 0 ? G : 1) == 0,
+                "laconic: the number of key-value heads must divide the number of query heads");
+  static constexpr Index num_heads = H, num_kv_heads = G;  ///< `dyn` where the configuration decides
 };
 
 }  // namespace LACONIC_ABI
@@ -2505,47 +2680,44 @@ struct LowRankQuery {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A number of encoder frames, to tell it from other numbers: `cache_bytes(config, frames(1000))`.
-struct Frames {
-  Index count;
-};
-constexpr Frames frames(Index count) { return {count}; }
-
-/// Scores as probabilities: softmax of scaled products.
+/// Scores keys by softmax of scaled products (Vaswani et al. 2017, equation 1).
 struct Softmax {
-  static constexpr bool is_linear = false;
-};
-/// Scores as products of features elu + 1, without softmax, so that what was heard is a state of fixed size
-/// (Katharopoulos et al. 2020). It cannot forget: a limited left context is refused.
-struct LinearKernel {
-  static constexpr bool is_linear = true;
+  static constexpr bool is_linear = false;  ///< all keys are read again for every query
 };
 
-/// The two exact ways to compute attention over a latent: expand keys and values of every head, or absorb the expansion
-/// into queries and output. `by_cost` takes the one of fewer operations, by what mask and cache are like, never by what
-/// a batch is like: so a sequence has the same result in any company.
-enum class AttentionPath { by_cost, expanded, absorbed };
+/// Scores keys by products of features elu + 1, without softmax, so that the past is a state of fixed size
+/// (Katharopoulos et al. 2020). The state cannot forget: a mask with a limited left context is refused.
+struct LinearKernel {
+  static constexpr bool is_linear = true;  ///< the past is a state of fixed size
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 template <class Policy, class T>
 class AttentionLayer;
 
-/// Attention as a choice of independent policies, with its costs known at compile time. The layer that computes it is
-/// `Layer<T>`. Numbers that the type leaves open (`dyn`) come from the configuration.
+/// Combines independent policies into one attention, whose costs are known at compile time (`AttentionCost`) and whose
+/// layer is `Layer<T>`. Sizes that the type leaves open (`dyn`) come from the configuration. Combinations that have no
+/// meaning do not compile.
 template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition,
           class Query_ = FullQuery, class Score_ = Softmax>
-struct Attention {
-  using Heads = HeadsPolicy;
-  using KeyValue = KeyValue_;
-  using Position = Position_;
-  using Query = Query_;
-  using Score = Score_;
+struct Attention : AttentionCost<Attention<HeadsPolicy, KeyValue_, Position_, Query_, Score_>> {
+  using Heads = HeadsPolicy;   ///< query heads over key-value heads
+  using KeyValue = KeyValue_;  ///< what is cached, and how keys and values come from it
+  using Position = Position_;  ///< how the order of frames is known
+  using Query = Query_;        ///< how queries are projected
+  using Score = Score_;        ///< `Softmax` or `LinearKernel`
   template <class T>
-  using Layer = AttentionLayer<Attention, T>;
+  using Layer = AttentionLayer<Attention, T>;  ///< the layer that computes it in numbers of type T
 
   static_assert(!(KeyValue::one_input && Position::turns_input),
                 "laconic: one latent for keys and values does not go with InputRotary, which projects them from "
                 "different inputs; a split one does");
-  static_assert(!(Position::turns_keys && KeyValue::rotary_part < 0),
+  static_assert(!Position::turns_keys || KeyValue::rotary_part.has_value(),
                 "laconic: a rotary key differs from frame to frame and is no function of this latent; a decoupled "
                 "latent has a key for it");
   static_assert(Position::turns_keys || KeyValue::rotary_part != 1,
@@ -2557,7 +2729,7 @@ struct Attention {
       !(Score::is_linear && (Position::is_relative || Position::turns_keys)),
       "laconic: linear attention never compares one query with one key, so their distance has no place in it");
 
-  /// Throws where type and configuration contradict each other or the numbers do not fit.
+  /// Returns all sizes from type and configuration. Throws Error where they contradict each other or do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     const Index heads = resolve<Heads::num_heads>(config.num_heads, "num_heads");
     const Index kv_heads = resolve<Heads::num_kv_heads>(
@@ -2580,112 +2752,55 @@ struct Attention {
     return d;
   }
 
-  /// Bytes that one layer caches for this many frames; linear attention has a state of fixed size instead, always
-  /// stored in full.
-  static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
-    const AttentionDims d = dims(config);
-    if constexpr (Score::is_linear) return state_size(d) * 4;
-    Index bytes = 0;
-    for (const CachePart& part : KeyValue::parts(d))
-      bytes += cache_row_bytes(part.positional ? Storage::full : storage, part.width);
-    return n.count * bytes;
-  }
-  /// Trained numbers of one layer.
-  static constexpr Index parameter_count(const AttentionConfig& config) {
-    const AttentionDims d = dims(config);
-    return Query::parameter_count(d) + KeyValue::parameter_count(d) + Position::parameter_count(d) +
-           d.d_model * (d.q_dim() + d.bias);
-  }
-  /// Floating-point operations (a multiply-add counts two) of one layer over one whole sequence, on the path that it
-  /// takes.
-  static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
-    const AttentionDims d = dims(config);
-    const Index t = n.count;
-    const Index projections =
-        t * (Query::flops(d) + KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model) + Position::flops(d, t);
-    if constexpr (Score::is_linear)
-      return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
-    else
-      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
-  }
-
-  /// How much there is to attend: rows of queries and keys, and pairs of both that the mask shows.
-  struct Work {
-    Index q_rows, kv_rows, pairs;
-  };
-  /// Operations behind the projections of x, without the term of position, which is the same on both paths
-  /// (attention over latents reads them once for all heads, but multiplies wider rows).
-  static constexpr Index expanded_flops(const AttentionDims& d, const Work& work) {
-    return work.kv_rows * KeyValue::expand_flops(d) +
-           2 * d.num_heads * work.pairs * (2 * d.head_dim + d.qk_rope_head_dim);
-  }
-  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires KeyValue::is_latent {
-    const AbsorbedShape a = KeyValue::absorbed(d);
-    return work.q_rows * KeyValue::absorb_flops(d) + 2 * d.num_heads * work.pairs * (a.key_width + a.value_width);
-  }
-  static constexpr bool absorbing_is_cheaper(const AttentionDims& d, const Work& work) {
-    if constexpr (KeyValue::is_latent) return absorbed_flops(d, work) < expanded_flops(d, work);
-    return false;
-  }
-  /// What a whole sequence is for the choice of a path: its chunks, where it has such with a limited left context, and
-  /// a long one otherwise, for in short ones either path costs little.
-  static constexpr Work whole_work(const Mask& mask) {
-    constexpr Index many = Index{1} << 16;
-    if (mask.chunk == Mask::unlimited || mask.left_context == Mask::unlimited) return {many, many, many * many};
-    return {mask.chunk, mask.chunk, mask.chunk * (mask.chunk + mask.left_context)};
-  }
-  /// A chunk of a stream that keeps so many frames before it: all of them are expanded anew, or none.
-  static constexpr Work stream_work(Index chunk, Index kept) { return {chunk, kept + chunk, chunk * (kept + chunk)}; }
-  /// Pairs of query and key in one sequence.
-  static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
-    if (mask.chunk == Mask::unlimited) return queries * keys;
-    require(mask.chunk > 0, "mask: chunk ", mask.chunk, " given, at least 1 expected");
-    Index pairs = 0;
-    for (Index i = 0; i < queries; i += mask.chunk) {
-      const auto seen = mask.keys(i, keys - queries, keys);
-      pairs += std::min(mask.chunk, queries - i) * (seen.end - seen.begin);
-    }
-    return pairs;
-  }
-
-  /// Of what the position turns: a head, or its part that is set aside for this.
+  /// Returns the width that a rotary position rotates: a head, or the part that is set aside for it.
   static constexpr Index rotary_width(const AttentionDims& d) {
     return d.qk_rope_head_dim > 0 ? d.qk_rope_head_dim : d.head_dim;
   }
-  /// Numbers of the state of linear attention.
-  static constexpr Index state_size(const AttentionDims& d) { return d.num_kv_heads * d.head_dim * (d.head_dim + 1); }
-
- private:
-  static constexpr Index core_flops(const AttentionDims& d, const Work& work, bool absorb) {
-    if constexpr (KeyValue::is_latent) {
-      if (absorb) return absorbed_flops(d, work);
-    }
-    return expanded_flops(d, work);
-  }
 };
 
-// `Mha<dyn>` leaves both numbers of heads open: it is `Gqa<dyn, dyn>`, and MHA where the configuration gives
-// num_kv_heads = 0.
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Multi-head attention (Vaswani et al. 2017). `Mha<dyn>` leaves both numbers of heads open, as `Gqa<dyn, dyn>` does,
+/// and is MHA where the configuration gives num_kv_heads = 0.
 template <Index H, class Position = RelativePosition>
 using Mha = Attention<Heads<H, H>, FullRank, Position>;
+/// Grouped-query attention of H query heads over G key-value heads (Ainslie et al. 2023).
 template <Index H, Index G, class Position = RelativePosition>
 using Gqa = Attention<Heads<H, G>, FullRank, Position>;
+/// Multi-query attention: all query heads read one key-value head (Shazeer 2019).
 template <Index H, class Position = RelativePosition>
 using Mqa = Attention<Heads<H, 1>, FullRank, Position>;
+/// Latent attention with a two-step expansion of every head from one latent of rank R.
 template <Index H, Index R, class Position = RelativePosition>
 using Mla = Attention<Heads<H, H>, TwoStageLatent<R>, Position>;
+/// Latent attention with one latent of rank R (DeepSeek-V2 2024, without the rotary key).
 template <Index H, Index R, class Position = RelativePosition>
 using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
+/// Latent attention with one latent for keys and one for values (Palu, Chang et al. 2024).
 template <Index H, Index RK, Index RV = RK, class Position = RelativePosition>
 using MlaSplit = Attention<Heads<H, H>, SplitLatent<RK, RV>, Position>;
+/// Latent attention with latents of rank R for every head; a ValueRank above 0 makes the values' expansion low-rank.
 template <Index H, Index R, Index ValueRank = 0, class Position = RelativePosition>
 using MlaHead = Attention<Heads<H, H>, HeadLatent<R, ValueRank>, Position>;
+/// DeepSeek-V2's attention: one latent of rank R and one rotary key of RopeDim elements (2024, section 2.1).
 template <Index H, Index R, Index RopeDim, class Query = FullQuery, template <class> class Norm = RmsNorm>
 using MlaDecoupled = Attention<Heads<H, H>, DecoupledLatent<R, RopeDim, Norm>, Rotary<>, Query>;
+/// Multi-head or grouped-query attention that caches the layer's input in place of keys and values.
 template <Index H, Index G = H, class Position = RelativePosition>
 using CachedInput = Attention<Heads<H, G>, InputLatent, Position>;
+/// Linear attention, whose past is a state of fixed size (Katharopoulos et al. 2020).
 template <Index H, Index G = H, class Position = NoPosition>
 using LinearAttention = Attention<Heads<H, G>, FullRank, Position, FullQuery, LinearKernel>;
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
 /// Face Conformer, and DeepSeek's where that has none.
@@ -2766,7 +2881,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     if constexpr (Position::turns_keys) {
       Tensor& of_query = q.rope.empty() ? q.content : q.rope;
       of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
-      Tensor& of_key = memory[static_cast<std::size_t>(KeyValue::rotary_part)];
+      Tensor& of_key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
       of_key = context.rotate(std::move(of_key), pass.table, Position::pairs);
     }
     const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
