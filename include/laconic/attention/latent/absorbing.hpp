@@ -63,8 +63,8 @@ class AbsorbingLayer {
 
   /// Marks the expansions as weights that heads multiply by one at a time. Called once they are constructed.
   void use_by_heads() {
-    for (auto* step : Layer::key_up(static_cast<Layer&>(*this))) never_packed(*step);
-    for (auto* step : Layer::value_up(static_cast<Layer&>(*this))) never_packed(*step);
+    for (auto* step : Layer::key_up(static_cast<Layer&>(*this))) used_by_heads(*step);
+    for (auto* step : Layer::value_up(static_cast<Layer&>(*this))) used_by_heads(*step);
   }
 
   /// Applies the steps to every head, each with its block of the weights: (rows, heads * in) to (rows, heads * out).
