@@ -72,7 +72,7 @@ TEMPLATE_TEST_CASE("linear attention is the published recurrence", "[golden]", f
     CHECK(golden.gradients() == 3);
     if (!causal) continue;
     // The same one row after the other, through a state.
-    auto states = cpu.constant(1, 3 * 5 * (4 + 1), [](Index, Index) { return T(0); });
+    auto states = cpu.fill(1, 3 * 5 * (4 + 1), 0);
     const Sequences row{1};
     for (Index i = 0; i < 13; ++i) {
       const auto at = [&](const char* name) { return cpu.input(Matrix<T>(golden(name).row(i))); };

@@ -178,7 +178,7 @@ std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, Storage st
   std::array<Matrix<T>, 2> outs;
   for (const Index round : {0, 1}) {
     const auto slot = [&](Index n) { return count - n - round; };
-    for (Index n = 0; round > 0 && n < count; ++n) state.clear(slot(n));
+    for (Index n = 0; round > 0 && n < count; ++n) state.clear(cpu, slot(n));
     const Matrix<T> x = round > 0 ? c.x : Matrix<T>(-c.x);
     Matrix<T>& out = outs[static_cast<std::size_t>(round)] =
         Matrix<T>::Constant(x.rows(), x.cols(), std::numeric_limits<T>::quiet_NaN());

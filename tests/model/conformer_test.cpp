@@ -39,9 +39,9 @@ Sequences sequences_of(const SafetensorsFile& file, const std::string& name) {
 /// sum(y * weight) of all entries, from primitives: the trace of y weight^T, the rest of which counts as infinite.
 template <class Tape, class Tensor, class T>
 void backward_of_sum(Tape& tape, const Tensor& y, const Parameter<T>& weight) {
-  const auto off_diagonal = tape.constant(
-      y.rows(), y.rows(), [](Index r, Index c) { return r == c ? T(0) : std::numeric_limits<T>::infinity(); });
-  tape.backward(tape.mean_finite(tape.add(tape.linear(y, weight, nullptr), off_diagonal)),
+  Matrix<T> off_diagonal = Matrix<T>::Constant(y.rows(), y.rows(), std::numeric_limits<T>::infinity());
+  off_diagonal.diagonal().setZero();
+  tape.backward(tape.mean_finite(tape.add(tape.linear(y, weight, nullptr), tape.input(std::move(off_diagonal)))),
                 static_cast<double>(y.rows() * y.rows()));
 }
 

@@ -78,10 +78,10 @@ struct GradientCheck {
         mix->trainable = false;
       }
       const Random random(Seed(5), "offset");
-      const Tensor offset = tape.constant(y.rows(), y.cols(), [&](Index r, Index c) {
-        return random.normal(static_cast<std::uint64_t>(r * y.cols() + c));
-      });
-      return tape.mean_finite(tape.activation(Activation::silu, tape.linear(tape.add(y, offset), *mix, nullptr)));
+      Matrix<double> offset(y.rows(), y.cols());
+      for (Index i = 0; i < offset.size(); ++i) offset.data()[i] = random.normal(static_cast<std::uint64_t>(i));
+      return tape.mean_finite(
+          tape.activation(Activation::silu, tape.linear(tape.add(y, tape.input(std::move(offset))), *mix, nullptr)));
     };
     const auto evaluate = [&] {
       Tape tape(backend, Seed(9), training);

@@ -70,47 +70,11 @@ struct PlainPosition {
 /// Order is known from elsewhere (convolutions) or not at all.
 struct NoPosition : PlainPosition {};
 
-/// The rates 10000^(-2 m / width) at which pairs of columns turn with position (Vaswani et al. 2017, section 3.5).
-class SinusoidRates {
- public:
-  SinusoidRates(Arena& arena, Index width)
-      : buffer_(arena.allocate(static_cast<std::size_t>(width + 1) / 2 * sizeof(double))) {
-    for (Index m = 0; 2 * m < width; ++m) static_cast<double*>(buffer_.data())[m] = rate(m, width);
-  }
-  /// Chosen ones.
-  SinusoidRates(Arena& arena, Index width, const IndexList& chosen)
-      : buffer_(arena.allocate(static_cast<std::size_t>(chosen.size()) * sizeof(double))) {
-    for (Index i = 0; i < chosen.size(); ++i) static_cast<double*>(buffer_.data())[i] = rate(chosen[i], width);
-  }
-  double operator[](Index pair) const { return static_cast<const double*>(buffer_.data())[pair]; }
-
- private:
-  static double rate(Index m, Index width) {
-    return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
-  }
-
-  Buffer buffer_;
-};
-
-/// Sinusoids (rows, d_model) of the position of each row: sin in even, cos in odd columns, wavelengths 2 pi to 20000
-/// pi.
-template <class Context, class Position>
-auto sinusoids(Context& context, Index rows, Index d_model, Position&& position) {
-  const SinusoidRates rates(context.arena(), d_model);
-  return context.constant(rows, d_model, [&](Index row, Index column) {
-    const double angle = position(row) * rates[column / 2];
-    return column % 2 == 0 ? std::sin(angle) : std::cos(angle);
-  });
-}
-
 /// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
 struct Sinusoidal : PlainPosition {
   template <class Context, class Tensor>
   static Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) {
-    const auto positions = sinusoids(context, x.rows(), x.cols(), [&](Index row) {
-      const Index n = pass.sequences.sequence_of(row);
-      return static_cast<double>(pass.first(n) + row - pass.sequences.begin(n));
-    });
+    const auto positions = context.sinusoids({pass.sequences, pass.firsts}, x.cols());
     return context.add(std::move(x), positions);
   }
 };
@@ -127,7 +91,9 @@ struct RelativePosition : PlainPosition {
   /// The sinusoids of distances n - 1 down to -(n - 1), (2 n - 1, d_model), for sequences of up to n frames.
   template <class Context>
   static auto distances(Context& context, const AttentionDims& d, Index n) {
-    return sinusoids(context, 2 * n - 1, d.d_model, [&](Index row) { return static_cast<double>(n - 1 - row); });
+    const Index first = n - 1;
+    const Sequences all = Sequences::make(context.arena(), 1, [&](Index) { return 2 * n - 1; });
+    return context.sinusoids({all, {&first, 1}, -1}, d.d_model);
   }
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
@@ -185,13 +151,8 @@ struct RelativePosition : PlainPosition {
 struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
-    const SinusoidRates rates = d.rope_pairs.size() > 0 ? SinusoidRates(context.arena(), d.head_dim, d.rope_pairs)
-                                                        : SinusoidRates(context.arena(), width);
-    return context.constant(pass.sequences.rows(), width, [&](Index row, Index column) {
-      const Index n = pass.sequences.sequence_of(row), pair = column % (width / 2);
-      const double angle = static_cast<double>(pass.first(n) + row - pass.sequences.begin(n)) * rates[pair];
-      return column < width / 2 ? std::cos(angle) : std::sin(angle);
-    });
+    const Index rate_width = d.rope_pairs.size() > 0 ? d.head_dim : width;
+    return context.rotary_table({pass.sequences, pass.firsts}, width, rate_width, d.rope_pairs);
   }
 };
 

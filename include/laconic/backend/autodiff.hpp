@@ -71,9 +71,9 @@ class Autodiff {
   /// Returns a value of the backend as one without a derivative.
   Tensor constant(Value x) { return {std::move(x), -1}; }
   Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
+  Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
+  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs) {
+    return {backend_.rotary_table(positions, width, rate_width, pairs), -1};
   }
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
   double number(const Tensor& x) { return backend_.number(x.value); }

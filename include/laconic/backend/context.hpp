@@ -3,6 +3,7 @@
 
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/arena.hpp>
+#include <laconic/core/index_list.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/sequences.hpp>
@@ -43,7 +44,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              const Conv2dShape& conv2d, const Conv1dShape& conv1d, const Labels& labels,
              const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
              const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
-             double number, Index count, Storage storage, std::span<Index> columns) {
+             double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
+             const IndexList& pair_list) {
   // -- tensors ------------------------------------------------------------------------------------------------------
   // The dimensions, and whether there is a value at all.
   { x.rows() } -> std::convertible_to<Index>;
@@ -70,10 +72,14 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   {c.argmax(x, columns)};
   // fill: a tensor (rows, cols) of one value, without a derivative.
   { c.fill(count, count, number) } -> std::same_as<typename C::Tensor>;
-  // constant: a tensor filled by fill(row, col), without a derivative.
-  {
-    c.constant(count, count, [](Index, Index) { return 0.0; })
-    } -> std::same_as<typename C::Tensor>;
+  // sinusoids: sinusoids (rows, width) of the positions of rows, without a derivative: sin in even columns, cos in odd
+  // ones, of position * 10000^(-2 m / width) with m = column / 2 (Vaswani et al. 2017, section 3.5). Angle, sine and
+  // cosine are those of double.
+  { c.sinusoids(positions, count) } -> std::same_as<typename C::Tensor>;
+  // rotary_table: the table of `rotate`, (rows, width) with `width` even, without a derivative: cosines of width / 2
+  // pairs, then their sines, of position * 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has
+  // m = pairs[i], or m = i where no pairs are given. Angle, sine and cosine are those of double.
+  { c.rotary_table(positions, count, count, pair_list) } -> std::same_as<typename C::Tensor>;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare: moves the parameters of a model into the form that this context runs fastest, rounded as `storage` says

@@ -9,6 +9,7 @@
 #include <laconic/backend/cpu/linear.hpp>
 #include <laconic/backend/cpu/losses.hpp>
 #include <laconic/backend/cpu/norms.hpp>
+#include <laconic/backend/cpu/positions.hpp>
 #include <laconic/backend/cpu/training.hpp>
 
 namespace laconic {
@@ -22,6 +23,7 @@ template <class T = float>
 class Cpu : public CpuCore<T>,
             public CpuLinear<T>,
             public CpuNorms<T>,
+            public CpuPositions<T>,
             public CpuElementwise<T>,
             public CpuConvolution<T>,
             public CpuAttention<T>,
@@ -45,6 +47,7 @@ class Cpu : public CpuCore<T>,
       : CpuCore<T>(threads),
         CpuLinear<T>(core()),
         CpuNorms<T>(core()),
+        CpuPositions<T>(core()),
         CpuElementwise<T>(core()),
         CpuConvolution<T>(core()),
         CpuAttention<T>(core()),

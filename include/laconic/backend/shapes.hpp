@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -113,6 +114,16 @@ struct HeadShape {
 /// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
 /// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
 enum class RotaryPairs { interleaved, halves };
+
+/// Says where packed rows stand in time: row i of sequence n is at first(n) + step * i.
+struct RowPositions {
+  const Sequences& sequences;       ///< the sequences of the rows; must outlive this
+  std::span<const Index> firsts{};  ///< the position of each sequence's first row, in frames; empty: 0
+  Index step = 1;                   ///< 1, or -1 for distances, which fall from row to row
+
+  /// Returns the position of the first row of sequence n.
+  constexpr Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
+};
 
 /// A depthwise convolution over time: output t sees inputs t - left and on.
 struct DepthwiseShape {

@@ -209,7 +209,7 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
               const Sequences& sequences) const {
     const Index n = sequences.size();
     const Sequences one = sequences.map_lengths(context.arena(), [](Index) { return 1; });
-    const Tensor zeros = context.constant(n, x.cols(), [](Index, Index) { return 0; });
+    const Tensor zeros = context.fill(n, x.cols(), 0);
     const AttendShape shape{1, 1, 1 / std::sqrt(static_cast<double>(x.cols()))};
     return weight(context, context.attend(context.add_row(zeros, pooling.weight), x, x, shape, one, sequences));
   }

@@ -77,13 +77,6 @@ class CpuCore {
     std::fill_n(out.data(), out.size(), static_cast<T>(value));
     return out;
   }
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    Tensor out = make(rows, cols);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
-    return out;
-  }
 
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
