@@ -1,7 +1,5 @@
 // The contract of contexts, and when a primitive may work in place.
-#include "../../bench/cpu_with.hpp"
 #include "gradient_check.hpp"
-
 #include "../../bench/cpu_with.hpp"
 
 #include <laconic/laconic.hpp>

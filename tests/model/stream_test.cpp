@@ -6,6 +6,7 @@
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/stream.hpp>
 
+#include "backends.hpp"
 #include "gradient_check.hpp"
 
 #include <array>
@@ -26,10 +27,11 @@ struct Draw {
   std::uint64_t at = 0;
 };
 
-template <class Kind_, class Policy_, class T_ = double>
+template <class Kind_, class Policy_, class T_ = double, class Context_ = Cpu<T_>>
 struct Case {
   using Policy = Policy_;
   using T = T_;
+  using Context = Context_;
   using Model = Encoder<Kind_, Policy, T>;
 };
 using Cases = std::tuple<
@@ -110,8 +112,8 @@ struct Utterance {
 
 /// Pushes the utterances as they might come: up to `capacity` at a time, in any order, several in one call, in blocks
 /// of 0 to 50 rows. Gives what came out.
-template <class Model, class T>
-std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model>& streams, Index capacity,
+template <class Model, class Context, class T>
+std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model, Context>& streams, Index capacity,
                              const std::vector<Utterance<T>>& utterances) {
   struct Live {
     std::size_t utterance;
@@ -121,12 +123,13 @@ std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model>& str
   std::vector<Matrix<T>> out(utterances.size(), Matrix<T>(0, model.config().vocab_size));
   const auto take = [&](const std::vector<Live>& of, const auto& logits) {
     REQUIRE(logits.sequences.size() == static_cast<Index>(of.size()));
+    const Matrix<T> rows = streams.context().output(logits.rows);
     for (std::size_t n = 0; n < of.size(); ++n) {
       Matrix<T>& to = out[of[n].utterance];
       const Matrix<T> before = to;
       to.resize(before.rows() + logits.sequences.length(static_cast<Index>(n)), before.cols());
       to << before,
-          logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
+          rows.middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
     }
   };
   std::vector<Index> ids, lengths;
@@ -220,7 +223,9 @@ void check_streams(Index n, Names name) {
   const Index capacity = draw(1, 4);
   const int threads = n % 300 == 3 ? 2 : 1;
   StreamConfig streamed_as{.capacity = capacity, .max_frames = std::max<Index>(1, longest), .threads = threads};
-  Streams<Model> streams(model, streamed_as);
+  Model streamed_model = model;
+  if constexpr (!C::Context::computes_on_host) typename C::Context(1).prepare(streamed_model);
+  Streams<Model, typename C::Context> streams(streamed_model, streamed_as);
   const auto out = drive(draw, model, streams, capacity, utterances);
   streamed_as.capacity = streamed_as.threads = 1;
   for (std::size_t i = 0; i < out.size(); ++i) {
@@ -258,6 +263,14 @@ TEMPLATE_LIST_TEST_CASE("streams give the whole pass under the mask of their chu
     for (const auto& name : enum_names(Names()))
       if ((name.value == Names::by_type) != all_names)
         check_streams<TestType>(n + 100 * static_cast<Index>(name.value), name.value);
+}
+
+TEMPLATE_LIST_TEST_CASE("streams on every backend", "[stream]", Backends<double>) {
+  for (Index n = 0; n < 10; ++n) {
+    check_streams<Case<ConformerKind, Mha<4>, double, TestType>>(n, Names::by_type);
+    check_streams<Case<EBranchformerKind, MlaSimple<4, 5>, double, TestType>>(n + 40, Names::by_type);
+    check_streams<Case<ConformerKind, LinearAttention<4>, double, TestType>>(n + 80, Names::by_type);
+  }
 }
 
 TEST_CASE("more streams than one pass takes", "[stream]") {

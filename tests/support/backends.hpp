@@ -1,0 +1,43 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// The backends that the suites of primitives, gradients, streams and models run on: another one joins here.
+#pragma once
+
+#include <laconic/backend/cpu.hpp>
+
+#include "fenced.hpp"
+
+#include <tuple>
+#include <type_traits>
+
+namespace laconic {
+
+template <class T>
+using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;
+
+/// Parameters that are no model's, to be prepared as one.
+template <class T>
+struct ParameterList : Module<ParameterList<T>> {
+  std::vector<Parameter<T>*> all;
+  explicit ParameterList(std::vector<Parameter<T>*> list) : all(std::move(list)) {}
+  static void each_parameter(auto& self, auto&& visit) {
+    for (auto* p : self.all) visit("parameter", *p);
+  }
+};
+
+/// Has the parameters of a model where a backend trains them, for as long as this lives.
+template <class Backend, class Model>
+class TrainedOn {
+ public:
+  TrainedOn(Backend& backend, Model& model) : backend_(backend), model_(model) {
+    if constexpr (!Backend::computes_on_host) backend_.prepare_training(model_);
+  }
+  TrainedOn(const TrainedOn&) = delete;
+  TrainedOn& operator=(const TrainedOn&) = delete;
+  ~TrainedOn() { backend_.fetch(model_); }
+
+ private:
+  Backend& backend_;
+  Model& model_;
+};
+
+}  // namespace laconic
