@@ -10,6 +10,8 @@ namespace {
 
 constexpr double tolerance = 1e-6;
 const GradientCheck check;
+template <class Backend>
+const GradientCheckOn<Backend> on{};
 
 /// All derivatives of attention for one choice of everything.
 struct AttendCase {
@@ -21,6 +23,7 @@ struct AttendCase {
   Index longer_table = 0;
   int threads = 1;
 
+  template <class Backend>
   double error() const {
     const Index cols = num_heads * key_width, span = kv.max_length() + longer_table;
     const AttendShape shape{num_heads, num_kv_heads, 0.7, mask};
@@ -34,7 +37,7 @@ struct AttendCase {
       inputs.push_back(random_matrix(2 * span - 1, cols, 4, 0.5));
       parameters = {&u, &v};
     }
-    return GradientCheck{.threads = threads}(inputs, parameters, [&](auto& tape, const auto& x) {
+    return GradientCheckOn<Backend>{{.threads = threads}}(inputs, parameters, [&](auto& tape, const auto& x) {
       using Tensor = std::remove_cvref_t<decltype(x[0])>;
       const auto term = relative ? RelativeTerm<Tensor, double>{x[3], &u, &v} : RelativeTerm<Tensor, double>{};
       return tape.attend(x[0], x[1], x[2], shape, q, kv, term, dropout);
@@ -80,50 +83,50 @@ TEST_CASE("the gradient check finds planted errors", "[gradient]") {
   CHECK(check({}, {&other}, [&](auto& tape, const auto&) { return tape.linear(tape.input(x[0]), weight, &bias); }) > 1);
 }
 
-TEST_CASE("derivatives of linear layers", "[gradient]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of linear layers", "[gradient]", Backends<double>) {
   for (const auto& [rows, in, out] :
        std::vector<std::tuple<Index, Index, Index>>{{1, 1, 1}, {7, 5, 11}, {19, 33, 26}, {70, 40, 37}}) {
     Parameter<double> weight = random_parameter({out, in}, 2, 0.3), bias = random_parameter({out}, 3);
     const std::vector<Matrix<double>> x{random_matrix(rows, in, 1)};
     INFO(rows << " rows, " << in << " to " << out);
-    CHECK(check(x, {&weight, &bias}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, &bias); }) <
+    CHECK(on<TestType>(x, {&weight, &bias},
+                       [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, &bias); }) < tolerance);
+    CHECK(on<TestType>(x, {&weight}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, nullptr); }) <
           tolerance);
-    CHECK(check(x, {&weight}, [&](auto& tape, const auto& v) { return tape.linear(v[0], weight, nullptr); }) <
-          tolerance);
-    CHECK((GradientCheck{.threads = 3}(x, {&weight, &bias}, [&](auto& tape, const auto& v) {
+    CHECK((GradientCheckOn<TestType>{{.threads = 3}}(x, {&weight, &bias}, [&](auto& tape, const auto& v) {
             return tape.linear(v[0], weight, &bias);
           })) < tolerance);
   }
 }
 
-TEST_CASE("derivatives of activations", "[gradient]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of activations", "[gradient]", Backends<double>) {
   const std::vector<Matrix<double>> x{random_matrix(5, 22, 1, 2)};
   for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu})
-    CHECK(check(x, {}, [&](auto& tape, const auto& v) { return tape.activation(kind, v[0]); }) < tolerance);
-  CHECK(check(x, {}, [&](auto& tape, const auto& v) { return tape.glu(v[0]); }) < tolerance);
-  CHECK(check(x, {}, [&](auto& tape, const auto& v) { return tape.log_softmax(v[0]); }) < tolerance);
+    CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.activation(kind, v[0]); }) < tolerance);
+  CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.glu(v[0]); }) < tolerance);
+  CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.log_softmax(v[0]); }) < tolerance);
 }
 
-TEST_CASE("derivatives of norms", "[gradient]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of norms", "[gradient]", Backends<double>) {
   LayerNorm<double> layer(13);
   BatchNorm<double> batch(37);
   randomize(layer, 10);
   randomize(batch, 20);
   const std::vector<Matrix<double>> x{random_matrix(6, 13, 1)}, wide{random_matrix(6, 37, 1)};
-  CHECK(check(x, weights_of(layer), [&](auto& tape, const auto& v) { return layer(tape, v[0]); }) < tolerance);
+  CHECK(on<TestType>(x, weights_of(layer), [&](auto& tape, const auto& v) { return layer(tape, v[0]); }) < tolerance);
   SequenceNorm<double> over_time(13);
   randomize(over_time, 30);
   const Sequences uneven{4, 0, 9};
-  CHECK(check({random_matrix(13, 13, 2)}, weights_of(over_time),
-              [&](auto& tape, const auto& v) { return over_time(tape, v[0], uneven); }) < tolerance);
+  CHECK(on<TestType>({random_matrix(13, 13, 2)}, weights_of(over_time),
+                     [&](auto& tape, const auto& v) { return over_time(tape, v[0], uneven); }) < tolerance);
   for (const bool training : {true, false}) {
     INFO("training " << training);
-    CHECK((GradientCheck{.training = training}(
+    CHECK((GradientCheckOn<TestType>{{.training = training}}(
               wide, weights_of(batch), [&](auto& tape, const auto& v) { return batch(tape, v[0]); })) < tolerance);
   }
 }
 
-TEST_CASE("derivatives of convolutions", "[gradient]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of convolutions", "[gradient]", Backends<double>) {
   const Sequences from{9, 2, 14, 0, 3};
   for (const Index stride : {1, 2})
     for (const Index channels : {1, 3})
@@ -134,10 +137,10 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
         const Sequences to{std::span<const Index>(lengths)};
         Parameter<double> weight = random_parameter({5, channels, 3, 3}, 2, 0.3), bias = random_parameter({5}, 3);
         INFO("stride " << stride << ", channels " << channels);
-        CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), shape.in_cols(), 1)}, {&weight, &bias},
-                                                 [&](auto& tape, const auto& v) {
-                                                   return tape.conv2d(v[0], weight, bias, shape, from, to);
-                                                 })) < tolerance);
+        CHECK((GradientCheckOn<TestType>{{.threads = threads}}(
+                  {random_matrix(from.rows(), shape.in_cols(), 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
+                    return tape.conv2d(v[0], weight, bias, shape, from, to);
+                  })) < tolerance);
       }
 
   for (const Index stride : {1, 2, 5})
@@ -148,10 +151,10 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
       const Sequences to{std::span<const Index>(lengths)};
       Parameter<double> weight = random_parameter({5, 3, 4}, 2, 0.3), bias = random_parameter({5}, 3);
       INFO("stride " << stride);
-      CHECK((GradientCheck{.threads = threads}({random_matrix(from.rows(), 3, 1)}, {&weight, &bias},
-                                               [&](auto& tape, const auto& v) {
-                                                 return tape.conv1d(v[0], weight, &bias, shape, from, to);
-                                               })) < tolerance);
+      CHECK((GradientCheckOn<TestType>{{.threads = threads}}({random_matrix(from.rows(), 3, 1)}, {&weight, &bias},
+                                                             [&](auto& tape, const auto& v) {
+                                                               return tape.conv1d(v[0], weight, &bias, shape, from, to);
+                                                             })) < tolerance);
     }
 
   const Sequences sequences{7, 0, 1, 70};
@@ -159,82 +162,90 @@ TEST_CASE("derivatives of convolutions", "[gradient]") {
                                      DepthwiseShape{1, 1}, DepthwiseShape{0, 16}}) {
     Parameter<double> weight = random_parameter({11, 1, 5}, 2, 0.5), bias = random_parameter({11}, 3);
     INFO("left " << shape.left << ", chunk " << shape.chunk);
-    CHECK(check({random_matrix(78, 11, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
+    CHECK(on<TestType>({random_matrix(78, 11, 1)}, {&weight, &bias}, [&](auto& tape, const auto& v) {
             return tape.depthwise_conv(v[0], weight, &bias, sequences, shape);
           }) < tolerance);
-    CHECK(check({random_matrix(78, 11, 1)}, {&weight}, [&](auto& tape, const auto& v) {
+    CHECK(on<TestType>({random_matrix(78, 11, 1)}, {&weight}, [&](auto& tape, const auto& v) {
             return tape.depthwise_conv(v[0], weight, nullptr, sequences, shape);
           }) < tolerance);
   }
 }
 
-TEST_CASE("derivatives of attention", "[gradient][attention]") {
-  CHECK(AttendCase{}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 6, .num_kv_heads = 2, .key_width = 4}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 1, .key_width = 5, .value_width = 9}.error() < tolerance);
-  CHECK(AttendCase{.relative = true}.error() < tolerance);
-  CHECK(AttendCase{.relative = true, .longer_table = 4}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .value_width = 7, .relative = true, .threads = 3}.error() <
+TEMPLATE_LIST_TEST_CASE("derivatives of attention", "[gradient][attention]", Backends<double>) {
+  CHECK(AttendCase{}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.num_heads = 6, .num_kv_heads = 2, .key_width = 4}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 1, .key_width = 5, .value_width = 9}.template error<TestType>() <
         tolerance);
+  CHECK(AttendCase{.relative = true}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.relative = true, .longer_table = 4}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .value_width = 7, .relative = true, .threads = 3}
+            .template error<TestType>() < tolerance);
   // Longer than one tile of queries.
-  CHECK(AttendCase{.q{70, 5}}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 0, 5}, .relative = true, .threads = 2}.error() <
-        tolerance);
-  CHECK(AttendCase{.q{130}, .relative = true}.error() < tolerance);
+  CHECK(AttendCase{.q{70, 5}}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 0, 5}, .relative = true, .threads = 2}
+            .template error<TestType>() < tolerance);
+  CHECK(AttendCase{.q{130}, .relative = true}.template error<TestType>() < tolerance);
   // Keys that were there before the queries.
-  CHECK(AttendCase{.q{3, 1}, .kv{8, 1}, .relative = true}.error() < tolerance);
-  CHECK(AttendCase{.q{66, 1}, .kv{80, 4}, .mask = Mask::causal(), .relative = true}.error() < tolerance);
+  CHECK(AttendCase{.q{3, 1}, .kv{8, 1}, .relative = true}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.q{66, 1}, .kv{80, 4}, .mask = Mask::causal(), .relative = true}.template error<TestType>() <
+        tolerance);
   // Other keys altogether.
-  CHECK(AttendCase{.q{3, 2, 1}, .kv{2, 5, 0}}.error() < tolerance);
+  CHECK(AttendCase{.q{3, 2, 1}, .kv{2, 5, 0}}.template error<TestType>() < tolerance);
   // Sums over parts of many keys.
-  CHECK(AttendCase{.q{3, 2}, .kv{1000, 400}, .mask = Mask::chunked(2, 500), .relative = true}.error() < tolerance);
+  CHECK(
+      AttendCase{.q{3, 2}, .kv{1000, 400}, .mask = Mask::chunked(2, 500), .relative = true}.template error<TestType>() <
+      tolerance);
 }
 
-TEST_CASE("derivatives of masked attention", "[gradient][attention]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of masked attention", "[gradient][attention]", Backends<double>) {
   for (const Mask mask : {Mask::causal(), Mask::chunked(1, 3), Mask::chunked(4, 0), Mask::chunked(4, 6),
                           Mask::chunked(3, Mask::unlimited)})
     for (const bool relative : {false, true}) {
       INFO("chunk " << mask.chunk << ", left " << mask.left_context << ", relative " << relative);
-      CHECK(AttendCase{.q{70, 5}, .mask = mask, .relative = relative}.error() < tolerance);
+      CHECK(AttendCase{.q{70, 5}, .mask = mask, .relative = relative}.template error<TestType>() < tolerance);
       CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .key_width = 5, .q{9, 1}, .mask = mask, .relative = relative}
-                .error() < tolerance);
+                .template error<TestType>() < tolerance);
     }
 }
 
-TEST_CASE("derivatives with dropout", "[gradient]") {
-  CHECK(AttendCase{.dropout = 0.3}.error() < tolerance);
-  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 5}, .relative = true, .dropout = 0.2}.error() < tolerance);
-  CHECK(AttendCase{.q{20, 5}, .mask = Mask::chunked(4, 3), .relative = true, .dropout = 0.2}.error() < tolerance);
-  CHECK(AttendCase{.q{3}, .kv{1000}, .dropout = 0.2}.error() < tolerance);
-  CHECK(check({random_matrix(9, 21, 1)}, {}, [&](auto& tape, const auto& v) { return tape.dropout(v[0], 0.4); }) <
-        tolerance);
+TEMPLATE_LIST_TEST_CASE("derivatives with dropout", "[gradient]", Backends<double>) {
+  CHECK(AttendCase{.dropout = 0.3}.template error<TestType>() < tolerance);
+  CHECK(AttendCase{.num_heads = 4, .num_kv_heads = 2, .q{70, 5}, .relative = true, .dropout = 0.2}
+            .template error<TestType>() < tolerance);
+  CHECK(
+      AttendCase{.q{20, 5}, .mask = Mask::chunked(4, 3), .relative = true, .dropout = 0.2}.template error<TestType>() <
+      tolerance);
+  CHECK(AttendCase{.q{3}, .kv{1000}, .dropout = 0.2}.template error<TestType>() < tolerance);
+  CHECK(on<TestType>({random_matrix(9, 21, 1)}, {},
+                     [&](auto& tape, const auto& v) { return tape.dropout(v[0], 0.4); }) < tolerance);
 }
 
-TEST_CASE("derivatives of sums", "[gradient]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of sums", "[gradient]", Backends<double>) {
   const std::vector<Matrix<double>> two{random_matrix(5, 9, 1), random_matrix(5, 9, 2)};
   for (const double scale : {1.0, 0.5, -3.0})
-    CHECK(check(two, {}, [&](auto& tape, const auto& v) { return tape.add(v[0], v[1], scale); }) < tolerance);
+    CHECK(on<TestType>(two, {}, [&](auto& tape, const auto& v) { return tape.add(v[0], v[1], scale); }) < tolerance);
   // A value used several times gets the sum of what comes back, whatever shares memory.
-  CHECK(check(two, {}, [&](auto& tape, const auto& v) {
+  CHECK(on<TestType>(two, {}, [&](auto& tape, const auto& v) {
           const auto a = tape.add(v[0], v[0]), b = tape.add(a, v[1], 0.5);
           return tape.add(tape.add(b, a), tape.activation(Activation::silu, tape.add(a, b)), 2.0);
         }) < tolerance);
-  CHECK(check({two[0]}, {}, [&](auto& tape, const auto& v) {
+  CHECK(on<TestType>({two[0]}, {}, [&](auto& tape, const auto& v) {
           return tape.mean_finite(tape.activation(Activation::silu, v[0]));
         }) < tolerance);
 }
 
-TEST_CASE("derivatives of CTC", "[gradient][ctc]") {
+TEMPLATE_LIST_TEST_CASE("derivatives of CTC", "[gradient][ctc]", Backends<double>) {
   const Sequences sequences{6, 1, 9, 2, 3, 0};
   const Labels labels{{1, 1, 3, 2, 3, 3, 1, 1, 2, 1}, Sequences{3, 0, 4, 3, 0, 0}};  // the fourth does not fit
   for (const int blank : {0, 4}) {
-    CHECK(check({random_matrix(21, 5, 1, 2)}, {}, [&](auto& tape, const auto& v) {
+    CHECK(on<TestType>({random_matrix(21, 5, 1, 2)}, {}, [&](auto& tape, const auto& v) {
             return tape.mean_finite(tape.ctc(v[0], sequences, labels, blank));
           }) < tolerance);
     // Weighted unequally.
     const Labels fitting{{1, 1, 3, 2, 3, 3, 1}, Sequences{3, 0, 4, 0, 0, 0}};
-    CHECK(check({random_matrix(21, 5, 1, 2)}, {},
-                [&](auto& tape, const auto& v) { return tape.ctc(v[0], sequences, fitting, blank); }) < tolerance);
+    CHECK(on<TestType>({random_matrix(21, 5, 1, 2)}, {}, [&](auto& tape, const auto& v) {
+            return tape.ctc(v[0], sequences, fitting, blank);
+          }) < tolerance);
   }
 }
 

@@ -7,7 +7,8 @@
 #include "fenced.hpp"
 
 #include <tuple>
-#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace laconic {
 

@@ -4,6 +4,7 @@
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
 
+#include "backends.hpp"
 #include "catch.hpp"
 
 #include <cmath>
@@ -41,12 +42,21 @@ void randomize(Model& model, std::uint64_t seed) {
   });
 }
 
-/// Pointers to all parameters that are trained by gradient.
+/// The parameters whose derivatives are checked, and others that the computation needs.
+struct CheckedParameters {
+  std::vector<Parameter<double>*> checked{}, others{};
+
+  CheckedParameters() = default;
+  CheckedParameters(std::initializer_list<Parameter<double>*> list) : checked(list) {}
+  CheckedParameters(std::vector<Parameter<double>*> list) : checked(std::move(list)) {}
+};
+
+/// Those of a model that are trained by gradient are checked.
 template <class Model>
-std::vector<Parameter<double>*> weights_of(Model& model) {
-  std::vector<Parameter<double>*> out;
+CheckedParameters weights_of(Model& model) {
+  CheckedParameters out;
   model.parameters([&](std::string_view, Parameter<double>& p) {
-    if (p.role() == Role::weight) out.push_back(&p);
+    (p.role() == Role::weight ? out.checked : out.others).push_back(&p);
   });
   return out;
 }
@@ -63,8 +73,7 @@ struct GradientCheck {
   /// The greatest difference, relative to the greatest derivative of the same tensor (at least a thousandth of that of
   /// all tensors).
   template <class Backend = Cpu<double>, class Build>
-  double operator()(std::vector<Matrix<double>> inputs, const std::vector<Parameter<double>*>& parameters,
-                    Build&& build) const {
+  double operator()(std::vector<Matrix<double>> inputs, const CheckedParameters& parameters, Build&& build) const {
     using Tape = Autodiff<Backend>;
     using Tensor = typename Tape::Tensor;
     Backend backend(threads);
@@ -76,6 +85,8 @@ struct GradientCheck {
       if (!mix) {
         mix = random_parameter({3, y.cols()}, 77, 1 / std::sqrt(static_cast<double>(y.cols())));
         mix->trainable = false;
+        ParameterList<double> alone({&*mix});
+        if constexpr (!Backend::computes_on_host) backend.prepare_training(alone);
       }
       const Random random(Seed(5), "offset");
       Matrix<double> offset(y.rows(), y.cols());
@@ -83,10 +94,14 @@ struct GradientCheck {
       return tape.mean_finite(
           tape.activation(Activation::silu, tape.linear(tape.add(y, tape.input(std::move(offset))), *mix, nullptr)));
     };
+    std::vector<Parameter<double>*> used = parameters.checked;
+    used.insert(used.end(), parameters.others.begin(), parameters.others.end());
+    ParameterList<double> list(used);
     const auto evaluate = [&] {
+      const TrainedOn there(backend, list);
       Tape tape(backend, Seed(9), training);
       std::vector<Tensor> variables;
-      return loss(tape, variables).value.row(0)[0];
+      return tape.number(loss(tape, variables));
     };
 
     struct Checked {
@@ -96,7 +111,8 @@ struct GradientCheck {
     };
     std::vector<Checked> all;
     {
-      for (const auto* p : parameters) p->gradient().setZero();
+      for (const auto* p : parameters.checked) p->gradient().setZero();
+      std::optional<TrainedOn<Backend, ParameterList<double>>> there(std::in_place, backend, list);
       Tape tape(backend, Seed(9), training);
       std::vector<Tensor> variables;
       const Tensor y = loss(tape, variables);
@@ -107,12 +123,13 @@ struct GradientCheck {
         if (!got.empty()) {
           REQUIRE(got.rows() == derivative.rows());
           REQUIRE(got.cols() == derivative.cols());
-          derivative = got.view();
+          derivative = backend.output(got);
         }
         all.push_back({text("input ", i), &inputs[i], derivative});
       }
-      for (std::size_t i = 0; i < parameters.size(); ++i)
-        all.push_back({text("parameter ", i), &parameters[i]->host(), parameters[i]->gradient()});
+      there.reset();
+      for (std::size_t i = 0; i < parameters.checked.size(); ++i)
+        all.push_back({text("parameter ", i), &parameters.checked[i]->host(), parameters.checked[i]->gradient()});
     }
 
     struct Worst {
@@ -158,6 +175,15 @@ struct GradientCheck {
     }
     UNSCOPED_INFO("worst derivative: " << where);
     return error;
+  }
+};
+
+/// The same on one backend.
+template <class Backend>
+struct GradientCheckOn : GradientCheck {
+  template <class Build>
+  double operator()(std::vector<Matrix<double>> inputs, const CheckedParameters& parameters, Build&& build) const {
+    return GradientCheck::operator()<Backend>(std::move(inputs), parameters, std::forward<Build>(build));
   }
 };
 
