@@ -11,6 +11,7 @@
 
 #include <array>
 #include <limits>
+#include <optional>
 #include <tuple>
 
 using namespace laconic;
@@ -128,8 +129,7 @@ std::vector<Matrix<T>> drive(Draw& draw, const Model& model, Streams<Model, Cont
       Matrix<T>& to = out[of[n].utterance];
       const Matrix<T> before = to;
       to.resize(before.rows() + logits.sequences.length(static_cast<Index>(n)), before.cols());
-      to << before,
-          rows.middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
+      to << before, rows.middleRows(logits.sequences.begin(static_cast<Index>(n)), to.rows() - before.rows());
     }
   };
   std::vector<Index> ids, lengths;
@@ -338,11 +338,12 @@ TEST_CASE("one model, many latencies", "[stream]") {
     if (whole_model) config.chunk = 0, config.left_context = -1;
     const auto model = random_model<Conformer<Mqa<4>, double>>(config);
     const Matrix<double> x = random_matrix(150, 8, 1);
+    using Choice = std::pair<std::optional<Index>, std::optional<Index>>;
     for (const auto& [chunk, left] :
-         std::vector<std::pair<Index, Index>>{{1, 0}, {2, 3}, {7, 20}, {5, -1}, {100, -1}, {0, 3}, {3, -2}}) {
-      if (whole_model && chunk == 0) continue;
-      INFO("chunk " << chunk << ", left " << left);
-      const Mask mask{chunk > 0 ? chunk : 4, left == -2 ? config.left_context : left};
+         std::vector<Choice>{{1, 0}, {2, 3}, {7, 20}, {5, -1}, {100, -1}, {std::nullopt, 3}, {3, std::nullopt}}) {
+      if (whole_model && !chunk) continue;
+      INFO("chunk " << chunk.value_or(0) << ", left " << left.value_or(-2));
+      const Mask mask{chunk.value_or(4), left.value_or(config.left_context)};
       const StreamConfig with{
           .chunk = chunk, .left_context = left, .max_frames = mask.left_context < 0 ? 72 : 0, .threads = 1};
       CHECK(Streams(model, with).mask().chunk == mask.chunk);
