@@ -19,12 +19,12 @@ inline namespace LACONIC_ABI {
 template <class Products, class T = float>
 class CpuWith : public Cpu<T> {
  public:
-  using typename CpuValues<T>::Tensor;
+  using typename Cpu<T>::Tensor;
   using Cpu<T>::Cpu, Cpu<T>::make, Cpu<T>::zeros;
 
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                 std::optional<Activation> activation = {}) {
-    if (weight.is_packed()) return Cpu<T>::linear(x, weight, bias, activation);
+    if (weight.is_resident()) return Cpu<T>::linear(x, weight, bias, activation);
     const Index out = weight.rows(), in = weight.cols();
     require(x.cols() == in && (bias == nullptr || bias->size() == out), "linear: input has ", x.cols(),
             " channels and the bias ", bias == nullptr ? 0 : bias->size(), ", the weight is (", out, ", ", in, ")");

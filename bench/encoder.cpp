@@ -6,7 +6,7 @@
 //   large     wav2vec2-conformer: 24 layers of 1024, 16 heads, feed-forward 4096, from samples at 16 kHz, 32 tokens
 // A batch is one utterance, or eight of uneven lengths whose mean is --seconds, packed end to end.
 //
-// Weights are packed (pack_weights) unless --weights says otherwise.
+// The model is prepared (Cpu::prepare) unless --weights says otherwise.
 //
 //   build/release/bench/encoder --serve [--threads N] [--size small] [--seconds 10] [--batch 1|uneven] [--folder DIR]
 //                               [--weights float|bf16|int8|plain]     for bench/peers/compare.py encoder
@@ -128,7 +128,7 @@ int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
                  model(cpu, batch.inputs, batch.sequences));
   };
   if (o.prepares && rounded) write();
-  if (o.weights != "plain") pack_weights(model, from_name<Storage>(o.weights).value(), o.threads);
+  if (o.weights != "plain") Cpu<float>(o.threads).prepare(model, from_name<Storage>(o.weights).value());
   if (o.prepares && !rounded) write();
   if (!o.serves) return 0;
   bench::reset_peak();

@@ -50,7 +50,7 @@ struct Form {
   bool int8() const { return storage == Storage::int8; }
   template <class Layer>
   Layer of(Layer layer) const {
-    if (storage) pack_weights(layer, *storage);
+    if (storage) Cpu<float>().prepare(layer, *storage);
     return layer;
   }
 };
@@ -241,7 +241,7 @@ void add_adamw(const Suite& suite) {
     suite.add(text("adamw/", s.name()), {.bytes = 9 * float_bytes * size_of(s.in, s.out)}, [=](Cpu<float>& cpu) {
       Linear<float> layer(s.in, s.out, Seed(1), Bias::no);
       layer.weight.gradient() = noise(s.out, s.in);
-      AdamW<float> optimizer({.beta1 = 0.9999999, .beta2 = 0.9999999}, cpu.threads());
+      AdamW optimizer(cpu, {.beta1 = 0.9999999, .beta2 = 0.9999999});
       optimizer.set_state({{{noise(s.out, s.in), noise(s.out, s.in).cwiseAbs()}}});
       return
           [layer = std::move(layer), optimizer = std::move(optimizer)]() mutable { return optimizer.step(layer, 0); };

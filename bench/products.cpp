@@ -48,7 +48,7 @@ struct Shape {
  private:
   void add(const char* name, Storage storage, int threads) {
     packed.emplace_back(name, plain);
-    for (Linear<float>& layer : packed.back().second) pack_weights(layer, storage, threads);
+    for (Linear<float>& layer : packed.back().second) Cpu<float>(threads).prepare(layer, storage);
   }
 };
 

@@ -89,7 +89,7 @@ class LiveStream {
  private:
   static Conformer<AnyAttention> packed(const EncoderConfig& config, Storage weights) {
     Conformer<AnyAttention> model(config, Seed(1));
-    pack_weights(model, weights);
+    Cpu<float>().prepare(model, weights);
     return model;
   }
   void push() { streams_.push(id_, features_, Sequences{features_.rows()}); }

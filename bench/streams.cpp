@@ -37,7 +37,7 @@ void run(const Options& o, const EncoderConfig& config) {
   const Index each = Model::cache_bytes(config, frames(o.left_context), storage);
   const Index capacity = (o.budget_mib << 20) / each;
   Model model(config, Seed(1));
-  pack_weights(model);
+  Cpu<float>().prepare(model);
   Streams streams(model, {.capacity = capacity, .storage = storage, .threads = o.threads});
   std::vector<Index> ids;
   for (Index i = 0; i < capacity; ++i) ids.push_back(streams.open());

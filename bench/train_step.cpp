@@ -70,7 +70,7 @@ struct TrainStep {
   Cpu<float> cpu;
   bool recompute;
   Conformer<Mha<dyn>> model;
-  AdamW<float> optimizer;
+  AdamW optimizer(cpu);
   Matrix<float> features;
   Sequences sequences;
   Labels labels;

@@ -9,7 +9,7 @@ int main() {
   Cpu cpu;
   Conformer<Mha<4>> model(
       {.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 5, .conv_kernel = 7, .dropout = 0}, Seed(1));
-  AdamW<float> optimizer;
+  AdamW optimizer(cpu);
 
   // Two utterances, each token of which is a tone: 30 frames with energy in one mel.
   const Labels labels{{1, 2, 3, 4, 2}, Sequences{3, 2}};
@@ -23,7 +23,7 @@ int main() {
     const auto loss = ctc_loss(tape, model(tape, features, sequences), labels);
     tape.backward(loss);
     optimizer.step(model, 2e-3);
-    last = static_cast<double>(loss.value.row(0)[0]);
+    last = tape.number(loss);
     if (step == 0) first = last;
     if (step % 10 == 0) std::printf("step %2d  loss %.3f\n", step, last);
   }

@@ -237,10 +237,10 @@ void profile(const ProfileOptions& o) {
   AnyModel any = load(o, p);
   std::visit(
       [&](auto& model) {
-        pack_weights(model, p.weights, o.threads);
+        Cpu<float>(o.threads).prepare(model, p.weights);
         model.parameters([&](std::string_view, const auto& one) {
           if (one.role() != Role::weight) return;
-          const Storage storage = one.is_packed() ? one.packed().storage : Storage::full;
+          const Storage storage = one.is_resident() ? one.resident()->storage() : Storage::full;
           p.weight_bytes += cache_row_bytes(storage, one.size()) - (storage == Storage::int8 ? 4 : 0);
         });
       },

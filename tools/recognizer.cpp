@@ -161,7 +161,7 @@ Recognizer Recognizer::load(const std::filesystem::path& folder) {
 }
 
 void Recognizer::pack(int threads) {
-  std::visit([&](auto& m) { pack_weights(m, storage, threads); }, model);
+  std::visit([&](auto& m) { Cpu<float>(threads).prepare(m, storage); }, model);
 }
 
 void Recognizer::save(const std::filesystem::path& folder, Storage rounded) const {

@@ -733,65 +733,133 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// Weights that layers only multiply by, from the right, may be packed: matrices, convolutions whose products are over
-/// their taps, and those by tiles (conv2d_tiles.hpp).
-enum class Packing { never, matrix, taps, tiles };
-
-/// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
-/// so copies of a model share it.
-struct PackedWeight {
-  Storage storage = Storage::full;
-  Packing packing = Packing::never;  ///< what it can be read as
-  std::shared_ptr<const std::byte> data{};
+/// What the layers that own a weight compute with it. A backend chooses by it the form in which it holds the weight.
+enum class WeightUse {
+  elementwise,     ///< read value by value: biases, norms, depthwise kernels
+  linear,          ///< rows x times W^T
+  heads,           ///< rows x times W^T, and single heads times their own block of W (`head_linear`)
+  conv1d,          ///< products over the taps of a convolution over time
+  conv2d,          ///< products over the taps of a 3 x 3 convolution of stride 1
+  conv2d_stride_2  ///< products over the taps of a 3 x 3 convolution of stride 2
 };
 
-/// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. `host` shows it as a matrix: the first dimension, times all others.
-/// The gradient is scratch of training: a tape fills it also through a const model.
+/// The values of one parameter in the form that a backend computes with. The backend makes it, and nobody else reads
+/// it.
+class ResidentWeight {
+ public:
+  ResidentWeight(const ResidentWeight&) = delete;
+  ResidentWeight& operator=(const ResidentWeight&) = delete;
+  virtual ~ResidentWeight() = default;
+  /// Identifies the type behind this base, so that a backend recognises its own: the address of a constant.
+  const void* kind() const { return kind_; }
+  /// Names the backend in messages: "Cpu".
+  virtual const char* backend() const = 0;
+  /// Says how the values are rounded.
+  virtual Storage storage() const = 0;
+  /// Says whether values can change in this form: otherwise copies of a model share it.
+  virtual bool can_train() const = 0;
+  /// Returns what a copy of the parameter holds. Allocates where values can change.
+  virtual std::shared_ptr<ResidentWeight> copy() const = 0;
+
+ protected:
+  explicit ResidentWeight(const void* kind) : kind_(kind) {}
+
+ private:
+  const void* kind_;
+};
+
+namespace detail {
+
+/// Owns a resident weight, and copies it as the weight says.
+class ResidentPointer {
+ public:
+  ResidentPointer() = default;
+  explicit ResidentPointer(std::shared_ptr<ResidentWeight> weight) : weight_(std::move(weight)) {}
+  ResidentPointer(const ResidentPointer& other) : weight_(other.weight_ ? other.weight_->copy() : nullptr) {}
+  ResidentPointer(ResidentPointer&&) noexcept = default;
+  ResidentPointer& operator=(ResidentPointer other) noexcept {
+    weight_.swap(other.weight_);
+    return *this;
+  }
+  ~ResidentPointer() = default;
+  const std::shared_ptr<ResidentWeight>& get() const { return weight_; }
+
+ private:
+  std::shared_ptr<ResidentWeight> weight_;
+};
+
+}  // namespace detail
+
+/// A named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
+/// `(channels, 1, kernel)`. Its values are in one place at a time: on the host, where `host` reads and edits them as a
+/// matrix (the first dimension, times all others), or resident in a backend (`Context::prepare`), until
+/// `Context::fetch` brings them back.
+/// The gradient lies where the values lie. It is scratch of training: a tape fills it also through a const model.
 template <class T>
 class Parameter {
  public:
   using Scalar = T;
 
   Parameter() = default;
-  /// Zeros. Allocates.
+  /// Zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
   }
 
+  /// Returns the dimensions as PyTorch has them.
   const std::vector<Index>& shape() const { return shape_; }
-  /// As a matrix: a vector is one row.
+  /// Returns the rows of the matrix view: the first dimension, or 1 for a vector.
   Index rows() const { return shape_.size() == 1 ? 1 : shape_.empty() ? 0 : shape_[0]; }
+  /// Returns the columns of the matrix view: the product of the other dimensions.
   Index cols() const {
     Index product = shape_.empty() ? 0 : 1;
     for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
     return product;
   }
+  /// Returns the number of values.
   Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
-  /// The values on the host, (rows, cols), or (0, 0) once it is packed.
-  const Matrix<T>& host() const { return value_; }
-  Matrix<T>& host() { return value_; }
-
-  /// Frozen parameters get no gradient.
-  bool trainable = true;
-
-  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
-  /// Whether it may be packed (see pack_weights), and how.
-  Packing packing = Packing::never;
-  bool is_packed() const { return packed_.data != nullptr; }
-  const PackedWeight& packed() const { return packed_; }
-  /// Holds `form` from now on, and neither host values nor a gradient.
-  void pack(PackedWeight form) {
-    packed_ = std::move(form);
-    value_.resize(0, 0);
-    gradient_.resize(0, 0);
-    trainable = false;
+  /// Returns the values, (rows, cols). Throws `Error` where they are resident in a backend.
+  const Matrix<T>& host() const {
+    require_on_host();
+    return value_;
+  }
+  Matrix<T>& host() {
+    require_on_host();
+    return value_;
   }
 
-  /// The gradient, zeroed when asked for the first time. Allocates then.
+  /// Whether training changes the values: a frozen parameter gets no gradient.
+  bool trainable = true;
+  /// What the owning layers compute with the values.
+  WeightUse use = WeightUse::elementwise;
+
+  /// Says whether the values can be trained where they are.
+  bool can_train() const { return !is_resident() || resident_.get()->can_train(); }
+  bool is_resident() const { return resident_.get() != nullptr; }
+  /// Returns the form that a backend holds, or null where the values are on the host. For backends.
+  const std::shared_ptr<ResidentWeight>& resident() const { return resident_.get(); }
+  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends.
+  void make_resident(std::shared_ptr<ResidentWeight> weight) {
+    resident_ = detail::ResidentPointer(std::move(weight));
+    value_.resize(0, 0);
+    gradient_.resize(0, 0);
+  }
+  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. For backends.
+  void make_host(Matrix<T> values, Matrix<T> gradient = {}) {
+    require(values.rows() == rows() && values.cols() == cols(), "parameter: values of (", values.rows(), ", ",
+            values.cols(), ") given, (", rows(), ", ", cols(), ") expected");
+    resident_ = {};
+    value_ = std::move(values);
+    gradient_ = std::move(gradient);
+  }
+
+  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
+  /// Returns the gradient on the host, zeroed when it is asked for the first time. Allocates then. Throws `Error` where
+  /// it is resident in a backend.
   Matrix<T>& gradient() const {
+    require_on_host();
     if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
@@ -800,21 +868,27 @@ class Parameter {
   }
 
  private:
+  void require_on_host() const {
+    if (is_resident()) [[unlikely]]
+      throw Error(text("parameter: values resident in ", resident_.get()->backend(),
+                       " given, values on the host expected (fetch)"));
+  }
+
   std::vector<Index> shape_;
   Role role_ = Role::weight;
   Matrix<T> value_;
   mutable Matrix<T> gradient_;
-  PackedWeight packed_;
+  detail::ResidentPointer resident_;
 };
 
-/// Whether a weight is rounded where weights are: those that may be packed, but in bytes no convolution of few numbers
-/// an output, where the largest of them would cost the others much.
+/// Says whether a weight is rounded where weights are stored as `weights`: products of rows, but in int8 no convolution
+/// of fewer than 64 values an output, where the largest of them would cost the others much.
 template <class T>
 bool is_rounded(const Parameter<T>& p, Storage weights) {
   constexpr Index few = 64;
-  const bool convolves = p.packing == Packing::taps || p.packing == Packing::tiles;
-  return weights != Storage::full && p.packing != Packing::never && p.size() > 0 &&
-         !(weights == Storage::int8 && convolves && p.cols() < few);
+  const bool is_product = p.use != WeightUse::elementwise && p.use != WeightUse::heads;
+  return weights != Storage::full && is_product && p.size() > 0 &&
+         !(weights == Storage::int8 && p.use != WeightUse::linear && p.cols() < few);
 }
 
 namespace detail {
@@ -880,15 +954,17 @@ class Module {
   }
 };
 
-/// What changes, saves or converts a model needs its numbers as they are: throws if some are packed.
+/// Throws `Error`, in the name of `who`, unless all values of a model are on the host: saving, converting and comparing
+/// read them there.
 template <class Model>
-void require_unpacked(const Model& model, const char* who) {
+void require_on_host(const Model& model, const char* who) {
   model.parameters([&](std::string_view name, const auto& p) {
-    require(!p.is_packed(), who, ": ", name, " is packed (pack_weights), a model with weights as they are expected");
+    require(!p.is_resident(), who, ": ", name, " is resident in ", p.is_resident() ? p.resident()->backend() : "",
+            " (prepare), a model on the host expected (fetch)");
   });
 }
 
-/// Fills with uniform numbers in [-bound, bound).
+/// Fills a parameter with uniform values in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   constexpr int together = 16;  // random blocks computed in vectors
@@ -1119,19 +1195,15 @@ inline namespace LACONIC_ABI {
 class Sequences {
  public:
   Sequences() : offsets_(none) {}
-  /// Allocates from the heap.
-  explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
-  Sequences(const Sequences& other)
-      : own_(other.own_),
-        buffer_(other.buffer_),
-        offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
-  Sequences& operator=(Sequences other) noexcept {
-    own_.swap(other.own_);
-    std::swap(buffer_, other.buffer_);
-    offsets_ = own_.empty() ? other.offsets_ : std::span<const Index>(own_);
-    return *this;
+  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
+  explicit Sequences(std::span<const Index> lengths)
+      : own_(std::make_shared<Index[]>(lengths.size() + 1)), offsets_(own_.get(), lengths.size() + 1) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
+      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
+    }
   }
+  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
 
   /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
   /// allocates nothing.
@@ -1163,6 +1235,9 @@ class Sequences {
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
+  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
+  /// sequences recognises them by it, and copies them to its device once.
+  const void* identity() const { return offsets_.data(); }
   friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
 
  private:
@@ -1170,16 +1245,9 @@ class Sequences {
       : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
         offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
 
-  static void fill(std::vector<Index>& offsets, std::span<const Index> lengths) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      offsets[n + 1] = offsets[n] + lengths[n];
-    }
-  }
-
   static constexpr Index none[1] = {0};  // offsets of no sequences
 
-  std::vector<Index> own_;
+  std::shared_ptr<Index[]> own_;
   Buffer buffer_;
   std::span<const Index> offsets_;
 };
@@ -1259,8 +1327,6 @@ struct Conv2dShape {
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index taps() const { return kernel * kernel; }
   constexpr Index patch() const { return taps() * in_channels; }
-  /// Computed by tiles of 2 x 2 outputs, with fewer products (backend/cpu/conv2d_tiles.hpp).
-  constexpr bool is_tiled() const { return stride == 2 && in_channels >= 16; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
@@ -1289,7 +1355,7 @@ struct RelativeTerm {
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
-  bool packed = false;  ///< the table is what `pack_table` of the context made of it
+  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
 };
 
 /// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
@@ -1327,6 +1393,21 @@ template <class T>
 struct BatchNormParameters {
   const Parameter<T>&weight, &bias, &running_mean, &running_var;
   double eps, momentum;
+};
+
+/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
+struct AdamWStep {
+  double learning_rate, beta1, beta2, eps;
+  double weight_decay;    ///< of parameters of two dimensions and more
+  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
+  std::int64_t number;    ///< of the step, from 1
+};
+
+/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
+template <class Tensor, class T>
+struct AdamWUpdate {
+  Parameter<T>* parameter;
+  Tensor *first, *second;
 };
 
 /// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
@@ -1442,7 +1523,7 @@ class Linear : public Module<Linear<T>> {
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(in()));
-    weight.packing = Packing::matrix;
+    weight.use = WeightUse::linear;
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
       bias = Parameter<T>({out()});
@@ -1451,10 +1532,10 @@ class Linear : public Module<Linear<T>> {
   }
 };
 
-/// For layers whose weights single heads multiply by too (head_linear), which reads them as they are.
+/// Says that single heads multiply by the weights of these layers, too (`head_linear`).
 template <class... Layers>
-void never_packed(Layers&... layers) {
-  ((layers.weight.packing = Packing::never), ...);
+void used_by_heads(Layers&... layers) {
+  ((layers.weight.use = WeightUse::heads), ...);
 }
 
 }  // namespace LACONIC_ABI
@@ -1693,7 +1774,7 @@ struct InputLatent {
   class Layer : public FullRank::Layer<T> {
    public:
     Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(this->linear_k, this->linear_v);
+      used_by_heads(this->linear_k, this->linear_v);
     }
 
     template <class Context, class Tensor>
@@ -1770,7 +1851,7 @@ struct SharedLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>
@@ -1840,7 +1921,7 @@ struct TwoStageLatent {
           linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
           linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
+      used_by_heads(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
     }
 
     template <class Context, class Tensor>
@@ -1926,7 +2007,7 @@ struct SplitLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
           linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>
@@ -2011,7 +2092,7 @@ struct HeadLatent {
           num_heads_(d.num_heads),
           num_kv_heads_(d.num_kv_heads) {
       if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
-      never_packed(k_expand, v_reduce, v_expand);
+      used_by_heads(k_expand, v_reduce, v_expand);
     }
 
     template <class Context, class Tensor>
@@ -2117,7 +2198,7 @@ struct DecoupledLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>
@@ -2158,6 +2239,311 @@ struct DecoupledLatent {
    private:
     HeadShape heads_;
   };
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// The contract between models and backends, closed: models, streams, training, conversion and evaluation ask a backend
+// for what stands here and for nothing else. docs/backend.md shows how to add a primitive or a backend.
+//
+// Conventions of all primitives:
+// - A tensor is a matrix (rows, channels) of packed rows; `Sequences` says which rows belong to which sequence.
+// - An argument taken by value may be overwritten where nobody else holds it (`unique`).
+// - Sizes that do not fit throw `Error`: what was given, what was expected.
+// - Memory comes from the context's own pool, so that a repeated call allocates nothing from the system.
+// - A result depends on each sequence only, neither on the rest of the batch nor on the number of threads.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+namespace detail {
+
+/// A model of one parameter, to ask whether a context prepares models.
+template <class T>
+struct OneParameter : Module<OneParameter<T>> {
+  Parameter<T> weight{};
+  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+};
+
+}  // namespace detail
+
+/// A context runs models over whole sequences.
+template <class C>
+concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
+    requires(C& c, const typename C::Tensor& x, typename C::Tensor& out, const Matrix<typename C::Scalar>& matrix,
+             detail::OneParameter<typename C::Scalar>& model, const Parameter<typename C::Scalar>& weight,
+             const Parameter<typename C::Scalar>* bias, const Sequences& sequences, const AttendShape& attend,
+             const Conv2dShape& conv2d, const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
+             const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
+             double number, Index count, Storage storage, std::span<Index> columns) {
+  // -- tensors ------------------------------------------------------------------------------------------------------
+  // The dimensions, and whether there is a value at all.
+  { x.rows() } -> std::convertible_to<Index>;
+  { x.cols() } -> std::convertible_to<Index>;
+  { x.empty() } -> std::same_as<bool>;
+  // Whether primitives compute their training form: dropout drops, batch norm uses and gathers the batch's statistics.
+  { c.training } -> std::convertible_to<bool>;
+  // Whether parameters on the host can be computed with as they are. Otherwise models are prepared first.
+  { C::computes_on_host } -> std::convertible_to<bool>;
+  // Threads of the host that the context uses.
+  { c.threads() } -> std::convertible_to<int>;
+  // Memory of the host for the offsets of sequences.
+  { c.arena() } -> std::same_as<Arena&>;
+  // input: brings rows of the host in. A borrowed matrix must live as long as what is computed from it; a temporary one
+  // is copied. A tensor is itself.
+  { c.input(matrix) } -> std::same_as<typename C::Tensor>;
+  { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
+  { c.input(x) } -> std::same_as<typename C::Tensor>;
+  // output: returns the values as a matrix of the host. Allocates. Waits until they are computed.
+  { c.output(x) } -> std::same_as<Matrix<typename C::Scalar>>;
+  // number: returns the value of a (1, 1) tensor.
+  { c.number(x) } -> std::same_as<double>;
+  // argmax: writes for each row the first column of its largest value, or -1 - column of its first NaN.
+  {c.argmax(x, columns)};
+  // fill: a tensor (rows, cols) of one value, without a derivative.
+  { c.fill(count, count, number) } -> std::same_as<typename C::Tensor>;
+  // constant: a tensor filled by fill(row, col), without a derivative.
+  {
+    c.constant(count, count, [](Index, Index) { return 0.0; })
+    } -> std::same_as<typename C::Tensor>;
+
+  // -- parameters ---------------------------------------------------------------------------------------------------
+  // prepare: moves the parameters of a model into the form that this context runs fastest, rounded as `storage` says
+  // where products read them. Until `fetch` the model can only be run, by this kind of context; copies share the
+  // weights. Allocates. Throws where some are resident already, or are to be rounded and not of float.
+  {c.prepare(model)};
+  {c.prepare(model, storage)};
+  // fetch: brings the parameters of a model back to the host, where they were not there; rounded values stay rounded.
+  {c.fetch(model)};
+
+  // -- products -----------------------------------------------------------------------------------------------------
+  // linear: x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null, to
+  // (rows, out).
+  { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
+  // head_linear: every head times a matrix of its own, y_h = x_h W_h^T + b_h (see HeadShape). x (rows, num_heads * in),
+  // weight (num_blocks * out, in), bias (num_blocks * out) or null, to (rows, num_heads * out). Transposed:
+  // y_h = x_h W_h, from (rows, num_heads * out) to (rows, num_heads * in).
+  { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
+
+  // -- value by value -----------------------------------------------------------------------------------------------
+  // activation: applies ReLU, SiLU or exact GELU to each value.
+  { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
+  // glu: (rows, 2 channels) to (rows, channels), the first half times the sigmoid of the second (Dauphin et al. 2017).
+  { c.glu(x) } -> std::same_as<typename C::Tensor>;
+  // add: x + number * y, equal shapes.
+  { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
+  // add_row: x plus a parameter (channels) on every row.
+  { c.add_row(x, weight) } -> std::same_as<typename C::Tensor>;
+  // multiply: x times y value by value, equal shapes.
+  { c.multiply(x, x) } -> std::same_as<typename C::Tensor>;
+  // scale: number * x.
+  { c.scale(x, number) } -> std::same_as<typename C::Tensor>;
+  // mix: sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate (sequences, 1) for the rows of each sequence.
+  { c.mix(x, x, x, sequences) } -> std::same_as<typename C::Tensor>;
+  // dropout: in training, zeroes values with this probability and scales the others up; otherwise x itself.
+  { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
+  // concat: [a_h, b_h] head by head: `a` has as many heads as the first count says, b as many or one for all.
+  { c.concat(x, x, count, count) } -> std::same_as<typename C::Tensor>;
+  // columns: the columns first .. first + count - 1.
+  { c.columns(x, count, count) } -> std::same_as<typename C::Tensor>;
+
+  // -- norms --------------------------------------------------------------------------------------------------------
+  // layer_norm: each row to mean 0 and variance 1, times weight, plus bias (Ba et al. 2016).
+  { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
+  // rms_norm: each row over the root of its mean square, times weight (Zhang and Sennrich 2019).
+  { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
+  // batch_norm: each channel by the running statistics, times weight, plus bias (Ioffe and Szegedy 2015).
+  { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
+  // sequence_norm: each channel of each sequence to mean 0 and variance 1 over its rows, times weight, plus bias.
+  { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
+
+  // -- convolutions -------------------------------------------------------------------------------------------------
+  // conv1d: a convolution over time without padding (see Conv1dShape): x (rows of the first sequences, in_channels),
+  // weight (out, in, kernel), bias (out) or null, to (rows of the second sequences, out_channels).
+  { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  // conv2d: a 3 x 3 convolution over (time, frequency) without padding (see Conv2dShape), then an activation if one is
+  // given: x (rows of the first sequences, in_cols()) to (rows of the second, out_cols()).
+  { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
+  // depthwise_conv: each channel with a kernel of its own over time, zeros outside its sequence (see DepthwiseShape).
+  // weight (channels, 1, kernel), bias (channels) or null. Returns `past` rows less for each sequence.
+  { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
+
+  // -- attention ----------------------------------------------------------------------------------------------------
+  // attend: softmax attention (Vaswani et al. 2017) under a mask, with relative positions where there is a term (Dai et
+  // al. 2019; see AttendShape and RelativeTerm). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
+  // num_kv_heads * V) to (rows, num_heads * V). The first sequences are those of queries, the second those of keys, of
+  // which there may be more: the last query stands at the last key. A query that sees no key gives zeros. Memory grows
+  // with the rows, not with their square. `number` is the dropout of probabilities, in training.
+  { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
+  // linear_attend: linear attention with the feature map elu + 1 (Katharopoulos et al. 2020, equation 5), shapes as in
+  // `attend`; the shape's scale is not used, and its mask must not limit the left context.
+  { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
+  // rotate: rotary positions (Su et al. 2021): the pairs of channels of each head by the angles of the row. x (rows,
+  // heads * width), table (rows, width): width / 2 cosines, then as many sines.
+  { c.rotate(x, x, pairs) } -> std::same_as<typename C::Tensor>;
+
+  // -- losses -------------------------------------------------------------------------------------------------------
+  // log_softmax: the logarithm of the softmax of each row.
+  { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
+  // ctc: the CTC loss (sequences, 1) of unnormalised logits (rows, classes) with this blank; +infinity where labels do
+  // not fit their frames (Graves et al. 2006).
+  { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
+  // mean_finite: the mean of all values (1, 1), infinite ones counted as 0, so that one impossible target spoils no
+  // batch. NaN stays NaN.
+  { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
+};
+
+/// A streaming context also keeps rows of earlier calls: for streams of encoders, and for decoders.
+template <class C>
+concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std::movable<typename C::CachedRows> &&
+    requires(C& c, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
+             const typename C::Cache& kept, const typename C::CachedRows& rows,
+             const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
+             const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
+             Index count, Storage storage) {
+  // make: a tensor (rows, cols) of unspecified values, to copy rows into.
+  { c.make(count, count) } -> std::same_as<typename C::Tensor>;
+  // copy_rows: copies `count` rows from row `first` of x on to row `at` of another tensor on, or of the same one, where
+  // rows that overlap may only move up.
+  {c.copy_rows(x, count, count, out, count)};
+
+  // -- caches -------------------------------------------------------------------------------------------------------
+  // make_cache: room for the last `capacity` rows of `width` values in each of `slots` slots, stored as `storage` says.
+  // Allocates, and is the only primitive of caches that does.
+  { c.make_cache(count, count, count, storage) } -> std::same_as<typename C::Cache>;
+  // The number of slots, the values of a row, the bytes held for all slots, the rows that a slot holds.
+  { kept.slots() } -> std::convertible_to<Index>;
+  { kept.width() } -> std::convertible_to<Index>;
+  { kept.bytes() } -> std::convertible_to<Index>;
+  { kept.count(count) } -> std::convertible_to<Index>;
+  // clear empties a slot; fill_zeros fills it with rows of zeros; fork makes the second slot hold what the first holds.
+  {c.clear(cache, count)};
+  {c.fill_zeros(cache, count)};
+  {c.fork(cache, count, count)};
+  // append: the rows of sequence n go into slots[n]; the oldest rows beyond the capacity leave it.
+  {c.append(cache, slots, x, sequences)};
+  // with_cached: names what the cache holds in slots[n] for each sequence n, followed by the rows of x. Copies nothing.
+  { c.with_cached(kept, slots, x, sequences) } -> std::same_as<typename C::CachedRows>;
+  // cached_lengths: where those rows lie, cached ones included.
+  { c.cached_lengths(rows, sequences) } -> std::same_as<Sequences>;
+  // gathered: those rows as one tensor; the second sequences are their cached_lengths.
+  { c.gathered(rows, sequences, sequences) } -> std::same_as<typename C::Tensor>;
+  // extend: those rows and their sequences, for which the cache then takes in the rows of x.
+  { c.extend(cache, slots, x, sequences).rows } -> std::convertible_to<typename C::Tensor>;
+  { c.extend(cache, slots, x, sequences).sequences } -> std::convertible_to<Sequences>;
+  // update: calls change(rows) with the one row (slots, width) that each slot holds, and stores what it became.
+  {c.update(cache, slots, [](typename C::Tensor&) {})};
+
+  // -- attention over what is cached --------------------------------------------------------------------------------
+  // attend: as in Context, with keys and values that are read where they lie; the second sequences count cached rows.
+  { c.attend(x, rows, rows, attend, sequences, sequences, relative) } -> std::same_as<typename C::Tensor>;
+  // linear_attend: as in Context, with the sums over earlier rows in `out`, (sequences, num_kv_heads * K * (V + 1)),
+  // and afterwards the sums with these rows.
+  { c.linear_attend(x, x, x, attend, sequences, &out) } -> std::same_as<typename C::Tensor>;
+  // prepare_table: a projected table of relative positions in the form that `attend` reads fastest
+  // (RelativeTerm::packed), for `count` heads.
+  { c.prepare_table(x, count) } -> std::same_as<typename C::Tensor>;
+  // keeps: whether what follows from a weight is kept from call to call: where the weight cannot change.
+  { c.keeps(weight) } -> std::convertible_to<bool>;
+  // kept_for: make(n) with n at least `count`, a tensor that follows from the weight and n, and serves smaller n too.
+  // It is kept as long as context and weight live.
+  {
+    c.kept_for(weight, count, [&](Index) { return x; })
+    } -> std::same_as<typename C::Tensor>;
+};
+
+/// The derivatives that `attend_backward` returns: by queries, keys, values, the table of positions, and the queries
+/// that met it.
+template <class D, class Tensor>
+concept AttendDerivativeOf = requires(D d) {
+  { d.dq } -> std::convertible_to<Tensor>;
+  { d.dk } -> std::convertible_to<Tensor>;
+  { d.dv } -> std::convertible_to<Tensor>;
+  { d.dtable } -> std::convertible_to<Tensor>;
+  { d.dposition_q } -> std::convertible_to<Tensor>;
+};
+
+/// A training context has the derivative of every primitive, the training form of those that compute something else or
+/// keep something for the derivative, and what an optimiser does to parameters. `Autodiff` records on it.
+///
+/// Each `*_backward` takes the derivative by the result first, then what the primitive took, and returns the derivative
+/// by x (nothing, where the last argument says that it is not wanted). It adds the derivative by trainable parameters
+/// to their gradients.
+template <class C>
+concept TrainingContext = Context<C> &&
+    requires(C& c, typename C::Tensor& out, const typename C::Tensor& x,
+             detail::OneParameter<typename C::Scalar>& model, const Parameter<typename C::Scalar>& weight,
+             Parameter<typename C::Scalar>& target, const Parameter<typename C::Scalar>* bias,
+             const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
+             const Conv1dShape& conv1d, const Labels& labels,
+             const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
+             const BatchNormParameters<typename C::Scalar>& norm, const DropoutMask& mask, double number, Index count,
+             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs,
+             std::span<const Parameter<typename C::Scalar>* const> parameters,
+             std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
+  // -- parameters ---------------------------------------------------------------------------------------------------
+  // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains.
+  // A context that computes on the host trains those on the host as well. Allocates.
+  {c.prepare_training(model)};
+  // gradient_norm: the root of the sum of squares of all gradients of these parameters; those without one add nothing.
+  { c.gradient_norm(parameters) } -> std::same_as<double>;
+  // clear_gradients: zeroes the gradients of these parameters.
+  {c.clear_gradients(parameters)};
+  // adamw: one step (Loshchilov and Hutter 2019, algorithm 2) of the trainable ones among these parameters that have a
+  // gradient, which is zero afterwards. Statistics get their gathered update added instead. Moments are made at a
+  // parameter's first step.
+  {c.adamw(updates, step)};
+  // copy_values: gives the second parameter the values of the first, which has the same shape.
+  {c.copy_values(weight, target)};
+
+  // -- derivatives --------------------------------------------------------------------------------------------------
+  { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
+  { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
+  { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
+  { c.glu_backward(x, x) } -> std::same_as<typename C::Tensor>;
+  {c.add_row_backward(x, weight)};
+  { c.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename C::Tensor>;
+  { c.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename C::Tensor>;
+  { c.columns_backward(x, count, count) } -> std::same_as<typename C::Tensor>;
+  // Dropout by a mask that the derivative draws again; it is its own derivative.
+  { c.dropout_train(x, mask) } -> std::same_as<typename C::Tensor>;
+  // Norms give in `out` what their derivative needs: mean and 1/std of each row; 1/rms of each row; mean and variance
+  // of each channel (2, channels); mean and variance of each channel of each sequence (2 * sequences, channels).
+  { c.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename C::Tensor>;
+  { c.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename C::Tensor>;
+  { c.rms_norm(x, weight, number, &out) } -> std::same_as<typename C::Tensor>;
+  { c.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename C::Tensor>;
+  // batch_norm_train: by the statistics of the rows themselves. Where the last argument says so, the update of the
+  // running statistics is added to their gradients (variance unbiased, as in PyTorch). Its derivative takes empty
+  // moments where the running statistics were used.
+  { c.batch_norm_train(x, norm, out, true) } -> std::same_as<typename C::Tensor>;
+  { c.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename C::Tensor>;
+  { c.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename C::Tensor>;
+  { c.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename C::Tensor>;
+  { c.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
+  { c.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
+  { c.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename C::Tensor>;
+  // attend_train: with dropout of the probabilities; gives in `out` the logsumexp of each row and head (rows,
+  // num_heads), which the derivative takes last.
+  { c.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename C::Tensor>;
+  {
+    c.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
+    } -> AttendDerivativeOf<typename C::Tensor>;
+  { c.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename C::Tensor>;
+  // A rotation back by `number` = -1 is the derivative of a rotation.
+  { c.rotate(x, x, pairs, number) } -> std::same_as<typename C::Tensor>;
+  // softmax: of each row, without a derivative; dot: the sum of products value by value, in double; squared_norm: the
+  // sum of squares. Distillation compares a student with them.
+  { c.softmax(x) } -> std::same_as<typename C::Tensor>;
+  { c.dot(x, x) } -> std::same_as<double>;
+  { c.squared_norm(x) } -> std::same_as<double>;
+  { c.log_softmax_backward(x, x) } -> std::same_as<typename C::Tensor>;
+  // ctc gives in `out` the derivative by the logits, zero for impossible targets; its derivative scales it.
+  { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
+  { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
+  { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;
 };
 
 }  // namespace LACONIC_ABI
@@ -2208,7 +2594,7 @@ inline namespace LACONIC_ABI {
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
-///     term_of(packed_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
+///     term_of(prepared_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -2336,26 +2722,26 @@ struct RelativePosition : PlainPosition {
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
-      if constexpr (requires { Context::keeps_packed; })
+      if constexpr (StreamingContext<Context>)
         if (keeps_term(context))
-          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                          [&](Index n) { return packed_table(context, d, n); }));
+          return term_of(context.kept_for(linear_pos.weight, frames(pass),
+                                          [&](Index n) { return prepared_table(context, d, n); }));
       return {linear_pos(context, pass.table), &pos_bias_u, &pos_bias_v};
     }
-    /// A packed weight never changes, and with it the projected table.
+    /// Says whether the context keeps the projected table from call to call: a weight prepared to run never changes.
     template <class Context>
-    bool keeps_term(const Context&) const {
-      return requires { Context::keeps_packed; }
-      &&linear_pos.weight.is_packed();
+    bool keeps_term([[maybe_unused]] const Context& context) const {
+      if constexpr (StreamingContext<Context>) return context.keeps(linear_pos.weight);
+      return false;
     }
     /// The table as this layer projects it, packed: for many calls with sequences of up to n frames.
     template <class Context>
-    auto packed_table(Context& context, const AttentionDims& d, Index n) const {
-      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    auto prepared_table(Context& context, const AttentionDims& d, Index n) const {
+      return context.prepare_table(linear_pos(context, distances(context, d, n)), d.num_heads);
     }
     template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(Tensor packed) const {
-      return {std::move(packed), &pos_bias_u, &pos_bias_v, {}, true};
+    RelativeTerm<Tensor, T> term_of(Tensor prepared) const {
+      return {std::move(prepared), &pos_bias_u, &pos_bias_v, {}, true};
     }
 
     static void each_parameter(auto& self, auto&& visit) {
@@ -2712,24 +3098,28 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
-        caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
-        for (Index slot = 0; slot < shape.slots; ++slot) clear(slot);
+        caches_[0] = context.make_cache(shape.slots, 1, Policy::state_size(d));
+        for (Index slot = 0; slot < shape.slots; ++slot) clear(context, slot);
       } else {
         const auto parts = KeyValue::parts(d);
         for (std::size_t i = 0; i < parts.size(); ++i)
-          caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
-                                               parts[i].positional ? Storage::full : shape.storage);
+          caches_[i] = context.make_cache(shape.slots, shape.left_context, parts[i].width,
+                                          parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        table_ = layer.position.packed_table(context, d, shape.left_context + shape.chunk);
+        table_ = layer.position.prepared_table(context, d, shape.left_context + shape.chunk);
     }
-    /// For a new stream.
-    void clear(Index slot) {
-      for (auto& cache : caches_) is_linear ? cache.fill_zeros(slot) : cache.clear(slot);
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) {
+      for (auto& cache : caches_) is_linear ? context.fill_zeros(cache, slot) : context.clear(cache, slot);
     }
-    /// As if there had been frames of zeros before, as many as are kept.
-    void fill_zeros(Index slot) {
-      for (auto& cache : caches_) cache.fill_zeros(slot);
+    /// Fills a slot as if there had been frames of zeros before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& cache : caches_) context.fill_zeros(cache, slot);
+    }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) {
+      for (auto& cache : caches_) context.fork(cache, from, to);
     }
     /// Held for frames, all slots.
     Index cache_bytes() const {
@@ -3047,11 +3437,14 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
               },
               any.layer)) {}
-    void clear(Index slot) {
-      std::visit([&](auto& s) { s.clear(slot); }, state_);
+    void clear(Context& context, Index slot) {
+      std::visit([&](auto& s) { s.clear(context, slot); }, state_);
     }
-    void fill_zeros(Index slot) {
-      std::visit([&](auto& s) { s.fill_zeros(slot); }, state_);
+    void fill_zeros(Context& context, Index slot) {
+      std::visit([&](auto& s) { s.fill_zeros(context, slot); }, state_);
+    }
+    void fork(Context& context, Index from, Index to) {
+      std::visit([&](auto& s) { s.fork(context, from, to); }, state_);
     }
     Index cache_bytes() const {
       return std::visit([](const auto& s) { return s.cache_bytes(); }, state_);
@@ -3099,115 +3492,6 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-// The contract of contexts. To add a backend, write a class that satisfies `Backend`: models then run on it, and train
-// on it through `Autodiff`. What each primitive means is documented once, at `Cpu`.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Where a model runs: gives tensors `(rows, cols)` and computes the primitives that layers are written in.
-template <class C>
-concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
-    requires(C& c, const typename C::Tensor& x, const Matrix<typename C::Scalar>& matrix,
-             const Parameter<typename C::Scalar>& weight, const Parameter<typename C::Scalar>* bias,
-             const Sequences& sequences, const AttendShape& attend, const Conv2dShape& conv2d,
-             const Conv1dShape& conv1d, const Labels& labels,
-             const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
-             const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
-             double number, Index count) {
-  { x.rows() } -> std::convertible_to<Index>;
-  { x.cols() } -> std::convertible_to<Index>;
-  { x.empty() } -> std::same_as<bool>;
-  { c.arena() } -> std::same_as<Arena&>;
-  { c.input(matrix) } -> std::same_as<typename C::Tensor>;
-  { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
-  { c.input(x) } -> std::same_as<typename C::Tensor>;
-  {
-    c.constant(count, count, [](Index, Index) { return 0.0; })
-    } -> std::same_as<typename C::Tensor>;
-  { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
-  { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
-  { c.glu(x) } -> std::same_as<typename C::Tensor>;
-  { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
-  { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
-  { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
-  { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
-  { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
-  { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
-  { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
-  { c.rotate(x, x, pairs) } -> std::same_as<typename C::Tensor>;
-  { c.concat(x, x, count, count) } -> std::same_as<typename C::Tensor>;
-  { c.columns(x, count, count) } -> std::same_as<typename C::Tensor>;
-  { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
-  { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
-  { c.add_row(x, weight) } -> std::same_as<typename C::Tensor>;
-  { c.multiply(x, x) } -> std::same_as<typename C::Tensor>;
-  { c.mix(x, x, x, sequences) } -> std::same_as<typename C::Tensor>;
-  { c.scale(x, number) } -> std::same_as<typename C::Tensor>;
-  { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
-  { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
-  { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
-};
-
-/// What `attend_backward` gives: the derivatives by queries, keys, values, the table of positions and the queries that
-/// met it.
-template <class D, class Tensor>
-concept AttendDerivativeOf = requires(D d) {
-  { d.dq } -> std::convertible_to<Tensor>;
-  { d.dk } -> std::convertible_to<Tensor>;
-  { d.dv } -> std::convertible_to<Tensor>;
-  { d.dtable } -> std::convertible_to<Tensor>;
-  { d.dposition_q } -> std::convertible_to<Tensor>;
-};
-
-/// A context that can also be trained on: it has the derivative of every primitive, and the training form of those that
-/// compute something else or keep something for the derivative (batch norm, attention, dropout).
-template <class B>
-concept Backend = Context<B> &&
-    requires(B& b, typename B::Tensor& out, const typename B::Tensor& x, const Parameter<typename B::Scalar>& weight,
-             const Parameter<typename B::Scalar>* bias, const Sequences& sequences, const AttendShape& attend,
-             const Conv2dShape& conv2d, const Conv1dShape& conv1d, const Labels& labels,
-             const RelativeTerm<typename B::Tensor, typename B::Scalar>& relative,
-             const BatchNormParameters<typename B::Scalar>& norm, const DropoutMask& mask, double number, Index count,
-             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs) {
-  { b.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename B::Tensor>;
-  { b.activation_backward(Activation::silu, x, x) } -> std::same_as<typename B::Tensor>;
-  { b.glu_backward(x, x) } -> std::same_as<typename B::Tensor>;
-  { b.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename B::Tensor>;
-  { b.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.rms_norm(x, weight, number, &out) } -> std::same_as<typename B::Tensor>;
-  { b.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.batch_norm_train(x, norm, out, true) } -> std::same_as<typename B::Tensor>;
-  { b.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename B::Tensor>;
-  { b.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename B::Tensor>;
-  { b.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
-  { b.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename B::Tensor>;
-  { b.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename B::Tensor>;
-  { b.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename B::Tensor>;
-  {
-    b.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
-    } -> AttendDerivativeOf<typename B::Tensor>;
-  { b.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename B::Tensor>;
-  { b.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename B::Tensor>;
-  { b.rotate(x, x, pairs, number) } -> std::same_as<typename B::Tensor>;
-  { b.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename B::Tensor>;
-  { b.columns_backward(x, count, count) } -> std::same_as<typename B::Tensor>;
-  {b.add_row_backward(x, weight)};
-  { b.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename B::Tensor>;
-  { b.dropout_train(x, mask) } -> std::same_as<typename B::Tensor>;
-  { b.log_softmax_backward(x, x) } -> std::same_as<typename B::Tensor>;
-  { b.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename B::Tensor>;
-  { b.ctc_backward(x, sequences, x) } -> std::same_as<typename B::Tensor>;
-  { b.mean_finite_backward(x, x) } -> std::same_as<typename B::Tensor>;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -3217,7 +3501,7 @@ inline namespace LACONIC_ABI {
 ///
 /// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
 /// norm follow `training`; call number n of dropout draws from stream n of the seed.
-template <Backend B>
+template <TrainingContext B>
 class Autodiff {
   using Value = typename B::Tensor;
 
@@ -3248,15 +3532,35 @@ class Autodiff {
   bool recompute_blocks = false;
   B& backend() { return backend_; }
   Arena& arena() { return backend_.arena(); }
+  int threads() const { return backend_.threads(); }
+  static constexpr bool computes_on_host = B::computes_on_host;
+
+  // -- parameters ---------------------------------------------------------------------------------------------------
+  /// Prepares a model to be trained, which `storage` must leave as it is.
+  template <class Model>
+  void prepare(Model& model, Storage storage = Storage::full) {
+    require(storage == Storage::full, "prepare: ", to_name(storage), " given, weights in full expected to train");
+    backend_.prepare_training(model);
+  }
+  template <class Model>
+  void fetch(Model& model) {
+    backend_.fetch(model);
+  }
 
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
   Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
   Tensor input(Tensor x) { return x; }
+  /// Returns a value of the backend as one without a derivative.
+  Tensor constant(Value x) { return {std::move(x), -1}; }
+  Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
     return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
   }
+  Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  double number(const Tensor& x) { return backend_.number(x.value); }
+  void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value, columns); }
   /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
   Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
   Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
@@ -3273,7 +3577,7 @@ class Autodiff {
     require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
             "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    unused(loss).gradient = backend_.fill(1, 1, weight);
     walk_back(0);
   }
   /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
@@ -3306,15 +3610,13 @@ class Autodiff {
     });
   }
 
-  // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
+  // -- primitives: as in Context
+  // ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
 
   Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
     if (kind) return activation(*kind, linear(x, weight, bias));
-    require(!weight.is_packed(),
-            "linear: a packed weight given, which can only be run; one as it is expected to train");
-    return op(backend_.linear(x.value, weight, bias),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias](const Value& dy) {
                 give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
               });
@@ -3330,7 +3632,7 @@ class Autodiff {
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, moments](const Value& dy) {
                 give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
               });
@@ -3338,7 +3640,7 @@ class Autodiff {
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
     Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
-    return op(std::move(y), needs(x) || weight.trainable, [this, x, &weight, inverses](const Value& dy) {
+    return op(std::move(y), needs(x) || trains(weight), [this, x, &weight, inverses](const Value& dy) {
       give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
     });
   }
@@ -3346,22 +3648,21 @@ class Autodiff {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
+    return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
   }
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
                 give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
               });
   }
   Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
                 const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
@@ -3372,7 +3673,7 @@ class Autodiff {
     const bool relu = kind == Activation::relu;
     if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
-    return op(y, needs(x) || weight.trainable || bias.trainable,
+    return op(y, needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
                 if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
@@ -3381,8 +3682,7 @@ class Autodiff {
   Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
                         const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
-              [this, x, &weight, bias, sequences, shape](const Value& dy) {
+              needs(x) || trains(weight) || trains(bias), [this, x, &weight, bias, sequences, shape](const Value& dy) {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
@@ -3395,7 +3695,6 @@ class Autodiff {
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-    const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
     const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
                         trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
     return op(std::move(y), needed,
@@ -3420,8 +3719,7 @@ class Autodiff {
               });
   }
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
@@ -3456,7 +3754,7 @@ class Autodiff {
               });
   }
   Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || row.trainable,
+    return op(backend_.add_row(x.value, row), needs(x) || trains(row),
               [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
                 backend_.add_row_backward(dy, row);
                 give(xn, dy);
@@ -3524,6 +3822,13 @@ class Autodiff {
     bool leaf;
   };
 
+  /// Says whether a parameter gets a gradient. Throws where it would, but its values cannot change where they are.
+  static bool trains(const P& p) {
+    require(!p.trainable || p.can_train(),
+            "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
+    return p.trainable;
+  }
+  static bool trains(const P* p) { return p != nullptr && trains(*p); }
   /// Whether a derivative by x is wanted. Not by what was recorded before `clear`.
   bool needs(const Tensor& x) const { return x.node >= cleared_; }
   std::size_t place(const Tensor& x) const {
@@ -4414,6 +4719,1307 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
+/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
+template <class Body>
+void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
+  parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
+    each_part(sequences, {begin, end}, body);
+  });
+}
+
+/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
+/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
+/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
+/// x).
+template <class T>
+void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
+                    bool flipped, const T* x, const T* taps, const T* bias, T* y) {
+  const Index shift = shape.past - shape.left;
+  parallel_rows(threads, sequences, 64, [&](Index n, Range rows_of_x) {
+    const T* input = x + sequences.begin(n) * channels;
+    T* output = y + (sequences.begin(n) - n * shape.past) * channels;
+    const Index length = sequences.length(n), begin = std::max<Index>(0, rows_of_x.begin - shape.past),
+                end = rows_of_x.end - shape.past;
+    const auto taps_seen = [&](Index t) {
+      Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
+      if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
+      if (shape.chunk != Mask::unlimited && !flipped)
+        seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
+      return seen;
+    };
+    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+    constexpr Index together = 8;
+    const auto outputs = [&](Index t, auto size, Range seen) {
+      constexpr Index count = decltype(size)::value;
+      for (Index c = 0; c < channels; c += lanes<T>) {
+        const Index some = std::min(lanes<T>, channels - c);
+        const bool whole = some == lanes<T>;
+        const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
+        const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
+        Local<Batch<T>, count> sum;
+        for (Index i = 0; i < count; ++i) sum[i] = start;
+        for (Index k = seen.begin; k < seen.end; ++k) {
+          const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
+          const T* row = input + (t + k + shift) * channels + c;
+          LACONIC_UNROLL
+          for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
+        }
+        for (Index i = 0; i < count; ++i) {
+          T* to = output + (t + i) * channels + c;
+          whole ? store(to, sum[i]) : store_part(to, sum[i], some);
+        }
+      }
+    };
+    for (Index t = begin; t < end;) {
+      bool all = t + together <= end;
+      for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
+      if (all)
+        outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
+      else
+        outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
+      t += all ? together : 1;
+    }
+  });
+}
+
+/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
+template <class T>
+void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
+                                  const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
+  parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), length = sequences.length(n);
+      for (Index k = 0; k < kernel; ++k) {
+        const Index ahead = k - shape.left;
+        Local<T, 2 * lanes<T>> sum = {};
+        for (Index t = std::max<Index>(0, -ahead); t < std::min(length, length - ahead); ++t) {
+          if (shape.chunk != Mask::unlimited && t % shape.chunk + ahead >= shape.chunk) continue;
+          const T *g = dy + (first + t) * channels, *row = x + (first + t + ahead) * channels;
+          for (Index c = begin; c < end; ++c) sum[c - begin] += g[c] * row[c];
+        }
+        for (Index c = begin; c < end; ++c) dtaps[k * channels + c] += sum[c - begin];
+      }
+    }
+  });
+}
+
+/// Writes a convolution's weight (out, in, taps) as (out, taps, in), to match patches that are whole runs of memory.
+/// `restore_taps` is its inverse; `add_reordered_taps` adds a derivative that lies as (taps, in, out).
+template <class T>
+void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
+}
+template <class T>
+void restore_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] = ordered[(o * taps + k) * in + i];
+}
+template <class T>
+void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
+}
+
+/// Frames of output handled at once, so that their patches stay in a second-level cache.
+inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
+
+/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
+/// in).
+template <class T>
+void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
+  const Index run = Conv2dShape::kernel * s.in_channels;
+  for (Index t = t0; t < t1; ++t)
+    for (Index f = 0; f < s.out_freqs(); ++f)
+      for (Index k = 0; k < Conv2dShape::kernel; ++k) {
+        const T* from = x + (t * s.stride + k) * s.in_cols() + f * s.stride * s.in_channels;
+        std::copy(from, from + run, patches);
+        patches += run;
+      }
+}
+
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
+/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
+template <class T, class Multiply>
+void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
+            T* y, Index space, const Multiply& multiply) {
+  const Blocks blocks(to.rows(), conv2d_block(s), 1, threads);
+  const Index rows = blocks.most() * s.out_freqs();
+  const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
+    T* patches = reinterpret_cast<T*>(memory);
+    const Range frames = blocks[task];
+    Index done = 0;
+    each_part(to, frames, [&](Index n, Range of_sequence) {
+      conv2d_patches(s, x + from.begin(n) * s.in_cols(), of_sequence.begin, of_sequence.end,
+                     patches + done * s.out_freqs() * s.patch());
+      done += of_sequence.size();
+    });
+    multiply(patches, frames.size() * s.out_freqs(), y + frames.begin * s.out_cols(), memory + rows * patch_bytes);
+  });
+}
+
+/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
+/// read once.
+template <class T>
+void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                            const T* dy, const T* x, T* dordered) {
+  const Index block = conv2d_block(s), rows = block * s.out_freqs();
+  const Blocks pieces(s.out_channels, std::max(lanes<T>, padded_cols<T>(s.out_channels)), lanes<T>, threads);
+  const Index each = rows * s.patch() + gemm_scratch<T>();
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
+  parallel_for(threads, pieces.count(), [&](Index piece, int) {
+    const Range cols = pieces[piece];
+    T* patches = static_cast<T*>(scratch.data()) + piece * each;
+    for (Index n = 0; n < from.size(); ++n)
+      for (Index t0 = 0; t0 < to.length(n); t0 += block) {
+        const Index t1 = std::min(to.length(n), t0 + block);
+        conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
+        gemm_block<T>(s.patch(), cols.size(), (t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}.transposed(),
+                      {dy + (to.begin(n) + t0) * s.out_cols() + cols.begin, s.out_channels}, dordered + cols.begin,
+                      s.out_channels, true, nullptr, patches + rows * s.patch());
+      }
+  });
+}
+
+/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
+/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
+template <class T>
+void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* ordered, T* dx) {
+  constexpr Index kernel = Conv2dShape::kernel;
+  const Index block = conv2d_block(s) * threads, run = kernel * s.in_channels;
+  const Buffer buffer = arena.allocate(static_cast<std::size_t>(block * s.out_freqs() * s.patch()) * sizeof(T));
+  T* patches = static_cast<T*>(buffer.data());
+  for (Index n = 0; n < from.size(); ++n)
+    for (Index t0 = 0; t0 < to.length(n); t0 += block) {
+      const Index t1 = std::min(to.length(n), t0 + block);
+      gemm<T>(threads, arena, (t1 - t0) * s.out_freqs(), s.patch(), s.out_channels,
+              {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, {ordered, s.patch()}, patches, s.patch(), false,
+              nullptr);
+      const Index first = t0 * s.stride, frames = (t1 - 1) * s.stride + kernel - first;
+      parallel_blocks(threads, frames, 4, [&](Index begin, Index end) {
+        for (Index t = first + begin; t < first + end; ++t) {
+          T* row = dx + (from.begin(n) + t) * s.in_cols();
+          for (Index k = kernel; k-- > 0;) {
+            const Index out = (t - k) / s.stride;
+            if (t < k || (t - k) % s.stride != 0 || out < t0 || out >= t1) continue;
+            for (Index f = 0; f < s.out_freqs(); ++f) {
+              const T* g = patches + ((out - t0) * s.out_freqs() + f) * s.patch() + k * run;
+              T* d = row + f * s.stride * s.in_channels;
+              for (Index i = 0; i < run; ++i) d[i] += g[i];
+            }
+          }
+        }
+      });
+    }
+}
+
+/// dordered (patch, out) += x^T dy.
+template <class T>
+void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                            const T* dy, const T* x, T* dordered) {
+  for (Index n = 0; n < from.size(); ++n)
+    gemm<T>(threads, arena, s.patch(), s.out_channels, to.length(n),
+            Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}.transposed(),
+            {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
+}
+
+/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
+/// twice.
+template <class T>
+void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
+                           const T* dy, const T* ordered, T* dx) {
+  for (Index n = 0; n < from.size(); ++n)
+    for (Index k = 0; k < s.kernel; ++k)
+      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels,
+              {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
+              dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
+}
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#if LACONIC_VNNI
+#include <immintrin.h>
+#endif
+
+// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
+// for each output (int8).
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace kernels {
+
+/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
+/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
+struct PackedLayout {
+  Storage storage;
+  Index out, in;
+
+  Index grouped_in() const { return (in + 3) / 4 * 4; }
+  Index padded_out() const { return padded_cols<float>(out); }
+  /// Of the panel that begins at output j, in numbers.
+  Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
+  Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
+  Index bytes(Index number_bytes) const {
+    if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
+    return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
+  }
+  const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
+  const std::int32_t* sums(const std::byte* data) const {
+    return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
+  }
+};
+
+/// A weight as `pack_weight` laid it out.
+struct PackedWeight {
+  Storage storage = Storage::full;
+  const std::byte* data = nullptr;
+};
+
+/// Lays out `weight` (out, in) at `to`, which has `PackedLayout::bytes`, as products read it.
+template <class T>
+void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
+  constexpr Index max_inputs = 1 << 17;  // of products of bytes that a sum of 32 bits holds
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
+          " expected for int8");
+  const PackedLayout layout{storage, out, in};
+  if (storage == Storage::full) {
+    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(to));
+    return;
+  }
+  constexpr Index cols = GemmTile<float>::cols;
+  parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
+    const Index j = panel * cols, width = layout.width(j);
+    if (storage == Storage::bf16) {
+      auto* halves = reinterpret_cast<Bf16*>(to) + layout.at(j);
+      for (Index i = 0; i < in; ++i)
+        for (Index o = 0; o < width; ++o)
+          halves[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
+      return;
+    }
+    auto* bytes = reinterpret_cast<std::int8_t*>(to) + layout.at(j);
+    for (Index o = 0; o < width; ++o) {
+      const ByteRow row(j + o < out ? in : 0, weight + (j + o < out ? (j + o) * in : 0));
+      std::int32_t sum = 0;
+      for (Index i = 0; i < layout.grouped_in(); ++i) {
+        const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
+        bytes[(i / 4 * width + o) * 4 + i % 4] = rounded;
+        sum += rounded;
+      }
+      const_cast<float*>(layout.scales(to))[j + o] = row.scale();
+      const_cast<std::int32_t*>(layout.sums(to))[j + o] = sum;
+    }
+  });
+}
+
+/// Reads a packed weight back into `weight` (out, in): the same values in full storage, rounded ones otherwise.
+template <class T>
+void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
+  constexpr Index cols = GemmTile<T>::cols;
+  const PackedLayout layout{packed.storage, out, in};
+  for (Index j = 0; j < out; j += packed.storage == Storage::full ? cols : GemmTile<float>::cols) {
+    const Index width = packed.storage == Storage::full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
+    for (Index o = 0; o < std::min(width, out - j); ++o)
+      for (Index i = 0; i < in; ++i) {
+        T& value = weight[(j + o) * in + i];
+        if (packed.storage == Storage::full)
+          value = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
+        else if (packed.storage == Storage::bf16)
+          value = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
+        else
+          value = static_cast<T>(layout.scales(packed.data)[j + o] *
+                                 static_cast<float>(reinterpret_cast<const std::int8_t*>(
+                                     packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
+      }
+  }
+}
+
+#if !LACONIC_VNNI
+
+/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
+  using Tile = GemmTile<float>;
+  constexpr Index depth = 128;
+  const Index panels = (layout.out + Tile::cols - 1) / Tile::cols;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * depth * Tile::cols) * sizeof(float));
+  parallel_for(threads, panels, [&](Index panel, int thread) {
+    float* slice = static_cast<float*>(scratch.data()) + thread * depth * Tile::cols;
+    const Index j = panel * Tile::cols, width = layout.width(j);
+    const auto* from = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
+    const float* scale = layout.scales(data) + j;
+    for (Index i0 = 0; i0 < layout.in; i0 += depth) {
+      const Index count = std::min(depth, layout.in - i0);
+      for (Index i = 0; i < count; ++i)
+        for (Index o = 0; o < width; ++o)
+          slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
+      detail::gemm_panel(m, Operand<float>{x.data + i0, x.row_stride}, slice, width, count, y + j, layout.out,
+                         std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
+    }
+    epilogue(Index{0}, j, y + j, layout.out, m, std::min(Tile::cols, layout.out - j));
+  });
+}
+
+#else
+
+/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
+inline float round_row(Index in, const float* x, std::uint8_t* to) {
+  using B = Batch<float>;
+  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
+  Index i = 0;
+  const auto look = [&](const B& some) {
+    most = xsimd::max(most, xsimd::abs(some));
+    faults = xsimd::fma(some, B(0.0f), faults);
+  };
+  for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
+  if (i < in) look(load_part(x + i, in - i));
+  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
+  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
+  const __m512 factor = _mm512_set1_ps(inverse);
+  const __m512i zero = _mm512_set1_epi32(128);
+  for (i = 0; i < in; i += 16) {
+    const auto some = static_cast<__mmask16>(in - i < 16 ? (1u << (in - i)) - 1 : 0xffffu);
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, zero)));
+  }
+  return largest / 127 + fault;
+}
+
+/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
+/// a panel.
+template <Index Rows, Index Vectors>
+void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
+                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
+                 Index used) {
+  constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
+  __m512i sum[rows][vectors];
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_setzero_si512();
+  }
+  for (Index g = 0; g < groups; ++g) {
+    __m512i row[vectors];
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
+    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
+    LACONIC_UNROLL
+    for (Index i = 0; i < Rows; ++i) {
+      std::int32_t four;
+      std::memcpy(&four, a + i * a_stride + 4 * g, 4);
+      const __m512i x = _mm512_set1_epi32(four);
+      LACONIC_UNROLL
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
+    }
+  }
+  // By way of memory, or the compiler keeps the sums there all the time.
+  alignas(64) std::int32_t done[rows][vectors * 16];
+  LACONIC_UNROLL
+  for (Index i = 0; i < Rows; ++i) {
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; ++j) _mm512_store_si512(done[i] + 16 * j, sum[i][j]);
+  }
+  for (Index j = 0; j < used; j += 16) {
+    const Index count = std::min<Index>(16, used - j);
+    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + j), 7);
+    const Batch<float> scale = load(scales + j),
+                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
+    for (Index i = 0; i < Rows; ++i) {
+      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done[i] + j), zero)));
+      store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
+    }
+  }
+}
+
+template <Index Rows, Index Vectors>
+void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
+               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
+               Index y_stride, Index used) {
+  for (; m >= Rows; m -= Rows) {
+    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+    a += Rows * a_stride;
+    row_scales += Rows;
+    y += Rows * y_stride;
+  }
+  if constexpr (Rows > 1)
+    if (m > 0)
+      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
+}
+
+/// Rows of x as bytes, in a piece of memory: first their scales.
+struct RoundedRows {
+  float* scales;
+  std::uint8_t* bytes;
+  Index stride;
+
+  static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  RoundedRows(Index m, Index in, void* memory)
+      : scales(static_cast<float*>(memory)),
+        bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
+        stride(stride_of(in)) {}
+  void round(Range rows, Index in, const float* x, Index x_stride) {
+    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
+  }
+};
+
+/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
+/// One thread.
+template <class Epilogue>
+void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
+                 const float* bias, float* y, const Epilogue& epilogue) {
+  constexpr Index width = GemmTile<float>::cols;
+  for (Index j = cols.begin; j < cols.end; j += width) {
+    const Index used = std::min(width, layout.out - j);
+    float* to = y + rows.begin * layout.out + j;
+    const auto run = [&](auto vectors) {
+      int8_rows<8, decltype(vectors)::value>(
+          rows.size(), x.bytes + rows.begin * x.stride, x.stride, layout.grouped_in() / 4,
+          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
+          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
+    };
+    switch (layout.width(j) / 16) {
+      case 1:
+        run(std::integral_constant<Index, 1>());
+        break;
+      case 2:
+        run(std::integral_constant<Index, 2>());
+        break;
+      default:
+        run(std::integral_constant<Index, 3>());
+    }
+    epilogue(rows.begin, j, to, layout.out, rows.size(), used);
+  }
+}
+
+/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
+template <class Epilogue>
+void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
+                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
+  const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
+  RoundedRows rounded(m, layout.in, space.data());
+  parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
+    rounded.round({begin, end}, layout.in, x.data, x.row_stride);
+  });
+  share_product<float>(threads, m, layout.out, layout.in, [&](Range rows, Range cols) {
+    int8_panels(rows, rounded, layout, data, cols, bias, y, epilogue);
+  });
+}
+
+#endif
+
+/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
+template <class T, class Epilogue>
+void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
+              const T* bias, T* y, const Epilogue& epilogue) {
+  const std::byte* data = weight.data;
+  if (weight.storage == Storage::full)
+    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
+    else if (m > 0)
+      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
+  }
+}
+
+/// Bytes of scratch that `multiply_rows` needs for a row.
+inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
+#if LACONIC_VNNI
+  if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
+#endif
+  return 0;
+}
+/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
+template <class T, class Epilogue>
+void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
+                   const Epilogue& epilogue, [[maybe_unused]] void* space) {
+  const std::byte* data = weight.data;
+  const Range ks{0, in}, js{0, out};
+  if (weight.storage == Storage::full)
+    return gemm_panels(m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, ks, js, y, out, false, bias,
+                       epilogue);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.storage == Storage::bf16)
+      return gemm_panels(m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, ks, js, y, out, false,
+                         bias, epilogue);
+#if LACONIC_VNNI
+    RoundedRows rounded(m, in, space);
+    rounded.round({0, m}, in, x.data, x.row_stride);
+    int8_panels({0, m}, rounded, {weight.storage, out, in}, data, js, bias, y, epilogue);
+#endif
+  }
+}
+
+}  // namespace kernels
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// The 3 x 3 convolution of stride 2 with 25 products where the plain one has 36.
+//
+// Two outputs next to each other in time share an input: y0 = x0 w0 + x1 w1 + x2 w2 and y1 = x2 w0 + x3 w1 + x4 w2. The
+// even taps are a filter of two taps over the even inputs, for which three products do the work of four (Winograd 1980;
+// Lavin and Gray 2016, F(2, 2)):
+//   y0 = (x0 - x2) w0 + x2 (w0 + w2)                + x1 w1
+//   y1 =                x2 (w0 + w2) + (x4 - x2) w2          + x3 w1
+// The five products are "components" 0 .. 4 below. In frequency alike: 25 components of a tile of 2 x 2 outputs, whose
+// sums over channels are matrix products. Components that add to the same outputs are one product of all their
+// channels.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace kernels {
+
+/// Says whether a convolution is computed by tiles: few channels in do not pay for them.
+constexpr bool is_tiled(const Conv2dShape& shape) { return shape.stride == 2 && shape.in_channels >= 16; }
+
+struct ConvTiles {
+  static constexpr Index components = 5, all = components * components, groups = 9;
+
+  ConvTiles(const Conv2dShape& s, Index length)
+      : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
+
+  const Conv2dShape& shape;
+  Index out_length, out_freqs;
+  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
+
+  Index count() const { return times * freqs; }
+  /// visit(row, column) of each of these tiles.
+  template <class Visit>
+  void each(Range tiles, Visit&& visit) const {
+    if (tiles.size() == 0) return;
+    Index row = tiles.begin / freqs, column = tiles.begin % freqs;
+    for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
+      visit(row, column);
+      if (++column < freqs) continue;
+      column = 0;
+      ++row;
+    }
+  }
+  /// Components along one axis that add to the first output, to both, to the second.
+  static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
+  static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
+  /// Group 3 g + h holds the components of g in time and h in frequency; its first one, and how many there are.
+  static constexpr Index size(Index group) { return member_count(group / 3) * member_count(group % 3); }
+  static constexpr Index first(Index group) {
+    Index sum = 0;
+    for (Index g = 0; g < group; ++g) sum += size(g);
+    return sum;
+  }
+
+  /// visit(place in the group, a, b): component a in time and b in frequency.
+  template <class Visit>
+  static constexpr void each_member(Index group, Visit&& visit) {
+    Index place = 0;
+    for (Index i = 0; i < member_count(group / 3); ++i)
+      for (Index j = 0; j < member_count(group % 3); ++j)
+        visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
+              members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
+  }
+  /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
+  static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
+  static constexpr bool less_middle(Index a) { return a == 0 || a == 2; }
+  static constexpr bool has_tap(Index a, Index tap) {
+    return a > 2 ? tap == 1 : (tap == 0 && a < 2) || (tap == 2 && a > 0);
+  }
+};
+
+/// Component a in time and b in frequency, and where it stands: member `member` of a group.
+struct ConvComponent {
+  Index group, member, a, b;
+};
+/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
+inline constexpr auto conv_components = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (Index group = 0; group < ConvTiles::groups; ++group)
+    ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+      out[static_cast<std::size_t>(ConvTiles::first(group) + member)] = {group, member, a, b};
+    });
+  return out;
+}();
+inline constexpr auto conv_component_at = [] {
+  std::array<ConvComponent, ConvTiles::all> out{};
+  for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
+  return out;
+}();
+
+/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
+/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
+template <class Weight, class Tap, class Visit>
+void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
+  parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
+    for (Index place = 0; place < ConvTiles::all; ++place) {
+      const ConvComponent& component = conv_components[static_cast<std::size_t>(place)];
+      std::array<Index, 4> used{};
+      std::size_t count = 0;
+      for (Index p = 0; p < 3; ++p)
+        for (Index q = 0; q < 3; ++q)
+          if (ConvTiles::has_tap(component.a, p) && ConvTiles::has_tap(component.b, q)) used[count++] = 3 * p + q;
+      for (Index c = begin; c < end; ++c)
+        for (Index o = 0; o < s.out_channels; ++o)
+          visit(weights[(place * s.in_channels + c) * s.out_channels + o], taps + (o * s.in_channels + c) * 9,
+                std::span(used).first(count));
+    }
+  });
+}
+/// The weights of the components from those of the taps.
+template <class T>
+void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
+  each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
+    T sum = 0;
+    for (const Index tap : used) sum += of_channels[tap];
+    weight = sum;
+  });
+}
+/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
+template <class T>
+void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
+  each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
+    for (const Index tap : used) of_channels[tap] += dweight;
+  });
+}
+
+/// Numbers in the panels of all groups, and where those of a group begin.
+template <class T>
+Index tile_panels_at(const Conv2dShape& s, Index group) {
+  return Panels<T>::size(ConvTiles::first(group) * s.in_channels, s.out_channels);
+}
+template <class T>
+Index tile_panels_size(const Conv2dShape& s) {
+  return Panels<T>::size(ConvTiles::all * s.in_channels, s.out_channels);
+}
+/// The weights of the components as panels.
+template <class T>
+void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* to) {
+  for (Index group = 0; group < ConvTiles::groups; ++group)
+    pack(threads, Operand<T>{weights + ConvTiles::first(group) * s.in_channels * s.out_channels, s.out_channels},
+         ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
+}
+
+/// Reads the taps (out, in, 3, 3) back from the panels of the components, in some of which each tap stands alone.
+template <class T>
+void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
+  constexpr Index of_tap[3] = {0, 3, 2};  // the component that is this tap alone
+  for (Index p = 0; p < 3; ++p)
+    for (Index q = 0; q < 3; ++q) {
+      const ConvComponent& c = conv_component_at[static_cast<std::size_t>(5 * of_tap[p] + of_tap[q])];
+      const Panels<T> group{panels + tile_panels_at<T>(s, c.group), ConvTiles::size(c.group) * s.in_channels,
+                            s.out_channels};
+      for (Index o = 0; o < s.out_channels; ++o) {
+        const Index j = o / GemmTile<T>::cols * GemmTile<T>::cols;
+        for (Index i = 0; i < s.in_channels; ++i)
+          taps[(o * s.in_channels + i) * 9 + 3 * p + q] = group.at(c.member * s.in_channels + i, j)[o - j];
+      }
+    }
+}
+
+/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
+/// in_channels.
+template <class T>
+void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
+                    const T* x, const T* zeros, T* to) {
+  const Index time = 4 * row, freq = 4 * column;
+  const auto input = [&](Index r, Index s) {
+    const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
+    return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
+  };
+  const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
+  const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
+  if (in_time && in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
+        input(r, 2), input(2, s), input(2, 2));
+  else if (in_time || in_freq)
+    map_span(
+        channels.size(), to, [](auto x0, auto x1) { return x0 - x1; }, input(r, s),
+        in_time ? input(2, s) : input(r, 2));
+  else
+    std::copy_n(input(r, s), channels.size(), to);
+}
+
+/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
+/// out_channels.
+template <class T>
+void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
+                          const T* zeros, T* to) {
+  const Index time = 2 * row, freq = 2 * column;
+  const auto output = [&](Index i, Index j) {
+    const bool inside = time + i < t.out_length && freq + j < t.out_freqs;
+    return (inside ? dy + ((time + i) * t.out_freqs + freq + j) * t.shape.out_channels : zeros) + channels.begin;
+  };
+  const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
+  if (g == 1 && h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0),
+        output(0, 1), output(1, 0), output(1, 1));
+  else if (g == 1 || h == 1)
+    map_span(
+        channels.size(), to, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
+        g == 1 ? output(1, j) : output(i, 1));
+  else
+    std::copy_n(output(i, j), channels.size(), to);
+}
+
+/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
+/// activation if one is given. Tiles of all sequences are numbered end to end.
+template <class T>
+void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
+                  const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
+  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
+  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
+  // components of a group do.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
+  const Index sums = blocks.most() * s.out_channels;
+  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
+    T* components = static_cast<T*>(scratch.data()) + thread * each;
+    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
+    const Range block = blocks[task];
+    std::fill_n(zeros, s.in_channels, T(0));
+    for (Index group = 0; group < ConvTiles::groups; ++group) {
+      const Index depth = ConvTiles::size(group) * s.in_channels;
+      T* out = components;
+      each_part(tiles, block, [&](Index n, Range of_sequence) {
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
+          ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
+            tile_component(t, a, b, row, column, {0, s.in_channels}, from.length(n), x + from.begin(n) * s.in_cols(),
+                           zeros, out + member * s.in_channels);
+          });
+          out += depth;
+        });
+      });
+      gemm_panels(block.size(), Operand<T>{components, depth},
+                  Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
+                  {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
+    }
+    const T* of_tile = sum;
+    each_part(tiles, block, [&](Index n, Range of_sequence) {
+      const ConvTiles t(s, to.length(n));
+      t.each(of_sequence, [&](Index row, Index column) {
+        for (Index i = 0; i < 2; ++i)
+          for (Index j = 0; j < 2; ++j) {
+            const Index time = 2 * row + i, freq = 2 * column + j;
+            if (time >= t.out_length || freq >= t.out_freqs) continue;
+            const auto part = [&](Index g, Index h) { return of_tile + (3 * g + h) * sums; };
+            map_span(
+                s.out_channels, y + (to.begin(n) + time) * s.out_cols() + freq * s.out_channels,
+                [&](auto a, auto b, auto c, auto d, auto e) {
+                  const auto total = e + ((a + b) + (c + d));
+                  return activation ? activate(*activation, total) : total;
+                },
+                part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
+          }
+        of_tile += s.out_channels;
+      });
+    });
+  });
+}
+
+/// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
+template <class T>
+class PixelGradient {
+ public:
+  /// The place of a tile's input along an axis: its components, the middle one taken away from two.
+  struct Share {
+    Index component;
+    bool negative;
+  };
+  static std::span<const Share> shares(Index place) {
+    static constexpr std::array<Share, 7> all{
+        {{0, false}, {3, false}, {0, true}, {1, false}, {2, true}, {4, false}, {2, false}}};
+    static constexpr std::array<Index, 6> begin{0, 1, 2, 5, 6, 7};
+    const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(place)]),
+               end = static_cast<std::size_t>(begin[static_cast<std::size_t>(place) + 1]);
+    return std::span(all).subspan(first, end - first);
+  }
+
+  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
+  template <class OfGroup>
+  void add(OfGroup&& of_group, Index channels, Index r, Index s) {
+    for (const Share a : shares(r))
+      for (const Share b : shares(s)) {
+        const ConvComponent& place = conv_component_at[static_cast<std::size_t>(5 * a.component + b.component)];
+        from_[count_] = of_group(place.group) + place.member * channels;
+        negative_[count_++] = a.negative != b.negative;
+      }
+  }
+  void add_to(Index channels, T* dx) const {
+    for (Index c = 0; c < channels; c += lanes<T>) {
+      const Index some = std::min(lanes<T>, channels - c);
+      const bool whole = some == lanes<T>;
+      const auto part = [&](const T* at) { return whole ? load(at) : load_part(at, some); };
+      Batch<T> sum = part(dx + c);
+      for (std::size_t i = 0; i < count_; ++i) sum = negative_[i] ? sum - part(from_[i] + c) : sum + part(from_[i] + c);
+      whole ? store(dx + c, sum) : store_part(dx + c, sum, some);
+    }
+  }
+
+ private:
+  std::array<const T*, 16> from_{};
+  std::array<bool, 16> negative_{};
+  std::size_t count_ = 0;
+};
+
+/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
+/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
+/// first, so results do not depend on threads.
+template <class T>
+void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                   const Sequences& to, const T* dy, const T* x, T* dweights) {
+  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
+  // Blocks of tiles whose component and gradients a second-level cache holds.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
+  // Components are cut by channels, too, where they are few for the threads.
+  const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
+              most = (s.in_channels + parts - 1) / parts;
+  const Index each =
+      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
+  for (Index block = 0; block < blocks.count(); ++block)
+    parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
+      const Index place = task / parts, part = task % parts, count = blocks[block].size();
+      const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
+      const Range channels = equal_part(s.in_channels, 1, part, parts);
+      T* components = static_cast<T*>(scratch.data()) + thread * each;
+      T* const gradients = components + blocks.most() * most;
+      T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
+      std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
+      T *component = components, *gradient = gradients;
+      each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+        const ConvTiles t(s, to.length(n));
+        t.each(of_sequence, [&](Index row, Index column) {
+          tile_component(t, of.a, of.b, row, column, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
+                         component);
+          component += channels.size();
+        });
+      });
+      const Panels<T> panels{gradients, count, s.out_channels};
+      for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
+        const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
+        each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
+          const ConvTiles t(s, to.length(n));
+          t.each(of_sequence, [&](Index row, Index column) {
+            tile_output_gradient(t, of.group, row, column, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 gradient);
+            std::fill(gradient + used, gradient + width, T(0));
+            gradient += width;
+          });
+        });
+      }
+      gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
+                  {0, s.out_channels}, dweights + (place * s.in_channels + channels.begin) * s.out_channels,
+                  s.out_channels, true, static_cast<const T*>(nullptr));
+    });
+}
+
+/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
+template <class T>
+void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
+                                 const Sequences& to, const T* dy, const T* weights, T* dx) {
+  constexpr Index groups = ConvTiles::groups;
+  const Index freqs = ConvTiles(s, 0).freqs;
+  if (freqs == 0) return;
+  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
+  // and no more, for their gradients should stay near.
+  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
+  const Index piece = std::max<Index>(1, 64 / freqs);
+  const Blocks blocks(times.rows(), piece * threads, 1, 1);
+  const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
+  const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
+  // The weights of each group, transposed.
+  std::array<Panels<T>, groups> panels{};
+  Index size = 0;
+  for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
+  const Buffer packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
+  T* at = static_cast<T*>(packed.data());
+  for (Index group = 0; group < groups; ++group) {
+    const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
+    panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
+    at += Panels<T>::size(s.out_channels, depth(group));
+  }
+  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
+  const Buffer memory = arena.allocate(
+      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
+  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
+    *zeros = scratch + threads * sums;
+  std::fill_n(zeros, s.out_channels, T(0));
+  for (Index b = 0; b < blocks.count(); ++b) {
+    const Range block = blocks[b];
+    const Blocks pieces(block.size(), piece, 1, threads);
+    parallel_for(threads, pieces.count(), [&](Index task, int thread) {
+      T* const sum = scratch + thread * sums;
+      const Range rows{block.begin + pieces[task].begin, block.begin + pieces[task].end};
+      for (Index group = 0; group < groups; ++group) {
+        T* out = sum;
+        each_part(times, rows, [&](Index n, Range of_sequence) {
+          const ConvTiles t(s, to.length(n));
+          t.each({of_sequence.begin * freqs, of_sequence.end * freqs}, [&](Index row, Index column) {
+            tile_output_gradient(t, group, row, column, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(), zeros,
+                                 out);
+            out += s.out_channels;
+          });
+        });
+        gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
+                    {0, s.out_channels}, {0, depth(group)},
+                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
+                    false, static_cast<const T*>(nullptr));
+      }
+    });
+    parallel_for(threads, block.size(), [&](Index task, int) {
+      const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
+      // Of this sequence's rows of tiles, those that are in the block.
+      const Range here{std::max<Index>(0, block.begin - times.begin(n)),
+                       std::min(times.length(n), block.end - times.begin(n))};
+      const Index before = (times.begin(n) - block.begin) * freqs;
+      const Index stop = 4 * (own + 1) + (own + 1 == here.end ? 1 : 0);
+      for (Index time = 4 * own; time < std::min(from.length(n), stop); ++time)
+        for (Index freq = 0; freq < s.in_freqs; ++freq) {
+          PixelGradient<T> pixel;
+          for (const Index i : {time / 4 - 1, time / 4})
+            for (const Index j : {freq / 4 - 1, freq / 4}) {
+              const Index r = time - 4 * i, q = freq - 4 * j;
+              if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
+              const auto of_group = [&](Index group) {
+                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
+              };
+              pixel.add(of_group, s.in_channels, r, q);
+            }
+          pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
+        }
+    });
+  }
+}
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// Every form in which the CPU holds a weight: how it is made, found by the kernels, and read back.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The forms of a weight on the CPU.
+enum class WeightForm {
+  plain,   ///< as on the host, row-major
+  panels,  ///< W^T in panels, for rows times W^T
+  taps,    ///< a convolution's weight with its taps in order, then as panels
+  tiles    ///< the components of a convolution by tiles (kernels/winograd_conv2d.hpp), as panels
+};
+
+/// A weight that `Cpu` holds.
+template <class T>
+class CpuWeight final : public ResidentWeight, public std::enable_shared_from_this<CpuWeight<T>> {
+ public:
+  /// Holds the values as they are. Where `trains`, they can change, and have a gradient once one was asked for.
+  CpuWeight(Matrix<T> values, Matrix<T> gradient_values, bool trains)
+      : ResidentWeight(&tag), value(std::move(values)), gradient(std::move(gradient_values)), trains_(trains) {}
+  /// Holds a packed weight.
+  CpuWeight(WeightForm weight_form, Storage weight_storage, std::shared_ptr<const std::byte> memory)
+      : ResidentWeight(&tag), form(weight_form), data(std::move(memory)), storage_(weight_storage) {}
+
+  /// Returns the CPU's form of a resident parameter. Throws `Error` where another backend, or one of another scalar
+  /// type, holds it.
+  static CpuWeight& of(const Parameter<T>& p) {
+    ResidentWeight& weight = *p.resident();
+    require(weight.kind() == &tag, "weight: one resident in ", weight.backend(), " given, one of this Cpu expected");
+    return static_cast<CpuWeight&>(weight);
+  }
+
+  const char* backend() const override { return "Cpu"; }
+  Storage storage() const override { return storage_; }
+  bool can_train() const override { return trains_; }
+  std::shared_ptr<ResidentWeight> copy() const override {
+    if (trains_) return std::make_shared<CpuWeight>(value, gradient, true);
+    return std::const_pointer_cast<CpuWeight>(this->shared_from_this());  // never written
+  }
+
+  const WeightForm form = WeightForm::plain;
+  const std::shared_ptr<const std::byte> data{};  ///< of a packed form
+  Matrix<T> value{}, gradient{};                  ///< of the plain form
+
+ private:
+  static constexpr char tag = 0;
+  Storage storage_ = Storage::full;
+  bool trains_ = false;
+};
+
+namespace kernels {
+
+/// Returns the values of a parameter, row-major (rows, cols). Throws `Error` where they are packed.
+template <class T>
+const T* values_of(const Parameter<T>& p) {
+  if (!p.is_resident()) return p.host().data();
+  const CpuWeight<T>& weight = CpuWeight<T>::of(p);
+  require(weight.form == WeightForm::plain,
+          "weight: one that is packed for products given (prepare), one as it is on the host expected");
+  return weight.value.data();
+}
+/// Returns the values of a parameter that can be changed.
+template <class T>
+T* editable_values_of(Parameter<T>& p) {
+  if (!p.is_resident()) return p.host().data();
+  require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
+  return CpuWeight<T>::of(p).value.data();
+}
+/// Returns the gradient of a parameter, zeroed when it is asked for the first time, or null where it is frozen.
+template <class T>
+T* gradient_of(const Parameter<T>& p) {
+  if (!p.trainable) return nullptr;
+  if (!p.is_resident()) return p.gradient().data();
+  require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
+  CpuWeight<T>& weight = CpuWeight<T>::of(p);
+  if (weight.gradient.size() == 0) weight.gradient.setZero(p.rows(), p.cols());
+  return weight.gradient.data();
+}
+/// Returns the gradient of a parameter as a matrix, or null where none was asked for yet.
+template <class T>
+Matrix<T>* existing_gradient_of(const Parameter<T>& p) {
+  if (!p.is_resident()) return p.has_gradient() ? &p.gradient() : nullptr;
+  Matrix<T>& gradient = CpuWeight<T>::of(p).gradient;
+  return gradient.size() > 0 ? &gradient : nullptr;
+}
+/// Returns the packed form of a parameter, or null where its values are as on the host.
+template <class T>
+const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
+  if (!p.is_resident()) return nullptr;
+  const CpuWeight<T>& weight = CpuWeight<T>::of(p);
+  return weight.form == WeightForm::plain ? nullptr : &weight;
+}
+
+/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
+class WeightMemory {
+ public:
+  /// Returns `bytes` of memory, aligned to 64 bytes and uninitialised. Allocates.
+  std::shared_ptr<std::byte> take(Index bytes) {
+    constexpr Index line = laconic::detail::line_bytes;
+    const Index rounded = (bytes + line - 1) / line * line;
+    if (2 * rounded > block_) return allocate(rounded);
+    if (left_ < rounded) {
+      next_ = allocate(block_);
+      left_ = block_;
+      block_ = std::min<Index>(2 * block_, 32 << 20);
+    }
+    left_ -= rounded;
+    std::shared_ptr<std::byte> piece = next_;
+    next_ = {piece, piece.get() + rounded};
+    return piece;
+  }
+
+ private:
+  static std::shared_ptr<std::byte> allocate(Index bytes) {
+    const auto size = static_cast<std::size_t>(bytes);
+    return {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
+            [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
+  }
+
+  std::shared_ptr<std::byte> next_{};
+  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
+};
+
+/// Makes a parameter resident in the form that its use is computed in fastest, rounded as `storage` says where products
+/// read it. Allocates.
+template <class T>
+void prepare_weight(WeightMemory& memory, int threads, Storage storage, Parameter<T>& p) {
+  require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
+          " given for a model that is not of float");
+  if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
+    return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
+  const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
+  // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+  const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_VNNI;
+  const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
+  const Conv2dShape shape{in, out, 0};
+  if (p.use == WeightUse::conv2d_stride_2 && is_tiled(shape) && form == Storage::full) {
+    Matrix<T> components(ConvTiles::all * in, out);
+    tile_weights(threads, shape, p.host().data(), components.data());
+    const auto data = memory.take(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
+    pack_tile_weights(threads, shape, components.data(), reinterpret_cast<T*>(data.get()));
+    return p.make_resident(std::make_shared<CpuWeight<T>>(WeightForm::tiles, form, data));
+  }
+  Matrix<T> ordered;
+  if (taps > 1) {
+    ordered.resize(p.rows(), p.cols());
+    reorder_taps(out, in, taps, p.host().data(), ordered.data());
+    p.host().swap(ordered);
+  }
+  const auto data = memory.take(PackedLayout{form, out, p.cols()}.bytes(sizeof(T)));
+  pack_weight(threads, form, out, p.cols(), p.host().data(), data.get());
+  const WeightForm weight_form = p.use == WeightUse::linear ? WeightForm::panels : WeightForm::taps;
+  p.make_resident(std::make_shared<CpuWeight<T>>(weight_form, form, data));
+}
+
+/// Brings the values of a parameter back to the host, and its gradient if it has one. Values that were rounded stay so.
+/// Allocates.
+template <class T>
+void fetch_weight(Parameter<T>& p) {
+  if (!p.is_resident()) return;
+  CpuWeight<T>& weight = CpuWeight<T>::of(p);
+  const Index out = p.rows(), in = p.shape().size() > 1 ? p.shape()[1] : p.cols(), taps = in > 0 ? p.cols() / in : 0;
+  if (weight.form == WeightForm::plain) {
+    if (weight.can_train()) return p.make_host(std::move(weight.value), std::move(weight.gradient));
+    return p.make_host(weight.value);  // copies of the model may share it
+  }
+  Matrix<T> values(p.rows(), p.cols());
+  if (weight.form == WeightForm::tiles) {
+    untile_weights({in, out, 0}, reinterpret_cast<const T*>(weight.data.get()), values.data());
+  } else if (weight.form == WeightForm::taps) {
+    Matrix<T> ordered(p.rows(), p.cols());
+    unpack_weight(PackedWeight{weight.storage(), weight.data.get()}, out, p.cols(), ordered.data());
+    restore_taps(out, in, taps, ordered.data(), values.data());
+  } else {
+    unpack_weight(PackedWeight{weight.storage(), weight.data.get()}, out, in, values.data());
+  }
+  p.make_host(std::move(values));
+}
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <map>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// What all slices of `Cpu` stand on: threads, memory, tensors, and where parameters are.
+template <class T>
+class CpuCore {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  /// Throws `Error` for a number of threads that no machine has; 0 takes all that the machine offers.
+  explicit CpuCore(int threads) : threads_(checked_threads(threads)) {}
+  CpuCore(const CpuCore&) = delete;
+  CpuCore& operator=(const CpuCore&) = delete;
+
+  Arena& arena() { return arena_; }
+  int threads() const { return threads_; }
+
+  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  Tensor zeros(Index rows, Index cols) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), T(0));
+    return out;
+  }
+  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
+  Tensor input(Tensor x) { return x; }
+  Matrix<T> output(const Tensor& x) { return x.view(); }
+  double number(const Tensor& x) {
+    require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
+    return static_cast<double>(x.row(0)[0]);
+  }
+  void argmax(const Tensor& x, std::span<Index> columns) {
+    require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
+            " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
+    for (Index r = 0; r < x.rows(); ++r) {
+      const T* row = x.row(r);
+      Index best = 0;
+      for (Index c = 0; c < x.cols() && best >= 0; ++c) {
+        if (row[c] != row[c])
+          best = -1 - c;
+        else if (row[c] > row[best])
+          best = c;
+      }
+      columns[static_cast<std::size_t>(r)] = best;
+    }
+  }
+  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
+    require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
+                from.cols() == to.cols(),
+            "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
+            to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+    std::copy_n(from.row(first), count * from.cols(), to.row(at));
+  }
+  Tensor fill(Index rows, Index cols, double value) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), static_cast<T>(value));
+    return out;
+  }
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    Tensor out = make(rows, cols);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
+    return out;
+  }
+
+  template <class Model>
+  void prepare(Model& model, Storage storage = Storage::full) {
+    require_on_host(model, "prepare");
+    kernels::WeightMemory memory;
+    model.parameters([&](std::string_view, Parameter<T>& p) { kernels::prepare_weight(memory, threads_, storage, p); });
+  }
+  template <class Model>
+  void prepare_training(Model& model) {
+    require_on_host(model, "prepare_training");
+    model.parameters([](std::string_view, Parameter<T>& p) {
+      Matrix<T> gradient = p.has_gradient() ? std::move(p.gradient()) : Matrix<T>();
+      p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), std::move(gradient), true));
+    });
+  }
+  template <class Model>
+  void fetch(Model& model) {
+    model.parameters([](std::string_view, Parameter<T>& p) { kernels::fetch_weight(p); });
+  }
+
+  bool keeps(const Parameter<T>& weight) const { return !weight.can_train(); }
+  template <class Make>
+  Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
+    const std::shared_ptr<const ResidentWeight> key = weight.resident();
+    // Sizes that grow by little do not make it anew each time; what belongs to weights that are gone goes first.
+    if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
+    auto& kept = kept_[key];
+    if (kept.size < size) {
+      const Index larger = std::max(size, kept.size + kept.size / 4);
+      kept = {larger, make(larger)};
+    }
+    return kept.value;
+  }
+
+  /// Adds the sums of the columns of dy to the gradient of a row of parameters that was added to every row.
+  void add_column_sums(const Tensor& dy, const Parameter<T>& row) {
+    if (T* gradient = kernels::gradient_of(row))
+      kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), gradient);
+  }
+
+ private:
+  struct Kept {
+    Index size = -1;
+    Tensor value{};
+  };
+
+  int threads_;
+  Arena arena_;
+  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+namespace kernels {
+
 /// One row into its stored form; and columns `first` .. first + width - 1 of it back.
 template <class T>
 void store_row(Storage storage, Index width, const T* x, std::byte* to) {
@@ -4482,6 +6088,14 @@ class RowCache {
     std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
   }
 
+  /// Makes slot `to` hold what slot `from` holds.
+  void fork(Index from, Index to) {
+    ring(to) = ring(from);
+    if (from != to)
+      std::copy_n(memory_.data() + from * capacity_ * row_bytes_, capacity_ * row_bytes_,
+                  memory_.data() + to * capacity_ * row_bytes_);
+  }
+
   /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
   /// one after the other from `stored` on, as they are stored.
   template <class Visit>
@@ -4525,6 +6139,14 @@ class RowCache {
   Storage storage_ = Storage::full;
   std::vector<std::byte> memory_;
   std::vector<Ring> rings_;
+};
+
+/// What a cache holds in its slots, one for each sequence, and the rows that came after it.
+template <class T>
+struct CachedRows {
+  Tensor<T> rows{};
+  const RowCache<T>* cache = nullptr;  ///< null: these rows are all
+  std::span<const Index> slots{};
 };
 
 }  // namespace LACONIC_ABI
@@ -5226,142 +6848,6 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Rows for which no weight is packed.
-template <class T>
-inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
-template <class T>
-constexpr Index few_rows_scratch(Index out, Index in) {
-  return Panels<T>::size(in, few_rows<T>) + out * few_rows<T>;
-}
-/// y (rows, out) = x (rows, in) W^T + bias for at most few_rows, as y^T = W x^T: x is packed, which is smaller than a
-/// weight (out, in). Sums are taken in the same order. `scratch` has few_rows_scratch(out, in) numbers.
-template <class T>
-void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* weight, const T* bias, T* y,
-                       Index y_stride, T* scratch) {
-  const Panels<T> panels = pack(1, x.transposed(), in, rows, scratch);
-  T* const sums = scratch + Panels<T>::size(in, few_rows<T>);
-  for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
-  for (Index c = 0; c < out; c += GemmTile<T>::rows) {
-    const Index some = std::min(GemmTile<T>::rows, out - c);
-    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
-    gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
-                static_cast<const T*>(nullptr));
-  }
-  for (Index r = 0; r < rows; ++r)
-    for (Index c = 0; c < out; ++c) y[r * y_stride + c] = sums[c * rows + r];
-}
-
-/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
-/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
-template <class T>
-void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
-                 const T* weight, const T* bias, T* y) {
-  const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
-  const auto matrix = [&](Index block) {
-    const Operand<T> w{weight + block * out * in, in};
-    return shape.transposed ? w : w.transposed();
-  };
-  if (shape.num_blocks == 1) {  // heads are rows, then
-    gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
-    return;
-  }
-  constexpr Index tile = 64;
-  const Index tiles = (rows + tile - 1) / tile, x_cols = shape.num_heads * from, y_cols = shape.num_heads * to;
-  const Index space = std::max(gemm_scratch<T>(), few_rows_scratch<T>(out, in));
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  parallel_for(threads, shape.num_heads * tiles, [&](Index task, int thread) {
-    const Index head = task / tiles, row = task % tiles * tile, block = head / (shape.num_heads / shape.num_blocks);
-    const Operand<T> of_head{x + row * x_cols + head * from, x_cols};
-    const Index some = std::min(tile, rows - row);
-    const T* const of_block = bias == nullptr ? nullptr : bias + block * to;
-    T *const out_of_head = y + row * y_cols + head * to, *const own = static_cast<T*>(scratch.data()) + thread * space;
-    if (!shape.transposed && some <= few_rows<T>)
-      multiply_few_rows(some, out, in, of_head, weight + block * out * in, of_block, out_of_head, y_cols, own);
-    else
-      gemm_block<T>(some, to, from, of_head, matrix(block), out_of_head, y_cols, false, of_block, own);
-  });
-}
-
-/// dweight and dbias of head_linear, each added to. Null results are left out.
-template <class T>
-void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
-                                 const T* dy, const T* x, T* dweight, T* dbias) {
-  const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
-              y_cols = shape.num_heads * (shape.transposed ? in : out);
-  for (Index head = 0; head < shape.num_heads; ++head) {
-    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols},
-        g{dy + head * (shape.transposed ? in : out), y_cols};
-    T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
-    if (to != nullptr && shape.transposed)
-      gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
-    else if (to != nullptr)
-      gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
-    for (Index r = 0; dbias != nullptr && r < rows; ++r)
-      for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
-  }
-}
-
-/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
-/// -1 turns back. x and y (rows, num_heads * width) may be the same.
-template <class T>
-void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
-            const T* table, T* y) {
-  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1,
-              apart = pairs == RotaryPairs::interleaved ? 1 : half;
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r) {
-      const T *cosine = table + r * width, *sine = cosine + half;
-      for (Index h = 0; h < num_heads; ++h) {
-        const T* from = x + (r * num_heads + h) * width;
-        T* to = y + (r * num_heads + h) * width;
-        for (Index i = 0; i < half; ++i) {
-          const T a = from[i * step], b = from[i * step + apart], s = direction * sine[i];
-          to[i * step] = a * cosine[i] - b * s;
-          to[i * step + apart] = a * s + b * cosine[i];
-        }
-      }
-    }
-  });
-}
-
-/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
-template <class T>
-void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
-            T* y) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r)
-      for (Index h = 0; h < num_heads; ++h) {
-        T* to = y + (r * num_heads + h) * (a_width + b_width);
-        std::copy_n(a + (r * num_heads + h) * a_width, a_width, to);
-        std::copy_n(b + (shared ? r : r * num_heads + h) * b_width, b_width, to + a_width);
-      }
-  });
-}
-template <class T>
-void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
-                     T* da, T* db) {
-  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
-    for (Index r = begin; r < end; ++r)
-      for (Index h = 0; h < num_heads; ++h) {
-        const T* from = dy + (r * num_heads + h) * (a_width + b_width);
-        std::copy_n(from, a_width, da + (r * num_heads + h) * a_width);
-        T* to = db + (shared ? r : r * num_heads + h) * b_width;
-        if (shared && h > 0)
-          for (Index c = 0; c < b_width; ++c) to[c] += from[a_width + c];
-        else
-          std::copy_n(from + a_width, b_width, to);
-      }
-  });
-}
-
-}  // namespace kernels
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace kernels {
-
 /// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
 /// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
@@ -5647,131 +7133,38 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <map>
-
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The part of `Cpu` that makes values.
+/// The slice of `Cpu` that attends.
 template <class T>
-class CpuValues {
+class CpuAttention {
  public:
-  using Scalar = T;
   using Tensor = laconic::Tensor<T>;
-  /// Has `kept_for`.
-  static constexpr bool keeps_packed = true;
+  using Cache = RowCache<T>;
+  using CachedRows = laconic::CachedRows<T>;
 
-  /// `threads` = 0 takes all that the machine offers.
-  explicit CpuValues(int threads = 0) : threads_(checked_threads(threads)) {}
-  CpuValues(const CpuValues&) = delete;
-  CpuValues& operator=(const CpuValues&) = delete;
-
-  Arena& arena() { return arena_; }
-  int threads() const { return threads_; }
-
-  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
-  Tensor zeros(Index rows, Index cols) {
-    Tensor out = make(rows, cols);
-    std::fill_n(out.data(), out.size(), T(0));
-    return out;
-  }
-  /// Borrows the caller's matrix, which must live as long as what is computed from it. Copies a temporary one, which is
-  /// also what any other Eigen expression becomes.
-  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
-  Tensor input(Matrix<T>&& x) {
-    Tensor out = make(x.rows(), x.cols());
-    out.view() = x;
-    return out;
-  }
-  Tensor input(Tensor x) { return x; }
-  /// A value that is filled here and has no derivative: fill(row, col), a function of these alone.
-  template <class Fill>
-  Tensor constant(Index rows, Index cols, Fill&& fill) {
-    Tensor out = make(rows, cols);
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
-    return out;
-  }
-  /// make(size), which follows from a packed weight and this size alone, and serves smaller ones too: kept for later
-  /// calls, as long as the context and the weight live. It grows by a quarter at least, so that sizes which grow by
-  /// little do not make it anew each time.
-  template <class Make>
-  Tensor kept_for(const PackedWeight& weight, Index size, Make&& make) {
-    if (!kept_.contains(weight.data)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
-    auto& kept = kept_[weight.data];
-    if (kept.size < size) {
-      const Index larger = std::max(size, kept.size + kept.size / 4);
-      kept = {larger, make(larger)};
-    }
-    return kept.value;
-  }
-
-  /// What a row of parameters that was added to every row has as its gradient, added to it.
-  void add_row_backward(const Tensor& dy, const Parameter<T>& row) {
-    if (row.trainable) kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), row.gradient().data());
-  }
-
- protected:
-  static T* gradient(const Parameter<T>& p) { return p.trainable ? p.gradient().data() : nullptr; }
-
-  int threads_;
-  Arena arena_;
-
- private:
-  struct Kept {
-    Index size = -1;
-    Tensor value{};
-  };
-  std::map<std::shared_ptr<const std::byte>, Kept> kept_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// The part of `Cpu` that attention is made of.
-template <class T>
-class CpuAttention : public CpuValues<T> {
- public:
-  using typename CpuValues<T>::Tensor;
-  using CpuValues<T>::CpuValues, CpuValues<T>::make, CpuValues<T>::zeros;
-
-  /// Softmax attention: see AttendShape and RelativeTerm. q (rows, num_heads * K), k (rows, num_kv_heads * K),
-  /// v (rows, num_kv_heads * V) to (rows, num_heads * V). Key rows may outnumber query rows (cached frames): the last
-  /// query stands at the last key. A query that sees no key gives zeros. Memory grows with rows, not with their square.
-  /// The dropout (of probabilities) does nothing outside training.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
-  using Cache = RowCache<T>;
-  /// What a cache holds in its slots, one for each sequence, and the rows behind it that came now: see with_cached.
-  struct CachedRows {
-    Tensor rows{};
-    const Cache* cache = nullptr;  ///< in `attend`, null: these rows are all
-    std::span<const Index> slots{};
-  };
-  /// The same with keys and values that are read where they lie. `kv_sequences` counts them all.
   Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     const auto in = attend_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
-    Tensor out = make(q.rows(), in.out_cols());
-    kernels::attend(threads_, arena_, in, out.data(), static_cast<T*>(nullptr));
+    Tensor out = core_.make(q.rows(), in.out_cols());
+    kernels::attend(core_.threads(), core_.arena(), in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
-  /// The same with dropout of the attention probabilities, keeping the row sums for the derivative.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
                       const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
-    Tensor out = make(q.rows(), in.out_cols());
-    log_sums = make(q.rows(), shape.num_heads);
-    kernels::attend(threads_, arena_, in, out.data(), log_sums.data());
+    Tensor out = core_.make(q.rows(), in.out_cols());
+    log_sums = core_.make(q.rows(), shape.num_heads);
+    kernels::attend(core_.threads(), core_.arena(), in, out.data(), log_sums.data());
     return out;
   }
   struct AttendDerivative {
@@ -5783,35 +7176,31 @@ class CpuAttention : public CpuValues<T> {
                                    const DropoutMask& dropout, const Tensor& log_sums) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
-    AttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols()), {}, {}};
+    AttendDerivative d{
+        core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()), core_.make(v.rows(), v.cols()), {}, {}};
     kernels::AttendGradients<T> to{d.dq.data(), d.dk.data(), d.dv.data()};
     if (in.p != nullptr) {
-      d.dtable = make(relative.table.rows(), relative.table.cols());
+      d.dtable = core_.make(relative.table.rows(), relative.table.cols());
       to.dp = d.dtable.data();
       if (!relative.query.empty()) {
-        d.dposition_q = make(relative.query.rows(), relative.query.cols());
+        d.dposition_q = core_.make(relative.query.rows(), relative.query.cols());
         to.dposition_q = d.dposition_q.data();
       }
-      to.du = relative.pos_bias_u == nullptr ? nullptr : gradient(*relative.pos_bias_u);
-      to.dw = relative.pos_bias_v == nullptr ? nullptr : gradient(*relative.pos_bias_v);
+      to.du = relative.pos_bias_u == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_u);
+      to.dw = relative.pos_bias_v == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_v);
     }
-    kernels::attend_backward(threads_, arena_, in, dout.data(), log_sums.data(), to);
+    kernels::attend_backward(core_.threads(), core_.arena(), in, dout.data(), log_sums.data(), to);
     return d;
   }
 
-  /// A table of relative positions as `attend` reads it fastest: see RelativeTerm::packed.
-  Tensor pack_table(const Tensor& table, Index num_heads) {
-    require(num_heads > 0 && table.cols() % num_heads == 0, "pack_table: ", table.cols(), " channels given for ",
+  Tensor prepare_table(const Tensor& table, Index num_heads) {
+    require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
             num_heads, " heads");
-    Tensor out = make(kernels::packed_table_rows<T>(table.rows()), table.cols());
-    kernels::pack_table(threads_, table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
+    Tensor out = core_.make(kernels::packed_table_rows<T>(table.rows()), table.cols());
+    kernels::pack_table(core_.threads(), table.rows(), num_heads, table.cols() / num_heads, table.data(), out.data());
     return out;
   }
 
-  /// Linear attention (Katharopoulos et al. 2020, equation 5) with the feature map elu + 1. q (rows, num_heads * K), k
-  /// (rows, num_kv_heads * K), v (rows, num_kv_heads * V) to (rows, num_heads * V); the scale of the shape is not used.
-  /// The mask must not limit the left context. `states` (sequences, num_kv_heads * K * (V + 1)), if given, is what was
-  /// seen of every sequence before, and afterwards what was seen with these rows.
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
@@ -5820,8 +7209,9 @@ class CpuAttention : public CpuValues<T> {
             "linear_attend: states of (", states == nullptr ? 0 : states->rows(), ", ",
             states == nullptr ? 0 : states->cols(), ") given, (", sequences.size(), ", ",
             in.num_kv_heads * in.key_width * (in.value_width + 1), ") expected");
-    Tensor out = make(q.rows(), in.num_heads * in.value_width);
-    kernels::linear_attend(threads_, arena_, in, out.data(), states == nullptr ? nullptr : states->data());
+    Tensor out = core_.make(q.rows(), in.num_heads * in.value_width);
+    kernels::linear_attend(core_.threads(), core_.arena(), in, out.data(),
+                           states == nullptr ? nullptr : states->data());
     return out;
   }
   struct LinearAttendDerivative {
@@ -5829,131 +7219,17 @@ class CpuAttention : public CpuValues<T> {
   };
   LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const AttendShape& shape, const Sequences& sequences) {
-    LinearAttendDerivative d{make(q.rows(), q.cols()), make(k.rows(), k.cols()), make(v.rows(), v.cols())};
-    kernels::linear_attend_backward(threads_, arena_, linear_operands(q, k, v, shape, sequences), dout.data(),
-                                    d.dq.data(), d.dk.data(), d.dv.data());
+    LinearAttendDerivative d{core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()),
+                             core_.make(v.rows(), v.cols())};
+    kernels::linear_attend_backward(core_.threads(), core_.arena(), linear_operands(q, k, v, shape, sequences),
+                                    dout.data(), d.dq.data(), d.dk.data(), d.dv.data());
     return d;
-  }
-
-  /// Every head times its own matrix, see HeadShape: y_h = x_h W^T + b. weight (num_blocks * out, in), bias (num_blocks
-  /// * out) or null; x (rows, num_heads * in) to (rows, num_heads * out). Transposed: y_h = x_h W, from (rows,
-  /// num_heads * out).
-  Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
-    const auto [out, in] = head_sizes(x, weight, shape);
-    require(bias == nullptr || (bias->size() == weight.host().rows() && !shape.transposed), "head_linear: a bias of ",
-            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.host().rows(), " expected");
-    Tensor y = make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, x.data(), weight.host().data(),
-                         bias == nullptr ? nullptr : bias->host().data(), y.data());
-    return y;
-  }
-  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                              HeadShape shape, bool needs_dx) {
-    const auto [out, in] = head_sizes(x, weight, shape);
-    kernels::head_linear_backward_weight(threads_, arena_, shape, x.rows(), out, in, dy.data(), x.data(),
-                                         gradient(weight), bias == nullptr ? nullptr : gradient(*bias));
-    if (!needs_dx) return {};
-    shape.transposed = !shape.transposed;
-    Tensor dx = make(x.rows(), x.cols());
-    kernels::head_linear(threads_, arena_, shape, x.rows(), out, in, dy.data(), weight.host().data(),
-                         static_cast<const T*>(nullptr), dx.data());
-    return dx;
-  }
-
-  /// Rotary positions (Su et al. 2021): every head's pairs of channels turned by the row's angles. x (rows, heads *
-  /// width), table (rows, width): width / 2 cosines, then as many sines. `direction` -1 turns back, which is the
-  /// derivative.
-  Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
-    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
-            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
-            "), as many rows and a multiple of an even number of columns expected");
-    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    kernels::rotate(threads_, x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
-                    std::as_const(x).data(), table.data(), y.data());
-    return y;
-  }
-
-  /// Side by side, head by head: [a_h, b_h]. b has as many heads as a, or one that goes with all.
-  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
-    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
-                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
-            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
-            " and ", b_heads, " heads");
-    const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
-    Tensor y = make(a.rows(), num_heads * (a_width + b_width));
-    kernels::concat(threads_, a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),
-                    y.data());
-    return y;
-  }
-  struct ConcatDerivative {
-    Tensor da, db;
-  };
-  ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
-    ConcatDerivative d{make(dy.rows(), a_cols), make(dy.rows(), b_cols)};
-    kernels::concat_backward(threads_, dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads, b_heads != num_heads,
-                             dy.data(), d.da.data(), d.db.data());
-    return d;
-  }
-
-  // -- caches of streams --------------------------------------------------------------------------------------------
-  /// What the cache has in slots[n] for each sequence n of x, and then the rows of x.
-  CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
-                         const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
-    return {x, &cache, slots};
-  }
-  /// Where these rows lie, with what is cached of them.
-  Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
-    return Sequences::make(arena_, sequences.size(), [&](Index n) {
-      return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
-    });
-  }
-  /// The same as one tensor; `all` are their cached_lengths.
-  Tensor gathered(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
-    Tensor out = make(all.rows(), x.rows.cols());
-    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
-      const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
-      T* to = out.row(all.begin(n));
-      x.cache->read(slot, to);
-      std::copy_n(x.rows.row(sequences.begin(n)), sequences.length(n) * x.rows.cols(), to + past * x.rows.cols());
-    });
-    return out;
-  }
-  /// The rows of sequence n of x go into slots[n] of the cache.
-  void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    check_rows(cache, slots, x, sequences);
-    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int) {
-      cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
-    });
-  }
-  struct Extended {
-    Tensor rows;
-    Sequences sequences;
-  };
-  /// For each sequence n of x the rows that the cache holds in slots[n], then those of x, which the cache then takes
-  /// in.
-  Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
-    const CachedRows rows = with_cached(cache, slots, x, sequences);
-    Sequences all = cached_lengths(rows, sequences);
-    Tensor out = gathered(rows, sequences, all);
-    append(cache, slots, x, sequences);
-    return {std::move(out), std::move(all)};
-  }
-  /// The one row of each slot, changed by `change(rows)`.
-  template <class Change>
-  void update(Cache& cache, std::span<const Index> slots, Change&& change) {
-    check_slots(cache, slots);
-    Tensor rows = make(static_cast<Index>(slots.size()), cache.width());
-    for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
-    change(rows);
-    for (std::size_t n = 0; n < slots.size(); ++n) cache.append(slots[n], 1, rows.row(static_cast<Index>(n)));
   }
 
  protected:
-  using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
+  explicit CpuAttention(CpuCore<T>& core) : core_(core) {}
 
  private:
-  /// Of an attention that is trained.
   kernels::AttendOperands<T> whole_operands(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                                             const Sequences& q_sequences, const Sequences& kv_sequences,
                                             const RelativeTerm<Tensor, T>& relative) {
@@ -5997,7 +7273,7 @@ class CpuAttention : public CpuValues<T> {
     const auto bias = [](const Parameter<T>* p, Index cols) -> const T* {
       require(p == nullptr || p->size() == cols, "attend: a position bias of ", p == nullptr ? 0 : p->size(),
               " given, ", cols, " expected");
-      return p == nullptr ? nullptr : p->host().data();
+      return p == nullptr ? nullptr : kernels::values_of(*p);
     };
     in.p = relative.table.data();
     in.u = bias(relative.pos_bias_u, q.cols());
@@ -6031,6 +7307,91 @@ class CpuAttention : public CpuValues<T> {
     return {heads,    kv_heads, shape.mask, &sequences, q.cols() / heads, v.cols() / kv_heads,
             q.data(), k.data(), v.data()};
   }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that keeps rows of streams.
+template <class T>
+class CpuCaches {
+ public:
+  using Tensor = laconic::Tensor<T>;
+  using Cache = RowCache<T>;
+  using CachedRows = laconic::CachedRows<T>;
+
+  Cache make_cache(Index slots, Index capacity, Index width, Storage storage = Storage::full) {
+    return Cache(slots, capacity, width, storage);
+  }
+  void clear(Cache& cache, Index slot) {
+    check_slots(cache, {&slot, 1});
+    cache.clear(slot);
+  }
+  void fill_zeros(Cache& cache, Index slot) {
+    check_slots(cache, {&slot, 1});
+    cache.fill_zeros(slot);
+  }
+  void fork(Cache& cache, Index from, Index to) {
+    check_slots(cache, {&from, 1});
+    check_slots(cache, {&to, 1});
+    cache.fork(from, to);
+  }
+
+  CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
+                         const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
+    return {x, &cache, slots};
+  }
+  Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
+    return Sequences::make(core_.arena(), sequences.size(), [&](Index n) {
+      return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
+    });
+  }
+  Tensor gathered(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
+    Tensor out = core_.make(all.rows(), x.rows.cols());
+    kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
+      const Index slot = x.slots[static_cast<std::size_t>(n)], past = x.cache->count(slot);
+      T* to = out.row(all.begin(n));
+      x.cache->read(slot, to);
+      std::copy_n(x.rows.row(sequences.begin(n)), sequences.length(n) * x.rows.cols(), to + past * x.rows.cols());
+    });
+    return out;
+  }
+  void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    check_rows(cache, slots, x, sequences);
+    kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
+      cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
+    });
+  }
+  struct Extended {
+    Tensor rows;
+    Sequences sequences;
+  };
+  Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
+    const CachedRows rows = with_cached(cache, slots, x, sequences);
+    Sequences all = cached_lengths(rows, sequences);
+    Tensor out = gathered(rows, sequences, all);
+    append(cache, slots, x, sequences);
+    return {std::move(out), std::move(all)};
+  }
+  template <class Change>
+  void update(Cache& cache, std::span<const Index> slots, Change&& change) {
+    check_slots(cache, slots);
+    Tensor rows = core_.make(static_cast<Index>(slots.size()), cache.width());
+    for (std::size_t n = 0; n < slots.size(); ++n) cache.read(slots[n], rows.row(static_cast<Index>(n)));
+    change(rows);
+    for (std::size_t n = 0; n < slots.size(); ++n) cache.append(slots[n], 1, rows.row(static_cast<Index>(n)));
+  }
+
+ protected:
+  explicit CpuCaches(CpuCore<T>& core) : core_(core) {}
+
+ private:
   static void check_rows(const Cache& cache, std::span<const Index> slots, const Tensor& x,
                          const Sequences& sequences) {
     require(static_cast<Index>(slots.size()) == sequences.size() && x.cols() == cache.width() &&
@@ -6043,20 +7404,8 @@ class CpuAttention : public CpuValues<T> {
     for (const Index slot : slots)
       require(slot >= 0 && slot < cache.slots(), "cache: slot ", slot, " given, 0 to ", cache.slots() - 1, " expected");
   }
-  struct HeadSizes {
-    Index out, in;
-  };
-  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
-    require(!weight.is_packed(), "head_linear: a packed weight given, one as it is expected");
-    const HeadSizes sizes{shape.num_blocks > 0 ? weight.host().rows() / shape.num_blocks : 0, weight.host().cols()};
-    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
-                weight.host().rows() == shape.num_blocks * sizes.out &&
-                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
-            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.host().rows(), ", ",
-            weight.host().cols(), ") given, which ", shape.num_heads, " heads with ", shape.num_blocks,
-            " matrices do not fit");
-    return sizes;
-  }
+
+  CpuCore<T>& core_;
 };
 
 }  // namespace LACONIC_ABI
@@ -6065,1030 +7414,12 @@ class CpuAttention : public CpuValues<T> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-namespace kernels {
-
-/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
-template <class Body>
-void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
-  parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
-    each_part(sequences, {begin, end}, body);
-  });
-}
-
-/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
-/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
-/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
-/// x).
+/// The slice of `Cpu` that convolves.
 template <class T>
-void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
-                    bool flipped, const T* x, const T* taps, const T* bias, T* y) {
-  const Index shift = shape.past - shape.left;
-  parallel_rows(threads, sequences, 64, [&](Index n, Range rows_of_x) {
-    const T* input = x + sequences.begin(n) * channels;
-    T* output = y + (sequences.begin(n) - n * shape.past) * channels;
-    const Index length = sequences.length(n), begin = std::max<Index>(0, rows_of_x.begin - shape.past),
-                end = rows_of_x.end - shape.past;
-    const auto taps_seen = [&](Index t) {
-      Range seen{std::max<Index>(0, -shift - t), std::min(kernel, length - shift - t)};
-      if (shape.chunk != Mask::unlimited && flipped) seen.begin = std::max(seen.begin, shape.left - t % shape.chunk);
-      if (shape.chunk != Mask::unlimited && !flipped)
-        seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
-      return seen;
-    };
-    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
-    constexpr Index together = 8;
-    const auto outputs = [&](Index t, auto size, Range seen) {
-      constexpr Index count = decltype(size)::value;
-      for (Index c = 0; c < channels; c += lanes<T>) {
-        const Index some = std::min(lanes<T>, channels - c);
-        const bool whole = some == lanes<T>;
-        const auto part = [&](const T* from) { return whole ? load(from) : load_part(from, some); };
-        const Batch<T> start = bias == nullptr ? Batch<T>(T(0)) : part(bias + c);
-        Local<Batch<T>, count> sum;
-        for (Index i = 0; i < count; ++i) sum[i] = start;
-        for (Index k = seen.begin; k < seen.end; ++k) {
-          const Batch<T> tap = part(taps + (flipped ? kernel - 1 - k : k) * channels + c);
-          const T* row = input + (t + k + shift) * channels + c;
-          LACONIC_UNROLL
-          for (Index i = 0; i < count; ++i) sum[i] = xsimd::fma(tap, part(row + i * channels), sum[i]);
-        }
-        for (Index i = 0; i < count; ++i) {
-          T* to = output + (t + i) * channels + c;
-          whole ? store(to, sum[i]) : store_part(to, sum[i], some);
-        }
-      }
-    };
-    for (Index t = begin; t < end;) {
-      bool all = t + together <= end;
-      for (Index i = 0; all && i < together; ++i) all = taps_seen(t + i).size() == kernel;
-      if (all)
-        outputs(t, std::integral_constant<Index, together>(), Range{0, kernel});
-      else
-        outputs(t, std::integral_constant<Index, 1>(), taps_seen(t));
-      t += all ? together : 1;
-    }
-  });
-}
-
-/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
-template <class T>
-void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
-                                  const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
-  parallel_blocks(threads, channels, 2 * lanes<T>, [&](Index begin, Index end) {
-    for (Index n = 0; n < sequences.size(); ++n) {
-      const Index first = sequences.begin(n), length = sequences.length(n);
-      for (Index k = 0; k < kernel; ++k) {
-        const Index ahead = k - shape.left;
-        Local<T, 2 * lanes<T>> sum = {};
-        for (Index t = std::max<Index>(0, -ahead); t < std::min(length, length - ahead); ++t) {
-          if (shape.chunk != Mask::unlimited && t % shape.chunk + ahead >= shape.chunk) continue;
-          const T *g = dy + (first + t) * channels, *row = x + (first + t + ahead) * channels;
-          for (Index c = begin; c < end; ++c) sum[c - begin] += g[c] * row[c];
-        }
-        for (Index c = begin; c < end; ++c) dtaps[k * channels + c] += sum[c - begin];
-      }
-    }
-  });
-}
-
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back
-/// from (taps, in, out), adding.
-template <class T>
-void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
-  for (Index o = 0; o < out; ++o)
-    for (Index i = 0; i < in; ++i)
-      for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
-}
-template <class T>
-void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
-  for (Index o = 0; o < out; ++o)
-    for (Index i = 0; i < in; ++i)
-      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
-}
-
-/// Frames of output handled at once, so that their patches stay in a second-level cache.
-inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
-
-/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
-/// in).
-template <class T>
-void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
-  const Index run = Conv2dShape::kernel * s.in_channels;
-  for (Index t = t0; t < t1; ++t)
-    for (Index f = 0; f < s.out_freqs(); ++f)
-      for (Index k = 0; k < Conv2dShape::kernel; ++k) {
-        const T* from = x + (t * s.stride + k) * s.in_cols() + f * s.stride * s.in_channels;
-        std::copy(from, from + run, patches);
-        patches += run;
-      }
-}
-
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
-/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
-template <class T, class Multiply>
-void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
-            T* y, Index space, const Multiply& multiply) {
-  const Blocks blocks(to.rows(), conv2d_block(s), 1, threads);
-  const Index rows = blocks.most() * s.out_freqs();
-  const Index patch_bytes = s.patch() * static_cast<Index>(sizeof(T)), each = rows * (patch_bytes + space);
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each));
-  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
-    std::byte* memory = static_cast<std::byte*>(scratch.data()) + thread * each;
-    T* patches = reinterpret_cast<T*>(memory);
-    const Range frames = blocks[task];
-    Index done = 0;
-    each_part(to, frames, [&](Index n, Range of_sequence) {
-      conv2d_patches(s, x + from.begin(n) * s.in_cols(), of_sequence.begin, of_sequence.end,
-                     patches + done * s.out_freqs() * s.patch());
-      done += of_sequence.size();
-    });
-    multiply(patches, frames.size() * s.out_freqs(), y + frames.begin * s.out_cols(), memory + rows * patch_bytes);
-  });
-}
-
-/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
-/// read once.
-template <class T>
-void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
-                            const T* dy, const T* x, T* dordered) {
-  const Index block = conv2d_block(s), rows = block * s.out_freqs();
-  const Blocks pieces(s.out_channels, std::max(lanes<T>, padded_cols<T>(s.out_channels)), lanes<T>, threads);
-  const Index each = rows * s.patch() + gemm_scratch<T>();
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(pieces.count() * each) * sizeof(T));
-  parallel_for(threads, pieces.count(), [&](Index piece, int) {
-    const Range cols = pieces[piece];
-    T* patches = static_cast<T*>(scratch.data()) + piece * each;
-    for (Index n = 0; n < from.size(); ++n)
-      for (Index t0 = 0; t0 < to.length(n); t0 += block) {
-        const Index t1 = std::min(to.length(n), t0 + block);
-        conv2d_patches(s, x + from.begin(n) * s.in_cols(), t0, t1, patches);
-        gemm_block<T>(s.patch(), cols.size(), (t1 - t0) * s.out_freqs(), Operand<T>{patches, s.patch()}.transposed(),
-                      {dy + (to.begin(n) + t0) * s.out_cols() + cols.begin, s.out_channels}, dordered + cols.begin,
-                      s.out_channels, true, nullptr, patches + rows * s.patch());
-      }
-  });
-}
-
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
-/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
-template <class T>
-void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
-                           const T* dy, const T* ordered, T* dx) {
-  constexpr Index kernel = Conv2dShape::kernel;
-  const Index block = conv2d_block(s) * threads, run = kernel * s.in_channels;
-  const Buffer buffer = arena.allocate(static_cast<std::size_t>(block * s.out_freqs() * s.patch()) * sizeof(T));
-  T* patches = static_cast<T*>(buffer.data());
-  for (Index n = 0; n < from.size(); ++n)
-    for (Index t0 = 0; t0 < to.length(n); t0 += block) {
-      const Index t1 = std::min(to.length(n), t0 + block);
-      gemm<T>(threads, arena, (t1 - t0) * s.out_freqs(), s.patch(), s.out_channels,
-              {dy + (to.begin(n) + t0) * s.out_cols(), s.out_channels}, {ordered, s.patch()}, patches, s.patch(), false,
-              nullptr);
-      const Index first = t0 * s.stride, frames = (t1 - 1) * s.stride + kernel - first;
-      parallel_blocks(threads, frames, 4, [&](Index begin, Index end) {
-        for (Index t = first + begin; t < first + end; ++t) {
-          T* row = dx + (from.begin(n) + t) * s.in_cols();
-          for (Index k = kernel; k-- > 0;) {
-            const Index out = (t - k) / s.stride;
-            if (t < k || (t - k) % s.stride != 0 || out < t0 || out >= t1) continue;
-            for (Index f = 0; f < s.out_freqs(); ++f) {
-              const T* g = patches + ((out - t0) * s.out_freqs() + f) * s.patch() + k * run;
-              T* d = row + f * s.stride * s.in_channels;
-              for (Index i = 0; i < run; ++i) d[i] += g[i];
-            }
-          }
-        }
-      });
-    }
-}
-
-/// dordered (patch, out) += x^T dy.
-template <class T>
-void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
-                            const T* dy, const T* x, T* dordered) {
-  for (Index n = 0; n < from.size(); ++n)
-    gemm<T>(threads, arena, s.patch(), s.out_channels, to.length(n),
-            Operand<T>{x + from.begin(n) * s.in_channels, s.stride * s.in_channels}.transposed(),
-            {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
-}
-
-/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
-/// twice.
-template <class T>
-void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
-                           const T* dy, const T* ordered, T* dx) {
-  for (Index n = 0; n < from.size(); ++n)
-    for (Index k = 0; k < s.kernel; ++k)
-      gemm<T>(threads, arena, to.length(n), s.in_channels, s.out_channels,
-              {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
-              dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
-}
-
-}  // namespace kernels
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-// The 3 x 3 convolution of stride 2 with 25 products where the plain one has 36.
-//
-// Two outputs next to each other in time share an input: y0 = x0 w0 + x1 w1 + x2 w2 and y1 = x2 w0 + x3 w1 + x4 w2. The
-// even taps are a filter of two taps over the even inputs, for which three products do the work of four (Winograd 1980;
-// Lavin and Gray 2016, F(2, 2)):
-//   y0 = (x0 - x2) w0 + x2 (w0 + w2)                + x1 w1
-//   y1 =                x2 (w0 + w2) + (x4 - x2) w2          + x3 w1
-// The five products are "components" 0 .. 4 below. In frequency alike: 25 components of a tile of 2 x 2 outputs, whose
-// sums over channels are matrix products. Components that add to the same outputs are one product of all their
-// channels.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace kernels {
-
-struct ConvTiles {
-  static constexpr Index components = 5, all = components * components, groups = 9;
-
-  ConvTiles(const Conv2dShape& s, Index length)
-      : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
-
-  const Conv2dShape& shape;
-  Index out_length, out_freqs;
-  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
-
-  Index count() const { return times * freqs; }
-  /// visit(row, column) of each of these tiles.
-  template <class Visit>
-  void each(Range tiles, Visit&& visit) const {
-    if (tiles.size() == 0) return;
-    Index row = tiles.begin / freqs, column = tiles.begin % freqs;
-    for (Index tile = tiles.begin; tile < tiles.end; ++tile) {
-      visit(row, column);
-      if (++column < freqs) continue;
-      column = 0;
-      ++row;
-    }
-  }
-  /// Components along one axis that add to the first output, to both, to the second.
-  static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
-  static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
-  /// Group 3 g + h holds the components of g in time and h in frequency; its first one, and how many there are.
-  static constexpr Index size(Index group) { return member_count(group / 3) * member_count(group % 3); }
-  static constexpr Index first(Index group) {
-    Index sum = 0;
-    for (Index g = 0; g < group; ++g) sum += size(g);
-    return sum;
-  }
-  static constexpr bool adds_to(Index axis_group, Index output) { return axis_group == 1 || axis_group == 2 * output; }
-
-  /// visit(place in the group, a, b): component a in time and b in frequency.
-  template <class Visit>
-  static constexpr void each_member(Index group, Visit&& visit) {
-    Index place = 0;
-    for (Index i = 0; i < member_count(group / 3); ++i)
-      for (Index j = 0; j < member_count(group % 3); ++j)
-        visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
-              members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
-  }
-  /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
-  static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
-  static constexpr bool less_middle(Index a) { return a == 0 || a == 2; }
-  static constexpr bool has_tap(Index a, Index tap) {
-    return a > 2 ? tap == 1 : (tap == 0 && a < 2) || (tap == 2 && a > 0);
-  }
-};
-
-/// Component a in time and b in frequency, and where it stands: member `member` of a group.
-struct ConvComponent {
-  Index group, member, a, b;
-};
-/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
-inline constexpr auto conv_components = [] {
-  std::array<ConvComponent, ConvTiles::all> out{};
-  for (Index group = 0; group < ConvTiles::groups; ++group)
-    ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-      out[static_cast<std::size_t>(ConvTiles::first(group) + member)] = {group, member, a, b};
-    });
-  return out;
-}();
-inline constexpr auto conv_component_at = [] {
-  std::array<ConvComponent, ConvTiles::all> out{};
-  for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
-  return out;
-}();
-
-/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
-/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
-template <class Weight, class Tap, class Visit>
-void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
-  parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
-    for (Index place = 0; place < ConvTiles::all; ++place) {
-      const ConvComponent& component = conv_components[static_cast<std::size_t>(place)];
-      std::array<Index, 4> used{};
-      std::size_t count = 0;
-      for (Index p = 0; p < 3; ++p)
-        for (Index q = 0; q < 3; ++q)
-          if (ConvTiles::has_tap(component.a, p) && ConvTiles::has_tap(component.b, q)) used[count++] = 3 * p + q;
-      for (Index c = begin; c < end; ++c)
-        for (Index o = 0; o < s.out_channels; ++o)
-          visit(weights[(place * s.in_channels + c) * s.out_channels + o], taps + (o * s.in_channels + c) * 9,
-                std::span(used).first(count));
-    }
-  });
-}
-/// The weights of the components from those of the taps.
-template <class T>
-void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
-  each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
-    T sum = 0;
-    for (const Index tap : used) sum += of_channels[tap];
-    weight = sum;
-  });
-}
-/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
-template <class T>
-void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
-  each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
-    for (const Index tap : used) of_channels[tap] += dweight;
-  });
-}
-
-/// Numbers in the panels of all groups, and where those of a group begin.
-template <class T>
-Index tile_panels_at(const Conv2dShape& s, Index group) {
-  return Panels<T>::size(ConvTiles::first(group) * s.in_channels, s.out_channels);
-}
-template <class T>
-Index tile_panels_size(const Conv2dShape& s) {
-  return Panels<T>::size(ConvTiles::all * s.in_channels, s.out_channels);
-}
-/// The weights of the components as panels.
-template <class T>
-void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* to) {
-  for (Index group = 0; group < ConvTiles::groups; ++group)
-    pack(threads, Operand<T>{weights + ConvTiles::first(group) * s.in_channels * s.out_channels, s.out_channels},
-         ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
-}
-
-/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
-/// in_channels.
-template <class T>
-void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
-                    const T* x, const T* zeros, T* to) {
-  const Index time = 4 * row, freq = 4 * column;
-  const auto input = [&](Index r, Index s) {
-    const bool inside = time + r < rows && freq + s < t.shape.in_freqs;
-    return (inside ? x + (time + r) * t.shape.in_cols() + (freq + s) * t.shape.in_channels : zeros) + channels.begin;
-  };
-  const Index r = ConvTiles::plus(a), s = ConvTiles::plus(b);
-  const bool in_time = ConvTiles::less_middle(a), in_freq = ConvTiles::less_middle(b);
-  if (in_time && in_freq)
-    map_span(
-        channels.size(), to, [](auto x0, auto x1, auto x2, auto x3) { return (x0 - x1) - (x2 - x3); }, input(r, s),
-        input(r, 2), input(2, s), input(2, 2));
-  else if (in_time || in_freq)
-    map_span(
-        channels.size(), to, [](auto x0, auto x1) { return x0 - x1; }, input(r, s),
-        in_time ? input(2, s) : input(r, 2));
-  else
-    std::copy_n(input(r, s), channels.size(), to);
-}
-
-/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
-/// out_channels.
-template <class T>
-void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
-                          const T* zeros, T* to) {
-  const Index time = 2 * row, freq = 2 * column;
-  const auto output = [&](Index i, Index j) {
-    const bool inside = time + i < t.out_length && freq + j < t.out_freqs;
-    return (inside ? dy + ((time + i) * t.out_freqs + freq + j) * t.shape.out_channels : zeros) + channels.begin;
-  };
-  const Index g = group / 3, h = group % 3, i = g / 2, j = h / 2;  // the only output of an axis, where it is one
-  if (g == 1 && h == 1)
-    map_span(
-        channels.size(), to, [](auto a, auto b, auto c, auto d) { return (a + b) + (c + d); }, output(0, 0),
-        output(0, 1), output(1, 0), output(1, 1));
-  else if (g == 1 || h == 1)
-    map_span(
-        channels.size(), to, [](auto a, auto b) { return a + b; }, g == 1 ? output(0, j) : output(i, 0),
-        g == 1 ? output(1, j) : output(i, 1));
-  else
-    std::copy_n(output(i, j), channels.size(), to);
-}
-
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
-/// activation if one is given. Tiles of all sequences are numbered end to end.
-template <class T>
-void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
-                  const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
-  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
-  // components of a group do.
-  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
-  const Index sums = blocks.most() * s.out_channels;
-  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  parallel_for(threads, blocks.count(), [&](Index task, int thread) {
-    T* components = static_cast<T*>(scratch.data()) + thread * each;
-    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
-    const Range block = blocks[task];
-    std::fill_n(zeros, s.in_channels, T(0));
-    for (Index group = 0; group < ConvTiles::groups; ++group) {
-      const Index depth = ConvTiles::size(group) * s.in_channels;
-      T* out = components;
-      each_part(tiles, block, [&](Index n, Range of_sequence) {
-        const ConvTiles t(s, to.length(n));
-        t.each(of_sequence, [&](Index row, Index column) {
-          ConvTiles::each_member(group, [&](Index member, Index a, Index b) {
-            tile_component(t, a, b, row, column, {0, s.in_channels}, from.length(n), x + from.begin(n) * s.in_cols(),
-                           zeros, out + member * s.in_channels);
-          });
-          out += depth;
-        });
-      });
-      gemm_panels(block.size(), Operand<T>{components, depth},
-                  Panels<T>{panels + tile_panels_at<T>(s, group), depth, s.out_channels}, {0, depth},
-                  {0, s.out_channels}, sum + group * sums, s.out_channels, false, static_cast<const T*>(nullptr));
-    }
-    const T* of_tile = sum;
-    each_part(tiles, block, [&](Index n, Range of_sequence) {
-      const ConvTiles t(s, to.length(n));
-      t.each(of_sequence, [&](Index row, Index column) {
-        for (Index i = 0; i < 2; ++i)
-          for (Index j = 0; j < 2; ++j) {
-            const Index time = 2 * row + i, freq = 2 * column + j;
-            if (time >= t.out_length || freq >= t.out_freqs) continue;
-            const auto part = [&](Index g, Index h) { return of_tile + (3 * g + h) * sums; };
-            map_span(
-                s.out_channels, y + (to.begin(n) + time) * s.out_cols() + freq * s.out_channels,
-                [&](auto a, auto b, auto c, auto d, auto e) {
-                  const auto total = e + ((a + b) + (c + d));
-                  return activation ? activate(*activation, total) : total;
-                },
-                part(2 * i, 2 * j), part(2 * i, 1), part(1, 2 * j), part(1, 1), bias);
-          }
-        of_tile += s.out_channels;
-      });
-    });
-  });
-}
-
-/// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
-template <class T>
-class PixelGradient {
+class CpuConvolution {
  public:
-  /// The place of a tile's input along an axis: its components, the middle one taken away from two.
-  struct Share {
-    Index component;
-    bool negative;
-  };
-  static std::span<const Share> shares(Index place) {
-    static constexpr std::array<Share, 7> all{
-        {{0, false}, {3, false}, {0, true}, {1, false}, {2, true}, {4, false}, {2, false}}};
-    static constexpr std::array<Index, 6> begin{0, 1, 2, 5, 6, 7};
-    const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(place)]),
-               end = static_cast<std::size_t>(begin[static_cast<std::size_t>(place) + 1]);
-    return std::span(all).subspan(first, end - first);
-  }
+  using Tensor = laconic::Tensor<T>;
 
-  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
-  template <class OfGroup>
-  void add(OfGroup&& of_group, Index channels, Index r, Index s) {
-    for (const Share a : shares(r))
-      for (const Share b : shares(s)) {
-        const ConvComponent& place = conv_component_at[static_cast<std::size_t>(5 * a.component + b.component)];
-        from_[count_] = of_group(place.group) + place.member * channels;
-        negative_[count_++] = a.negative != b.negative;
-      }
-  }
-  void add_to(Index channels, T* dx) const {
-    for (Index c = 0; c < channels; c += lanes<T>) {
-      const Index some = std::min(lanes<T>, channels - c);
-      const bool whole = some == lanes<T>;
-      const auto part = [&](const T* at) { return whole ? load(at) : load_part(at, some); };
-      Batch<T> sum = part(dx + c);
-      for (std::size_t i = 0; i < count_; ++i) sum = negative_[i] ? sum - part(from_[i] + c) : sum + part(from_[i] + c);
-      whole ? store(dx + c, sum) : store_part(dx + c, sum, some);
-    }
-  }
-
- private:
-  std::array<const T*, 16> from_{};
-  std::array<bool, 16> negative_{};
-  std::size_t count_ = 0;
-};
-
-/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
-/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
-/// first, so results do not depend on threads.
-template <class T>
-void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
-                                   const Sequences& to, const T* dy, const T* x, T* dweights) {
-  const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  // Blocks of tiles whose component and gradients a second-level cache holds.
-  const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
-  // Components are cut by channels, too, where they are few for the threads.
-  const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
-              most = (s.in_channels + parts - 1) / parts;
-  const Index each =
-      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  for (Index block = 0; block < blocks.count(); ++block)
-    parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
-      const Index place = task / parts, part = task % parts, count = blocks[block].size();
-      const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
-      const Range channels = equal_part(s.in_channels, 1, part, parts);
-      T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T* const gradients = components + blocks.most() * most;
-      T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
-      std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
-      T *component = components, *gradient = gradients;
-      each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-        const ConvTiles t(s, to.length(n));
-        t.each(of_sequence, [&](Index row, Index column) {
-          tile_component(t, of.a, of.b, row, column, channels, from.length(n), x + from.begin(n) * s.in_cols(), zeros,
-                         component);
-          component += channels.size();
-        });
-      });
-      const Panels<T> panels{gradients, count, s.out_channels};
-      for (Index j = 0; j < s.out_channels; j += GemmTile<T>::cols) {
-        const Index used = std::min(GemmTile<T>::cols, s.out_channels - j), width = panels.width(j);
-        each_part(tiles, blocks[block], [&](Index n, Range of_sequence) {
-          const ConvTiles t(s, to.length(n));
-          t.each(of_sequence, [&](Index row, Index column) {
-            tile_output_gradient(t, of.group, row, column, {j, j + used}, dy + to.begin(n) * s.out_cols(), zeros,
-                                 gradient);
-            std::fill(gradient + used, gradient + width, T(0));
-            gradient += width;
-          });
-        });
-      }
-      gemm_panels(channels.size(), Operand<T>{components, channels.size()}.transposed(), panels, {0, count},
-                  {0, s.out_channels}, dweights + (place * s.in_channels + channels.begin) * s.out_channels,
-                  s.out_channels, true, static_cast<const T*>(nullptr));
-    });
-}
-
-/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
-template <class T>
-void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
-                                 const Sequences& to, const T* dy, const T* weights, T* dx) {
-  constexpr Index groups = ConvTiles::groups;
-  const Index freqs = ConvTiles(s, 0).freqs;
-  if (freqs == 0) return;
-  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
-  // and no more, for their gradients should stay near.
-  const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
-  const Index piece = std::max<Index>(1, 64 / freqs);
-  const Blocks blocks(times.rows(), piece * threads, 1, 1);
-  const auto depth = [&](Index group) { return ConvTiles::size(group) * s.in_channels; };
-  const auto start = [&](Index group) { return ConvTiles::first(group) * s.in_channels; };
-  // The weights of each group, transposed.
-  std::array<Panels<T>, groups> panels{};
-  Index size = 0;
-  for (Index group = 0; group < groups; ++group) size += Panels<T>::size(s.out_channels, depth(group));
-  const Buffer packed = arena.allocate(static_cast<std::size_t>(size) * sizeof(T));
-  T* at = static_cast<T*>(packed.data());
-  for (Index group = 0; group < groups; ++group) {
-    const Operand<T> of_group{weights + start(group) * s.out_channels, s.out_channels};
-    panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
-    at += Panels<T>::size(s.out_channels, depth(group));
-  }
-  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
-  const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
-  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
-    *zeros = scratch + threads * sums;
-  std::fill_n(zeros, s.out_channels, T(0));
-  for (Index b = 0; b < blocks.count(); ++b) {
-    const Range block = blocks[b];
-    const Blocks pieces(block.size(), piece, 1, threads);
-    parallel_for(threads, pieces.count(), [&](Index task, int thread) {
-      T* const sum = scratch + thread * sums;
-      const Range rows{block.begin + pieces[task].begin, block.begin + pieces[task].end};
-      for (Index group = 0; group < groups; ++group) {
-        T* out = sum;
-        each_part(times, rows, [&](Index n, Range of_sequence) {
-          const ConvTiles t(s, to.length(n));
-          t.each({of_sequence.begin * freqs, of_sequence.end * freqs}, [&](Index row, Index column) {
-            tile_output_gradient(t, group, row, column, {0, s.out_channels}, dy + to.begin(n) * s.out_cols(), zeros,
-                                 out);
-            out += s.out_channels;
-          });
-        });
-        gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
-                    {0, s.out_channels}, {0, depth(group)},
-                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
-                    false, static_cast<const T*>(nullptr));
-      }
-    });
-    parallel_for(threads, block.size(), [&](Index task, int) {
-      const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
-      // Of this sequence's rows of tiles, those that are in the block.
-      const Range here{std::max<Index>(0, block.begin - times.begin(n)),
-                       std::min(times.length(n), block.end - times.begin(n))};
-      const Index before = (times.begin(n) - block.begin) * freqs;
-      const Index stop = 4 * (own + 1) + (own + 1 == here.end ? 1 : 0);
-      for (Index time = 4 * own; time < std::min(from.length(n), stop); ++time)
-        for (Index freq = 0; freq < s.in_freqs; ++freq) {
-          PixelGradient<T> pixel;
-          for (const Index i : {time / 4 - 1, time / 4})
-            for (const Index j : {freq / 4 - 1, freq / 4}) {
-              const Index r = time - 4 * i, q = freq - 4 * j;
-              if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
-              const auto of_group = [&](Index group) {
-                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
-              };
-              pixel.add(of_group, s.in_channels, r, q);
-            }
-          pixel.add_to(s.in_channels, dx + (from.begin(n) + time) * s.in_cols() + freq * s.in_channels);
-        }
-    });
-  }
-}
-
-}  // namespace kernels
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#if LACONIC_VNNI
-#include <immintrin.h>
-#endif
-
-// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
-// for each output (int8).
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace kernels {
-
-/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
-/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
-struct PackedLayout {
-  Storage storage;
-  Index out, in;
-
-  Index grouped_in() const { return (in + 3) / 4 * 4; }
-  Index padded_out() const { return padded_cols<float>(out); }
-  /// Of the panel that begins at output j, in numbers.
-  Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
-  Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
-  Index bytes(Index number_bytes) const {
-    if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
-    return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
-  }
-  const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
-  const std::int32_t* sums(const std::byte* data) const {
-    return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
-  }
-};
-
-/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
-class WeightMemory {
- public:
-  /// Aligned to 64 bytes. Uninitialised; allocates.
-  std::shared_ptr<std::byte> take(Index bytes) {
-    constexpr Index line = laconic::detail::line_bytes;
-    const Index rounded = (bytes + line - 1) / line * line;
-    if (2 * rounded > block_) return allocate(rounded);
-    if (left_ < rounded) {
-      next_ = allocate(block_);
-      left_ = block_;
-      block_ = std::min<Index>(2 * block_, 32 << 20);
-    }
-    left_ -= rounded;
-    std::shared_ptr<std::byte> piece = next_;
-    next_ = {piece, piece.get() + rounded};
-    return piece;
-  }
-
- private:
-  static std::shared_ptr<std::byte> allocate(Index bytes) {
-    const auto size = static_cast<std::size_t>(bytes);
-    return {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
-            [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
-  }
-
-  std::shared_ptr<std::byte> next_{};
-  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
-};
-
-/// The components' weights of a tiled convolution (out, in, 3, 3), packed.
-template <class T>
-PackedWeight pack_tiles(WeightMemory& memory, int threads, const Conv2dShape& shape, const T* weight) {
-  Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
-  tile_weights(threads, shape, weight, weights.data());
-  const auto data = memory.take(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
-  pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
-  return {Storage::full, Packing::tiles, data};
-}
-
-/// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
-template <class T>
-PackedWeight pack_weight(WeightMemory& memory, Storage storage, Packing packing, int threads, Index out, Index in,
-                         const T* weight) {
-  constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
-  require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
-          " expected for int8");
-  const PackedLayout layout{storage, out, in};
-  const auto data = memory.take(layout.bytes(sizeof(T)));
-  if (storage == Storage::full) {
-    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
-    return {storage, packing, data};
-  }
-  constexpr Index cols = GemmTile<float>::cols;
-  parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
-    const Index j = panel * cols, width = layout.width(j);
-    if (storage == Storage::bf16) {
-      auto* to = reinterpret_cast<Bf16*>(data.get()) + layout.at(j);
-      for (Index i = 0; i < in; ++i)
-        for (Index o = 0; o < width; ++o)
-          to[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
-      return;
-    }
-    auto* to = reinterpret_cast<std::int8_t*>(data.get()) + layout.at(j);
-    for (Index o = 0; o < width; ++o) {
-      const ByteRow row(j + o < out ? in : 0, weight + (j + o < out ? (j + o) * in : 0));
-      std::int32_t sum = 0;
-      for (Index i = 0; i < layout.grouped_in(); ++i) {
-        const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
-        to[(i / 4 * width + o) * 4 + i % 4] = rounded;
-        sum += rounded;
-      }
-      const_cast<float*>(layout.scales(data.get()))[j + o] = row.scale();
-      const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
-    }
-  });
-  return {storage, packing, data};
-}
-
-#if !LACONIC_VNNI
-
-/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
-template <class Epilogue>
-void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
-                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
-  using Tile = GemmTile<float>;
-  constexpr Index depth = 128;
-  const Index panels = (layout.out + Tile::cols - 1) / Tile::cols;
-  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * depth * Tile::cols) * sizeof(float));
-  parallel_for(threads, panels, [&](Index panel, int thread) {
-    float* slice = static_cast<float*>(scratch.data()) + thread * depth * Tile::cols;
-    const Index j = panel * Tile::cols, width = layout.width(j);
-    const auto* from = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
-    const float* scale = layout.scales(data) + j;
-    for (Index i0 = 0; i0 < layout.in; i0 += depth) {
-      const Index count = std::min(depth, layout.in - i0);
-      for (Index i = 0; i < count; ++i)
-        for (Index o = 0; o < width; ++o)
-          slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
-      detail::gemm_panel(m, Operand<float>{x.data + i0, x.row_stride}, slice, width, count, y + j, layout.out,
-                         std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
-    }
-    epilogue(Index{0}, j, y + j, layout.out, m, std::min(Tile::cols, layout.out - j));
-  });
-}
-
-#else
-
-/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
-inline float round_row(Index in, const float* x, std::uint8_t* to) {
-  using B = Batch<float>;
-  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
-  Index i = 0;
-  const auto look = [&](const B& some) {
-    most = xsimd::max(most, xsimd::abs(some));
-    faults = xsimd::fma(some, B(0.0f), faults);
-  };
-  for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
-  if (i < in) look(load_part(x + i, in - i));
-  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
-  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
-  const __m512 factor = _mm512_set1_ps(inverse);
-  const __m512i zero = _mm512_set1_epi32(128);
-  for (i = 0; i < in; i += 16) {
-    const auto some = static_cast<__mmask16>(in - i < 16 ? (1u << (in - i)) - 1 : 0xffffu);
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, zero)));
-  }
-  return largest / 127 + fault;
-}
-
-/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
-/// a panel.
-template <Index Rows, Index Vectors>
-void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
-                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
-                 Index used) {
-  constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
-  __m512i sum[rows][vectors];
-  LACONIC_UNROLL
-  for (Index i = 0; i < Rows; ++i) {
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_setzero_si512();
-  }
-  for (Index g = 0; g < groups; ++g) {
-    __m512i row[vectors];
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
-    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
-    LACONIC_UNROLL
-    for (Index i = 0; i < Rows; ++i) {
-      std::int32_t four;
-      std::memcpy(&four, a + i * a_stride + 4 * g, 4);
-      const __m512i x = _mm512_set1_epi32(four);
-      LACONIC_UNROLL
-      for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
-    }
-  }
-  // By way of memory, or the compiler keeps the sums there all the time.
-  alignas(64) std::int32_t done[rows][vectors * 16];
-  LACONIC_UNROLL
-  for (Index i = 0; i < Rows; ++i) {
-    LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) _mm512_store_si512(done[i] + 16 * j, sum[i][j]);
-  }
-  for (Index j = 0; j < used; j += 16) {
-    const Index count = std::min<Index>(16, used - j);
-    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + j), 7);
-    const Batch<float> scale = load(scales + j),
-                       start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
-    for (Index i = 0; i < Rows; ++i) {
-      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done[i] + j), zero)));
-      store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
-    }
-  }
-}
-
-template <Index Rows, Index Vectors>
-void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
-               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
-               Index y_stride, Index used) {
-  for (; m >= Rows; m -= Rows) {
-    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
-    a += Rows * a_stride;
-    row_scales += Rows;
-    y += Rows * y_stride;
-  }
-  if constexpr (Rows > 1)
-    if (m > 0)
-      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
-}
-
-/// Rows of x as bytes, in a piece of memory: first their scales.
-struct RoundedRows {
-  float* scales;
-  std::uint8_t* bytes;
-  Index stride;
-
-  static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
-  static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
-  RoundedRows(Index m, Index in, void* memory)
-      : scales(static_cast<float*>(memory)),
-        bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
-        stride(stride_of(in)) {}
-  void round(Range rows, Index in, const float* x, Index x_stride) {
-    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
-  }
-};
-
-/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
-/// One thread.
-template <class Epilogue>
-void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
-                 const float* bias, float* y, const Epilogue& epilogue) {
-  constexpr Index width = GemmTile<float>::cols;
-  for (Index j = cols.begin; j < cols.end; j += width) {
-    const Index used = std::min(width, layout.out - j);
-    float* to = y + rows.begin * layout.out + j;
-    const auto run = [&](auto vectors) {
-      int8_rows<8, decltype(vectors)::value>(
-          rows.size(), x.bytes + rows.begin * x.stride, x.stride, layout.grouped_in() / 4,
-          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
-          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
-    };
-    switch (layout.width(j) / 16) {
-      case 1:
-        run(std::integral_constant<Index, 1>());
-        break;
-      case 2:
-        run(std::integral_constant<Index, 2>());
-        break;
-      default:
-        run(std::integral_constant<Index, 3>());
-    }
-    epilogue(rows.begin, j, to, layout.out, rows.size(), used);
-  }
-}
-
-/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
-template <class Epilogue>
-void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
-                   const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
-  const Buffer space = arena.allocate(static_cast<std::size_t>(RoundedRows::space(m, layout.in)));
-  RoundedRows rounded(m, layout.in, space.data());
-  parallel_blocks(threads, m, 16, [&](Index begin, Index end) {
-    rounded.round({begin, end}, layout.in, x.data, x.row_stride);
-  });
-  share_product<float>(threads, m, layout.out, layout.in, [&](Range rows, Range cols) {
-    int8_panels(rows, rounded, layout, data, cols, bias, y, epilogue);
-  });
-}
-
-#endif
-
-/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
-template <class T, class Epilogue>
-void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
-              const T* bias, T* y, const Epilogue& epilogue) {
-  const std::byte* data = weight.data.get();
-  if (weight.storage == Storage::full)
-    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
-  if constexpr (std::is_same_v<T, float>) {
-    if (weight.storage == Storage::bf16)
-      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
-    else if (m > 0)
-      multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
-  }
-}
-
-/// Bytes of scratch that `multiply_rows` needs for a row.
-inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
-#if LACONIC_VNNI
-  if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
-#endif
-  return 0;
-}
-/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
-template <class T, class Epilogue>
-void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
-                   const Epilogue& epilogue, [[maybe_unused]] void* space) {
-  const std::byte* data = weight.data.get();
-  const Range ks{0, in}, js{0, out};
-  if (weight.storage == Storage::full)
-    return gemm_panels(m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, ks, js, y, out, false, bias,
-                       epilogue);
-  if constexpr (std::is_same_v<T, float>) {
-    if (weight.storage == Storage::bf16)
-      return gemm_panels(m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, ks, js, y, out, false,
-                         bias, epilogue);
-#if LACONIC_VNNI
-    RoundedRows rounded(m, in, space);
-    rounded.round({0, m}, in, x.data, x.row_stride);
-    int8_panels({0, m}, rounded, {weight.storage, out, in}, data, js, bias, y, epilogue);
-#endif
-  }
-}
-
-}  // namespace kernels
-
-/// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
-/// the model is faster, above all for few rows, takes no more memory but for pages begun, and can only be run. Rounded
-/// to bf16 or int8 it is smaller too: int8 with a scale for each output, and each row of activations rounded likewise
-/// where the processor has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all
-/// convolutions. Copies made afterwards share the weights. Allocates, one weight more than the model at a time;
-/// `threads` = 0 takes all that the machine offers. Throws `Error` if they are packed already, or are to be rounded in
-/// a model that is not of float.
-template <class Model>
-void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
-  require_unpacked(model, "pack_weights");
-  const int team = threads > 0 ? threads : hardware_threads();
-  kernels::WeightMemory memory;
-  model.parameters([&](std::string_view, auto& p) {
-    using T = typename std::remove_reference_t<decltype(p)>::Scalar;
-    require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
-            " given for a model that is not of float");
-    if (p.packing == Packing::never || p.size() == 0) return;
-    const Index in = p.shape()[1], taps = p.cols() / in;
-    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
-    const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
-    if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.host().data()));
-    if (taps > 1) {
-      Matrix<T> ordered(p.rows(), p.cols());
-      kernels::reorder_taps(p.rows(), in, taps, p.host().data(), ordered.data());
-      p.host().swap(ordered);
-    }
-    const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.host().data()));
-  });
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// The part of `Cpu` that convolves.
-template <class T>
-class CpuConvolution : public CpuAttention<T> {
- public:
-  using typename CpuValues<T>::Tensor;
-  using CpuAttention<T>::CpuAttention, CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
-
-  /// x (rows of `from`, in_channels) to (rows of `to`, out_channels); bias may be null.
   Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
                 const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -7099,34 +7430,35 @@ class CpuConvolution : public CpuAttention<T> {
     require(x.cols() == shape.in_channels && x.rows() == from.rows(), "conv1d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_channels, ")");
     check_convolved("conv1d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_channels);
+    Tensor y = core_.make(to.rows(), shape.out_channels);
     Buffer space;
-    const PackedWeight packed = packed_form(weight, shape, space);
+    const kernels::PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
     // What an output frame sees is one run of memory, so the rows of x are read where they lie, `stride` rows apart.
     for (Index n = 0; n < from.size(); ++n)
-      kernels::multiply(threads_, arena_, to.length(n),
+      kernels::multiply(core_.threads(), core_.arena(), to.length(n),
                         kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
-                        depth, packed, bias == nullptr ? nullptr : bias->host().data(), y.row(to.begin(n)),
+                        depth, packed, bias == nullptr ? nullptr : kernels::values_of(*bias), y.row(to.begin(n)),
                         kernels::NoEpilogue());
     return y;
   }
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.patch(), shape.out_channels);
-      kernels::conv1d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      Tensor ordered = core_.zeros(shape.patch(), shape.out_channels);
+      kernels::conv1d_backward_weight(core_.threads(), core_.arena(), shape, from, to, dy.data(), x.data(),
+                                      ordered.data());
       add_gradient(weight, shape, ordered);
     }
-    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (bias != nullptr) core_.add_column_sums(dy, *bias);
     if (!needs_dx) return {};
-    Tensor dx = zeros(x.rows(), x.cols());
+    Tensor dx = core_.zeros(x.rows(), x.cols());
     const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv1d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    kernels::conv1d_backward_input(core_.threads(), core_.arena(), shape, from, to, dy.data(), ordered.data(),
+                                   dx.data());
     return dx;
   }
 
-  /// x (rows of `from`, shape.in_cols()) to (rows of `to`, shape.out_cols()), then an activation if one is given.
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to, std::optional<Activation> activation = {}) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -7137,63 +7469,67 @@ class CpuConvolution : public CpuAttention<T> {
     require(x.cols() == shape.in_cols() && x.rows() == from.rows(), "conv2d: input is (", x.rows(), ", ", x.cols(),
             "), expected (", from.rows(), ", ", shape.in_cols(), ")");
     check_convolved("conv2d", shape, from, to);
-    Tensor y = make(to.rows(), shape.out_cols());
-    const bool by_tiles = weight.is_packed() ? weight.packed().packing == Packing::tiles : shape.is_tiled();
+    Tensor y = core_.make(to.rows(), shape.out_cols());
+    const CpuWeight<T>* prepared = kernels::packed_form_of(weight);
+    const bool by_tiles = prepared != nullptr ? prepared->form == WeightForm::tiles : kernels::is_tiled(shape);
     if (by_tiles) {
-      require(shape.is_tiled(), "conv2d: a weight packed for tiles given, whose stride is 2; ", shape.stride,
+      require(kernels::is_tiled(shape), "conv2d: a weight packed for tiles given, whose stride is 2; ", shape.stride,
               " expected");
       Buffer memory;
-      const T* panels = reinterpret_cast<const T*>(weight.packed().data.get());
-      if (!weight.is_packed()) {
-        memory = arena_.allocate(static_cast<std::size_t>(kernels::tile_panels_size<T>(shape)) * sizeof(T));
-        kernels::pack_tile_weights(threads_, shape, tile_weights(weight, shape).data(), static_cast<T*>(memory.data()));
+      const T* panels = prepared != nullptr ? reinterpret_cast<const T*>(prepared->data.get()) : nullptr;
+      if (prepared == nullptr) {
+        memory = core_.arena().allocate(static_cast<std::size_t>(kernels::tile_panels_size<T>(shape)) * sizeof(T));
+        kernels::pack_tile_weights(core_.threads(), shape, tile_weights(weight, shape).data(),
+                                   static_cast<T*>(memory.data()));
         panels = static_cast<const T*>(memory.data());
       }
-      kernels::conv2d_tiles(threads_, arena_, shape, from, to, x.data(), panels, bias.host().data(), activation,
-                            y.data());
+      kernels::conv2d_tiles(core_.threads(), core_.arena(), shape, from, to, x.data(), panels, kernels::values_of(bias),
+                            activation, y.data());
       return y;
     }
     Buffer space;
-    const PackedWeight packed = packed_form(weight, shape, space);
+    const kernels::PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
     const kernels::ActivationEpilogue epilogue{activation};
-    kernels::conv2d(threads_, arena_, shape, from, to, x.data(), y.data(), kernels::multiply_rows_space(depth, packed),
+    kernels::conv2d(core_.threads(), core_.arena(), shape, from, to, x.data(), y.data(),
+                    kernels::multiply_rows_space(depth, packed),
                     [&](const T* patches, Index count, T* out, void* scratch) {
                       kernels::multiply_rows(count, kernels::Operand<T>{patches, depth}, shape.out_channels, depth,
-                                             packed, bias.host().data(), out, epilogue, scratch);
+                                             packed, kernels::values_of(bias), out, epilogue, scratch);
                     });
     return y;
   }
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                          const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (bias.trainable)
-      kernels::add_column_sums(threads_, dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
-                               bias.gradient().data());
-    Tensor dx = needs_dx ? zeros(x.rows(), x.cols()) : Tensor();
-    if (shape.is_tiled()) {
+      kernels::add_column_sums(core_.threads(), dy.rows() * shape.out_freqs(), shape.out_channels, dy.data(),
+                               kernels::gradient_of(bias));
+    Tensor dx = needs_dx ? core_.zeros(x.rows(), x.cols()) : Tensor();
+    if (kernels::is_tiled(shape)) {
       if (weight.trainable) {
-        Tensor dweights = zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-        kernels::conv2d_tiles_backward_weights(threads_, arena_, shape, from, to, dy.data(), x.data(), dweights.data());
-        kernels::add_tile_weights(threads_, shape, std::as_const(dweights).data(), weight.gradient().data());
+        Tensor dweights = core_.zeros(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+        kernels::conv2d_tiles_backward_weights(core_.threads(), core_.arena(), shape, from, to, dy.data(), x.data(),
+                                               dweights.data());
+        kernels::add_tile_weights(core_.threads(), shape, std::as_const(dweights).data(), kernels::gradient_of(weight));
       }
       if (needs_dx)
-        kernels::conv2d_tiles_backward_input(threads_, arena_, shape, from, to, dy.data(),
+        kernels::conv2d_tiles_backward_input(core_.threads(), core_.arena(), shape, from, to, dy.data(),
                                              tile_weights(weight, shape).data(), dx.data());
       return dx;
     }
     if (weight.trainable) {
-      Tensor ordered = zeros(shape.patch(), shape.out_channels);
-      kernels::conv2d_backward_weight(threads_, arena_, shape, from, to, dy.data(), x.data(), ordered.data());
+      Tensor ordered = core_.zeros(shape.patch(), shape.out_channels);
+      kernels::conv2d_backward_weight(core_.threads(), core_.arena(), shape, from, to, dy.data(), x.data(),
+                                      ordered.data());
       add_gradient(weight, shape, ordered);
     }
     if (!needs_dx) return {};
     const Tensor ordered = ordered_weight(weight, shape);
-    kernels::conv2d_backward_input(threads_, arena_, shape, from, to, dy.data(), ordered.data(), dx.data());
+    kernels::conv2d_backward_input(core_.threads(), core_.arena(), shape, from, to, dy.data(), ordered.data(),
+                                   dx.data());
     return dx;
   }
 
-  /// Each channel with its own kernel over time, zeros outside a sequence: see DepthwiseShape. weight (channels, 1,
-  /// kernel), bias (channels) or null. Gives `past` rows less for each sequence than there are.
   Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                         const Sequences& sequences, const DepthwiseShape& shape) {
     const Index channels = weight.rows(), kernel = weight.cols();
@@ -7206,10 +7542,10 @@ class CpuConvolution : public CpuAttention<T> {
     for (Index n = 0; shape.past > 0 && n < sequences.size(); ++n)
       require(sequences.length(n) >= shape.past, "depthwise_conv: sequence ", n, " has ", sequences.length(n),
               " rows, at least ", shape.past, " expected");
-    Tensor y = make(x.rows() - sequences.size() * shape.past, channels);
+    Tensor y = core_.make(x.rows() - sequences.size() * shape.past, channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, shape, false, x.data(), taps.data(),
-                            bias == nullptr ? nullptr : bias->host().data(), y.data());
+    kernels::depthwise_conv(core_.threads(), sequences, channels, kernel, shape, false, x.data(), taps.data(),
+                            bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
     return y;
   }
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
@@ -7219,22 +7555,23 @@ class CpuConvolution : public CpuAttention<T> {
     require(shape.past == 0, "depthwise_conv: its derivative is known for whole sequences only, ", shape.past,
             " past rows given");
     if (weight.trainable) {
-      Tensor dtaps = zeros(kernel, channels);
-      kernels::depthwise_conv_backward_taps(threads_, sequences, channels, kernel, shape, dy.data(), x.data(),
+      Tensor dtaps = core_.zeros(kernel, channels);
+      kernels::depthwise_conv_backward_taps(core_.threads(), sequences, channels, kernel, shape, dy.data(), x.data(),
                                             dtaps.data());
-      weight.gradient() += dtaps.view().transpose();
+      matrix_view(kernels::gradient_of(weight), channels, kernel) += dtaps.view().transpose();
     }
-    if (bias != nullptr) add_row_backward(dy, *bias);
+    if (bias != nullptr) core_.add_column_sums(dy, *bias);
     if (!needs_dx) return {};
-    Tensor dx = make(x.rows(), channels);
+    Tensor dx = core_.make(x.rows(), channels);
     const Tensor taps = depthwise_taps(weight);
-    kernels::depthwise_conv(threads_, sequences, channels, kernel, DepthwiseShape{kernel - 1 - shape.left, shape.chunk},
-                            true, dy.data(), taps.data(), static_cast<const T*>(nullptr), dx.data());
+    kernels::depthwise_conv(core_.threads(), sequences, channels, kernel,
+                            DepthwiseShape{kernel - 1 - shape.left, shape.chunk}, true, dy.data(), taps.data(),
+                            static_cast<const T*>(nullptr), dx.data());
     return dx;
   }
 
  protected:
-  using CpuValues<T>::threads_, CpuValues<T>::arena_;
+  explicit CpuConvolution(CpuCore<T>& core) : core_(core) {}
 
  private:
   template <class Shape>
@@ -7244,48 +7581,432 @@ class CpuConvolution : public CpuAttention<T> {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
               from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
-  /// The weight as it was packed, or packed now, in `space`.
+  /// Returns the weight as it was packed, or packs it now, in `space`.
   template <class Shape>
-  PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
-    require(!weight.is_packed() || weight.packed().packing == Packing::taps,
-            "convolution: a packed weight of another layer given, one with taps expected");
-    if (weight.is_packed()) return weight.packed();
+  kernels::PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
+    if (const CpuWeight<T>* prepared = kernels::packed_form_of(weight)) {
+      require(prepared->form == WeightForm::taps,
+              "convolution: a packed weight of another layer given, one with taps expected");
+      return {prepared->storage(), prepared->data.get()};
+    }
     const Index depth = shape.patch(), cols = shape.out_channels;
-    space = arena_.allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
+    space = core_.arena().allocate(static_cast<std::size_t>(kernels::Panels<T>::size(depth, cols)) * sizeof(T));
     const Tensor ordered = ordered_weight(weight, shape);
-    kernels::pack(threads_, kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
+    kernels::pack(core_.threads(), kernels::Operand<T>{ordered.data(), depth}.transposed(), depth, cols,
                   static_cast<T*>(space.data()));
-    return {Storage::full,
-            Packing::taps,
-            {std::shared_ptr<const std::byte>(), static_cast<const std::byte*>(space.data())}};
+    return {Storage::full, static_cast<const std::byte*>(space.data())};
   }
   Tensor tile_weights(const Parameter<T>& weight, const Conv2dShape& shape) {
-    require_as_it_is(weight);
-    Tensor weights = make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
-    kernels::tile_weights(threads_, shape, weight.host().data(), weights.data());
+    Tensor weights = core_.make(kernels::ConvTiles::all * shape.in_channels, shape.out_channels);
+    kernels::tile_weights(core_.threads(), shape, kernels::values_of(weight), weights.data());
     return weights;
-  }
-  static void require_as_it_is(const Parameter<T>& weight) {
-    require(!weight.is_packed(),
-            "convolution: a packed weight given, which can only be run; one as it is expected to train");
   }
   template <class Shape>
   Tensor ordered_weight(const Parameter<T>& weight, const Shape& shape) {
-    require_as_it_is(weight);
-    Tensor ordered = make(shape.out_channels, shape.patch());
-    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), weight.host().data(), ordered.data());
+    Tensor ordered = core_.make(shape.out_channels, shape.patch());
+    kernels::reorder_taps(shape.out_channels, shape.in_channels, shape.taps(), kernels::values_of(weight),
+                          ordered.data());
     return ordered;
   }
   template <class Shape>
   static void add_gradient(const Parameter<T>& weight, const Shape& shape, const Tensor& ordered) {
     kernels::add_reordered_taps(shape.out_channels, shape.in_channels, shape.taps(), ordered.data(),
-                                weight.gradient().data());
+                                kernels::gradient_of(weight));
   }
   Tensor depthwise_taps(const Parameter<T>& weight) {
-    Tensor taps = make(weight.host().cols(), weight.host().rows());
-    taps.view() = weight.host().transpose();
+    Tensor taps = core_.make(weight.cols(), weight.rows());
+    taps.view() = matrix_view<const T>(kernels::values_of(weight), weight.rows(), weight.cols()).transpose();
     return taps;
   }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace kernels {
+
+/// Rows for which no weight is packed.
+template <class T>
+inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
+template <class T>
+constexpr Index few_rows_scratch(Index out, Index in) {
+  return Panels<T>::size(in, few_rows<T>) + out * few_rows<T>;
+}
+/// y (rows, out) = x (rows, in) W^T + bias for at most few_rows, as y^T = W x^T: x is packed, which is smaller than a
+/// weight (out, in). Sums are taken in the same order. `scratch` has few_rows_scratch(out, in) numbers.
+template <class T>
+void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* weight, const T* bias, T* y,
+                       Index y_stride, T* scratch) {
+  const Panels<T> panels = pack(1, x.transposed(), in, rows, scratch);
+  T* const sums = scratch + Panels<T>::size(in, few_rows<T>);
+  for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
+  for (Index c = 0; c < out; c += GemmTile<T>::rows) {
+    const Index some = std::min(GemmTile<T>::rows, out - c);
+    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
+    gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
+                static_cast<const T*>(nullptr));
+  }
+  for (Index r = 0; r < rows; ++r)
+    for (Index c = 0; c < out; ++c) y[r * y_stride + c] = sums[c * rows + r];
+}
+
+/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
+/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
+template <class T>
+void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
+                 const T* weight, const T* bias, T* y) {
+  const Index from = shape.transposed ? out : in, to = shape.transposed ? in : out;
+  const auto matrix = [&](Index block) {
+    const Operand<T> w{weight + block * out * in, in};
+    return shape.transposed ? w : w.transposed();
+  };
+  if (shape.num_blocks == 1) {  // heads are rows, then
+    gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
+    return;
+  }
+  constexpr Index tile = 64;
+  const Index tiles = (rows + tile - 1) / tile, x_cols = shape.num_heads * from, y_cols = shape.num_heads * to;
+  const Index space = std::max(gemm_scratch<T>(), few_rows_scratch<T>(out, in));
+  const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
+  parallel_for(threads, shape.num_heads * tiles, [&](Index task, int thread) {
+    const Index head = task / tiles, row = task % tiles * tile, block = head / (shape.num_heads / shape.num_blocks);
+    const Operand<T> of_head{x + row * x_cols + head * from, x_cols};
+    const Index some = std::min(tile, rows - row);
+    const T* const of_block = bias == nullptr ? nullptr : bias + block * to;
+    T *const out_of_head = y + row * y_cols + head * to, *const own = static_cast<T*>(scratch.data()) + thread * space;
+    if (!shape.transposed && some <= few_rows<T>)
+      multiply_few_rows(some, out, in, of_head, weight + block * out * in, of_block, out_of_head, y_cols, own);
+    else
+      gemm_block<T>(some, to, from, of_head, matrix(block), out_of_head, y_cols, false, of_block, own);
+  });
+}
+
+/// dweight and dbias of head_linear, each added to. Null results are left out.
+template <class T>
+void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
+                                 const T* dy, const T* x, T* dweight, T* dbias) {
+  const Index group = shape.num_heads / shape.num_blocks, x_cols = shape.num_heads * (shape.transposed ? out : in),
+              y_cols = shape.num_heads * (shape.transposed ? in : out);
+  for (Index head = 0; head < shape.num_heads; ++head) {
+    const Operand<T> a{x + head * (shape.transposed ? out : in), x_cols},
+        g{dy + head * (shape.transposed ? in : out), y_cols};
+    T* to = dweight == nullptr ? nullptr : dweight + head / group * out * in;
+    if (to != nullptr && shape.transposed)
+      gemm<T>(threads, arena, out, in, rows, a.transposed(), g, to, in, true, nullptr);
+    else if (to != nullptr)
+      gemm<T>(threads, arena, out, in, rows, g.transposed(), a, to, in, true, nullptr);
+    for (Index r = 0; dbias != nullptr && r < rows; ++r)
+      for (Index c = 0; c < out; ++c) dbias[head / group * out + c] += dy[r * y_cols + head * out + c];
+  }
+}
+
+/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
+/// -1 turns back. x and y (rows, num_heads * width) may be the same.
+template <class T>
+void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
+            const T* table, T* y) {
+  const Index half = width / 2, step = pairs == RotaryPairs::interleaved ? 2 : 1,
+              apart = pairs == RotaryPairs::interleaved ? 1 : half;
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const T *cosine = table + r * width, *sine = cosine + half;
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = x + (r * num_heads + h) * width;
+        T* to = y + (r * num_heads + h) * width;
+        for (Index i = 0; i < half; ++i) {
+          const T a = from[i * step], b = from[i * step + apart], s = direction * sine[i];
+          to[i * step] = a * cosine[i] - b * s;
+          to[i * step + apart] = a * s + b * cosine[i];
+        }
+      }
+    }
+  });
+}
+
+/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
+template <class T>
+void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
+            T* y) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        T* to = y + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(a + (r * num_heads + h) * a_width, a_width, to);
+        std::copy_n(b + (shared ? r : r * num_heads + h) * b_width, b_width, to + a_width);
+      }
+  });
+}
+template <class T>
+void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
+                     T* da, T* db) {
+  parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      for (Index h = 0; h < num_heads; ++h) {
+        const T* from = dy + (r * num_heads + h) * (a_width + b_width);
+        std::copy_n(from, a_width, da + (r * num_heads + h) * a_width);
+        T* to = db + (shared ? r : r * num_heads + h) * b_width;
+        if (shared && h > 0)
+          for (Index c = 0; c < b_width; ++c) to[c] += from[a_width + c];
+        else
+          std::copy_n(from + a_width, b_width, to);
+      }
+  });
+}
+
+}  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that computes value by value, or moves values between columns.
+template <class T>
+class CpuElementwise {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor activation(Activation kind, Tensor x) {
+    const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
+    return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
+  }
+  Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
+    const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
+    return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);
+  }
+
+  Tensor glu(const Tensor& x) {
+    require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
+    Tensor y = core_.make(x.rows(), x.cols() / 2);
+    kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
+    return y;
+  }
+  Tensor glu_backward(const Tensor& dy, const Tensor& x) {
+    Tensor dx = core_.make(x.rows(), x.cols());
+    kernels::glu_backward(core_.threads(), dy.rows(), dy.cols(), dy.data(), x.data(), dx.data());
+    return dx;
+  }
+
+  Tensor dropout(Tensor x, double) { return x; }
+  Tensor dropout_train(Tensor x, const DropoutMask& mask) {
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    kernels::dropout(core_.threads(), x.size(), mask, std::as_const(x).data(), y.data());
+    return y;
+  }
+
+  Tensor add(Tensor x, const Tensor& y, double scale = 1) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+            y.cols(), ") given, equal shapes expected");
+    const kernels::Batch<T> s(static_cast<T>(scale));
+    const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
+    return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
+  }
+  Tensor add_row(Tensor x, const Parameter<T>& row) {
+    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    const Tensor& from = x;
+    kernels::parallel_blocks(core_.threads(), x.rows(), 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r)
+        kernels::map_span(
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), kernels::values_of(row));
+    });
+    return y;
+  }
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
+            ", ", y.cols(), ") given, equal shapes expected");
+    return mapped(
+        core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
+  }
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
+            x.cols(), " wanted");
+    Tensor out = core_.make(x.rows(), count);
+    out.view() = std::as_const(x).view().middleCols(first, count);
+    return out;
+  }
+  Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
+    Tensor dx = core_.zeros(dy.rows(), cols);
+    dx.view().middleCols(first, dy.cols()) = dy.view();
+    return dx;
+  }
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
+                gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
+            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
+            ", 1) expected");
+    Tensor out = core_.make(x.rows(), x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      out.view().middleRows(first, count) =
+          weight * x.view().middleRows(first, count) + (T(1) - weight) * y.view().middleRows(first, count);
+    }
+    return out;
+  }
+  struct MixDerivative {
+    Tensor dx, dy, dgate;
+  };
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
+                             const Sequences& sequences) {
+    MixDerivative d{core_.make(x.rows(), x.cols()), core_.make(x.rows(), x.cols()), core_.make(gate.rows(), 1)};
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      const auto g = dout.view().middleRows(first, count);
+      d.dx.view().middleRows(first, count) = weight * g;
+      d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
+      d.dgate.row(n)[0] = weight * (T(1) - weight) *
+                          g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+    }
+    return d;
+  }
+  Tensor scale(Tensor x, double factor) {
+    const kernels::Batch<T> s(static_cast<T>(factor));
+    return mapped(
+        x.unique() ? x : core_.make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
+  }
+
+  Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
+    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
+            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
+            "), as many rows and a multiple of an even number of columns expected");
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    kernels::rotate(core_.threads(), x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
+                    std::as_const(x).data(), table.data(), y.data());
+    return y;
+  }
+
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
+                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
+            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
+            " and ", b_heads, " heads");
+    const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
+    Tensor y = core_.make(a.rows(), num_heads * (a_width + b_width));
+    kernels::concat(core_.threads(), a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),
+                    y.data());
+    return y;
+  }
+  struct ConcatDerivative {
+    Tensor da, db;
+  };
+  ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
+    ConcatDerivative d{core_.make(dy.rows(), a_cols), core_.make(dy.rows(), b_cols)};
+    kernels::concat_backward(core_.threads(), dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads,
+                             b_heads != num_heads, dy.data(), d.da.data(), d.db.data());
+    return d;
+  }
+
+ protected:
+  explicit CpuElementwise(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  /// f of each number of the inputs, in `out`, which may be the first of them.
+  template <class F, class... Inputs>
+  Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
+    kernels::map(core_.threads(), out.size(), out.data(), f, inputs.data()...);
+    return out;
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that multiplies rows by weights.
+template <class T>
+class CpuLinear {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    const Index out = weight.rows(), in = weight.cols();
+    require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
+            " given for ", out, " channels");
+    Tensor y = core_.make(x.rows(), out);
+    const T* start = bias == nullptr ? nullptr : kernels::values_of(*bias);
+    const CpuWeight<T>* packed = kernels::packed_form_of(weight);
+    require(packed == nullptr || packed->form == WeightForm::panels,
+            "linear: the packed weight of a convolution given, a matrix expected");
+    if (packed != nullptr)
+      kernels::multiply(core_.threads(), core_.arena(), x.rows(), kernels::Operand<T>{x.data(), in}, out, in,
+                        kernels::PackedWeight{packed->storage(), packed->data.get()}, start, y.data(),
+                        kernels::ActivationEpilogue{activation});
+    else
+      kernels::gemm<T>(core_.threads(), core_.arena(), x.rows(), out, in, {x.data(), in},
+                       kernels::Operand<T>{kernels::values_of(weight), in}.transposed(), y.data(), out, false, start,
+                       kernels::ActivationEpilogue{activation});
+    return y;
+  }
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         bool needs_dx) {
+    const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
+    const kernels::Operand<T> g{dy.data(), out};
+    if (weight.trainable)
+      kernels::gemm<T>(core_.threads(), core_.arena(), out, in, rows, g.transposed(), {x.data(), in},
+                       kernels::gradient_of(weight), in, true, nullptr);
+    if (bias != nullptr) core_.add_column_sums(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = core_.make(rows, in);
+    kernels::gemm<T>(core_.threads(), core_.arena(), rows, in, out, g,
+                     kernels::Operand<T>{kernels::values_of(weight), in}, dx.data(), in, false, nullptr);
+    return dx;
+  }
+
+  Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
+    const auto [out, in] = head_sizes(x, weight, shape);
+    require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.rows(), " expected");
+    Tensor y = core_.make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
+    kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, x.data(), kernels::values_of(weight),
+                         bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
+    return y;
+  }
+  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                              HeadShape shape, bool needs_dx) {
+    const auto [out, in] = head_sizes(x, weight, shape);
+    kernels::head_linear_backward_weight(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(), x.data(),
+                                         kernels::gradient_of(weight),
+                                         bias == nullptr ? nullptr : kernels::gradient_of(*bias));
+    if (!needs_dx) return {};
+    shape.transposed = !shape.transposed;
+    Tensor dx = core_.make(x.rows(), x.cols());
+    kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(),
+                         kernels::values_of(weight), static_cast<const T*>(nullptr), dx.data());
+    return dx;
+  }
+
+ protected:
+  explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  struct HeadSizes {
+    Index out, in;
+  };
+  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
+    const HeadSizes sizes{shape.num_blocks > 0 ? weight.rows() / shape.num_blocks : 0, weight.cols()};
+    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
+                weight.rows() == shape.num_blocks * sizes.out &&
+                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.rows(), ", ", weight.cols(),
+            ") given, which ", shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
+    return sizes;
+  }
+
+  CpuCore<T>& core_;
 };
 
 }  // namespace LACONIC_ABI
@@ -7356,6 +8077,101 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
 }
 
 }  // namespace kernels
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that turns logits into losses.
+template <class T>
+class CpuLosses {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor log_softmax(const Tensor& x) {
+    Tensor y = core_.make(x.rows(), x.cols());
+    kernels::log_softmax(core_.threads(), x.rows(), x.cols(), x.data(), y.data());
+    return y;
+  }
+  Tensor softmax(const Tensor& x) {
+    Tensor y = log_softmax(x);
+    y.view() = y.view().array().exp().matrix();
+    return y;
+  }
+  double dot(const Tensor& x, const Tensor& y) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "dot: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+            y.cols(), ") given, equal shapes expected");
+    return x.view().template cast<double>().cwiseProduct(y.view().template cast<double>()).sum();
+  }
+  double squared_norm(const Tensor& x) { return static_cast<double>(x.view().squaredNorm()); }
+  Tensor log_softmax_backward(const Tensor& dy, const Tensor& y) {
+    Tensor dx = core_.make(y.rows(), y.cols());
+    kernels::log_softmax_backward(core_.threads(), y.rows(), y.cols(), dy.data(), y.data(), dx.data());
+    return dx;
+  }
+
+  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
+             Tensor* derivative = nullptr) {
+    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
+            " label sequences given for ", sequences.size(), " sequences of logits");
+    require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
+            " labels given, their sequences hold ", labels.sequences.rows());
+    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
+            sequences.rows());
+    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
+    for (const int token : labels.tokens)
+      require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
+              logits.cols() - 1, " except the blank ", blank);
+    const Tensor log_probs = log_softmax(logits);
+    Tensor losses = core_.make(sequences.size(), 1), own;
+    Tensor& d = derivative == nullptr ? own : *derivative;
+    d = core_.make(logits.rows(), logits.cols());
+    Index most = 1;
+    for (Index n = 0; n < sequences.size(); ++n)
+      most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
+    const Buffer scratch = core_.arena().allocate(static_cast<std::size_t>(core_.threads() * most) * sizeof(double));
+    kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int thread) {
+      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
+                             static_cast<std::size_t>(labels.sequences.length(n)));
+      losses.row(n)[0] = static_cast<T>(
+          kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
+                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
+    });
+    return losses;
+  }
+  Tensor ctc_backward(const Tensor& dlosses, const Sequences& sequences, const Tensor& derivative) {
+    Tensor dx = core_.make(derivative.rows(), derivative.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const kernels::Batch<T> factor(dlosses.row(n)[0]);
+      kernels::map_span(
+          sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
+          derivative.row(sequences.begin(n)));
+    }
+    return dx;
+  }
+
+  Tensor mean_finite(const Tensor& x) {
+    double sum = 0;
+    for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
+    Tensor y = core_.make(1, 1);
+    y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
+    return y;
+  }
+  Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
+    Tensor dx = core_.make(x.rows(), x.cols());
+    for (Index i = 0; i < x.size(); ++i)
+      dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
+    return dx;
+  }
+
+ protected:
+  explicit CpuLosses(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  CpuCore<T>& core_;
+};
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -7580,353 +8396,117 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, intermediates in an arena (a warm forward
-/// pass allocates nothing). Results do not depend on the number of threads. One context belongs to one thread.
-///
-/// Every primitive takes and gives tensors `(rows, channels)` of packed rows. Arguments taken by value may be
-/// overwritten when nobody else holds them. Each `*_backward` gives the derivative by the inputs and adds the
-/// derivative by trainable parameters to their gradients.
-template <class T = float>
-class Cpu : public CpuConvolution<T> {
+/// The slice of `Cpu` that normalises rows and channels.
+template <class T>
+class CpuNorms {
  public:
-  using typename CpuValues<T>::Tensor;
-  using CpuValues<T>::make, CpuValues<T>::zeros, CpuValues<T>::add_row_backward;
+  using Tensor = laconic::Tensor<T>;
 
-  static constexpr bool training = false;
-
-  /// `threads` = 0 takes all that the machine offers.
-  explicit Cpu(int threads = 0) : CpuConvolution<T>(threads) {}
-
-  /// x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null.
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                std::optional<Activation> activation = {}) {
-    const Index out = weight.rows(), in = weight.cols();
-    require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
-    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
-            " given for ", out, " channels");
-    Tensor y = make(x.rows(), out);
-    const T* start = bias == nullptr ? nullptr : bias->host().data();
-    require(!weight.is_packed() || weight.packed().packing == Packing::matrix,
-            "linear: the packed weight of a convolution given, a matrix expected");
-    if (weight.is_packed())
-      kernels::multiply(threads_, arena_, x.rows(), kernels::Operand<T>{x.data(), in}, out, in, weight.packed(), start,
-                        y.data(), kernels::ActivationEpilogue{activation});
-    else
-      kernels::gemm<T>(threads_, arena_, x.rows(), out, in, {x.data(), in}, weight_operand(weight).transposed(),
-                       y.data(), out, false, start, kernels::ActivationEpilogue{activation});
-    return y;
-  }
-  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                         bool needs_dx) {
-    const Index out = weight.host().rows(), in = weight.host().cols(), rows = x.rows();
-    const kernels::Operand<T> g{dy.data(), out};
-    if (weight.trainable)
-      kernels::gemm<T>(threads_, arena_, out, in, rows, g.transposed(), {x.data(), in}, weight.gradient().data(), in,
-                       true, nullptr);
-    if (bias != nullptr) add_row_backward(dy, *bias);
-    if (!needs_dx) return {};
-    Tensor dx = make(rows, in);
-    kernels::gemm<T>(threads_, arena_, rows, in, out, g, weight_operand(weight), dx.data(), in, false, nullptr);
-    return dx;
-  }
-
-  Tensor activation(Activation kind, Tensor x) {
-    const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
-    return mapped(x.unique() ? x : make(x.rows(), x.cols()), activate, x);
-  }
-  Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
-    const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
-    return mapped(dy.unique() ? dy : make(x.rows(), x.cols()), derivative, dy, x);
-  }
-
-  /// (rows, 2 channels) to (rows, channels): the first half times the sigmoid of the second.
-  Tensor glu(const Tensor& x) {
-    require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
-    Tensor y = make(x.rows(), x.cols() / 2);
-    kernels::glu(threads_, y.rows(), y.cols(), x.data(), y.data());
-    return y;
-  }
-  Tensor glu_backward(const Tensor& dy, const Tensor& x) {
-    Tensor dx = make(x.rows(), x.cols());
-    kernels::glu_backward(threads_, dy.rows(), dy.cols(), dy.data(), x.data(), dx.data());
-    return dx;
-  }
-
-  /// `moments`, if given, receives mean and 1/std of each row, for the derivative.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                     Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
             " channels, weight and bias expect ", weight.size(), " and ", bias.size());
-    Tensor y = make(x.rows(), x.cols());
-    if (moments != nullptr) *moments = make(x.rows(), 2);
-    kernels::layer_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), bias.host().data(),
-                        static_cast<T>(eps), y.data(), moments == nullptr ? nullptr : moments->data());
+    Tensor y = core_.make(x.rows(), x.cols());
+    if (moments != nullptr) *moments = core_.make(x.rows(), 2);
+    kernels::layer_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight),
+                        kernels::values_of(bias), static_cast<T>(eps), y.data(),
+                        moments == nullptr ? nullptr : moments->data());
     return y;
   }
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                              const Tensor& moments, bool needs_dx) {
-    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::layer_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(),
-                                 moments.data(), dx.data(), gradient(weight), gradient(bias));
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    kernels::layer_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(weight),
+                                 moments.data(), dx.data(), kernels::gradient_of(weight), kernels::gradient_of(bias));
     return dx;
   }
 
-  /// Divided by the root of the mean square of the row. `inverses`, if given, receives 1/rms of each row.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
     require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
             weight.size());
-    Tensor y = make(x.rows(), x.cols());
-    if (inverses != nullptr) *inverses = make(x.rows(), 1);
-    kernels::rms_norm(threads_, x.rows(), x.cols(), x.data(), weight.host().data(), static_cast<T>(eps), y.data(),
-                      inverses == nullptr ? nullptr : inverses->data());
+    Tensor y = core_.make(x.rows(), x.cols());
+    if (inverses != nullptr) *inverses = core_.make(x.rows(), 1);
+    kernels::rms_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight), static_cast<T>(eps),
+                      y.data(), inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
   Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
                            bool needs_dx) {
-    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
-    kernels::rms_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), weight.host().data(), inverses.data(),
-                               dx.data(), gradient(weight));
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    kernels::rms_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(weight),
+                               inverses.data(), dx.data(), kernels::gradient_of(weight));
     return dx;
   }
 
-  /// With the running statistics (evaluation).
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
-    return batch_norm_with(x, p, p.running_mean.host().data(), p.running_var.host().data());
+    return batch_norm_with(x, p, kernels::values_of(p.running_mean), kernels::values_of(p.running_var));
   }
-  /// With the statistics of the rows themselves, which are given in `moments` (2, channels). With `gather`, the update
-  /// of the running statistics goes to their gradient slots (variance unbiased, as PyTorch does it).
   Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
     const Index cols = x.cols();
-    moments = make(2, cols);
-    if (x.rows() == 0) return make(0, cols);
+    moments = core_.make(2, cols);
+    if (x.rows() == 0) return core_.make(0, cols);
     check_batch_norm(cols, p);
-    kernels::column_moments(threads_, x.rows(), cols, x.data(), moments.row(0), moments.row(1));
+    kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // One batch after the other, so that many before an update are what PyTorch does in as many passes.
     const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable || !gather) return;
-      T* update = statistic.gradient().data();
-      for (Index c = 0; c < cols; ++c)
-        update[c] += rate * (moments.row(row)[c] * factor - (statistic.host().data()[c] + update[c]));
+      T* update = kernels::gradient_of(statistic);
+      const T* value = kernels::values_of(statistic);
+      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (value[c] + update[c]));
     };
     add_update(p.running_mean, 0, T(1));
     add_update(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
-  /// `moments` as batch_norm_train gave them, or empty for the running statistics.
   Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
                              bool needs_dx) {
-    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
     const bool of_batch = !moments.empty();
-    kernels::batch_norm_backward(threads_, x.rows(), x.cols(), dy.data(), x.data(), p.weight.host().data(),
-                                 of_batch ? moments.row(0) : p.running_mean.host().data(),
-                                 of_batch ? moments.row(1) : p.running_var.host().data(), static_cast<T>(p.eps),
-                                 of_batch, dx.data(), gradient(p.weight), gradient(p.bias));
+    kernels::batch_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(p.weight),
+                                 of_batch ? moments.row(0) : kernels::values_of(p.running_mean),
+                                 of_batch ? moments.row(1) : kernels::values_of(p.running_var), static_cast<T>(p.eps),
+                                 of_batch, dx.data(), kernels::gradient_of(p.weight), kernels::gradient_of(p.bias));
     return dx;
   }
 
-  /// Each channel of each sequence to mean 0 and variance 1 over its rows, then scaled and shifted by channel.
-  /// `moments`, if given, receives mean and variance, two rows a sequence, for the derivative.
   Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                        const Sequences& sequences, Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
             "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
             weight.size(), ")");
-    Tensor y = make(x.rows(), x.cols()), of = make(2 * sequences.size(), x.cols()), scale_shift = make(2, x.cols());
+    Tensor y = core_.make(x.rows(), x.cols()), of = core_.make(2 * sequences.size(), x.cols()),
+           scale_shift = core_.make(2, x.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::column_moments(threads_, rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
-      kernels::batch_norm(threads_, rows, x.cols(), x.row(first), weight.host().data(), bias.host().data(),
-                          of.row(2 * n), of.row(2 * n + 1), static_cast<T>(eps), scale_shift.data(), y.row(first));
+      kernels::column_moments(core_.threads(), rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
+      kernels::batch_norm(core_.threads(), rows, x.cols(), x.row(first), kernels::values_of(weight),
+                          kernels::values_of(bias), of.row(2 * n), of.row(2 * n + 1), static_cast<T>(eps),
+                          scale_shift.data(), y.row(first));
     }
     if (moments != nullptr) *moments = std::move(of);
     return y;
   }
   Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                                 double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
-    Tensor dx = needs_dx ? make(x.rows(), x.cols()) : Tensor();
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
     for (Index n = 0; n < sequences.size(); ++n) {
       const Index first = sequences.begin(n), rows = sequences.length(n);
       if (rows == 0) continue;
-      kernels::batch_norm_backward(threads_, rows, x.cols(), dy.row(first), x.row(first), weight.host().data(),
-                                   moments.row(2 * n), moments.row(2 * n + 1), static_cast<T>(eps), true,
-                                   needs_dx ? dx.row(first) : nullptr, gradient(weight), gradient(bias));
+      kernels::batch_norm_backward(core_.threads(), rows, x.cols(), dy.row(first), x.row(first),
+                                   kernels::values_of(weight), moments.row(2 * n), moments.row(2 * n + 1),
+                                   static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr,
+                                   kernels::gradient_of(weight), kernels::gradient_of(bias));
     }
     return dx;
   }
 
-  /// Nothing, outside training.
-  Tensor dropout(Tensor x, double) { return x; }
-  Tensor dropout_train(Tensor x, const DropoutMask& mask) {
-    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    kernels::dropout(threads_, x.size(), mask, std::as_const(x).data(), y.data());
-    return y;
-  }
-
-  /// x + scale * y.
-  Tensor add(Tensor x, const Tensor& y, double scale = 1) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
-            y.cols(), ") given, equal shapes expected");
-    const kernels::Batch<T> s(static_cast<T>(scale));
-    const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
-    return mapped(x.unique() ? x : make(x.rows(), x.cols()), sum, x, y);
-  }
-  /// x plus a row of parameters, the same for every row.
-  Tensor add_row(Tensor x, const Parameter<T>& row) {
-    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
-    Tensor y = x.unique() ? x : make(x.rows(), x.cols());
-    const Tensor& from = x;
-    kernels::parallel_blocks(threads_, x.rows(), 32, [&](Index begin, Index end) {
-      for (Index r = begin; r < end; ++r)
-        kernels::map_span(
-            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), row.host().data());
-    });
-    return y;
-  }
-  /// Number by number.
-  Tensor multiply(const Tensor& x, const Tensor& y) {
-    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
-            ", ", y.cols(), ") given, equal shapes expected");
-    return mapped(
-        make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
-  }
-  /// Columns first .. first + count - 1.
-  Tensor columns(const Tensor& x, Index first, Index count) {
-    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
-            x.cols(), " wanted");
-    Tensor out = make(x.rows(), count);
-    out.view() = std::as_const(x).view().middleCols(first, count);
-    return out;
-  }
-  Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
-    Tensor dx = zeros(dy.rows(), cols);
-    dx.view().middleCols(first, dy.cols()) = dy.view();
-    return dx;
-  }
-  /// sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, (sequences, 1).
-  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
-    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
-                gate.rows() == sequences.size() && gate.cols() == 1,
-            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
-            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
-            ", 1) expected");
-    Tensor out = make(x.rows(), x.cols());
-    for (Index n = 0; n < sequences.size(); ++n) {
-      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
-      const Index first = sequences.begin(n), count = sequences.length(n);
-      out.view().middleRows(first, count) =
-          weight * x.view().middleRows(first, count) + (T(1) - weight) * y.view().middleRows(first, count);
-    }
-    return out;
-  }
-  struct MixDerivative {
-    Tensor dx, dy, dgate;
-  };
-  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
-                             const Sequences& sequences) {
-    MixDerivative d{make(x.rows(), x.cols()), make(x.rows(), x.cols()), make(gate.rows(), 1)};
-    for (Index n = 0; n < sequences.size(); ++n) {
-      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
-      const Index first = sequences.begin(n), count = sequences.length(n);
-      const auto g = dout.view().middleRows(first, count);
-      d.dx.view().middleRows(first, count) = weight * g;
-      d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
-      d.dgate.row(n)[0] = weight * (T(1) - weight) *
-                          g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
-    }
-    return d;
-  }
-  Tensor scale(Tensor x, double factor) {
-    const kernels::Batch<T> s(static_cast<T>(factor));
-    return mapped(
-        x.unique() ? x : make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
-  }
-
-  Tensor log_softmax(const Tensor& x) {
-    Tensor y = make(x.rows(), x.cols());
-    kernels::log_softmax(threads_, x.rows(), x.cols(), x.data(), y.data());
-    return y;
-  }
-  Tensor log_softmax_backward(const Tensor& dy, const Tensor& y) {
-    Tensor dx = make(y.rows(), y.cols());
-    kernels::log_softmax_backward(threads_, y.rows(), y.cols(), dy.data(), y.data(), dx.data());
-    return dx;
-  }
-
-  /// CTC loss (sequences, 1) from unnormalised logits (rows, vocab); +infinity where the labels do not fit the frames.
-  /// `gradient`, if given, receives the derivative by the logits, zero for those.
-  Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
-             Tensor* derivative = nullptr) {
-    require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
-            " label sequences given for ", sequences.size(), " sequences of logits");
-    require(static_cast<Index>(labels.tokens.size()) == labels.sequences.rows(), "ctc: ", labels.tokens.size(),
-            " labels given, their sequences hold ", labels.sequences.rows());
-    require(logits.rows() == sequences.rows(), "ctc: ", logits.rows(), " rows of logits given, their sequences have ",
-            sequences.rows());
-    require(blank >= 0 && blank < logits.cols(), "ctc: blank ", blank, " given, expected 0 .. ", logits.cols() - 1);
-    for (const int token : labels.tokens)
-      require(token >= 0 && token < logits.cols() && token != blank, "ctc: label ", token, " given, expected 0 .. ",
-              logits.cols() - 1, " except the blank ", blank);
-    const Tensor log_probs = log_softmax(logits);
-    Tensor losses = make(sequences.size(), 1), own;
-    Tensor& d = derivative == nullptr ? own : *derivative;
-    d = make(logits.rows(), logits.cols());
-    Index most = 1;
-    for (Index n = 0; n < sequences.size(); ++n)
-      most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
-    const Buffer scratch = arena_.allocate(static_cast<std::size_t>(threads_ * most) * sizeof(double));
-    kernels::parallel_for(threads_, sequences.size(), [&](Index n, int thread) {
-      const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
-                             static_cast<std::size_t>(labels.sequences.length(n)));
-      losses.row(n)[0] = static_cast<T>(
-          kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
-                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
-    });
-    return losses;
-  }
-  Tensor ctc_backward(const Tensor& dlosses, const Sequences& sequences, const Tensor& derivative) {
-    Tensor dx = make(derivative.rows(), derivative.cols());
-    for (Index n = 0; n < sequences.size(); ++n) {
-      const kernels::Batch<T> factor(dlosses.row(n)[0]);
-      kernels::map_span(
-          sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
-          derivative.row(sequences.begin(n)));
-    }
-    return dx;
-  }
-
-  /// The mean of all numbers (1, 1), infinite ones counted as zero, so that one impossible target spoils no batch. What
-  /// is not a number stays so: it is a fault, and must show.
-  Tensor mean_finite(const Tensor& x) {
-    double sum = 0;
-    for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
-    Tensor y = make(1, 1);
-    y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
-    return y;
-  }
-  Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
-    Tensor dx = make(x.rows(), x.cols());
-    for (Index i = 0; i < x.size(); ++i)
-      dx.data()[i] = std::isinf(x.data()[i]) ? T(0) : dy.row(0)[0] / static_cast<T>(x.size());
-    return dx;
-  }
+ protected:
+  explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
 
  private:
-  using CpuValues<T>::threads_, CpuValues<T>::arena_, CpuValues<T>::gradient;
-
-  static kernels::Operand<T> weight_operand(const Parameter<T>& weight) {
-    return {weight.host().data(), weight.host().cols()};
-  }
-
-  /// f of each number of the inputs, in `out`, which may be the first of them.
-  template <class F, class... Inputs>
-  Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
-    kernels::map(threads_, out.size(), out.data(), f, inputs.data()...);
-    return out;
-  }
-
   static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
     for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
       require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
@@ -7934,12 +8514,141 @@ class Cpu : public CpuConvolution<T> {
   }
   Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
     check_batch_norm(x.cols(), p);
-    Tensor y = make(x.rows(), x.cols());
-    Tensor scale_shift = make(2, x.cols());
-    kernels::batch_norm(threads_, x.rows(), x.cols(), x.data(), p.weight.host().data(), p.bias.host().data(), mean,
-                        variance, static_cast<T>(p.eps), scale_shift.data(), y.data());
+    Tensor y = core_.make(x.rows(), x.cols());
+    Tensor scale_shift = core_.make(2, x.cols());
+    kernels::batch_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(p.weight),
+                        kernels::values_of(p.bias), mean, variance, static_cast<T>(p.eps), scale_shift.data(),
+                        y.data());
     return y;
   }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that changes parameters.
+template <class T>
+class CpuTraining {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  double gradient_norm(std::span<const Parameter<T>* const> parameters) {
+    double square = 0;
+    for (const Parameter<T>* p : parameters)
+      if (const Matrix<T>* gradient = kernels::existing_gradient_of(*p)) square += gradient->squaredNorm();
+    return std::sqrt(square);
+  }
+  void clear_gradients(std::span<const Parameter<T>* const> parameters) {
+    for (const Parameter<T>* p : parameters)
+      if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
+  }
+  void adamw(std::span<const AdamWUpdate<Tensor, T>> updates, const AdamWStep& step) {
+    for (const AdamWUpdate<Tensor, T>& update : updates) {
+      Parameter<T>& p = *update.parameter;
+      Matrix<T>* gradient = p.trainable ? kernels::existing_gradient_of(p) : nullptr;
+      if (gradient == nullptr) continue;
+      T* value = kernels::editable_values_of(p);
+      if (p.role() == Role::statistic)
+        matrix_view(value, p.rows(), p.cols()) += *gradient;
+      else
+        change(p, value, gradient->data(), *update.first, *update.second, step);
+      gradient->setZero();
+    }
+  }
+  void copy_values(const Parameter<T>& from, Parameter<T>& to) {
+    require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
+            to.rows(), ", ", to.cols(), ") expected");
+    std::copy_n(kernels::values_of(from), from.size(), kernels::editable_values_of(to));
+  }
+
+ protected:
+  explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
+              const AdamWStep& step) {
+    using B = kernels::Batch<T>;
+    if (first_moment.empty()) {
+      first_moment = core_.zeros(p.rows(), p.cols());
+      second_moment = core_.zeros(p.rows(), p.cols());
+    }
+    const bool decays = p.shape().size() > 1;
+    const double correct1 = 1 - std::pow(step.beta1, static_cast<double>(step.number));
+    const double correct2 = 1 - std::pow(step.beta2, static_cast<double>(step.number));
+    const B scale(static_cast<T>(step.gradient_scale)), b1(static_cast<T>(step.beta1)), b2(static_cast<T>(step.beta2));
+    const B rest1(static_cast<T>(1 - step.beta1)), rest2(static_cast<T>(1 - step.beta2));
+    const B rate(static_cast<T>(step.learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
+    const B eps(static_cast<T>(step.eps)),
+        keep(static_cast<T>(decays ? 1 - step.learning_rate * step.weight_decay : 1));
+    T *first = first_moment.data(), *second = second_moment.data();
+    kernels::parallel_blocks(core_.threads(), p.size(), 16384, [&](Index begin, Index end) {
+      const Index n = end - begin;
+      kernels::map_span(
+          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
+          value + begin, first + begin, second + begin);
+    });
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, tensors in an arena (a warm forward pass
+/// allocates nothing). It computes with parameters on the host and with those that it was asked to `prepare`. Results
+/// do not depend on the number of threads. One context belongs to one thread. What each primitive computes is
+/// documented at the concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp).
+template <class T = float>
+class Cpu : public CpuCore<T>,
+            public CpuLinear<T>,
+            public CpuNorms<T>,
+            public CpuElementwise<T>,
+            public CpuConvolution<T>,
+            public CpuAttention<T>,
+            public CpuCaches<T>,
+            public CpuLosses<T>,
+            public CpuTraining<T> {
+ public:
+  using Scalar = T;
+  using Tensor = laconic::Tensor<T>;
+  using Cache = RowCache<T>;
+  using CachedRows = laconic::CachedRows<T>;
+
+  /// A primitive computes its forward form: dropout does nothing, batch norm uses the running statistics.
+  static constexpr bool training = false;
+  /// Parameters on the host can be computed with as they are.
+  static constexpr bool computes_on_host = true;
+
+  /// Makes a context with `threads` threads; 0 takes all that the machine offers. Throws `Error` for a number that no
+  /// machine has.
+  explicit Cpu(int threads = 0)
+      : CpuCore<T>(threads),
+        CpuLinear<T>(core()),
+        CpuNorms<T>(core()),
+        CpuElementwise<T>(core()),
+        CpuConvolution<T>(core()),
+        CpuAttention<T>(core()),
+        CpuCaches<T>(core()),
+        CpuLosses<T>(core()),
+        CpuTraining<T>(core()) {}
+
+ private:
+  CpuCore<T>& core() { return *this; }
 };
 
 }  // namespace LACONIC_ABI
@@ -9059,17 +9768,15 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   }
 
   /// Frames that an output sees before its own.
-  Index left() const {
-    return sees_ == ConvolutionContext::causal ? weight.host().cols() - 1 : (weight.host().cols() - 1) / 2;
-  }
+  Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
   template <class Context>
   class State {
    public:
-    State(const DepthwiseConv& conv, const StateShape& shape)
-        : cache_(shape.slots, conv.left(), conv.weight.host().rows()) {}
-    void clear(Index slot) { cache_.fill_zeros(slot); }
+    State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
+        : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
+    void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 
    private:
@@ -9342,7 +10049,7 @@ class Conv2d : public Module<Conv2d<T>> {
       : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
         bias({shape.out_channels}),
         shape_(shape) {
-    weight.packing = shape.is_tiled() ? Packing::tiles : Packing::taps;
+    weight.use = shape.stride == 2 ? WeightUse::conv2d_stride_2 : WeightUse::conv2d;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
@@ -9573,11 +10280,11 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       layers.reserve(model.layers.size());
       for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
     }
-    void clear(Index slot) {
-      for (auto& layer : layers) layer.clear(slot);
+    void clear(Context& context, Index slot) {
+      for (auto& layer : layers) layer.clear(context, slot);
     }
-    void fill_zeros(Index slot) {
-      for (auto& layer : layers) layer.fill_zeros(slot);
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& layer : layers) layer.fill_zeros(context, slot);
     }
     /// Of attention, all slots; and of the convolutions.
     Index attention_bytes() const {
@@ -9872,7 +10579,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
 /// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
-  require_unpacked(source, "convert");
+  require_on_host(source, "convert");
   using P = Parameter<typename Source::Scalar>;
   std::map<std::string, const P*, std::less<>> from;
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
@@ -10060,7 +10767,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///       numbers.kv_lora_ranks.push_back(rank);
 template <class Source, class Method = JointSvd>
 std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
-  require_unpacked(source, "key_value_spectra");
+  require_on_host(source, "key_value_spectra");
   const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {
@@ -10292,12 +10999,12 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const BranchformerBlock& block, const StateShape& shape)
-        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
+        : attention(context, block.branches.attn, shape), conv(context, block.branches.cgmlp.csgu.conv, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
     typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
@@ -10385,14 +11092,14 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   struct State {
     State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
         : attention(context, block.branches.attn, shape),
-          conv(block.branches.cgmlp.csgu.conv, shape),
-          fusion(block.depthwise_conv_fusion, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
-      fusion.clear(slot);
+          conv(context, block.branches.cgmlp.csgu.conv, shape),
+          fusion(context, block.depthwise_conv_fusion, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
+      fusion.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
 
     typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
@@ -10563,12 +11270,12 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const ConformerBlock& block, const StateShape& shape)
-        : attention(context, block.self_attn, shape), conv(block.conv_module.depthwise_conv, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
+        : attention(context, block.self_attn, shape), conv(context, block.conv_module.depthwise_conv, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
     typename AttentionType::template State<Context> attention;
@@ -10755,15 +11462,15 @@ constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encod
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
+/// How an encoder is streamed. Chunk and left context are the model's own where none is given; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;               ///< streams at once
-  Index chunk = 0;                  ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;          ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;             ///< the most encoder frames of a stream, which must be said where all are kept
-  Storage storage = Storage::full;  ///< of the keys and values
-  int threads = 0;                  ///< 0: all that the machine offers
+  Index capacity = 1;                   ///< streams at once
+  std::optional<Index> chunk{};         ///< encoder frames that become final together
+  std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
+  Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
+  Storage storage = Storage::full;      ///< of the keys and values
+  int threads = 0;                      ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
@@ -10779,7 +11486,7 @@ struct StreamConfig {
 /// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
 /// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
 /// streamed.
-template <class Model, class Context = Cpu<typename Model::Scalar>>
+template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
   using T = typename Model::Scalar;
@@ -10794,7 +11501,7 @@ class Streams {
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
-        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)),
+        pending_(context_.fill(config.capacity * window_, model.config().num_mels, 0)),
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
@@ -10810,7 +11517,7 @@ class Streams {
     const Index stream = free_.back();
     free_.pop_back();
     slots_[static_cast<std::size_t>(stream)] = Slot{true, 0, 0, 0, 0, 0};
-    state_.clear(stream);
+    state_.clear(context_, stream);
     return stream;
   }
   void close(Index stream) {
@@ -10821,17 +11528,19 @@ class Streams {
   /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
   /// of the frames that became final, in the same order. A stream may be named once.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
-    return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
+    return run(streams, context_.input(features), blocks, false);
   }
   /// The frames that are left of streams to which nothing will be added, and closes them.
   Logits<Tensor> finish(std::span<const Index> streams) {
     const Sequences none =
         Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
-    auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
+    auto out = run(streams, context_.make(0, model_.config().num_mels), none, true);
     for (const Index stream : streams) close(stream);
     return out;
   }
 
+  /// Returns the context that computes the streams, to read what `push` gave.
+  Context& context() { return context_; }
   const Mask& mask() const { return mask_; }
   /// Frames that attention keeps of a stream, at most.
   Index kept_frames() const {
@@ -10843,7 +11552,7 @@ class Streams {
   /// Held for keys and values, for convolutions and for features, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
   Index convolution_bytes() const { return state_.convolution_bytes(); }
-  Index feature_bytes() const { return pending_.size() * static_cast<Index>(sizeof(T)); }
+  Index feature_bytes() const { return pending_.rows() * pending_.cols() * static_cast<Index>(sizeof(T)); }
   /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
   Index first_rows() const { return window_; }
   Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
@@ -10853,7 +11562,7 @@ class Streams {
  private:
   /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
   static constexpr Index rows_together = 512;
-  static constexpr Index most_frames = 1 << 20;  // of a chunk and of what is kept, as in EncoderConfig
+  static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
   struct Slot {
     bool open;
@@ -10870,14 +11579,13 @@ class Streams {
     return c;
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
-    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk,
-                left = c.left_context == -2 ? model.left_context : c.left_context;
-    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames,
-            " expected, or 0 for the model's own");
+    const Index chunk = c.chunk.value_or(model.chunk), left = c.left_context.value_or(model.left_context);
+    require(!c.chunk || (chunk > 0 && chunk <= max_chunk), "streams: chunk ", chunk, " given, 1 to ", max_chunk,
+            " expected, or none for the model's own");
     require(chunk > 0, "streams: chunk 0 given, but the model sees whole utterances and has none of its own; 1 to ",
-            most_frames, " expected");
-    require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
-            " expected, -1 for all or -2 for the model's own");
+            max_chunk, " expected");
+    require(left >= -1 && left <= max_chunk, "streams: left_context ", left, " given, 0 to ", max_chunk,
+            " expected, -1 for all, or none for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
   }
   Slot& slot(Index stream) {
@@ -10893,8 +11601,8 @@ class Streams {
     return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
   }
 
-  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks,
-                     bool last) {
+  Logits<Tensor> run(std::span<const Index> streams, const Tensor& features, const Sequences& blocks, bool last) {
+    const Index rows = features.rows(), mels = features.cols();
     require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() &&
                 mels == model_.config().num_mels,
             "streams: features (", rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ",
@@ -10931,10 +11639,10 @@ class Streams {
     return out;
   }
 
-  void take_rows(Slot& s, Index stream, const T* features, Index end) {
-    const Index count = std::min(window_ - s.pending, end - s.next), mels = pending_.cols();
+  void take_rows(Slot& s, Index stream, const Tensor& features, Index end) {
+    const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    std::copy_n(features + s.next * mels, count * mels, pending_.row(stream * window_ + s.pending).data());
+    context_.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
     s.pending += count;
     s.next += count;
   }
@@ -10949,8 +11657,8 @@ class Streams {
     Tensor features = context_.make(inputs.rows(), pending_.cols());
     firsts_.clear();
     for (Index n = 0; n < count; ++n) {
-      const T* from = pending_.row(ready_[static_cast<std::size_t>(n)] * window_).data();
-      std::copy_n(from, slot_of(n).pending * pending_.cols(), features.row(inputs.begin(n)));
+      context_.copy_rows(pending_, ready_[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
+                         inputs.begin(n));
       firsts_.push_back(slot_of(n).frames);
     }
     auto [x, sequences] = model_.subsampling(context_, features, inputs);
@@ -10959,12 +11667,11 @@ class Streams {
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
       const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
-      std::copy_n(logits.row(sequences.begin(n)), rows * logits.cols(), out.row(s.row));
+      context_.copy_rows(logits, sequences.begin(n), rows, out, s.row);
       s.row += rows;
       s.frames += rows;
       const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      T* window = pending_.row(stream * window_).data();
-      std::copy(window + used * pending_.cols(), window + s.pending * pending_.cols(), window);
+      context_.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
       s.pending = kept;
     }
     ready_.clear();
@@ -10979,7 +11686,7 @@ class Streams {
         Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
         for (Index n = 0; n < count; ++n) {
           slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
-          full ? state_.fill_zeros(n) : state_.clear(n);
+          full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
           ready_.push_back(n);
         }
         step(out);
@@ -10987,7 +11694,6 @@ class Streams {
       if (count == together_) break;
     }
     for (auto& s : slots_) s.open = false;
-    pending_.setZero();
     context_.arena().settle();
   }
 
@@ -10998,7 +11704,7 @@ class Streams {
   bool keeps_all_;
   Index window_, together_;
   typename Model::template State<Context> state_;
-  Matrix<T> pending_;  // (streams * window, num_mels)
+  Tensor pending_;  // (streams * window, num_mels)
   std::vector<Slot> slots_;
   std::vector<Index> free_, ready_, firsts_;
 };
@@ -11015,7 +11721,7 @@ class Conv1d : public Module<Conv1d<T>> {
  public:
   Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
       : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
-    weight.packing = Packing::taps;
+    weight.use = WeightUse::conv1d;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
@@ -11244,90 +11950,86 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.host().rows() && one->cols() == p.host().cols()), who,
-                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.host().rows(), ", ",
-                p.host().cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.rows() && one->cols() == p.cols()), who, ": moments of (",
+                one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.rows(), ", ", p.cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
 };
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the
-/// gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get their gathered update added.
-template <class T>
+/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order, where the context
+/// has them. A step uses up the gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get
+/// their gathered update added.
+template <TrainingContext Context>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {
+  using T = typename Context::Scalar;
+
+  /// Throws `Error` where a number of the configuration makes no sense. The context must outlive this object.
+  explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
     config_.check();
   }
 
-  const OptimizerState<T>& state() const { return state_; }
-  void set_state(OptimizerState<T> state) { state_ = std::move(state); }
+  /// Returns what was learnt so far, on the host. Allocates.
+  OptimizerState<T> state() const {
+    OptimizerState<T> out{{}, steps_};
+    for (const Moments& m : moments_)
+      out.moments.push_back(
+          m.first.empty() ? typename OptimizerState<T>::Moments{}
+                          : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
+    return out;
+  }
+  void set_state(OptimizerState<T> state) {
+    steps_ = state.steps;
+    moments_.clear();
+    for (auto& m : state.moments)
+      moments_.push_back(m.first.size() == 0
+                             ? Moments{}
+                             : Moments{context_.input(std::move(m.first)), context_.input(std::move(m.second))});
+  }
+  /// Returns the number of steps that changed something.
+  std::int64_t steps() const { return steps_; }
 
-  /// Gives the norm of all gradients before clipping. Where that is not finite the whole step is skipped (weights,
-  /// moments and statistics stay) and the caller must say so.
+  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. Where that is not
+  /// finite the whole step is skipped (weights, moments and statistics stay) and the caller must say so. Throws `Error`
+  /// for a learning rate that is not finite, and where parameters cannot be trained where they are.
   template <class Model>
   double step(Model& model, double learning_rate) {
-    require_unpacked(model, "AdamW");
     require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
-    double square = 0;
-    model.parameters([&](std::string_view, const Parameter<T>& p) {
-      if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();
+    std::vector<const Parameter<T>*> all, weights;
+    std::vector<AdamWUpdate<typename Context::Tensor, T>> updates;
+    model.parameters([&](std::string_view name, Parameter<T>& p) {
+      require(p.can_train(), "adamw: ", name,
+              " is prepared to run, a model on the host or prepared for training expected");
+      all.push_back(&p);
+      if (p.role() == Role::weight && p.trainable) weights.push_back(&p);
     });
-    const double norm = std::sqrt(square);
+    const double norm = context_.gradient_norm(weights);
     if (!std::isfinite(norm)) {
-      model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
+      context_.clear_gradients(all);
       return norm;
     }
-    ++state_.steps;
-    const double clip = config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1;
+    if (moments_.size() < all.size()) moments_.resize(all.size());
     std::size_t i = 0;
     model.parameters([&](std::string_view, Parameter<T>& p) {
-      if (state_.moments.size() <= i) state_.moments.emplace_back();
-      auto& m = state_.moments[i++];
-      if (!p.trainable || !p.has_gradient()) return;
-      if (p.role() == Role::statistic)
-        p.host() += p.gradient();
-      else
-        update(p, m, learning_rate, clip);
-      p.clear_gradient();
+      updates.push_back({&p, &moments_[i].first, &moments_[i].second});
+      ++i;
     });
+    ++steps_;
+    context_.adamw(updates, {learning_rate, config_.beta1, config_.beta2, config_.eps, config_.weight_decay,
+                             config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1, steps_});
     return norm;
   }
 
  private:
-  void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
-    using B = kernels::Batch<T>;
-    if (m.first.size() == 0) {
-      m.first.setZero(p.host().rows(), p.host().cols());
-      m.second.setZero(p.host().rows(), p.host().cols());
-    }
-    const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
-    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(state_.steps));
-    const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
-    const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
-    const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(config_.eps)),
-        keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
-    T *value = p.host().data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
-    kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
-      const Index n = end - begin;
-      kernels::map_span(
-          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
-          gradient + begin);
-      kernels::map_span(
-          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
-          gradient + begin);
-      kernels::map_span(
-          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
-          value + begin, first + begin, second + begin);
-    });
-  }
+  struct Moments {
+    typename Context::Tensor first{}, second{};
+  };
 
+  Context& context_;
   AdamWConfig config_;
-  int threads_;
-  OptimizerState<T> state_;
+  std::vector<Moments> moments_;
+  std::int64_t steps_ = 0;
 };
 
 }  // namespace LACONIC_ABI

@@ -140,11 +140,14 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
               },
               any.layer)) {}
-    void clear(Index slot) {
-      std::visit([&](auto& s) { s.clear(slot); }, state_);
+    void clear(Context& context, Index slot) {
+      std::visit([&](auto& s) { s.clear(context, slot); }, state_);
     }
-    void fill_zeros(Index slot) {
-      std::visit([&](auto& s) { s.fill_zeros(slot); }, state_);
+    void fill_zeros(Context& context, Index slot) {
+      std::visit([&](auto& s) { s.fill_zeros(context, slot); }, state_);
+    }
+    void fork(Context& context, Index from, Index to) {
+      std::visit([&](auto& s) { s.fork(context, from, to); }, state_);
     }
     Index cache_bytes() const {
       return std::visit([](const auto& s) { return s.cache_bytes(); }, state_);

@@ -215,24 +215,28 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
-        caches_[0] = typename Context::Cache(shape.slots, 1, Policy::state_size(d));
-        for (Index slot = 0; slot < shape.slots; ++slot) clear(slot);
+        caches_[0] = context.make_cache(shape.slots, 1, Policy::state_size(d));
+        for (Index slot = 0; slot < shape.slots; ++slot) clear(context, slot);
       } else {
         const auto parts = KeyValue::parts(d);
         for (std::size_t i = 0; i < parts.size(); ++i)
-          caches_[i] = typename Context::Cache(shape.slots, shape.left_context, parts[i].width,
-                                               parts[i].positional ? Storage::full : shape.storage);
+          caches_[i] = context.make_cache(shape.slots, shape.left_context, parts[i].width,
+                                          parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        table_ = layer.position.packed_table(context, d, shape.left_context + shape.chunk);
+        table_ = layer.position.prepared_table(context, d, shape.left_context + shape.chunk);
     }
-    /// For a new stream.
-    void clear(Index slot) {
-      for (auto& cache : caches_) is_linear ? cache.fill_zeros(slot) : cache.clear(slot);
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) {
+      for (auto& cache : caches_) is_linear ? context.fill_zeros(cache, slot) : context.clear(cache, slot);
     }
-    /// As if there had been frames of zeros before, as many as are kept.
-    void fill_zeros(Index slot) {
-      for (auto& cache : caches_) cache.fill_zeros(slot);
+    /// Fills a slot as if there had been frames of zeros before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& cache : caches_) context.fill_zeros(cache, slot);
+    }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) {
+      for (auto& cache : caches_) context.fork(cache, from, to);
     }
     /// Held for frames, all slots.
     Index cache_bytes() const {

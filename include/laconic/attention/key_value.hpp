@@ -117,7 +117,7 @@ struct InputLatent {
   class Layer : public FullRank::Layer<T> {
    public:
     Layer(const AttentionDims& d, Seed seed) : FullRank::Layer<T>(d, seed), heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(this->linear_k, this->linear_v);
+      used_by_heads(this->linear_k, this->linear_v);
     }
 
     template <class Context, class Tensor>

@@ -48,7 +48,7 @@ struct SharedLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>
@@ -118,7 +118,7 @@ struct TwoStageLatent {
           linear_v_a(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_a", bias_if(d.bias)),
           linear_v_b(d.head_dim, d.kv_dim(), seed / "linear_v_b", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
+      used_by_heads(linear_k_a, linear_k_b, linear_v_a, linear_v_b);
     }
 
     template <class Context, class Tensor>
@@ -204,7 +204,7 @@ struct SplitLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", Bias::no),
           linear_v_up(d.v_lora_rank, d.kv_dim(), seed / "linear_v_up", Bias::no),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>
@@ -289,7 +289,7 @@ struct HeadLatent {
           num_heads_(d.num_heads),
           num_kv_heads_(d.num_kv_heads) {
       if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
-      never_packed(k_expand, v_reduce, v_expand);
+      used_by_heads(k_expand, v_reduce, v_expand);
     }
 
     template <class Context, class Tensor>
@@ -395,7 +395,7 @@ struct DecoupledLatent {
           linear_k_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_k_up", bias_if(d.bias)),
           linear_v_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_v_up", bias_if(d.bias)),
           heads_{d.num_heads, d.num_kv_heads} {
-      never_packed(linear_k_up, linear_v_up);
+      used_by_heads(linear_k_up, linear_v_up);
     }
 
     template <class Context, class Tensor>

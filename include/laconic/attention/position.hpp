@@ -2,7 +2,7 @@
 #pragma once
 
 #include <laconic/attention/heads.hpp>
-#include <laconic/backend/shapes.hpp>
+#include <laconic/backend/context.hpp>
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/pass.hpp>
 
@@ -20,7 +20,7 @@ inline namespace LACONIC_ABI {
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
-///     term_of(packed_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
+///     term_of(prepared_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
 concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -148,26 +148,26 @@ struct RelativePosition : PlainPosition {
 
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
-      if constexpr (requires { Context::keeps_packed; })
+      if constexpr (StreamingContext<Context>)
         if (keeps_term(context))
-          return term_of(context.kept_for(linear_pos.weight.packed(), frames(pass),
-                                          [&](Index n) { return packed_table(context, d, n); }));
+          return term_of(context.kept_for(linear_pos.weight, frames(pass),
+                                          [&](Index n) { return prepared_table(context, d, n); }));
       return {linear_pos(context, pass.table), &pos_bias_u, &pos_bias_v};
     }
-    /// A packed weight never changes, and with it the projected table.
+    /// Says whether the context keeps the projected table from call to call: a weight prepared to run never changes.
     template <class Context>
-    bool keeps_term(const Context&) const {
-      return requires { Context::keeps_packed; }
-      &&linear_pos.weight.is_packed();
+    bool keeps_term([[maybe_unused]] const Context& context) const {
+      if constexpr (StreamingContext<Context>) return context.keeps(linear_pos.weight);
+      return false;
     }
     /// The table as this layer projects it, packed: for many calls with sequences of up to n frames.
     template <class Context>
-    auto packed_table(Context& context, const AttentionDims& d, Index n) const {
-      return context.pack_table(linear_pos(context, distances(context, d, n)), d.num_heads);
+    auto prepared_table(Context& context, const AttentionDims& d, Index n) const {
+      return context.prepare_table(linear_pos(context, distances(context, d, n)), d.num_heads);
     }
     template <class Tensor>
-    RelativeTerm<Tensor, T> term_of(Tensor packed) const {
-      return {std::move(packed), &pos_bias_u, &pos_bias_v, {}, true};
+    RelativeTerm<Tensor, T> term_of(Tensor prepared) const {
+      return {std::move(prepared), &pos_bias_u, &pos_bias_v, {}, true};
     }
 
     static void each_parameter(auto& self, auto&& visit) {

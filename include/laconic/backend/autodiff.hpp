@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -17,7 +18,7 @@ inline namespace LACONIC_ABI {
 ///
 /// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
 /// norm follow `training`; call number n of dropout draws from stream n of the seed.
-template <Backend B>
+template <TrainingContext B>
 class Autodiff {
   using Value = typename B::Tensor;
 
@@ -48,15 +49,35 @@ class Autodiff {
   bool recompute_blocks = false;
   B& backend() { return backend_; }
   Arena& arena() { return backend_.arena(); }
+  int threads() const { return backend_.threads(); }
+  static constexpr bool computes_on_host = B::computes_on_host;
+
+  // -- parameters ---------------------------------------------------------------------------------------------------
+  /// Prepares a model to be trained, which `storage` must leave as it is.
+  template <class Model>
+  void prepare(Model& model, Storage storage = Storage::full) {
+    require(storage == Storage::full, "prepare: ", to_name(storage), " given, weights in full expected to train");
+    backend_.prepare_training(model);
+  }
+  template <class Model>
+  void fetch(Model& model) {
+    backend_.fetch(model);
+  }
 
   // -- values -------------------------------------------------------------------------------------------------------
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
   Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
   Tensor input(Tensor x) { return x; }
+  /// Returns a value of the backend as one without a derivative.
+  Tensor constant(Value x) { return {std::move(x), -1}; }
+  Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
   template <class Fill>
   Tensor constant(Index rows, Index cols, Fill&& fill) {
     return {backend_.constant(rows, cols, std::forward<Fill>(fill)), -1};
   }
+  Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  double number(const Tensor& x) { return backend_.number(x.value); }
+  void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value, columns); }
   /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
   Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
   Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
@@ -73,7 +94,7 @@ class Autodiff {
     require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
             "), expected (1, 1)");
     require(loss.node >= 0, "backward: the loss does not depend on any trainable parameter or variable");
-    unused(loss).gradient = backend_.constant(1, 1, [&](Index, Index) { return weight; });
+    unused(loss).gradient = backend_.fill(1, 1, weight);
     walk_back(0);
   }
   /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
@@ -106,15 +127,13 @@ class Autodiff {
     });
   }
 
-  // -- primitives: as in Cpu ----------------------------------------------------------------------------------------
+  // -- primitives: as in Context
+  // ----------------------------------------------------------------------------------------
   using P = Parameter<Scalar>;
 
   Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
     if (kind) return activation(*kind, linear(x, weight, bias));
-    require(!weight.is_packed(),
-            "linear: a packed weight given, which can only be run; one as it is expected to train");
-    return op(backend_.linear(x.value, weight, bias),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias](const Value& dy) {
                 give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
               });
@@ -130,7 +149,7 @@ class Autodiff {
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, moments](const Value& dy) {
                 give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
               });
@@ -138,7 +157,7 @@ class Autodiff {
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
     Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
-    return op(std::move(y), needs(x) || weight.trainable, [this, x, &weight, inverses](const Value& dy) {
+    return op(std::move(y), needs(x) || trains(weight), [this, x, &weight, inverses](const Value& dy) {
       give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
     });
   }
@@ -146,22 +165,21 @@ class Autodiff {
     Value moments;
     const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
-    return op(std::move(y), needs(x) || p.weight.trainable || p.bias.trainable, [this, x, p, moments](const Value& dy) {
+    return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
   }
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
-    return op(std::move(y), needs(x) || weight.trainable || bias.trainable,
+    return op(std::move(y), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, eps, sequences, moments](const Value& dy) {
                 give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
               });
   }
   Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
                 const Sequences& to) {
-    return op(backend_.conv1d(x.value, weight, bias, shape, from, to),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias, shape, from, to](const Value& dy) {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
@@ -172,7 +190,7 @@ class Autodiff {
     const bool relu = kind == Activation::relu;
     if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
-    return op(y, needs(x) || weight.trainable || bias.trainable,
+    return op(y, needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, &bias, shape, from, to, y = relu ? y : Value()](Value dy) {
                 if (!y.empty()) dy = backend_.activation_backward(Activation::relu, std::move(dy), y);
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
@@ -181,8 +199,7 @@ class Autodiff {
   Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
                         const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
-              [this, x, &weight, bias, sequences, shape](const Value& dy) {
+              needs(x) || trains(weight) || trains(bias), [this, x, &weight, bias, sequences, shape](const Value& dy) {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
@@ -195,7 +212,6 @@ class Autodiff {
     const DropoutMask mask = next_mask(dropout);
     Value log_sums;
     Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
-    const auto trains = [](const P* p) { return p != nullptr && p->trainable; };
     const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
                         trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
     return op(std::move(y), needed,
@@ -220,8 +236,7 @@ class Autodiff {
               });
   }
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
-    return op(backend_.head_linear(x.value, weight, bias, shape),
-              needs(x) || weight.trainable || (bias != nullptr && bias->trainable),
+    return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
@@ -256,7 +271,7 @@ class Autodiff {
               });
   }
   Tensor add_row(const Tensor& x, const P& row) {
-    return op(backend_.add_row(x.value, row), needs(x) || row.trainable,
+    return op(backend_.add_row(x.value, row), needs(x) || trains(row),
               [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
                 backend_.add_row_backward(dy, row);
                 give(xn, dy);
@@ -324,6 +339,13 @@ class Autodiff {
     bool leaf;
   };
 
+  /// Says whether a parameter gets a gradient. Throws where it would, but its values cannot change where they are.
+  static bool trains(const P& p) {
+    require(!p.trainable || p.can_train(),
+            "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
+    return p.trainable;
+  }
+  static bool trains(const P* p) { return p != nullptr && trains(*p); }
   /// Whether a derivative by x is wanted. Not by what was recorded before `clear`.
   bool needs(const Tensor& x) const { return x.node >= cleared_; }
   std::size_t place(const Tensor& x) const {

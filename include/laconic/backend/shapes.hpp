@@ -72,8 +72,6 @@ struct Conv2dShape {
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
   constexpr Index taps() const { return kernel * kernel; }
   constexpr Index patch() const { return taps() * in_channels; }
-  /// Computed by tiles of 2 x 2 outputs, with fewer products (backend/cpu/conv2d_tiles.hpp).
-  constexpr bool is_tiled() const { return stride == 2 && in_channels >= 16; }
 };
 
 /// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
@@ -102,7 +100,7 @@ struct RelativeTerm {
   const Parameter<T>* pos_bias_u = nullptr;
   const Parameter<T>* pos_bias_v = nullptr;
   Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
-  bool packed = false;  ///< the table is what `pack_table` of the context made of it
+  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
 };
 
 /// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
@@ -140,6 +138,21 @@ template <class T>
 struct BatchNormParameters {
   const Parameter<T>&weight, &bias, &running_mean, &running_var;
   double eps, momentum;
+};
+
+/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
+struct AdamWStep {
+  double learning_rate, beta1, beta2, eps;
+  double weight_decay;    ///< of parameters of two dimensions and more
+  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
+  std::int64_t number;    ///< of the step, from 1
+};
+
+/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
+template <class Tensor, class T>
+struct AdamWUpdate {
+  Parameter<T>* parameter;
+  Tensor *first, *second;
 };
 
 /// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).

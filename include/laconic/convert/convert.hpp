@@ -228,7 +228,7 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
 /// shape there.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
-  require_unpacked(source, "convert");
+  require_on_host(source, "convert");
   using P = Parameter<typename Source::Scalar>;
   std::map<std::string, const P*, std::less<>> from;
   source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
@@ -416,7 +416,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 ///       numbers.kv_lora_ranks.push_back(rank);
 template <class Source, class Method = JointSvd>
 std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
-  require_unpacked(source, "key_value_spectra");
+  require_on_host(source, "key_value_spectra");
   const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {

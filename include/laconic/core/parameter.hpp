@@ -25,65 +25,133 @@ enum class Role {
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// Weights that layers only multiply by, from the right, may be packed: matrices, convolutions whose products are over
-/// their taps, and those by tiles (conv2d_tiles.hpp).
-enum class Packing { never, matrix, taps, tiles };
-
-/// A weight in the form that a backend multiplies by fastest, which that backend makes and reads. It is never changed,
-/// so copies of a model share it.
-struct PackedWeight {
-  Storage storage = Storage::full;
-  Packing packing = Packing::never;  ///< what it can be read as
-  std::shared_ptr<const std::byte> data{};
+/// What the layers that own a weight compute with it. A backend chooses by it the form in which it holds the weight.
+enum class WeightUse {
+  elementwise,     ///< read value by value: biases, norms, depthwise kernels
+  linear,          ///< rows x times W^T
+  heads,           ///< rows x times W^T, and single heads times their own block of W (`head_linear`)
+  conv1d,          ///< products over the taps of a convolution over time
+  conv2d,          ///< products over the taps of a 3 x 3 convolution of stride 1
+  conv2d_stride_2  ///< products over the taps of a 3 x 3 convolution of stride 2
 };
 
-/// A named value of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. `host` shows it as a matrix: the first dimension, times all others.
-/// The gradient is scratch of training: a tape fills it also through a const model.
+/// The values of one parameter in the form that a backend computes with. The backend makes it, and nobody else reads
+/// it.
+class ResidentWeight {
+ public:
+  ResidentWeight(const ResidentWeight&) = delete;
+  ResidentWeight& operator=(const ResidentWeight&) = delete;
+  virtual ~ResidentWeight() = default;
+  /// Identifies the type behind this base, so that a backend recognises its own: the address of a constant.
+  const void* kind() const { return kind_; }
+  /// Names the backend in messages: "Cpu".
+  virtual const char* backend() const = 0;
+  /// Says how the values are rounded.
+  virtual Storage storage() const = 0;
+  /// Says whether values can change in this form: otherwise copies of a model share it.
+  virtual bool can_train() const = 0;
+  /// Returns what a copy of the parameter holds. Allocates where values can change.
+  virtual std::shared_ptr<ResidentWeight> copy() const = 0;
+
+ protected:
+  explicit ResidentWeight(const void* kind) : kind_(kind) {}
+
+ private:
+  const void* kind_;
+};
+
+namespace detail {
+
+/// Owns a resident weight, and copies it as the weight says.
+class ResidentPointer {
+ public:
+  ResidentPointer() = default;
+  explicit ResidentPointer(std::shared_ptr<ResidentWeight> weight) : weight_(std::move(weight)) {}
+  ResidentPointer(const ResidentPointer& other) : weight_(other.weight_ ? other.weight_->copy() : nullptr) {}
+  ResidentPointer(ResidentPointer&&) noexcept = default;
+  ResidentPointer& operator=(ResidentPointer other) noexcept {
+    weight_.swap(other.weight_);
+    return *this;
+  }
+  ~ResidentPointer() = default;
+  const std::shared_ptr<ResidentWeight>& get() const { return weight_; }
+
+ private:
+  std::shared_ptr<ResidentWeight> weight_;
+};
+
+}  // namespace detail
+
+/// A named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
+/// `(channels, 1, kernel)`. Its values are in one place at a time: on the host, where `host` reads and edits them as a
+/// matrix (the first dimension, times all others), or resident in a backend (`Context::prepare`), until
+/// `Context::fetch` brings them back.
+/// The gradient lies where the values lie. It is scratch of training: a tape fills it also through a const model.
 template <class T>
 class Parameter {
  public:
   using Scalar = T;
 
   Parameter() = default;
-  /// Zeros. Allocates.
+  /// Zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
   }
 
+  /// Returns the dimensions as PyTorch has them.
   const std::vector<Index>& shape() const { return shape_; }
-  /// As a matrix: a vector is one row.
+  /// Returns the rows of the matrix view: the first dimension, or 1 for a vector.
   Index rows() const { return shape_.size() == 1 ? 1 : shape_.empty() ? 0 : shape_[0]; }
+  /// Returns the columns of the matrix view: the product of the other dimensions.
   Index cols() const {
     Index product = shape_.empty() ? 0 : 1;
     for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
     return product;
   }
+  /// Returns the number of values.
   Index size() const { return rows() * cols(); }
   Role role() const { return role_; }
 
-  /// The values on the host, (rows, cols), or (0, 0) once it is packed.
-  const Matrix<T>& host() const { return value_; }
-  Matrix<T>& host() { return value_; }
-
-  /// Frozen parameters get no gradient.
-  bool trainable = true;
-
-  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
-  /// Whether it may be packed (see pack_weights), and how.
-  Packing packing = Packing::never;
-  bool is_packed() const { return packed_.data != nullptr; }
-  const PackedWeight& packed() const { return packed_; }
-  /// Holds `form` from now on, and neither host values nor a gradient.
-  void pack(PackedWeight form) {
-    packed_ = std::move(form);
-    value_.resize(0, 0);
-    gradient_.resize(0, 0);
-    trainable = false;
+  /// Returns the values, (rows, cols). Throws `Error` where they are resident in a backend.
+  const Matrix<T>& host() const {
+    require_on_host();
+    return value_;
+  }
+  Matrix<T>& host() {
+    require_on_host();
+    return value_;
   }
 
-  /// The gradient, zeroed when asked for the first time. Allocates then.
+  /// Whether training changes the values: a frozen parameter gets no gradient.
+  bool trainable = true;
+  /// What the owning layers compute with the values.
+  WeightUse use = WeightUse::elementwise;
+
+  /// Says whether the values can be trained where they are.
+  bool can_train() const { return !is_resident() || resident_.get()->can_train(); }
+  bool is_resident() const { return resident_.get() != nullptr; }
+  /// Returns the form that a backend holds, or null where the values are on the host. For backends.
+  const std::shared_ptr<ResidentWeight>& resident() const { return resident_.get(); }
+  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends.
+  void make_resident(std::shared_ptr<ResidentWeight> weight) {
+    resident_ = detail::ResidentPointer(std::move(weight));
+    value_.resize(0, 0);
+    gradient_.resize(0, 0);
+  }
+  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. For backends.
+  void make_host(Matrix<T> values, Matrix<T> gradient = {}) {
+    require(values.rows() == rows() && values.cols() == cols(), "parameter: values of (", values.rows(), ", ",
+            values.cols(), ") given, (", rows(), ", ", cols(), ") expected");
+    resident_ = {};
+    value_ = std::move(values);
+    gradient_ = std::move(gradient);
+  }
+
+  bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
+  /// Returns the gradient on the host, zeroed when it is asked for the first time. Allocates then. Throws `Error` where
+  /// it is resident in a backend.
   Matrix<T>& gradient() const {
+    require_on_host();
     if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
@@ -92,21 +160,27 @@ class Parameter {
   }
 
  private:
+  void require_on_host() const {
+    if (is_resident()) [[unlikely]]
+      throw Error(text("parameter: values resident in ", resident_.get()->backend(),
+                       " given, values on the host expected (fetch)"));
+  }
+
   std::vector<Index> shape_;
   Role role_ = Role::weight;
   Matrix<T> value_;
   mutable Matrix<T> gradient_;
-  PackedWeight packed_;
+  detail::ResidentPointer resident_;
 };
 
-/// Whether a weight is rounded where weights are: those that may be packed, but in bytes no convolution of few numbers
-/// an output, where the largest of them would cost the others much.
+/// Says whether a weight is rounded where weights are stored as `weights`: products of rows, but in int8 no convolution
+/// of fewer than 64 values an output, where the largest of them would cost the others much.
 template <class T>
 bool is_rounded(const Parameter<T>& p, Storage weights) {
   constexpr Index few = 64;
-  const bool convolves = p.packing == Packing::taps || p.packing == Packing::tiles;
-  return weights != Storage::full && p.packing != Packing::never && p.size() > 0 &&
-         !(weights == Storage::int8 && convolves && p.cols() < few);
+  const bool is_product = p.use != WeightUse::elementwise && p.use != WeightUse::heads;
+  return weights != Storage::full && is_product && p.size() > 0 &&
+         !(weights == Storage::int8 && p.use != WeightUse::linear && p.cols() < few);
 }
 
 namespace detail {
@@ -172,15 +246,17 @@ class Module {
   }
 };
 
-/// What changes, saves or converts a model needs its numbers as they are: throws if some are packed.
+/// Throws `Error`, in the name of `who`, unless all values of a model are on the host: saving, converting and comparing
+/// read them there.
 template <class Model>
-void require_unpacked(const Model& model, const char* who) {
+void require_on_host(const Model& model, const char* who) {
   model.parameters([&](std::string_view name, const auto& p) {
-    require(!p.is_packed(), who, ": ", name, " is packed (pack_weights), a model with weights as they are expected");
+    require(!p.is_resident(), who, ": ", name, " is resident in ", p.is_resident() ? p.resident()->backend() : "",
+            " (prepare), a model on the host expected (fetch)");
   });
 }
 
-/// Fills with uniform numbers in [-bound, bound).
+/// Fills a parameter with uniform values in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
   constexpr int together = 16;  // random blocks computed in vectors

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
 #include <span>
-#include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -16,19 +16,15 @@ inline namespace LACONIC_ABI {
 class Sequences {
  public:
   Sequences() : offsets_(none) {}
-  /// Allocates from the heap.
-  explicit Sequences(std::span<const Index> lengths) : own_(lengths.size() + 1), offsets_(own_) { fill(own_, lengths); }
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
-  Sequences(const Sequences& other)
-      : own_(other.own_),
-        buffer_(other.buffer_),
-        offsets_(own_.empty() ? other.offsets_ : std::span<const Index>(own_)) {}
-  Sequences& operator=(Sequences other) noexcept {
-    own_.swap(other.own_);
-    std::swap(buffer_, other.buffer_);
-    offsets_ = own_.empty() ? other.offsets_ : std::span<const Index>(own_);
-    return *this;
+  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
+  explicit Sequences(std::span<const Index> lengths)
+      : own_(std::make_shared<Index[]>(lengths.size() + 1)), offsets_(own_.get(), lengths.size() + 1) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
+      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
+    }
   }
+  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
 
   /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
   /// allocates nothing.
@@ -60,6 +56,9 @@ class Sequences {
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
+  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
+  /// sequences recognises them by it, and copies them to its device once.
+  const void* identity() const { return offsets_.data(); }
   friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
 
  private:
@@ -67,16 +66,9 @@ class Sequences {
       : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
         offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
 
-  static void fill(std::vector<Index>& offsets, std::span<const Index> lengths) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      offsets[n + 1] = offsets[n] + lengths[n];
-    }
-  }
-
   static constexpr Index none[1] = {0};  // offsets of no sequences
 
-  std::vector<Index> own_;
+  std::shared_ptr<Index[]> own_;
   Buffer buffer_;
   std::span<const Index> offsets_;
 };

@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/matrix.hpp>
+#include <laconic/core/extent.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <span>
 #include <vector>
 
 namespace laconic {
@@ -16,19 +17,11 @@ class GreedyCtc {
  public:
   explicit GreedyCtc(int blank = 0) : blank_(blank), previous_(blank) {}
 
-  /// Adds the labels of these frames `(frames, classes)`, unnormalised or not.
-  template <class Logits>
-  void operator()(const Logits& logits, std::vector<int>& labels) {
-    require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(),
-            " classes");
-    for (Index t = 0; t < logits.rows(); ++t) {
-      Index best = 0;
-      for (Index c = 0; c < logits.cols(); ++c) {
-        const auto value = logits(t, c);
-        require(value == value, "greedy_ctc: frame ", t, ", class ", c, " is NaN");
-        if (value > logits(t, best)) best = c;
-      }
-      const int label = static_cast<int>(best);
+  /// Adds the labels of frames whose likeliest classes are `best`, as `Context::argmax` gives them.
+  void operator()(std::span<const Index> best, std::vector<int>& labels) {
+    for (std::size_t t = 0; t < best.size(); ++t) {
+      require(best[t] >= 0, "greedy_ctc: frame ", t, ", class ", -1 - best[t], " is NaN");
+      const int label = static_cast<int>(best[t]);
       if (label != previous_ && label != blank_) labels.push_back(label);
       previous_ = label;
     }
@@ -38,24 +31,20 @@ class GreedyCtc {
   int blank_, previous_;
 };
 
-/// All frames at once.
-inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
-  std::vector<int> out;
-  GreedyCtc decoder(blank);
-  decoder(logits, out);
-  return out;
-}
-
-/// The same for each sequence of a packed batch.
-inline std::vector<std::vector<int>> greedy_ctc(MatrixView<const float> logits, const Sequences& sequences,
-                                                int blank = 0) {
+/// Returns the labels of each sequence of logits (rows, classes), unnormalised or not.
+template <class Context>
+std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Context::Tensor& logits,
+                                         const Sequences& sequences, int blank = 0) {
   require(sequences.rows() == logits.rows(), "greedy_ctc: ", logits.rows(), " frames given, the sequences have ",
           sequences.rows());
-  std::vector<std::vector<int>> out;
+  require(blank >= 0 && blank < logits.cols(), "greedy_ctc: blank ", blank, " given for ", logits.cols(), " classes");
+  std::vector<Index> best(static_cast<std::size_t>(logits.rows()));
+  context.argmax(logits, best);
+  std::vector<std::vector<int>> out(static_cast<std::size_t>(sequences.size()));
   for (Index n = 0; n < sequences.size(); ++n)
-    out.push_back(greedy_ctc(matrix_view(logits.data() + sequences.begin(n) * logits.outerStride(), sequences.length(n),
-                                         logits.cols(), logits.outerStride()),
-                             blank));
+    GreedyCtc(blank)(std::span(best).subspan(static_cast<std::size_t>(sequences.begin(n)),
+                                             static_cast<std::size_t>(sequences.length(n))),
+                     out[static_cast<std::size_t>(n)]);
   return out;
 }
 

@@ -25,13 +25,13 @@ inline namespace LACONIC_ABI {
 /// Borrows the values: the model must not change or go until the writer has written.
 template <class Model>
 void append_parameters(SafetensorsWriter& writer, const Model& model, std::string_view prefix = "") {
-  require_unpacked(model, "append_parameters");
+  require_on_host(model, "append_parameters");
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     writer.add(text(prefix, name), p.shape(), std::span<const T>(p.host().data(), static_cast<std::size_t>(p.size())));
   });
 }
 
-/// Writes a model's parameters as a safetensors file, whole or not at all. Weights that may be packed (pack_weights)
+/// Writes a model's parameters as a safetensors file, whole or not at all. Weights of products (`is_rounded`)
 /// are rounded as `weights` says: in bytes with a scale for each row, but for convolutions of few numbers an output.
 template <class Model>
 void save_parameters(const Model& model, const std::filesystem::path& path,
@@ -42,7 +42,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
     append_parameters(writer, model);
     return writer.write(path);
   }
-  require_unpacked(model, "save_parameters");
+  require_on_host(model, "save_parameters");
   std::vector<std::vector<Bf16>> halves;
   std::vector<std::vector<std::int8_t>> bytes;
   std::vector<std::vector<float>> scales;
@@ -85,7 +85,7 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 /// finite. Otherwise throws `Error`, and the model is as it was.
 template <class Model, class Ignored>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
-  require_unpacked(model, "load_parameters");
+  require_on_host(model, "load_parameters");
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
   Index parameters = 0;

@@ -150,12 +150,12 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const BranchformerBlock& block, const StateShape& shape)
-        : attention(context, block.branches.attn, shape), conv(block.branches.cgmlp.csgu.conv, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
+        : attention(context, block.branches.attn, shape), conv(context, block.branches.cgmlp.csgu.conv, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
     typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
@@ -243,14 +243,14 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
   struct State {
     State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
         : attention(context, block.branches.attn, shape),
-          conv(block.branches.cgmlp.csgu.conv, shape),
-          fusion(block.depthwise_conv_fusion, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
-      fusion.clear(slot);
+          conv(context, block.branches.cgmlp.csgu.conv, shape),
+          fusion(context, block.depthwise_conv_fusion, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
+      fusion.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
 
     typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;

@@ -72,12 +72,12 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   template <class Context>
   struct State {
     State(Context& context, const ConformerBlock& block, const StateShape& shape)
-        : attention(context, block.self_attn, shape), conv(block.conv_module.depthwise_conv, shape) {}
-    void clear(Index slot) {
-      attention.clear(slot);
-      conv.clear(slot);
+        : attention(context, block.self_attn, shape), conv(context, block.conv_module.depthwise_conv, shape) {}
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
     }
-    void fill_zeros(Index slot) { attention.fill_zeros(slot); }
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
     typename AttentionType::template State<Context> attention;

@@ -136,11 +136,11 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       layers.reserve(model.layers.size());
       for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
     }
-    void clear(Index slot) {
-      for (auto& layer : layers) layer.clear(slot);
+    void clear(Context& context, Index slot) {
+      for (auto& layer : layers) layer.clear(context, slot);
     }
-    void fill_zeros(Index slot) {
-      for (auto& layer : layers) layer.fill_zeros(slot);
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& layer : layers) layer.fill_zeros(context, slot);
     }
     /// Of attention, all slots; and of the convolutions.
     Index attention_bytes() const {

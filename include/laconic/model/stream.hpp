@@ -5,21 +5,22 @@
 #include <laconic/model/encoder.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where nothing is said; a model trained with
+/// How an encoder is streamed. Chunk and left context are the model's own where none is given; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
-  Index capacity = 1;               ///< streams at once
-  Index chunk = 0;                  ///< encoder frames that become final together; 0: as the model says
-  Index left_context = -2;          ///< encoder frames kept; -1: all, -2: as the model says
-  Index max_frames = 0;             ///< the most encoder frames of a stream, which must be said where all are kept
-  Storage storage = Storage::full;  ///< of the keys and values
-  int threads = 0;                  ///< 0: all that the machine offers
+  Index capacity = 1;                   ///< streams at once
+  std::optional<Index> chunk{};         ///< encoder frames that become final together
+  std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
+  Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
+  Storage storage = Storage::full;      ///< of the keys and values
+  int threads = 0;                      ///< 0: all that the machine offers
 };
 
 /// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
@@ -35,7 +36,7 @@ struct StreamConfig {
 /// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
 /// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
 /// streamed.
-template <class Model, class Context = Cpu<typename Model::Scalar>>
+template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
  public:
   using T = typename Model::Scalar;
@@ -50,7 +51,7 @@ class Streams {
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
-        pending_(Matrix<T>::Zero(config.capacity * window_, model.config().num_mels)),
+        pending_(context_.fill(config.capacity * window_, model.config().num_mels, 0)),
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
@@ -66,7 +67,7 @@ class Streams {
     const Index stream = free_.back();
     free_.pop_back();
     slots_[static_cast<std::size_t>(stream)] = Slot{true, 0, 0, 0, 0, 0};
-    state_.clear(stream);
+    state_.clear(context_, stream);
     return stream;
   }
   void close(Index stream) {
@@ -77,17 +78,19 @@ class Streams {
   /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
   /// of the frames that became final, in the same order. A stream may be named once.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
-    return run(streams, features.data(), features.rows(), features.cols(), blocks, false);
+    return run(streams, context_.input(features), blocks, false);
   }
   /// The frames that are left of streams to which nothing will be added, and closes them.
   Logits<Tensor> finish(std::span<const Index> streams) {
     const Sequences none =
         Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
-    auto out = run(streams, nullptr, 0, model_.config().num_mels, none, true);
+    auto out = run(streams, context_.make(0, model_.config().num_mels), none, true);
     for (const Index stream : streams) close(stream);
     return out;
   }
 
+  /// Returns the context that computes the streams, to read what `push` gave.
+  Context& context() { return context_; }
   const Mask& mask() const { return mask_; }
   /// Frames that attention keeps of a stream, at most.
   Index kept_frames() const {
@@ -99,7 +102,7 @@ class Streams {
   /// Held for keys and values, for convolutions and for features, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
   Index convolution_bytes() const { return state_.convolution_bytes(); }
-  Index feature_bytes() const { return pending_.size() * static_cast<Index>(sizeof(T)); }
+  Index feature_bytes() const { return pending_.rows() * pending_.cols() * static_cast<Index>(sizeof(T)); }
   /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
   Index first_rows() const { return window_; }
   Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
@@ -109,7 +112,7 @@ class Streams {
  private:
   /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
   static constexpr Index rows_together = 512;
-  static constexpr Index most_frames = 1 << 20;  // of a chunk and of what is kept, as in EncoderConfig
+  static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
   struct Slot {
     bool open;
@@ -126,14 +129,13 @@ class Streams {
     return c;
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
-    const Index chunk = c.chunk > 0 ? c.chunk : model.chunk,
-                left = c.left_context == -2 ? model.left_context : c.left_context;
-    require(c.chunk >= 0 && c.chunk <= most_frames, "streams: chunk ", c.chunk, " given, 1 to ", most_frames,
-            " expected, or 0 for the model's own");
+    const Index chunk = c.chunk.value_or(model.chunk), left = c.left_context.value_or(model.left_context);
+    require(!c.chunk || (chunk > 0 && chunk <= max_chunk), "streams: chunk ", chunk, " given, 1 to ", max_chunk,
+            " expected, or none for the model's own");
     require(chunk > 0, "streams: chunk 0 given, but the model sees whole utterances and has none of its own; 1 to ",
-            most_frames, " expected");
-    require(left >= -1 && left <= most_frames, "streams: left_context ", left, " given, 0 to ", most_frames,
-            " expected, -1 for all or -2 for the model's own");
+            max_chunk, " expected");
+    require(left >= -1 && left <= max_chunk, "streams: left_context ", left, " given, 0 to ", max_chunk,
+            " expected, -1 for all, or none for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
   }
   Slot& slot(Index stream) {
@@ -149,8 +151,8 @@ class Streams {
     return rows < window_ ? 0 : ((rows - window_) / (mask_.chunk * factor) + 1) * mask_.chunk;
   }
 
-  Logits<Tensor> run(std::span<const Index> streams, const T* features, Index rows, Index mels, const Sequences& blocks,
-                     bool last) {
+  Logits<Tensor> run(std::span<const Index> streams, const Tensor& features, const Sequences& blocks, bool last) {
+    const Index rows = features.rows(), mels = features.cols();
     require(blocks.size() == static_cast<Index>(streams.size()) && rows == blocks.rows() &&
                 mels == model_.config().num_mels,
             "streams: features (", rows, ", ", mels, ") in ", blocks.size(), " blocks given, (", blocks.rows(), ", ",
@@ -187,10 +189,10 @@ class Streams {
     return out;
   }
 
-  void take_rows(Slot& s, Index stream, const T* features, Index end) {
-    const Index count = std::min(window_ - s.pending, end - s.next), mels = pending_.cols();
+  void take_rows(Slot& s, Index stream, const Tensor& features, Index end) {
+    const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    std::copy_n(features + s.next * mels, count * mels, pending_.row(stream * window_ + s.pending).data());
+    context_.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
     s.pending += count;
     s.next += count;
   }
@@ -205,8 +207,8 @@ class Streams {
     Tensor features = context_.make(inputs.rows(), pending_.cols());
     firsts_.clear();
     for (Index n = 0; n < count; ++n) {
-      const T* from = pending_.row(ready_[static_cast<std::size_t>(n)] * window_).data();
-      std::copy_n(from, slot_of(n).pending * pending_.cols(), features.row(inputs.begin(n)));
+      context_.copy_rows(pending_, ready_[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
+                         inputs.begin(n));
       firsts_.push_back(slot_of(n).frames);
     }
     auto [x, sequences] = model_.subsampling(context_, features, inputs);
@@ -215,12 +217,11 @@ class Streams {
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
       const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
-      std::copy_n(logits.row(sequences.begin(n)), rows * logits.cols(), out.row(s.row));
+      context_.copy_rows(logits, sequences.begin(n), rows, out, s.row);
       s.row += rows;
       s.frames += rows;
       const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      T* window = pending_.row(stream * window_).data();
-      std::copy(window + used * pending_.cols(), window + s.pending * pending_.cols(), window);
+      context_.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
       s.pending = kept;
     }
     ready_.clear();
@@ -235,7 +236,7 @@ class Streams {
         Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
         for (Index n = 0; n < count; ++n) {
           slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
-          full ? state_.fill_zeros(n) : state_.clear(n);
+          full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
           ready_.push_back(n);
         }
         step(out);
@@ -243,7 +244,6 @@ class Streams {
       if (count == together_) break;
     }
     for (auto& s : slots_) s.open = false;
-    pending_.setZero();
     context_.arena().settle();
   }
 
@@ -254,7 +254,7 @@ class Streams {
   bool keeps_all_;
   Index window_, together_;
   typename Model::template State<Context> state_;
-  Matrix<T> pending_;  // (streams * window, num_mels)
+  Tensor pending_;  // (streams * window, num_mels)
   std::vector<Slot> slots_;
   std::vector<Index> free_, ready_, firsts_;
 };

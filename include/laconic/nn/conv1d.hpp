@@ -13,7 +13,7 @@ class Conv1d : public Module<Conv1d<T>> {
  public:
   Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
       : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
-    weight.packing = Packing::taps;
+    weight.use = WeightUse::conv1d;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {

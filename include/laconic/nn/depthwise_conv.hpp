@@ -36,17 +36,15 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
   }
 
   /// Frames that an output sees before its own.
-  Index left() const {
-    return sees_ == ConvolutionContext::causal ? weight.host().cols() - 1 : (weight.host().cols() - 1) / 2;
-  }
+  Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
 
   /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
   template <class Context>
   class State {
    public:
-    State(const DepthwiseConv& conv, const StateShape& shape)
-        : cache_(shape.slots, conv.left(), conv.weight.host().rows()) {}
-    void clear(Index slot) { cache_.fill_zeros(slot); }
+    State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
+        : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
+    void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
     Index cache_bytes() const { return cache_.bytes(); }
 
    private:

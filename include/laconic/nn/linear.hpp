@@ -43,7 +43,7 @@ class Linear : public Module<Linear<T>> {
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
     const double bound = 1 / std::sqrt(static_cast<double>(in()));
-    weight.packing = Packing::matrix;
+    weight.use = WeightUse::linear;
     fill_uniform(weight, bound, Random(seed, "weight"));
     if (with_bias == Bias::yes) {
       bias = Parameter<T>({out()});
@@ -52,10 +52,10 @@ class Linear : public Module<Linear<T>> {
   }
 };
 
-/// For layers whose weights single heads multiply by too (head_linear), which reads them as they are.
+/// Says that single heads multiply by the weights of these layers, too (`head_linear`).
 template <class... Layers>
-void never_packed(Layers&... layers) {
-  ((layers.weight.packing = Packing::never), ...);
+void used_by_heads(Layers&... layers) {
+  ((layers.weight.use = WeightUse::heads), ...);
 }
 
 }  // namespace LACONIC_ABI

@@ -15,7 +15,7 @@ class Conv2d : public Module<Conv2d<T>> {
       : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
         bias({shape.out_channels}),
         shape_(shape) {
-    weight.packing = shape.is_tiled() ? Packing::tiles : Packing::taps;
+    weight.use = shape.stride == 2 ? WeightUse::conv2d_stride_2 : WeightUse::conv2d;
     const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));

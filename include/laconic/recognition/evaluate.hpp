@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu.hpp>
+#include <laconic/backend/context.hpp>
 #include <laconic/decode/greedy_ctc.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/evaluation.hpp>
@@ -14,8 +14,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of `batch_frames` feature frames, and counts word errors.
-template <class Model, class T>
-Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const Vocabulary& vocabulary,
+template <class Model, class Context>
+Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = 8000) {
   Evaluation out;
   out.hypotheses.resize(data.examples.size());
@@ -25,14 +25,14 @@ Evaluation evaluate(const Model& model, Cpu<T>& cpu, const Dataset& data, const 
   for (const auto& indices : length_buckets(data, batch_frames, std::nullopt)) {
     const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
     const auto start = std::chrono::steady_clock::now();
-    const auto logits = model(cpu, batch.features, batch.sequences);
-    const auto tokens = greedy_ctc(logits.rows.view(), logits.sequences);
+    const auto logits = model(context, batch.features, batch.sequences);
+    const auto tokens = greedy_ctc(context, logits.rows, logits.sequences);
     out.compute_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (!batch.labels.tokens.empty()) {
-      const auto loss = cpu.ctc(logits.rows, logits.sequences, batch.labels, 0);
+      const auto losses = context.output(context.ctc(logits.rows, logits.sequences, batch.labels, 0));
       for (std::size_t n = 0; n < indices.size(); ++n) {
         const auto i = static_cast<std::size_t>(indices[n]);
-        const double one = static_cast<double>(loss.row(static_cast<Index>(n))[0]);
+        const double one = static_cast<double>(losses(static_cast<Index>(n), 0));
         if (!data.examples[i].labels.empty() && !std::isinf(one)) out.losses[i] = one;
       }
     }

@@ -15,7 +15,7 @@ inline namespace LACONIC_ABI {
 /// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come
 /// with every push, until all are heard. Decodes greedily and counts word errors; losses are those of
 /// whole utterances alone.
-template <class Model>
+template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames) {
   require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
@@ -24,7 +24,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
   using T = typename Model::Scalar;
-  Streams streams(model, config);
+  Streams<Model, Context> streams(model, config);
   StreamedEvaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
@@ -47,10 +47,13 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   const auto example = [&](const Live& l) -> const Example& { return data.examples[l.example]; };
   std::vector<Live> live;
   std::size_t next = 0;
+  std::vector<Index> best;
   const auto decode = [&](std::vector<Live>& of, const auto& logits) {
+    best.resize(static_cast<std::size_t>(logits.rows.rows()));
+    if (!best.empty()) streams.context().argmax(logits.rows, best);
     for (std::size_t n = 0; n < of.size(); ++n)
-      of[n].decoder(logits.rows.view().middleRows(logits.sequences.begin(static_cast<Index>(n)),
-                                                  logits.sequences.length(static_cast<Index>(n))),
+      of[n].decoder(std::span(best).subspan(static_cast<std::size_t>(logits.sequences.begin(static_cast<Index>(n))),
+                                            static_cast<std::size_t>(logits.sequences.length(static_cast<Index>(n)))),
                     of[n].tokens);
   };
   while (next < data.examples.size() || !live.empty()) {

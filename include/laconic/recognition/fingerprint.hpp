@@ -23,7 +23,7 @@ class Fingerprint {
   }
   template <class Model>
   static std::string of_parameters(const Model& model) {
-    require_unpacked(model, "fingerprint");
+    require_on_host(model, "fingerprint");
     Hash out;
     model.parameters([&]<class T>(std::string_view, const Parameter<T>& p) {
       out.add(p.host().data(), static_cast<std::size_t>(p.size()) * sizeof(T));

@@ -11,11 +11,11 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Whom a student follows; none where `output` is empty.
-template <class T>
+template <class Context>
 struct Teacher {
   /// What it gives for features (rows, num_mels) of these sequences, its frames seeing what the mask says.
-  std::function<ModelOutput<Tensor<T>>(Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences,
-                                       const Mask& mask)>
+  std::function<ModelOutput<typename Context::Tensor>(
+      Context& context, const Matrix<typename Context::Scalar>& features, const Sequences& sequences, const Mask& mask)>
       output;
   std::string fingerprint;  ///< that of its parameters: a run goes on only with the same one
 
@@ -23,12 +23,12 @@ struct Teacher {
 };
 
 /// A model as teacher, which it must outlive.
-template <class Model>
-Teacher<typename Model::Scalar> teacher_of(const Model& model) {
-  using T = typename Model::Scalar;
-  return {[&model](Cpu<T>& cpu, const Matrix<T>& features, const Sequences& sequences, const Mask& mask) {
-            ModelOutput<Tensor<T>> out;
-            out.logits = model(cpu, features, sequences, mask, &out.blocks);
+template <class Model, class Context = Cpu<typename Model::Scalar>>
+Teacher<Context> teacher_of(const Model& model, std::type_identity<Context> = {}) {
+  return {[&model](Context& context, const Matrix<typename Context::Scalar>& features, const Sequences& sequences,
+                   const Mask& mask) {
+            ModelOutput<typename Context::Tensor> out;
+            out.logits = model(context, features, sequences, mask, &out.blocks);
             return out;
           },
           Fingerprint::of_parameters(model)};

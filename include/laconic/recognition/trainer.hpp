@@ -47,16 +47,19 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
 /// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout.
 /// `optimizer` is what an earlier training of this model had learnt at its end (at the end of its last epoch, which
 /// need not be the best).
-template <class Model>
+///
+/// The model is on the host before and after `run`, and whenever `better` is called; a context that does not compute
+/// there has it in between.
+template <class Model, TrainingContext Context = Cpu<typename Model::Scalar>>
 class Trainer {
  public:
   using T = typename Model::Scalar;
 
-  Trainer(Model& model, Cpu<T>& cpu, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
-          const TrainConfig& config, std::filesystem::path folder = {}, Teacher<T> teacher = {},
+  Trainer(Model& model, Context& context, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
+          const TrainConfig& config, std::filesystem::path folder = {}, Teacher<Context> teacher = {},
           OptimizerState<T> optimizer = {})
       : model_(model),
-        cpu_(cpu),
+        context_(context),
         train_(train),
         valid_(valid),
         vocabulary_(vocabulary),
@@ -64,7 +67,7 @@ class Trainer {
         folder_(std::move(folder)),
         teacher_(std::move(teacher)),
         best_(model),
-        optimizer_(config.adamw, cpu.threads()) {
+        optimizer_(context, config.adamw) {
     require(train.size() > 0, "train: no utterances to train on");
     require(valid.size() > 0, "train: no utterances to validate on");
     config.check();
@@ -85,7 +88,8 @@ class Trainer {
   }
 
   const TrainState& state() const { return state_; }
-  const OptimizerState<T>& optimizer() const { return optimizer_.state(); }
+  /// Returns what the optimiser has learnt so far. Allocates.
+  OptimizerState<T> optimizer() const { return optimizer_.state(); }
   /// Updates of all epochs together.
   std::int64_t total_steps() const { return total_steps_; }
   std::filesystem::path checkpoint_path() const { return folder_ / "checkpoint.safetensors"; }
@@ -97,11 +101,12 @@ class Trainer {
   template <class Progress, class Better, class Stop>
   void run(Progress&& progress, Better&& better, Stop&& stop, std::int64_t checkpoint_steps = 0) {
     Index failures = 0;
+    const Resident resident(*this);
     while (!finished()) {
       auto plan = batches(state_.epoch);
       const auto count = static_cast<Index>(plan.size());
       BatchLoader loader(train_, std::move(plan), state_.batch, config_.spec_augment, seed() / "augment" / state_.epoch,
-                         std::max(1, cpu_.threads() / 4));
+                         std::max(1, context_.threads() / 4));
       while (state_.batch < count) {
         const auto start = std::chrono::steady_clock::now();
         TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, unknown, unknown, false};
@@ -127,8 +132,8 @@ class Trainer {
         log_row(report);
         progress(report);
         const bool last = state_.batch == count;
-        if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) save();
-        if (!last && stop(state_)) return save();
+        if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) on_host([&] { save(); });
+        if (!last && stop(state_)) return on_host([&] { save(); });
       }
       if (state_.epoch_counted == 0) fail_diverged(failures);
       end_epoch(progress, better);
@@ -150,6 +155,34 @@ class Trainer {
  private:
   static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
+  // A context that does not compute on the host has the model, and the best one so far, while it trains.
+  void enter_context() {
+    if constexpr (!Context::computes_on_host) {
+      context_.prepare_training(model_);
+      context_.prepare_training(best_);
+    }
+  }
+  void leave_context() {
+    if constexpr (!Context::computes_on_host) {
+      context_.fetch(model_);
+      context_.fetch(best_);
+    }
+  }
+  struct Resident {
+    explicit Resident(Trainer& t) : trainer(t) { trainer.enter_context(); }
+    Resident(const Resident&) = delete;
+    Resident& operator=(const Resident&) = delete;
+    ~Resident() { trainer.leave_context(); }
+    Trainer& trainer;
+  };
+  /// Calls f while the models are on the host.
+  template <class F>
+  void on_host(F&& f) {
+    leave_context();
+    f();
+    enter_context();
+  }
+
   [[noreturn]] void fail_diverged(Index failures) const {
     throw Error(text("train: the gradient was not finite ", failures, " times in a row at step ", state_.step,
                      "; a lower learning rate may help"));
@@ -163,14 +196,14 @@ class Trainer {
 
   double train_batch(const SpeechBatch& batch, Index b, double weight, double& audio) {
     audio += batch.seconds;
-    Autodiff<Cpu<T>> tape(cpu_, seed() / "dropout" / state_.epoch / b);
+    Autodiff<Context> tape(context_, seed() / "dropout" / state_.epoch / b);
     tape.recompute_blocks = config_.recompute;
     const auto loss = batch_loss(tape, batch, b);
     tape.backward(loss, weight);
-    return static_cast<double>(loss.value.row(0)[0]);
+    return tape.number(loss);
   }
 
-  auto batch_loss(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, Index b) {
+  auto batch_loss(Autodiff<Context>& tape, const SpeechBatch& batch, Index b) {
     if constexpr (requires { model_.config().subsampling; }) {
       const auto& config = model_.config();
       const Mask mask =
@@ -186,10 +219,10 @@ class Trainer {
     }
   }
 
-  auto loss_with_teacher(Autodiff<Cpu<T>>& tape, const SpeechBatch& batch, const Mask& mask) {
+  auto loss_with_teacher(Autodiff<Context>& tape, const SpeechBatch& batch, const Mask& mask) {
     const DistillationConfig& d = config_.distillation;
-    const auto taught = teacher_.output(cpu_, batch.features, batch.sequences, mask);
-    std::vector<typename Autodiff<Cpu<T>>::Tensor> blocks;
+    const auto taught = teacher_.output(context_, batch.features, batch.sequences, mask);
+    std::vector<typename Autodiff<Context>::Tensor> blocks;
     const auto logits = model_(tape, batch.features, batch.sequences, mask, d.layer_weight > 0 ? &blocks : nullptr);
     auto loss = tape.scale(ctc_loss(tape, logits, batch.labels), 1 - d.weight);
     if (d.weight > 0) loss = tape.add(loss, distillation_loss(tape, logits, taught.logits, d.temperature), d.weight);
@@ -199,7 +232,7 @@ class Trainer {
 
   template <class Progress, class Better>
   void end_epoch(Progress& progress, Better& better) {
-    const Evaluation validation = evaluate(model_, cpu_, valid_, vocabulary_);
+    const Evaluation validation = evaluate(model_, context_, valid_, vocabulary_);
     const double wer = validation.wer(), loss = state_.epoch_loss / static_cast<double>(state_.epoch_counted);
     const bool lower = state_.best_epoch == 0 || wer < state_.best_wer;
     ++state_.epoch;
@@ -212,7 +245,7 @@ class Trainer {
       state_.best_wer = wer;
       state_.best_loss = validation.loss();
       copy_values(model_, best_);
-      better();
+      on_host(better);
     }
     const double left =
         state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
@@ -220,14 +253,14 @@ class Trainer {
                                0,      left,         wer,  validation.loss(),      false};
     log_row(report);
     progress(report);
-    save();
+    on_host([&] { save(); });
   }
 
-  static void copy_values(const Model& from, Model& to) {
+  void copy_values(const Model& from, Model& to) {
     std::vector<const Parameter<T>*> values;
     from.parameters([&](std::string_view, const Parameter<T>& p) { values.push_back(&p); });
     std::size_t i = 0;
-    to.parameters([&](std::string_view, Parameter<T>& p) { p.host() = values[i++]->host(); });
+    to.parameters([&](std::string_view, Parameter<T>& p) { context_.copy_values(*values[i++], p); });
   }
 
   void log_row(const TrainProgress& r) {
@@ -247,7 +280,7 @@ class Trainer {
                        {"valid_data", Fingerprint::of(valid_)},
                        {"initial_parameters", Fingerprint::of_parameters(model_)},
                        {"teacher", teacher_.fingerprint},
-                       {"optimizer_steps", optimizer_.state().steps}};
+                       {"optimizer_steps", optimizer_.steps()}};
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
@@ -256,17 +289,18 @@ class Trainer {
     if (folder_.empty()) return;
     make_folder(folder_);
     write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer,valid_loss\n", rows_));
+    const OptimizerState<T> learnt = optimizer_.state();
     SafetensorsWriter writer;
     writer.metadata = {{"laconic_run", description_},
                        {"laconic_state", to_json(state_).dump()},
-                       {"adamw_steps", text(optimizer_.state().steps)},
+                       {"adamw_steps", text(learnt.steps)},
                        {"losses_bytes", text(rows_.size())}};
     append_parameters(writer, model_, "model.");
     append_parameters(writer, best_, "best.");
     std::size_t i = 0;
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
-      if (i >= optimizer_.state().moments.size()) return;
-      const auto& m = optimizer_.state().moments[i++];
+      if (i >= learnt.moments.size()) return;
+      const auto& m = learnt.moments[i++];
       if (m.first.size() == 0) return;
       writer.add(text("first.", name), p.shape(),
                  std::span<const T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
@@ -309,8 +343,8 @@ class Trainer {
     model_.parameters([&](std::string_view name, const Parameter<T>& p) {
       auto& m = learnt.moments.emplace_back();
       if (!file.contains(text("first.", name))) return;
-      m.first.resize(p.host().rows(), p.host().cols());
-      m.second.resize(p.host().rows(), p.host().cols());
+      m.first.resize(p.rows(), p.cols());
+      m.second.resize(p.rows(), p.cols());
       file.read(text("first.", name), std::span<T>(m.first.data(), static_cast<std::size_t>(m.first.size())));
       file.read(text("second.", name), std::span<T>(m.second.data(), static_cast<std::size_t>(m.second.size())));
     });
@@ -324,15 +358,15 @@ class Trainer {
   }
 
   Model& model_;
-  Cpu<T>& cpu_;
+  Context& context_;
   const Dataset& train_;
   const Dataset& valid_;
   const Vocabulary& vocabulary_;
   TrainConfig config_;
   std::filesystem::path folder_;
-  Teacher<T> teacher_;
+  Teacher<Context> teacher_;
   Model best_;
-  AdamW<T> optimizer_;
+  AdamW<Context> optimizer_;
   Schedule schedule_;
   TrainState state_;
   std::int64_t total_steps_ = 0;

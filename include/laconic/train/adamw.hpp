@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/kernels/simd.hpp>
+#include <laconic/backend/context.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/train/adamw_config.hpp>
 
@@ -30,90 +30,86 @@ struct OptimizerState {
       if (i >= moments.size()) return;
       const Moments& m = moments[i++];
       for (const Matrix<T>* one : {&m.first, &m.second})
-        require(m.first.size() == 0 || (one->rows() == p.host().rows() && one->cols() == p.host().cols()), who,
-                ": moments of (", one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.host().rows(), ", ",
-                p.host().cols(), ") expected");
+        require(m.first.size() == 0 || (one->rows() == p.rows() && one->cols() == p.cols()), who, ": moments of (",
+                one->rows(), ", ", one->cols(), ") given for ", name, ", (", p.rows(), ", ", p.cols(), ") expected");
     });
     require(i == moments.size(), who, ": moments of ", moments.size(), " parameters given for a model of fewer");
   }
 };
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order. A step uses up the
-/// gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get their gathered update added.
-template <class T>
+/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order, where the context
+/// has them. A step uses up the gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get
+/// their gathered update added.
+template <TrainingContext Context>
 class AdamW {
  public:
-  explicit AdamW(const AdamWConfig& config = {}, int threads = 1) : config_(config), threads_(threads) {
+  using T = typename Context::Scalar;
+
+  /// Throws `Error` where a number of the configuration makes no sense. The context must outlive this object.
+  explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
     config_.check();
   }
 
-  const OptimizerState<T>& state() const { return state_; }
-  void set_state(OptimizerState<T> state) { state_ = std::move(state); }
+  /// Returns what was learnt so far, on the host. Allocates.
+  OptimizerState<T> state() const {
+    OptimizerState<T> out{{}, steps_};
+    for (const Moments& m : moments_)
+      out.moments.push_back(
+          m.first.empty() ? typename OptimizerState<T>::Moments{}
+                          : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
+    return out;
+  }
+  void set_state(OptimizerState<T> state) {
+    steps_ = state.steps;
+    moments_.clear();
+    for (auto& m : state.moments)
+      moments_.push_back(m.first.size() == 0
+                             ? Moments{}
+                             : Moments{context_.input(std::move(m.first)), context_.input(std::move(m.second))});
+  }
+  /// Returns the number of steps that changed something.
+  std::int64_t steps() const { return steps_; }
 
-  /// Gives the norm of all gradients before clipping. Where that is not finite the whole step is skipped (weights,
-  /// moments and statistics stay) and the caller must say so.
+  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. Where that is not
+  /// finite the whole step is skipped (weights, moments and statistics stay) and the caller must say so. Throws `Error`
+  /// for a learning rate that is not finite, and where parameters cannot be trained where they are.
   template <class Model>
   double step(Model& model, double learning_rate) {
-    require_unpacked(model, "AdamW");
     require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
-    double square = 0;
-    model.parameters([&](std::string_view, const Parameter<T>& p) {
-      if (p.role() == Role::weight && p.trainable && p.has_gradient()) square += p.gradient().squaredNorm();
+    std::vector<const Parameter<T>*> all, weights;
+    std::vector<AdamWUpdate<typename Context::Tensor, T>> updates;
+    model.parameters([&](std::string_view name, Parameter<T>& p) {
+      require(p.can_train(), "adamw: ", name,
+              " is prepared to run, a model on the host or prepared for training expected");
+      all.push_back(&p);
+      if (p.role() == Role::weight && p.trainable) weights.push_back(&p);
     });
-    const double norm = std::sqrt(square);
+    const double norm = context_.gradient_norm(weights);
     if (!std::isfinite(norm)) {
-      model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
+      context_.clear_gradients(all);
       return norm;
     }
-    ++state_.steps;
-    const double clip = config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1;
+    if (moments_.size() < all.size()) moments_.resize(all.size());
     std::size_t i = 0;
     model.parameters([&](std::string_view, Parameter<T>& p) {
-      if (state_.moments.size() <= i) state_.moments.emplace_back();
-      auto& m = state_.moments[i++];
-      if (!p.trainable || !p.has_gradient()) return;
-      if (p.role() == Role::statistic)
-        p.host() += p.gradient();
-      else
-        update(p, m, learning_rate, clip);
-      p.clear_gradient();
+      updates.push_back({&p, &moments_[i].first, &moments_[i].second});
+      ++i;
     });
+    ++steps_;
+    context_.adamw(updates, {learning_rate, config_.beta1, config_.beta2, config_.eps, config_.weight_decay,
+                             config_.clip_norm > 0 && norm > config_.clip_norm ? config_.clip_norm / norm : 1, steps_});
     return norm;
   }
 
  private:
-  void update(Parameter<T>& p, typename OptimizerState<T>::Moments& m, double learning_rate, double clip) {
-    using B = kernels::Batch<T>;
-    if (m.first.size() == 0) {
-      m.first.setZero(p.host().rows(), p.host().cols());
-      m.second.setZero(p.host().rows(), p.host().cols());
-    }
-    const bool decays = p.shape().size() > 1;
-    const double correct1 = 1 - std::pow(config_.beta1, static_cast<double>(state_.steps));
-    const double correct2 = 1 - std::pow(config_.beta2, static_cast<double>(state_.steps));
-    const B scale(static_cast<T>(clip)), b1(static_cast<T>(config_.beta1)), b2(static_cast<T>(config_.beta2));
-    const B rest1(static_cast<T>(1 - config_.beta1)), rest2(static_cast<T>(1 - config_.beta2));
-    const B rate(static_cast<T>(learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
-    const B eps(static_cast<T>(config_.eps)),
-        keep(static_cast<T>(decays ? 1 - learning_rate * config_.weight_decay : 1));
-    T *value = p.host().data(), *gradient = p.gradient().data(), *first = m.first.data(), *second = m.second.data();
-    kernels::parallel_blocks(threads_, p.size(), 16384, [&](Index begin, Index end) {
-      const Index n = end - begin;
-      kernels::map_span(
-          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
-          gradient + begin);
-      kernels::map_span(
-          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
-          gradient + begin);
-      kernels::map_span(
-          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
-          value + begin, first + begin, second + begin);
-    });
-  }
+  struct Moments {
+    typename Context::Tensor first{}, second{};
+  };
 
+  Context& context_;
   AdamWConfig config_;
-  int threads_;
-  OptimizerState<T> state_;
+  std::vector<Moments> moments_;
+  std::int64_t steps_ = 0;
 };
 
 }  // namespace LACONIC_ABI

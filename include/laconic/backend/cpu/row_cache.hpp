@@ -88,6 +88,14 @@ class RowCache {
     std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
   }
 
+  /// Makes slot `to` hold what slot `from` holds.
+  void fork(Index from, Index to) {
+    ring(to) = ring(from);
+    if (from != to)
+      std::copy_n(memory_.data() + from * capacity_ * row_bytes_, capacity_ * row_bytes_,
+                  memory_.data() + to * capacity_ * row_bytes_);
+  }
+
   /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
   /// one after the other from `stored` on, as they are stored.
   template <class Visit>
@@ -131,6 +139,14 @@ class RowCache {
   Storage storage_ = Storage::full;
   std::vector<std::byte> memory_;
   std::vector<Ring> rings_;
+};
+
+/// What a cache holds in its slots, one for each sequence, and the rows that came after it.
+template <class T>
+struct CachedRows {
+  Tensor<T> rows{};
+  const RowCache<T>* cache = nullptr;  ///< null: these rows are all
+  std::span<const Index> slots{};
 };
 
 }  // namespace LACONIC_ABI

@@ -96,13 +96,19 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// A convolution's (out, in, taps) weight as (out, taps, in), to match patches that are whole runs of memory; and back
-/// from (taps, in, out), adding.
+/// Writes a convolution's weight (out, in, taps) as (out, taps, in), to match patches that are whole runs of memory.
+/// `restore_taps` is its inverse; `add_reordered_taps` adds a derivative that lies as (taps, in, out).
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
       for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
+}
+template <class T>
+void restore_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
+  for (Index o = 0; o < out; ++o)
+    for (Index i = 0; i < in; ++i)
+      for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] = ordered[(o * taps + k) * in + i];
 }
 template <class T>
 void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {

@@ -26,6 +26,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
+/// Says whether a convolution is computed by tiles: few channels in do not pay for them.
+constexpr bool is_tiled(const Conv2dShape& shape) { return shape.stride == 2 && shape.in_channels >= 16; }
+
 struct ConvTiles {
   static constexpr Index components = 5, all = components * components, groups = 9;
 
@@ -59,7 +62,6 @@ struct ConvTiles {
     for (Index g = 0; g < group; ++g) sum += size(g);
     return sum;
   }
-  static constexpr bool adds_to(Index axis_group, Index output) { return axis_group == 1 || axis_group == 2 * output; }
 
   /// visit(place in the group, a, b): component a in time and b in frequency.
   template <class Visit>
@@ -148,6 +150,23 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
   for (Index group = 0; group < ConvTiles::groups; ++group)
     pack(threads, Operand<T>{weights + ConvTiles::first(group) * s.in_channels * s.out_channels, s.out_channels},
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
+}
+
+/// Reads the taps (out, in, 3, 3) back from the panels of the components, in some of which each tap stands alone.
+template <class T>
+void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
+  constexpr Index of_tap[3] = {0, 3, 2};  // the component that is this tap alone
+  for (Index p = 0; p < 3; ++p)
+    for (Index q = 0; q < 3; ++q) {
+      const ConvComponent& c = conv_component_at[static_cast<std::size_t>(5 * of_tap[p] + of_tap[q])];
+      const Panels<T> group{panels + tile_panels_at<T>(s, c.group), ConvTiles::size(c.group) * s.in_channels,
+                            s.out_channels};
+      for (Index o = 0; o < s.out_channels; ++o) {
+        const Index j = o / GemmTile<T>::cols * GemmTile<T>::cols;
+        for (Index i = 0; i < s.in_channels; ++i)
+          taps[(o * s.in_channels + i) * 9 + 3 * p + q] = group.at(c.member * s.in_channels + i, j)[o - j];
+      }
+    }
 }
 
 /// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has

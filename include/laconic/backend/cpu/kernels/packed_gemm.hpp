@@ -1,10 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/backend/cpu/kernels/convolution.hpp>
-#include <laconic/backend/cpu/kernels/winograd_conv2d.hpp>
-#include <laconic/core/memory.hpp>
-#include <laconic/core/parameter.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/core/rounding.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -43,83 +41,68 @@ struct PackedLayout {
   }
 };
 
-/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
-class WeightMemory {
- public:
-  /// Aligned to 64 bytes. Uninitialised; allocates.
-  std::shared_ptr<std::byte> take(Index bytes) {
-    constexpr Index line = laconic::detail::line_bytes;
-    const Index rounded = (bytes + line - 1) / line * line;
-    if (2 * rounded > block_) return allocate(rounded);
-    if (left_ < rounded) {
-      next_ = allocate(block_);
-      left_ = block_;
-      block_ = std::min<Index>(2 * block_, 32 << 20);
-    }
-    left_ -= rounded;
-    std::shared_ptr<std::byte> piece = next_;
-    next_ = {piece, piece.get() + rounded};
-    return piece;
-  }
-
- private:
-  static std::shared_ptr<std::byte> allocate(Index bytes) {
-    const auto size = static_cast<std::size_t>(bytes);
-    return {static_cast<std::byte*>(laconic::detail::allocate_aligned(size)),
-            [size](std::byte* p) { laconic::detail::free_aligned(p, size); }};
-  }
-
-  std::shared_ptr<std::byte> next_{};
-  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
+/// A weight as `pack_weight` laid it out.
+struct PackedWeight {
+  Storage storage = Storage::full;
+  const std::byte* data = nullptr;
 };
 
-/// The components' weights of a tiled convolution (out, in, 3, 3), packed.
+/// Lays out `weight` (out, in) at `to`, which has `PackedLayout::bytes`, as products read it.
 template <class T>
-PackedWeight pack_tiles(WeightMemory& memory, int threads, const Conv2dShape& shape, const T* weight) {
-  Matrix<T> weights(ConvTiles::all * shape.in_channels, shape.out_channels);
-  tile_weights(threads, shape, weight, weights.data());
-  const auto data = memory.take(tile_panels_size<T>(shape) * static_cast<Index>(sizeof(T)));
-  pack_tile_weights(threads, shape, weights.data(), reinterpret_cast<T*>(data.get()));
-  return {Storage::full, Packing::tiles, data};
-}
-
-/// `weight` (out, in) packed, of a matrix or of a convolution with its taps in order.
-template <class T>
-PackedWeight pack_weight(WeightMemory& memory, Storage storage, Packing packing, int threads, Index out, Index in,
-                         const T* weight) {
-  constexpr Index most = 1 << 17;  // of products of bytes that a sum of 32 bits holds
-  require(storage != Storage::int8 || in <= most, "pack_weights: ", in, " inputs given, at most ", most,
+void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
+  constexpr Index max_inputs = 1 << 17;  // of products of bytes that a sum of 32 bits holds
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
-  const auto data = memory.take(layout.bytes(sizeof(T)));
   if (storage == Storage::full) {
-    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(data.get()));
-    return {storage, packing, data};
+    pack(threads, Operand<T>{weight, in}.transposed(), in, out, reinterpret_cast<T*>(to));
+    return;
   }
   constexpr Index cols = GemmTile<float>::cols;
   parallel_for(threads, (out + cols - 1) / cols, [&](Index panel, int) {
     const Index j = panel * cols, width = layout.width(j);
     if (storage == Storage::bf16) {
-      auto* to = reinterpret_cast<Bf16*>(data.get()) + layout.at(j);
+      auto* halves = reinterpret_cast<Bf16*>(to) + layout.at(j);
       for (Index i = 0; i < in; ++i)
         for (Index o = 0; o < width; ++o)
-          to[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
+          halves[i * width + o] = to_bf16(j + o < out ? static_cast<float>(weight[(j + o) * in + i]) : 0.0f);
       return;
     }
-    auto* to = reinterpret_cast<std::int8_t*>(data.get()) + layout.at(j);
+    auto* bytes = reinterpret_cast<std::int8_t*>(to) + layout.at(j);
     for (Index o = 0; o < width; ++o) {
       const ByteRow row(j + o < out ? in : 0, weight + (j + o < out ? (j + o) * in : 0));
       std::int32_t sum = 0;
       for (Index i = 0; i < layout.grouped_in(); ++i) {
         const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
-        to[(i / 4 * width + o) * 4 + i % 4] = rounded;
+        bytes[(i / 4 * width + o) * 4 + i % 4] = rounded;
         sum += rounded;
       }
-      const_cast<float*>(layout.scales(data.get()))[j + o] = row.scale();
-      const_cast<std::int32_t*>(layout.sums(data.get()))[j + o] = sum;
+      const_cast<float*>(layout.scales(to))[j + o] = row.scale();
+      const_cast<std::int32_t*>(layout.sums(to))[j + o] = sum;
     }
   });
-  return {storage, packing, data};
+}
+
+/// Reads a packed weight back into `weight` (out, in): the same values in full storage, rounded ones otherwise.
+template <class T>
+void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
+  constexpr Index cols = GemmTile<T>::cols;
+  const PackedLayout layout{packed.storage, out, in};
+  for (Index j = 0; j < out; j += packed.storage == Storage::full ? cols : GemmTile<float>::cols) {
+    const Index width = packed.storage == Storage::full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
+    for (Index o = 0; o < std::min(width, out - j); ++o)
+      for (Index i = 0; i < in; ++i) {
+        T& value = weight[(j + o) * in + i];
+        if (packed.storage == Storage::full)
+          value = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
+        else if (packed.storage == Storage::bf16)
+          value = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
+        else
+          value = static_cast<T>(layout.scales(packed.data)[j + o] *
+                                 static_cast<float>(reinterpret_cast<const std::int8_t*>(
+                                     packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
+      }
+  }
 }
 
 #if !LACONIC_VNNI
@@ -301,7 +284,7 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 template <class T, class Epilogue>
 void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
               const T* bias, T* y, const Epilogue& epilogue) {
-  const std::byte* data = weight.data.get();
+  const std::byte* data = weight.data;
   if (weight.storage == Storage::full)
     return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
   if constexpr (std::is_same_v<T, float>) {
@@ -323,7 +306,7 @@ inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] con
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
                    const Epilogue& epilogue, [[maybe_unused]] void* space) {
-  const std::byte* data = weight.data.get();
+  const std::byte* data = weight.data;
   const Range ks{0, in}, js{0, out};
   if (weight.storage == Storage::full)
     return gemm_panels(m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, ks, js, y, out, false, bias,
@@ -341,39 +324,6 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 }
 
 }  // namespace kernels
-
-/// Lays out the weights of a model once as its products read them, which every call would do otherwise: from then on
-/// the model is faster, above all for few rows, takes no more memory but for pages begun, and can only be run. Rounded
-/// to bf16 or int8 it is smaller too: int8 with a scale for each output, and each row of activations rounded likewise
-/// where the processor has VNNI; sums, attention, depthwise convolutions and norms stay float, without VNNI all
-/// convolutions. Copies made afterwards share the weights. Allocates, one weight more than the model at a time;
-/// `threads` = 0 takes all that the machine offers. Throws `Error` if they are packed already, or are to be rounded in
-/// a model that is not of float.
-template <class Model>
-void pack_weights(Model& model, Storage storage = Storage::full, int threads = 0) {
-  require_unpacked(model, "pack_weights");
-  const int team = threads > 0 ? threads : hardware_threads();
-  kernels::WeightMemory memory;
-  model.parameters([&](std::string_view, auto& p) {
-    using T = typename std::remove_reference_t<decltype(p)>::Scalar;
-    require(storage == Storage::full || std::is_same_v<T, float>, "pack_weights: ", to_name(storage),
-            " given for a model that is not of float");
-    if (p.packing == Packing::never || p.size() == 0) return;
-    const Index in = p.shape()[1], taps = p.cols() / in;
-    // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
-    const bool stays = storage == Storage::int8 && p.packing != Packing::matrix && !LACONIC_VNNI;
-    const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
-    if (p.packing == Packing::tiles && form == Storage::full)
-      return p.pack(kernels::pack_tiles(memory, team, {in, p.shape()[0], 0}, p.host().data()));
-    if (taps > 1) {
-      Matrix<T> ordered(p.rows(), p.cols());
-      kernels::reorder_taps(p.rows(), in, taps, p.host().data(), ordered.data());
-      p.host().swap(ordered);
-    }
-    const Packing packing = p.packing == Packing::matrix ? Packing::matrix : Packing::taps;
-    p.pack(kernels::pack_weight(memory, form, packing, team, p.rows(), p.cols(), p.host().data()));
-  });
-}
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

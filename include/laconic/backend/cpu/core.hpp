@@ -1,0 +1,139 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/parallel.hpp>
+#include <laconic/core/parameter.hpp>
+#include <laconic/core/tensor.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// What all slices of `Cpu` stand on: threads, memory, tensors, and where parameters are.
+template <class T>
+class CpuCore {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  /// Throws `Error` for a number of threads that no machine has; 0 takes all that the machine offers.
+  explicit CpuCore(int threads) : threads_(checked_threads(threads)) {}
+  CpuCore(const CpuCore&) = delete;
+  CpuCore& operator=(const CpuCore&) = delete;
+
+  Arena& arena() { return arena_; }
+  int threads() const { return threads_; }
+
+  Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  Tensor zeros(Index rows, Index cols) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), T(0));
+    return out;
+  }
+  Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  Tensor input(Matrix<T>&& x) {
+    Tensor out = make(x.rows(), x.cols());
+    out.view() = x;
+    return out;
+  }
+  Tensor input(Tensor x) { return x; }
+  Matrix<T> output(const Tensor& x) { return x.view(); }
+  double number(const Tensor& x) {
+    require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
+    return static_cast<double>(x.row(0)[0]);
+  }
+  void argmax(const Tensor& x, std::span<Index> columns) {
+    require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
+            " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
+    for (Index r = 0; r < x.rows(); ++r) {
+      const T* row = x.row(r);
+      Index best = 0;
+      for (Index c = 0; c < x.cols() && best >= 0; ++c) {
+        if (row[c] != row[c])
+          best = -1 - c;
+        else if (row[c] > row[best])
+          best = c;
+      }
+      columns[static_cast<std::size_t>(r)] = best;
+    }
+  }
+  void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
+    require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
+                from.cols() == to.cols(),
+            "copy_rows: ", count, " rows from ", first, " of (", from.rows(), ", ", from.cols(), ") to ", at, " of (",
+            to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
+    std::copy_n(from.row(first), count * from.cols(), to.row(at));
+  }
+  Tensor fill(Index rows, Index cols, double value) {
+    Tensor out = make(rows, cols);
+    std::fill_n(out.data(), out.size(), static_cast<T>(value));
+    return out;
+  }
+  template <class Fill>
+  Tensor constant(Index rows, Index cols, Fill&& fill) {
+    Tensor out = make(rows, cols);
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < cols; ++c) out.row(r)[c] = static_cast<T>(fill(r, c));
+    return out;
+  }
+
+  template <class Model>
+  void prepare(Model& model, Storage storage = Storage::full) {
+    require_on_host(model, "prepare");
+    kernels::WeightMemory memory;
+    model.parameters([&](std::string_view, Parameter<T>& p) { kernels::prepare_weight(memory, threads_, storage, p); });
+  }
+  template <class Model>
+  void prepare_training(Model& model) {
+    require_on_host(model, "prepare_training");
+    model.parameters([](std::string_view, Parameter<T>& p) {
+      Matrix<T> gradient = p.has_gradient() ? std::move(p.gradient()) : Matrix<T>();
+      p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), std::move(gradient), true));
+    });
+  }
+  template <class Model>
+  void fetch(Model& model) {
+    model.parameters([](std::string_view, Parameter<T>& p) { kernels::fetch_weight(p); });
+  }
+
+  bool keeps(const Parameter<T>& weight) const { return !weight.can_train(); }
+  template <class Make>
+  Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
+    const std::shared_ptr<const ResidentWeight> key = weight.resident();
+    // Sizes that grow by little do not make it anew each time; what belongs to weights that are gone goes first.
+    if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
+    auto& kept = kept_[key];
+    if (kept.size < size) {
+      const Index larger = std::max(size, kept.size + kept.size / 4);
+      kept = {larger, make(larger)};
+    }
+    return kept.value;
+  }
+
+  /// Adds the sums of the columns of dy to the gradient of a row of parameters that was added to every row.
+  void add_column_sums(const Tensor& dy, const Parameter<T>& row) {
+    if (T* gradient = kernels::gradient_of(row))
+      kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), gradient);
+  }
+
+ private:
+  struct Kept {
+    Index size = -1;
+    Tensor value{};
+  };
+
+  int threads_;
+  Arena arena_;
+  std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

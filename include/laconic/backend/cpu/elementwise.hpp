@@ -1,0 +1,170 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/core.hpp>
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/heads.hpp>
+#include <laconic/backend/cpu/weights.hpp>
+
+#include <cmath>
+#include <utility>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that computes value by value, or moves values between columns.
+template <class T>
+class CpuElementwise {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor activation(Activation kind, Tensor x) {
+    const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
+    return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
+  }
+  Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
+    const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
+    return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);
+  }
+
+  Tensor glu(const Tensor& x) {
+    require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
+    Tensor y = core_.make(x.rows(), x.cols() / 2);
+    kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
+    return y;
+  }
+  Tensor glu_backward(const Tensor& dy, const Tensor& x) {
+    Tensor dx = core_.make(x.rows(), x.cols());
+    kernels::glu_backward(core_.threads(), dy.rows(), dy.cols(), dy.data(), x.data(), dx.data());
+    return dx;
+  }
+
+  Tensor dropout(Tensor x, double) { return x; }
+  Tensor dropout_train(Tensor x, const DropoutMask& mask) {
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    kernels::dropout(core_.threads(), x.size(), mask, std::as_const(x).data(), y.data());
+    return y;
+  }
+
+  Tensor add(Tensor x, const Tensor& y, double scale = 1) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
+            y.cols(), ") given, equal shapes expected");
+    const kernels::Batch<T> s(static_cast<T>(scale));
+    const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
+    return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
+  }
+  Tensor add_row(Tensor x, const Parameter<T>& row) {
+    require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    const Tensor& from = x;
+    kernels::parallel_blocks(core_.threads(), x.rows(), 32, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r)
+        kernels::map_span(
+            x.cols(), y.row(r), [](auto a, auto b) { return a + b; }, from.row(r), kernels::values_of(row));
+    });
+    return y;
+  }
+  void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
+  Tensor multiply(const Tensor& x, const Tensor& y) {
+    require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
+            ", ", y.cols(), ") given, equal shapes expected");
+    return mapped(
+        core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
+  }
+  Tensor columns(const Tensor& x, Index first, Index count) {
+    require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
+            x.cols(), " wanted");
+    Tensor out = core_.make(x.rows(), count);
+    out.view() = std::as_const(x).view().middleCols(first, count);
+    return out;
+  }
+  Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
+    Tensor dx = core_.zeros(dy.rows(), cols);
+    dx.view().middleCols(first, dy.cols()) = dy.view();
+    return dx;
+  }
+  Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
+    require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
+                gate.rows() == sequences.size() && gate.cols() == 1,
+            "mix: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ", y.cols(), ") with gates (", gate.rows(),
+            ", ", gate.cols(), ") given, ", sequences.rows(), " rows of equal width and (", sequences.size(),
+            ", 1) expected");
+    Tensor out = core_.make(x.rows(), x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      out.view().middleRows(first, count) =
+          weight * x.view().middleRows(first, count) + (T(1) - weight) * y.view().middleRows(first, count);
+    }
+    return out;
+  }
+  struct MixDerivative {
+    Tensor dx, dy, dgate;
+  };
+  MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
+                             const Sequences& sequences) {
+    MixDerivative d{core_.make(x.rows(), x.cols()), core_.make(x.rows(), x.cols()), core_.make(gate.rows(), 1)};
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const T weight = T(1) / (T(1) + std::exp(-gate.row(n)[0]));
+      const Index first = sequences.begin(n), count = sequences.length(n);
+      const auto g = dout.view().middleRows(first, count);
+      d.dx.view().middleRows(first, count) = weight * g;
+      d.dy.view().middleRows(first, count) = (T(1) - weight) * g;
+      d.dgate.row(n)[0] = weight * (T(1) - weight) *
+                          g.cwiseProduct(x.view().middleRows(first, count) - y.view().middleRows(first, count)).sum();
+    }
+    return d;
+  }
+  Tensor scale(Tensor x, double factor) {
+    const kernels::Batch<T> s(static_cast<T>(factor));
+    return mapped(
+        x.unique() ? x : core_.make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
+  }
+
+  Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
+    require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
+            "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
+            "), as many rows and a multiple of an even number of columns expected");
+    Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
+    kernels::rotate(core_.threads(), x.rows(), x.cols() / table.cols(), table.cols(), pairs, static_cast<T>(direction),
+                    std::as_const(x).data(), table.data(), y.data());
+    return y;
+  }
+
+  Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
+    require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
+                (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
+            "concat: (", a.rows(), ", ", a.cols(), ") and (", b.rows(), ", ", b.cols(), ") given for ", num_heads,
+            " and ", b_heads, " heads");
+    const Index a_width = a.cols() / num_heads, b_width = b.cols() / b_heads;
+    Tensor y = core_.make(a.rows(), num_heads * (a_width + b_width));
+    kernels::concat(core_.threads(), a.rows(), num_heads, a_width, b_width, b_heads != num_heads, a.data(), b.data(),
+                    y.data());
+    return y;
+  }
+  struct ConcatDerivative {
+    Tensor da, db;
+  };
+  ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
+    ConcatDerivative d{core_.make(dy.rows(), a_cols), core_.make(dy.rows(), b_cols)};
+    kernels::concat_backward(core_.threads(), dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads,
+                             b_heads != num_heads, dy.data(), d.da.data(), d.db.data());
+    return d;
+  }
+
+ protected:
+  explicit CpuElementwise(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  /// f of each number of the inputs, in `out`, which may be the first of them.
+  template <class F, class... Inputs>
+  Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
+    kernels::map(core_.threads(), out.size(), out.data(), f, inputs.data()...);
+    return out;
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,100 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/core.hpp>
+#include <laconic/backend/cpu/kernels/heads.hpp>
+#include <laconic/backend/cpu/kernels/packed_gemm.hpp>
+#include <laconic/backend/cpu/weights.hpp>
+
+#include <optional>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that multiplies rows by weights.
+template <class T>
+class CpuLinear {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    const Index out = weight.rows(), in = weight.cols();
+    require(x.cols() == in, "linear: input has ", x.cols(), " channels, the weight expects ", in);
+    require(bias == nullptr || bias->size() == out, "linear: a bias of ", bias == nullptr ? 0 : bias->size(),
+            " given for ", out, " channels");
+    Tensor y = core_.make(x.rows(), out);
+    const T* start = bias == nullptr ? nullptr : kernels::values_of(*bias);
+    const CpuWeight<T>* packed = kernels::packed_form_of(weight);
+    require(packed == nullptr || packed->form == WeightForm::panels,
+            "linear: the packed weight of a convolution given, a matrix expected");
+    if (packed != nullptr)
+      kernels::multiply(core_.threads(), core_.arena(), x.rows(), kernels::Operand<T>{x.data(), in}, out, in,
+                        kernels::PackedWeight{packed->storage(), packed->data.get()}, start, y.data(),
+                        kernels::ActivationEpilogue{activation});
+    else
+      kernels::gemm<T>(core_.threads(), core_.arena(), x.rows(), out, in, {x.data(), in},
+                       kernels::Operand<T>{kernels::values_of(weight), in}.transposed(), y.data(), out, false, start,
+                       kernels::ActivationEpilogue{activation});
+    return y;
+  }
+  Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                         bool needs_dx) {
+    const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
+    const kernels::Operand<T> g{dy.data(), out};
+    if (weight.trainable)
+      kernels::gemm<T>(core_.threads(), core_.arena(), out, in, rows, g.transposed(), {x.data(), in},
+                       kernels::gradient_of(weight), in, true, nullptr);
+    if (bias != nullptr) core_.add_column_sums(dy, *bias);
+    if (!needs_dx) return {};
+    Tensor dx = core_.make(rows, in);
+    kernels::gemm<T>(core_.threads(), core_.arena(), rows, in, out, g,
+                     kernels::Operand<T>{kernels::values_of(weight), in}, dx.data(), in, false, nullptr);
+    return dx;
+  }
+
+  Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
+    const auto [out, in] = head_sizes(x, weight, shape);
+    require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
+            bias == nullptr ? 0 : bias->size(), " given, ", shape.transposed ? 0 : weight.rows(), " expected");
+    Tensor y = core_.make(x.rows(), shape.num_heads * (shape.transposed ? in : out));
+    kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, x.data(), kernels::values_of(weight),
+                         bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
+    return y;
+  }
+  Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                              HeadShape shape, bool needs_dx) {
+    const auto [out, in] = head_sizes(x, weight, shape);
+    kernels::head_linear_backward_weight(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(), x.data(),
+                                         kernels::gradient_of(weight),
+                                         bias == nullptr ? nullptr : kernels::gradient_of(*bias));
+    if (!needs_dx) return {};
+    shape.transposed = !shape.transposed;
+    Tensor dx = core_.make(x.rows(), x.cols());
+    kernels::head_linear(core_.threads(), core_.arena(), shape, x.rows(), out, in, dy.data(),
+                         kernels::values_of(weight), static_cast<const T*>(nullptr), dx.data());
+    return dx;
+  }
+
+ protected:
+  explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  struct HeadSizes {
+    Index out, in;
+  };
+  static HeadSizes head_sizes(const Tensor& x, const Parameter<T>& weight, const HeadShape& shape) {
+    const HeadSizes sizes{shape.num_blocks > 0 ? weight.rows() / shape.num_blocks : 0, weight.cols()};
+    require(shape.num_heads > 0 && sizes.out > 0 && shape.num_heads % shape.num_blocks == 0 &&
+                weight.rows() == shape.num_blocks * sizes.out &&
+                x.cols() == shape.num_heads * (shape.transposed ? sizes.out : sizes.in),
+            "head_linear: an input of ", x.cols(), " channels and a weight of (", weight.rows(), ", ", weight.cols(),
+            ") given, which ", shape.num_heads, " heads with ", shape.num_blocks, " matrices do not fit");
+    return sizes;
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

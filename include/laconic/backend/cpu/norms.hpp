@@ -1,0 +1,144 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/core.hpp>
+#include <laconic/backend/cpu/kernels/norm.hpp>
+#include <laconic/backend/cpu/weights.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that normalises rows and channels.
+template <class T>
+class CpuNorms {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                    Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
+            " channels, weight and bias expect ", weight.size(), " and ", bias.size());
+    Tensor y = core_.make(x.rows(), x.cols());
+    if (moments != nullptr) *moments = core_.make(x.rows(), 2);
+    kernels::layer_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight),
+                        kernels::values_of(bias), static_cast<T>(eps), y.data(),
+                        moments == nullptr ? nullptr : moments->data());
+    return y;
+  }
+  Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                             const Tensor& moments, bool needs_dx) {
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    kernels::layer_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(weight),
+                                 moments.data(), dx.data(), kernels::gradient_of(weight), kernels::gradient_of(bias));
+    return dx;
+  }
+
+  Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
+    require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
+            weight.size());
+    Tensor y = core_.make(x.rows(), x.cols());
+    if (inverses != nullptr) *inverses = core_.make(x.rows(), 1);
+    kernels::rms_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(weight), static_cast<T>(eps),
+                      y.data(), inverses == nullptr ? nullptr : inverses->data());
+    return y;
+  }
+  Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
+                           bool needs_dx) {
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    kernels::rms_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(weight),
+                               inverses.data(), dx.data(), kernels::gradient_of(weight));
+    return dx;
+  }
+
+  Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
+    return batch_norm_with(x, p, kernels::values_of(p.running_mean), kernels::values_of(p.running_var));
+  }
+  Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
+    const Index cols = x.cols();
+    moments = core_.make(2, cols);
+    if (x.rows() == 0) return core_.make(0, cols);
+    check_batch_norm(cols, p);
+    kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
+    const T rate = static_cast<T>(p.momentum);
+    const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
+    // One batch after the other, so that many before an update are what PyTorch does in as many passes.
+    const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
+      if (!statistic.trainable || !gather) return;
+      T* update = kernels::gradient_of(statistic);
+      const T* value = kernels::values_of(statistic);
+      for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (value[c] + update[c]));
+    };
+    add_update(p.running_mean, 0, T(1));
+    add_update(p.running_var, 1, unbiased);
+    return batch_norm_with(x, p, moments.row(0), moments.row(1));
+  }
+  Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
+                             bool needs_dx) {
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    const bool of_batch = !moments.empty();
+    kernels::batch_norm_backward(core_.threads(), x.rows(), x.cols(), dy.data(), x.data(), kernels::values_of(p.weight),
+                                 of_batch ? moments.row(0) : kernels::values_of(p.running_mean),
+                                 of_batch ? moments.row(1) : kernels::values_of(p.running_var), static_cast<T>(p.eps),
+                                 of_batch, dx.data(), kernels::gradient_of(p.weight), kernels::gradient_of(p.bias));
+    return dx;
+  }
+
+  Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
+                       const Sequences& sequences, Tensor* moments = nullptr) {
+    require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
+            "sequence_norm: input is (", x.rows(), ", ", x.cols(), "), expected (", sequences.rows(), ", ",
+            weight.size(), ")");
+    Tensor y = core_.make(x.rows(), x.cols()), of = core_.make(2 * sequences.size(), x.cols()),
+           scale_shift = core_.make(2, x.cols());
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::column_moments(core_.threads(), rows, x.cols(), x.row(first), of.row(2 * n), of.row(2 * n + 1));
+      kernels::batch_norm(core_.threads(), rows, x.cols(), x.row(first), kernels::values_of(weight),
+                          kernels::values_of(bias), of.row(2 * n), of.row(2 * n + 1), static_cast<T>(eps),
+                          scale_shift.data(), y.row(first));
+    }
+    if (moments != nullptr) *moments = std::move(of);
+    return y;
+  }
+  Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
+                                double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
+    Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
+    for (Index n = 0; n < sequences.size(); ++n) {
+      const Index first = sequences.begin(n), rows = sequences.length(n);
+      if (rows == 0) continue;
+      kernels::batch_norm_backward(core_.threads(), rows, x.cols(), dy.row(first), x.row(first),
+                                   kernels::values_of(weight), moments.row(2 * n), moments.row(2 * n + 1),
+                                   static_cast<T>(eps), true, needs_dx ? dx.row(first) : nullptr,
+                                   kernels::gradient_of(weight), kernels::gradient_of(bias));
+    }
+    return dx;
+  }
+
+ protected:
+  explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  static void check_batch_norm(Index channels, const BatchNormParameters<T>& p) {
+    for (const Parameter<T>* one : {&p.weight, &p.bias, &p.running_mean, &p.running_var})
+      require(one->size() == channels, "batch_norm: input has ", channels, " channels, a parameter expects ",
+              one->size());
+  }
+  Tensor batch_norm_with(const Tensor& x, const BatchNormParameters<T>& p, const T* mean, const T* variance) {
+    check_batch_norm(x.cols(), p);
+    Tensor y = core_.make(x.rows(), x.cols());
+    Tensor scale_shift = core_.make(2, x.cols());
+    kernels::batch_norm(core_.threads(), x.rows(), x.cols(), x.data(), kernels::values_of(p.weight),
+                        kernels::values_of(p.bias), mean, variance, static_cast<T>(p.eps), scale_shift.data(),
+                        y.data());
+    return y;
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

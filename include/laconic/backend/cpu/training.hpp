@@ -1,0 +1,86 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/cpu/core.hpp>
+#include <laconic/backend/shapes.hpp>
+
+#include <cmath>
+#include <span>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// The slice of `Cpu` that changes parameters.
+template <class T>
+class CpuTraining {
+ public:
+  using Tensor = laconic::Tensor<T>;
+
+  double gradient_norm(std::span<const Parameter<T>* const> parameters) {
+    double square = 0;
+    for (const Parameter<T>* p : parameters)
+      if (const Matrix<T>* gradient = kernels::existing_gradient_of(*p)) square += gradient->squaredNorm();
+    return std::sqrt(square);
+  }
+  void clear_gradients(std::span<const Parameter<T>* const> parameters) {
+    for (const Parameter<T>* p : parameters)
+      if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
+  }
+  void adamw(std::span<const AdamWUpdate<Tensor, T>> updates, const AdamWStep& step) {
+    for (const AdamWUpdate<Tensor, T>& update : updates) {
+      Parameter<T>& p = *update.parameter;
+      Matrix<T>* gradient = p.trainable ? kernels::existing_gradient_of(p) : nullptr;
+      if (gradient == nullptr) continue;
+      T* value = kernels::editable_values_of(p);
+      if (p.role() == Role::statistic)
+        matrix_view(value, p.rows(), p.cols()) += *gradient;
+      else
+        change(p, value, gradient->data(), *update.first, *update.second, step);
+      gradient->setZero();
+    }
+  }
+  void copy_values(const Parameter<T>& from, Parameter<T>& to) {
+    require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
+            to.rows(), ", ", to.cols(), ") expected");
+    std::copy_n(kernels::values_of(from), from.size(), kernels::editable_values_of(to));
+  }
+
+ protected:
+  explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
+
+ private:
+  void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
+              const AdamWStep& step) {
+    using B = kernels::Batch<T>;
+    if (first_moment.empty()) {
+      first_moment = core_.zeros(p.rows(), p.cols());
+      second_moment = core_.zeros(p.rows(), p.cols());
+    }
+    const bool decays = p.shape().size() > 1;
+    const double correct1 = 1 - std::pow(step.beta1, static_cast<double>(step.number));
+    const double correct2 = 1 - std::pow(step.beta2, static_cast<double>(step.number));
+    const B scale(static_cast<T>(step.gradient_scale)), b1(static_cast<T>(step.beta1)), b2(static_cast<T>(step.beta2));
+    const B rest1(static_cast<T>(1 - step.beta1)), rest2(static_cast<T>(1 - step.beta2));
+    const B rate(static_cast<T>(step.learning_rate / correct1)), root(static_cast<T>(1 / std::sqrt(correct2)));
+    const B eps(static_cast<T>(step.eps)),
+        keep(static_cast<T>(decays ? 1 - step.learning_rate * step.weight_decay : 1));
+    T *first = first_moment.data(), *second = second_moment.data();
+    kernels::parallel_blocks(core_.threads(), p.size(), 16384, [&](Index begin, Index end) {
+      const Index n = end - begin;
+      kernels::map_span(
+          n, first + begin, [&](auto a, auto g) { return b1 * a + rest1 * scale * g; }, first + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, second + begin, [&](auto a, auto g) { return b2 * a + rest2 * (scale * g) * (scale * g); }, second + begin,
+          gradient + begin);
+      kernels::map_span(
+          n, value + begin, [&](auto w, auto a, auto b) { return keep * w - rate * a / (xsimd::sqrt(b) * root + eps); },
+          value + begin, first + begin, second + begin);
+    });
+  }
+
+  CpuCore<T>& core_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
