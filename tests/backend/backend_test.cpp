@@ -217,7 +217,7 @@ TEST_CASE("statistics of many batches before one update are those of as many upd
   for (Index n = 0; n < 30; ++n) batches.push_back(batch(n));
   const auto gather = [&](bool at_once) {
     BatchNorm<double> norm(3);
-    AdamW<double> optimizer;
+    AdamW optimizer(cpu);
     for (const auto& x : batches) {
       Autodiff<Cpu<double>> tape(cpu);
       norm(tape, tape.input(x));
@@ -267,7 +267,7 @@ TEMPLATE_TEST_CASE("another library may multiply", "[backend]", float, double) {
     tape.backward(tape.mean_finite(tape.ctc(logits.rows, logits.sequences, labels, 0)));
     std::vector<Matrix<T>> out{logits.rows.value.view()};
     model.parameters([&](std::string_view, const Parameter<T>& p) { out.push_back(p.gradient()); });
-    pack_weights(model);
+    Cpu<T>(1).prepare(model);
     out.push_back(model(backend, x, sequences).rows.view());
     return out;
   };

@@ -48,7 +48,7 @@ struct Case {
 
 struct Only : Module<Only> {
   Parameter<double> weight;
-  explicit Only(Parameter<double> w) : weight(std::move(w)) { weight.packing = Packing::tiles; }
+  explicit Only(Parameter<double> w) : weight(std::move(w)) { weight.use = WeightUse::conv2d_stride_2; }
   static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
 };
 
@@ -59,13 +59,13 @@ TEST_CASE("a convolution by tiles is the convolution", "[conv2d]") {
     for (const auto& [channels, out] : {std::pair<Index, Index>{16, 3}, {19, 16}, {33, 50}}) {
       CAPTURE(freqs, channels, out);
       Case c(channels, out, freqs, {3, 2, 9, 12, 0, 31});
-      REQUIRE(c.shape.is_tiled());
+      REQUIRE(kernels::is_tiled(c.shape));
       Cpu<double> one(1), three(3);
       const Matrix<double> y = one.conv2d(one.input(c.x), c.weight, c.bias, c.shape, c.from, c.to).view();
       REQUIRE((y - convolved(c.x, c.weight, c.bias, c.shape, c.from, c.to)).cwiseAbs().maxCoeff() < 1e-12);
       REQUIRE(three.conv2d(three.input(c.x), c.weight, c.bias, c.shape, c.from, c.to).view() == y);
       Only packed(c.weight);
-      pack_weights(packed);
+      Cpu<double>(1).prepare(packed);
       REQUIRE(three.conv2d(three.input(c.x), packed.weight, c.bias, c.shape, c.from, c.to).view() == y);
     }
 }

@@ -1,4 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/backend/cpu.hpp>
 #include <laconic/decode/greedy_ctc.hpp>
 
 #include "catch.hpp"
@@ -8,12 +9,12 @@
 #include <vector>
 
 using namespace laconic;
-using Labels = std::vector<int>;
+using Tokens = std::vector<int>;
 
 namespace {
 
 /// Logits whose likeliest class in each frame is the one given.
-Matrix<float> saying(const Labels& best, Index classes) {
+Matrix<float> saying(const Tokens& best, Index classes) {
   Matrix<float> logits(static_cast<Index>(best.size()), classes);
   for (Index t = 0; t < logits.rows(); ++t)
     for (Index c = 0; c < classes; ++c)
@@ -21,7 +22,7 @@ Matrix<float> saying(const Labels& best, Index classes) {
   return logits;
 }
 
-Labels decoded(const Labels& best, int blank = 0) {
+Tokens decoded(const Tokens& best, int blank = 0) {
   const Matrix<float> logits = saying(best, 5);
   return greedy_ctc(view(std::as_const(logits)), blank);
 }
@@ -29,21 +30,22 @@ Labels decoded(const Labels& best, int blank = 0) {
 }  // namespace
 
 TEST_CASE("greedy CTC collapses runs and drops blanks", "[decode]") {
-  CHECK(decoded({0, 1, 1, 0, 2, 2, 2, 0}) == Labels{1, 2});
-  CHECK(decoded({3, 3, 0, 3}) == Labels{3, 3});  // a blank between: said twice
-  CHECK(decoded({3, 3, 3}) == Labels{3});
-  CHECK(decoded({1, 2, 1}) == Labels{1, 2, 1});
+  CHECK(decoded({0, 1, 1, 0, 2, 2, 2, 0}) == Tokens{1, 2});
+  CHECK(decoded({3, 3, 0, 3}) == Tokens{3, 3});  // a blank between: said twice
+  CHECK(decoded({3, 3, 3}) == Tokens{3});
+  CHECK(decoded({1, 2, 1}) == Tokens{1, 2, 1});
   CHECK(decoded({0, 0}).empty());
   CHECK(decoded({}).empty());
-  CHECK(decoded({4, 0, 4, 1}, 4) == Labels{0, 1});  // another blank
+  CHECK(decoded({4, 0, 4, 1}, 4) == Tokens{0, 1});  // another blank
 }
 
 TEST_CASE("greedy CTC reads the rows of a view and of a packed batch", "[decode]") {
   const Matrix<float> logits = saying({1, 1, 2, 2, 0, 2}, 5);
   const Sequences sequences{3, 0, 3};
-  CHECK(greedy_ctc(view(std::as_const(logits)), sequences) ==
-        std::vector<Labels>{{1, 2}, {}, {2, 2}});  // runs end with the sequence
-  CHECK_THROWS_WITH(greedy_ctc(view(std::as_const(logits)), Sequences{3, 2}),
+  Cpu cpu(1);
+  CHECK(greedy_ctc(cpu, cpu.input(logits), sequences) ==
+        std::vector<Tokens>{{1, 2}, {}, {2, 2}});  // runs end with the sequence
+  CHECK_THROWS_WITH(greedy_ctc(cpu, cpu.input(logits), Sequences{3, 2}),
                     "greedy_ctc: 6 frames given, the sequences have 5");
 
   Matrix<float> wide(6, 9);
@@ -56,7 +58,9 @@ TEST_CASE("greedy CTC refuses what says nothing", "[decode]") {
   Matrix<float> logits = saying({1, 2, 3}, 5);
   logits(1, 4) = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_WITH(greedy_ctc(view(std::as_const(logits))), "greedy_ctc: frame 1, class 4 is NaN");
+  Cpu cpu(1);
+  CHECK_THROWS_WITH(greedy_ctc(cpu, cpu.input(logits), Sequences{3}), "greedy_ctc: frame 1, class 4 is NaN");
   CHECK_THROWS_WITH(greedy_ctc(view(std::as_const(logits)), 5), "greedy_ctc: blank 5 given for 5 classes");
   logits(1, 4) = -std::numeric_limits<float>::infinity();  // impossible, not unknown
-  CHECK(greedy_ctc(view(std::as_const(logits))) == Labels{1, 2, 3});
+  CHECK(greedy_ctc(view(std::as_const(logits))) == Tokens{1, 2, 3});
 }

@@ -35,7 +35,7 @@ struct Model : Module<Model<T>> {
 
 struct Rounded : Module<Rounded> {
   Parameter<float> weight{3, 70}, small{3, 1, 2}, bias{3};
-  Rounded() { weight.packing = small.packing = Packing::taps; }
+  Rounded() { weight.use = small.use = WeightUse::conv1d; }
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("small", self.small);

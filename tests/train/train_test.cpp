@@ -83,7 +83,8 @@ TEMPLATE_TEST_CASE("AdamW does what its algorithm says", "[train]", float, doubl
   for (const double clip_norm : {0.0, 2.0}) {
     const AdamWConfig config{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = clip_norm};
     Small<T> model;
-    AdamW<T> optimizer(config, 2);
+    Cpu<T> cpu(2);
+    AdamW optimizer(cpu, config);
     Reference reference{config, trained(model), {}, {}, {}};
     reference.first.assign(reference.value.size(), 0);
     reference.second = reference.first;
@@ -121,7 +122,8 @@ TEMPLATE_TEST_CASE("AdamW does what its algorithm says", "[train]", float, doubl
 TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
   for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     Small<double> model;
-    AdamW<double> optimizer;
+    Cpu<double> cpu(1);
+  AdamW optimizer(cpu);
     const auto give_gradients = [&] {
       model.parameters([](std::string_view, const Parameter<double>& p) {
         if (p.trainable) p.gradient().setConstant(0.25);
@@ -145,7 +147,8 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
 
     // The next step is as if the bad one had not been.
     Small<double> other;
-    AdamW<double> unbroken;
+
+    AdamW unbroken(cpu);
     for (int step = 0; step < 2; ++step) {
       other.parameters([](std::string_view, const Parameter<double>& p) {
         if (p.trainable) p.gradient().setConstant(0.25);
@@ -159,12 +162,13 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
 }
 
 TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
-  CHECK_THROWS_WITH(AdamW<float>({.beta1 = 1}), "adamw: beta1 1 and beta2 0.98 given, expected from 0 to less than 1");
-  CHECK_THROWS_WITH(AdamW<float>({.beta2 = -0.5}),
+  Cpu<float> any(1);
+  CHECK_THROWS_WITH(AdamW(any, {.beta1 = 1}), "adamw: beta1 1 and beta2 0.98 given, expected from 0 to less than 1");
+  CHECK_THROWS_WITH(AdamW(any, {.beta2 = -0.5}),
                     "adamw: beta1 0.9 and beta2 -0.5 given, expected from 0 to less than 1");
-  CHECK_THROWS_WITH(AdamW<float>({.eps = 0}), "adamw: eps 0 given, a positive number expected");
-  CHECK_THROWS_WITH(AdamW<float>({.weight_decay = -1}), "adamw: weight_decay -1 given, at least 0 expected");
-  CHECK_THROWS_WITH(AdamW<float>({.clip_norm = std::numeric_limits<double>::quiet_NaN()}),
+  CHECK_THROWS_WITH(AdamW(any, {.eps = 0}), "adamw: eps 0 given, a positive number expected");
+  CHECK_THROWS_WITH(AdamW(any, {.weight_decay = -1}), "adamw: weight_decay -1 given, at least 0 expected");
+  CHECK_THROWS_WITH(AdamW(any, {.clip_norm = std::numeric_limits<double>::quiet_NaN()}),
                     "adamw: clip_norm nan given, at least 0 expected");
 
   Linear<float> model(2, 3, Seed(1));
@@ -180,7 +184,8 @@ TEST_CASE("A frozen parameter's gradient counts for nothing", "[train]") {
   const Matrix<double> frozen = model.frozen.host();
   model.frozen.gradient().setConstant(1e6);
   model.bias.gradient().setConstant(1);
-  AdamW<double> optimizer;
+  Cpu<double> cpu(1);
+  AdamW optimizer(cpu);
   CHECK(optimizer.step(model, 0.1) == Approx(std::sqrt(6.0)));
   CHECK(model.frozen.host() == frozen);
 

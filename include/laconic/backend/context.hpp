@@ -216,7 +216,7 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
   // kept_for: make(n) with n at least `count`, a tensor that follows from the weight and n, and serves smaller n too.
   // It is kept as long as context and weight live.
   {
-    c.kept_for(weight, count, [&](Index) { return x; })
+    c.kept_for(weight, count, [](Index) { return typename C::Tensor(); })
     } -> std::same_as<typename C::Tensor>;
 };
 

@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/extent.hpp>
+#include <laconic/core/matrix.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <cmath>
 #include <span>
 #include <vector>
 
@@ -27,9 +28,31 @@ class GreedyCtc {
     }
   }
 
+  /// Adds the labels of frames (frames, classes) on the host, unnormalised or not.
+  void operator()(MatrixView<const float> logits, std::vector<int>& labels) {
+    require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(),
+            " classes");
+    for (Index t = 0; t < logits.rows(); ++t) {
+      Index best = 0;
+      for (Index c = 0; c < logits.cols(); ++c) {
+        require(!std::isnan(logits(t, c)), "greedy_ctc: frame ", t, ", class ", c, " is NaN");
+        if (logits(t, c) > logits(t, best)) best = c;
+      }
+      (*this)(std::span<const Index>(&best, 1), labels);
+    }
+  }
+
  private:
   int blank_, previous_;
 };
+
+/// Returns the labels of all frames of logits (frames, classes) on the host.
+inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
+  std::vector<int> out;
+  GreedyCtc decoder(blank);
+  decoder(logits, out);
+  return out;
+}
 
 /// Returns the labels of each sequence of logits (rows, classes), unnormalised or not.
 template <class Context>
@@ -42,9 +65,9 @@ std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Contex
   context.argmax(logits, best);
   std::vector<std::vector<int>> out(static_cast<std::size_t>(sequences.size()));
   for (Index n = 0; n < sequences.size(); ++n)
-    GreedyCtc(blank)(std::span(best).subspan(static_cast<std::size_t>(sequences.begin(n)),
-                                             static_cast<std::size_t>(sequences.length(n))),
-                     out[static_cast<std::size_t>(n)]);
+    GreedyCtc{blank}(
+        std::span<const Index>(best.data() + sequences.begin(n), static_cast<std::size_t>(sequences.length(n))),
+        out[static_cast<std::size_t>(n)]);
   return out;
 }
 

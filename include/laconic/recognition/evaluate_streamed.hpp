@@ -52,8 +52,8 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     best.resize(static_cast<std::size_t>(logits.rows.rows()));
     if (!best.empty()) streams.context().argmax(logits.rows, best);
     for (std::size_t n = 0; n < of.size(); ++n)
-      of[n].decoder(std::span(best).subspan(static_cast<std::size_t>(logits.sequences.begin(static_cast<Index>(n))),
-                                            static_cast<std::size_t>(logits.sequences.length(static_cast<Index>(n)))),
+      of[n].decoder(std::span<const Index>(best.data() + logits.sequences.begin(static_cast<Index>(n)),
+                                           static_cast<std::size_t>(logits.sequences.length(static_cast<Index>(n)))),
                     of[n].tokens);
   };
   while (next < data.examples.size() || !live.empty()) {

@@ -1,11 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu.hpp>
 #include <laconic/recognition/fingerprint.hpp>
 #include <laconic/train/distill.hpp>
 
 #include <functional>
 #include <string>
+#include <type_traits>
 
 namespace laconic {
 inline namespace LACONIC_ABI {

@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/ctc.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/backend/cpu/kernels/norm.hpp>
 
 #include <algorithm>
 #include <cmath>
