@@ -1,4 +1,5 @@
 // The contract of contexts, and when a primitive may work in place.
+#include "../../bench/cpu_with.hpp"
 #include "gradient_check.hpp"
 
 #include "../../bench/cpu_with.hpp"
@@ -7,9 +8,10 @@
 
 using namespace laconic;
 
-static_assert(Backend<Cpu<float>> && Backend<Cpu<double>>);
+static_assert(StreamingContext<Cpu<float>> && TrainingContext<Cpu<float>>);
+static_assert(StreamingContext<Cpu<double>> && TrainingContext<Cpu<double>>);
 static_assert(Context<Autodiff<Cpu<float>>> && Context<Autodiff<Cpu<double>>>);
-static_assert(!Backend<Autodiff<Cpu<float>>>, "a tape cannot be recorded on a tape");
+static_assert(!TrainingContext<Autodiff<Cpu<float>>>, "a tape cannot be recorded on a tape");
 
 namespace {
 
@@ -255,7 +257,7 @@ TEST_CASE("attention's dropout has a mask of its own for every head and query") 
 TEMPLATE_TEST_CASE("another library may multiply", "[backend]", float, double) {
   using T = TestType;
   using Other = CpuWith<EigenProducts, T>;
-  static_assert(Backend<Other>);
+  static_assert(TrainingContext<Other>);
   const Sequences sequences{40, 7, 29};
   const Labels labels{{1, 2, 3, 1}, Sequences{2, 0, 2}};
   const Matrix<T> x = random_matrix<T>(sequences.rows(), 20, 1);

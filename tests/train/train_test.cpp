@@ -147,7 +147,6 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
 
     // The next step is as if the bad one had not been.
     Small<double> other;
-
     AdamW unbroken(cpu);
     for (int step = 0; step < 2; ++step) {
       other.parameters([](std::string_view, const Parameter<double>& p) {
