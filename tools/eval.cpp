@@ -75,8 +75,8 @@ class PartialFile {
             {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary.to_json().dump()})}};
     if (streaming_)
       run_["streaming"] = {{"streams", o.streams},
-                           {"chunk", o.stream.chunk},
-                           {"left_context", o.stream.left_context},
+                           {"chunk", o.stream.chunk.value_or(0)},
+                           {"left_context", o.stream.left_context.value_or(-2)},
                            {"cache", o.stream.cache},
                            {"block_ms", o.stream.block_ms}};
   }

@@ -25,7 +25,8 @@ constexpr double enough_seconds = 10;  // that one length is measured for, where
 
 struct ProfileOptions : CommonOptions {
   std::string name, model, plot, cache = "float", weights = "float";
-  Index frames = 1000, chunk = 0, left_context = -2, repeats = 5;
+  Index frames = 1000, repeats = 5;
+  std::optional<Index> chunk, left_context;
   bool list = false;
 };
 
@@ -246,8 +247,8 @@ void profile(const ProfileOptions& o) {
       },
       any);
   const EncoderConfig& c = p.config.encoder;
-  p.chunk = o.chunk > 0 ? o.chunk : c.chunk > 0 ? c.chunk : default_chunk;
-  Index left = o.left_context > -2 ? o.left_context : c.chunk > 0 ? c.left_context : default_left_context;
+  p.chunk = o.chunk.value_or(c.chunk > 0 ? c.chunk : default_chunk);
+  Index left = o.left_context.value_or(c.chunk > 0 ? c.left_context : default_left_context);
   if (p.has_state()) left = -1;  // which cannot forget
   std::visit(
       [&](const auto& model) {

@@ -309,7 +309,7 @@ TrainState Recognizer::train(Cpu<float>& cpu, const Dataset& training, const Dat
   }
   return std::visit(
       [&]<class M>(M& m) {
-        Teacher<float> teacher;
+        Teacher<Cpu<float>> teacher;
         if (how.teacher != nullptr) teacher = teacher_of(std::get<M>(how.teacher->model));
         const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better,
                               OptimizerState<float>& learnt) {

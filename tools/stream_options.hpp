@@ -4,21 +4,21 @@
 #include "cli.hpp"
 
 #include <cmath>
+#include <optional>
 
 /// How a model is streamed.
 struct StreamOptions {
   bool streaming = false;
-  laconic::Index chunk = 0, left_context = -2;
+  std::optional<laconic::Index> chunk, left_context;
   std::string cache = "float";
   double block_ms = 100;
 
   void add_to(CLI::App& command, const std::string& what) {
     CLI::Option* flag = command.add_flag("--streaming", streaming, what);
     for (CLI::Option* option :
-         {command.add_option("--chunk", chunk, "encoder frames that become final together; 0: as the model says")
-              ->capture_default_str(),
-          command.add_option("--left-context", left_context, "encoder frames kept; -1: all, -2: as the model says")
-              ->capture_default_str(),
+         {command.add_option("--chunk", chunk, "encoder frames that become final together; default: as the model says"),
+          command.add_option("--left-context", left_context,
+                             "encoder frames kept; -1: all; default: as the model says"),
           command.add_option("--cache", cache, "how keys and values are stored")
               ->capture_default_str()
               ->check(CLI::IsMember({"float", "bf16", "int8"})),

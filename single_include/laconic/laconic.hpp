@@ -6,28 +6,181 @@
 
 #include <array>
 
+// What compiles laconic. The include of a file that does not exist ends the compilation at this sentence, where
+// hundreds of further errors would follow it.
+#if __cplusplus < 202002L
+#error "laconic needs C++20 (-std=c++20) and g++ 12 or clang 14, or newer ones"
+#include <C++20>
+#elif defined(__clang__) ? __clang_major__ < 14 : __GNUC__ < 12
+#error "laconic needs g++ 12 or clang 14, or newer ones, with -std=c++20"
+#include <compiler>
+#endif
+
 // The only place where the version is written: CMake reads it from here.
 #define LACONIC_VERSION_MAJOR 0
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace of everything. What the instruction set changes, the width of vectors, the alignment of matrices
-// and how bytes are multiplied, is part of each name: files compiled for different ones do not link, where they would
-// crash.
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
-#define LACONIC_ABI v0_avx512_vnni
-#define LACONIC_VNNI 1
-#elif defined(__AVX512F__)
-#define LACONIC_ABI v0_avx512
+// The inline namespace LACONIC_ABI holds everything. Its name tells apart what changes the code that is compiled from
+// these headers: the instruction sets that xsimd, Eigen and laconic choose by, the alignment of Eigen's matrices, and
+// OpenMP. Files compiled for different ones do not link; if they did, one file's functions would read the other's
+// vectors. A common case is `v0_avx2_fma_openmp`.
+#if defined(__AVX512F__)
+#define LACONIC_ABI_VECTORS _avx512
 #elif defined(__AVX2__)
-#define LACONIC_ABI v0_avx2
+#define LACONIC_ABI_VECTORS _avx2
 #elif defined(__AVX__)
-#define LACONIC_ABI v0_avx
+#define LACONIC_ABI_VECTORS _avx
+#elif defined(__SSE4_2__)
+#define LACONIC_ABI_VECTORS _sse4_2
+#elif defined(__SSE4_1__)
+#define LACONIC_ABI_VECTORS _sse4_1
+#elif defined(__SSSE3__)
+#define LACONIC_ABI_VECTORS _ssse3
+#elif defined(__SSE3__)
+#define LACONIC_ABI_VECTORS _sse3
+#elif defined(__SSE2__)
+#define LACONIC_ABI_VECTORS _sse2
+#elif defined(__ARM_NEON)
+#define LACONIC_ABI_VECTORS _neon
+#elif defined(__VEC__)
+#define LACONIC_ABI_VECTORS _altivec
 #else
-#define LACONIC_ABI v0
+#define LACONIC_ABI_VECTORS
 #endif
-#ifndef LACONIC_VNNI
-#define LACONIC_VNNI 0  // the processor multiplies bytes
+#if defined(__ARM_FEATURE_SVE_BITS)
+#define LACONIC_VECTOR_BITS __ARM_FEATURE_SVE_BITS
+#elif defined(__riscv_v_fixed_vlen)
+#define LACONIC_VECTOR_BITS __riscv_v_fixed_vlen
+#else
+#define LACONIC_VECTOR_BITS 0  // the instruction set says it
+#endif
+#if LACONIC_VECTOR_BITS == 0
+#define LACONIC_ABI_WIDTH
+#elif LACONIC_VECTOR_BITS == 128
+#define LACONIC_ABI_WIDTH _128
+#elif LACONIC_VECTOR_BITS == 256
+#define LACONIC_ABI_WIDTH _256
+#elif LACONIC_VECTOR_BITS == 512
+#define LACONIC_ABI_WIDTH _512
+#else
+#define LACONIC_ABI_WIDTH _wide
+#endif
+#ifdef __FMA__
+#define LACONIC_ABI_FMA _fma
+#else
+#define LACONIC_ABI_FMA
+#endif
+#ifdef __FMA4__
+#define LACONIC_ABI_FMA4 _fma4
+#else
+#define LACONIC_ABI_FMA4
+#endif
+#ifdef __AVXVNNI__
+#define LACONIC_ABI_AVXVNNI _avxvnni
+#else
+#define LACONIC_ABI_AVXVNNI
+#endif
+#ifdef __AVX512CD__
+#define LACONIC_ABI_CD _cd
+#else
+#define LACONIC_ABI_CD
+#endif
+#ifdef __AVX512DQ__
+#define LACONIC_ABI_DQ _dq
+#else
+#define LACONIC_ABI_DQ
+#endif
+#ifdef __AVX512BW__
+#define LACONIC_ABI_BW _bw
+#else
+#define LACONIC_ABI_BW
+#endif
+#ifdef __AVX512ER__
+#define LACONIC_ABI_ER _er
+#else
+#define LACONIC_ABI_ER
+#endif
+#ifdef __AVX512PF__
+#define LACONIC_ABI_PF _pf
+#else
+#define LACONIC_ABI_PF
+#endif
+#ifdef __AVX512IFMA__
+#define LACONIC_ABI_IFMA _ifma
+#else
+#define LACONIC_ABI_IFMA
+#endif
+#ifdef __AVX512VBMI__
+#define LACONIC_ABI_VBMI _vbmi
+#else
+#define LACONIC_ABI_VBMI
+#endif
+#ifdef __AVX512VBMI2__
+#define LACONIC_ABI_VBMI2 _vbmi2
+#else
+#define LACONIC_ABI_VBMI2
+#endif
+#ifdef __AVX512VNNI__
+#define LACONIC_ABI_VNNI _vnni
+#else
+#define LACONIC_ABI_VNNI
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define LACONIC_ABI_I8MM _i8mm
+#else
+#define LACONIC_ABI_I8MM
+#endif
+#ifdef _OPENMP
+#define LACONIC_ABI_OPENMP _openmp
+#else
+#define LACONIC_ABI_OPENMP
+#endif
+
+// The alignment of Eigen's matrices in bytes: what its own default is here, unless the program says otherwise.
+#if defined(__AVX512F__)
+#define LACONIC_EIGEN_DEFAULT 64
+#elif defined(__AVX__)
+#define LACONIC_EIGEN_DEFAULT 32
+#else
+#define LACONIC_EIGEN_DEFAULT 16
+#endif
+#if defined(EIGEN_MAX_ALIGN_BYTES) ? EIGEN_MAX_ALIGN_BYTES == 0 \
+                                   : defined(EIGEN_DONT_ALIGN) || defined(EIGEN_DONT_VECTORIZE)
+#define LACONIC_ALIGNMENT 0
+#define LACONIC_ABI_ALIGNMENT _align0
+#elif !defined(EIGEN_MAX_ALIGN_BYTES) || EIGEN_MAX_ALIGN_BYTES == LACONIC_EIGEN_DEFAULT
+#define LACONIC_ALIGNMENT LACONIC_EIGEN_DEFAULT
+#define LACONIC_ABI_ALIGNMENT
+#elif EIGEN_MAX_ALIGN_BYTES == 16
+#define LACONIC_ALIGNMENT 16
+#define LACONIC_ABI_ALIGNMENT _align16
+#elif EIGEN_MAX_ALIGN_BYTES == 32
+#define LACONIC_ALIGNMENT 32
+#define LACONIC_ABI_ALIGNMENT _align32
+#elif EIGEN_MAX_ALIGN_BYTES == 64
+#define LACONIC_ALIGNMENT 64
+#define LACONIC_ABI_ALIGNMENT _align64
+#elif EIGEN_MAX_ALIGN_BYTES == 128
+#define LACONIC_ALIGNMENT 128
+#define LACONIC_ABI_ALIGNMENT _align128
+#else
+#error "laconic: EIGEN_MAX_ALIGN_BYTES is 0, 16, 32, 64 or 128"
+#endif
+
+#define LACONIC_PASTE(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q) \
+  v0##a##b##c##d##e##f##g##h##i##j##k##l##m##n##o##p##q
+#define LACONIC_PASTE_EXPANDED(...) LACONIC_PASTE(__VA_ARGS__)
+#define LACONIC_ABI                                                                                               \
+  LACONIC_PASTE_EXPANDED(LACONIC_ABI_VECTORS, LACONIC_ABI_WIDTH, LACONIC_ABI_FMA, LACONIC_ABI_FMA4,               \
+                         LACONIC_ABI_AVXVNNI, LACONIC_ABI_CD, LACONIC_ABI_DQ, LACONIC_ABI_BW, LACONIC_ABI_ER,     \
+                         LACONIC_ABI_PF, LACONIC_ABI_IFMA, LACONIC_ABI_VBMI, LACONIC_ABI_VBMI2, LACONIC_ABI_VNNI, \
+                         LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define LACONIC_VNNI 1  // the processor multiplies bytes
+#else
+#define LACONIC_VNNI 0
 #endif
 
 // Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
@@ -365,6 +518,10 @@ struct Heads {
 
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+static_assert(EIGEN_MAX_ALIGN_BYTES == LACONIC_ALIGNMENT,
+              "laconic: EIGEN_MAX_ALIGN_BYTES, EIGEN_DONT_ALIGN and EIGEN_DONT_VECTORIZE are defined before the first "
+              "header of laconic, whose names contain the alignment, or not at all");
 
 /// An owning row-major matrix `(rows, channels)`: one row a frame.
 template <class T>
@@ -1127,7 +1284,13 @@ struct Mask {
 
   static constexpr Mask bidirectional() { return {}; }
   static constexpr Mask causal() { return {1, unlimited}; }
-  static constexpr Mask chunked(Index chunk, Index left_context) { return {chunk, left_context}; }
+  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
+  static constexpr Mask chunked(Index chunk, Index left_context) {
+    require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
+    require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
+            " given, at least 0 expected, or Mask::unlimited");
+    return {chunk, left_context};
+  }
 
   constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;
@@ -2862,6 +3025,7 @@ struct Attention {
   /// Pairs of query and key in one sequence.
   static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
     if (mask.chunk == Mask::unlimited) return queries * keys;
+    require(mask.chunk > 0, "mask: chunk ", mask.chunk, " given, at least 1 expected");
     Index pairs = 0;
     for (Index i = 0; i < queries; i += mask.chunk) {
       const auto seen = mask.keys(i, keys - queries, keys);
@@ -3755,6 +3919,15 @@ inline int hardware_threads() {
 #else
   return 1;
 #endif
+}
+
+/// The number of threads that a context or an optimiser was given: 0 takes all that the machine offers. Throws where
+/// the number is negative or so large that it is a mistake.
+inline int checked_threads(int threads) {
+  constexpr int most = 4096;
+  require(threads >= 0 && threads <= most, "threads: ", threads, " given, 1 to ", most,
+          " expected, or 0 for all that the machine offers");
+  return threads > 0 ? threads : hardware_threads();
 }
 
 namespace kernels {
@@ -5729,11 +5902,7 @@ class CpuCore {
   using Tensor = laconic::Tensor<T>;
 
   /// Throws `Error` for a number of threads that no machine has; 0 takes all that the machine offers.
-  explicit CpuCore(int threads) : threads_(threads > 0 ? threads : hardware_threads()) {
-    constexpr int max_threads = 4096;
-    require(threads >= 0 && threads <= max_threads, "Cpu: threads ", threads, " given, 1 to ", max_threads,
-            " expected, or 0 for all that the machine offers");
-  }
+  explicit CpuCore(int threads) : threads_(checked_threads(threads)) {}
   CpuCore(const CpuCore&) = delete;
   CpuCore& operator=(const CpuCore&) = delete;
 
@@ -11413,7 +11582,8 @@ class Streams {
     const Index chunk = c.chunk.value_or(model.chunk), left = c.left_context.value_or(model.left_context);
     require(!c.chunk || (chunk > 0 && chunk <= max_chunk), "streams: chunk ", chunk, " given, 1 to ", max_chunk,
             " expected, or none for the model's own");
-    require(chunk > 0, "streams: the model sees whole utterances; a chunk of encoder frames expected");
+    require(chunk > 0, "streams: chunk 0 given, but the model sees whole utterances and has none of its own; 1 to ",
+            max_chunk, " expected");
     require(left >= -1 && left <= max_chunk, "streams: left_context ", left, " given, 0 to ", max_chunk,
             " expected, -1 for all, or none for the model's own");
     return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
@@ -11822,11 +11992,10 @@ class AdamW {
 
   /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. Where that is not
   /// finite the whole step is skipped (weights, moments and statistics stay) and the caller must say so. Throws `Error`
-  /// for a learning rate that is not finite or less than 0, and where parameters cannot be trained where they are.
+  /// for a learning rate that is not finite, and where parameters cannot be trained where they are.
   template <class Model>
   double step(Model& model, double learning_rate) {
-    require(std::isfinite(learning_rate) && learning_rate >= 0, "adamw: learning_rate ", learning_rate,
-            " given, a finite number of at least 0 expected");
+    require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
     std::vector<const Parameter<T>*> all, weights;
     std::vector<AdamWUpdate<typename Context::Tensor, T>> updates;
     model.parameters([&](std::string_view name, Parameter<T>& p) {

@@ -229,13 +229,17 @@ TEST_CASE("a context keeps what follows from packed weights, for any length", "[
 TEST_CASE("packed models cannot be trained, packed again, or rounded in double", "[packed]") {
   Layers layers(Linear<float>(8, 4, Seed(1)));
   Cpu<float>(1).prepare(layers);
-  REQUIRE_THROWS_WITH(Cpu<float>(1).prepare(layers), Catch::Matchers::ContainsSubstring("prepare: linear.weight is resident in Cpu (prepare), a model on the host"));
+  REQUIRE_THROWS_WITH(
+      Cpu<float>(1).prepare(layers),
+      Catch::Matchers::ContainsSubstring("prepare: linear.weight is resident in Cpu (prepare), a model on the host"));
   Cpu<float> cpu(1);
   Autodiff tape(cpu, Seed(1));
   const Matrix<float> x = random_matrix<float>(3, 8, 2);
-  REQUIRE_THROWS_WITH(layers.linear(tape, tape.input(x)), Catch::Matchers::ContainsSubstring("a weight prepared to run given"));
+  REQUIRE_THROWS_WITH(layers.linear(tape, tape.input(x)),
+                      Catch::Matchers::ContainsSubstring("a weight prepared to run given"));
   Linear<double> in_double(8, 4, Seed(1));
-  REQUIRE_THROWS_WITH(Cpu<double>(1).prepare(in_double, Storage::int8), Catch::Matchers::ContainsSubstring("not of float"));
+  REQUIRE_THROWS_WITH(Cpu<double>(1).prepare(in_double, Storage::int8),
+                      Catch::Matchers::ContainsSubstring("not of float"));
 }
 
 TEST_CASE("fetching a model brings back what was prepared, or what it was rounded to", "[packed]") {

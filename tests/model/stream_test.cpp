@@ -438,11 +438,11 @@ TEST_CASE("some models and numbers make no streams", "[stream]") {
   CHECK(refused(conformer, as_it_is) == "no error");
   CHECK(refused(conformer, as_it_is, {.capacity = 0}) == "streams: capacity 0 given, 1 to 16777216 expected");
   CHECK(refused(conformer, as_it_is, {.chunk = -3}) ==
-        "streams: chunk -3 given, 1 to 1048576 expected, or 0 for the model's own");
+        "streams: chunk -3 given, 1 to 1048576 expected, or none for the model's own");
   CHECK(refused(conformer, as_it_is, {.chunk = Index{1} << 62}) ==
-        "streams: chunk 4611686018427387904 given, 1 to 1048576 expected, or 0 for the model's own");
+        "streams: chunk 4611686018427387904 given, 1 to 1048576 expected, or none for the model's own");
   CHECK(refused(conformer, as_it_is, {.left_context = -3}) ==
-        "streams: left_context -3 given, 0 to 1048576 expected, -1 for all or -2 for the model's own");
+        "streams: left_context -3 given, 0 to 1048576 expected, -1 for all, or none for the model's own");
   CHECK(refused(conformer, as_it_is, {.left_context = -1}) ==
         "streams: all frames are kept, so max_frames must say how many at most: 0 given");
   CHECK(refused(conformer, unchunked, {.left_context = 4}) ==

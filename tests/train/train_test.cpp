@@ -123,7 +123,7 @@ TEST_CASE("A gradient that is not finite changes nothing", "[train]") {
   for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     Small<double> model;
     Cpu<double> cpu(1);
-  AdamW optimizer(cpu);
+    AdamW optimizer(cpu);
     const auto give_gradients = [&] {
       model.parameters([](std::string_view, const Parameter<double>& p) {
         if (p.trainable) p.gradient().setConstant(0.25);
@@ -171,7 +171,7 @@ TEST_CASE("AdamW refuses numbers that make no sense", "[adamw]") {
                     "adamw: clip_norm nan given, at least 0 expected");
 
   Linear<float> model(2, 3, Seed(1));
-  AdamW<float> optimizer;
+  AdamW optimizer(any);
   CHECK_THROWS_WITH(optimizer.step(model, std::numeric_limits<double>::quiet_NaN()),
                     "adamw: learning_rate nan given, a finite number expected");
   CHECK_THROWS_WITH(optimizer.step(model, std::numeric_limits<double>::infinity()),

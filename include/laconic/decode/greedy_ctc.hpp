@@ -29,7 +29,9 @@ class GreedyCtc {
   }
 
   /// Adds the labels of frames (frames, classes) on the host, unnormalised or not.
-  void operator()(MatrixView<const float> logits, std::vector<int>& labels) {
+  template <class Logits>
+  requires requires(const Logits& logits) { logits(Index(), Index()); }
+  void operator()(const Logits& logits, std::vector<int>& labels) {
     require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(),
             " classes");
     for (Index t = 0; t < logits.rows(); ++t) {
