@@ -119,7 +119,7 @@ class FileWriter {
       written_ += static_cast<std::size_t>(count);
     }
   }
-  void write(std::string_view bytes) { write(std::as_bytes(std::span(bytes))); }
+  void write(std::string_view bytes) { write(std::as_bytes(std::span(bytes.data(), bytes.size()))); }
 
   /// Bytes written so far.
   std::size_t written() const { return written_; }
