@@ -118,7 +118,12 @@ std::vector<std::string> names_of() {
 inline laconic::Index peak_resident_bytes() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
-  return 1024 * static_cast<laconic::Index>(usage.ru_maxrss);
+#ifdef __APPLE__
+  constexpr laconic::Index unit = 1;
+#else
+  constexpr laconic::Index unit = 1024;
+#endif
+  return unit * static_cast<laconic::Index>(usage.ru_maxrss);
 }
 
 /// A number with some digits after the point.

@@ -18,7 +18,7 @@ class Sequences {
   Sequences() : offsets_(none) {}
   /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
   explicit Sequences(std::span<const Index> lengths)
-      : own_(std::make_shared<Index[]>(lengths.size() + 1)), offsets_(own_.get(), lengths.size() + 1) {
+      : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
     for (std::size_t n = 0; n < lengths.size(); ++n) {
       require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
       own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
@@ -59,7 +59,9 @@ class Sequences {
   /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
   /// sequences recognises them by it, and copies them to its device once.
   const void* identity() const { return offsets_.data(); }
-  friend bool operator==(const Sequences& a, const Sequences& b) { return std::ranges::equal(a.offsets_, b.offsets_); }
+  friend bool operator==(const Sequences& a, const Sequences& b) {
+    return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
+  }
 
  private:
   Sequences(Arena& arena, Index size)

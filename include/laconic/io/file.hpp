@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-// Files and folders that are written whole or not at all. POSIX.
+// Files and folders that are written whole or not at all. POSIX, but for one call of Linux (`FolderWriter::exchange`).
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -119,7 +119,7 @@ class FileWriter {
       written_ += static_cast<std::size_t>(count);
     }
   }
-  void write(std::string_view bytes) { write(std::as_bytes(std::span(bytes))); }
+  void write(std::string_view bytes) { write(std::as_bytes(std::span(bytes.data(), bytes.size()))); }
 
   /// Bytes written so far.
   std::size_t written() const { return written_; }
@@ -272,7 +272,7 @@ class FolderWriter {
  private:
   /// Swaps the new folder and the old one; the old one is then `partial_`.
   void exchange() {
-#ifdef RENAME_EXCHANGE
+#if defined(__linux__) && defined(RENAME_EXCHANGE)
     if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) return;
     if (errno != EINVAL && errno != ENOSYS) detail::fail_system(name_, "put in place");
 #endif

@@ -51,7 +51,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
     if (!is_rounded(p, weights)) return writer.add(name, p.shape(), values);
     if (weights == Storage::bf16) {
       auto& to = halves.emplace_back(values.size());
-      std::ranges::transform(values, to.begin(), [](T x) { return to_bf16(static_cast<float>(x)); });
+      std::transform(values.begin(), values.end(), to.begin(), [](T x) { return to_bf16(static_cast<float>(x)); });
       return writer.add(name, p.shape(), std::span<const Bf16>(to));
     }
     auto& to = bytes.emplace_back();
@@ -72,8 +72,9 @@ namespace detail {
 
 inline void check_loadable(const Tensors& tensors, const std::string& name, std::span<const Index> expected) {
   const TensorInfo& tensor = tensors.info(name);
-  require(std::ranges::equal(tensor.shape, expected), tensors.path(name), ": tensor ", in_quotes(name), " has shape ",
-          shape_text(tensor.shape), ", ", shape_text(expected), " expected");
+  require(std::equal(tensor.shape.begin(), tensor.shape.end(), expected.begin(), expected.end()), tensors.path(name),
+          ": tensor ", in_quotes(name), " has shape ", shape_text(tensor.shape), ", ", shape_text(expected),
+          " expected");
   tensors.require_readable(name);
 }
 
@@ -110,8 +111,8 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
     detail::check_loadable(tensors, full, p.shape());
     std::vector<T> numbers(static_cast<std::size_t>(p.size()));
     tensors.read(full, std::span<T>(numbers));
-    require(std::ranges::all_of(numbers, [](T x) { return std::isfinite(x); }), tensors.path(full), ": tensor ",
-            detail::in_quotes(full), " holds numbers that are not finite");
+    require(std::all_of(numbers.begin(), numbers.end(), [](T x) { return std::isfinite(x); }), tensors.path(full),
+            ": tensor ", detail::in_quotes(full), " holds numbers that are not finite");
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
     tensors.read(text(prefix, name), std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));

@@ -129,7 +129,9 @@ class SafetensorsHeader {
 
   /// No holes, no overlaps, nothing behind the last tensor: every byte of the file belongs to exactly one thing.
   void check_layout() {
-    std::ranges::stable_sort(entries, {}, [](const Entry& e) { return std::pair(e.begin, e.end); });
+    std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+      return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+    });
     std::size_t expected = 0;
     for (const Entry& entry : entries) {
       require(entry.begin == expected, where_, ": tensor ", in_quotes(entry.name), " begins at byte ", entry.begin,
@@ -200,7 +202,8 @@ class SafetensorsWriter {
     // As the Rust implementation: wide types first, which keeps every tensor aligned; then by name.
     std::vector<const Tensor*> order;
     for (const auto& [name, tensor] : tensors_) order.push_back(&tensor);
-    std::ranges::stable_sort(order, {}, [](const Tensor* t) { return -static_cast<int>(t->info.dtype); });
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Tensor* a, const Tensor* b) { return a->info.dtype > b->info.dtype; });
 
     std::string header = "{";
     std::size_t begin = 0;

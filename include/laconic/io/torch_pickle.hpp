@@ -333,7 +333,8 @@ class TorchPickle {
   void push_global() {
     const std::string_view module = line();
     const std::string name = text(module, '.', line());
-    const auto found = std::ranges::find(torch_globals, std::string_view(name), &TorchGlobal::name);
+    const auto found = std::find_if(torch_globals.begin(), torch_globals.end(),
+                                    [&](const TorchGlobal& global) { return global.name == name; });
     if (found == torch_globals.end())
       fail("names ", in_quotes(name), ", which is refused: tensors do not need it, and nothing of a file is run");
     push({Value::global, 0, found - torch_globals.begin()});

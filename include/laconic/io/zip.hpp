@@ -180,7 +180,7 @@ class ZipDirectory {
   }
 
   void check_overlaps() {
-    std::ranges::sort(order_, {}, &Entry::begin);
+    std::sort(order_.begin(), order_.end(), [](const Entry& a, const Entry& b) { return a.begin < b.begin; });
     for (std::size_t i = 1; i < order_.size(); ++i)
       check(order_[i - 1].end <= order_[i].begin, order_[i].name, "begins at byte ", order_[i].begin, ", within entry ",
             in_quotes(order_[i - 1].name));

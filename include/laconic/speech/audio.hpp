@@ -52,7 +52,7 @@ inline std::vector<float> resample(std::span<const float> samples, int from, int
   // libsamplerate may stop up to a filter's length early for want of input: it is given silence to read behind the end.
   const auto silence = static_cast<Index>(std::ceil(64 * std::max(1.0, 1 / ratio)));
   std::vector<float> in(static_cast<std::size_t>(count + silence));
-  std::ranges::copy(samples, in.begin());
+  std::copy(samples.begin(), samples.end(), in.begin());
   std::vector<float> out(static_cast<std::size_t>(expected));
   SRC_DATA job{};
   job.data_in = in.data();

@@ -62,7 +62,7 @@ std::vector<std::filesystem::path> list_files(const std::filesystem::path& folde
   for (; !error && entry != Iterator(); entry.increment(error))
     if (is_file(entry->path())) files.push_back(entry->path());
   require(!error, folder.string(), ": cannot list: ", error.message());
-  std::ranges::sort(files);
+  std::sort(files.begin(), files.end());
   return files;
 }
 inline std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder) {
@@ -171,12 +171,12 @@ inline std::vector<Utterance> read_librispeech(const std::filesystem::path& fold
       utterances.push_back(std::move(one));
     });
   }
-  std::ranges::sort(used);
-  const auto twice = std::ranges::adjacent_find(used);
+  std::sort(used.begin(), used.end());
+  const auto twice = std::adjacent_find(used.begin(), used.end());
   require(twice == used.end(), twice == used.end() ? std::string() : twice->string(), ": has two transcripts");
   for (const std::filesystem::path& file : audio)
-    require(std::ranges::binary_search(used, file), file.string(), ": has no line in a *", detail::transcript_ending,
-            " of its folder");
+    require(std::binary_search(used.begin(), used.end(), file), file.string(), ": has no line in a *",
+            detail::transcript_ending, " of its folder");
   return utterances;
 }
 
@@ -193,7 +193,8 @@ inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
   std::string manifests;
   for (const std::filesystem::path& file : detail::files_in(path))
     if (file.extension() == ".jsonl") manifests += (manifests.empty() ? "" : ", ") + file.filename().string();
-  const bool librispeech = std::ranges::any_of(detail::files_below(path), [](const std::filesystem::path& file) {
+  const auto below = detail::files_below(path);
+  const bool librispeech = std::any_of(below.begin(), below.end(), [](const std::filesystem::path& file) {
     return file.string().ends_with(detail::transcript_ending);
   });
   require(librispeech, path.string(), ": a folder without *", detail::transcript_ending,

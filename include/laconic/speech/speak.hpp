@@ -21,6 +21,8 @@
 
 // Corpora of connected digits spoken by the program espeak-ng. POSIX.
 
+extern "C" char** environ;  // which <unistd.h> declares on Linux only
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 

@@ -165,8 +165,8 @@ class Vocabulary {
             "\" occurs twice or is the blank's name");
     tokens_.push_back(token);
     if (tokens_.size() == 1 || is_special(token)) return;
-    capitals_ = capitals_ || std::ranges::any_of(token, is_capital);
-    small_letters_ = small_letters_ || std::ranges::any_of(token, is_small);
+    capitals_ = capitals_ || std::any_of(token.begin(), token.end(), is_capital);
+    small_letters_ = small_letters_ || std::any_of(token.begin(), token.end(), is_small);
   }
 
   static bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }

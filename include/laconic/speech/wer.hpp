@@ -105,7 +105,7 @@ Interval bootstrap(const char* who, std::size_t utterances, double level, int re
     values.push_back(statistic([&](Index i) {
       return static_cast<std::size_t>(random.below(n, static_cast<std::uint64_t>(resample * n + i)));
     }));
-  std::ranges::sort(values);
+  std::sort(values.begin(), values.end());
   const auto quantile = [&](double q) {  // linear between the two nearest, as numpy.percentile
     const double position = q * static_cast<double>(values.size() - 1);
     const auto below = static_cast<std::size_t>(position);
