@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Prints what laconic costs to compile: CPU seconds and peak memory of the compiler.
+
+    python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
+    python3 bench/compile_time.py --build build/release [--slowest 10]
+
+First the README's example with -O2, then at -O0 a source that only includes <laconic/laconic.hpp>, one that only
+includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the repetitions. With --build, a folder
+that `cmake --preset release` has configured, every source of the program `laconic` is then compiled once with that
+folder's flags, without a compiler cache, and the slowest are printed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def compile_once(command, folder):
+    """Runs a compiler and returns the CPU seconds and the MB at most of it and its children."""
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvp(command[0], command)
+    _, status, usage = os.wait4(pid, 0)
+    if status != 0:
+        sys.exit(f"compile_time.py: failed: {shlex.join(command)}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+
+
+def sources(build):
+    """Yields the name and the compiler's command line of every source of the program."""
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        path = pathlib.Path(entry["file"])
+        if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in ("src", "tools"):
+            continue
+        command = shlex.split(entry["command"])
+        if pathlib.Path(command[0]).name == "ccache":
+            command = command[1:]
+        command[command.index("-o") + 1] = os.devnull
+        yield str(path.relative_to(ROOT)), command, entry["directory"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiler", default="g++")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--build", type=pathlib.Path, help="folder of a configured build of the program")
+    parser.add_argument("--slowest", type=int, default=10, help="how many of its sources are printed")
+    options = parser.parse_args()
+    if options.build and not (options.build / "compile_commands.json").exists():
+        parser.error(f"{options.build}: no compile_commands.json, a folder of `cmake --preset release` expected")
+
+    print(f"{'':48} {'CPU s':>7} {'MB':>6}")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "laconic.cpp").write_text("#include <laconic/laconic.hpp>\n")
+        (folder / "eigen.cpp").write_text("#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n")
+        cases = [
+            ("README's example, -O2", "-O2", ROOT / "examples/01_conformer.cpp"),
+            ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
+            ("<Eigen/Core> and <xsimd/xsimd.hpp>, -O0", "-O0", folder / "eigen.cpp"),
+        ]
+        flags = ["-std=c++20", f"-I{ROOT}/include", "-isystem", "/usr/include/eigen3", "-c", "-o", os.devnull]
+        seconds = {}
+        for name, optimisation, source in cases:
+            command = [options.compiler, optimisation, *flags, str(source)]
+            runs = [compile_once(command, ROOT) for _ in range(options.repetitions)]
+            seconds[name] = statistics.median(run[0] for run in runs)
+            print(f"{name:48} {seconds[name]:7.1f} {max(run[1] for run in runs):6.0f}", flush=True)
+        print(f"{'laconic.hpp over Eigen with xsimd':48} {seconds[cases[1][0]] / seconds[cases[2][0]]:7.2f}")
+
+    if options.build:
+        results = [(compile_once(command, folder), name) for name, command, folder in sources(options.build)]
+        print(f"\n{f'the program, {len(results)} sources':48} {sum(r[0][0] for r in results):7.1f} {max(r[0][1] for r in results):6.0f}")
+        for (cpu, megabytes), name in sorted(results, reverse=True)[: options.slowest]:
+            print(f"  {name:46} {cpu:7.1f} {megabytes:6.0f}")
+
+
+if __name__ == "__main__":
+    main()
