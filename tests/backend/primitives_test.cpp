@@ -13,13 +13,13 @@ const HeadShape head_shapes[] = {{1, 1}, {4, 1}, {4, 2}, {4, 4}, {4, 1, true}, {
 const Sequences uneven{5, 0, 1, 64};
 
 /// The greatest difference to what is expected, relative to the greatest number expected.
-template <class Got>
-double error(const Got& got, const Matrix<double>& expected) {
+template <class Backend>
+double error(Backend& backend, const typename Backend::Tensor& tensor, const Matrix<double>& expected) {
+  const auto got = backend.output(tensor);
   REQUIRE((got.rows() == expected.rows() && got.cols() == expected.cols()));
   if (expected.size() == 0) return 0;
-  if (!got.view().allFinite()) return 1e300;
-  return (got.view().template cast<double>() - expected).cwiseAbs().maxCoeff() /
-         std::max(1.0, expected.cwiseAbs().maxCoeff());
+  if (!got.allFinite()) return 1e300;
+  return (got.template cast<double>() - expected).cwiseAbs().maxCoeff() / std::max(1.0, expected.cwiseAbs().maxCoeff());
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -60,31 +60,31 @@ Matrix<double> head_reference(const Matrix<double>& x, const Matrix<double>& wei
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("primitives are their formulas", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
   const double close = std::is_same_v<T, double> ? 1e-14 : 1e-6;
   const auto wide = [](const Matrix<T>& m) { return Matrix<double>(m.template cast<double>()); };
   for (const int threads : {1, 3})
     for (const auto& [rows, cols] : std::vector<std::pair<Index, Index>>{{0, 3}, {1, 1}, {7, 13}, {70, 40}}) {
       INFO(rows << " rows of " << cols << ", threads " << threads);
-      Cpu<T> cpu(threads);
+      TestType cpu(threads);
       const Matrix<T> x = random_matrix<T>(rows, cols, 1), y = random_matrix<T>(rows, cols, 2);
       const Parameter<T> row = random_parameter<T>({cols}, 3);
       const auto a = cpu.input(x), b = cpu.input(y);
-      CHECK(error(cpu.add_row(a, row), wide(x).rowwise() + wide(row.host()).row(0)) < close);
-      CHECK(error(cpu.multiply(a, b), wide(x).cwiseProduct(wide(y))) < close);
-      CHECK(error(cpu.scale(a, -0.3), wide(x) * static_cast<double>(T(-0.3))) < close);
+      CHECK(error(cpu, cpu.add_row(a, resident(cpu, row)), wide(x).rowwise() + wide(row.host()).row(0)) < close);
+      CHECK(error(cpu, cpu.multiply(a, b), wide(x).cwiseProduct(wide(y))) < close);
+      CHECK(error(cpu, cpu.scale(a, -0.3), wide(x) * static_cast<double>(T(-0.3))) < close);
       for (Index first = 0; first < cols; first += 5)
         for (const Index count : {Index{1}, cols - first})
-          CHECK(error(cpu.columns(a, first, count), wide(x).middleCols(first, count)) == 0);
+          CHECK(error(cpu, cpu.columns(a, first, count), wide(x).middleCols(first, count)) == 0);
 
       Matrix<double> normed = wide(x);
       for (Index r = 0; r < rows; ++r)
         normed.row(r) = normed.row(r).cwiseProduct(wide(row.host()).row(0)) /
                         std::sqrt(normed.row(r).squaredNorm() / static_cast<double>(cols) + 0.25);
-      CHECK(error(cpu.rms_norm(a, row, 0.25), normed) < close);
+      CHECK(error(cpu, cpu.rms_norm(a, resident(cpu, row), 0.25), normed) < close);
     }
-  Cpu<T> cpu(2);
+  TestType cpu(2);
   const Matrix<T> x = random_matrix<T>(70, 6, 1), y = random_matrix<T>(70, 6, 2);
   Matrix<T> gate = random_matrix<T>(4, 1, 3);
   gate(3, 0) = -200;  // neither overflows nor leaves anything of x
@@ -93,44 +93,47 @@ TEMPLATE_TEST_CASE("primitives are their formulas", "[primitives]", float, doubl
     const double g = sigmoid(static_cast<double>(gate(uneven.sequence_of(r), 0)));
     mixed.row(r) = g * wide(x).row(r) + (1 - g) * wide(y).row(r);
   }
-  CHECK(error(cpu.mix(cpu.input(x), cpu.input(y), cpu.input(gate), uneven), mixed) < close);
+  CHECK(error(cpu, cpu.mix(cpu.input(x), cpu.input(y), cpu.input(gate), uneven), mixed) < close);
 }
 
-TEMPLATE_TEST_CASE("a row of heads times their matrices is the same in any company", "[primitives]", float, double) {
-  using T = TestType;
-  Cpu<T> cpu(2);
+TEMPLATE_LIST_TEST_CASE("a row of heads times their matrices is the same in any company", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
+  TestType cpu(2);
   for (const HeadShape& shape : head_shapes)
     for (const auto& [out, in] : std::vector<std::pair<Index, Index>>{{3, 17}, {70, 530}}) {
       const Parameter<T> weight = head_weight<T>(shape, out, in),
                          bias = random_parameter<T>({shape.num_blocks * out}, 4);
       const Matrix<T> x = random_matrix<T>(130, shape.num_heads * (shape.transposed ? out : in), 1);
-      const Parameter<T>* const added = shape.transposed ? nullptr : &bias;
-      const Matrix<T> all = cpu.head_linear(cpu.input(x), weight, added, shape).view();
+      const Parameter<T> here = resident(cpu, weight), of_heads = resident(cpu, bias);
+      const Parameter<T>* const added = shape.transposed ? nullptr : &of_heads;
+      const Matrix<T> all = cpu.output(cpu.head_linear(cpu.input(x), here, added, shape));
       for (const Index rows : {1, 7, 8, 9, 16, 17, 63, 65}) {
         INFO(rows << " rows");
-        CHECK(cpu.head_linear(cpu.input(Matrix<T>(x.topRows(rows))), weight, added, shape).view() == all.topRows(rows));
+        CHECK(cpu.output(cpu.head_linear(cpu.input(Matrix<T>(x.topRows(rows))), here, added, shape)) ==
+              all.topRows(rows));
       }
     }
 }
 
-TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("primitives of heads are their formulas", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
   const double close = std::is_same_v<T, double> ? 1e-14 : 2e-6;
   const auto wide = [](const Matrix<T>& m) { return Matrix<double>(m.template cast<double>()); };
   for (const int threads : {1, 3})
     for (const Index rows : {0, 1, 9, 130}) {
       INFO(rows << " rows, threads " << threads);
-      Cpu<T> cpu(threads);
+      TestType cpu(threads);
       for (const HeadShape& shape : head_shapes)
         for (const auto& [out, in] : std::vector<std::pair<Index, Index>>{{1, 1}, {5, 3}, {3, 17}}) {
           const Parameter<T> weight = head_weight<T>(shape, out, in),
                              bias = random_parameter<T>({shape.num_blocks * out}, 4);
           const Matrix<T> x = random_matrix<T>(rows, shape.num_heads * (shape.transposed ? out : in), 1);
           const Matrix<double> b = wide(bias.host());
-          CHECK(error(cpu.head_linear(cpu.input(x), weight, nullptr, shape),
+          CHECK(error(cpu, cpu.head_linear(cpu.input(x), resident(cpu, weight), nullptr, shape),
                       head_reference(wide(x), wide(weight.host()), nullptr, shape)) < close);
+          const Parameter<T> added = resident(cpu, bias);
           if (!shape.transposed)
-            CHECK(error(cpu.head_linear(cpu.input(x), weight, &bias, shape),
+            CHECK(error(cpu, cpu.head_linear(cpu.input(x), resident(cpu, weight), &added, shape),
                         head_reference(wide(x), wide(weight.host()), &b, shape)) < close);
         }
       for (const RotaryPairs pairs : both_pairs)
@@ -149,8 +152,8 @@ TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", flo
                   turned(r, two) = p * s + q * c;
                 }
             const auto there = cpu.rotate(cpu.input(x), cpu.input(table), pairs);
-            CHECK(error(there, turned) < close);
-            CHECK(error(cpu.rotate(there, cpu.input(table), pairs, -1), wide(x)) < 2 * close);
+            CHECK(error(cpu, there, turned) < close);
+            CHECK(error(cpu, cpu.rotate(there, cpu.input(table), pairs, -1), wide(x)) < 2 * close);
           }
       for (const Index heads : {1, 4})
         for (const Index b_heads : {Index{1}, heads}) {
@@ -159,13 +162,13 @@ TEMPLATE_TEST_CASE("primitives of heads are their formulas", "[primitives]", flo
           for (Index h = 0; h < heads; ++h)
             beside.middleCols(h * 8, 8) << wide(a).middleCols(h * 3, 3),
                 wide(b).middleCols(b_heads == 1 ? 0 : h * 5, 5);
-          CHECK(error(cpu.concat(cpu.input(a), cpu.input(b), heads, b_heads), beside) == 0);
+          CHECK(error(cpu, cpu.concat(cpu.input(a), cpu.input(b), heads, b_heads), beside) == 0);
         }
     }
 }
 
-TEMPLATE_TEST_CASE("a depthwise convolution sees its chunk and what came before", "[primitives]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("a depthwise convolution sees its chunk and what came before", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
   const double close = std::is_same_v<T, double> ? 1e-14 : 1e-6;
   const Sequences sequences{9, 4, 70, 6};
   const Matrix<T> x = random_matrix<T>(89, 11, 1);
@@ -189,9 +192,11 @@ TEMPLATE_TEST_CASE("a depthwise convolution sees its chunk and what came before"
                 }
                 expected(row, c) = sum;
               }
-          Cpu<T> cpu(threads);
-          CHECK(error(cpu.depthwise_conv(cpu.input(x), weight, &bias, sequences, {left, chunk, past}), expected) <
-                close);
+          TestType cpu(threads);
+          const Parameter<T> added = resident(cpu, bias);
+          CHECK(error(cpu,
+                      cpu.depthwise_conv(cpu.input(x), resident(cpu, weight), &added, sequences, {left, chunk, past}),
+                      expected) < close);
         }
 }
 

@@ -4,6 +4,8 @@
 
 #include "golden.hpp"
 
+#include <optional>
+
 using namespace laconic;
 
 namespace {
@@ -89,8 +91,8 @@ Tensor apply(Context& context, const Block& block, const Tensor& x, const Sequen
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golden]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golden]", AllBackends) {
+  using T = typename TestType::Scalar;
   const auto file = golden_file("conformer.safetensors");
   for (const std::string& name : cases) {
     INFO(name);
@@ -102,21 +104,26 @@ TEMPLATE_TEST_CASE("a Conformer block equals Hugging Face's", "[conformer][golde
     weight.host() = tensor<T>(file, name + "/weight");
     weight.trainable = false;
 
-    Cpu<T> cpu(2);
-    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    TestType backend(2);
+    std::optional<TrainedOn<TestType, decltype(block)>> there(std::in_place, backend, block);
+    Autodiff<TestType> tape(backend, Seed(1), name.starts_with("train"));
     const auto x = tape.variable(input);
     const auto y = apply(tape, block, x, sequences);
-    CHECK(difference<T>(y.value.view(), expected) < tolerance<T>);
-    backward_of_sum(tape, y, weight);
-    check_gradients<decltype(block), T>(file, name, block, tape.gradient(x).view(), tolerance<T>);
+    CHECK(difference<T>(tape.output(y), expected) < tolerance<T>);
+    backward_of_sum(tape, y, resident(backend, weight));
+    const Matrix<T> by_input = backend.output(tape.gradient(x));
+    there.reset();
+    check_gradients<decltype(block), T>(file, name, block, by_input, tolerance<T>);
     if (!tape.training) {  // the same without a tape
-      CHECK(difference<T>(apply(cpu, block, cpu.input(input), sequences).view(), expected) < tolerance<T>);
+      const TrainedOn again(backend, block);
+      CHECK(difference<T>(backend.output(apply(backend, block, backend.input(input), sequences)), expected) <
+            tolerance<T>);
     }
   }
 }
 
-TEMPLATE_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][golden]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][golden]", AllBackends) {
+  using T = typename TestType::Scalar;
   const auto file = golden_file("conformer_encoder.safetensors");
   for (const std::string& name : cases) {
     INFO(name);
@@ -132,18 +139,22 @@ TEMPLATE_TEST_CASE("a Conformer encoder equals Hugging Face's", "[conformer][gol
     weight.host() = tensor<T>(file, name + "/weight");
     weight.trainable = false;
 
-    Cpu<T> cpu(2);
-    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    TestType backend(2);
+    std::optional<TrainedOn<TestType, decltype(model)>> there(std::in_place, backend, model);
+    Autodiff<TestType> tape(backend, Seed(1), name.starts_with("train"));
     const auto x = tape.variable(input);
     const auto y = model.encode(tape, x, sequences);
-    CHECK(difference<T>(y.value.view(), expected) < tolerance<T>);
-    backward_of_sum(tape, y, weight);
-    check_gradients<decltype(model), T>(file, name, model, tape.gradient(x).view(), tolerance<T>);
+    CHECK(difference<T>(tape.output(y), expected) < tolerance<T>);
+    backward_of_sum(tape, y, resident(backend, weight));
+    const Matrix<T> by_input = backend.output(tape.gradient(x));
+    there.reset();
+    check_gradients<decltype(model), T>(file, name, model, by_input, tolerance<T>);
   }
 }
 
-TEMPLATE_TEST_CASE("a Conformer with subsampling and CTC equals Hugging Face's", "[conformer][golden]", float, double) {
-  using T = TestType;
+TEMPLATE_LIST_TEST_CASE("a Conformer with subsampling and CTC equals Hugging Face's", "[conformer][golden]",
+                        AllBackends) {
+  using T = typename TestType::Scalar;
   const auto file = golden_file("conformer_ctc.safetensors");
   for (const std::string& name : cases) {
     INFO(name);
@@ -156,16 +167,19 @@ TEMPLATE_TEST_CASE("a Conformer with subsampling and CTC equals Hugging Face's",
     Labels labels{{}, sequences_of(file, name + "/label_lengths")};
     for (const Index token : tokens) labels.tokens.push_back(static_cast<int>(token));
 
-    Cpu<T> cpu(2);
-    Autodiff<Cpu<T>> tape(cpu, Seed(1), name.starts_with("train"));
+    TestType backend(2);
+    std::optional<TrainedOn<TestType, decltype(model)>> there(std::in_place, backend, model);
+    Autodiff<TestType> tape(backend, Seed(1), name.starts_with("train"));
     const auto x = tape.variable(input);
     const auto logits = model(tape, x, sequences);
     CHECK(logits.sequences == sequences_of(file, name + "/output_lengths"));
-    CHECK(difference<T>(logits.rows.value.view(), expected) < tolerance<T>);
+    CHECK(difference<T>(tape.output(logits.rows), expected) < tolerance<T>);
     const auto loss = tape.ctc(logits.rows, logits.sequences, labels, 0);
-    CHECK(difference<T>(loss.value.view(), losses.reshaped(losses.size(), 1)) < tolerance<T>);
+    CHECK(difference<T>(tape.output(loss), losses.reshaped(losses.size(), 1)) < tolerance<T>);
     tape.backward(tape.mean_finite(loss), static_cast<double>(sequences.size()));
-    check_gradients<decltype(model), T>(file, name, model, tape.gradient(x).view(), tolerance<T>);
+    const Matrix<T> by_input = backend.output(tape.gradient(x));
+    there.reset();
+    check_gradients<decltype(model), T>(file, name, model, by_input, tolerance<T>);
   }
 }
 

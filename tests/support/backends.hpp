@@ -15,6 +15,10 @@ namespace laconic {
 template <class T>
 using Backends = std::tuple<Cpu<T>, Fenced<Cpu<T>>>;
 
+template <class... A, class... B>
+std::tuple<A..., B...> joined(std::tuple<A...>, std::tuple<B...>);
+using AllBackends = decltype(joined(std::declval<Backends<float>>(), std::declval<Backends<double>>()));
+
 /// Parameters that are no model's, to be prepared as one.
 template <class T>
 struct ParameterList : Module<ParameterList<T>> {
@@ -24,6 +28,15 @@ struct ParameterList : Module<ParameterList<T>> {
     for (auto* p : self.all) visit("parameter", *p);
   }
 };
+
+/// A copy of a parameter where a backend can compute with it.
+template <class Backend, class T>
+Parameter<T> resident(Backend& backend, const Parameter<T>& p) {
+  Parameter<T> out = p;
+  ParameterList<T> list({&out});
+  if constexpr (!Backend::computes_on_host) backend.prepare_training(list);
+  return out;
+}
 
 /// Has the parameters of a model where a backend trains them, for as long as this lives.
 template <class Backend, class Model>
