@@ -6,7 +6,7 @@
 using namespace laconic;
 
 using Full = Conformer<Mha<8>>;
-using Small = Conformer<MlaSimple<8, 64>>;  // 64 numbers a frame and layer instead of 2 x 256
+using Small = Conformer<MlaSimple<8, 64>>;  // 64 floats a frame and layer instead of 2 x 256
 
 int main() {
   constexpr EncoderConfig config{.num_mels = 80, .d_model = 256, .num_layers = 4, .vocab_size = 29};
