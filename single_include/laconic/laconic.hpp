@@ -516,57 +516,6 @@ struct AttentionDims {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <Eigen/Core>
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-static_assert(EIGEN_MAX_ALIGN_BYTES == LACONIC_ALIGNMENT,
-              "laconic: EIGEN_MAX_ALIGN_BYTES, EIGEN_DONT_ALIGN and EIGEN_DONT_VECTORIZE are defined before the first "
-              "header of laconic, whose names contain the alignment, or not at all");
-
-/// An owning row-major matrix `(rows, channels)`: one row a frame.
-template <class T>
-using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-namespace detail {
-
-template <class T>
-struct View {
-  using type = Eigen::Map<Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
-};
-template <class T>
-struct View<const T> {
-  using type = Eigen::Map<const Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
-};
-
-}  // namespace detail
-
-/// A borrowed row-major matrix whose rows may lie apart (a block of columns). `MatrixView<const T>` only reads.
-/// Assigning to one copies values, as with every `Eigen::Map`.
-template <class T>
-using MatrixView = typename detail::View<T>::type;
-
-template <class T>
-MatrixView<T> matrix_view(T* data, Index rows, Index cols, Index stride) {
-  return MatrixView<T>(data, rows, cols, Eigen::OuterStride<>(stride));
-}
-template <class T>
-MatrixView<T> matrix_view(T* data, Index rows, Index cols) {
-  return matrix_view(data, rows, cols, cols);
-}
-template <class T>
-MatrixView<const T> view(const Matrix<T>& matrix) {
-  return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
-}
-template <class T>
-MatrixView<T> view(Matrix<T>& matrix) {
-  return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -723,8 +672,577 @@ class ByteRow {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+#include <new>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// A line of the cache, and what a large page has on most machines.
+inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
+
+inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
+  return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
+}
+/// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
+/// asked for those. Small ones cost a walk through page tables every 4 KiB. Uninitialised. Throws std::bad_alloc.
+inline void* allocate_aligned(std::size_t bytes) {
+  void* memory = ::operator new(bytes, alignment_of(bytes));
+#ifdef MADV_HUGEPAGE
+  // A wish: may fail, and stays with the pages when they are given back. What is left behind the last whole one stays
+  // in small pages.
+  if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+/// Gives it back; `bytes` as they were asked for.
+inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+class Buffer;
+
+namespace detail {
+
+struct ArenaBlock;
+
+/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
+struct ArenaState {
+  std::array<ArenaBlock*, 256> free{};
+  std::size_t reserved = 0, used = 0, peak = 0;
+  bool orphaned = false;
+  bool settled = false;  // requests may take larger blocks
+};
+
+struct alignas(line_bytes) ArenaBlock {
+  ArenaState* state;
+  ArenaBlock* next;
+  std::size_t bytes;
+  std::uint32_t size_class;
+  std::uint32_t owners;
+};
+
+}  // namespace detail
+
+/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
+/// so that a computation repeated with the same shapes allocates only the first time.
+/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
+class Arena {
+ public:
+  Arena() : state_(new detail::ArenaState) {}
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    trim();
+    if (state_->used == 0)
+      delete state_;
+    else
+      state_->orphaned = true;
+  }
+
+  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
+  Buffer allocate(std::size_t bytes);
+
+  /// Bytes taken from the system, in use or kept for reuse.
+  std::size_t reserved_bytes() const { return state_->reserved; }
+  /// Bytes in use now, and the most that ever were.
+  std::size_t used_bytes() const { return state_->used; }
+  std::size_t peak_bytes() const { return state_->peak; }
+
+  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
+  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
+  void settle();
+
+  /// Gives back what is not in use.
+  void trim() {
+    for (auto& list : state_->free)
+      while (list != nullptr) {
+        detail::ArenaBlock* block = std::exchange(list, list->next);
+        state_->reserved -= block->bytes;
+        release(block);
+      }
+  }
+
+ private:
+  friend class Buffer;
+
+  detail::ArenaBlock* take(std::uint32_t size_class);
+  static void release(detail::ArenaBlock* block) {
+    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
+  }
+
+  /// Four classes to each power of two: at most a quarter of a block is unused.
+  static constexpr std::uint32_t size_class_of(std::size_t bytes) {
+    const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
+    const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
+    return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
+  }
+  static constexpr std::size_t class_bytes(std::uint32_t size_class) {
+    return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
+  }
+
+  detail::ArenaState* state_;
+};
+
+/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
+/// arena is gone.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer& other) : block_(other.block_) {
+    if (block_ != nullptr) ++block_->owners;
+  }
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
+  Buffer& operator=(Buffer other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Buffer() {
+    if (block_ == nullptr || --block_->owners > 0) return;
+    detail::ArenaState& state = *block_->state;
+    state.used -= block_->bytes;
+    if (!state.orphaned) {
+      block_->next = std::exchange(state.free[block_->size_class], block_);
+      return;
+    }
+    Arena::release(block_);
+    if (state.used == 0) delete &state;
+  }
+
+  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  bool empty() const { return block_ == nullptr; }
+  /// True when nobody else holds the block, so that it may be overwritten.
+  bool unique() const { return block_ != nullptr && block_->owners == 1; }
+
+ private:
+  friend class Arena;
+  explicit Buffer(detail::ArenaBlock* block) : block_(block) {}
+  detail::ArenaBlock* block_ = nullptr;
+};
+
+/// A free block of this size, or one from the system.
+inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
+  detail::ArenaBlock* block = state_->free[size_class];
+  if (block != nullptr) {
+    state_->free[size_class] = block->next;
+    return block;
+  }
+  const std::size_t size = class_bytes(size_class);
+  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
+      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
+  state_->reserved += size;
+  return block;
+}
+
+inline void Arena::settle() {
+  if (state_->settled) return;
+  for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
+    detail::ArenaBlock*& list = state_->free[size_class];
+    Index count = 0;
+    for (const auto* block = list; block != nullptr; block = block->next) ++count;
+    for (; count > 0; --count) {
+      detail::ArenaBlock* kept = std::exchange(list, nullptr);
+      list = take(size_class);
+      list->next = kept;
+    }
+  }
+  state_->settled = true;
+}
+
+inline Buffer Arena::allocate(std::size_t bytes) {
+  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
+  std::uint32_t size_class = size_class_of(bytes);
+  if (state_->settled && state_->free[size_class] == nullptr)
+    for (std::uint32_t larger = size_class + 1; larger < state_->free.size(); ++larger)
+      if (state_->free[larger] != nullptr) {
+        size_class = larger;
+        break;
+      }
+  detail::ArenaBlock* block = take(size_class);
+  block->owners = 1;
+  state_->used += block->bytes;
+  if (state_->used > state_->peak) state_->peak = state_->used;
+  return Buffer(block);
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 #include <memory>
+#include <span>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
+/// sequence n is the rows [begin(n), end(n)); nothing is padded.
+class Sequences {
+ public:
+  Sequences() : offsets_(none) {}
+  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
+  explicit Sequences(std::span<const Index> lengths)
+      : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
+      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
+    }
+  }
+  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
+
+  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
+  /// allocates nothing.
+  template <class Length>
+  static Sequences make(Arena& arena, Index size, Length&& length) {
+    Sequences out(arena, size);
+    auto* offsets = static_cast<Index*>(out.buffer_.data());
+    offsets[0] = 0;
+    for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
+    return out;
+  }
+  /// The sequences whose lengths are `map(length)` of these.
+  template <class Map>
+  Sequences map_lengths(Arena& arena, Map&& map) const {
+    return make(arena, size(), [&](Index n) { return map(length(n)); });
+  }
+
+  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index rows() const { return offsets_.back(); }
+  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  Index length(Index n) const { return end(n) - begin(n); }
+  /// The sequence that a row belongs to.
+  Index sequence_of(Index row) const {
+    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
+  }
+  Index max_length() const {
+    Index longest = 0;
+    for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
+    return longest;
+  }
+  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
+  /// sequences recognises them by it, and copies them to its device once.
+  const void* identity() const { return offsets_.data(); }
+  friend bool operator==(const Sequences& a, const Sequences& b) {
+    return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
+  }
+
+ private:
+  Sequences(Arena& arena, Index size)
+      : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
+        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
+
+  static constexpr Index none[1] = {0};  // offsets of no sequences
+
+  std::shared_ptr<Index[]> own_;
+  Buffer buffer_;
+  std::span<const Index> offsets_;
+};
+
+/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
+template <class Visit>
+void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
+  while (rows.begin < rows.end) {
+    const Index n = sequences.sequence_of(rows.begin), end = std::min(rows.end, sequences.end(n));
+    visit(n, Range{rows.begin - sequences.begin(n), end - sequences.begin(n)});
+    rows.begin = end;
+  }
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <cstring>
 #include <vector>
+
+// What the primitives of every context are told beside their tensors: plain structs without Eigen, so that the compiler
+// of a device may read them.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+template <class T>
+class Parameter;
+
+/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+struct Mask {
+  struct Keys {
+    Index begin, end;
+  };
+
+  static constexpr Index unlimited = -1;
+  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
+  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
+
+  static constexpr Mask bidirectional() { return {}; }
+  static constexpr Mask causal() { return {1, unlimited}; }
+  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
+  static constexpr Mask chunked(Index chunk, Index left_context) {
+    require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
+    require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
+            " given, at least 0 expected, or Mask::unlimited");
+    return {chunk, left_context};
+  }
+
+  constexpr bool is_valid() const {
+    if (chunk == unlimited) return left_context == unlimited;
+    return chunk > 0 && (left_context == unlimited || left_context >= 0);
+  }
+
+  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
+  /// Chunks are counted from the first query.
+  constexpr Keys keys(Index query, Index past, Index num_keys) const {
+    if (chunk == unlimited) return {0, num_keys};
+    const Index start = past + query / chunk * chunk;
+    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
+            std::clamp<Index>(start + chunk, 0, num_keys)};
+  }
+};
+
+/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+enum class Activation { relu, silu, gelu };
+constexpr auto enum_names(Activation) {
+  return std::to_array<EnumName<Activation>>(
+      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+}
+
+/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
+/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+struct Conv2dShape {
+  static constexpr Index kernel = 3;
+  Index in_channels, out_channels, in_freqs;
+  Index stride = 2;  ///< in time and in frequency
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index out_freqs() const { return out_length(in_freqs); }
+  constexpr Index in_cols() const { return in_freqs * in_channels; }
+  constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  constexpr Index taps() const { return kernel * kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
+};
+
+/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
+/// kernel)` as PyTorch stores it.
+struct Conv1dShape {
+  Index in_channels, out_channels, kernel, stride;
+
+  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  constexpr Index taps() const { return kernel; }
+  constexpr Index patch() const { return taps() * in_channels; }
+};
+
+/// What one softmax attention is about, apart from its values.
+struct AttendShape {
+  Index num_heads, num_kv_heads;
+  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
+  Mask mask = {};
+};
+
+/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
+/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
+/// where there is none.
+template <class Tensor, class T>
+struct RelativeTerm {
+  Tensor table{};
+  const Parameter<T>* pos_bias_u = nullptr;
+  const Parameter<T>* pos_bias_v = nullptr;
+  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
+  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
+};
+
+/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
+/// num_blocks).
+struct HeadShape {
+  Index num_heads, num_blocks;
+  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
+};
+
+/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
+/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
+enum class RotaryPairs { interleaved, halves };
+
+/// Says where packed rows stand in time: row i of sequence n is at first(n) + step * i.
+struct RowPositions {
+  const Sequences& sequences;       ///< the sequences of the rows; must outlive this
+  std::span<const Index> firsts{};  ///< the position of each sequence's first row, in frames; empty: 0
+  Index step = 1;                   ///< 1, or -1 for distances, which fall from row to row
+
+  /// Returns the position of the first row of sequence n.
+  constexpr Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
+};
+
+/// A depthwise convolution over time: output t sees inputs t - left and on.
+struct DepthwiseShape {
+  Index left;
+  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
+  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
+};
+
+/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
+constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
+  switch (storage) {
+    case Storage::bf16:
+      return 2 * width;
+    case Storage::int8:
+      return width + 4;
+    default:
+      return number_bytes * width;
+  }
+}
+
+/// The parameters of a batch norm.
+template <class T>
+struct BatchNormParameters {
+  const Parameter<T>&weight, &bias, &running_mean, &running_var;
+  double eps, momentum;
+};
+
+/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
+struct AdamWStep {
+  double learning_rate, beta1, beta2, eps;
+  double weight_decay;    ///< of parameters of two dimensions and more
+  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
+  std::int64_t number;    ///< of the step, from 1
+};
+
+/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
+template <class Tensor, class T>
+struct AdamWUpdate {
+  Parameter<T>* parameter;
+  Tensor *first, *second;
+};
+
+/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
+struct Labels {
+  std::vector<int> tokens;
+  Sequences sequences;
+};
+
+/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
+/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+class DropoutMask {
+ public:
+  DropoutMask(double probability, const Random& random)
+      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
+        random_(random) {}
+
+  double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  bool any() const { return threshold_ > 0; }
+  /// The definition, one decision at a time.
+  bool keeps(std::uint64_t i) const {
+    const auto block = random_.block(i / 8);
+    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
+  }
+
+  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  template <class T>
+  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
+    const T factor = static_cast<T>(scale());
+    std::uint16_t bits[together];
+    for (Index j = 0; j < n;) {
+      const std::uint64_t at = first + static_cast<std::uint64_t>(j);
+      const Index skip = static_cast<Index>(at % together), count = std::min(together - skip, n - j);
+      draw(at / together, bits);
+      const auto put = [&](Index size) {
+        for (Index i = 0; i < size; ++i) {
+          const T kept = x[j + i] * factor;
+          y[j + i] = bits[skip + i] >= threshold_ ? kept : T(0);
+        }
+      };
+      count == together ? put(together) : put(count);  // a constant length makes the better loop
+      j += count;
+    }
+  }
+
+ private:
+  static double checked(double probability) {
+    require(probability >= 0 && probability < 1, "dropout: probability ", probability,
+            " given, expected from 0 to less than 1");
+    return probability;
+  }
+
+  /// Decisions drawn at once, so that the random blocks are computed in vectors.
+  static constexpr Index together = 128;
+
+  /// The 16 bits of decisions group * together and on.
+  void draw(std::uint64_t group, std::uint16_t* bits) const {
+    constexpr int count = together / 8;
+    std::uint64_t w[4][count], pairs[2 * count];
+    random_.template blocks<count>(group * count, w[0], w[1], w[2], w[3]);
+    for (int b = 0; b < count; ++b) {
+      pairs[2 * b] = w[0][b] | w[1][b] << 32;
+      pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
+    }
+    static_assert(std::endian::native == std::endian::little,
+                  "laconic: the order of the 16-bit halves is that of memory");
+    std::memcpy(bits, pairs, sizeof pairs);
+  }
+
+  std::uint32_t threshold_;
+  Random random_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <Eigen/Core>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+static_assert(EIGEN_MAX_ALIGN_BYTES == LACONIC_ALIGNMENT,
+              "laconic: EIGEN_MAX_ALIGN_BYTES, EIGEN_DONT_ALIGN and EIGEN_DONT_VECTORIZE are defined before the first "
+              "header of laconic, whose names contain the alignment, or not at all");
+
+/// An owning row-major matrix `(rows, channels)`: one row a frame.
+template <class T>
+using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+namespace detail {
+
+template <class T>
+struct View {
+  using type = Eigen::Map<Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
+};
+template <class T>
+struct View<const T> {
+  using type = Eigen::Map<const Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
+};
+
+}  // namespace detail
+
+/// A borrowed row-major matrix whose rows may lie apart (a block of columns). `MatrixView<const T>` only reads.
+/// Assigning to one copies values, as with every `Eigen::Map`.
+template <class T>
+using MatrixView = typename detail::View<T>::type;
+
+template <class T>
+MatrixView<T> matrix_view(T* data, Index rows, Index cols, Index stride) {
+  return MatrixView<T>(data, rows, cols, Eigen::OuterStride<>(stride));
+}
+template <class T>
+MatrixView<T> matrix_view(T* data, Index rows, Index cols) {
+  return matrix_view(data, rows, cols, cols);
+}
+template <class T>
+MatrixView<const T> view(const Matrix<T>& matrix) {
+  return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
+}
+template <class T>
+MatrixView<T> view(Matrix<T>& matrix) {
+  return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -978,521 +1496,6 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
           static_cast<T>(bound * (2 * (static_cast<double>(w[i % 4][i / 4]) * 0x1p-32) - 1));
   }
 }
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <new>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// A line of the cache, and what a large page has on most machines.
-inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
-
-inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
-  return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
-}
-/// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
-/// asked for those. Small ones cost a walk through page tables every 4 KiB. Uninitialised. Throws std::bad_alloc.
-inline void* allocate_aligned(std::size_t bytes) {
-  void* memory = ::operator new(bytes, alignment_of(bytes));
-#ifdef MADV_HUGEPAGE
-  // A wish: may fail, and stays with the pages when they are given back. What is left behind the last whole one stays
-  // in small pages.
-  if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
-#endif
-  return memory;
-}
-/// Gives it back; `bytes` as they were asked for.
-inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-class Buffer;
-
-namespace detail {
-
-struct ArenaBlock;
-
-/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
-struct ArenaState {
-  std::array<ArenaBlock*, 256> free{};
-  std::size_t reserved = 0, used = 0, peak = 0;
-  bool orphaned = false;
-  bool settled = false;  // requests may take larger blocks
-};
-
-struct alignas(line_bytes) ArenaBlock {
-  ArenaState* state;
-  ArenaBlock* next;
-  std::size_t bytes;
-  std::uint32_t size_class;
-  std::uint32_t owners;
-};
-
-}  // namespace detail
-
-/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
-/// so that a computation repeated with the same shapes allocates only the first time.
-/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
-class Arena {
- public:
-  Arena() : state_(new detail::ArenaState) {}
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() {
-    trim();
-    if (state_->used == 0)
-      delete state_;
-    else
-      state_->orphaned = true;
-  }
-
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
-  Buffer allocate(std::size_t bytes);
-
-  /// Bytes taken from the system, in use or kept for reuse.
-  std::size_t reserved_bytes() const { return state_->reserved; }
-  /// Bytes in use now, and the most that ever were.
-  std::size_t used_bytes() const { return state_->used; }
-  std::size_t peak_bytes() const { return state_->peak; }
-
-  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
-  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
-  void settle();
-
-  /// Gives back what is not in use.
-  void trim() {
-    for (auto& list : state_->free)
-      while (list != nullptr) {
-        detail::ArenaBlock* block = std::exchange(list, list->next);
-        state_->reserved -= block->bytes;
-        release(block);
-      }
-  }
-
- private:
-  friend class Buffer;
-
-  detail::ArenaBlock* take(std::uint32_t size_class);
-  static void release(detail::ArenaBlock* block) {
-    detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
-  }
-
-  /// Four classes to each power of two: at most a quarter of a block is unused.
-  static constexpr std::uint32_t size_class_of(std::size_t bytes) {
-    const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
-    const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
-    return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
-  }
-  static constexpr std::size_t class_bytes(std::uint32_t size_class) {
-    return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
-  }
-
-  detail::ArenaState* state_;
-};
-
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
-/// arena is gone.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Buffer& other) : block_(other.block_) {
-    if (block_ != nullptr) ++block_->owners;
-  }
-  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
-  Buffer& operator=(Buffer other) noexcept {
-    std::swap(block_, other.block_);
-    return *this;
-  }
-  ~Buffer() {
-    if (block_ == nullptr || --block_->owners > 0) return;
-    detail::ArenaState& state = *block_->state;
-    state.used -= block_->bytes;
-    if (!state.orphaned) {
-      block_->next = std::exchange(state.free[block_->size_class], block_);
-      return;
-    }
-    Arena::release(block_);
-    if (state.used == 0) delete &state;
-  }
-
-  void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
-  bool empty() const { return block_ == nullptr; }
-  /// True when nobody else holds the block, so that it may be overwritten.
-  bool unique() const { return block_ != nullptr && block_->owners == 1; }
-
- private:
-  friend class Arena;
-  explicit Buffer(detail::ArenaBlock* block) : block_(block) {}
-  detail::ArenaBlock* block_ = nullptr;
-};
-
-/// A free block of this size, or one from the system.
-inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
-  detail::ArenaBlock* block = state_->free[size_class];
-  if (block != nullptr) {
-    state_->free[size_class] = block->next;
-    return block;
-  }
-  const std::size_t size = class_bytes(size_class);
-  block = new (detail::allocate_aligned(size + sizeof(detail::ArenaBlock)))
-      detail::ArenaBlock{state_, nullptr, size, size_class, 0};
-  state_->reserved += size;
-  return block;
-}
-
-inline void Arena::settle() {
-  if (state_->settled) return;
-  for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
-    detail::ArenaBlock*& list = state_->free[size_class];
-    Index count = 0;
-    for (const auto* block = list; block != nullptr; block = block->next) ++count;
-    for (; count > 0; --count) {
-      detail::ArenaBlock* kept = std::exchange(list, nullptr);
-      list = take(size_class);
-      list->next = kept;
-    }
-  }
-  state_->settled = true;
-}
-
-inline Buffer Arena::allocate(std::size_t bytes) {
-  if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
-  std::uint32_t size_class = size_class_of(bytes);
-  if (state_->settled && state_->free[size_class] == nullptr)
-    for (std::uint32_t larger = size_class + 1; larger < state_->free.size(); ++larger)
-      if (state_->free[larger] != nullptr) {
-        size_class = larger;
-        break;
-      }
-  detail::ArenaBlock* block = take(size_class);
-  block->owners = 1;
-  state_->used += block->bytes;
-  if (state_->used > state_->peak) state_->peak = state_->used;
-  return Buffer(block);
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <span>
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
-/// sequence n is the rows [begin(n), end(n)); nothing is padded.
-class Sequences {
- public:
-  Sequences() : offsets_(none) {}
-  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
-  explicit Sequences(std::span<const Index> lengths)
-      : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
-    for (std::size_t n = 0; n < lengths.size(); ++n) {
-      require(lengths[n] >= 0, "sequences: length ", lengths[n], " given for sequence ", n, ", at least 0 expected");
-      own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
-    }
-  }
-  Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
-
-  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
-  /// allocates nothing.
-  template <class Length>
-  static Sequences make(Arena& arena, Index size, Length&& length) {
-    Sequences out(arena, size);
-    auto* offsets = static_cast<Index*>(out.buffer_.data());
-    offsets[0] = 0;
-    for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
-    return out;
-  }
-  /// The sequences whose lengths are `map(length)` of these.
-  template <class Map>
-  Sequences map_lengths(Arena& arena, Map&& map) const {
-    return make(arena, size(), [&](Index n) { return map(length(n)); });
-  }
-
-  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
-  Index rows() const { return offsets_.back(); }
-  Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
-  Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
-  Index length(Index n) const { return end(n) - begin(n); }
-  /// The sequence that a row belongs to.
-  Index sequence_of(Index row) const {
-    return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
-  }
-  Index max_length() const {
-    Index longest = 0;
-    for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
-    return longest;
-  }
-  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
-  /// sequences recognises them by it, and copies them to its device once.
-  const void* identity() const { return offsets_.data(); }
-  friend bool operator==(const Sequences& a, const Sequences& b) {
-    return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
-  }
-
- private:
-  Sequences(Arena& arena, Index size)
-      : buffer_(arena.allocate(static_cast<std::size_t>(size + 1) * sizeof(Index))),
-        offsets_(static_cast<const Index*>(buffer_.data()), static_cast<std::size_t>(size) + 1) {}
-
-  static constexpr Index none[1] = {0};  // offsets of no sequences
-
-  std::shared_ptr<Index[]> own_;
-  Buffer buffer_;
-  std::span<const Index> offsets_;
-};
-
-/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
-template <class Visit>
-void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
-  while (rows.begin < rows.end) {
-    const Index n = sequences.sequence_of(rows.begin), end = std::min(rows.end, sequences.end(n));
-    visit(n, Range{rows.begin - sequences.begin(n), end - sequences.begin(n)});
-    rows.begin = end;
-  }
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <cstring>
-
-// What the primitives of every context are told beside their tensors.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
-struct Mask {
-  struct Keys {
-    Index begin, end;
-  };
-
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
-
-  static constexpr Mask bidirectional() { return {}; }
-  static constexpr Mask causal() { return {1, unlimited}; }
-  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
-  static constexpr Mask chunked(Index chunk, Index left_context) {
-    require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
-    require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
-            " given, at least 0 expected, or Mask::unlimited");
-    return {chunk, left_context};
-  }
-
-  constexpr bool is_valid() const {
-    if (chunk == unlimited) return left_context == unlimited;
-    return chunk > 0 && (left_context == unlimited || left_context >= 0);
-  }
-
-  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
-  /// Chunks are counted from the first query.
-  constexpr Keys keys(Index query, Index past, Index num_keys) const {
-    if (chunk == unlimited) return {0, num_keys};
-    const Index start = past + query / chunk * chunk;
-    return {left_context == unlimited ? 0 : std::max<Index>(0, start - left_context),
-            std::clamp<Index>(start + chunk, 0, num_keys)};
-  }
-};
-
-/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
-enum class Activation { relu, silu, gelu };
-constexpr auto enum_names(Activation) {
-  return std::to_array<EnumName<Activation>>(
-      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
-}
-
-/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
-/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
-struct Conv2dShape {
-  static constexpr Index kernel = 3;
-  Index in_channels, out_channels, in_freqs;
-  Index stride = 2;  ///< in time and in frequency
-
-  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index out_freqs() const { return out_length(in_freqs); }
-  constexpr Index in_cols() const { return in_freqs * in_channels; }
-  constexpr Index out_cols() const { return out_freqs() * out_channels; }
-  constexpr Index taps() const { return kernel * kernel; }
-  constexpr Index patch() const { return taps() * in_channels; }
-};
-
-/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
-/// kernel)` as PyTorch stores it.
-struct Conv1dShape {
-  Index in_channels, out_channels, kernel, stride;
-
-  constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
-  constexpr Index taps() const { return kernel; }
-  constexpr Index patch() const { return taps() * in_channels; }
-};
-
-/// What one softmax attention is about, apart from its values.
-struct AttendShape {
-  Index num_heads, num_kv_heads;
-  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
-  Mask mask = {};
-};
-
-/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
-/// where there is none.
-template <class Tensor, class T>
-struct RelativeTerm {
-  Tensor table{};
-  const Parameter<T>* pos_bias_u = nullptr;
-  const Parameter<T>* pos_bias_v = nullptr;
-  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
-  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
-};
-
-/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
-/// num_blocks).
-struct HeadShape {
-  Index num_heads, num_blocks;
-  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
-};
-
-/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
-/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
-enum class RotaryPairs { interleaved, halves };
-
-/// Says where packed rows stand in time: row i of sequence n is at first(n) + step * i.
-struct RowPositions {
-  const Sequences& sequences;       ///< the sequences of the rows; must outlive this
-  std::span<const Index> firsts{};  ///< the position of each sequence's first row, in frames; empty: 0
-  Index step = 1;                   ///< 1, or -1 for distances, which fall from row to row
-
-  /// Returns the position of the first row of sequence n.
-  constexpr Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
-};
-
-/// A depthwise convolution over time: output t sees inputs t - left and on.
-struct DepthwiseShape {
-  Index left;
-  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
-  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
-};
-
-/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
-constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
-  switch (storage) {
-    case Storage::bf16:
-      return 2 * width;
-    case Storage::int8:
-      return width + 4;
-    default:
-      return number_bytes * width;
-  }
-}
-
-/// The parameters of a batch norm.
-template <class T>
-struct BatchNormParameters {
-  const Parameter<T>&weight, &bias, &running_mean, &running_var;
-  double eps, momentum;
-};
-
-/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
-struct AdamWStep {
-  double learning_rate, beta1, beta2, eps;
-  double weight_decay;    ///< of parameters of two dimensions and more
-  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
-  std::int64_t number;    ///< of the step, from 1
-};
-
-/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
-template <class Tensor, class T>
-struct AdamWUpdate {
-  Parameter<T>* parameter;
-  Tensor *first, *second;
-};
-
-/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
-struct Labels {
-  std::vector<int> tokens;
-  Sequences sequences;
-};
-
-/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
-/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
-class DropoutMask {
- public:
-  DropoutMask(double probability, const Random& random)
-      : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
-        random_(random) {}
-
-  double scale() const { return 65536.0 / (65536.0 - threshold_); }
-  bool any() const { return threshold_ > 0; }
-  /// The definition, one decision at a time.
-  bool keeps(std::uint64_t i) const {
-    const auto block = random_.block(i / 8);
-    return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
-  }
-
-  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
-  template <class T>
-  void apply(Index n, std::uint64_t first, const T* x, T* y) const {
-    const T factor = static_cast<T>(scale());
-    std::uint16_t bits[together];
-    for (Index j = 0; j < n;) {
-      const std::uint64_t at = first + static_cast<std::uint64_t>(j);
-      const Index skip = static_cast<Index>(at % together), count = std::min(together - skip, n - j);
-      draw(at / together, bits);
-      const auto put = [&](Index size) {
-        for (Index i = 0; i < size; ++i) {
-          const T kept = x[j + i] * factor;
-          y[j + i] = bits[skip + i] >= threshold_ ? kept : T(0);
-        }
-      };
-      count == together ? put(together) : put(count);  // a constant length makes the better loop
-      j += count;
-    }
-  }
-
- private:
-  static double checked(double probability) {
-    require(probability >= 0 && probability < 1, "dropout: probability ", probability,
-            " given, expected from 0 to less than 1");
-    return probability;
-  }
-
-  /// Decisions drawn at once, so that the random blocks are computed in vectors.
-  static constexpr Index together = 128;
-
-  /// The 16 bits of decisions group * together and on.
-  void draw(std::uint64_t group, std::uint16_t* bits) const {
-    constexpr int count = together / 8;
-    std::uint64_t w[4][count], pairs[2 * count];
-    random_.template blocks<count>(group * count, w[0], w[1], w[2], w[3]);
-    for (int b = 0; b < count; ++b) {
-      pairs[2 * b] = w[0][b] | w[1][b] << 32;
-      pairs[2 * b + 1] = w[2][b] | w[3][b] << 32;
-    }
-    static_assert(std::endian::native == std::endian::little,
-                  "laconic: the order of the 16-bit halves is that of memory");
-    std::memcpy(bits, pairs, sizeof pairs);
-  }
-
-  std::uint32_t threshold_;
-  Random random_;
-};
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

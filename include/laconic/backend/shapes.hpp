@@ -2,7 +2,9 @@
 #pragma once
 
 #include <laconic/core/enum.hpp>
-#include <laconic/core/parameter.hpp>
+#include <laconic/core/index_list.hpp>
+#include <laconic/core/random.hpp>
+#include <laconic/core/rounding.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
@@ -13,10 +15,14 @@
 #include <utility>
 #include <vector>
 
-// What the primitives of every context are told beside their tensors.
+// What the primitives of every context are told beside their tensors: plain structs without Eigen, so that the compiler
+// of a device may read them.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+template <class T>
+class Parameter;
 
 /// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
 struct Mask {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/parameter.hpp>
 #include <laconic/nn/linear.hpp>
 
 namespace laconic {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/parameter.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
