@@ -21,32 +21,38 @@ namespace detail {
 
 struct ArenaBlock;
 
-/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
+/// Holds what an arena shares with its blocks. It is deleted with the last of them, so that a block may outlive its
+/// arena.
 struct ArenaState {
-  std::array<ArenaBlock*, 256> free{};
-  std::size_t reserved = 0, used = 0, peak = 0;
-  bool orphaned = false;
-  bool settled = false;  // requests may take larger blocks
+  std::array<ArenaBlock*, 256> free{};  ///< heads of the free lists, by size class
+  std::size_t reserved = 0,             ///< bytes taken from the system
+      used = 0,                         ///< bytes in use now
+      peak = 0;                         ///< max bytes in use at any time
+  bool orphaned = false;                ///< the arena is gone, blocks in use are not
+  bool settled = false;                 ///< a request may take a block of a larger class
 };
 
+/// Precedes the memory of every block.
 struct alignas(line_bytes) ArenaBlock {
-  ArenaState* state;
-  ArenaBlock* next;
-  std::size_t bytes;
-  std::uint32_t size_class;
-  std::uint32_t owners;
+  ArenaState* state;         ///< the state that counts this block
+  ArenaBlock* next;          ///< the next block of the free list, if this one is free
+  std::size_t bytes;         ///< size of the memory after this header
+  std::uint32_t size_class;  ///< index of its free list
+  std::uint32_t owners;      ///< number of Buffers that refer to it
 };
 
 }  // namespace detail
 
-/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
-/// so that a computation repeated with the same shapes allocates only the first time.
-/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
+/// Recycles memory. A freed block goes to the free list of its size class and serves the next request of that class, so
+/// that a computation repeated with the same shapes allocates only the first time. An arena belongs to one thread:
+/// kernels may share its blocks among threads, but not take or free them.
 class Arena {
  public:
+  /// Makes an arena without blocks. Allocates its state.
   Arena() : state_(new detail::ArenaState) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
+  /// Frees the blocks that are not in use. Each of the others is freed with its last Buffer.
   ~Arena() {
     trim();
     if (state_->used == 0)
@@ -55,20 +61,21 @@ class Arena {
       state_->orphaned = true;
   }
 
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
+  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc.
   Buffer allocate(std::size_t bytes);
 
-  /// Bytes taken from the system, in use or kept for reuse.
+  /// Returns the number of bytes taken from the system, in use or kept for reuse.
   std::size_t reserved_bytes() const { return state_->reserved; }
-  /// Bytes in use now, and the most that ever were.
+  /// Returns the number of bytes in use now.
   std::size_t used_bytes() const { return state_->used; }
+  /// Returns the max number of bytes that were in use at any time.
   std::size_t peak_bytes() const { return state_->peak; }
 
-  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
-  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
+  /// Prepares a computation that must not allocate from now on, after its largest cases have run: doubles the free
+  /// blocks of every size, and lets requests take larger blocks where those of their own size have run out.
   void settle();
 
-  /// Gives back what is not in use.
+  /// Returns the blocks that are not in use to the system.
   void trim() {
     for (auto& list : state_->free)
       while (list != nullptr) {
@@ -86,7 +93,7 @@ class Arena {
     detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
-  /// Four classes to each power of two: at most a quarter of a block is unused.
+  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
     const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
     const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
@@ -99,19 +106,24 @@ class Arena {
   detail::ArenaState* state_;
 };
 
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
-/// arena is gone.
+/// Refers to a block of an arena and counts the references. Copies share the block. The last one returns it to the
+/// arena, or to the system if the arena is gone.
 class Buffer {
  public:
+  /// Makes a buffer without a block.
   Buffer() = default;
+  /// Shares the block of the other.
   Buffer(const Buffer& other) : block_(other.block_) {
     if (block_ != nullptr) ++block_->owners;
   }
+  /// Takes over the block of the other, which is empty afterwards.
   Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
+  /// Drops its block and takes that of the other.
   Buffer& operator=(Buffer other) noexcept {
     std::swap(block_, other.block_);
     return *this;
   }
+  /// Returns the block if this is its last reference.
   ~Buffer() {
     if (block_ == nullptr || --block_->owners > 0) return;
     detail::ArenaState& state = *block_->state;
@@ -124,9 +136,11 @@ class Buffer {
     if (state.used == 0) delete &state;
   }
 
+  /// Returns the memory, or null without a block.
   void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
-  /// True when nobody else holds the block, so that it may be overwritten.
+  /// Says whether this is the only reference to the block, so that it may be overwritten.
   bool unique() const { return block_ != nullptr && block_->owners == 1; }
 
  private:
@@ -135,7 +149,7 @@ class Buffer {
   detail::ArenaBlock* block_ = nullptr;
 };
 
-/// A free block of this size, or one from the system.
+/// Takes a free block of this class, or one from the system.
 inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {

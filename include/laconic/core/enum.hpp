@@ -11,24 +11,24 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One value of an enumeration and how files and command lines spell it.
+/// Pairs a value of an enumeration with its spelling in files and on command lines.
 template <class Enum>
 struct EnumName {
-  Enum value;
-  std::string_view name;
+  Enum value;             ///< the value
+  std::string_view name;  ///< its spelling
 };
 
-/// An enumeration whose values have names. Beside `enum class Norm { layer, batch };` stands, once,
+/// Requires an enumeration whose values have names. Next to `enum class Norm { layer, batch };` stands, once,
 ///   constexpr auto enum_names(Norm) {
 ///     return std::to_array<EnumName<Norm>>({{Norm::layer, "layer"}, {Norm::batch, "batch"}});
 ///   }
-/// (inside a class: `friend constexpr`). It is found by argument-dependent lookup.
+/// or, inside a class, the same function as `friend constexpr`. Argument-dependent lookup finds it.
 template <class Enum>
 concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) {
   enum_names(e);
 };
 
-/// The name of a value. Throws `Error` for a number that is none of the enumeration's values.
+/// Returns the name of a value. Throws `Error` for a number that is none of the enumeration's values.
 template <NamedEnum Enum>
 constexpr std::string_view to_name(Enum value) {
   for (const EnumName<Enum>& entry : enum_names(Enum{}))
@@ -36,7 +36,7 @@ constexpr std::string_view to_name(Enum value) {
   throw Error(text("no name for value ", static_cast<long long>(value), " of an enumeration"));
 }
 
-/// The value of a name, if there is one.
+/// Returns the value that has this name, if there is one.
 template <NamedEnum Enum>
 constexpr std::optional<Enum> from_name(std::string_view name) {
   for (const EnumName<Enum>& entry : enum_names(Enum{}))
@@ -44,7 +44,7 @@ constexpr std::optional<Enum> from_name(std::string_view name) {
   return std::nullopt;
 }
 
-/// All names, for messages: "layer, batch".
+/// Returns all names for a message: "layer, batch". Allocates.
 template <NamedEnum Enum>
 std::string all_names() {
   std::string out;

@@ -16,8 +16,8 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more
-/// than 2000 bytes the middle goes (not within a character of UTF-8).
+/// Makes a text one readable line, whatever it quotes from a file: control characters become '?', and a text of more
+/// than 2000 bytes loses its middle, without cutting a UTF-8 character.
 inline std::string one_line(std::string line) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == 127) c = '?';
@@ -32,14 +32,16 @@ inline std::string one_line(std::string line) {
 
 }  // namespace detail
 
-/// What every run-time failure throws. The text says where, what was given and what was expected, in one line.
+/// Reports a run-time failure. Its text says in one line where it happened, what was given and what was expected.
 class Error : public std::runtime_error {
  public:
+  /// Makes an error with this text, as `detail::one_line` shortens it.
   explicit Error(std::string line) : std::runtime_error(detail::one_line(std::move(line))) {}
 };
 
 namespace detail {
 
+/// Appends a part of a message: a text, a character, or a number in its shortest exact form.
 inline void append(std::string& out, std::string_view part) { out += part; }
 inline void append(std::string& out, char part) { out += part; }
 
@@ -53,7 +55,7 @@ void append(std::string& out, Number part) {
 
 }  // namespace detail
 
-/// The parts, written one after the other: `text("rank ", 64, " > ", 32)`.
+/// Returns the parts, written one after the other: `text("rank ", 64, " > ", 32)`. Allocates.
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::string out;
@@ -66,6 +68,7 @@ namespace detail {
 /// Marks the end of a constant expression whose numbers do not fit. It is not constexpr, so that compilers name it.
 inline void these_numbers_do_not_fit() {}
 
+/// Returns a part of a message as a value that a constant expression can hold.
 template <class Part>
 constexpr auto value_of(const Part& part) {
   if constexpr (std::convertible_to<const Part&, const char*>)
@@ -75,7 +78,7 @@ constexpr auto value_of(const Part& part) {
   else
     return part;
 }
-/// Takes the parts of a sentence as values, which clang then prints with the failed constant expression.
+/// Takes the parts of a message as values, which clang then prints with the failed constant expression.
 template <class... Parts>
 constexpr void explain(bool fits, Parts...) {
   if (!fits) these_numbers_do_not_fit();
@@ -83,7 +86,7 @@ constexpr void explain(bool fits, Parts...) {
 
 }  // namespace detail
 
-/// Throws `Error` with the parts as its text unless `condition` holds. The text is only built when it is needed. In a
+/// Throws `Error` with the parts as its text unless `condition` holds. The text is built only when it is needed. In a
 /// constant expression the compiler's message names the parts instead.
 template <class... Parts>
 constexpr void require(bool condition, const Parts&... parts) {

@@ -11,9 +11,10 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A number of 64 bits that tells data from other data. Not for security.
+/// Computes a 64-bit hash that tells data apart. It is not cryptographic.
 class Hash {
  public:
+  /// Adds the number of bytes, then the bytes. Returns the hash itself, for chained calls.
   Hash& add(const void* data, std::size_t bytes) {
     add(bytes);
     for (std::size_t i = 0; i < bytes; i += sizeof(std::uint64_t)) {
@@ -23,11 +24,13 @@ class Hash {
     }
     return *this;
   }
+  /// Adds one word. Returns the hash itself, for chained calls.
   Hash& add(std::uint64_t word) {
     value_ = (value_ ^ word) * 0x9E3779B97F4A7C15;
     value_ ^= value_ >> 29;
     return *this;
   }
+  /// Returns the hash of all that was added, which depends on the order.
   std::uint64_t value() const { return value_; }
 
  private:

@@ -18,7 +18,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Threads the machine offers this process.
+/// Returns the number of threads that OpenMP offers this process, or 1 without OpenMP.
 inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
@@ -27,8 +27,8 @@ inline int hardware_threads() {
 #endif
 }
 
-/// The number of threads that a context or an optimiser was given: 0 takes all that the machine offers. Throws where
-/// the number is negative or so large that it is a mistake.
+/// Returns the number of threads that a context or an optimiser shall use: `threads`, or all that the machine offers
+/// for 0. Throws `Error` for a number that is negative or beyond 4096.
 inline int checked_threads(int threads) {
   constexpr int most = 4096;
   require(threads >= 0 && threads <= most, "threads: ", threads, " given, 1 to ", most,
@@ -38,23 +38,23 @@ inline int checked_threads(int threads) {
 
 namespace kernels {
 
-/// Part i of `count` of [0, size): whole units, as equal as they can be.
+/// Returns part i of `count` of [0, size), in whole units. The parts are as equal as they can be.
 inline Range equal_part(Index size, Index unit, Index i, Index count) {
   const Index units = (size + unit - 1) / unit;
   return {units * i / count * unit, std::min(size, units * (i + 1) / count * unit)};
 }
 
-/// Tasks next .. end - 1, of which whoever comes takes the first.
+/// Holds the tasks next .. end - 1, which threads take from the front.
 struct alignas(laconic::detail::line_bytes) TaskQueue {
-  std::atomic<Index> next{0};
-  Index end = 0;
+  std::atomic<Index> next{0};  ///< the next task to take
+  Index end = 0;               ///< one past the last task
 };
 
-/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, thread < threads.
-/// Bodies write to disjoint places and do not throw, so the result cannot depend on how tasks are dealt out.
-/// Each thread begins with its own stretch of the tasks: the same rows from kernel to kernel, which its caches then
-/// hold, while what another core has written comes slowly, above all where the two share no third-level cache. Who is
-/// done helps the others.
+/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads. Bodies
+/// must write to disjoint places and not throw, so the result cannot depend on which thread runs which task. Each
+/// thread starts on its own contiguous range of tasks and then steals from the others. From kernel to kernel that range
+/// is the same rows, which the caches of its core then hold. Reading what another core wrote is slow, above all between
+/// cores that do not share an L3.
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
 #ifdef _OPENMP
@@ -85,32 +85,37 @@ void parallel_for(int threads, Index tasks, Body&& body) {
   for (Index task = 0; task < tasks; ++task) body(task, 0);
 }
 
-/// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each.
+/// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each, as `parallel_for` does.
 template <class Body>
 void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
   parallel_for(threads, (size + grain - 1) / grain,
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
 
-/// [0, size) in blocks of whole units that differ by one unit at most, as many for each of the threads. `block`, which
-/// none of them exceeds, is at least 1 and a multiple of `unit`.
+/// Splits [0, size) into blocks of whole units whose sizes differ by at most one unit. Every thread gets the same
+/// number of blocks, unless there are fewer units than that.
 class Blocks {
  public:
+  /// Splits into blocks of at most `block` elements, which must be at least 1 and a multiple of `unit`.
   Blocks(Index size, Index block, Index unit, int threads) : size_(size), unit_(unit) {
     const Index units = (size + unit - 1) / unit, count = (size + block - 1) / block;
     most_ = std::min(block, units * unit);
     count_ = std::min(units, (count + threads - 1) / threads * threads);
   }
+  /// Returns the number of blocks.
   Index count() const { return count_; }
-  /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
+  /// Returns an upper bound of a block's size. It never shrinks as `size` grows, so memory for the largest case is
+  /// enough for all others.
   Index most() const { return most_; }
+  /// Returns block i.
   Range operator[](Index i) const { return equal_part(size_, unit_, i, count_); }
 
  private:
   Index size_, unit_, most_ = 0, count_ = 0;
 };
 
-/// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
+/// Runs `body(i)` for every i in [0, tasks), which may throw. After all have run, throws the failure of the lowest
+/// index again. Allocates.
 template <class Body>
 void parallel_or_throw(int threads, Index tasks, Body&& body) {
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));

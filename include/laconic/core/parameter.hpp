@@ -19,13 +19,14 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a parameter is to an optimiser.
+/// Says how an optimiser treats a parameter.
 enum class Role {
   weight,     ///< trained by its gradient
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// What the layers that own a weight compute with it. A backend chooses by it the form in which it holds the weight.
+/// Says what the layers that own a weight compute with it. A backend chooses by it the form in which it holds the
+/// weight.
 enum class WeightUse {
   elementwise,     ///< read value by value: biases, norms, depthwise kernels
   linear,          ///< rows x times W^T
@@ -35,25 +36,29 @@ enum class WeightUse {
   conv2d_stride_2  ///< products over the taps of a 3 x 3 convolution of stride 2
 };
 
-/// The values of one parameter in the form that a backend computes with. The backend makes it, and nobody else reads
-/// it.
+/// Holds the values of one parameter in the form that a backend computes with. The backend makes it, and only the
+/// backend reads it.
 class ResidentWeight {
  public:
+  /// Not copyable: `copy` says what a copy of the parameter holds.
   ResidentWeight(const ResidentWeight&) = delete;
+  /// Not assignable.
   ResidentWeight& operator=(const ResidentWeight&) = delete;
+  /// Frees the backend's memory.
   virtual ~ResidentWeight() = default;
-  /// Identifies the type behind this base, so that a backend recognises its own: the address of a constant.
+  /// Returns the address of a constant that identifies the derived class, so that a backend recognises its own weights.
   const void* kind() const { return kind_; }
-  /// Names the backend in messages: "Cpu".
+  /// Returns the name of the backend for messages: "Cpu".
   virtual const char* backend() const = 0;
-  /// Says how the values are rounded.
+  /// Returns how the values are rounded.
   virtual Storage storage() const = 0;
-  /// Says whether values can change in this form: otherwise copies of a model share it.
+  /// Says whether the values can change in this form. If not, copies of a model share it.
   virtual bool can_train() const = 0;
-  /// Returns what a copy of the parameter holds. Allocates where values can change.
+  /// Returns what a copy of the parameter holds. Allocates if the values can change.
   virtual std::shared_ptr<ResidentWeight> copy() const = 0;
 
  protected:
+  /// Makes a weight that `kind` identifies.
   explicit ResidentWeight(const void* kind) : kind_(kind) {}
 
  private:
@@ -65,15 +70,21 @@ namespace detail {
 /// Owns a resident weight, and copies it as the weight says.
 class ResidentPointer {
  public:
+  /// Makes a null pointer.
   ResidentPointer() = default;
+  /// Owns this weight.
   explicit ResidentPointer(std::shared_ptr<ResidentWeight> weight) : weight_(std::move(weight)) {}
+  /// Holds what `ResidentWeight::copy` returns.
   ResidentPointer(const ResidentPointer& other) : weight_(other.weight_ ? other.weight_->copy() : nullptr) {}
+  /// Takes over the weight of the other.
   ResidentPointer(ResidentPointer&&) noexcept = default;
+  /// Drops its weight and takes that of the other.
   ResidentPointer& operator=(ResidentPointer other) noexcept {
     weight_.swap(other.weight_);
     return *this;
   }
   ~ResidentPointer() = default;
+  /// Returns the weight, or null.
   const std::shared_ptr<ResidentWeight>& get() const { return weight_; }
 
  private:
@@ -82,18 +93,19 @@ class ResidentPointer {
 
 }  // namespace detail
 
-/// A named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. Its values are in one place at a time: on the host, where `host` reads and edits them as a
-/// matrix (the first dimension, times all others), or resident in a backend (`Context::prepare`), until
-/// `Context::fetch` brings them back.
-/// The gradient lies where the values lie. It is scratch of training: a tape fills it also through a const model.
+/// Holds a named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
+/// `(channels, 1, kernel)`. The values are in one place at a time: on the host, where `host` reads and edits them as a
+/// matrix (the first dimension, the product of the others), or resident in a backend (`Context::prepare`), until
+/// `Context::fetch` brings them back. The gradient is where the values are. It is scratch memory of training: a tape
+/// fills it through a const model, too.
 template <class T>
 class Parameter {
  public:
-  using Scalar = T;
+  using Scalar = T;  ///< the type of an element
 
+  /// Makes a parameter without elements.
   Parameter() = default;
-  /// Zeros on the host. Allocates.
+  /// Makes a parameter of zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
   }
@@ -108,37 +120,41 @@ class Parameter {
     for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
     return product;
   }
-  /// Returns the number of values.
+  /// Returns the number of elements.
   Index size() const { return rows() * cols(); }
+  /// Returns how an optimiser treats the parameter.
   Role role() const { return role_; }
 
-  /// Returns the values, (rows, cols). Throws `Error` where they are resident in a backend.
+  /// Returns the values, (rows, cols). Throws `Error` if they are resident in a backend.
   const Matrix<T>& host() const {
     require_on_host();
     return value_;
   }
+  /// Returns the values for editing, (rows, cols). Throws `Error` if they are resident in a backend.
   Matrix<T>& host() {
     require_on_host();
     return value_;
   }
 
-  /// Whether training changes the values: a frozen parameter gets no gradient.
+  /// Says whether training changes the values. A frozen parameter gets no gradient.
   bool trainable = true;
-  /// What the owning layers compute with the values.
+  /// Says what the owning layers compute with the values.
   WeightUse use = WeightUse::elementwise;
 
   /// Says whether the values can be trained where they are.
   bool can_train() const { return !is_resident() || resident_.get()->can_train(); }
+  /// Says whether a backend holds the values.
   bool is_resident() const { return resident_.get() != nullptr; }
-  /// Returns the form that a backend holds, or null where the values are on the host. For backends.
+  /// Returns the form that a backend holds, or null if the values are on the host. For backends only.
   const std::shared_ptr<ResidentWeight>& resident() const { return resident_.get(); }
-  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends.
+  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends only.
   void make_resident(std::shared_ptr<ResidentWeight> weight) {
     resident_ = detail::ResidentPointer(std::move(weight));
     value_.resize(0, 0);
     gradient_.resize(0, 0);
   }
-  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. For backends.
+  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. Throws `Error` for
+  /// values of another shape. For backends only.
   void make_host(Matrix<T> values, Matrix<T> gradient = {}) {
     require(values.rows() == rows() && values.cols() == cols(), "parameter: values of (", values.rows(), ", ",
             values.cols(), ") given, (", rows(), ", ", cols(), ") expected");
@@ -147,14 +163,16 @@ class Parameter {
     gradient_ = std::move(gradient);
   }
 
+  /// Says whether there is a gradient on the host.
   bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
-  /// Returns the gradient on the host, zeroed when it is asked for the first time. Allocates then. Throws `Error` where
-  /// it is resident in a backend.
+  /// Returns the gradient on the host, (rows, cols). The first call allocates it and sets it to zero. Throws `Error` if
+  /// the values are resident in a backend.
   Matrix<T>& gradient() const {
     require_on_host();
     if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
+  /// Sets the gradient on the host to zero, if there is one.
   void clear_gradient() const {
     if (has_gradient()) gradient_.setZero();
   }
@@ -173,8 +191,9 @@ class Parameter {
   detail::ResidentPointer resident_;
 };
 
-/// Says whether a weight is rounded where weights are stored as `weights`: products of rows, but in int8 no convolution
-/// of fewer than 64 values an output, where the largest of them would cost the others much.
+/// Says whether a weight is rounded if weights are stored as `weights`. Weights of matrix products are, except that
+/// int8 leaves out convolutions of fewer than 64 values for each output: their largest value would cost the others too
+/// much precision.
 template <class T>
 bool is_rounded(const Parameter<T>& p, Storage weights) {
   constexpr Index few = 64;
@@ -185,6 +204,7 @@ bool is_rounded(const Parameter<T>& p, Storage weights) {
 
 namespace detail {
 
+/// Says whether a type is a Parameter.
 template <class>
 inline constexpr bool is_parameter = false;
 template <class T>
@@ -193,9 +213,10 @@ inline constexpr bool is_parameter<Parameter<T>> = true;
 /// Calls `visit(dotted_name, parameter)` for every parameter below a module.
 template <class Visit>
 struct ParameterWalk {
-  Visit& visit;
-  std::string path;
+  Visit& visit;      ///< the caller's function
+  std::string path;  ///< dotted name of the module being visited
 
+  /// Visits a parameter, or all parameters of a module.
   template <class Child>
   void operator()(std::string_view name, Child& child) {
     const std::size_t length = path.size();
@@ -207,11 +228,12 @@ struct ParameterWalk {
       std::remove_const_t<Child>::each_parameter(child, *this);
     path.resize(length);
   }
-  /// Numbered children: "layers.0", "layers.1" ...
+  /// Visits numbered modules: "layers.0", "layers.1" ...
   template <class Child>
   void operator()(std::string_view name, std::vector<Child>& children) {
     for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
   }
+  /// Visits numbered modules that are const.
   template <class Child>
   void operator()(std::string_view name, const std::vector<Child>& children) {
     for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
@@ -220,9 +242,9 @@ struct ParameterWalk {
 
 }  // namespace detail
 
-/// Base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in
-/// `static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`;
-/// loading, saving, counting, optimising and converting all go through it.
+/// Serves as the base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in `static
+/// void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`. Loading, saving, counting,
+/// optimising and converting all go through it.
 template <class Self>
 class Module {
  public:
@@ -232,13 +254,14 @@ class Module {
     detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
     Self::each_parameter(static_cast<Self&>(*this), walk);
   }
+  /// Calls `visit(std::string_view dotted_name, const Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) const {
     detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
     Self::each_parameter(static_cast<const Self&>(*this), walk);
   }
 
-  /// Numbers held in trained parameters (statistics of batch norm do not count).
+  /// Returns the number of elements of all parameters that have gradients; statistics of batch norm do not count.
   Index count_parameters() const {
     Index count = 0;
     parameters([&](std::string_view, const auto& p) { count += p.role() == Role::weight ? p.size() : 0; });
@@ -246,7 +269,7 @@ class Module {
   }
 };
 
-/// Throws `Error`, in the name of `who`, unless all values of a model are on the host: saving, converting and comparing
+/// Throws `Error`, in the name of `who`, unless all values of a model are on the host. Saving, converting and comparing
 /// read them there.
 template <class Model>
 void require_on_host(const Model& model, const char* who) {

@@ -13,29 +13,32 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
-/// row.
+/// Says how stored values are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale
+/// for each row.
 enum class Storage { full, bf16, int8 };
+/// Names the values of Storage.
 constexpr auto enum_names(Storage) {
   return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
 }
 
-/// A float without its lower 16 bits.
+/// Holds the upper 16 bits of a float.
 struct Bf16 {
-  std::uint16_t bits;
+  std::uint16_t bits;  ///< sign, 8 bits of exponent, 7 of mantissa
 };
 
-/// To nearest, ties to even.
+/// Rounds to nearest, ties to even. NaN stays NaN.
 inline Bf16 to_bf16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+/// Returns the float, exactly.
 inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
-/// A row of numbers as multiples -127 to 127 of a scale, by its largest.
+/// Quantises a row to multiples -127 .. 127 of a scale, which the largest magnitude of the row sets.
 class ByteRow {
  public:
+  /// Finds the scale of n values.
   template <class T>
   ByteRow(Index n, const T* x) {
     std::uint32_t most = 0;  // as bits, positive floats are ordered alike
@@ -46,8 +49,10 @@ class ByteRow {
     else
       most_ = std::bit_cast<float>(most);
   }
-  /// Not a number where one of the row is none, or is infinite, so that it shows.
+  /// Returns the scale: the largest magnitude over 127. It is NaN if the row has a NaN or an infinity, so that it
+  /// propagates.
   float scale() const { return most_ / 127 + fault_; }
+  /// Returns a value of the row as a multiple of the scale, rounded to nearest.
   template <class T>
   std::int8_t operator()(T x) const {
     if (std::isnan(fault_)) return 1;

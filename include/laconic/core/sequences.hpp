@@ -11,12 +11,14 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
+/// Says at which row each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
 class Sequences {
  public:
+  /// Makes a batch of no sequences.
   Sequences() : offsets_(none) {}
-  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
+  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates from the heap; copies
+  /// share the memory.
   explicit Sequences(std::span<const Index> lengths)
       : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
     for (std::size_t n = 0; n < lengths.size(); ++n) {
@@ -24,10 +26,11 @@ class Sequences {
       own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
     }
   }
+  /// Makes sequences of these lengths, in rows.
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
 
-  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
-  /// allocates nothing.
+  /// Makes `size` sequences in memory of the arena, sequence n of length(n) rows (a negative length counts as 0).
+  /// Allocates nothing once the arena is warm.
   template <class Length>
   static Sequences make(Arena& arena, Index size, Length&& length) {
     Sequences out(arena, size);
@@ -36,29 +39,36 @@ class Sequences {
     for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
     return out;
   }
-  /// The sequences whose lengths are `map(length)` of these.
+  /// Returns sequences whose lengths are `map(length)` of these, in memory of the arena.
   template <class Map>
   Sequences map_lengths(Arena& arena, Map&& map) const {
     return make(arena, size(), [&](Index n) { return map(length(n)); });
   }
 
+  /// Returns the number of sequences.
   Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  /// Returns the number of rows of all sequences.
   Index rows() const { return offsets_.back(); }
+  /// Returns the first row of sequence n.
   Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  /// Returns one past the last row of sequence n.
   Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  /// Returns the number of rows of sequence n.
   Index length(Index n) const { return end(n) - begin(n); }
-  /// The sequence that a row belongs to.
+  /// Returns the number of the sequence that has this row.
   Index sequence_of(Index row) const {
     return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
   }
+  /// Returns the length of the longest sequence, 0 without any.
   Index max_length() const {
     Index longest = 0;
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
-  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
-  /// sequences recognises them by it, and copies them to its device once.
+  /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
+  /// backend recognises sequences by it and copies them to its device once.
   const void* identity() const { return offsets_.data(); }
+  /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
     return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
   }
@@ -75,7 +85,8 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
-/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
+/// Calls `visit(n, range)` for every sequence that has some of the given rows of a batch. The range numbers these rows
+/// from the beginning of sequence n.
 template <class Visit>
 void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   while (rows.begin < rows.end) {

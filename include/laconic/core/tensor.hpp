@@ -10,22 +10,25 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
-/// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
-/// nothing needs them. `borrow` wraps memory of the caller's, which must outlive the tensor.
+/// Holds a value of a CPU computation: a contiguous row-major matrix `(rows, cols)` in a block of an arena. Copies
+/// share the block, which returns to the arena with the last of them, so that an intermediate is freed as soon as
+/// nothing needs it.
 template <class T>
 class Tensor {
  public:
-  using Scalar = T;
+  using Scalar = T;  ///< the type of an element
 
+  /// Makes an empty tensor.
   Tensor() = default;
+  /// Shares the memory of the other.
   Tensor(const Tensor&) = default;
-  /// The other is empty afterwards.
+  /// Takes over the memory of the other, which is empty afterwards.
   Tensor(Tensor&& other) noexcept
       : buffer_(std::move(other.buffer_)),
         data_(std::exchange(other.data_, nullptr)),
         rows_(std::exchange(other.rows_, 0)),
         cols_(std::exchange(other.cols_, 0)) {}
+  /// Drops its memory and takes that of the other.
   Tensor& operator=(Tensor other) noexcept {
     std::swap(buffer_, other.buffer_);
     std::swap(data_, other.data_);
@@ -33,9 +36,12 @@ class Tensor {
     std::swap(cols_, other.cols_);
     return *this;
   }
+  /// Takes an uninitialised block (rows, cols) of the arena. Throws `Error` for a negative size or one beyond the
+  /// address space.
   Tensor(Arena& arena, Index rows, Index cols)
       : buffer_(arena.allocate(bytes(rows, cols))), data_(static_cast<T*>(buffer_.data())), rows_(rows), cols_(cols) {}
 
+  /// Wraps the memory of a matrix, which must outlive the tensor. Copies nothing.
   static Tensor borrow(const Matrix<T>& matrix) {
     Tensor out;
     out.data_ = const_cast<T*>(matrix.data());  // never written: `unique()` is false for borrowed memory
@@ -44,18 +50,28 @@ class Tensor {
     return out;
   }
 
+  /// Returns the number of rows.
   Index rows() const { return rows_; }
+  /// Returns the number of columns.
   Index cols() const { return cols_; }
+  /// Returns the number of elements.
   Index size() const { return rows_ * cols_; }
+  /// Says whether there is no memory.
   bool empty() const { return data_ == nullptr; }
-  /// True when nobody else sees this memory, so that a primitive may overwrite it.
+  /// Says whether this is the only reference to the memory, so that a primitive may overwrite it.
   bool unique() const { return buffer_.unique(); }
 
+  /// Returns the first element.
   const T* data() const { return data_; }
+  /// Returns the first element for writing.
   T* data() { return data_; }
+  /// Returns the first element of row r.
   const T* row(Index r) const { return data_ + r * cols_; }
+  /// Returns the first element of row r for writing.
   T* row(Index r) { return data_ + r * cols_; }
+  /// Returns the elements as a matrix.
   MatrixView<const T> view() const { return matrix_view<const T>(data_, rows_, cols_); }
+  /// Returns the elements as a matrix for writing.
   MatrixView<T> view() { return matrix_view<T>(data_, rows_, cols_); }
 
  private:

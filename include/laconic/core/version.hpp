@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-// What compiles laconic. The include of a file that does not exist ends the compilation at this sentence, where
-// hundreds of further errors would follow it.
+// Checks the compiler. The include of a file that does not exist ends the compilation at this sentence; otherwise
+// hundreds of errors would follow it.
 #if __cplusplus < 202002L
 #error "laconic needs C++20 (-std=c++20) and g++ 12 or clang 14, or newer ones"
 #include <C++20>
@@ -16,10 +16,10 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace LACONIC_ABI holds everything. Its name tells apart what changes the code that is compiled from
-// these headers: the instruction sets that xsimd, Eigen and laconic choose by, the alignment of Eigen's matrices, and
+// Everything is in the inline namespace LACONIC_ABI. Its name distinguishes all that changes the code compiled from
+// these headers: the instruction sets by which xsimd, Eigen and laconic choose, the alignment of Eigen's matrices, and
 // OpenMP. Files compiled for different ones do not link; if they did, one file's functions would read the other's
-// vectors. A common case is `v0_avx2_fma_openmp`.
+// vectors. A common name is `v0_avx2_fma_openmp`.
 #if defined(__AVX512F__)
 #define LACONIC_ABI_VECTORS _avx512
 #elif defined(__AVX2__)
@@ -132,7 +132,7 @@
 #define LACONIC_ABI_OPENMP
 #endif
 
-// The alignment of Eigen's matrices in bytes: what its own default is here, unless the program says otherwise.
+// The alignment of Eigen's matrices in bytes: Eigen's own default, unless the program sets another.
 #if defined(__AVX512F__)
 #define LACONIC_EIGEN_DEFAULT 64
 #elif defined(__AVX__)
@@ -178,8 +178,7 @@
 #define LACONIC_VNNI 0
 #endif
 
-// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
-// both.
+// Infeasible CTC losses are infinite, and NaN must propagate. A build that assumes that neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif

@@ -10,7 +10,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Rows of independent standard normal numbers, the same for the same name.
+/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
 template <class T>
 Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   const Random random(Seed(), name);
