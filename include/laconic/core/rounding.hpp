@@ -13,9 +13,12 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Says how stored values are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale
-/// for each row.
-enum class Storage { full, bf16, int8 };
+/// Says how stored values are rounded.
+enum class Storage {
+  full,  ///< not at all
+  bf16,  ///< to 16 bits with the exponent of a float
+  int8   ///< to 8 bits with a scale for each row
+};
 /// Names the values of Storage.
 constexpr auto enum_names(Storage) {
   return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});

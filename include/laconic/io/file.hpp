@@ -20,33 +20,39 @@
 #include <utility>
 #include <vector>
 
-// Files and folders that are written whole or not at all. POSIX, but for one call of Linux (`FolderWriter::exchange`).
+// Files and folders that are written whole or not at all. POSIX, except for one Linux call (`FolderWriter::exchange`).
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// The error of the last system call: "PATH: cannot write: No space left on device".
+/// Throws the error of the last system call: "PATH: cannot write: No space left on device".
 [[noreturn]] inline void fail_system(const std::filesystem::path& path, std::string_view what, int reason = errno) {
   throw Error(text(path.string(), ": cannot ", what, ": ", std::generic_category().message(reason)));
 }
 
-/// A file descriptor that closes itself.
+/// Owns a file descriptor and closes it.
 class Descriptor {
  public:
+  /// Owns nothing.
   Descriptor() = default;
+  /// Owns this descriptor; a negative one means none.
   explicit Descriptor(int number) : number_(number) {}
+  /// Takes over the descriptor of the other.
   Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  /// Takes the descriptor of the other in exchange for its own.
   Descriptor& operator=(Descriptor other) noexcept {
     std::swap(number_, other.number_);
     return *this;
   }
+  /// Closes the descriptor, if there is one.
   ~Descriptor() {
     if (number_ >= 0) ::close(number_);
   }
+  /// Returns the descriptor, negative without one.
   int get() const { return number_; }
-  /// Closes now, and says whether that went well (a network file system may only report a full disk here).
+  /// Closes the descriptor now and says whether that succeeded. A network file system may report a full disk only here.
   bool close() { return ::close(std::exchange(number_, -1)) == 0; }
 
  private:
@@ -59,7 +65,8 @@ inline void sync_folder(const std::filesystem::path& folder) {
   if (descriptor.get() >= 0) ::fsync(descriptor.get());
 }
 
-/// The path itself with links resolved and no trailing slash, so that what a link points to is replaced, not the link.
+/// Returns the path with links resolved and without a trailing slash, so that the target of a link is replaced, not the
+/// link. Throws `Error` for an empty path.
 inline std::filesystem::path resolved(const std::filesystem::path& path) {
   require(!path.empty(), "an empty path given, the name of a file or folder expected");
   std::error_code error;
@@ -68,7 +75,8 @@ inline std::filesystem::path resolved(const std::filesystem::path& path) {
   return out.has_filename() ? out : out.parent_path();
 }
 
-/// `make(name)` with "PATH.partial-PID", "PATH.partial-PID-1" ... until it does not fail for an existing name.
+/// Calls `make(name)` with "PATH.partial-PID", "PATH.partial-PID-1" ... until it no longer fails for an existing name.
+/// Returns the name that was made. Throws `Error` if it fails for another reason.
 template <class Make>
 std::filesystem::path make_partial(const std::filesystem::path& path, Make&& make) {
   for (int attempt = 0; attempt < 1000; ++attempt) {
@@ -83,13 +91,13 @@ std::filesystem::path make_partial(const std::filesystem::path& path, Make&& mak
 
 }  // namespace detail
 
-/// Writes a file whole or not at all: bytes go to a temporary name beside it, and `commit` puts that in its place.
-/// Without `commit` (an exception, say) nothing is left and an older file of that name stays as it was; a program that
-/// is killed leaves the temporary one.
-/// Devices and pipes (`/dev/stdout`) are written directly. Every failed write, a full disk too, throws `Error`
-/// with the file and the reason. Not buffered: hand over large pieces.
+/// Writes a file whole or not at all. Bytes go to a temporary name next to it, and `commit` puts that in its place.
+/// Without `commit` (after an exception, say) nothing is left and an older file of that name stays as it was; a program
+/// that is killed leaves the temporary file. Devices and pipes (`/dev/stdout`) are written directly. Every failed
+/// write, a full disk too, throws `Error` with the file and the reason. Nothing is buffered: pass large pieces.
 class FileWriter {
  public:
+  /// Opens the temporary file, or the device. Throws `Error` for a folder and for what cannot be opened.
   explicit FileWriter(const std::filesystem::path& path) : name_(path), target_(detail::resolved(path)) {
     struct stat status {};
     if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
@@ -103,12 +111,16 @@ class FileWriter {
       return file_.get() >= 0;
     });
   }
+  /// Not copyable.
   FileWriter(const FileWriter&) = delete;
+  /// Not assignable.
   FileWriter& operator=(const FileWriter&) = delete;
+  /// Deletes the temporary file unless it was committed.
   ~FileWriter() {
     if (!temporary_.empty()) ::unlink(temporary_.c_str());
   }
 
+  /// Writes all bytes.
   void write(std::span<const std::byte> bytes) {
     require(file_.get() >= 0, name_.string(), ": written after commit");
     while (!bytes.empty()) {
@@ -119,12 +131,13 @@ class FileWriter {
       written_ += static_cast<std::size_t>(count);
     }
   }
+  /// Writes all bytes of a text.
   void write(std::string_view bytes) { write(std::as_bytes(std::span(bytes.data(), bytes.size()))); }
 
-  /// Bytes written so far.
+  /// Returns the number of bytes written so far.
   std::size_t written() const { return written_; }
 
-  /// The file is there, whole and on the disk, when this returns.
+  /// Puts the file in place. When this returns, the whole file is on the disk.
   void commit() {
     require(file_.get() >= 0, name_.string(), ": committed twice");
     if (temporary_.empty()) {
@@ -144,14 +157,14 @@ class FileWriter {
   std::size_t written_ = 0;
 };
 
-/// Writes the file whole or not at all.
+/// Writes a file whole or not at all. Throws `Error` as FileWriter does.
 inline void write_file(const std::filesystem::path& path, std::string_view bytes) {
   FileWriter file(path);
   file.write(bytes);
   file.commit();
 }
 
-/// The whole file. Throws `Error` if it cannot be read or holds more than `max_bytes`.
+/// Returns the whole file. Throws `Error` if it cannot be read or holds more than `max_bytes`.
 inline std::string read_file(const std::filesystem::path& path, std::size_t max_bytes) {
   const detail::Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) detail::fail_system(path, "open");
@@ -171,11 +184,14 @@ inline std::string read_file(const std::filesystem::path& path, std::size_t max_
   }
 }
 
-/// A file seen as memory, read-only. Pages come from the disk when they are touched. Another program that cuts the
-/// file short meanwhile kills this one (as with every mapped file); laconic itself replaces files, never rewrites them.
+/// Maps a file into memory, read-only. Pages come from the disk when they are touched. If another program truncates the
+/// file meanwhile, this one is killed, as with every mapped file; laconic itself replaces files and never rewrites
+/// them.
 class MappedFile {
  public:
+  /// Maps nothing.
   MappedFile() = default;
+  /// Maps this file. Throws `Error` if it cannot be opened or is not a regular file.
   explicit MappedFile(const std::filesystem::path& path) {
     const detail::Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     if (file.get() < 0) detail::fail_system(path, "open");
@@ -188,18 +204,23 @@ class MappedFile {
     if (memory == MAP_FAILED) detail::fail_system(path, "map");
     data_ = static_cast<const std::byte*>(memory);
   }
+  /// Takes over the mapping of the other, which is empty afterwards.
   MappedFile(MappedFile&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  /// Takes the mapping of the other in exchange for its own.
   MappedFile& operator=(MappedFile other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
   }
+  /// Removes the mapping.
   ~MappedFile() {
     if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
   }
 
+  /// Returns the contents, which are valid as long as this object.
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Returns the number of bytes.
   std::size_t size() const { return size_; }
 
  private:
@@ -209,28 +230,29 @@ class MappedFile {
 
 namespace detail {
 
-/// The whole pages among these bytes of a mapped file leave memory; they come back from the file when touched.
+/// Removes the whole pages among these bytes of a mapped file from memory; they come back from the file when touched.
 inline void release_pages(std::span<const std::byte> bytes) {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto from = reinterpret_cast<std::uintptr_t>(bytes.data());
   const std::uintptr_t begin = (from + page - 1) / page * page, end = (from + bytes.size()) / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a wish: may fail
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint: may fail
 }
 
 }  // namespace detail
 
-/// Makes a folder and those above it, if they are not there.
+/// Makes a folder and all above it, if they do not exist. Throws `Error` if one cannot be made.
 inline void make_folder(const std::filesystem::path& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
   require(!error, path.string(), ": cannot create: ", error.message());
 }
 
-/// Writes a folder whole or not at all: fill `path()`, "DIR.partial-PID" beside DIR, then `commit` puts it in place of
-/// DIR in one step. What an older DIR held under other names is kept (moved over); under the same names it is replaced.
-/// Without `commit` nothing is left, unless the program is killed. Folders above DIR are made.
+/// Writes a folder DIR whole or not at all: fill `path()`, which is "DIR.partial-PID" next to DIR, then `commit` puts
+/// it in place of DIR in one step. Files of an older DIR under other names are kept (moved over); those of the same
+/// names are replaced. Without `commit` nothing is left, unless the program is killed. Folders above DIR are made.
 class FolderWriter {
  public:
+  /// Makes the partial folder. Throws `Error` if the path is a file or the root, or if it cannot be made.
   explicit FolderWriter(const std::filesystem::path& path) : name_(path), target_(detail::resolved(path)) {
     std::error_code error;
     const bool exists = std::filesystem::exists(target_, error);
@@ -241,16 +263,20 @@ class FolderWriter {
     partial_ = detail::make_partial(target_,
                                     [](const std::filesystem::path& name) { return ::mkdir(name.c_str(), 0777) == 0; });
   }
+  /// Not copyable.
   FolderWriter(const FolderWriter&) = delete;
+  /// Not assignable.
   FolderWriter& operator=(const FolderWriter&) = delete;
+  /// Deletes the partial folder unless it was committed.
   ~FolderWriter() {
     std::error_code ignored;
     if (!partial_.empty()) std::filesystem::remove_all(partial_, ignored);
   }
 
-  /// Where to write until `commit`.
+  /// Returns the folder to write to until `commit`.
   const std::filesystem::path& path() const { return partial_; }
 
+  /// Puts the folder in place. Throws `Error` if that fails, or if the older folder cannot be removed afterwards.
   void commit() {
     require(!partial_.empty(), name_.string(), ": committed twice");
     detail::sync_folder(partial_);
@@ -270,7 +296,7 @@ class FolderWriter {
   }
 
  private:
-  /// Swaps the new folder and the old one; the old one is then `partial_`.
+  /// Swaps the new folder and the old one, which is then `partial_`.
   void exchange() {
 #if defined(__linux__) && defined(RENAME_EXCHANGE)
     if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) return;

@@ -14,14 +14,15 @@
 #include <string_view>
 #include <system_error>
 
-// A model folder is all that is needed to use a model again: config.json (what it is), model.safetensors (its
-// parameters; from Hugging Face also pytorch_model.bin, or several files) and vocab.json (what its outputs mean).
+// A model folder is all that is needed to use a model: config.json (its configuration), model.safetensors (its
+// parameters; from Hugging Face also pytorch_model.bin, or several files) and vocab.json (the tokens of its outputs).
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Writes a model folder, whole or not at all, with weights rounded as save_parameters says, and with `others` beside
-/// config.json and vocab.json; other files in an older folder of that name are kept.
+/// Writes a model folder, whole or not at all, with weights rounded as `save_parameters` says. It holds `others` in
+/// addition to config.json and vocab.json; other files in an older folder of that name are kept. Throws `Error` if the
+/// parameters are not on the host or a file cannot be written.
 template <class Model>
 void save_model_folder(const std::filesystem::path& path, const Model& model, const nlohmann::json& config,
                        const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {},
@@ -30,21 +31,24 @@ void save_model_folder(const std::filesystem::path& path, const Model& model, co
   write_json(folder.path() / "config.json", config);
   write_json(folder.path() / "vocab.json", vocab);
   for (const auto& [name, json] : others) write_json(folder.path() / name, json);
-  // Hugging Face tools ask for this note; the layout of the values is PyTorch's.
+  // Hugging Face tools require this note; the layout of the values is PyTorch's.
   save_parameters(model, folder.path() / "model.safetensors", {{"format", "pt"}}, weights);
   folder.commit();
 }
 
 namespace detail {
 
+/// Ends the message about a folder that is not a model's.
 inline constexpr std::string_view model_folder_expected =
     ": expected a model folder written by `laconic train` or `laconic convert`";
 
+/// Throws `Error` unless the folder exists.
 inline void require_folder(const std::filesystem::path& folder) {
   std::error_code ignored;
   require(std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder", model_folder_expected);
 }
 
+/// Returns the path of a file in a model folder. Throws `Error` if there is none.
 inline std::filesystem::path model_file(const std::filesystem::path& folder, std::string_view name) {
   require_folder(folder);
   std::filesystem::path out = folder / name;
@@ -55,18 +59,19 @@ inline std::filesystem::path model_file(const std::filesystem::path& folder, std
 
 }  // namespace detail
 
-/// config.json of a model folder. Throws `Error` if the folder or the file is missing or not strict JSON.
+/// Returns config.json of a model folder. Throws `Error` if the folder or the file is missing or not strict JSON.
 inline nlohmann::json read_model_config(const std::filesystem::path& folder) {
   return read_json(detail::model_file(folder, "config.json"));
 }
 
-/// vocab.json of a model folder.
+/// Returns vocab.json of a model folder. Throws `Error` if the folder or the file is missing or not strict JSON.
 inline nlohmann::json read_model_vocab(const std::filesystem::path& folder) {
   return read_json(detail::model_file(folder, "vocab.json"));
 }
 
-/// The tensors of a model folder, checked and ready for `load_parameters`. A folder of Hugging Face may do: the first
-/// of model.safetensors, pytorch_model.bin and the indexes of either in several files is taken, in the order below.
+/// Returns the tensors of a model folder, checked and ready for `load_parameters`. A folder of Hugging Face works, too:
+/// the first that exists of model.safetensors, model.safetensors.index.json, pytorch_model.bin and
+/// pytorch_model.bin.index.json is opened. Throws `Error` if there is none.
 inline Tensors open_model_tensors(const std::filesystem::path& folder) {
   detail::require_folder(folder);
   const auto has = [&](std::string_view name) {

@@ -14,12 +14,13 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A member of config.json, or what transformers takes where it is missing.
+/// Returns a member of config.json, or the default of transformers if it is missing.
 template <class T>
 T hugging_face_member(const nlohmann::json& config, std::string_view key, const std::string& where, T otherwise) {
   return config.contains(key) ? json_member<T>(config, key, where) : otherwise;
 }
 
+/// Returns the activation that a member names; "swish" is silu, and a missing one gelu. Throws `Error` for other names.
 inline Activation hugging_face_activation(const nlohmann::json& config, std::string_view key,
                                           const std::string& where) {
   const auto name = hugging_face_member<std::string>(config, key, where, "gelu");
@@ -32,13 +33,14 @@ inline Activation hugging_face_activation(const nlohmann::json& config, std::str
 
 }  // namespace detail
 
-/// Whether a config.json is one of transformers'.
+/// Says whether a config.json is one of transformers: an object with a member `model_type`.
 inline bool is_hugging_face_config(const nlohmann::json& config) {
   return config.is_object() && config.contains("model_type");
 }
 
-/// The encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error` naming `where` and the member
-/// for what laconic does not compute: other model types, an adapter, rotary bases other than 10000, other activations.
+/// Returns the configuration of the encoder that a config.json of `Wav2Vec2ConformerForCTC` describes. Throws `Error`,
+/// naming `where` and the member, for what laconic does not compute: other model types, an adapter, rotary bases other
+/// than 10000, other activations.
 inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, const std::string& where) {
   const auto number = [&](std::string_view key, Index otherwise) {
     return detail::hugging_face_member<Index>(config, key, where, otherwise);
@@ -83,7 +85,8 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   }
 }
 
-/// The config.json with which transformers makes the same model. Throws `Error` unless it is one with full attention.
+/// Returns the config.json with which transformers makes the same model. Throws `Error` unless the model reads
+/// waveforms and has full attention (mha).
 inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
   require(!c.waveform.empty() && c.attention == AttentionName::mha,
           "hugging face: a wav2vec2-conformer with mha expected; ", to_name(c.attention),
@@ -119,8 +122,8 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
           {"torch_dtype", "float32"}};
 }
 
-/// Tensors of a checkpoint that take no part in the model: a convolution that transformers makes and never calls, the
-/// frequencies of rotary positions, a counter of batch norm.
+/// Says whether a tensor of a checkpoint takes no part in the model: a convolution that transformers makes and never
+/// calls, the frequencies of rotary positions, and the counter of batch norm.
 inline bool is_unused_hugging_face_tensor(std::string_view name) {
   return name.starts_with("wav2vec2_conformer.encoder.pos_conv_embed.") ||
          name == "wav2vec2_conformer.encoder.embed_positions.inv_freq" ||

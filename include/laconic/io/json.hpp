@@ -33,7 +33,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A struct with a `fields` list, as described at the top of this file.
+/// Requires a struct with a `fields` list, as described at the top of this file.
 template <class T>
 concept ConfigStruct = std::is_class_v<T> && requires(T& config) {
   T::fields(config, [](std::string_view, auto&) {});
@@ -41,14 +41,15 @@ concept ConfigStruct = std::is_class_v<T> && requires(T& config) {
 
 namespace detail {
 
-/// Text from a file, fit for a message: quoted, cut at 60 characters, control characters and non-ASCII as '?'.
+/// Returns text from a file, fit for a message: in quotes, cut at 60 characters, control characters and non-ASCII as
+/// '?'.
 inline std::string in_quotes(std::string_view word) {
   std::string out = "'";
   for (const char c : word.substr(0, 60)) out += c >= ' ' && c <= '~' ? c : '?';
   return out + (word.size() > 60 ? "...'" : "'");
 }
 
-/// A value for a message: the JSON text if it is short.
+/// Returns a value for a message: its JSON text, or the kind of an object or array.
 inline std::string shown(const nlohmann::json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return text("an array of ", value.size());
@@ -56,29 +57,42 @@ inline std::string shown(const nlohmann::json& value) {
   return value.dump();
 }
 
-/// Builds a value from what nlohmann's parser reads, without keys twice and not too deep. nlohmann's own builder that
-/// can be watched goes through all members of an object whenever one that is an object ends, so that many keep it busy
-/// for hours.
+/// Builds a value from the events of nlohmann's parser, and throws `Error` for duplicate keys and deep nesting. The
+/// builder of nlohmann that takes a callback goes through all members of an object whenever a member that is an object
+/// ends, so that a file with many of them keeps it busy for hours.
 template <class Watch>
 class StrictParse {
  public:
-  using Json = nlohmann::json;
-  using Event = Json::parse_event_t;
-  static constexpr std::size_t max_depth = 32;
+  using Json = nlohmann::json;                  ///< the value type of nlohmann
+  using Event = Json::parse_event_t;            ///< the events of its parser
+  static constexpr std::size_t max_depth = 32;  ///< max nesting of objects and arrays
 
+  /// Reports every value to `watch`, and errors in the name of `where`. Both must outlive this object.
   StrictParse(const std::string& where, Watch& watch) : where_(where), watch_(watch) {}
 
+  /// Takes null.
   bool null() { return put(nullptr); }
+  /// Takes true or false.
   bool boolean(bool value) { return put(value); }
+  /// Takes a negative integer.
   bool number_integer(Json::number_integer_t value) { return put(value); }
+  /// Takes an integer of at least 0.
   bool number_unsigned(Json::number_unsigned_t value) { return put(value); }
+  /// Takes a number with a fraction or an exponent.
   bool number_float(Json::number_float_t value, const std::string&) { return put(value); }
+  /// Takes a string.
   bool string(std::string& value) { return put(std::move(value)); }
-  bool binary(Json::binary_t&) { return false; }  // JSON has none
+  /// Refuses binary data, which JSON does not have.
+  bool binary(Json::binary_t&) { return false; }
+  /// Opens an object.
   bool start_object(std::size_t) { return open(Json::object(), Event::object_start); }
+  /// Closes an object.
   bool end_object() { return close(Event::object_end); }
+  /// Opens an array.
   bool start_array(std::size_t) { return open(Json::array(), Event::array_start); }
+  /// Closes an array.
   bool end_array() { return close(Event::array_end); }
+  /// Takes the key of the next member. Throws `Error` if the object has it already.
   bool key(std::string& name) {
     const auto [member, is_new] = open_.back()->emplace(name, nullptr);
     require(is_new, where_, ": key ", in_quotes(name), " appears twice in one JSON object");
@@ -87,6 +101,7 @@ class StrictParse {
     watch_(depth(), Event::key, word);
     return true;
   }
+  /// Throws `Error` with the place and reason that the parser gives.
   [[noreturn]] bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
     // "[json.exception.parse_error.101] parse error at line 1, column 7: ..."
     std::string_view reason = error.what();
@@ -96,11 +111,11 @@ class StrictParse {
     throw Error(text(where_, ": not valid JSON: ", out));
   }
 
-  Json root;
+  Json root;  ///< the value, complete when the parser is done
 
  private:
   int depth() const { return static_cast<int>(open_.size()); }
-  /// Where the value goes that was read.
+  /// Puts a value where the parser stands: at the root, into the open array or under the last key.
   Json& place(Json value) {
     if (open_.empty()) return root = std::move(value);
     if (open_.back()->is_array()) return open_.back()->emplace_back(std::move(value));
@@ -130,8 +145,8 @@ class StrictParse {
   Json* member_ = nullptr;
 };
 
-/// Parses strictly; `watch(depth, event, value)` sees it as by nlohmann::json::parse, and where it returns false, a
-/// value that is complete is replaced by null.
+/// Parses strictly and calls `watch(depth, event, value)` as nlohmann::json::parse does its callback. If that returns
+/// false, a complete value is replaced by null.
 template <class Watch>
 nlohmann::json parse_json(std::string_view source, const std::string& where, Watch&& watch) {
   // nlohmann's parser takes a zero byte for the end and would not see what follows.
@@ -144,13 +159,13 @@ nlohmann::json parse_json(std::string_view source, const std::string& where, Wat
 
 }  // namespace detail
 
-/// Reads one JSON value. Throws `Error` naming `where` (a file, say) and the position for anything that is not JSON in
-/// valid UTF-8, for bytes after it, for a key that appears twice in one object and for nesting beyond 32.
+/// Returns one JSON value. Throws `Error`, naming `where` (a file, say) and the position, for anything that is not JSON
+/// in valid UTF-8, for bytes after it, for a key that appears twice in one object and for nesting beyond 32.
 inline nlohmann::json parse_json(std::string_view source, const std::string& where) {
   return detail::parse_json(source, where, [](int, nlohmann::json::parse_event_t, nlohmann::json&) { return true; });
 }
 
-/// Reads a JSON file of at most `max_bytes`.
+/// Returns the value in a JSON file of at most `max_bytes`. Throws `Error` as `read_file` and `parse_json` do.
 inline nlohmann::json read_json(const std::filesystem::path& path, std::size_t max_bytes = std::size_t{64} << 20) {
   return parse_json(read_file(path, max_bytes), path.string());
 }
@@ -169,22 +184,26 @@ inline void write_json(const std::filesystem::path& path, const nlohmann::json& 
 
 namespace detail {
 
-/// Where a value stands, for messages: "DIR/config.json: 'encoder.num_layers'".
+/// Names the position of a value in messages: "DIR/config.json: 'encoder.num_layers'".
 struct JsonPlace {
-  const std::string& where;
-  std::string path;
+  const std::string& where;  ///< the file
+  std::string path;          ///< dotted names of the members above, empty for the whole
 
+  /// Returns the position of a member.
   JsonPlace member(std::string_view name) const {
     return {where, path.empty() ? std::string(name) : text(path, '.', name)};
   }
+  /// Returns the position of element i of an array.
   JsonPlace element(std::size_t i) const { return {where, text(path, '[', i, ']')}; }
 
+  /// Throws `Error` for a value that is not what was expected here.
   [[noreturn]] void fail(const nlohmann::json& given, std::string_view expected) const {
     const std::string name = path.empty() ? std::string() : in_quotes(path) + " is ";
     throw Error(text(where, ": ", name, shown(given), path.empty() ? " given, " : ", ", expected, " expected"));
   }
 };
 
+/// Says whether a type is read from and written as an array.
 template <class T>
 inline constexpr bool is_vector = false;
 template <class T>
@@ -192,9 +211,11 @@ inline constexpr bool is_vector<std::vector<T>> = true;
 template <>
 inline constexpr bool is_vector<IndexList> = true;
 
+/// Returns a value of any type that configurations may hold. Throws `Error` for a value of another type.
 template <class T>
 T read_value(const nlohmann::json& value, const JsonPlace& place);
 
+/// Returns an integer. Throws `Error` for one that T cannot hold.
 template <std::integral T>
 T read_integer(const nlohmann::json& value, const JsonPlace& place) {
   using Limits = std::numeric_limits<T>;
@@ -206,6 +227,7 @@ T read_integer(const nlohmann::json& value, const JsonPlace& place) {
   return value.get<T>();
 }
 
+/// Returns a configuration struct. Throws `Error` for a missing key and for an unknown one.
 template <ConfigStruct T>
 T read_config(const nlohmann::json& value, const JsonPlace& place) {
   if (!value.is_object()) place.fail(value, "an object");
@@ -263,14 +285,15 @@ T read_value(const nlohmann::json& value, const JsonPlace& place) {
 
 }  // namespace detail
 
-/// A configuration struct (or a number, string, vector ... ) from JSON. Throws `Error` naming `where` and the member
-/// for a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an enumeration.
+/// Returns a configuration struct (or a number, string, vector ...) from JSON. Throws `Error`, naming `where` and the
+/// member, for a missing key, an unknown key, a wrong type, an integer out of range and an unknown name of an
+/// enumeration.
 template <class T>
 T json_value(const nlohmann::json& value, const std::string& where) {
   return detail::read_value<T>(value, {where, {}});
 }
 
-/// The member `key` of an object, checked as by `json_value`.
+/// Returns the member `key` of an object, checked as by `json_value`.
 template <class T>
 T json_member(const nlohmann::json& object, std::string_view key, const std::string& where) {
   require(object.is_object(), where, ": ", detail::shown(object), " given, an object expected");
@@ -279,8 +302,8 @@ T json_member(const nlohmann::json& object, std::string_view key, const std::str
   return detail::read_value<T>(*found, {where, std::string(key)});
 }
 
-/// A configuration struct (or a number, string, vector ... ) as JSON. Throws `Error` for a number that is not finite,
-/// which JSON cannot hold.
+/// Returns a configuration struct (or a number, string, vector ...) as JSON. Throws `Error` for a number that is not
+/// finite, which JSON cannot hold.
 template <class T>
 nlohmann::json to_json(const T& value) {
   if constexpr (NamedEnum<T>) {

@@ -22,7 +22,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Adds every parameter of a model, statistics too, under `prefix` + its dotted name ("encoder." for a part of a file).
-/// Borrows the values: the model must not change or go until the writer has written.
+/// The values are borrowed: the model must neither change nor end before the writer has written. Throws `Error` if they
+/// are not on the host.
 template <class Model>
 void append_parameters(SafetensorsWriter& writer, const Model& model, std::string_view prefix = "") {
   require_on_host(model, "append_parameters");
@@ -31,8 +32,9 @@ void append_parameters(SafetensorsWriter& writer, const Model& model, std::strin
   });
 }
 
-/// Writes a model's parameters as a safetensors file, whole or not at all. Weights of products (`is_rounded`)
-/// are rounded as `weights` says: in bytes with a scale for each row, but for convolutions of few numbers an output.
+/// Writes a model's parameters as a safetensors file, whole or not at all. Weights of matrix products (`is_rounded`)
+/// are rounded as `weights` says; int8 adds a tensor of scales, one for each row. Throws `Error` if the values are not
+/// on the host or the file cannot be written. Allocates the rounded values.
 template <class Model>
 void save_parameters(const Model& model, const std::filesystem::path& path,
                      std::map<std::string, std::string> metadata = {}, Storage weights = Storage::full) {
@@ -70,6 +72,7 @@ void save_parameters(const Model& model, const std::filesystem::path& path,
 
 namespace detail {
 
+/// Throws `Error` unless a tensor has this shape and a type that can be read.
 inline void check_loadable(const Tensors& tensors, const std::string& name, std::span<const Index> expected) {
   const TensorInfo& tensor = tensors.info(name);
   require(std::equal(tensor.shape.begin(), tensor.shape.end(), expected.begin(), expected.end()), tensors.path(name),
@@ -80,10 +83,10 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 
 }  // namespace detail
 
-/// Fills a model from files, converting between single, double and half precision and bytes with scales. Every
-/// parameter must be among the tensors as `prefix` + its name with the model's shape, and every tensor whose name
-/// begins with `prefix` must be a parameter, or one that `ignored(name)` says takes no part; and all numbers must be
-/// finite. Otherwise throws `Error`, and the model is as it was.
+/// Fills a model from files, converting from single, double and half precision, bfloat16 and bytes with scales. Every
+/// parameter must be among the tensors as `prefix` + its name with the model's shape. Every tensor whose name begins
+/// with `prefix` must be a parameter, or one that `ignored(name)` says takes no part. All values must be finite.
+/// Otherwise throws `Error` and leaves the model as it was.
 template <class Model, class Ignored>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
   require_on_host(model, "load_parameters");
@@ -105,7 +108,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", detail::some_names(unknown));
 
-  // All is looked at before anything is changed.
+  // Everything is checked before anything is changed.
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     const std::string full = text(prefix, name);
     detail::check_loadable(tensors, full, p.shape());
@@ -119,7 +122,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   });
 }
 
-/// How the weights of a model lie in these files: rounded, if all are that `save_parameters` rounds.
+/// Returns the rounding of a model's weights in these files, if all that `save_parameters` rounds have it; else `full`.
 template <class Model>
 Storage stored_weights(const Model& model, const Tensors& tensors) {
   for (const auto& [storage, dtype] : {std::pair{Storage::int8, Dtype::i8}, std::pair{Storage::bf16, Dtype::bf16}}) {
@@ -134,6 +137,8 @@ Storage stored_weights(const Model& model, const Tensors& tensors) {
   return Storage::full;
 }
 
+/// Fills a model from files, none of whose tensors with this prefix may be unknown to it. Throws `Error` and leaves the
+/// model as it was if they do not fit.
 template <class Model>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix = "") {
   load_parameters(model, tensors, prefix, [](std::string_view) { return false; });

@@ -18,9 +18,9 @@
 #include <utility>
 #include <vector>
 
-// The safetensors format: 8 bytes N (unsigned, little endian), N bytes of JSON, then the tensors' bytes end to end.
-// The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...} and may
-// hold {"__metadata__": {"text": "text"}}. Rules and limits as in the Rust implementation
+// The safetensors format: 8 bytes N (unsigned, little endian), N bytes of JSON, then the contiguous bytes of the
+// tensors. The header names each tensor: {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+// and may hold {"__metadata__": {"text": "text"}}. Rules and limits are those of the Rust implementation
 // (github.com/huggingface/safetensors).
 
 namespace laconic {
@@ -28,19 +28,27 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
+/// Lists the limits of a header.
 struct SafetensorsLimits {
-  static constexpr std::size_t header_bytes = 100'000'000, tensors = 1'000'000, rank = 8, name_bytes = 1024;
+  static constexpr std::size_t header_bytes = 100'000'000,  ///< max bytes of JSON
+      tensors = 1'000'000,                                  ///< max number of tensors
+      rank = 8,                                             ///< max dimensions of a tensor
+      name_bytes = 1024;                                    ///< max bytes of a name
 };
 
-/// Reads the header: everything a file claims is checked here, so that using a tensor later needs no checks.
+/// Reads the header and checks everything that the file claims, so that using a tensor later needs no checks.
 class SafetensorsHeader {
  public:
+  /// Describes one tensor.
   struct Entry {
-    std::string name;
-    TensorInfo info;
-    std::size_t begin, end;
+    std::string name;   ///< its name
+    TensorInfo info;    ///< its type, shape and bytes
+    std::size_t begin,  ///< first byte of the tensor in the data
+        end;            ///< one past its last byte
   };
 
+  /// Reads the header `json` of a file whose tensors are in `data`. Throws `Error`, naming `where`, for anything that
+  /// the format does not allow.
   SafetensorsHeader(const std::string& where, std::string_view json, std::span<const std::byte> data)
       : where_(where), data_(data) {
     require(!json.empty() && json.front() == '{', where_,
@@ -51,8 +59,8 @@ class SafetensorsHeader {
     check_layout();
   }
 
-  std::vector<Entry> entries;
-  std::map<std::string, std::string> metadata;
+  std::vector<Entry> entries;                   ///< the tensors in the order of their bytes
+  std::map<std::string, std::string> metadata;  ///< the texts of "__metadata__"
 
  private:
   using Event = nlohmann::json::parse_event_t;
@@ -127,7 +135,8 @@ class SafetensorsHeader {
     return read_value<std::vector<Index>>(value, {where_, text(name_, '.', key)});
   }
 
-  /// No holes, no overlaps, nothing behind the last tensor: every byte of the file belongs to exactly one thing.
+  /// Throws `Error` unless every byte of the data belongs to exactly one tensor: no gaps, no overlaps, nothing after
+  /// the last.
   void check_layout() {
     std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
       return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
@@ -150,9 +159,10 @@ class SafetensorsHeader {
 
 }  // namespace detail
 
-/// The tensors of a safetensors file.
+/// Opens the tensors of a safetensors file.
 class SafetensorsFile : public Tensors {
  public:
+  /// Maps the file and checks its header. Throws `Error` for anything that the format does not allow.
   explicit SafetensorsFile(const std::filesystem::path& path) : Tensors(path.string()) {
     const std::string& where = this->path();
     const auto bytes = map(path);
@@ -170,36 +180,43 @@ class SafetensorsFile : public Tensors {
     for (auto& entry : header.entries) add(entry.name, std::move(entry.info));
   }
 
+  /// Returns the texts that the file holds in addition to the tensors.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
   std::map<std::string, std::string> metadata_;
 };
 
-/// Collects tensors and writes them as one safetensors file, whole or not at all. Borrows the values until `write`:
-/// nothing is copied but the header.
+/// Collects tensors and writes them as one safetensors file, whole or not at all. The values are borrowed until
+/// `write`: only the header is built in memory.
 class SafetensorsWriter {
  public:
-  /// Texts kept in the file beside the tensors.
+  /// Texts to write in addition to the tensors.
   std::map<std::string, std::string> metadata;
 
-  /// Throws `Error` for a name given twice or reserved, and for a shape that is not that of the values.
+  /// Adds a tensor of F32. Throws `Error` for a name given twice or reserved, and for a shape that is not that of the
+  /// values.
   void add(std::string_view name, std::span<const Index> shape, std::span<const float> values) {
     add(name, Dtype::f32, shape, values.size(), std::as_bytes(values));
   }
+  /// Adds a tensor of F64, with the errors of F32.
   void add(std::string_view name, std::span<const Index> shape, std::span<const double> values) {
     add(name, Dtype::f64, shape, values.size(), std::as_bytes(values));
   }
 
+  /// Adds a tensor of BF16, with the errors of F32.
   void add(std::string_view name, std::span<const Index> shape, std::span<const Bf16> values) {
     add(name, Dtype::bf16, shape, values.size(), std::as_bytes(values));
   }
+  /// Adds a tensor of I8, with the errors of F32.
   void add(std::string_view name, std::span<const Index> shape, std::span<const std::int8_t> values) {
     add(name, Dtype::i8, shape, values.size(), std::as_bytes(values));
   }
 
+  /// Writes the file. Throws `Error` for texts that are not UTF-8, a header that could not be read back, and a failed
+  /// write.
   void write(const std::filesystem::path& path) const {
-    // As the Rust implementation: wide types first, which keeps every tensor aligned; then by name.
+    // As in the Rust implementation: wide types first, which keeps every tensor aligned; then by name.
     std::vector<const Tensor*> order;
     for (const auto& [name, tensor] : tensors_) order.push_back(&tensor);
     std::stable_sort(order.begin(), order.end(),

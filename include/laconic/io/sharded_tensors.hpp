@@ -12,17 +12,19 @@
 #include <utility>
 #include <vector>
 
-// A model in several files, as Hugging Face's save_pretrained writes it beside an index:
-// {"metadata": {...}, "weight_map": {"encoder.weight": "model-00001-of-00002.safetensors", ...}}.
+// A model in several files, as Hugging Face's save_pretrained writes it with an index: {"metadata": {...},
+// "weight_map": {"encoder.weight": "model-00001-of-00002.safetensors", ...}}.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The tensors of all files that an index names; each is opened as `Shard` and must hold what the index says it does,
-/// and nothing else. They lie beside the index.
+/// Opens the tensors of all files that an index names. Each file is opened as `Shard`, lies next to the index, and must
+/// hold exactly the tensors that the index says it does.
 template <class Shard>
 class ShardedTensors : public Tensors {
  public:
+  /// Reads the index and opens its files. Throws `Error` for a missing file, and for tensors that are not where the
+  /// index says.
   explicit ShardedTensors(const std::filesystem::path& index) : Tensors(index.string()) {
     std::map<std::string, std::vector<std::string>> shards;  // the tensors of each file
     const auto json = read_json(index);
@@ -58,7 +60,7 @@ class ShardedTensors : public Tensors {
   }
 
  private:
-  /// A file beside the index, nothing elsewhere.
+  /// Throws `Error` unless the name is that of a file next to the index, and not a path.
   void check_name(const std::string& shard) const {
     require(!shard.empty() && shard != "." && shard != ".." &&
                 shard.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos,

@@ -23,7 +23,7 @@
 #include <vector>
 
 // Tensors by name, from files of any format that laconic reads. A format is a class that derives from `Tensors` and
-// fills it when it is made: SafetensorsFile, TorchFile, ShardedTensors.
+// fills it in its constructor: SafetensorsFile, TorchFile, ShardedTensors.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -31,8 +31,10 @@ inline namespace LACONIC_ABI {
 static_assert(std::endian::native == std::endian::little,
               "laconic: model files are little endian, and so must the machine be");
 
+/// Names the element types of tensors in files, as safetensors spells them; wider types come later.
 enum class Dtype { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f16, bf16, i32, u32, f32, f64, i64, u64 };
 
+/// Names the values of Dtype.
 constexpr auto enum_names(Dtype) {
   using enum Dtype;
   return std::to_array<EnumName<Dtype>>({{boolean, "BOOL"},
@@ -52,27 +54,28 @@ constexpr auto enum_names(Dtype) {
                                          {u64, "U64"}});
 }
 
+/// Returns the number of bytes of an element.
 constexpr std::size_t dtype_bytes(Dtype dtype) {
   return dtype >= Dtype::f64 ? 8 : dtype >= Dtype::i32 ? 4 : dtype >= Dtype::i16 ? 2 : 1;
 }
 
-/// A shape for messages: "(2, 3)".
+/// Returns a shape for messages: "(2, 3)".
 inline std::string shape_text(std::span<const Index> shape) {
   std::string out = "(";
   for (std::size_t i = 0; i < shape.size(); ++i) out += text(i > 0 ? ", " : "", shape[i]);
   return out + ")";
 }
 
-/// A tensor in a file. `bytes` lie in the mapped file, without any alignment.
+/// Describes a tensor in a file.
 struct TensorInfo {
-  Dtype dtype;
-  std::vector<Index> shape;
-  std::span<const std::byte> bytes;
+  Dtype dtype;                       ///< element type
+  std::vector<Index> shape;          ///< dimensions
+  std::span<const std::byte> bytes;  ///< the elements in the mapped file, unaligned
 };
 
 namespace detail {
 
-/// Number of values of a shape, or false where the product overflows.
+/// Computes the number of elements of a shape. Returns false if an extent is negative or the product overflows.
 inline bool checked_size(std::span<const Index> shape, Index& size) {
   size = 1;
   for (const Index extent : shape) {
@@ -82,7 +85,7 @@ inline bool checked_size(std::span<const Index> shape, Index& size) {
   return true;
 }
 
-/// IEEE half precision to single, exactly.
+/// Converts IEEE half precision to single, exactly.
 inline float half_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
   const std::uint32_t exponent = (half >> 10) & 31, fraction = half & 0x3ff;
@@ -94,7 +97,7 @@ inline float half_to_float(std::uint16_t half) {
   return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
 }
 
-/// "'a', 'b', 'c', 'd', 'e' and 7 more"
+/// Returns up to five names for a message: "'a', 'b', 'c', 'd', 'e' and 7 more".
 inline std::string some_names(const std::vector<std::string>& names) {
   std::string out;
   for (std::size_t i = 0; i < std::min<std::size_t>(5, names.size()); ++i)
@@ -104,32 +107,35 @@ inline std::string some_names(const std::vector<std::string>& names) {
 
 }  // namespace detail
 
-/// Tensors of one file or of several, memory-mapped and fully checked when opened: throws `Error` for anything that the
-/// format does not allow, so that what can be opened can be read. Tensor bytes come from the disk only when touched.
+/// Holds the tensors of one file or of several, memory-mapped and fully checked when opened. Opening throws `Error` for
+/// anything that the format does not allow, so that what can be opened can be read. The bytes of a tensor come from the
+/// disk only when they are touched.
 class Tensors {
  public:
-  /// The file, or what lists the files where there are several.
+  /// Returns the path of the file, or of the index if there are several files.
   const std::string& path() const { return path_; }
-  /// The file that a tensor lies in. Throws `Error` if there is no tensor of that name.
+  /// Returns the path of the file that holds a tensor. Throws `Error` if there is no tensor of that name.
   const std::string& path(std::string_view name) const { return files_[find(name).file].path; }
-  /// Tensor names in the order of the file.
+  /// Returns the names of the tensors in the order of the file.
   const std::vector<std::string>& names() const { return names_; }
-  /// Numbers in all tensors together; where tensors share their bytes, no more than there are bytes.
+  /// Returns the number of elements of all tensors together. If tensors share their bytes, it is at most the number of
+  /// bytes.
   Index count_values() const {
     std::size_t count = 0, bytes = 0;
     for (const auto& [name, entry] : entries_) count = std::min(count + count_of(entry.info), std::size_t{1} << 62);
     for (const File& file : files_) bytes += file.map.bytes().size();
     return static_cast<Index>(std::min(count, bytes));
   }
+  /// Says whether there is a tensor of that name.
   bool contains(std::string_view name) const { return entries_.contains(std::string(name)); }
 
-  /// Type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
+  /// Returns the type, shape and bytes of a tensor. Throws `Error` if there is none of that name.
   const TensorInfo& info(std::string_view name) const { return find(name).info; }
 
-  /// Copies a tensor of F32, F64, F16 or BF16, converting to `T` (float or double), or of I8 whose rows have their
-  /// scales beside them, in a tensor with `scale_suffix` after its name. Throws `Error` for other types, a number of
-  /// values other than `out.size()`, and a finite value that is too large for `T`. What has been read leaves memory
-  /// again, so that a model is not held twice while it is loaded.
+  /// Copies a tensor of F32, F64, F16 or BF16 to `out`, converting to `T` (float or double), or a tensor of I8 whose
+  /// rows have scales in a tensor of the same name with `scale_suffix`. Throws `Error` for other types, for a number of
+  /// elements other than `out.size()`, and for a finite value too large for `T`. The pages that were read leave memory
+  /// again, so that a model is not in memory twice while it is loaded.
   template <std::floating_point T>
   void read(std::string_view name, std::span<T> out) const {
     const TensorInfo& tensor = info(name);
@@ -161,7 +167,7 @@ class Tensors {
     detail::release_pages(tensor.bytes);
   }
 
-  static constexpr std::string_view scale_suffix = "_scale";
+  static constexpr std::string_view scale_suffix = "_scale";  ///< ends the name of the scales of an I8 tensor
 
   /// Throws `Error` unless the tensor is of a type that `read` converts.
   void require_readable(std::string_view name) const {
@@ -181,20 +187,21 @@ class Tensors {
   }
 
  protected:
+  /// Makes an empty set of tensors, which `path` names in messages.
   explicit Tensors(std::string path) : path_(std::move(path)) {}
 
-  /// Maps a file and keeps it; the tensors added next lie in it.
+  /// Maps a file, keeps it and returns its bytes. Tensors added next belong to it.
   std::span<const std::byte> map(const std::filesystem::path& path) {
     files_.push_back({path.string(), MappedFile(path)});
     return files_.back().map.bytes();
   }
-  /// Throws `Error` if there is one of that name already.
+  /// Adds a tensor of the file mapped last. Throws `Error` if there is one of that name already.
   void add(const std::string& name, TensorInfo info) {
     require(entries_.emplace(name, Entry{std::move(info), files_.size() - 1}).second, files_.back().path, ": tensor ",
             detail::in_quotes(name), " appears twice");
     names_.push_back(name);
   }
-  /// All tensors of another, with its files.
+  /// Takes over all tensors of another set, with its files. Throws `Error` for a name that both have.
   void add(Tensors other) {
     const std::size_t before = files_.size();
     for (File& file : other.files_) files_.push_back(std::move(file));

@@ -12,14 +12,15 @@
 #include <utility>
 
 // State dicts as torch.save writes them since PyTorch 1.6 (pytorch_model.bin): a zip file of NAME/data.pkl, which says
-// of each tensor its storage, offset, shape and strides, and NAME/data/0, NAME/data/1 ..., the bytes of the storages.
+// for each tensor its storage, offset, shape and strides, and of NAME/data/0, NAME/data/1 ..., the bytes of the
+// storages.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// "NAME/" of the one entry NAME/data.pkl.
+/// Returns "NAME/" of the one entry NAME/data.pkl. Throws `Error` if there is none or more than one.
 inline std::string torch_folder(const std::string& where, const ZipDirectory& zip) {
   std::string out;
   for (const auto& [name, bytes] : zip.entries()) {
@@ -32,7 +33,7 @@ inline std::string torch_folder(const std::string& where, const ZipDirectory& zi
   return out;
 }
 
-/// The text of a small entry, or `otherwise` if there is none.
+/// Returns the text of a small entry, or `otherwise` if there is none.
 inline std::string_view torch_note(const ZipDirectory& zip, const std::string& name, std::string_view otherwise) {
   const auto* const bytes = zip.find(name);
   if (bytes == nullptr) return otherwise;
@@ -42,13 +43,14 @@ inline std::string_view torch_note(const ZipDirectory& zip, const std::string& n
 
 }  // namespace detail
 
-/// The tensors of a state dict that torch.save wrote, in the dict's order. Nothing of the file is run.
+/// Opens the tensors of a state dict that torch.save wrote, in the dict's order. Nothing in the file is executed.
 class TorchFile : public Tensors {
  public:
+  /// Maps the file and checks it. Throws `Error` for anything but a plain state dict of PyTorch 1.6 or later.
   explicit TorchFile(const std::filesystem::path& path) : Tensors(path.string()) {
     const std::string& where = this->path();
     const auto bytes = map(path);
-    // The first thing in an older file is a pickle of this number.
+    // A file of the older format begins with a pickle of this number.
     constexpr std::string_view old_mark = "\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     require(bytes.size() < old_mark.size() + 2 || detail::text_at(bytes, 2, old_mark.size()) != old_mark, where,
             ": the format of PyTorch before 1.6, a zip file expected: torch.load and torch.save it with a newer one");

@@ -17,27 +17,34 @@
 #include <vector>
 
 // The state dict in a file of torch.save. It is a pickle: a program for a stack machine that can call any Python
-// function. Nothing is run here: the machine below knows the few instructions and names that tensors need, and refuses
-// all others.
+// function. Nothing is executed here: the machine below knows the few instructions and names that tensors need, and
+// refuses all others.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
+/// Lists the limits of a state dict.
 struct TorchLimits {
-  static constexpr std::size_t pickle_bytes = std::size_t{64} << 20, values = 10'000'000, stack = 1'000'000,
-                               tensors = 1'000'000, rank = 8, name_bytes = 1024;
+  static constexpr std::size_t pickle_bytes = std::size_t{64} << 20,  ///< max bytes of data.pkl
+      values = 10'000'000,                                            ///< max number of values
+      stack = 1'000'000,                                              ///< max number of values on the stack
+      tensors = 1'000'000,                                            ///< max number of tensors
+      rank = 8,                                                       ///< max dimensions of a tensor
+      name_bytes = 1024;                                              ///< max bytes of a name
 };
 
-/// A Python name that a pickle of tensors may use, and what it stands for.
+/// Pairs a Python name that a pickle of tensors may use with its meaning.
 struct TorchGlobal {
+  /// Says what calling or naming it does.
   enum Does { ordered_dict, rebuild_tensor, rebuild_parameter, storage };
-  std::string_view name;
-  Does does;
-  Dtype dtype = Dtype::f32;  ///< of a storage
+  std::string_view name;     ///< module and name
+  Does does;                 ///< its meaning
+  Dtype dtype = Dtype::f32;  ///< element type, if it is a storage
 };
 
+/// Lists all Python names that are not refused.
 inline constexpr auto torch_globals = std::to_array<TorchGlobal>({
     {"collections.OrderedDict", TorchGlobal::ordered_dict},
     {"torch._utils._rebuild_tensor_v2", TorchGlobal::rebuild_tensor},
@@ -54,7 +61,7 @@ inline constexpr auto torch_globals = std::to_array<TorchGlobal>({
     {"torch.BoolStorage", TorchGlobal::storage, Dtype::boolean},
 });
 
-/// The name of an instruction that is refused, or nothing if pickle has none of this code.
+/// Returns the name of an instruction that is refused, or an empty text if pickle has no instruction of this code.
 constexpr std::string_view refused_opcode(unsigned char code) {
   constexpr std::string_view letters = "012FILPSTUVBCdgilop";
   constexpr auto by_letter = std::to_array<std::string_view>(
@@ -70,13 +77,16 @@ constexpr std::string_view refused_opcode(unsigned char code) {
   return code >= 0x80 && code < 0x80 + from_0x80.size() ? from_0x80[code - 0x80U] : "";
 }
 
-/// A value on the pickle's stack. It owns nothing: copies of a tuple, dict, storage or tensor mean the same one.
+/// Holds a value on the pickle's stack. It owns nothing: copies of a tuple, dict, storage or tensor refer to the same
+/// one.
 struct PickleValue {
+  /// Names the types of values.
   enum Kind { none, boolean, integer, real, string, tuple, list, dict, global, storage, tensor };
-  Kind kind;
-  std::uint32_t size = 0;   ///< of a string or tuple
-  std::int64_t number = 0;  ///< an integer's value, else where in the pickle or in TorchPickle's lists it is
+  Kind kind;                ///< its type
+  std::uint32_t size = 0;   ///< length, if it is a string or tuple
+  std::int64_t number = 0;  ///< the value of an integer, else its position in the pickle or in TorchPickle's lists
 
+  /// Returns the type for a message: "an integer".
   std::string_view kind_text() const {
     constexpr auto texts = std::to_array<std::string_view>({"None", "a boolean", "an integer",
                                                             "a floating-point number", "a string", "a tuple", "a list",
@@ -85,11 +95,12 @@ struct PickleValue {
   }
 };
 
-/// Reads data.pkl: everything that it claims is checked here, so that using a tensor later needs no checks. No value
-/// holds another by more than a number, so that neither depth nor a dict within itself matters.
+/// Reads data.pkl and checks everything that it claims, so that using a tensor later needs no checks. A value refers to
+/// another by number only, so that neither depth nor a dict within itself causes recursion.
 class TorchPickle {
  public:
-  /// The tensors of NAME/data.pkl, where `folder` is "NAME/".
+  /// Reads the tensors of NAME/data.pkl, where `folder` is "NAME/". Throws `Error`, naming `where`, for anything but a
+  /// state dict.
   TorchPickle(const std::string& where, const ZipDirectory& zip, const std::string& folder)
       : where_(where), zip_(zip), folder_(folder), bytes_(*zip.find(folder + "data.pkl")) {
     require(bytes_.size() <= TorchLimits::pickle_bytes, where_, ": data.pkl holds ", bytes_.size(), " bytes, at most ",
@@ -103,7 +114,7 @@ class TorchPickle {
     take_state_dict();
   }
 
-  std::vector<std::pair<std::string, TensorInfo>> tensors;
+  std::vector<std::pair<std::string, TensorInfo>> tensors;  ///< names and tensors in the dict's order
 
  private:
   using Value = PickleValue;
@@ -123,7 +134,7 @@ class TorchPickle {
     throw Error(text(where_, ": data.pkl byte ", opcode_at_, ": ", parts...));
   }
 
-  /// Passes over bytes that belong to an instruction and returns where they begin.
+  /// Skips bytes that belong to an instruction and returns the position of the first.
   std::size_t skip(std::size_t count) {
     if (count > bytes_.size() - at_) fail("cut short: ", count, " bytes expected, ", bytes_.size() - at_, " left");
     return std::exchange(at_, at_ + count);
@@ -140,7 +151,7 @@ class TorchPickle {
     return rest.substr(0, size);
   }
 
-  /// Counts what costs memory.
+  /// Counts a value that costs memory, and fails beyond the limit.
   void count() {
     if (++values_ > TorchLimits::values) fail("more than ", TorchLimits::values, " values");
   }
@@ -149,7 +160,7 @@ class TorchPickle {
     if (stack_.size() >= TorchLimits::stack) fail("more than ", TorchLimits::stack, " values on the stack");
     stack_.push_back(value);
   }
-  /// How many values lie on the stack above the last mark.
+  /// Returns the number of values on the stack above the last mark.
   std::size_t available() const { return stack_.size() - (marks_.empty() ? 0 : marks_.back()); }
   Value& top() {
     if (available() == 0) fail("needs a value, but there is none on the stack");
@@ -160,7 +171,7 @@ class TorchPickle {
     stack_.pop_back();
     return value;
   }
-  /// Takes the last mark off and returns how many values lie above it.
+  /// Removes the last mark and returns the number of values above it.
   std::size_t pop_mark() {
     if (marks_.empty()) fail("needs a mark, but there is none on the stack");
     const std::size_t above = available();
@@ -185,7 +196,7 @@ class TorchPickle {
     return torch_globals[static_cast<std::size_t>(value.number)];
   }
 
-  /// Obeys one instruction. False at the end.
+  /// Executes one instruction. Returns false at the end.
   bool step() {
     opcode_at_ = at_;
     const auto code = number<std::uint8_t>();
@@ -238,7 +249,7 @@ class TorchPickle {
       case 't':  // TUPLE
         push_tuple(pop_mark());
         break;
-      case ']':  // EMPTY_LIST: what a list holds is never needed
+      case ']':  // EMPTY_LIST: the elements of a list are never needed
         push({Value::list});
         break;
       case 'a':  // APPEND
@@ -381,7 +392,7 @@ class TorchPickle {
     tensors_.push_back({storages_[static_cast<std::size_t>(given[0].number)], given[1].number, given[2], given[3]});
   }
 
-  /// ('storage', class, key, device, count): the bytes are those of the entry data/KEY.
+  /// Pushes the storage that ('storage', class, key, device, count) names; its bytes are those of the entry data/KEY.
   void push_storage() {
     const Value id = pop();
     expect(id, Value::tuple, "what names a storage");
@@ -403,7 +414,8 @@ class TorchPickle {
     storages_.push_back({type.dtype, *bytes});
   }
 
-  /// An OrderedDict of module.state_dict() carries the versions of the modules, which no tensor needs.
+  /// Accepts the state of an object, which no tensor needs: an OrderedDict of module.state_dict() has the modules'
+  /// versions.
   void build() {
     const Value state = pop();
     expect(state, Value::dict, "the state of an object");
@@ -470,7 +482,7 @@ class TorchPickle {
   std::span<const std::byte> bytes_;
   std::size_t at_ = 0, opcode_at_ = 0, values_ = 0;
   std::vector<Value> stack_, memo_, tuple_elements_;
-  std::vector<std::size_t> marks_;  ///< where on the stack
+  std::vector<std::size_t> marks_;  ///< sizes of the stack when the marks were set
   std::vector<std::vector<std::pair<Value, Value>>> dicts_;
   std::vector<Storage> storages_;
   std::vector<Tensor> tensors_;

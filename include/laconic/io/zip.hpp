@@ -19,14 +19,14 @@
 //
 //   entry ... entry | central directory | [zip64 end record, zip64 locator] | end record
 //
-// An entry is a local header, its name, padding and its bytes; the directory says of each where it begins and its size.
+// An entry is a local header, its name, padding and its bytes. The directory has the position and size of each.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A little-endian number at this byte. The caller has checked that it lies within.
+/// Returns the little-endian number at this byte. The caller has checked that it lies within `bytes`.
 template <std::unsigned_integral T>
 T number_at(std::span<const std::byte> bytes, std::size_t at) {
   T out;
@@ -34,26 +34,30 @@ T number_at(std::span<const std::byte> bytes, std::size_t at) {
   return out;
 }
 
+/// Returns `size` bytes from this byte as a text. The caller has checked that they lie within `bytes`.
 inline std::string_view text_at(std::span<const std::byte> bytes, std::size_t at, std::size_t size) {
   return {reinterpret_cast<const char*>(bytes.data()) + at, size};
 }
 
-/// The entries of a zip file in memory. Everything that the directory claims is checked here: entries do not overlap,
-/// and their bytes lie within the file. Checksums are not looked at: that would read the whole file, and torch.save can
-/// be told to leave them out.
+/// Finds the entries of a zip file in memory. Everything that the directory claims is checked: entries do not overlap,
+/// and their bytes lie within the file. Checksums are not checked: that would read the whole file, and torch.save can
+/// leave them out.
 class ZipDirectory {
  public:
+  /// Reads the directory. Throws `Error`, naming `where`, for a damaged file and for entries that are not plainly
+  /// stored.
   ZipDirectory(const std::string& where, std::span<const std::byte> bytes) : where_(where), bytes_(bytes) {
     read_end();
     read_directory();
     check_overlaps();
   }
 
-  /// The bytes of an entry, or none.
+  /// Returns the bytes of an entry, or null if there is none of that name.
   const std::span<const std::byte>* find(std::string_view name) const {
     const auto found = entries_.find(name);
     return found == entries_.end() ? nullptr : &found->second;
   }
+  /// Returns the bytes of all entries by name.
   const std::unordered_map<std::string_view, std::span<const std::byte>>& entries() const { return entries_; }
 
  private:
@@ -66,7 +70,7 @@ class ZipDirectory {
 
   struct Entry {
     std::string_view name;
-    std::uint64_t begin, end;  ///< from its local header to behind its bytes
+    std::uint64_t begin, end;  ///< from its local header to the end of its bytes
   };
 
   template <std::unsigned_integral T>
@@ -156,7 +160,8 @@ class ZipDirectory {
     order_.push_back({name, local, data + size});
   }
 
-  /// Numbers that do not fit the entry's own 32 or 16 bits stand, in this order, in an extra field of type 1.
+  /// Reads the values that do not fit the entry's own 32 or 16 bits: an extra field of type 1 holds them, in this
+  /// order.
   void take_zip64(std::string_view name, std::span<const std::byte> extra, std::uint64_t& size, std::uint64_t& packed,
                   std::uint64_t& local, std::uint32_t& disk) const {
     while (!extra.empty()) {
@@ -188,7 +193,7 @@ class ZipDirectory {
 
   const std::string& where_;
   std::span<const std::byte> bytes_;
-  std::uint64_t count_ = 0, begin_ = 0, end_ = 0;  ///< of the directory
+  std::uint64_t count_ = 0, begin_ = 0, end_ = 0;  ///< the directory's number of entries, first byte and end
   std::vector<Entry> order_;
   std::unordered_map<std::string_view, std::span<const std::byte>> entries_;
 };
