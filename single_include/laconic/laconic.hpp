@@ -9,8 +9,8 @@
 
 #include <array>
 
-// What compiles laconic. The include of a file that does not exist ends the compilation at this sentence, where
-// hundreds of further errors would follow it.
+// Checks the compiler. The include of a file that does not exist ends the compilation at this sentence; otherwise
+// hundreds of errors would follow it.
 #if __cplusplus < 202002L
 #error "laconic needs C++20 (-std=c++20) and g++ 12 or clang 14, or newer ones"
 #include <C++20>
@@ -24,10 +24,10 @@
 #define LACONIC_VERSION_MINOR 1
 #define LACONIC_VERSION_PATCH 0
 
-// The inline namespace LACONIC_ABI holds everything. Its name tells apart what changes the code that is compiled from
-// these headers: the instruction sets that xsimd, Eigen and laconic choose by, the alignment of Eigen's matrices, and
+// Everything is in the inline namespace LACONIC_ABI. Its name distinguishes all that changes the code compiled from
+// these headers: the instruction sets by which xsimd, Eigen and laconic choose, the alignment of Eigen's matrices, and
 // OpenMP. Files compiled for different ones do not link; if they did, one file's functions would read the other's
-// vectors. A common case is `v0_avx2_fma_openmp`.
+// vectors. A common name is `v0_avx2_fma_openmp`.
 #if defined(__AVX512F__)
 #define LACONIC_ABI_VECTORS _avx512
 #elif defined(__AVX2__)
@@ -140,7 +140,7 @@
 #define LACONIC_ABI_OPENMP
 #endif
 
-// The alignment of Eigen's matrices in bytes: what its own default is here, unless the program says otherwise.
+// The alignment of Eigen's matrices in bytes: Eigen's own default, unless the program sets another.
 #if defined(__AVX512F__)
 #define LACONIC_EIGEN_DEFAULT 64
 #elif defined(__AVX__)
@@ -186,8 +186,7 @@
 #define LACONIC_VNNI 0
 #endif
 
-// Infeasible CTC losses are infinite, and what is not a number must show: a build that assumes neither exists breaks
-// both.
+// Infeasible CTC losses are infinite, and NaN must propagate. A build that assumes that neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error "laconic needs infinities: build without -ffast-math (or add -fno-finite-math-only)"
 #endif
@@ -205,8 +204,8 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A text as one line for a person, whatever of a file has come into it: control characters become '?', and of more
-/// than 2000 bytes the middle goes (not within a character of UTF-8).
+/// Makes a text one readable line, whatever it quotes from a file: control characters become '?', and a text of more
+/// than 2000 bytes loses its middle, without cutting a UTF-8 character.
 inline std::string one_line(std::string line) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == 127) c = '?';
@@ -221,14 +220,16 @@ inline std::string one_line(std::string line) {
 
 }  // namespace detail
 
-/// What every run-time failure throws. The text says where, what was given and what was expected, in one line.
+/// Reports a run-time failure. Its text says in one line where it happened, what was given and what was expected.
 class Error : public std::runtime_error {
  public:
+  /// Makes an error with this text, as `detail::one_line` shortens it.
   explicit Error(std::string line) : std::runtime_error(detail::one_line(std::move(line))) {}
 };
 
 namespace detail {
 
+/// Appends a part of a message: a text, a character, or a number in its shortest exact form.
 inline void append(std::string& out, std::string_view part) { out += part; }
 inline void append(std::string& out, char part) { out += part; }
 
@@ -242,7 +243,7 @@ void append(std::string& out, Number part) {
 
 }  // namespace detail
 
-/// The parts, written one after the other: `text("rank ", 64, " > ", 32)`.
+/// Returns the parts, written one after the other: `text("rank ", 64, " > ", 32)`. Allocates.
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::string out;
@@ -255,6 +256,7 @@ namespace detail {
 /// Marks the end of a constant expression whose numbers do not fit. It is not constexpr, so that compilers name it.
 inline void these_numbers_do_not_fit() {}
 
+/// Returns a part of a message as a value that a constant expression can hold.
 template <class Part>
 constexpr auto value_of(const Part& part) {
   if constexpr (std::convertible_to<const Part&, const char*>)
@@ -264,7 +266,7 @@ constexpr auto value_of(const Part& part) {
   else
     return part;
 }
-/// Takes the parts of a sentence as values, which clang then prints with the failed constant expression.
+/// Takes the parts of a message as values, which clang then prints with the failed constant expression.
 template <class... Parts>
 constexpr void explain(bool fits, Parts...) {
   if (!fits) these_numbers_do_not_fit();
@@ -272,7 +274,7 @@ constexpr void explain(bool fits, Parts...) {
 
 }  // namespace detail
 
-/// Throws `Error` with the parts as its text unless `condition` holds. The text is only built when it is needed. In a
+/// Throws `Error` with the parts as its text unless `condition` holds. The text is built only when it is needed. In a
 /// constant expression the compiler's message names the parts instead.
 template <class... Parts>
 constexpr void require(bool condition, const Parts&... parts) {
@@ -289,24 +291,24 @@ constexpr void require(bool condition, const Parts&... parts) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One value of an enumeration and how files and command lines spell it.
+/// Pairs a value of an enumeration with its spelling in files and on command lines.
 template <class Enum>
 struct EnumName {
-  Enum value;
-  std::string_view name;
+  Enum value;             ///< the value
+  std::string_view name;  ///< its spelling
 };
 
-/// An enumeration whose values have names. Beside `enum class Norm { layer, batch };` stands, once,
+/// Requires an enumeration whose values have names. Next to `enum class Norm { layer, batch };` stands, once,
 ///   constexpr auto enum_names(Norm) {
 ///     return std::to_array<EnumName<Norm>>({{Norm::layer, "layer"}, {Norm::batch, "batch"}});
 ///   }
-/// (inside a class: `friend constexpr`). It is found by argument-dependent lookup.
+/// or, inside a class, the same function as `friend constexpr`. Argument-dependent lookup finds it.
 template <class Enum>
 concept NamedEnum = std::is_enum_v<Enum> && requires(Enum e) {
   enum_names(e);
 };
 
-/// The name of a value. Throws `Error` for a number that is none of the enumeration's values.
+/// Returns the name of a value. Throws `Error` for a number that is none of the enumeration's values.
 template <NamedEnum Enum>
 constexpr std::string_view to_name(Enum value) {
   for (const EnumName<Enum>& entry : enum_names(Enum{}))
@@ -314,7 +316,7 @@ constexpr std::string_view to_name(Enum value) {
   throw Error(text("no name for value ", static_cast<long long>(value), " of an enumeration"));
 }
 
-/// The value of a name, if there is one.
+/// Returns the value that has this name, if there is one.
 template <NamedEnum Enum>
 constexpr std::optional<Enum> from_name(std::string_view name) {
   for (const EnumName<Enum>& entry : enum_names(Enum{}))
@@ -322,7 +324,7 @@ constexpr std::optional<Enum> from_name(std::string_view name) {
   return std::nullopt;
 }
 
-/// All names, for messages: "layer, batch".
+/// Returns all names for a message: "layer, batch". Allocates.
 template <NamedEnum Enum>
 std::string all_names() {
   std::string out;
@@ -341,49 +343,58 @@ std::string all_names() {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Sizes and positions; signed, as in Eigen.
+/// Counts and positions; signed, as in Eigen.
 using Index = std::ptrdiff_t;
 
-/// Rows, columns or anything numbered: begin .. end - 1.
+/// Selects consecutive rows, columns or other numbered things: begin .. end - 1.
 struct Range {
-  Index begin, end;
+  Index begin,  ///< the first index
+      end;      ///< one past the last
+  /// Returns the number of indices.
   Index size() const { return end - begin; }
 };
 
 /// Stands in a type for a number that is known only at run time: `Mha<dyn>`.
 inline constexpr Index dyn = -1;
 
-/// A number in a type, or in the object where the type says `dyn` (as `std::extents` does it).
-/// A static extent takes no storage with `[[no_unique_address]]` and converts silently to `Extent<dyn>`;
-/// the other way is explicit and checked.
+/// Holds a number in its type, or in the object where the type says `dyn` (as `std::extents` does). A static extent
+/// takes no storage with `[[no_unique_address]]` and converts implicitly to `Extent<dyn>`. The other way is explicit
+/// and checked.
 template <Index N>
 class Extent {
   static_assert(N >= 0, "laconic: an extent is at least 0, or `dyn` for a number known at run time");
 
  public:
+  /// Makes the extent N.
   constexpr Extent() = default;
+  /// Throws `Error` unless `value` is N.
   constexpr explicit Extent(Index value) { require(value == N, "extent: ", value, " given where the type says ", N); }
+  /// Returns the number.
   constexpr operator Index() const { return N; }
-  static constexpr bool is_static = true;
+  static constexpr bool is_static = true;  ///< whether the type says the number
 };
 
+/// Holds a number of at least 0 that is known only at run time.
 template <>
 class Extent<dyn> {
  public:
+  /// Throws `Error` for a negative number.
   constexpr Extent(Index value) : value_(value) {
     require(value >= 0, "extent: ", value, " given, at least 0 expected");
   }
+  /// Converts a static extent.
   template <Index N>
   constexpr Extent(Extent<N>) : value_(N) {}
+  /// Returns the number.
   constexpr operator Index() const { return value_; }
-  static constexpr bool is_static = false;
+  static constexpr bool is_static = false;  ///< whether the type says the number
 
  private:
   Index value_;
 };
 
-/// The extent that type and configuration together say: a configured 0 means "as the type says".
-/// Throws where they contradict each other, or where neither says anything.
+/// Returns the extent that type and configuration say together. A configured 0 means "as the type says". Throws
+/// `Error`, which calls the extent `name`, if they contradict each other or neither says anything.
 template <Index N>
 constexpr Extent<N> resolve(Index configured, const char* name) {
   if constexpr (N == dyn) {
@@ -404,25 +415,34 @@ constexpr Extent<N> resolve(Index configured, const char* name) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A few numbers in a configuration that may be a constant expression: one for each of a stack of layers.
+/// Lists a few numbers of a configuration, one for each layer of a stack. It can be a constant expression and never
+/// allocates.
 class IndexList {
  public:
-  using value_type = Index;
-  static constexpr Index capacity = 64;
+  using value_type = Index;              ///< the type of an element
+  static constexpr Index capacity = 64;  ///< max number of elements
 
+  /// Makes an empty list.
   constexpr IndexList() = default;
+  /// Makes a list of these values. Throws `Error` for more than `capacity`.
   constexpr IndexList(std::initializer_list<Index> values) {
     for (const Index value : values) push_back(value);
   }
 
+  /// Appends a value. Throws `Error` if the list is full.
   constexpr void push_back(Index value) {
     require(size_ < capacity, "a list of more than ", capacity, " numbers given");
     values_[static_cast<std::size_t>(size_++)] = value;
   }
+  /// Returns the number of elements.
   constexpr Index size() const { return size_; }
+  /// Returns element i, unchecked.
   constexpr Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }
+  /// Returns a pointer to the first element.
   constexpr const Index* begin() const { return values_.data(); }
+  /// Returns a pointer past the last element.
   constexpr const Index* end() const { return values_.data() + size_; }
+  /// Says whether two lists have the same elements.
   friend constexpr bool operator==(const IndexList& a, const IndexList& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end());
   }
@@ -525,6 +545,7 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
+/// Returns the 64-bit FNV-1a hash of a name, begun at `h`.
 constexpr std::uint64_t hash(std::string_view name, std::uint64_t h = 0xcbf29ce484222325) {  // FNV-1a
   for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return h;
@@ -532,31 +553,37 @@ constexpr std::uint64_t hash(std::string_view name, std::uint64_t h = 0xcbf29ce4
 
 }  // namespace detail
 
-/// What all randomness of a run is derived from. `seed / "layers" / 3` is a seed of its own for that part, so that what
+/// Names the source of all randomness of a run. `seed / "layers" / 3` is a seed of its own for that part, so that what
 /// one part draws does not depend on which other parts exist.
 struct Seed {
-  std::uint64_t value = 0;
+  std::uint64_t value = 0;  ///< the number that a user gives
+  /// Makes the seed 0.
   constexpr Seed() = default;
+  /// Makes a seed of a number.
   constexpr explicit Seed(std::uint64_t v) : value(v) {}
 
+  /// Returns the seed of a named part.
   friend constexpr Seed operator/(Seed seed, std::string_view part) {
     return Seed(detail::hash(part, (seed.value + 1) * 0x9E3779B97F4A7C15));
   }
+  /// Returns the seed of a numbered part.
   friend constexpr Seed operator/(Seed seed, Index part) {
     return Seed((seed / "#").value + static_cast<std::uint64_t>(part) * 0xD1B54A32D192ED03);
   }
 };
 
-/// Counter-based random numbers: number i of a stream is a function of (seed, stream, i) alone, so results depend
-/// neither on threads nor on the order of evaluation. Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers:
-/// as easy as 1, 2, 3"); equal to the authors' known answers. Nothing allocates.
+/// Generates counter-based random numbers. Number i of a stream is a function of (seed, stream, i) only, so results
+/// depend neither on threads nor on the order of evaluation. The generator is Philox4x32-10 (Salmon et al. 2011,
+/// "Parallel random numbers: as easy as 1, 2, 3") and gives the authors' known answers. Nothing allocates.
 class Random {
  public:
+  /// Selects a stream by number.
   constexpr Random(Seed seed, std::uint64_t stream) : seed_(seed.value), stream_(stream) {}
+  /// Selects a stream by name.
   constexpr Random(Seed seed, std::string_view name) : Random(seed, detail::hash(name)) {}
 
-  /// The blocks of `Count` counters from `first` on, number w of each in w0 .. w3. All in 64 bits, so that a compiler
-  /// makes vectors of it.
+  /// Computes the blocks of `Count` counters, beginning at `first`: word w of each goes to w0 .. w3. All arithmetic is
+  /// in 64 bits, so that a compiler vectorises it.
   template <int Count>
   constexpr void blocks(std::uint64_t first, std::uint64_t* w0, std::uint64_t* w1, std::uint64_t* w2,
                         std::uint64_t* w3) const {
@@ -580,21 +607,22 @@ class Random {
       k1 = (k1 + 0xBB67AE85) & half;
     }
   }
-  /// Four 32-bit numbers for each counter.
+  /// Returns the four 32-bit words of one counter.
   constexpr std::array<std::uint32_t, 4> block(std::uint64_t counter) const {
     std::uint64_t x[4];
     blocks<1>(counter, x, x + 1, x + 2, x + 3);
     return {low(x[0]), low(x[1]), low(x[2]), low(x[3])};
   }
 
+  /// Returns number i, uniform among all 32-bit words.
   constexpr std::uint32_t bits(std::uint64_t i) const { return block(i / 4)[i % 4]; }
-  /// Uniform in [0, 1), a multiple of 2^-32.
+  /// Returns number i, uniform in [0, 1), a multiple of 2^-32.
   constexpr double uniform(std::uint64_t i) const { return bits(i) * 0x1p-32; }
-  /// Uniform among 0 .. n-1.
+  /// Returns number i, uniform among 0 .. n-1.
   constexpr Index below(Index n, std::uint64_t i) const {
     return static_cast<Index>((static_cast<std::uint64_t>(bits(i)) * static_cast<std::uint64_t>(n)) >> 32);
   }
-  /// Standard normal (Box-Muller).
+  /// Returns number i, standard normal (Box-Muller).
   double normal(std::uint64_t i) const {
     const auto x = block(i / 2);
     const std::size_t pair = 2 * (i % 2);
@@ -608,7 +636,7 @@ class Random {
   std::uint64_t seed_, stream_;
 };
 
-/// Puts the items in random order (Fisher-Yates), the same on every machine for the same seed and stream.
+/// Puts the items in random order (Fisher-Yates). The order is the same on every machine for the same seed and stream.
 template <class Container>
 void shuffle(Container& items, const Random& random) {
   for (std::size_t i = items.size(); i > 1; --i)
@@ -624,29 +652,35 @@ void shuffle(Container& items, const Random& random) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How stored numbers are rounded: not at all, to 16 bits with the exponent of a float, or to 8 bits with a scale a
-/// row.
-enum class Storage { full, bf16, int8 };
+/// Says how stored values are rounded.
+enum class Storage {
+  full,  ///< not at all
+  bf16,  ///< to 16 bits with the exponent of a float
+  int8   ///< to 8 bits with a scale for each row
+};
+/// Names the values of Storage.
 constexpr auto enum_names(Storage) {
   return std::to_array<EnumName<Storage>>({{Storage::full, "float"}, {Storage::bf16, "bf16"}, {Storage::int8, "int8"}});
 }
 
-/// A float without its lower 16 bits.
+/// Holds the upper 16 bits of a float.
 struct Bf16 {
-  std::uint16_t bits;
+  std::uint16_t bits;  ///< sign, 8 bits of exponent, 7 of mantissa
 };
 
-/// To nearest, ties to even.
+/// Rounds to nearest, ties to even. NaN stays NaN.
 inline Bf16 to_bf16(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   if (std::isnan(x)) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+/// Returns the float, exactly.
 inline float from_bf16(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
-/// A row of numbers as multiples -127 to 127 of a scale, by its largest.
+/// Quantises a row to multiples -127 .. 127 of a scale, which the largest magnitude of the row sets.
 class ByteRow {
  public:
+  /// Finds the scale of n values.
   template <class T>
   ByteRow(Index n, const T* x) {
     std::uint32_t most = 0;  // as bits, positive floats are ordered alike
@@ -657,8 +691,10 @@ class ByteRow {
     else
       most_ = std::bit_cast<float>(most);
   }
-  /// Not a number where one of the row is none, or is infinite, so that it shows.
+  /// Returns the scale: the largest magnitude over 127. It is NaN if the row has a NaN or an infinity, so that it
+  /// propagates.
   float scale() const { return most_ / 127 + fault_; }
+  /// Returns a value of the row as a multiple of the scale, rounded to nearest.
   template <class T>
   std::int8_t operator()(T x) const {
     if (std::isnan(fault_)) return 1;
@@ -682,24 +718,26 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// A line of the cache, and what a large page has on most machines.
+/// Sizes in bytes of a cache line, and of a large page on most machines.
 inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
 
+/// Returns the alignment of a block: a cache line, or a large page for a block of at least that size.
 inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
   return std::align_val_t(bytes < large_page_bytes ? line_bytes : large_page_bytes);
 }
-/// Memory that vectors read without crossing lines of the cache; where it has the size of large pages, the system is
-/// asked for those. Small ones cost a walk through page tables every 4 KiB. Uninitialised. Throws std::bad_alloc.
+/// Returns uninitialised memory that starts at a cache line. A block of at least a large page starts at one, and the
+/// system is told to use large pages for it, because small ones cost a walk through page tables every 4 KiB. Throws
+/// std::bad_alloc.
 inline void* allocate_aligned(std::size_t bytes) {
   void* memory = ::operator new(bytes, alignment_of(bytes));
 #ifdef MADV_HUGEPAGE
-  // A wish: may fail, and stays with the pages when they are given back. What is left behind the last whole one stays
-  // in small pages.
+  // A hint: it may fail, and it stays with the pages when they are freed. The remainder after the last whole large page
+  // stays in small pages.
   if (bytes >= large_page_bytes) ::madvise(memory, bytes / large_page_bytes * large_page_bytes, MADV_HUGEPAGE);
 #endif
   return memory;
 }
-/// Gives it back; `bytes` as they were asked for.
+/// Frees memory of `allocate_aligned`, called with the same number of bytes.
 inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(memory, alignment_of(bytes)); }
 
 }  // namespace detail
@@ -715,32 +753,38 @@ namespace detail {
 
 struct ArenaBlock;
 
-/// What an arena and its blocks share. It goes with the last of them, so that a block may outlive its arena.
+/// Holds what an arena shares with its blocks. It is deleted with the last of them, so that a block may outlive its
+/// arena.
 struct ArenaState {
-  std::array<ArenaBlock*, 256> free{};
-  std::size_t reserved = 0, used = 0, peak = 0;
-  bool orphaned = false;
-  bool settled = false;  // requests may take larger blocks
+  std::array<ArenaBlock*, 256> free{};  ///< heads of the free lists, by size class
+  std::size_t reserved = 0,             ///< bytes taken from the system
+      used = 0,                         ///< bytes in use now
+      peak = 0;                         ///< max bytes in use at any time
+  bool orphaned = false;                ///< the arena is gone, blocks in use are not
+  bool settled = false;                 ///< a request may take a block of a larger class
 };
 
+/// Precedes the memory of every block.
 struct alignas(line_bytes) ArenaBlock {
-  ArenaState* state;
-  ArenaBlock* next;
-  std::size_t bytes;
-  std::uint32_t size_class;
-  std::uint32_t owners;
+  ArenaState* state;         ///< the state that counts this block
+  ArenaBlock* next;          ///< the next block of the free list, if this one is free
+  std::size_t bytes;         ///< size of the memory after this header
+  std::uint32_t size_class;  ///< index of its free list
+  std::uint32_t owners;      ///< number of Buffers that refer to it
 };
 
 }  // namespace detail
 
-/// Recycles memory: a freed block goes to the list of its size class and serves the next request of that class,
-/// so that a computation repeated with the same shapes allocates only the first time.
-/// One arena belongs to one thread; kernels may share its blocks among threads, but not take or free them.
+/// Recycles memory. A freed block goes to the free list of its size class and serves the next request of that class, so
+/// that a computation repeated with the same shapes allocates only the first time. An arena belongs to one thread:
+/// kernels may share its blocks among threads, but not take or free them.
 class Arena {
  public:
+  /// Makes an arena without blocks. Allocates its state.
   Arena() : state_(new detail::ArenaState) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
+  /// Frees the blocks that are not in use. Each of the others is freed with its last Buffer.
   ~Arena() {
     trim();
     if (state_->used == 0)
@@ -749,20 +793,21 @@ class Arena {
       state_->orphaned = true;
   }
 
-  /// A block of at least `bytes` bytes, aligned to 64. Uninitialised. Throws std::bad_alloc.
+  /// Returns an uninitialised block of at least `bytes` bytes, aligned to 64. Throws std::bad_alloc.
   Buffer allocate(std::size_t bytes);
 
-  /// Bytes taken from the system, in use or kept for reuse.
+  /// Returns the number of bytes taken from the system, in use or kept for reuse.
   std::size_t reserved_bytes() const { return state_->reserved; }
-  /// Bytes in use now, and the most that ever were.
+  /// Returns the number of bytes in use now.
   std::size_t used_bytes() const { return state_->used; }
+  /// Returns the max number of bytes that were in use at any time.
   std::size_t peak_bytes() const { return state_->peak; }
 
-  /// For a computation that must not ask the system for memory from now on, after its largest cases have run: doubles
-  /// the free blocks of every size, and lets requests take larger ones where their own size has run out.
+  /// Prepares a computation that must not allocate from now on, after its largest cases have run: doubles the free
+  /// blocks of every size, and lets requests take larger blocks where those of their own size have run out.
   void settle();
 
-  /// Gives back what is not in use.
+  /// Returns the blocks that are not in use to the system.
   void trim() {
     for (auto& list : state_->free)
       while (list != nullptr) {
@@ -780,7 +825,7 @@ class Arena {
     detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
-  /// Four classes to each power of two: at most a quarter of a block is unused.
+  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
     const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
     const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
@@ -793,19 +838,24 @@ class Arena {
   detail::ArenaState* state_;
 };
 
-/// A counted reference to a block of an arena. Copies share the block; the last one gives it back, to the system if the
-/// arena is gone.
+/// Refers to a block of an arena and counts the references. Copies share the block. The last one returns it to the
+/// arena, or to the system if the arena is gone.
 class Buffer {
  public:
+  /// Makes a buffer without a block.
   Buffer() = default;
+  /// Shares the block of the other.
   Buffer(const Buffer& other) : block_(other.block_) {
     if (block_ != nullptr) ++block_->owners;
   }
+  /// Takes over the block of the other, which is empty afterwards.
   Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
+  /// Drops its block and takes that of the other.
   Buffer& operator=(Buffer other) noexcept {
     std::swap(block_, other.block_);
     return *this;
   }
+  /// Returns the block if this is its last reference.
   ~Buffer() {
     if (block_ == nullptr || --block_->owners > 0) return;
     detail::ArenaState& state = *block_->state;
@@ -818,9 +868,11 @@ class Buffer {
     if (state.used == 0) delete &state;
   }
 
+  /// Returns the memory, or null without a block.
   void* data() const { return block_ == nullptr ? nullptr : static_cast<void*>(block_ + 1); }
+  /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
-  /// True when nobody else holds the block, so that it may be overwritten.
+  /// Says whether this is the only reference to the block, so that it may be overwritten.
   bool unique() const { return block_ != nullptr && block_->owners == 1; }
 
  private:
@@ -829,7 +881,7 @@ class Buffer {
   detail::ArenaBlock* block_ = nullptr;
 };
 
-/// A free block of this size, or one from the system.
+/// Takes a free block of this class, or one from the system.
 inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   detail::ArenaBlock* block = state_->free[size_class];
   if (block != nullptr) {
@@ -883,12 +935,14 @@ inline Buffer Arena::allocate(std::size_t bytes) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Where each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
+/// Says at which row each sequence of a packed batch begins and ends. A batch is one matrix `(rows, channels)` in which
 /// sequence n is the rows [begin(n), end(n)); nothing is padded.
 class Sequences {
  public:
+  /// Makes a batch of no sequences.
   Sequences() : offsets_(none) {}
-  /// Makes sequences of these lengths. Allocates from the heap; copies share the memory.
+  /// Makes sequences of these lengths, in rows. Throws `Error` for a negative one. Allocates from the heap; copies
+  /// share the memory.
   explicit Sequences(std::span<const Index> lengths)
       : own_(new Index[lengths.size() + 1]()), offsets_(own_.get(), lengths.size() + 1) {
     for (std::size_t n = 0; n < lengths.size(); ++n) {
@@ -896,10 +950,11 @@ class Sequences {
       own_[static_cast<std::ptrdiff_t>(n) + 1] = own_[static_cast<std::ptrdiff_t>(n)] + lengths[n];
     }
   }
+  /// Makes sequences of these lengths, in rows.
   Sequences(std::initializer_list<Index> lengths) : Sequences(std::span(lengths.begin(), lengths.size())) {}
 
-  /// `size` sequences, number n as long as length(n) says (less than 0: empty), in memory of the arena: once warm, it
-  /// allocates nothing.
+  /// Makes `size` sequences in memory of the arena, sequence n of length(n) rows (a negative length counts as 0).
+  /// Allocates nothing once the arena is warm.
   template <class Length>
   static Sequences make(Arena& arena, Index size, Length&& length) {
     Sequences out(arena, size);
@@ -908,29 +963,36 @@ class Sequences {
     for (Index n = 0; n < size; ++n) offsets[n + 1] = offsets[n] + std::max<Index>(0, length(n));
     return out;
   }
-  /// The sequences whose lengths are `map(length)` of these.
+  /// Returns sequences whose lengths are `map(length)` of these, in memory of the arena.
   template <class Map>
   Sequences map_lengths(Arena& arena, Map&& map) const {
     return make(arena, size(), [&](Index n) { return map(length(n)); });
   }
 
+  /// Returns the number of sequences.
   Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  /// Returns the number of rows of all sequences.
   Index rows() const { return offsets_.back(); }
+  /// Returns the first row of sequence n.
   Index begin(Index n) const { return offsets_[static_cast<std::size_t>(n)]; }
+  /// Returns one past the last row of sequence n.
   Index end(Index n) const { return offsets_[static_cast<std::size_t>(n) + 1]; }
+  /// Returns the number of rows of sequence n.
   Index length(Index n) const { return end(n) - begin(n); }
-  /// The sequence that a row belongs to.
+  /// Returns the number of the sequence that has this row.
   Index sequence_of(Index row) const {
     return std::upper_bound(offsets_.begin() + 1, offsets_.end() - 1, row) - (offsets_.begin() + 1);
   }
+  /// Returns the length of the longest sequence, 0 without any.
   Index max_length() const {
     Index longest = 0;
     for (Index n = 0; n < size(); ++n) longest = std::max(longest, length(n));
     return longest;
   }
-  /// Identifies the memory of the offsets, which copies share and nobody changes: a backend that holds a copy of these
-  /// sequences recognises them by it, and copies them to its device once.
+  /// Returns an address that identifies the memory of the offsets. Copies share that memory and nobody changes it, so a
+  /// backend recognises sequences by it and copies them to its device once.
   const void* identity() const { return offsets_.data(); }
+  /// Says whether two batches have sequences of the same lengths.
   friend bool operator==(const Sequences& a, const Sequences& b) {
     return std::equal(a.offsets_.begin(), a.offsets_.end(), b.offsets_.begin(), b.offsets_.end());
   }
@@ -947,7 +1009,8 @@ class Sequences {
   std::span<const Index> offsets_;
 };
 
-/// visit(n, rows of sequence n) for every sequence that has some among these rows, numbered as in all of them.
+/// Calls `visit(n, range)` for every sequence that has some of the given rows of a batch. The range numbers these rows
+/// from the beginning of sequence n.
 template <class Visit>
 void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
   while (rows.begin < rows.end) {
@@ -1202,40 +1265,46 @@ static_assert(EIGEN_MAX_ALIGN_BYTES == LACONIC_ALIGNMENT,
               "laconic: EIGEN_MAX_ALIGN_BYTES, EIGEN_DONT_ALIGN and EIGEN_DONT_VECTORIZE are defined before the first "
               "header of laconic, whose names contain the alignment, or not at all");
 
-/// An owning row-major matrix `(rows, channels)`: one row a frame.
+/// Owns a row-major matrix `(rows, channels)`, one row for each frame.
 template <class T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 namespace detail {
 
+/// Maps an element type to the type of its view.
 template <class T>
 struct View {
-  using type = Eigen::Map<Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
+  using type = Eigen::Map<Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;  ///< a view that can write
 };
+/// Maps a const element type to the type of its view.
 template <class T>
 struct View<const T> {
-  using type = Eigen::Map<const Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;
+  using type = Eigen::Map<const Matrix<T>, Eigen::Unaligned, Eigen::OuterStride<>>;  ///< a view that only reads
 };
 
 }  // namespace detail
 
-/// A borrowed row-major matrix whose rows may lie apart (a block of columns). `MatrixView<const T>` only reads.
-/// Assigning to one copies values, as with every `Eigen::Map`.
+/// Borrows a row-major matrix whose rows may be apart in memory (a block of columns). `MatrixView<const T>` only reads.
+/// Assigning to a view copies values, as with every `Eigen::Map`.
 template <class T>
 using MatrixView = typename detail::View<T>::type;
 
+/// Returns a view of `rows` rows of `cols` elements, each `stride` elements after the one before.
 template <class T>
 MatrixView<T> matrix_view(T* data, Index rows, Index cols, Index stride) {
   return MatrixView<T>(data, rows, cols, Eigen::OuterStride<>(stride));
 }
+/// Returns a view of (rows, cols) contiguous elements.
 template <class T>
 MatrixView<T> matrix_view(T* data, Index rows, Index cols) {
   return matrix_view(data, rows, cols, cols);
 }
+/// Returns a view of a whole matrix that only reads.
 template <class T>
 MatrixView<const T> view(const Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
 }
+/// Returns a view of a whole matrix that can write.
 template <class T>
 MatrixView<T> view(Matrix<T>& matrix) {
   return matrix_view(matrix.data(), matrix.rows(), matrix.cols());
@@ -1247,13 +1316,14 @@ MatrixView<T> view(Matrix<T>& matrix) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a parameter is to an optimiser.
+/// Says how an optimiser treats a parameter.
 enum class Role {
   weight,     ///< trained by its gradient
   statistic,  ///< gathered while training (batch norm); its gradient slot carries the update to be added
 };
 
-/// What the layers that own a weight compute with it. A backend chooses by it the form in which it holds the weight.
+/// Says what the layers that own a weight compute with it. A backend chooses by it the form in which it holds the
+/// weight.
 enum class WeightUse {
   elementwise,     ///< read value by value: biases, norms, depthwise kernels
   linear,          ///< rows x times W^T
@@ -1263,25 +1333,29 @@ enum class WeightUse {
   conv2d_stride_2  ///< products over the taps of a 3 x 3 convolution of stride 2
 };
 
-/// The values of one parameter in the form that a backend computes with. The backend makes it, and nobody else reads
-/// it.
+/// Holds the values of one parameter in the form that a backend computes with. The backend makes it, and only the
+/// backend reads it.
 class ResidentWeight {
  public:
+  /// Not copyable: `copy` says what a copy of the parameter holds.
   ResidentWeight(const ResidentWeight&) = delete;
+  /// Not assignable.
   ResidentWeight& operator=(const ResidentWeight&) = delete;
+  /// Frees the backend's memory.
   virtual ~ResidentWeight() = default;
-  /// Identifies the type behind this base, so that a backend recognises its own: the address of a constant.
+  /// Returns the address of a constant that identifies the derived class, so that a backend recognises its own weights.
   const void* kind() const { return kind_; }
-  /// Names the backend in messages: "Cpu".
+  /// Returns the name of the backend for messages: "Cpu".
   virtual const char* backend() const = 0;
-  /// Says how the values are rounded.
+  /// Returns how the values are rounded.
   virtual Storage storage() const = 0;
-  /// Says whether values can change in this form: otherwise copies of a model share it.
+  /// Says whether the values can change in this form. If not, copies of a model share it.
   virtual bool can_train() const = 0;
-  /// Returns what a copy of the parameter holds. Allocates where values can change.
+  /// Returns what a copy of the parameter holds. Allocates if the values can change.
   virtual std::shared_ptr<ResidentWeight> copy() const = 0;
 
  protected:
+  /// Makes a weight that `kind` identifies.
   explicit ResidentWeight(const void* kind) : kind_(kind) {}
 
  private:
@@ -1293,15 +1367,21 @@ namespace detail {
 /// Owns a resident weight, and copies it as the weight says.
 class ResidentPointer {
  public:
+  /// Makes a null pointer.
   ResidentPointer() = default;
+  /// Owns this weight.
   explicit ResidentPointer(std::shared_ptr<ResidentWeight> weight) : weight_(std::move(weight)) {}
+  /// Holds what `ResidentWeight::copy` returns.
   ResidentPointer(const ResidentPointer& other) : weight_(other.weight_ ? other.weight_->copy() : nullptr) {}
+  /// Takes over the weight of the other.
   ResidentPointer(ResidentPointer&&) noexcept = default;
+  /// Drops its weight and takes that of the other.
   ResidentPointer& operator=(ResidentPointer other) noexcept {
     weight_.swap(other.weight_);
     return *this;
   }
   ~ResidentPointer() = default;
+  /// Returns the weight, or null.
   const std::shared_ptr<ResidentWeight>& get() const { return weight_; }
 
  private:
@@ -1310,18 +1390,19 @@ class ResidentPointer {
 
 }  // namespace detail
 
-/// A named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
-/// `(channels, 1, kernel)`. Its values are in one place at a time: on the host, where `host` reads and edits them as a
-/// matrix (the first dimension, times all others), or resident in a backend (`Context::prepare`), until
-/// `Context::fetch` brings them back.
-/// The gradient lies where the values lie. It is scratch of training: a tape fills it also through a const model.
+/// Holds a named tensor of a model, laid out as PyTorch stores it: a linear weight is `(out, in)`, a depthwise kernel
+/// `(channels, 1, kernel)`. The values are in one place at a time: on the host, where `host` reads and edits them as a
+/// matrix (the first dimension, the product of the others), or resident in a backend (`Context::prepare`), until
+/// `Context::fetch` brings them back. The gradient is where the values are. It is scratch memory of training: a tape
+/// fills it through a const model, too.
 template <class T>
 class Parameter {
  public:
-  using Scalar = T;
+  using Scalar = T;  ///< the type of an element
 
+  /// Makes a parameter without elements.
   Parameter() = default;
-  /// Zeros on the host. Allocates.
+  /// Makes a parameter of zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
   }
@@ -1336,37 +1417,41 @@ class Parameter {
     for (std::size_t i = shape_.size() < 2 ? 0 : 1; i < shape_.size(); ++i) product *= shape_[i];
     return product;
   }
-  /// Returns the number of values.
+  /// Returns the number of elements.
   Index size() const { return rows() * cols(); }
+  /// Returns how an optimiser treats the parameter.
   Role role() const { return role_; }
 
-  /// Returns the values, (rows, cols). Throws `Error` where they are resident in a backend.
+  /// Returns the values, (rows, cols). Throws `Error` if they are resident in a backend.
   const Matrix<T>& host() const {
     require_on_host();
     return value_;
   }
+  /// Returns the values for editing, (rows, cols). Throws `Error` if they are resident in a backend.
   Matrix<T>& host() {
     require_on_host();
     return value_;
   }
 
-  /// Whether training changes the values: a frozen parameter gets no gradient.
+  /// Says whether training changes the values. A frozen parameter gets no gradient.
   bool trainable = true;
-  /// What the owning layers compute with the values.
+  /// Says what the owning layers compute with the values.
   WeightUse use = WeightUse::elementwise;
 
   /// Says whether the values can be trained where they are.
   bool can_train() const { return !is_resident() || resident_.get()->can_train(); }
+  /// Says whether a backend holds the values.
   bool is_resident() const { return resident_.get() != nullptr; }
-  /// Returns the form that a backend holds, or null where the values are on the host. For backends.
+  /// Returns the form that a backend holds, or null if the values are on the host. For backends only.
   const std::shared_ptr<ResidentWeight>& resident() const { return resident_.get(); }
-  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends.
+  /// Hands the values to a backend: the host keeps neither them nor a gradient. For backends only.
   void make_resident(std::shared_ptr<ResidentWeight> weight) {
     resident_ = detail::ResidentPointer(std::move(weight));
     value_.resize(0, 0);
     gradient_.resize(0, 0);
   }
-  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. For backends.
+  /// Brings values (rows, cols) back to the host, and a gradient of the same shape or an empty one. Throws `Error` for
+  /// values of another shape. For backends only.
   void make_host(Matrix<T> values, Matrix<T> gradient = {}) {
     require(values.rows() == rows() && values.cols() == cols(), "parameter: values of (", values.rows(), ", ",
             values.cols(), ") given, (", rows(), ", ", cols(), ") expected");
@@ -1375,14 +1460,16 @@ class Parameter {
     gradient_ = std::move(gradient);
   }
 
+  /// Says whether there is a gradient on the host.
   bool has_gradient() const { return gradient_.size() == value_.size() && value_.size() > 0; }
-  /// Returns the gradient on the host, zeroed when it is asked for the first time. Allocates then. Throws `Error` where
-  /// it is resident in a backend.
+  /// Returns the gradient on the host, (rows, cols). The first call allocates it and sets it to zero. Throws `Error` if
+  /// the values are resident in a backend.
   Matrix<T>& gradient() const {
     require_on_host();
     if (!has_gradient()) gradient_.setZero(value_.rows(), value_.cols());
     return gradient_;
   }
+  /// Sets the gradient on the host to zero, if there is one.
   void clear_gradient() const {
     if (has_gradient()) gradient_.setZero();
   }
@@ -1401,8 +1488,9 @@ class Parameter {
   detail::ResidentPointer resident_;
 };
 
-/// Says whether a weight is rounded where weights are stored as `weights`: products of rows, but in int8 no convolution
-/// of fewer than 64 values an output, where the largest of them would cost the others much.
+/// Says whether a weight is rounded if weights are stored as `weights`. Weights of matrix products are, except that
+/// int8 leaves out convolutions of fewer than 64 values for each output: their largest value would cost the others too
+/// much precision.
 template <class T>
 bool is_rounded(const Parameter<T>& p, Storage weights) {
   constexpr Index few = 64;
@@ -1413,6 +1501,7 @@ bool is_rounded(const Parameter<T>& p, Storage weights) {
 
 namespace detail {
 
+/// Says whether a type is a Parameter.
 template <class>
 inline constexpr bool is_parameter = false;
 template <class T>
@@ -1421,9 +1510,10 @@ inline constexpr bool is_parameter<Parameter<T>> = true;
 /// Calls `visit(dotted_name, parameter)` for every parameter below a module.
 template <class Visit>
 struct ParameterWalk {
-  Visit& visit;
-  std::string path;
+  Visit& visit;      ///< the caller's function
+  std::string path;  ///< dotted name of the module being visited
 
+  /// Visits a parameter, or all parameters of a module.
   template <class Child>
   void operator()(std::string_view name, Child& child) {
     const std::size_t length = path.size();
@@ -1435,11 +1525,12 @@ struct ParameterWalk {
       std::remove_const_t<Child>::each_parameter(child, *this);
     path.resize(length);
   }
-  /// Numbered children: "layers.0", "layers.1" ...
+  /// Visits numbered modules: "layers.0", "layers.1" ...
   template <class Child>
   void operator()(std::string_view name, std::vector<Child>& children) {
     for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
   }
+  /// Visits numbered modules that are const.
   template <class Child>
   void operator()(std::string_view name, const std::vector<Child>& children) {
     for (std::size_t i = 0; i < children.size(); ++i) (*this)(text(name, '.', i), children[i]);
@@ -1448,9 +1539,9 @@ struct ParameterWalk {
 
 }  // namespace detail
 
-/// Base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in
-/// `static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`;
-/// loading, saving, counting, optimising and converting all go through it.
+/// Serves as the base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in `static
+/// void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`. Loading, saving, counting,
+/// optimising and converting all go through it.
 template <class Self>
 class Module {
  public:
@@ -1460,13 +1551,14 @@ class Module {
     detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
     Self::each_parameter(static_cast<Self&>(*this), walk);
   }
+  /// Calls `visit(std::string_view dotted_name, const Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) const {
     detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
     Self::each_parameter(static_cast<const Self&>(*this), walk);
   }
 
-  /// Numbers held in trained parameters (statistics of batch norm do not count).
+  /// Returns the number of elements of all parameters that have gradients; statistics of batch norm do not count.
   Index count_parameters() const {
     Index count = 0;
     parameters([&](std::string_view, const auto& p) { count += p.role() == Role::weight ? p.size() : 0; });
@@ -1474,7 +1566,7 @@ class Module {
   }
 };
 
-/// Throws `Error`, in the name of `who`, unless all values of a model are on the host: saving, converting and comparing
+/// Throws `Error`, in the name of `who`, unless all values of a model are on the host. Saving, converting and comparing
 /// read them there.
 template <class Model>
 void require_on_host(const Model& model, const char* who) {
@@ -4008,7 +4100,7 @@ class Autodiff {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Threads the machine offers this process.
+/// Returns the number of threads that OpenMP offers this process, or 1 without OpenMP.
 inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
@@ -4017,8 +4109,8 @@ inline int hardware_threads() {
 #endif
 }
 
-/// The number of threads that a context or an optimiser was given: 0 takes all that the machine offers. Throws where
-/// the number is negative or so large that it is a mistake.
+/// Returns the number of threads that a context or an optimiser shall use: `threads`, or all that the machine offers
+/// for 0. Throws `Error` for a number that is negative or beyond 4096.
 inline int checked_threads(int threads) {
   constexpr int most = 4096;
   require(threads >= 0 && threads <= most, "threads: ", threads, " given, 1 to ", most,
@@ -4028,23 +4120,23 @@ inline int checked_threads(int threads) {
 
 namespace kernels {
 
-/// Part i of `count` of [0, size): whole units, as equal as they can be.
+/// Returns part i of `count` of [0, size), in whole units. The parts are as equal as they can be.
 inline Range equal_part(Index size, Index unit, Index i, Index count) {
   const Index units = (size + unit - 1) / unit;
   return {units * i / count * unit, std::min(size, units * (i + 1) / count * unit)};
 }
 
-/// Tasks next .. end - 1, of which whoever comes takes the first.
+/// Holds the tasks next .. end - 1, which threads take from the front.
 struct alignas(laconic::detail::line_bytes) TaskQueue {
-  std::atomic<Index> next{0};
-  Index end = 0;
+  std::atomic<Index> next{0};  ///< the next task to take
+  Index end = 0;               ///< one past the last task
 };
 
-/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, thread < threads.
-/// Bodies write to disjoint places and do not throw, so the result cannot depend on how tasks are dealt out.
-/// Each thread begins with its own stretch of the tasks: the same rows from kernel to kernel, which its caches then
-/// hold, while what another core has written comes slowly, above all where the two share no third-level cache. Who is
-/// done helps the others.
+/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads. Bodies
+/// must write to disjoint places and not throw, so the result cannot depend on which thread runs which task. Each
+/// thread starts on its own contiguous range of tasks and then steals from the others. From kernel to kernel that range
+/// is the same rows, which the caches of its core then hold. Reading what another core wrote is slow, above all between
+/// cores that do not share an L3.
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
 #ifdef _OPENMP
@@ -4075,32 +4167,37 @@ void parallel_for(int threads, Index tasks, Body&& body) {
   for (Index task = 0; task < tasks; ++task) body(task, 0);
 }
 
-/// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each.
+/// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each, as `parallel_for` does.
 template <class Body>
 void parallel_blocks(int threads, Index size, Index grain, Body&& body) {
   parallel_for(threads, (size + grain - 1) / grain,
                [&](Index block, int) { body(block * grain, std::min(size, (block + 1) * grain)); });
 }
 
-/// [0, size) in blocks of whole units that differ by one unit at most, as many for each of the threads. `block`, which
-/// none of them exceeds, is at least 1 and a multiple of `unit`.
+/// Splits [0, size) into blocks of whole units whose sizes differ by at most one unit. Every thread gets the same
+/// number of blocks, unless there are fewer units than that.
 class Blocks {
  public:
+  /// Splits into blocks of at most `block` elements, which must be at least 1 and a multiple of `unit`.
   Blocks(Index size, Index block, Index unit, int threads) : size_(size), unit_(unit) {
     const Index units = (size + unit - 1) / unit, count = (size + block - 1) / block;
     most_ = std::min(block, units * unit);
     count_ = std::min(units, (count + threads - 1) / threads * threads);
   }
+  /// Returns the number of blocks.
   Index count() const { return count_; }
-  /// No block is larger. It never shrinks as `size` grows, so memory that the largest case took is enough for others.
+  /// Returns an upper bound of a block's size. It never shrinks as `size` grows, so memory for the largest case is
+  /// enough for all others.
   Index most() const { return most_; }
+  /// Returns block i.
   Range operator[](Index i) const { return equal_part(size_, unit_, i, count_); }
 
  private:
   Index size_, unit_, most_ = 0, count_ = 0;
 };
 
-/// body(i) for all i in [0, tasks), which may throw; the first failure, by index, is thrown again here.
+/// Runs `body(i)` for every i in [0, tasks), which may throw. After all have run, throws the failure of the lowest
+/// index again. Allocates.
 template <class Body>
 void parallel_or_throw(int threads, Index tasks, Body&& body) {
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
@@ -4378,22 +4475,25 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A value of a CPU computation: a row-major matrix `(rows, cols)` without gaps, in a block of an arena.
-/// Copies share the block, which returns to the arena with the last of them; so intermediates are freed as soon as
-/// nothing needs them. `borrow` wraps memory of the caller's, which must outlive the tensor.
+/// Holds a value of a CPU computation: a contiguous row-major matrix `(rows, cols)` in a block of an arena. Copies
+/// share the block, which returns to the arena with the last of them, so that an intermediate is freed as soon as
+/// nothing needs it.
 template <class T>
 class Tensor {
  public:
-  using Scalar = T;
+  using Scalar = T;  ///< the type of an element
 
+  /// Makes an empty tensor.
   Tensor() = default;
+  /// Shares the memory of the other.
   Tensor(const Tensor&) = default;
-  /// The other is empty afterwards.
+  /// Takes over the memory of the other, which is empty afterwards.
   Tensor(Tensor&& other) noexcept
       : buffer_(std::move(other.buffer_)),
         data_(std::exchange(other.data_, nullptr)),
         rows_(std::exchange(other.rows_, 0)),
         cols_(std::exchange(other.cols_, 0)) {}
+  /// Drops its memory and takes that of the other.
   Tensor& operator=(Tensor other) noexcept {
     std::swap(buffer_, other.buffer_);
     std::swap(data_, other.data_);
@@ -4401,9 +4501,12 @@ class Tensor {
     std::swap(cols_, other.cols_);
     return *this;
   }
+  /// Takes an uninitialised block (rows, cols) of the arena. Throws `Error` for a negative size or one beyond the
+  /// address space.
   Tensor(Arena& arena, Index rows, Index cols)
       : buffer_(arena.allocate(bytes(rows, cols))), data_(static_cast<T*>(buffer_.data())), rows_(rows), cols_(cols) {}
 
+  /// Wraps the memory of a matrix, which must outlive the tensor. Copies nothing.
   static Tensor borrow(const Matrix<T>& matrix) {
     Tensor out;
     out.data_ = const_cast<T*>(matrix.data());  // never written: `unique()` is false for borrowed memory
@@ -4412,18 +4515,28 @@ class Tensor {
     return out;
   }
 
+  /// Returns the number of rows.
   Index rows() const { return rows_; }
+  /// Returns the number of columns.
   Index cols() const { return cols_; }
+  /// Returns the number of elements.
   Index size() const { return rows_ * cols_; }
+  /// Says whether there is no memory.
   bool empty() const { return data_ == nullptr; }
-  /// True when nobody else sees this memory, so that a primitive may overwrite it.
+  /// Says whether this is the only reference to the memory, so that a primitive may overwrite it.
   bool unique() const { return buffer_.unique(); }
 
+  /// Returns the first element.
   const T* data() const { return data_; }
+  /// Returns the first element for writing.
   T* data() { return data_; }
+  /// Returns the first element of row r.
   const T* row(Index r) const { return data_ + r * cols_; }
+  /// Returns the first element of row r for writing.
   T* row(Index r) { return data_ + r * cols_; }
+  /// Returns the elements as a matrix.
   MatrixView<const T> view() const { return matrix_view<const T>(data_, rows_, cols_); }
+  /// Returns the elements as a matrix for writing.
   MatrixView<T> view() { return matrix_view<T>(data_, rows_, cols_); }
 
  private:
@@ -9353,7 +9466,7 @@ Deviation deviation(const A& value, const B& expected) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Rows of independent standard normal numbers, the same for the same name.
+/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
 template <class T>
 Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
   const Random random(Seed(), name);
@@ -10986,9 +11099,10 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A number of 64 bits that tells data from other data. Not for security.
+/// Computes a 64-bit hash that tells data apart. It is not cryptographic.
 class Hash {
  public:
+  /// Adds the number of bytes, then the bytes. Returns the hash itself, for chained calls.
   Hash& add(const void* data, std::size_t bytes) {
     add(bytes);
     for (std::size_t i = 0; i < bytes; i += sizeof(std::uint64_t)) {
@@ -10998,11 +11112,13 @@ class Hash {
     }
     return *this;
   }
+  /// Adds one word. Returns the hash itself, for chained calls.
   Hash& add(std::uint64_t word) {
     value_ = (value_ ^ word) * 0x9E3779B97F4A7C15;
     value_ ^= value_ >> 29;
     return *this;
   }
+  /// Returns the hash of all that was added, which depends on the order.
   std::uint64_t value() const { return value_; }
 
  private:
