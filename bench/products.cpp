@@ -7,7 +7,7 @@
 //   build/release/bench/products --serve [--threads N] [--rows 1 250] [--shapes 256x1024] [--weights 1] [--rounded]
 //                                                                          for bench/peers/compare.py products
 #include <laconic/backend/cpu.hpp>
-#include <laconic/backend/cpu/packed.hpp>
+#include <laconic/backend/cpu/weights.hpp>
 #include <laconic/nn/linear.hpp>
 
 #include <deque>

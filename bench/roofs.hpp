@@ -5,7 +5,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
-#include <laconic/backend/cpu/packed.hpp>
+#include <laconic/backend/cpu/weights.hpp>
 #include <laconic/core/parallel.hpp>
 
 #include <algorithm>

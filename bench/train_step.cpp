@@ -44,7 +44,7 @@ struct TrainStep {
       : cpu(threads),
         recompute(recompute_blocks),
         model(size.config(), Seed(1)),
-        optimizer({.weight_decay = 0.01, .clip_norm = 0}, threads),
+        optimizer(cpu, {.weight_decay = 0.01, .clip_norm = 0}),
         features(size.num_utterances * size.num_frames, 80) {
     require(model.count_parameters() == size.num_parameters, "train_step: a model of ", model.count_parameters(),
             " parameters, ", size.num_parameters, " expected as in bench/peers/train_step.py");
@@ -60,7 +60,7 @@ struct TrainStep {
   }
 
   void operator()() {
-    Autodiff tape(cpu, Seed(static_cast<std::uint64_t>(optimizer.state().steps)));
+    Autodiff tape(cpu, Seed(static_cast<std::uint64_t>(optimizer.steps())));
     tape.recompute_blocks = recompute;
     const auto loss = ctc_loss(tape, model(tape, features, sequences), labels);
     tape.backward(loss);
@@ -70,7 +70,7 @@ struct TrainStep {
   Cpu<float> cpu;
   bool recompute;
   Conformer<Mha<dyn>> model;
-  AdamW optimizer(cpu);
+  AdamW<Cpu<float>> optimizer;
   Matrix<float> features;
   Sequences sequences;
   Labels labels;
