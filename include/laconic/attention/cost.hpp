@@ -69,7 +69,8 @@ struct AttentionCost {
   }
   /// Returns the operations after the projections of x on the absorbed path, without the term of position. Latents are
   /// read once for all heads, but their rows are wider than a head's.
-  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires Policy::KeyValue::is_latent {
+  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) {
+    static_assert(Policy::KeyValue::is_latent, "laconic: only attention over a latent has an absorbed path");
     const AbsorbedShape a = Policy::KeyValue::absorbed(d);
     return work.q_rows * Policy::KeyValue::absorb_flops(d) +
            2 * d.num_heads * work.pairs * (a.key_width + a.value_width);

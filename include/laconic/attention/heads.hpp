@@ -3,8 +3,17 @@
 
 #include <laconic/core/extent.hpp>
 
+#include <concepts>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+/// Says how many heads there are.
+template <class P>
+concept HeadsPolicy = requires {
+  { P::num_heads } -> std::convertible_to<Index>;     // query heads, or `dyn`
+  { P::num_kv_heads } -> std::convertible_to<Index>;  // key-value heads, or `dyn`
+};
 
 /// Groups H query heads over G key-value heads: query head h reads key-value head h / (H / G). G = H is multi-head
 /// attention (Vaswani et al. 2017), G = 1 multi-query (Shazeer 2019), anything between grouped-query (Ainslie et al.

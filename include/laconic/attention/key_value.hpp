@@ -31,6 +31,13 @@ struct AbsorbedShape {
   Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
 };
 
+/// Requires the layer that every policy but `Heads` and the score has: a Module constructed from (dims, seed).
+template <class P>
+concept LayerOfPolicy = std::constructible_from < typename P::template Layer<float>,
+const AttentionDims&, Seed > &&requires(typename P::template Layer<float>& layer) {
+  P::template Layer<float>::each_parameter(layer, [](const char*, auto&) {});
+};
+
 /// Requires what the absorbed evaluation order costs (DeepSeek-V2 2024, section 2.1.2), of a policy with `is_latent`.
 template <class P>
 concept AbsorbedCosts = requires(const AttentionDims& dims) {
@@ -51,7 +58,7 @@ concept AbsorbedCosts = requires(const AttentionDims& dims) {
 ///                                               are parts of the memory, which may lie in caches
 ///   release(context, out)  from the output of attention over latents to (rows, num_heads * head_dim)
 template <class P>
-concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
+concept KeyValuePolicy = LayerOfPolicy<P> && requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
   { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
@@ -61,9 +68,7 @@ concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& 
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
   { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
-  typename P::template Layer<float>;
-}
-&&(!P::is_latent || AbsorbedCosts<P>);
+} &&(!P::is_latent || AbsorbedCosts<P>);
 
 /// Throws Error where a rank is configured for a policy that has none.
 constexpr void require_no_rank(Index configured, const char* name) {

@@ -1,7 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/attention/layer_concepts.hpp>
 #include <laconic/attention/policy.hpp>
+#include <laconic/backend/context_check.hpp>
 
 #include <array>
 #include <cmath>
@@ -89,6 +91,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
                     AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     const Tensor turned = turned_input(context, x, pass);
     Queries<Tensor> q = query(context, turned);
     auto memory = key_value.remember(context, turned, x);
@@ -131,6 +134,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
+    static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     return key_value.remember(context, source, source);
   }
   /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.

@@ -17,10 +17,25 @@ class AttentionLayer;
 /// Combines independent policies into one attention, whose costs are known at compile time (`AttentionCost`) and whose
 /// layer is `Layer<T>`. Sizes that the type leaves open (`dyn`) come from the configuration. Combinations that have no
 /// meaning do not compile.
-template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition,
-          class Query_ = FullQuery, class Score_ = Softmax>
-struct Attention : AttentionCost<Attention<HeadsPolicy, KeyValue_, Position_, Query_, Score_>> {
-  using Heads = HeadsPolicy;   ///< query heads over key-value heads
+template <class Heads_, class KeyValue_, class Position_ = RelativePosition, class Query_ = FullQuery,
+          class Score_ = Softmax>
+struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_, Score_>> {
+  // Asserted, not demanded of the arguments: a sentence then is the first message, and the compiler adds what is
+  // missing.
+  static_assert(HeadsPolicy<Heads_>,
+                "laconic: the first policy of an attention lacks what the concept HeadsPolicy says: see "
+                "attention/heads.hpp");
+  static_assert(
+      KeyValuePolicy<KeyValue_>,
+      "laconic: the key-value policy lacks what the concept KeyValuePolicy says: see attention/key_value.hpp");
+  static_assert(PositionPolicy<Position_>,
+                "laconic: the position policy lacks what the concept PositionPolicy says: see attention/position.hpp");
+  static_assert(QueryPolicy<Query_>,
+                "laconic: the query policy lacks what the concept QueryPolicy says: see attention/query.hpp");
+  static_assert(ScorePolicy<Score_>,
+                "laconic: the score policy lacks what the concept ScorePolicy says: see attention/score.hpp");
+
+  using Heads = Heads_;        ///< query heads over key-value heads
   using KeyValue = KeyValue_;  ///< what is cached, and how keys and values come from it
   using Position = Position_;  ///< how the order of frames is known
   using Query = Query_;        ///< how queries are projected

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/attention/config.hpp>
+#include <laconic/attention/key_value.hpp>
 #include <laconic/backend/context.hpp>
 #include <laconic/nn/linear.hpp>
 #include <laconic/nn/pass.hpp>
@@ -16,21 +16,21 @@ inline namespace LACONIC_ABI {
 ///   is_relative            scores gain a term of the distance between query and key
 ///   turns_input            the input of queries and keys is turned before their projections
 ///   turns_keys             queries and keys are turned after them
+///   pairs                  a RotaryPairs, where one of the two is true: which channels turn together
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
 ///     term_of(prepared_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
-concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
+concept PositionPolicy = LayerOfPolicy<P> && requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
   { P::is_relative } -> std::convertible_to<bool>;
   { P::turns_input } -> std::convertible_to<bool>;
   { P::turns_keys } -> std::convertible_to<bool>;
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::flops(dims, count) } -> std::convertible_to<Index>;  // a layer, over so many frames
-  typename P::template Layer<float>;
-};
+} &&(!(P::turns_input || P::turns_keys) || std::same_as<decltype(P::pairs), const RotaryPairs>);
 
 /// What policies have in common that change nothing, keep nothing and learn nothing.
 struct PlainPosition {

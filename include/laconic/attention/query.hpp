@@ -40,6 +40,17 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
   Linear<T> linear_q, linear_q_rope;
 };
 
+/// Says how queries are computed. Everything is constexpr except `Layer<T>`, a Module constructed from (dims, seed),
+/// which has
+///   operator()(context, x) -> Queries<Tensor>   the queries of rows x (rows, d_model)
+///   input_weight() -> const Parameter<T>&       the first matrix that x is multiplied by
+template <class P>
+concept QueryPolicy = LayerOfPolicy<P> && requires(const AttentionConfig& config, AttentionDims& dims) {
+  P::set_ranks(config, dims);  // throws Error where type and configuration contradict each other
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::flops(dims) } -> std::convertible_to<Index>;  // a frame
+};
+
 /// q = x W_Q^T + b_Q.
 struct FullQuery {
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {

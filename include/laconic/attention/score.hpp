@@ -1,8 +1,18 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/version.hpp>
+
+#include <concepts>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+/// Says how queries score keys. There are two, since each is a primitive of every backend.
+template <class P>
+concept ScorePolicy = requires {
+  { P::is_linear } -> std::convertible_to<bool>;
+};
 
 /// Scores keys by softmax of scaled products (Vaswani et al. 2017, equation 1).
 struct Softmax {

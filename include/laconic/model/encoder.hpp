@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/context_check.hpp>
 #include <laconic/model/encoder_config.hpp>
 #include <laconic/nn/norm.hpp>
 #include <laconic/nn/subsampling.hpp>
@@ -87,6 +88,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
   /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
+  requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
@@ -96,8 +98,14 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
   template <class Context, class Features>
+  requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
     return (*this)(context, std::forward<Features>(features), sequences, config_.mask());
+  }
+  /// Ends the compilation with a sentence where the context does not fit the model.
+  template <class Context, class... Arguments>
+  requires(!ContextOf<Context, T>) auto operator()(Context&, Arguments&&...) const {
+    static_assert(detail::is_context_of<Context, T>());
   }
 
   /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
@@ -112,6 +120,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    static_assert(detail::is_context_of<Context, T>());
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
             pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();

@@ -38,6 +38,8 @@ struct StreamConfig {
 /// streamed.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
+  static_assert(detail::is_context_of<Context, typename Model::Scalar>());
+
  public:
   using T = typename Model::Scalar;
   using Tensor = typename Context::Tensor;
