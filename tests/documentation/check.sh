@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The C++ that the README shows is examples/01_conformer.cpp, which is compiled and run as a test.
+# What docs/attention.md shows is from tests/attention/own_policy_test.cpp.
 #   usage: check.sh PROJECT_DIR
 set -euo pipefail
 shown=$(sed -n '/^```cpp$/,/^```$/p' "$1/README.md" | sed '1d;$d')
@@ -9,3 +10,19 @@ if [ "$shown" != "$real" ]; then
   echo "the README's example is not examples/01_conformer.cpp any more"
   exit 1
 fi
+
+test=$(<"$1/tests/attention/own_policy_test.cpp")
+block=''
+while IFS= read -r line; do
+  case $line in
+    '```cpp') block=$'\n' ;;
+    '```')
+      if [ -n "$block" ] && [[ "$test" != *"${block%$'\n'}"* ]]; then
+        echo "docs/attention.md shows what is not in tests/attention/own_policy_test.cpp:$block"
+        exit 1
+      fi
+      block=''
+      ;;
+    *) [ -z "$block" ] || block+="$line"$'\n' ;;
+  esac
+done <"$1/docs/attention.md"
