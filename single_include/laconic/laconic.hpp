@@ -1671,6 +1671,13 @@ struct AbsorbedShape {
   Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
 };
 
+/// Requires the layer that every policy but `Heads` and the score has: a Module constructed from (dims, seed).
+template <class P>
+concept LayerOfPolicy = std::constructible_from < typename P::template Layer<float>,
+const AttentionDims&, Seed > &&requires(typename P::template Layer<float>& layer) {
+  P::template Layer<float>::each_parameter(layer, [](const char*, auto&) {});
+};
+
 /// Requires what the absorbed evaluation order costs (DeepSeek-V2 2024, section 2.1.2), of a policy with `is_latent`.
 template <class P>
 concept AbsorbedCosts = requires(const AttentionDims& dims) {
@@ -1691,7 +1698,7 @@ concept AbsorbedCosts = requires(const AttentionDims& dims) {
 ///                                               are parts of the memory, which may lie in caches
 ///   release(context, out)  from the output of attention over latents to (rows, num_heads * head_dim)
 template <class P>
-concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& dims) {
+concept KeyValuePolicy = LayerOfPolicy<P> && requires(const AttentionConfig& config, AttentionDims& dims) {
   { P::is_latent } -> std::convertible_to<bool>;
   { P::one_input } -> std::convertible_to<bool>;  // keys and values need the same input
   { P::num_parts } -> std::convertible_to<Index>;
@@ -1701,9 +1708,7 @@ concept KeyValuePolicy = requires(const AttentionConfig& config, AttentionDims& 
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::remember_flops(dims) } -> std::convertible_to<Index>;  // a frame
   { P::expand_flops(dims) } -> std::convertible_to<Index>;    // a frame
-  typename P::template Layer<float>;
-}
-&&(!P::is_latent || AbsorbedCosts<P>);
+} &&(!P::is_latent || AbsorbedCosts<P>);
 
 /// Throws Error where a rank is configured for a policy that has none.
 constexpr void require_no_rank(Index configured, const char* name) {
@@ -2462,7 +2467,8 @@ struct AttentionCost {
   }
   /// Returns the operations after the projections of x on the absorbed path, without the term of position. Latents are
   /// read once for all heads, but their rows are wider than a head's.
-  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) requires Policy::KeyValue::is_latent {
+  static constexpr Index absorbed_flops(const AttentionDims& d, const Work& work) {
+    static_assert(Policy::KeyValue::is_latent, "laconic: only attention over a latent has an absorbed path");
     const AbsorbedShape a = Policy::KeyValue::absorbed(d);
     return work.q_rows * Policy::KeyValue::absorb_flops(d) +
            2 * d.num_heads * work.pairs * (a.key_width + a.value_width);
@@ -2510,6 +2516,13 @@ struct AttentionCost {
 
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+/// Says how many heads there are.
+template <class P>
+concept HeadsPolicy = requires {
+  { P::num_heads } -> std::convertible_to<Index>;     // query heads, or `dyn`
+  { P::num_kv_heads } -> std::convertible_to<Index>;  // key-value heads, or `dyn`
+};
 
 /// Groups H query heads over G key-value heads: query head h reads key-value head h / (H / G). G = H is multi-head
 /// attention (Vaswani et al. 2017), G = 1 multi-query (Shazeer 2019), anything between grouped-query (Ainslie et al.
@@ -2877,21 +2890,21 @@ inline namespace LACONIC_ABI {
 ///   is_relative            scores gain a term of the distance between query and key
 ///   turns_input            the input of queries and keys is turned before their projections
 ///   turns_keys             queries and keys are turned after them
+///   pairs                  a RotaryPairs, where one of the two is true: which channels turn together
 ///   enter(context, x, pass)              what happens once, before the first layer, to the rows
 ///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
 ///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
 ///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
 ///     term_of(prepared_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
 template <class P>
-concept PositionPolicy = requires(const AttentionDims& dims, Index count) {
+concept PositionPolicy = LayerOfPolicy<P> && requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
   { P::is_relative } -> std::convertible_to<bool>;
   { P::turns_input } -> std::convertible_to<bool>;
   { P::turns_keys } -> std::convertible_to<bool>;
   { P::parameter_count(dims) } -> std::convertible_to<Index>;
   { P::flops(dims, count) } -> std::convertible_to<Index>;  // a layer, over so many frames
-  typename P::template Layer<float>;
-};
+} &&(!(P::turns_input || P::turns_keys) || std::same_as<decltype(P::pairs), const RotaryPairs>);
 
 /// What policies have in common that change nothing, keep nothing and learn nothing.
 struct PlainPosition {
@@ -3072,6 +3085,17 @@ class QueryExpansion : public Module<QueryExpansion<T>> {
   Linear<T> linear_q, linear_q_rope;
 };
 
+/// Says how queries are computed. Everything is constexpr except `Layer<T>`, a Module constructed from (dims, seed),
+/// which has
+///   operator()(context, x) -> Queries<Tensor>   the queries of rows x (rows, d_model)
+///   input_weight() -> const Parameter<T>&       the first matrix that x is multiplied by
+template <class P>
+concept QueryPolicy = LayerOfPolicy<P> && requires(const AttentionConfig& config, AttentionDims& dims) {
+  P::set_ranks(config, dims);  // throws Error where type and configuration contradict each other
+  { P::parameter_count(dims) } -> std::convertible_to<Index>;
+  { P::flops(dims) } -> std::convertible_to<Index>;  // a frame
+};
+
 /// q = x W_Q^T + b_Q.
 struct FullQuery {
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
@@ -3139,6 +3163,12 @@ struct LowRankQuery {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Says how queries score keys. There are two, since each is a primitive of every backend.
+template <class P>
+concept ScorePolicy = requires {
+  { P::is_linear } -> std::convertible_to<bool>;
+};
+
 /// Scores keys by softmax of scaled products (Vaswani et al. 2017, equation 1).
 struct Softmax {
   static constexpr bool is_linear = false;  ///< all keys are read again for every query
@@ -3162,10 +3192,25 @@ class AttentionLayer;
 /// Combines independent policies into one attention, whose costs are known at compile time (`AttentionCost`) and whose
 /// layer is `Layer<T>`. Sizes that the type leaves open (`dyn`) come from the configuration. Combinations that have no
 /// meaning do not compile.
-template <class HeadsPolicy, KeyValuePolicy KeyValue_, PositionPolicy Position_ = RelativePosition,
-          class Query_ = FullQuery, class Score_ = Softmax>
-struct Attention : AttentionCost<Attention<HeadsPolicy, KeyValue_, Position_, Query_, Score_>> {
-  using Heads = HeadsPolicy;   ///< query heads over key-value heads
+template <class Heads_, class KeyValue_, class Position_ = RelativePosition, class Query_ = FullQuery,
+          class Score_ = Softmax>
+struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_, Score_>> {
+  // Asserted, not demanded of the arguments: a sentence then is the first message, and the compiler adds what is
+  // missing.
+  static_assert(HeadsPolicy<Heads_>,
+                "laconic: the first policy of an attention lacks what the concept HeadsPolicy says: see "
+                "attention/heads.hpp");
+  static_assert(
+      KeyValuePolicy<KeyValue_>,
+      "laconic: the key-value policy lacks what the concept KeyValuePolicy says: see attention/key_value.hpp");
+  static_assert(PositionPolicy<Position_>,
+                "laconic: the position policy lacks what the concept PositionPolicy says: see attention/position.hpp");
+  static_assert(QueryPolicy<Query_>,
+                "laconic: the query policy lacks what the concept QueryPolicy says: see attention/query.hpp");
+  static_assert(ScorePolicy<Score_>,
+                "laconic: the score policy lacks what the concept ScorePolicy says: see attention/score.hpp");
+
+  using Heads = Heads_;        ///< query heads over key-value heads
   using KeyValue = KeyValue_;  ///< what is cached, and how keys and values come from it
   using Position = Position_;  ///< how the order of frames is known
   using Query = Query_;        ///< how queries are projected
@@ -3261,6 +3306,110 @@ using LinearAttention = Attention<Heads<H, G>, FullRank, Position, FullQuery, Li
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+// The part of each policy's contract that needs a context: what `AttentionLayer` calls. The rest is in the concepts of
+// the policies themselves. A class cannot be asked for a member function template, only for a call with given types; so
+// these are checked where a model is first run on a context.
+
+/// Requires of the layer of key-value policy P that it computes on context C.
+template <class P, class C, class L = typename P::template Layer<typename C::Scalar>>
+concept KeyValueLayer = requires(const L& layer, C& context, const typename C::Tensor& x,
+                                 const std::array<typename C::Tensor, static_cast<std::size_t>(P::num_parts)>& memory) {
+  {
+    layer.remember(context, x, x)
+    } -> std::same_as<std::array<typename C::Tensor, static_cast<std::size_t>(P::num_parts)>>;
+  { layer.expand(context, memory) } -> std::same_as<KeysAndValues<typename C::Tensor>>;
+  { layer.value_weight() } -> std::same_as<const Parameter<typename C::Scalar>&>;
+};
+
+/// Requires of the layer of a latent P that attention over its latents computes on context C.
+template <class P, class C, class L = typename P::template Layer<typename C::Scalar>>
+concept AbsorbedLayer = requires(const L& layer, C& context, const typename C::Tensor& x,
+                                 const std::array<typename C::Tensor, static_cast<std::size_t>(P::num_parts)>& memory) {
+  { layer.absorb(context, x) } -> std::same_as<typename C::Tensor>;
+  { layer.latents(context, memory) } -> std::same_as<KeysAndValues<typename C::Tensor>>;
+  { layer.release(context, x) } -> std::same_as<typename C::Tensor>;
+};
+
+/// Requires of the layer of query policy P that it computes on context C.
+template <class P, class C, class L = typename P::template Layer<typename C::Scalar>>
+concept QueryLayer = requires(const L& layer, C& context, const typename C::Tensor& x) {
+  { layer(context, x) } -> std::same_as<Queries<typename C::Tensor>>;
+  { layer.input_weight() } -> std::same_as<const Parameter<typename C::Scalar>&>;
+};
+
+/// Requires of position policy P and of its layer that both compute on context C.
+template <class P, class C, class L = typename P::template Layer<typename C::Scalar>>
+concept PositionLayer = requires(const L& layer, C& context, const typename C::Tensor& x, const AttentionDims& dims,
+                                 Index width, const Pass<typename C::Tensor>& pass) {
+  { P::enter(context, x, pass) } -> std::same_as<typename C::Tensor>;
+  { P::table(context, dims, width, pass) } -> std::same_as<typename C::Tensor>;
+  { layer.term(context, dims, pass) } -> std::same_as<RelativeTerm<typename C::Tensor, typename C::Scalar>>;
+  { layer.keeps_term(context) } -> std::same_as<bool>;
+  { layer.term_of(x) } -> std::same_as<RelativeTerm<typename C::Tensor, typename C::Scalar>>;
+};
+
+namespace detail {
+
+/// Ends the compilation with a sentence where a layer lacks what attention calls on context C.
+template <class Policy, class C>
+constexpr bool computes_on() {
+  using KeyValue = typename Policy::KeyValue;
+  static_assert(KeyValueLayer<KeyValue, C>,
+                "laconic: the layer of this key-value policy lacks remember, expand or value_weight, or they return "
+                "other types: see KeyValueLayer in attention/layer_concepts.hpp");
+  if constexpr (KeyValue::is_latent)
+    static_assert(AbsorbedLayer<KeyValue, C>,
+                  "laconic: the layer of this latent lacks absorb, latents or release, or they return other types: see "
+                  "AbsorbedLayer in attention/layer_concepts.hpp; AbsorbingLayer provides them");
+  static_assert(QueryLayer<typename Policy::Query, C>,
+                "laconic: the layer of this query policy lacks operator() or input_weight, or they return other types: "
+                "see QueryLayer in attention/layer_concepts.hpp");
+  static_assert(PositionLayer<typename Policy::Position, C>,
+                "laconic: this position policy lacks enter or table, or its layer lacks term, keeps_term or term_of, "
+                "or they return other types: see PositionLayer in attention/layer_concepts.hpp; PlainPosition has all");
+  return true;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Requires that models of numbers T may be given C as the context that computes them.
+template <class C, class T>
+concept ContextOf = !std::is_const_v<C> && std::same_as<typename C::Scalar, T> && requires {
+  typename C::Tensor;
+};
+
+namespace detail {
+
+/// Ends the compilation with one sentence where C is no `ContextOf<T>`. Written first in a function, as
+/// `static_assert(detail::is_context_of<Context, T>())`, it is the first of all messages.
+template <class C, class T>
+constexpr bool is_context_of() {
+  if constexpr (requires { typename C::Tensor; }) {
+    static_assert(!std::is_const_v<C>,
+                  "laconic: a context changes while it computes, so no model runs on a const one: pass it as Cpu<>&, "
+                  "not as const Cpu<>&");
+    static_assert(std::is_same_v<typename C::Scalar, T>,
+                  "laconic: model and context compute with different number types; Cpu<double> runs models of double, "
+                  "such as Conformer<Mha<8>, double>");
+  } else {
+    static_assert(!std::is_same_v<C, C>,
+                  "laconic: the first argument of a model is the context that computes it, such as Cpu<> or Autodiff");
+  }
+  return true;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
 /// Face Conformer, and DeepSeek's where that has none.
 template <class Policy_, class T>
@@ -3338,6 +3487,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
                     AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     const Tensor turned = turned_input(context, x, pass);
     Queries<Tensor> q = query(context, turned);
     auto memory = key_value.remember(context, turned, x);
@@ -3380,6 +3530,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
+    static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     return key_value.remember(context, source, source);
   }
   /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
@@ -10538,6 +10689,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
   /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
   template <class Context, class Features>
+  requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
@@ -10547,8 +10699,14 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
   template <class Context, class Features>
+  requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
     return (*this)(context, std::forward<Features>(features), sequences, config_.mask());
+  }
+  /// Ends the compilation with a sentence where the context does not fit the model.
+  template <class Context, class... Arguments>
+  requires(!ContextOf<Context, T>) auto operator()(Context&, Arguments&&...) const {
+    static_assert(detail::is_context_of<Context, T>());
   }
 
   /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
@@ -10563,6 +10721,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
   /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    static_assert(detail::is_context_of<Context, T>());
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
             pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();
@@ -11798,6 +11957,8 @@ struct StreamConfig {
 /// streamed.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
+  static_assert(detail::is_context_of<Context, typename Model::Scalar>());
+
  public:
   using T = typename Model::Scalar;
   using Tensor = typename Context::Tensor;
