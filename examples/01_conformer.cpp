@@ -1,4 +1,5 @@
-// Lesson 1: a Conformer, its cost known to the compiler, converted to latent attention and run. The README shows this.
+// Lesson 1: makes a Conformer whose cost the compiler knows, converts it to latent attention and runs it. The README
+// shows this program.
 #include <laconic/laconic.hpp>
 
 #include <cstdio>

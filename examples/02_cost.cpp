@@ -1,4 +1,4 @@
-// Lesson 2: what attention costs. The numbers are constant expressions, so a table from a paper can be a static_assert.
+// Lesson 2: what attention costs. Costs are constant expressions, so a table from a paper can be a static_assert.
 #include <laconic/attention/attention.hpp>
 
 #include <cstdio>
@@ -8,7 +8,7 @@ using namespace laconic;
 constexpr AttentionConfig conformer{.d_model = 1024};
 constexpr double mib = 1 << 20;
 
-// 24 layers, 1000 frames, single precision: the published table.
+// The published table for 24 layers and 1000 frames in single precision.
 static_assert(24 * Mha<16>::cache_bytes(conformer, frames(1000)) / mib == 187.5);
 static_assert(24 * MlaSimple<16, 1024>::cache_bytes(conformer, frames(1000)) / mib == 93.75);
 static_assert(24 * Gqa<16, 2>::cache_bytes(conformer, frames(1000)) / mib == 23.4375);

@@ -1,4 +1,4 @@
-// Lesson 3: training. The same model runs in another context, which records a tape; the loss falls.
+// Lesson 3: training. The same model runs in another context, which records a tape. The loss falls.
 #include <laconic/laconic.hpp>
 
 #include <cstdio>
@@ -11,7 +11,7 @@ int main() {
       {.num_mels = 20, .d_model = 32, .num_layers = 2, .vocab_size = 5, .conv_kernel = 7, .dropout = 0}, Seed(1));
   AdamW optimizer(cpu);
 
-  // Two utterances, each token of which is a tone: 30 frames with energy in one mel.
+  // Two utterances. Each token is a tone: 30 frames with energy in one mel channel.
   const Labels labels{{1, 2, 3, 4, 2}, Sequences{3, 2}};
   const Sequences sequences{90, 60};
   Matrix<float> features = Matrix<float>::Zero(150, 20);
@@ -27,6 +27,6 @@ int main() {
     if (step == 0) first = last;
     if (step % 10 == 0) std::printf("step %2d  loss %.3f\n", step, last);
   }
-  std::printf("loss %.3f at first, %.3f at last\n", first, last);
+  std::printf("the loss fell from %.3f to %.3f\n", first, last);
   return last < 0.5 * first ? 0 : 1;
 }

@@ -1,5 +1,5 @@
-// Lesson 6: streaming. Speech comes in blocks of any size; frames come out when they are final, and they are those that
-// the whole utterance gives under the same chunks. What is kept of the past is a cache of known size.
+// Lesson 6: streaming. Speech comes in blocks of any size, and frames are returned when they are final. They equal the
+// frames that the whole utterance gives under the same chunks. A cache of known size holds the past.
 #include <laconic/laconic.hpp>
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 using namespace laconic;
 
 int main() {
-  // Chunks of 8 encoder frames (320 ms), and 1.28 s before them. The convolution must not see beyond its chunk.
+  // Chunks of 8 encoder frames (320 ms) see 32 frames (1.28 s) before them. Convolutions must not see beyond the chunk.
   constexpr EncoderConfig config{.num_mels = 40,
                                  .d_model = 64,
                                  .num_layers = 3,
@@ -29,7 +29,7 @@ int main() {
   Cpu cpu;
   const auto whole = model(cpu, features, Sequences{400});
 
-  Streams streams(model, {.capacity = 2});  // room for two; this is where memory is taken
+  Streams streams(model, {.capacity = 2});  // room for two streams; all memory is taken here
   const std::array stream{streams.open()};
   Index frame = 0;
   double difference = 0;
@@ -40,14 +40,14 @@ int main() {
           static_cast<double>((logits.rows.view().row(r) - whole.rows.view().row(frame)).cwiseAbs().maxCoeff()));
   };
   for (Index row = 0; row < 400;) {
-    const Index block = std::min<Index>(7 + row % 50, 400 - row);  // whatever the network brought
+    const Index block = std::min<Index>(7 + row % 50, 400 - row);  // blocks of any size, as a network brings them
     compare(streams.push(stream, features.middleRows(row, block), Sequences{block}));
     row += block;
   }
   compare(streams.finish(stream));
-  std::printf("%td of %td frames came out, at most %.1e from those of the whole utterance\n", frame, whole.rows.rows(),
-              difference);
-  std::printf("%td bytes of latents a stream, where MHA keeps %td bytes of keys and values\n",
+  std::printf("%td of %td frames were returned; they differ from those of the whole utterance by at most %.1e\n", frame,
+              whole.rows.rows(), difference);
+  std::printf("a stream holds %td bytes of latents; with MHA it would hold %td bytes of keys and values\n",
               streams.attention_bytes() / 2, Full::cache_bytes(config, frames(config.left_context)));
   return frame == whole.rows.rows() && difference < 1e-4 ? 0 : 1;
 }

@@ -1,5 +1,5 @@
-// Lesson 7: a key-value policy of one's own. This one caches keys only and takes them as values too, so that half is
-// kept; everything else, from training to streams and cost accounting, follows from the policy.
+// Lesson 7: a key-value policy of your own. This one caches only keys and uses them as values too, so a stream keeps
+// half as much. Training, streams and costs follow from the policy.
 #include <laconic/laconic.hpp>
 
 #include <cstdio>
