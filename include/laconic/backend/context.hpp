@@ -11,31 +11,34 @@
 #include <concepts>
 #include <span>
 
-// The contract between models and backends, closed: models, streams, training, conversion and evaluation ask a backend
-// for what stands here and for nothing else. docs/backend.md shows how to add a primitive or a backend.
+// The contract between models and backends. It is closed: models, streams, training, conversion and evaluation call the
+// primitives below and nothing else of a backend. docs/backend.md shows how to add a primitive or a backend.
 //
 // Conventions of all primitives:
-// - A tensor is a matrix (rows, channels) of packed rows; `Sequences` says which rows belong to which sequence.
-// - An argument taken by value may be overwritten where nobody else holds it (`unique`).
-// - Sizes that do not fit throw `Error`: what was given, what was expected.
-// - Memory comes from the context's own pool, so that a repeated call allocates nothing from the system.
-// - A result depends on each sequence only, neither on the rest of the batch nor on the number of threads.
+// - A tensor is a matrix (rows, channels) of packed rows. `Sequences` says which rows belong to which sequence.
+// - A primitive may overwrite an argument that it takes by value if no other tensor shares its memory (`unique`).
+// - A primitive throws `Error` for sizes that do not fit. The message says what was given and what was expected.
+// - Memory comes from the pool of the context. A repeated call with the same sizes allocates nothing from the system,
+//   except where a primitive says "Allocates".
+// - The result for a sequence depends on that sequence only, not on the rest of the batch or the number of threads.
+// - T is time (rows), K the width of a query or key head, V the width of a value head. Positions are in frames.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A model of one parameter, to ask whether a context prepares models.
+/// Declares a model of one parameter, with which the concepts check that a context prepares models.
 template <class T>
 struct OneParameter : Module<OneParameter<T>> {
-  Parameter<T> weight{};
+  Parameter<T> weight{};  ///< the only parameter
+  /// Calls visit(name, parameter) for the only parameter.
   static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
 };
 
 }  // namespace detail
 
-/// A context runs models over whole sequences.
+/// Requires what a model needs to run over whole sequences. Its comments document each primitive.
 template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
     requires(C& c, const typename C::Tensor& x, typename C::Tensor& out, const Matrix<typename C::Scalar>& matrix,
@@ -47,127 +50,147 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
              const IndexList& pair_list) {
   // -- tensors ------------------------------------------------------------------------------------------------------
-  // The dimensions, and whether there is a value at all.
+  // rows, cols, empty: the dimensions of a tensor, and whether it has no value.
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
   { x.empty() } -> std::same_as<bool>;
-  // Whether primitives compute their training form: dropout drops, batch norm uses and gathers the batch's statistics.
+  // training: whether primitives compute their training form, in which dropout drops values and batch_norm uses the
+  // statistics of the batch and updates the running ones.
   { c.training } -> std::convertible_to<bool>;
-  // Whether parameters on the host can be computed with as they are. Otherwise models are prepared first.
+  // computes_on_host: whether primitives accept parameters that are on the host. If not, models are prepared first.
   { C::computes_on_host } -> std::convertible_to<bool>;
-  // Threads of the host that the context uses.
+  // threads: the number of host threads that the context uses.
   { c.threads() } -> std::convertible_to<int>;
-  // Memory of the host for the offsets of sequences.
+  // arena: host memory for the offsets of sequences.
   { c.arena() } -> std::same_as<Arena&>;
-  // input: brings rows of the host in. A borrowed matrix must live as long as what is computed from it; a temporary one
-  // is copied. A tensor is itself.
+  // input: returns rows of the host as a tensor. A borrowed matrix must outlive everything that is computed from it; a
+  // temporary matrix is copied. Given a tensor, returns it unchanged.
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
   { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
-  // output: returns the values as a matrix of the host. Allocates. Waits until they are computed.
+  // output: returns the values as a matrix of the host. Waits until they are computed. Allocates.
   { c.output(x) } -> std::same_as<Matrix<typename C::Scalar>>;
-  // number: returns the value of a (1, 1) tensor.
+  // number: returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   { c.number(x) } -> std::same_as<double>;
-  // argmax: writes for each row the first column of its largest value, or -1 - column of its first NaN.
+  // argmax: writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN. Throws
+  // `Error` unless there is room for one column per row and x has a column.
   {c.argmax(x, columns)};
-  // fill: a tensor (rows, cols) of one value, without a derivative.
+  // fill: returns a tensor (rows, cols) whose elements all have this value. It has no derivative.
   { c.fill(count, count, number) } -> std::same_as<typename C::Tensor>;
-  // sinusoids: sinusoids (rows, width) of the positions of rows, without a derivative: sin in even columns, cos in odd
-  // ones, of position * 10000^(-2 m / width) with m = column / 2 (Vaswani et al. 2017, section 3.5). Angle, sine and
-  // cosine are those of double.
+  // sinusoids: returns (rows, width) of the positions (in frames) of rows: sin(position * r_m) in column 2 m and
+  // cos(position * r_m) in column 2 m + 1, with r_m = 10000^(-2 m / width) (Vaswani et al. 2017, section 3.5). Angle,
+  // sine and cosine are computed in double. It has no derivative.
   { c.sinusoids(positions, count) } -> std::same_as<typename C::Tensor>;
-  // rotary_table: the table of `rotate`, (rows, width) with `width` even, without a derivative: cosines of width / 2
-  // pairs, then their sines, of position * 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has
-  // m = pairs[i], or m = i where no pairs are given. Angle, sine and cosine are those of double.
+  // rotary_table: returns the table (rows, width) that `rotate` reads: cos(position * r_m) of width / 2 pairs, then
+  // their sines, with r_m = 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has m = pairs[i], or m =
+  // i if no pairs are given. Angle, sine and cosine are computed in double. It has no derivative. Throws `Error` if
+  // width is odd, if rate_width is less than width, or if there are pairs but not width / 2 of them.
   { c.rotary_table(positions, count, count, pair_list) } -> std::same_as<typename C::Tensor>;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
-  // prepare: moves the parameters of a model into the form that this context runs fastest, rounded as `storage` says
-  // where products read them. Until `fetch` the model can only be run, by this kind of context; copies share the
-  // weights. Allocates. Throws where some are resident already, or are to be rounded and not of float.
+  // prepare: moves the parameters of a model into the form that this context runs fastest. `storage` says how the
+  // weights that products read are rounded (not at all by default). Until `fetch`, the model can only be run, and only
+  // by this kind of context; copies of it share the weights. Allocates. Throws `Error` if a parameter is resident
+  // already, or if rounding is asked of a model that is not of float.
   {c.prepare(model)};
   {c.prepare(model, storage)};
-  // fetch: brings the parameters of a model back to the host, where they were not there; rounded values stay rounded.
+  // fetch: moves the parameters of a model that are resident in this context back to the host. Rounded values stay
+  // rounded. Allocates.
   {c.fetch(model)};
 
   // -- products -----------------------------------------------------------------------------------------------------
-  // linear: x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null, to
-  // (rows, out).
+  // linear: returns x W^T + b, then the activation if one is given. x (rows, in), weight (out, in), bias (out) or null,
+  // result (rows, out).
   { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
-  // head_linear: every head times a matrix of its own, y_h = x_h W_h^T + b_h (see HeadShape). x (rows, num_heads * in),
-  // weight (num_blocks * out, in), bias (num_blocks * out) or null, to (rows, num_heads * out). Transposed:
-  // y_h = x_h W_h, from (rows, num_heads * out) to (rows, num_heads * in).
+  // head_linear: returns y_h = x_h W_h^T + b_h for every head h, each with its own matrix or one that a block of heads
+  // shares (see HeadShape). x (rows, num_heads * in), weight (num_blocks * out, in), bias (num_blocks * out) or null,
+  // result (rows, num_heads * out). Transposed, it returns y_h = x_h W_h without a bias, from (rows, num_heads * out)
+  // to (rows, num_heads * in).
   { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
 
-  // -- value by value -----------------------------------------------------------------------------------------------
-  // activation: applies ReLU, SiLU or exact GELU to each value.
+  // -- elementwise --------------------------------------------------------------------------------------------------
+  // activation: returns ReLU, SiLU or exact GELU of each element (see Activation).
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
-  // glu: (rows, 2 channels) to (rows, channels), the first half times the sigmoid of the second (Dauphin et al. 2017).
+  // glu: returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels) (Dauphin et al. 2017).
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
-  // add: x + number * y, equal shapes.
+  // add: returns x + number * y, where x and y have the same shape.
   { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
-  // add_row: x plus a parameter (channels) on every row.
+  // add_row: returns x (rows, channels) with a parameter (channels) added to every row.
   { c.add_row(x, weight) } -> std::same_as<typename C::Tensor>;
-  // multiply: x times y value by value, equal shapes.
+  // multiply: returns the elementwise product of x and y, which have the same shape.
   { c.multiply(x, x) } -> std::same_as<typename C::Tensor>;
-  // scale: number * x.
+  // scale: returns number * x.
   { c.scale(x, number) } -> std::same_as<typename C::Tensor>;
-  // mix: sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate (sequences, 1) for the rows of each sequence.
+  // mix: returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. x and y (rows, channels),
+  // gate (sequences, 1).
   { c.mix(x, x, x, sequences) } -> std::same_as<typename C::Tensor>;
-  // dropout: in training, zeroes values with this probability and scales the others up; otherwise x itself.
+  // dropout: in training, zeroes each element with probability `number` and scales the others so that the expectation
+  // is x (see DropoutMask). Otherwise returns x.
   { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
-  // concat: [a_h, b_h] head by head: `a` has as many heads as the first count says, b as many or one for all.
+  // concat: returns [a_h, b_h] for every head h. a (rows, num_heads * A); b (rows, num_heads * B), or (rows, B) shared
+  // by all heads if its number of heads is 1; result (rows, num_heads * (A + B)).
   { c.concat(x, x, count, count) } -> std::same_as<typename C::Tensor>;
-  // columns: the columns first .. first + count - 1.
+  // columns: returns the columns first .. first + count - 1 of x.
   { c.columns(x, count, count) } -> std::same_as<typename C::Tensor>;
 
   // -- norms --------------------------------------------------------------------------------------------------------
-  // layer_norm: each row to mean 0 and variance 1, times weight, plus bias (Ba et al. 2016).
+  // layer_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each row (Ba
+  // et al. 2016). weight and bias (channels); eps is `number`, as in all norms.
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
-  // rms_norm: each row over the root of its mean square, times weight (Zhang and Sennrich 2019).
+  // rms_norm: returns x / sqrt(mean(x^2) + eps) * weight, with the mean over each row (Zhang and Sennrich 2019).
   { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
-  // batch_norm: each channel by the running statistics, times weight, plus bias (Ioffe and Szegedy 2015).
+  // batch_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the running mean and variance of each
+  // channel (Ioffe and Szegedy 2015). All parameters (channels).
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
-  // sequence_norm: each channel of each sequence to mean 0 and variance 1 over its rows, times weight, plus bias.
+  // sequence_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each
+  // channel over the rows of its sequence. weight and bias (channels).
   { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
 
   // -- convolutions -------------------------------------------------------------------------------------------------
-  // conv1d: a convolution over time without padding (see Conv1dShape): x (rows of the first sequences, in_channels),
-  // weight (out, in, kernel), bias (out) or null, to (rows of the second sequences, out_channels).
+  // conv1d: returns a convolution over time without padding (see Conv1dShape). x (rows of the first sequences,
+  // in_channels), weight (out, in, kernel), bias (out) or null, result (rows of the second sequences, out_channels).
+  // Each second length must be shape.out_length of the first.
   { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  // conv2d: a 3 x 3 convolution over (time, frequency) without padding (see Conv2dShape), then an activation if one is
-  // given: x (rows of the first sequences, in_cols()) to (rows of the second, out_cols()).
+  // conv2d: returns a 3 x 3 convolution over (time, frequency) without padding (see Conv2dShape), then the activation
+  // if one is given. x (rows of the first sequences, in_cols()), weight (out, in, 3, 3), bias (out), result (rows of
+  // the second sequences, out_cols()). Each second length must be shape.out_length of the first.
   { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
-  // depthwise_conv: each channel with a kernel of its own over time, zeros outside its sequence (see DepthwiseShape).
-  // weight (channels, 1, kernel), bias (channels) or null. Returns `past` rows less for each sequence.
+  // depthwise_conv: returns y[t, c] = bias[c] + sum_k weight[c, k] x[past + t + k - left, c] within each sequence, with
+  // zeros outside it and after the chunk of t (see DepthwiseShape). x (rows, channels), weight (channels, 1, kernel),
+  // bias (channels) or null; the result has `past` rows less in each sequence.
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
 
   // -- attention ----------------------------------------------------------------------------------------------------
-  // attend: softmax attention (Vaswani et al. 2017) under a mask, with relative positions where there is a term (Dai et
-  // al. 2019; see AttendShape and RelativeTerm). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
-  // num_kv_heads * V) to (rows, num_heads * V). The first sequences are those of queries, the second those of keys, of
-  // which there may be more: the last query stands at the last key. A query that sees no key gives zeros. Memory grows
-  // with the rows, not with their square. `number` is the dropout of probabilities, in training.
+  // attend: returns softmax attention under a mask (Vaswani et al. 2017), out_i = sum_j softmax_j(scale * q_i . k_j)
+  // v_j for every head, with relative positions in the scores if there is a term (Dai et al. 2019; see AttendShape and
+  // RelativeTerm). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows, num_kv_heads * V), result (rows,
+  // num_heads * V). The first sequences are those of the queries and the second those of the keys. A sequence may have
+  // more keys than queries: its last query is at the position of its last key. A query that sees no key gives zeros.
+  // Memory grows linearly with the rows. In training, `number` is the dropout probability of the attention weights.
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
-  // linear_attend: linear attention with the feature map elu + 1 (Katharopoulos et al. 2020, equation 5), shapes as in
-  // `attend`; the shape's scale is not used, and its mask must not limit the left context.
+  // linear_attend: returns linear attention with the feature map phi(x) = elu(x) + 1 (Katharopoulos et al. 2020,
+  // equation 5), out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + 1e-6). Shapes are those of
+  // `attend`. The scale is not used. Throws `Error` if the mask limits the left context.
   { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
-  // rotate: rotary positions (Su et al. 2021): the pairs of channels of each head by the angles of the row. x (rows,
-  // heads * width), table (rows, width): width / 2 cosines, then as many sines.
+  // rotate: returns x with each pair of channels of each head rotated by the angle of its row, the rotary position
+  // embedding (Su et al. 2021; see RotaryPairs). x (rows, heads * width), table (rows, width): width / 2 cosines, then
+  // as many sines.
   { c.rotate(x, x, pairs) } -> std::same_as<typename C::Tensor>;
 
   // -- losses -------------------------------------------------------------------------------------------------------
-  // log_softmax: the logarithm of the softmax of each row.
+  // log_softmax: returns x - logsumexp(x) for each row.
   { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
-  // ctc: the CTC loss (sequences, 1) of unnormalised logits (rows, classes) with this blank; +infinity where labels do
-  // not fit their frames (Graves et al. 2006).
+  // ctc: returns the CTC losses (sequences, 1), in nats, of unnormalised logits (rows, classes) with this blank (Graves
+  // et al. 2006). A loss is +infinity if the labels do not fit into the frames. Throws `Error` for a label that is the
+  // blank or no class.
   { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
-  // mean_finite: the mean of all values (1, 1), infinite ones counted as 0, so that one impossible target spoils no
-  // batch. NaN stays NaN.
+  // mean_finite: returns the mean (1, 1) of all elements, where infinite ones count as 0, so that one target without a
+  // path does not spoil a batch. NaN stays NaN.
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
-/// A streaming context also keeps rows of earlier calls: for streams of encoders, and for decoders.
+/// Requires what streams of encoders and decoders need in addition to `Context`: caches of the rows of earlier calls,
+/// and attention over them.
 template <class C>
 concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std::movable<typename C::CachedRows> &&
     requires(C& c, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
@@ -175,59 +198,64 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              Index count, Storage storage) {
-  // make: a tensor (rows, cols) of unspecified values, to copy rows into.
+  // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
-  // copy_rows: copies `count` rows from row `first` of x on to row `at` of another tensor on, or of the same one, where
-  // rows that overlap may only move up.
+  // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.
+  // Within one tensor, ranges may overlap only if at <= first.
   {c.copy_rows(x, count, count, out, count)};
 
   // -- caches -------------------------------------------------------------------------------------------------------
-  // make_cache: room for the last `capacity` rows of `width` values in each of `slots` slots, stored as `storage` says.
-  // Allocates, and is the only primitive of caches that does.
+  // make_cache: returns a cache of `slots` slots, each with room for the last `capacity` rows of `width` values, stored
+  // as `storage` says. Allocates; it is the only primitive of caches that does.
   { c.make_cache(count, count, count, storage) } -> std::same_as<typename C::Cache>;
-  // The number of slots, the values of a row, the bytes held for all slots, the rows that a slot holds.
+  // slots, width, bytes, count: the number of slots, the values of a row, the bytes held for all slots, and the rows
+  // that a slot holds.
   { kept.slots() } -> std::convertible_to<Index>;
   { kept.width() } -> std::convertible_to<Index>;
   { kept.bytes() } -> std::convertible_to<Index>;
   { kept.count(count) } -> std::convertible_to<Index>;
-  // clear empties a slot; fill_zeros fills it with rows of zeros; fork makes the second slot hold what the first holds.
+  // clear: empties a slot. fill_zeros: fills a slot with rows of zeros. fork: copies the first slot to the second.
   {c.clear(cache, count)};
   {c.fill_zeros(cache, count)};
   {c.fork(cache, count, count)};
-  // append: the rows of sequence n go into slots[n]; the oldest rows beyond the capacity leave it.
+  // append: appends the rows of sequence n to slots[n]. The oldest rows beyond the capacity are dropped.
   {c.append(cache, slots, x, sequences)};
-  // with_cached: names what the cache holds in slots[n] for each sequence n, followed by the rows of x. Copies nothing.
+  // with_cached: returns a view of the rows in slots[n], followed by the rows of x of sequence n, for every n. It
+  // copies nothing, so cache, slots and x must outlive it.
   { c.with_cached(kept, slots, x, sequences) } -> std::same_as<typename C::CachedRows>;
-  // cached_lengths: where those rows lie, cached ones included.
+  // cached_lengths: returns the sequences of such a view. The length of each counts its cached and its new rows.
   { c.cached_lengths(rows, sequences) } -> std::same_as<Sequences>;
-  // gathered: those rows as one tensor; the second sequences are their cached_lengths.
+  // gathered: returns such a view copied into one tensor. The first sequences are those of the new rows, the second the
+  // view's cached_lengths.
   { c.gathered(rows, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  // extend: those rows and their sequences, for which the cache then takes in the rows of x.
+  // extend: returns the gathered rows of with_cached and their sequences, then appends the rows of x to the cache.
   { c.extend(cache, slots, x, sequences).rows } -> std::convertible_to<typename C::Tensor>;
   { c.extend(cache, slots, x, sequences).sequences } -> std::convertible_to<Sequences>;
-  // update: calls change(rows) with the one row (slots, width) that each slot holds, and stores what it became.
+  // update: calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
   {c.update(cache, slots, [](typename C::Tensor&) {})};
 
-  // -- attention over what is cached --------------------------------------------------------------------------------
-  // attend: as in Context, with keys and values that are read where they lie; the second sequences count cached rows.
+  // -- attention over cached rows -----------------------------------------------------------------------------------
+  // attend: computes `attend` of Context with keys and values that are read in place from a cache. The second sequences
+  // count cached and new rows.
   { c.attend(x, rows, rows, attend, sequences, sequences, relative) } -> std::same_as<typename C::Tensor>;
-  // linear_attend: as in Context, with the sums over earlier rows in `out`, (sequences, num_kv_heads * K * (V + 1)),
-  // and afterwards the sums with these rows.
+  // linear_attend: computes `linear_attend` of Context with a state in `out`: on entry the sums over earlier rows,
+  // (sequences, num_kv_heads * K * (V + 1)); on return the sums that include these rows. The rows begin a chunk.
   { c.linear_attend(x, x, x, attend, sequences, &out) } -> std::same_as<typename C::Tensor>;
-  // prepare_table: a projected table of relative positions in the form that `attend` reads fastest
+  // prepare_table: returns a projected table of relative positions in the layout that `attend` reads fastest
   // (RelativeTerm::packed), for `count` heads.
   { c.prepare_table(x, count) } -> std::same_as<typename C::Tensor>;
-  // keeps: whether what follows from a weight is kept from call to call: where the weight cannot change.
+  // keeps: whether `kept_for` may keep what is derived from this weight from call to call, which holds if the weight
+  // cannot change.
   { c.keeps(weight) } -> std::convertible_to<bool>;
-  // kept_for: make(n) with n at least `count`, a tensor that follows from the weight and n, and serves smaller n too.
-  // It is kept as long as context and weight live.
+  // kept_for: returns make(n) for some n >= `count`, kept from an earlier call if there is one. make(n) is a tensor
+  // that is derived from the weight and n and serves smaller n, too. The context keeps it as long as the weight exists.
   {
     c.kept_for(weight, count, [](Index) { return typename C::Tensor(); })
     } -> std::same_as<typename C::Tensor>;
 };
 
-/// The derivatives that `attend_backward` returns: by queries, keys, values, the table of positions, and the queries
-/// that met it.
+/// Requires the derivatives that `attend_backward` returns: by queries (dq), keys (dk), values (dv), the table of
+/// positions (dtable), and the queries that meet the table if they are separate ones (dposition_q).
 template <class D, class Tensor>
 concept AttendDerivativeOf = requires(D d) {
   { d.dq } -> std::convertible_to<Tensor>;
@@ -237,12 +265,13 @@ concept AttendDerivativeOf = requires(D d) {
   { d.dposition_q } -> std::convertible_to<Tensor>;
 };
 
-/// A training context has the derivative of every primitive, the training form of those that compute something else or
-/// keep something for the derivative, and what an optimiser does to parameters. `Autodiff` records on it.
+/// Requires what training needs in addition to `Context`: the derivative of every primitive, the training form of
+/// primitives that compute something else or keep a value for the derivative, and the updates of parameters. `Autodiff`
+/// records on it.
 ///
-/// Each `*_backward` takes the derivative by the result first, then what the primitive took, and returns the derivative
-/// by x (nothing, where the last argument says that it is not wanted). It adds the derivative by trainable parameters
-/// to their gradients.
+/// Each `*_backward` takes the derivative of the loss by the result first, then the arguments of the primitive. It
+/// returns the derivative by x, or an empty tensor if the last argument (needs_dx) is false. It adds the derivatives by
+/// trainable parameters to their gradients.
 template <class C>
 concept TrainingContext = Context<C> &&
     requires(C& c, typename C::Tensor& out, const typename C::Tensor& x,
@@ -256,40 +285,46 @@ concept TrainingContext = Context<C> &&
              std::span<const Parameter<typename C::Scalar>* const> parameters,
              std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
   // -- parameters ---------------------------------------------------------------------------------------------------
-  // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains.
-  // A context that computes on the host trains those on the host as well. Allocates.
+  // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
+  // context that computes on the host also trains parameters on the host. Allocates.
   {c.prepare_training(model)};
-  // gradient_norm: the root of the sum of squares of all gradients of these parameters; those without one add nothing.
+  // gradient_norm: returns the root of the sum of squares of all gradients of these parameters. A parameter without a
+  // gradient adds nothing.
   { c.gradient_norm(parameters) } -> std::same_as<double>;
   // clear_gradients: zeroes the gradients of these parameters.
   {c.clear_gradients(parameters)};
-  // adamw: one step (Loshchilov and Hutter 2019, algorithm 2) of the trainable ones among these parameters that have a
-  // gradient, which is zero afterwards. Statistics get their gathered update added instead. Moments are made at a
-  // parameter's first step.
+  // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
+  // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in
+  // the first step of a parameter.
   {c.adamw(updates, step)};
-  // copy_values: gives the second parameter the values of the first, which has the same shape.
+  // copy_values: copies the values of the first parameter to the second. Throws `Error` if their shapes differ.
   {c.copy_values(weight, target)};
 
   // -- derivatives --------------------------------------------------------------------------------------------------
+  // Derivatives of primitives that keep nothing: arguments and results as the concept's description says.
   { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
   { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
   { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
   { c.glu_backward(x, x) } -> std::same_as<typename C::Tensor>;
+  // add_row_backward: adds the derivative by the row only, since the derivative by x is that by the result.
   {c.add_row_backward(x, weight)};
+  // mix_backward: returns dx, dy and dgate. concat_backward: takes the columns of a and b and both numbers of heads,
+  // and returns da and db. columns_backward: takes the first column and the number of columns of x.
   { c.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename C::Tensor>;
   { c.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename C::Tensor>;
   { c.columns_backward(x, count, count) } -> std::same_as<typename C::Tensor>;
-  // Dropout by a mask that the derivative draws again; it is its own derivative.
+  // dropout_train: applies a dropout mask, which it draws again in each call. It is its own derivative.
   { c.dropout_train(x, mask) } -> std::same_as<typename C::Tensor>;
-  // Norms give in `out` what their derivative needs: mean and 1/std of each row; 1/rms of each row; mean and variance
-  // of each channel (2, channels); mean and variance of each channel of each sequence (2 * sequences, channels).
+  // layer_norm, rms_norm, sequence_norm: write to `out` what the derivative reads. layer_norm (rows, 2): mean and 1/std
+  // of each row. rms_norm (rows, 1): 1/rms of each row. sequence_norm (2 * sequences, channels): mean and variance of
+  // each channel, two rows for each sequence.
   { c.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename C::Tensor>;
   { c.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm(x, weight, number, &out) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename C::Tensor>;
-  // batch_norm_train: by the statistics of the rows themselves. Where the last argument says so, the update of the
-  // running statistics is added to their gradients (variance unbiased, as in PyTorch). Its derivative takes empty
-  // moments where the running statistics were used.
+  // batch_norm_train: normalises by the mean and variance of x itself, and writes both to `out` (2, channels). If the
+  // last argument is true, it adds the update of the running statistics to their gradients (the variance unbiased, as
+  // in PyTorch). batch_norm_backward takes empty moments if the running statistics were used.
   { c.batch_norm_train(x, norm, out, true) } -> std::same_as<typename C::Tensor>;
   { c.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename C::Tensor>;
   { c.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename C::Tensor>;
@@ -297,22 +332,24 @@ concept TrainingContext = Context<C> &&
   { c.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
   { c.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename C::Tensor>;
-  // attend_train: with dropout of the probabilities; gives in `out` the logsumexp of each row and head (rows,
-  // num_heads), which the derivative takes last.
+  // attend_train: computes `attend` with dropout of the attention weights, and writes the logsumexp of the scores of
+  // each row and head to `out` (rows, num_heads). attend_backward takes it as its last argument.
   { c.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename C::Tensor>;
   {
     c.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
     } -> AttendDerivativeOf<typename C::Tensor>;
   { c.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename C::Tensor>;
-  // A rotation back by `number` = -1 is the derivative of a rotation.
+  // rotate with `number` = -1: rotates back, which is the derivative of a rotation.
   { c.rotate(x, x, pairs, number) } -> std::same_as<typename C::Tensor>;
-  // softmax: of each row, without a derivative; dot: the sum of products value by value, in double; squared_norm: the
-  // sum of squares. Distillation compares a student with them.
+  // softmax: returns the softmax of each row, without a derivative. dot: returns the sum of the elementwise product,
+  // summed in double. squared_norm: returns the sum of squares. Distillation compares a student with its teacher by
+  // them.
   { c.softmax(x) } -> std::same_as<typename C::Tensor>;
   { c.dot(x, x) } -> std::same_as<double>;
   { c.squared_norm(x) } -> std::same_as<double>;
   { c.log_softmax_backward(x, x) } -> std::same_as<typename C::Tensor>;
-  // ctc gives in `out` the derivative by the logits, zero for impossible targets; its derivative scales it.
+  // ctc: writes the derivative of the losses by the logits to `out`, zeros for targets without a path. ctc_backward:
+  // scales it by the derivative by each loss.
   { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
   { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
   { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;

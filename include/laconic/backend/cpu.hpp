@@ -15,10 +15,10 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, tensors in an arena (a warm forward pass
-/// allocates nothing). It computes with parameters on the host and with those that it was asked to `prepare`. Results
-/// do not depend on the number of threads. One context belongs to one thread. What each primitive computes is
-/// documented at the concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp).
+/// Computes on the CPU: kernels with xsimd, threads with OpenMP, tensors in an arena, so that a warm forward pass
+/// allocates nothing. It accepts parameters on the host and those that it has prepared itself. Results do not depend on
+/// the number of threads. One context belongs to one thread. The concepts `Context`, `StreamingContext` and
+/// `TrainingContext` (backend/context.hpp) document what each primitive computes.
 template <class T = float>
 class Cpu : public CpuCore<T>,
             public CpuLinear<T>,
@@ -31,18 +31,23 @@ class Cpu : public CpuCore<T>,
             public CpuLosses<T>,
             public CpuTraining<T> {
  public:
+  /// The type of the elements.
   using Scalar = T;
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
+  /// The type of the caches of streams.
   using Cache = RowCache<T>;
+  /// The type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
-  /// A primitive computes its forward form: dropout does nothing, batch norm uses the running statistics.
+  /// Says that primitives compute their forward form: dropout returns its input and batch_norm uses the running
+  /// statistics.
   static constexpr bool training = false;
-  /// Parameters on the host can be computed with as they are.
+  /// Says that primitives accept parameters that are on the host.
   static constexpr bool computes_on_host = true;
 
-  /// Makes a context with `threads` threads; 0 takes all that the machine offers. Throws `Error` for a number that no
-  /// machine has.
+  /// Makes a context with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=
+  /// 4096.
   explicit Cpu(int threads = 0)
       : CpuCore<T>(threads),
         CpuLinear<T>(core()),

@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-// What the primitives of every context are told beside their tensors: plain structs without Eigen, so that the compiler
-// of a device may read them.
+// The arguments of primitives in addition to their tensors: masks, shapes and options. These are plain structs without
+// Eigen, so that the compiler of a device can read them.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -24,19 +24,25 @@ inline namespace LACONIC_ABI {
 template <class T>
 class Parameter;
 
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+/// Says which keys a query sees. Every mask of a speech model shows each query one contiguous range of keys, so a mask
+/// is two numbers.
 struct Mask {
+  /// Holds a range of keys, [begin, end).
   struct Keys {
-    Index begin, end;
+    Index begin;  ///< the first key that is seen
+    Index end;    ///< the key after the last one that is seen
   };
 
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
+  static constexpr Index unlimited = -1;  ///< no limit
+  Index chunk = unlimited;                ///< frames that see each other; 1 is causal
+  Index left_context = unlimited;         ///< frames seen before the own chunk; unlimited if there are no chunks
 
+  /// Returns a mask that shows every query all keys.
   static constexpr Mask bidirectional() { return {}; }
+  /// Returns a mask that shows a query its own key and all earlier ones.
   static constexpr Mask causal() { return {1, unlimited}; }
-  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
+  /// Returns a mask that shows a query all keys of its chunk and `left_context` frames before it. Throws `Error` if
+  /// chunk is below 1, or if left_context is negative and not `unlimited`.
   static constexpr Mask chunked(Index chunk, Index left_context) {
     require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
     require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
@@ -44,13 +50,14 @@ struct Mask {
     return {chunk, left_context};
   }
 
+  /// Returns whether this is a mask that `bidirectional`, `causal` or `chunked` can return.
   constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;
     return chunk > 0 && (left_context == unlimited || left_context >= 0);
   }
 
-  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
-  /// Chunks are counted from the first query.
+  /// Returns the keys that query number `query` sees among `num_keys`, the first `past` of which are before the first
+  /// query. Chunks are counted from the first query.
   constexpr Keys keys(Index query, Index past, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
     const Index start = past + query / chunk * chunk;
@@ -59,69 +66,87 @@ struct Mask {
   }
 };
 
-/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+/// Names the activation functions. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
+/// Returns the activations with their names in configuration files.
 constexpr auto enum_names(Activation) {
   return std::to_array<EnumName<Activation>>(
       {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
 }
 
-/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
-/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+/// Describes a 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency,
+/// channel) with the channel innermost. The weight is (out, in, time, frequency), as PyTorch stores it.
 struct Conv2dShape {
-  static constexpr Index kernel = 3;
-  Index in_channels, out_channels, in_freqs;
-  Index stride = 2;  ///< in time and in frequency
+  static constexpr Index kernel = 3;  ///< taps in time and in frequency
+  Index in_channels;                  ///< channels of the input
+  Index out_channels;                 ///< channels of the output
+  Index in_freqs;                     ///< frequencies of the input
+  Index stride = 2;                   ///< in time and in frequency
 
+  /// Returns the outputs along an axis of `in` inputs.
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  /// Returns the frequencies out.
   constexpr Index out_freqs() const { return out_length(in_freqs); }
+  /// Returns the columns of an input row.
   constexpr Index in_cols() const { return in_freqs * in_channels; }
+  /// Returns the columns of an output row.
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  /// Returns the taps of a kernel.
   constexpr Index taps() const { return kernel * kernel; }
+  /// Returns the inputs that one output is computed from.
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
-/// kernel)` as PyTorch stores it.
+/// Describes a convolution over time without padding that connects all channels in to all channels out. Rows are frames
+/// or samples. The weight is (out, in, kernel), as PyTorch stores it.
 struct Conv1dShape {
-  Index in_channels, out_channels, kernel, stride;
+  Index in_channels;   ///< channels of the input
+  Index out_channels;  ///< channels of the output
+  Index kernel;        ///< taps
+  Index stride;        ///< input rows from one output to the next
 
+  /// Returns the outputs of a sequence of `in` inputs.
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  /// Returns the taps of a kernel.
   constexpr Index taps() const { return kernel; }
+  /// Returns the inputs that one output is computed from.
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// What one softmax attention is about, apart from its values.
+/// Describes a softmax attention: heads, scale and mask.
 struct AttendShape {
-  Index num_heads, num_kv_heads;
-  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
-  Mask mask = {};
+  Index num_heads;     ///< query heads
+  Index num_kv_heads;  ///< key-value heads, a divisor of num_heads
+  double scale;        ///< factor of the scores: 1/sqrt of the width that queries and keys had before any absorption
+  Mask mask = {};      ///< the keys that a query sees
 };
 
-/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
-/// where there is none.
+/// Holds the relative-position term of an attention (Dai et al. 2019, section 3.3): the projected table (2 * span - 1,
+/// num_heads * head_dim) and the biases pos_bias_u and pos_bias_v (null: zeros). Row span - 1 + d of the table is for a
+/// key d frames to the right of the query. An empty table means that there is no such term.
 template <class Tensor, class T>
 struct RelativeTerm {
-  Tensor table{};
-  const Parameter<T>* pos_bias_u = nullptr;
-  const Parameter<T>* pos_bias_v = nullptr;
-  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
-  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
+  Tensor table{};                            ///< the projected table, or empty
+  const Parameter<T>* pos_bias_u = nullptr;  ///< added to the queries that meet the keys; null: zeros
+  const Parameter<T>* pos_bias_v = nullptr;  ///< added to the queries that meet the table; null: zeros
+  Tensor query{};       ///< queries that meet the table, (rows, num_heads * head_dim); empty: those of the attention
+  bool packed = false;  ///< whether `prepare_table` of the context made the table
 };
 
-/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
-/// num_blocks).
+/// Describes heads that each have a matrix of their own, or share `num_blocks` matrices: head h takes block h /
+/// (num_heads / num_blocks).
 struct HeadShape {
-  Index num_heads, num_blocks;
-  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
+  Index num_heads;          ///< heads
+  Index num_blocks;         ///< matrices, a divisor of num_heads
+  bool transposed = false;  ///< whether the product is x_h W_h, from out channels to in, and not x_h W_h^T
 };
 
-/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
-/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
+/// Says which two channels of a head a rotary position rotates together (Su et al. 2021). `interleaved` pairs
+/// neighbours, as the paper and DeepSeek's code do. `halves` pairs channel i of the first half with channel i of the
+/// second, as GPT-NeoX and Hugging Face do.
 enum class RotaryPairs { interleaved, halves };
 
-/// Says where packed rows stand in time: row i of sequence n is at first(n) + step * i.
+/// Gives the position of packed rows in time: row i of sequence n is at first(n) + step * i, in frames.
 struct RowPositions {
   const Sequences& sequences;       ///< the sequences of the rows; must outlive this
   std::span<const Index> firsts{};  ///< the position of each sequence's first row, in frames; empty: 0
@@ -131,14 +156,15 @@ struct RowPositions {
   constexpr Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };
 
-/// A depthwise convolution over time: output t sees inputs t - left and on.
+/// Describes a depthwise convolution over time, whose output t sees the inputs from t - left on.
 struct DepthwiseShape {
-  Index left;
-  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
-  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
+  Index left;                     ///< inputs before t that output t sees
+  Index chunk = Mask::unlimited;  ///< outputs see no input after the end of their chunk, counted from the first output
+  Index past = 0;                 ///< earlier frames at the start of every sequence, which give no output
 };
 
-/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
+/// Returns the bytes of a cached row of `width` values, each of `number_bytes` in full storage. int8 adds a float
+/// scale.
 constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
     case Storage::bf16:
@@ -150,51 +176,62 @@ constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes
   }
 }
 
-/// The parameters of a batch norm.
+/// Refers to the parameters of a batch norm, each (channels).
 template <class T>
 struct BatchNormParameters {
-  const Parameter<T>&weight, &bias, &running_mean, &running_var;
-  double eps, momentum;
+  const Parameter<T>& weight;        ///< scale
+  const Parameter<T>& bias;          ///< shift
+  const Parameter<T>& running_mean;  ///< moving average of the mean
+  const Parameter<T>& running_var;   ///< moving average of the unbiased variance
+  double eps;                        ///< added to the variance
+  double momentum;                   ///< weight of a new batch in the moving averages
 };
 
-/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
+/// Describes one step of AdamW, which is the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
 struct AdamWStep {
-  double learning_rate, beta1, beta2, eps;
-  double weight_decay;    ///< of parameters of two dimensions and more
-  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
-  std::int64_t number;    ///< of the step, from 1
+  double learning_rate;   ///< factor of the update
+  double beta1;           ///< decay of the first moment
+  double beta2;           ///< decay of the second moment
+  double eps;             ///< added to the denominator
+  double weight_decay;    ///< decay of parameters that have two dimensions or more
+  double gradient_scale;  ///< factor of all gradients, less than 1 if their norm is clipped
+  std::int64_t number;    ///< number of this step, from 1
 };
 
-/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
+/// Refers to a parameter that a step changes and to its moments (rows, cols), which are empty before its first step.
 template <class Tensor, class T>
 struct AdamWUpdate {
-  Parameter<T>* parameter;
-  Tensor *first, *second;
+  Parameter<T>* parameter;  ///< the parameter
+  Tensor* first;            ///< moving average of the gradient
+  Tensor* second;           ///< moving average of the squared gradient
 };
 
-/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
+/// Holds the label sequences of a batch, end to end. Sequence n is tokens[sequences.begin(n) .. sequences.end(n)).
 struct Labels {
-  std::vector<int> tokens;
-  Sequences sequences;
+  std::vector<int> tokens;  ///< the labels of all sequences
+  Sequences sequences;      ///< the offsets of each sequence in `tokens`
 };
 
-/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
-/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+/// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is
+/// rounded to a multiple of 2^-16; the survivors are scaled by the rounded one.
 class DropoutMask {
  public:
+  /// Makes the mask of a stream of random numbers. Throws `Error` unless 0 <= probability < 1.
   DropoutMask(double probability, const Random& random)
       : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
         random_(random) {}
 
+  /// Returns the factor of the survivors, 1 / (1 - rounded probability).
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
-  /// The definition, one decision at a time.
+  /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
   bool keeps(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
     return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
   }
 
-  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  /// Computes y[j] = x[j] * (keeps(first + j) ? scale() : 0) for j in [0, n). x and y may be the same.
   template <class T>
   void apply(Index n, std::uint64_t first, const T* x, T* y) const {
     const T factor = static_cast<T>(scale());
@@ -221,10 +258,10 @@ class DropoutMask {
     return probability;
   }
 
-  /// Decisions drawn at once, so that the random blocks are computed in vectors.
+  /// Decisions drawn in one call, so that the random blocks are computed in vectors.
   static constexpr Index together = 128;
 
-  /// The 16 bits of decisions group * together and on.
+  /// Writes the 16 bits of the decisions group * together .. group * together + together - 1.
   void draw(std::uint64_t group, std::uint16_t* bits) const {
     constexpr int count = together / 8;
     std::uint64_t w[4][count], pairs[2 * count];

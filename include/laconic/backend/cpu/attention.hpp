@@ -11,19 +11,26 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that attends.
+/// Implements the attention primitives of `Cpu`.
 template <class T>
 class CpuAttention {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
+  /// The type of a cache of rows.
   using Cache = RowCache<T>;
+  /// The type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
+  /// Returns softmax attention (rows, num_heads * V). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
+  /// num_kv_heads * V). Throws `Error` for shapes that do not fit.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
+  /// Returns softmax attention over keys and values that are read in place from a cache. `kv_sequences` counts cached
+  /// and new rows.
   Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
@@ -32,23 +39,32 @@ class CpuAttention {
     kernels::attend(core_.threads(), core_.arena(), in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
+  /// Returns softmax attention with dropout of its weights, and the logsumexp of the scores of each row and head (rows,
+  /// num_heads). Throws `Error` for a packed table.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
-                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
+                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& logsumexp) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = core_.make(q.rows(), in.out_cols());
-    log_sums = core_.make(q.rows(), shape.num_heads);
-    kernels::attend(core_.threads(), core_.arena(), in, out.data(), log_sums.data());
+    logsumexp = core_.make(q.rows(), shape.num_heads);
+    kernels::attend(core_.threads(), core_.arena(), in, out.data(), logsumexp.data());
     return out;
   }
+  /// Holds the derivatives of `attend`, each with the shape of its argument.
   struct AttendDerivative {
-    Tensor dq, dk, dv, dtable, dposition_q;  ///< the last where queries of their own meet the table
+    Tensor dq;           ///< derivative by the queries
+    Tensor dk;           ///< derivative by the keys
+    Tensor dv;           ///< derivative by the values
+    Tensor dtable;       ///< derivative by the table of positions; empty without one
+    Tensor dposition_q;  ///< derivative by the queries that meet the table; empty if they are q
   };
+  /// Returns the derivatives of `attend_train` and adds those by the position biases to their gradients. It recomputes
+  /// the weights from q, k and logsumexp, so nothing of size queries x keys is kept.
   AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
-                                   const DropoutMask& dropout, const Tensor& log_sums) {
+                                   const DropoutMask& dropout, const Tensor& logsumexp) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{
@@ -64,10 +80,11 @@ class CpuAttention {
       to.du = relative.pos_bias_u == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_u);
       to.dw = relative.pos_bias_v == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_v);
     }
-    kernels::attend_backward(core_.threads(), core_.arena(), in, dout.data(), log_sums.data(), to);
+    kernels::attend_backward(core_.threads(), core_.arena(), in, dout.data(), logsumexp.data(), to);
     return d;
   }
 
+  /// Returns a table of relative positions in panels, as `attend` reads it. table (2 * span - 1, num_heads * head_dim).
   Tensor prepare_table(const Tensor& table, Index num_heads) {
     require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
             num_heads, " heads");
@@ -76,6 +93,8 @@ class CpuAttention {
     return out;
   }
 
+  /// Returns linear attention (rows, num_heads * V). `states`, if not null, is (sequences, num_kv_heads * K * (V + 1))
+  /// and is updated. Throws `Error` for shapes that do not fit and for a mask with a limited left context.
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
@@ -89,9 +108,13 @@ class CpuAttention {
                            states == nullptr ? nullptr : states->data());
     return out;
   }
+  /// Holds the derivatives of `linear_attend`, each with the shape of its argument.
   struct LinearAttendDerivative {
-    Tensor dq, dk, dv;
+    Tensor dq;  ///< derivative by the queries
+    Tensor dk;  ///< derivative by the keys
+    Tensor dv;  ///< derivative by the values
   };
+  /// Returns the derivatives of `linear_attend` without states.
   LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const AttendShape& shape, const Sequences& sequences) {
     LinearAttendDerivative d{core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()),
@@ -102,6 +125,7 @@ class CpuAttention {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuAttention(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -121,7 +145,7 @@ class CpuAttention {
                 v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
             " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    // Rows that came now are those of the queries where there are caches.
+    // With caches, the new keys and values are the rows of the queries.
     const bool cached = keys.cache != nullptr;
     const Sequences& fresh = cached ? q_sequences : kv_sequences;
     require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&

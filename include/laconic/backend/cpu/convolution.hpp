@@ -13,12 +13,14 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that convolves.
+/// Implements the convolutions of `Cpu`.
 template <class T>
 class CpuConvolution {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns a convolution over time (rows of `to`, out_channels). Throws `Error` for shapes that do not fit.
   Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
                 const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -33,7 +35,7 @@ class CpuConvolution {
     Buffer space;
     const kernels::PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
-    // What an output frame sees is one run of memory, so the rows of x are read where they lie, `stride` rows apart.
+    // The inputs of an output frame are contiguous, so the rows of x are read in place, `stride` rows apart.
     for (Index n = 0; n < from.size(); ++n)
       kernels::multiply(core_.threads(), core_.arena(), to.length(n),
                         kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
@@ -41,6 +43,7 @@ class CpuConvolution {
                         kernels::NoEpilogue());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
@@ -58,6 +61,9 @@ class CpuConvolution {
     return dx;
   }
 
+  /// Returns a 3 x 3 convolution over (time, frequency) (rows of `to`, out_cols()), then the activation if one is
+  /// given. A stride of 2 with enough channels is computed by Winograd tiles. Throws `Error` for shapes that do not
+  /// fit.
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to, std::optional<Activation> activation = {}) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -98,6 +104,7 @@ class CpuConvolution {
                     });
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                          const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (bias.trainable)
@@ -129,6 +136,8 @@ class CpuConvolution {
     return dx;
   }
 
+  /// Returns a depthwise convolution over time, with `past` rows less in each sequence. Throws `Error` for shapes that
+  /// do not fit.
   Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                         const Sequences& sequences, const DepthwiseShape& shape) {
     const Index channels = weight.rows(), kernel = weight.cols();
@@ -147,6 +156,8 @@ class CpuConvolution {
                             bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
+  /// Throws `Error` for shapes with past rows.
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
                                  const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
                                  bool needs_dx) {
@@ -170,6 +181,7 @@ class CpuConvolution {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuConvolution(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -180,7 +192,7 @@ class CpuConvolution {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
               from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
-  /// Returns the weight as it was packed, or packs it now, in `space`.
+  /// Returns the packed form of a weight: the prepared one, or one that is packed now into `space`.
   template <class Shape>
   kernels::PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
     if (const CpuWeight<T>* prepared = kernels::packed_form_of(weight)) {

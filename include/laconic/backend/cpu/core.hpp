@@ -18,38 +18,51 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What all slices of `Cpu` stand on: threads, memory, tensors, and where parameters are.
+/// Holds what all slices of `Cpu` share: threads, memory, and what is kept for weights. It implements the primitives of
+/// tensors and parameters.
 template <class T>
 class CpuCore {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
-  /// Throws `Error` for a number of threads that no machine has; 0 takes all that the machine offers.
+  /// Makes a core with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=
+  /// 4096.
   explicit CpuCore(int threads) : threads_(checked_threads(threads)) {}
   CpuCore(const CpuCore&) = delete;
   CpuCore& operator=(const CpuCore&) = delete;
 
+  /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
+  /// Returns the number of threads.
   int threads() const { return threads_; }
 
+  /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  /// Returns a tensor (rows, cols) of zeros.
   Tensor zeros(Index rows, Index cols) {
     Tensor out = make(rows, cols);
     std::fill_n(out.data(), out.size(), T(0));
     return out;
   }
+  /// Returns a tensor that borrows a matrix, which must outlive everything that is computed from it.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  /// Returns a tensor that copies a temporary matrix.
   Tensor input(Matrix<T>&& x) {
     Tensor out = make(x.rows(), x.cols());
     out.view() = x;
     return out;
   }
+  /// Returns a tensor unchanged.
   Tensor input(Tensor x) { return x; }
+  /// Returns the values as a matrix. Allocates.
   Matrix<T> output(const Tensor& x) { return x.view(); }
+  /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
     require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
     return static_cast<double>(x.row(0)[0]);
   }
+  /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
   void argmax(const Tensor& x, std::span<Index> columns) {
     require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
             " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
@@ -65,6 +78,8 @@ class CpuCore {
       columns[static_cast<std::size_t>(r)] = best;
     }
   }
+  /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
+  /// does not have.
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
     require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
                 from.cols() == to.cols(),
@@ -72,18 +87,23 @@ class CpuCore {
             to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
     std::copy_n(from.row(first), count * from.cols(), to.row(at));
   }
+  /// Returns a tensor (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) {
     Tensor out = make(rows, cols);
     std::fill_n(out.data(), out.size(), static_cast<T>(value));
     return out;
   }
 
+  /// Packs the parameters of a model for products, rounded as `storage` says. Allocates. Throws `Error` if some are
+  /// resident already.
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
     require_on_host(model, "prepare");
     kernels::WeightMemory memory;
     model.parameters([&](std::string_view, Parameter<T>& p) { kernels::prepare_weight(memory, threads_, storage, p); });
   }
+  /// Makes the parameters of a model resident with their gradients, in the form of the host. Allocates. Throws `Error`
+  /// if some are resident already.
   template <class Model>
   void prepare_training(Model& model) {
     require_on_host(model, "prepare_training");
@@ -92,16 +112,22 @@ class CpuCore {
       p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), std::move(gradient), true));
     });
   }
+  /// Moves the parameters of a model back to the host. Allocates.
   template <class Model>
   void fetch(Model& model) {
     model.parameters([](std::string_view, Parameter<T>& p) { kernels::fetch_weight(p); });
   }
 
+  /// Returns whether what is derived from a weight may be kept from call to call, which holds if the weight cannot
+  /// change.
   bool keeps(const Parameter<T>& weight) const { return !weight.can_train(); }
+  /// Returns make(n) for some n >= size, kept from an earlier call with this weight if there is one that is large
+  /// enough.
   template <class Make>
   Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
     const std::shared_ptr<const ResidentWeight> key = weight.resident();
-    // Sizes that grow by little do not make it anew each time; what belongs to weights that are gone goes first.
+    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
+    // are dropped first.
     if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
     auto& kept = kept_[key];
     if (kept.size < size) {
@@ -111,7 +137,7 @@ class CpuCore {
     return kept.value;
   }
 
-  /// Adds the sums of the columns of dy to the gradient of a row of parameters that was added to every row.
+  /// Adds the sums of the columns of dy (rows, cols) to the gradient of a parameter (cols) that was added to every row.
   void add_column_sums(const Tensor& dy, const Parameter<T>& row) {
     if (T* gradient = kernels::gradient_of(row))
       kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), gradient);

@@ -12,40 +12,49 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that computes value by value, or moves values between columns.
+/// Implements the primitives of `Cpu` that compute elementwise or move values between columns.
 template <class T>
 class CpuElementwise {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns ReLU, SiLU or GELU of each element.
   Tensor activation(Activation kind, Tensor x) {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
   }
+  /// Returns dy times the derivative of the activation at x.
   Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
     return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);
   }
 
+  /// Returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels). Throws `Error` for an odd number of
+  /// columns.
   Tensor glu(const Tensor& x) {
     require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
     Tensor y = core_.make(x.rows(), x.cols() / 2);
     kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
     return y;
   }
+  /// Returns the derivative of `glu` by x (rows, 2 * channels).
   Tensor glu_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = core_.make(x.rows(), x.cols());
     kernels::glu_backward(core_.threads(), dy.rows(), dy.cols(), dy.data(), x.data(), dx.data());
     return dx;
   }
 
+  /// Returns x, since this context does not train.
   Tensor dropout(Tensor x, double) { return x; }
+  /// Returns x with the elements that the mask drops zeroed and the others scaled.
   Tensor dropout_train(Tensor x, const DropoutMask& mask) {
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     kernels::dropout(core_.threads(), x.size(), mask, std::as_const(x).data(), y.data());
     return y;
   }
 
+  /// Returns x + scale * y. Throws `Error` for different shapes.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
             y.cols(), ") given, equal shapes expected");
@@ -53,6 +62,7 @@ class CpuElementwise {
     const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
   }
+  /// Returns x (rows, channels) with `row` (channels) added to every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
     require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
@@ -64,13 +74,16 @@ class CpuElementwise {
     });
     return y;
   }
+  /// Adds the column sums of dy to the gradient of `row`.
   void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
+  /// Returns the elementwise product of x and y. Throws `Error` for different shapes.
   Tensor multiply(const Tensor& x, const Tensor& y) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
             ", ", y.cols(), ") given, equal shapes expected");
     return mapped(
         core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
+  /// Returns the columns first .. first + count - 1 of x. Throws `Error` for columns that x does not have.
   Tensor columns(const Tensor& x, Index first, Index count) {
     require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
             x.cols(), " wanted");
@@ -78,11 +91,13 @@ class CpuElementwise {
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
   }
+  /// Returns the derivative of `columns` by x (rows, cols), which is zero outside the columns.
   Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
     Tensor dx = core_.zeros(dy.rows(), cols);
     dx.view().middleCols(first, dy.cols()) = dy.view();
     return dx;
   }
+  /// Returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. gate (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
     require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
                 gate.rows() == sequences.size() && gate.cols() == 1,
@@ -98,9 +113,13 @@ class CpuElementwise {
     }
     return out;
   }
+  /// Holds the derivatives of `mix`, each with the shape of its argument.
   struct MixDerivative {
-    Tensor dx, dy, dgate;
+    Tensor dx;     ///< derivative by x
+    Tensor dy;     ///< derivative by y
+    Tensor dgate;  ///< derivative by the gate
   };
+  /// Returns the derivatives of `mix` by x, y and gate.
   MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
                              const Sequences& sequences) {
     MixDerivative d{core_.make(x.rows(), x.cols()), core_.make(x.rows(), x.cols()), core_.make(gate.rows(), 1)};
@@ -115,12 +134,15 @@ class CpuElementwise {
     }
     return d;
   }
+  /// Returns factor * x.
   Tensor scale(Tensor x, double factor) {
     const kernels::Batch<T> s(static_cast<T>(factor));
     return mapped(
         x.unique() ? x : core_.make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
+  /// Returns x with the pairs of channels of each head rotated by the angles in `table` (rows, width), or rotated back
+  /// if `direction` is -1.
   Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
     require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
             "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
@@ -131,6 +153,7 @@ class CpuElementwise {
     return y;
   }
 
+  /// Returns [a_h, b_h] for every head h, where b has as many heads as a, or one for all.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
     require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
                 (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
@@ -142,9 +165,12 @@ class CpuElementwise {
                     y.data());
     return y;
   }
+  /// Holds the derivatives of `concat`, each with the shape of its argument.
   struct ConcatDerivative {
-    Tensor da, db;
+    Tensor da;  ///< derivative by a
+    Tensor db;  ///< derivative by b
   };
+  /// Returns the derivatives of `concat` by a and b, which have these columns.
   ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
     ConcatDerivative d{core_.make(dy.rows(), a_cols), core_.make(dy.rows(), b_cols)};
     kernels::concat_backward(core_.threads(), dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads,
@@ -153,10 +179,11 @@ class CpuElementwise {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuElementwise(CpuCore<T>& core) : core_(core) {}
 
  private:
-  /// f of each number of the inputs, in `out`, which may be the first of them.
+  /// Writes f(inputs...) of each element to `out`, which may be the first input, and returns it.
   template <class F, class... Inputs>
   Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
     kernels::map(core_.threads(), out.size(), out.data(), f, inputs.data()...);

@@ -11,12 +11,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that multiplies rows by weights.
+/// Implements the products of `Cpu` with weights.
 template <class T>
 class CpuLinear {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns x W^T + b (rows, out), then the activation if one is given. x (rows, in), weight (out, in) packed or not,
+  /// bias (out) or null. Throws `Error` for shapes that do not fit.
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                 std::optional<Activation> activation = {}) {
     const Index out = weight.rows(), in = weight.cols();
@@ -38,6 +41,8 @@ class CpuLinear {
                        kernels::ActivationEpilogue{activation});
     return y;
   }
+  /// Returns dx = dy W, or nothing if `needs_dx` is false, and adds dy^T x and the column sums of dy to the gradients
+  /// of weight and bias.
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          bool needs_dx) {
     const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
@@ -53,6 +58,8 @@ class CpuLinear {
     return dx;
   }
 
+  /// Returns y_h = x_h W_h^T + b_h for every head h, or x_h W_h if transposed. Throws `Error` for shapes that do not
+  /// fit.
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
     const auto [out, in] = head_sizes(x, weight, shape);
     require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
@@ -62,6 +69,7 @@ class CpuLinear {
                          bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                               HeadShape shape, bool needs_dx) {
     const auto [out, in] = head_sizes(x, weight, shape);
@@ -77,6 +85,7 @@ class CpuLinear {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
 
  private:

@@ -13,34 +13,43 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that turns logits into losses.
+/// Implements the losses of `Cpu`.
 template <class T>
 class CpuLosses {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns x - logsumexp(x) for each row.
   Tensor log_softmax(const Tensor& x) {
     Tensor y = core_.make(x.rows(), x.cols());
     kernels::log_softmax(core_.threads(), x.rows(), x.cols(), x.data(), y.data());
     return y;
   }
+  /// Returns the softmax of each row.
   Tensor softmax(const Tensor& x) {
     Tensor y = log_softmax(x);
     y.view() = y.view().array().exp().matrix();
     return y;
   }
+  /// Returns the sum of the elementwise product of x and y, computed in double. Throws `Error` for different shapes.
   double dot(const Tensor& x, const Tensor& y) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "dot: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
             y.cols(), ") given, equal shapes expected");
     return x.view().template cast<double>().cwiseProduct(y.view().template cast<double>()).sum();
   }
+  /// Returns the sum of squares of all elements.
   double squared_norm(const Tensor& x) { return static_cast<double>(x.view().squaredNorm()); }
+  /// Returns the derivative of `log_softmax` by its input, from its result y.
   Tensor log_softmax_backward(const Tensor& dy, const Tensor& y) {
     Tensor dx = core_.make(y.rows(), y.cols());
     kernels::log_softmax_backward(core_.threads(), y.rows(), y.cols(), dy.data(), y.data(), dx.data());
     return dx;
   }
 
+  /// Returns the CTC losses (sequences, 1) of logits (rows, classes), and writes the derivative of the losses by the
+  /// logits if `derivative` is not null. Throws `Error` for sizes that do not fit and for labels that are the blank or
+  /// no class.
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
              Tensor* derivative = nullptr) {
     require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
@@ -57,19 +66,21 @@ class CpuLosses {
     Tensor losses = core_.make(sequences.size(), 1), own;
     Tensor& d = derivative == nullptr ? own : *derivative;
     d = core_.make(logits.rows(), logits.cols());
-    Index most = 1;
+    Index max_scratch = 1;
     for (Index n = 0; n < sequences.size(); ++n)
-      most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
-    const Buffer scratch = core_.arena().allocate(static_cast<std::size_t>(core_.threads() * most) * sizeof(double));
+      max_scratch = std::max(max_scratch, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
+    const Buffer scratch =
+        core_.arena().allocate(static_cast<std::size_t>(core_.threads() * max_scratch) * sizeof(double));
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int thread) {
       const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
                              static_cast<std::size_t>(labels.sequences.length(n)));
       losses.row(n)[0] = static_cast<T>(
           kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
-                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
+                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * max_scratch));
     });
     return losses;
   }
+  /// Returns the derivative that `ctc` wrote, scaled by dlosses (sequences, 1).
   Tensor ctc_backward(const Tensor& dlosses, const Sequences& sequences, const Tensor& derivative) {
     Tensor dx = core_.make(derivative.rows(), derivative.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
@@ -81,6 +92,7 @@ class CpuLosses {
     return dx;
   }
 
+  /// Returns the mean (1, 1) of all elements, where infinite ones count as 0.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
     for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
@@ -88,6 +100,7 @@ class CpuLosses {
     y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
     return y;
   }
+  /// Returns dy / size for finite elements of x and NaN, and 0 for infinite ones.
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = core_.make(x.rows(), x.cols());
     for (Index i = 0; i < x.size(); ++i)
@@ -96,6 +109,7 @@ class CpuLosses {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuLosses(CpuCore<T>& core) : core_(core) {}
 
  private:

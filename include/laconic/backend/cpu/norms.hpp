@@ -11,12 +11,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that normalises rows and channels.
+/// Implements the norms of `Cpu`.
 template <class T>
 class CpuNorms {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the layer norm of each row of x (rows, channels), and writes mean and 1/std of each row (rows, 2) if
+  /// `moments` is not null.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                     Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
@@ -28,6 +31,7 @@ class CpuNorms {
                         moments == nullptr ? nullptr : moments->data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                              const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -36,6 +40,8 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the root-mean-square norm of each row of x (rows, channels), and writes 1/rms of each row (rows, 1) if
+  /// `inverses` is not null.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
     require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
             weight.size());
@@ -45,6 +51,7 @@ class CpuNorms {
                       y.data(), inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivative by weight to its gradient.
   Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
                            bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -53,9 +60,12 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the batch norm of each channel of x (rows, channels) by the running statistics.
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
     return batch_norm_with(x, p, kernels::values_of(p.running_mean), kernels::values_of(p.running_var));
   }
+  /// Returns the batch norm of each channel by the statistics of x, and writes them to `moments` (2, channels). If
+  /// `gather` is true, adds the update of the running statistics to their gradients.
   Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
     const Index cols = x.cols();
     moments = core_.make(2, cols);
@@ -64,7 +74,8 @@ class CpuNorms {
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
-    // One batch after the other, so that many before an update are what PyTorch does in as many passes.
+    // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
+    // many forward passes give in PyTorch.
     const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable || !gather) return;
       T* update = kernels::gradient_of(statistic);
@@ -75,6 +86,8 @@ class CpuNorms {
     add_update(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
+  /// Empty `moments` say that the running statistics were used.
   Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
                              bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -86,6 +99,8 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the norm of each channel over the rows of each sequence, and writes mean and variance (2 * sequences,
+  /// channels) if `moments` is not null.
   Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                        const Sequences& sequences, Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
@@ -104,6 +119,7 @@ class CpuNorms {
     if (moments != nullptr) *moments = std::move(of);
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                                 double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -119,6 +135,7 @@ class CpuNorms {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
 
  private:

@@ -9,12 +9,14 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that computes tables of positions.
+/// Implements the tables of positions of `Cpu`.
 template <class T>
 class CpuPositions {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the sinusoids (rows, width) of the positions of rows.
   Tensor sinusoids(const RowPositions& at, Index width) {
     const Buffer rates = room(width);
     kernels::sinusoid_rates(width, rates_of(rates));
@@ -22,6 +24,8 @@ class CpuPositions {
     kernels::sinusoids(core_.threads(), at, width, rates_of(rates), out.data());
     return out;
   }
+  /// Returns the table of `rotate` (rows, width): cosines of width / 2 pairs, then their sines. Throws `Error` for
+  /// sizes that do not fit.
   Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs) {
     require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
     require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
@@ -38,6 +42,7 @@ class CpuPositions {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuPositions(CpuCore<T>& core) : core_(core) {}
 
  private:

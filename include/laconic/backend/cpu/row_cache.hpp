@@ -20,7 +20,7 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// One row into its stored form; and columns `first` .. first + width - 1 of it back.
+/// Writes a row x (width) to `to` in its stored form. int8 stores a float scale, then the bytes.
 template <class T>
 void store_row(Storage storage, Index width, const T* x, std::byte* to) {
   if (storage == Storage::full) {
@@ -38,6 +38,7 @@ void store_row(Storage storage, Index width, const T* x, std::byte* to) {
     for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
   }
 }
+/// Reads the columns first .. first + width - 1 of a stored row into x.
 template <class T>
 void load_row(Storage storage, Index first, Index width, const std::byte* from, T* x) {
   if (storage == Storage::full) {
@@ -58,12 +59,15 @@ void load_row(Storage storage, Index first, Index width, const std::byte* from, 
 
 }  // namespace kernels
 
-/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
-/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+/// Holds the last rows of many streams: for each slot a ring of up to `capacity` rows of `width` values. Its memory is
+/// allocated at construction. Storing rounds as `storage` says; reading returns the rounded values. Slots may be used
+/// by different threads at the same time.
 template <class T>
 class RowCache {
  public:
+  /// Makes a cache without slots.
   RowCache() = default;
+  /// Makes a cache of empty slots. Allocates.
   RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
       : capacity_(capacity),
         width_(width),
@@ -72,23 +76,30 @@ class RowCache {
         memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
         rings_(static_cast<std::size_t>(slots)) {}
 
+  /// Returns the number of slots.
   Index slots() const { return static_cast<Index>(rings_.size()); }
+  /// Returns the rows that a slot has room for.
   Index capacity() const { return capacity_; }
+  /// Returns the values of a row.
   Index width() const { return width_; }
+  /// Returns how rows are stored.
   Storage storage() const { return storage_; }
+  /// Returns the bytes of a stored row.
   Index row_bytes() const { return row_bytes_; }
-  /// Held for rows, all slots.
+  /// Returns the bytes held for the rows of all slots.
   Index bytes() const { return static_cast<Index>(memory_.size()); }
+  /// Returns the rows that a slot holds.
   Index count(Index slot) const { return ring(slot).count; }
 
-  /// Empties a slot, or fills it with zeros.
+  /// Empties a slot.
   void clear(Index slot) { ring(slot) = {}; }
+  /// Fills a slot with `capacity` rows of zeros.
   void fill_zeros(Index slot) {
     ring(slot) = {0, capacity_};
     std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
   }
 
-  /// Makes slot `to` hold what slot `from` holds.
+  /// Copies slot `from` to slot `to`.
   void fork(Index from, Index to) {
     ring(to) = ring(from);
     if (from != to)
@@ -96,8 +107,8 @@ class RowCache {
                   memory_.data() + to * capacity_ * row_bytes_);
   }
 
-  /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
-  /// one after the other from `stored` on, as they are stored.
+  /// Calls visit(first, count, stored) for the rows begin .. end - 1 of a slot, oldest first, in contiguous runs:
+  /// `stored` points to `count` stored rows from row `first` on.
   template <class Visit>
   void each_run(Index slot, Index begin, Index end, Visit&& visit) const {
     const Ring& r = ring(slot);
@@ -107,14 +118,14 @@ class RowCache {
       visit(i, count, at(slot, row));
     }
   }
-  /// The slot's rows, oldest first, to x (count, width).
+  /// Writes the rows of a slot, oldest first, to x (count, width).
   void read(Index slot, T* x) const {
     each_run(slot, 0, count(slot), [&](Index first, Index rows, const std::byte* stored) {
       for (Index i = 0; i < rows; ++i)
         kernels::load_row(storage_, 0, width_, stored + i * row_bytes_, x + (first + i) * width_);
     });
   }
-  /// Adds x (rows, width); the oldest rows beyond the capacity go.
+  /// Appends x (rows, width) to a slot. The oldest rows beyond the capacity are dropped.
   void append(Index slot, Index rows, const T* x) {
     Ring& r = ring(slot);
     for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
@@ -127,6 +138,7 @@ class RowCache {
   }
 
  private:
+  /// Holds the first row of a ring and its number of rows.
   struct Ring {
     Index begin = 0, count = 0;
   };
@@ -141,12 +153,12 @@ class RowCache {
   std::vector<Ring> rings_;
 };
 
-/// What a cache holds in its slots, one for each sequence, and the rows that came after it.
+/// Refers to the rows that a cache holds in one slot for each sequence, followed by new rows.
 template <class T>
 struct CachedRows {
-  Tensor<T> rows{};
-  const RowCache<T>* cache = nullptr;  ///< null: these rows are all
-  std::span<const Index> slots{};
+  Tensor<T> rows{};                    ///< the new rows of all sequences
+  const RowCache<T>* cache = nullptr;  ///< the cache; null: there are only the new rows
+  std::span<const Index> slots{};      ///< the slot of each sequence
 };
 
 }  // namespace LACONIC_ABI

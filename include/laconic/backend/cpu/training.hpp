@@ -10,22 +10,27 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that changes parameters.
+/// Implements the updates of parameters of `Cpu`.
 template <class T>
 class CpuTraining {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the root of the sum of squares of all gradients of these parameters.
   double gradient_norm(std::span<const Parameter<T>* const> parameters) {
     double square = 0;
     for (const Parameter<T>* p : parameters)
       if (const Matrix<T>* gradient = kernels::existing_gradient_of(*p)) square += gradient->squaredNorm();
     return std::sqrt(square);
   }
+  /// Zeroes the gradients of these parameters.
   void clear_gradients(std::span<const Parameter<T>* const> parameters) {
     for (const Parameter<T>* p : parameters)
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
   }
+  /// Updates each trainable parameter that has a gradient by one step of AdamW, then zeroes the gradient. A statistic
+  /// gets its accumulated update added instead.
   void adamw(std::span<const AdamWUpdate<Tensor, T>> updates, const AdamWStep& step) {
     for (const AdamWUpdate<Tensor, T>& update : updates) {
       Parameter<T>& p = *update.parameter;
@@ -39,6 +44,7 @@ class CpuTraining {
       gradient->setZero();
     }
   }
+  /// Copies the values of one parameter to another. Throws `Error` if their shapes differ.
   void copy_values(const Parameter<T>& from, Parameter<T>& to) {
     require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
             to.rows(), ", ", to.cols(), ") expected");
@@ -46,9 +52,11 @@ class CpuTraining {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
+  /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {
     using B = kernels::Batch<T>;

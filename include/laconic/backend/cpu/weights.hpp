@@ -12,49 +12,55 @@
 #include <type_traits>
 #include <utility>
 
-// Every form in which the CPU holds a weight: how it is made, found by the kernels, and read back.
+// The forms in which the CPU holds a weight: how each is made, found by the kernels, and read back.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The forms of a weight on the CPU.
+/// Names the forms of a weight on the CPU.
 enum class WeightForm {
-  plain,   ///< as on the host, row-major
+  plain,   ///< row-major, as on the host
   panels,  ///< W^T in panels, for rows times W^T
-  taps,    ///< a convolution's weight with its taps in order, then as panels
-  tiles    ///< the components of a convolution by tiles (kernels/winograd_conv2d.hpp), as panels
+  taps,    ///< a convolution's weight ordered (out, taps, in), transposed, in panels
+  tiles    ///< the components of a Winograd convolution (kernels/winograd_conv2d.hpp) in panels
 };
 
-/// A weight that `Cpu` holds.
+/// Holds a weight that is resident in `Cpu`.
 template <class T>
 class CpuWeight final : public ResidentWeight, public std::enable_shared_from_this<CpuWeight<T>> {
  public:
-  /// Holds the values as they are. Where `trains`, they can change, and have a gradient once one was asked for.
+  /// Holds the values unpacked. If `trains` is true, they can change and have a gradient, which is made when it is
+  /// first asked for.
   CpuWeight(Matrix<T> values, Matrix<T> gradient_values, bool trains)
       : ResidentWeight(&tag), value(std::move(values)), gradient(std::move(gradient_values)), trains_(trains) {}
-  /// Holds a packed weight.
+  /// Holds a packed weight, which cannot change.
   CpuWeight(WeightForm weight_form, Storage weight_storage, std::shared_ptr<const std::byte> memory)
       : ResidentWeight(&tag), form(weight_form), data(std::move(memory)), storage_(weight_storage) {}
 
-  /// Returns the CPU's form of a resident parameter. Throws `Error` where another backend, or one of another scalar
-  /// type, holds it.
+  /// Returns the CPU's form of a resident parameter. Throws `Error` if another backend holds it, or this one with
+  /// another scalar type.
   static CpuWeight& of(const Parameter<T>& p) {
     ResidentWeight& weight = *p.resident();
     require(weight.kind() == &tag, "weight: one resident in ", weight.backend(), " given, one of this Cpu expected");
     return static_cast<CpuWeight&>(weight);
   }
 
+  /// Returns the name of the backend.
   const char* backend() const override { return "Cpu"; }
+  /// Returns how the values are stored.
   Storage storage() const override { return storage_; }
+  /// Returns whether the values can change.
   bool can_train() const override { return trains_; }
+  /// Returns a copy if the values can change, and otherwise this weight itself.
   std::shared_ptr<ResidentWeight> copy() const override {
     if (trains_) return std::make_shared<CpuWeight>(value, gradient, true);
     return std::const_pointer_cast<CpuWeight>(this->shared_from_this());  // never written
   }
 
-  const WeightForm form = WeightForm::plain;
-  const std::shared_ptr<const std::byte> data{};  ///< of a packed form
-  Matrix<T> value{}, gradient{};                  ///< of the plain form
+  const WeightForm form = WeightForm::plain;      ///< the form of the values
+  const std::shared_ptr<const std::byte> data{};  ///< the packed values; null in plain form
+  Matrix<T> value{};                              ///< the values in plain form; otherwise empty
+  Matrix<T> gradient{};                           ///< the gradient in plain form, once it was used; otherwise empty
 
  private:
   static constexpr char tag = 0;
@@ -64,7 +70,7 @@ class CpuWeight final : public ResidentWeight, public std::enable_shared_from_th
 
 namespace kernels {
 
-/// Returns the values of a parameter, row-major (rows, cols). Throws `Error` where they are packed.
+/// Returns the values of a parameter, row-major (rows, cols). Throws `Error` if they are packed.
 template <class T>
 const T* values_of(const Parameter<T>& p) {
   if (!p.is_resident()) return p.host().data();
@@ -73,14 +79,15 @@ const T* values_of(const Parameter<T>& p) {
           "weight: one that is packed for products given (prepare), one as it is on the host expected");
   return weight.value.data();
 }
-/// Returns the values of a parameter that can be changed.
+/// Returns the values of a parameter, to be changed. Throws `Error` if they were prepared to run.
 template <class T>
 T* editable_values_of(Parameter<T>& p) {
   if (!p.is_resident()) return p.host().data();
   require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
   return CpuWeight<T>::of(p).value.data();
 }
-/// Returns the gradient of a parameter, zeroed when it is asked for the first time, or null where it is frozen.
+/// Returns the gradient of a parameter (rows, cols), zeroed in the first call, or null if the parameter is frozen.
+/// Throws `Error` if the parameter was prepared to run.
 template <class T>
 T* gradient_of(const Parameter<T>& p) {
   if (!p.trainable) return nullptr;
@@ -90,14 +97,14 @@ T* gradient_of(const Parameter<T>& p) {
   if (weight.gradient.size() == 0) weight.gradient.setZero(p.rows(), p.cols());
   return weight.gradient.data();
 }
-/// Returns the gradient of a parameter as a matrix, or null where none was asked for yet.
+/// Returns the gradient of a parameter, or null if it has none yet.
 template <class T>
 Matrix<T>* existing_gradient_of(const Parameter<T>& p) {
   if (!p.is_resident()) return p.has_gradient() ? &p.gradient() : nullptr;
   Matrix<T>& gradient = CpuWeight<T>::of(p).gradient;
   return gradient.size() > 0 ? &gradient : nullptr;
 }
-/// Returns the packed form of a parameter, or null where its values are as on the host.
+/// Returns the packed form of a parameter, or null if its values are unpacked.
 template <class T>
 const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   if (!p.is_resident()) return nullptr;
@@ -105,7 +112,7 @@ const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   return weight.form == WeightForm::plain ? nullptr : &weight;
 }
 
-/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
+/// Allocates memory for the weights of a model end to end, in blocks of large pages. Each piece keeps its block alive.
 class WeightMemory {
  public:
   /// Returns `bytes` of memory, aligned to 64 bytes and uninitialised. Allocates.
@@ -132,11 +139,11 @@ class WeightMemory {
   }
 
   std::shared_ptr<std::byte> next_{};
-  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
+  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // bytes left in this block, and bytes of the next
 };
 
-/// Makes a parameter resident in the form that its use is computed in fastest, rounded as `storage` says where products
-/// read it. Allocates.
+/// Makes a parameter resident in the form that its use is computed fastest in, rounded as `storage` says if products
+/// read it. Allocates. Throws `Error` if a parameter is to be rounded and not of float.
 template <class T>
 void prepare_weight(WeightMemory& memory, int threads, Storage storage, Parameter<T>& p) {
   require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
@@ -144,7 +151,7 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
-  // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+  // The patches of a convolution are rounded to bytes only if the processor multiplies bytes (VNNI).
   const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_VNNI;
   const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
   const Conv2dShape shape{in, out, 0};
@@ -167,7 +174,7 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   p.make_resident(std::make_shared<CpuWeight<T>>(weight_form, form, data));
 }
 
-/// Brings the values of a parameter back to the host, and its gradient if it has one. Values that were rounded stay so.
+/// Moves the values of a parameter back to the host, and its gradient if it has one. Rounded values stay rounded.
 /// Allocates.
 template <class T>
 void fetch_weight(Parameter<T>& p) {
