@@ -1026,8 +1026,8 @@ void each_part(const Sequences& sequences, Range rows, Visit&& visit) {
 #include <cstring>
 #include <vector>
 
-// What the primitives of every context are told beside their tensors: plain structs without Eigen, so that the compiler
-// of a device may read them.
+// The arguments of primitives in addition to their tensors: masks, shapes and options. These are plain structs without
+// Eigen, so that the compiler of a device can read them.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -1035,19 +1035,25 @@ inline namespace LACONIC_ABI {
 template <class T>
 class Parameter;
 
-/// Which keys a query sees. Every mask of a speech model lets each query see one run of keys, so a mask is that run.
+/// Says which keys a query sees. Every mask of a speech model shows each query one contiguous range of keys, so a mask
+/// is two numbers.
 struct Mask {
+  /// Holds a range of keys, [begin, end).
   struct Keys {
-    Index begin, end;
+    Index begin;  ///< the first key that is seen
+    Index end;    ///< the key after the last one that is seen
   };
 
-  static constexpr Index unlimited = -1;
-  Index chunk = unlimited;         ///< frames that are seen together; 1 is causal
-  Index left_context = unlimited;  ///< frames seen before the own chunk; unlimited where there are no chunks
+  static constexpr Index unlimited = -1;  ///< no limit
+  Index chunk = unlimited;                ///< frames that see each other; 1 is causal
+  Index left_context = unlimited;         ///< frames seen before the own chunk; unlimited if there are no chunks
 
+  /// Returns a mask that shows every query all keys.
   static constexpr Mask bidirectional() { return {}; }
+  /// Returns a mask that shows a query its own key and all earlier ones.
   static constexpr Mask causal() { return {1, unlimited}; }
-  /// Throws where chunk is below 1, or left_context negative and not `unlimited`.
+  /// Returns a mask that shows a query all keys of its chunk and `left_context` frames before it. Throws `Error` if
+  /// chunk is below 1, or if left_context is negative and not `unlimited`.
   static constexpr Mask chunked(Index chunk, Index left_context) {
     require(chunk > 0, "mask: chunk ", chunk, " given, at least 1 expected");
     require(left_context >= 0 || left_context == unlimited, "mask: left_context ", left_context,
@@ -1055,13 +1061,14 @@ struct Mask {
     return {chunk, left_context};
   }
 
+  /// Returns whether this is a mask that `bidirectional`, `causal` or `chunked` can return.
   constexpr bool is_valid() const {
     if (chunk == unlimited) return left_context == unlimited;
     return chunk > 0 && (left_context == unlimited || left_context >= 0);
   }
 
-  /// The keys that query number `query` sees among `num_keys`, the first `past` of which come before the first query.
-  /// Chunks are counted from the first query.
+  /// Returns the keys that query number `query` sees among `num_keys`, the first `past` of which are before the first
+  /// query. Chunks are counted from the first query.
   constexpr Keys keys(Index query, Index past, Index num_keys) const {
     if (chunk == unlimited) return {0, num_keys};
     const Index start = past + query / chunk * chunk;
@@ -1070,69 +1077,87 @@ struct Mask {
   }
 };
 
-/// Activations by their names in the literature. SiLU is also called swish; GELU is the exact one, with erf.
+/// Names the activation functions. SiLU is also called swish; GELU is the exact one, with erf.
 enum class Activation { relu, silu, gelu };
+/// Returns the activations with their names in configuration files.
 constexpr auto enum_names(Activation) {
   return std::to_array<EnumName<Activation>>(
       {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
 }
 
-/// A 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency, channel) with
-/// the channel innermost. The weight is `(out, in, time, frequency)` as PyTorch stores it.
+/// Describes a 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency,
+/// channel) with the channel innermost. The weight is (out, in, time, frequency), as PyTorch stores it.
 struct Conv2dShape {
-  static constexpr Index kernel = 3;
-  Index in_channels, out_channels, in_freqs;
-  Index stride = 2;  ///< in time and in frequency
+  static constexpr Index kernel = 3;  ///< taps in time and in frequency
+  Index in_channels;                  ///< channels of the input
+  Index out_channels;                 ///< channels of the output
+  Index in_freqs;                     ///< frequencies of the input
+  Index stride = 2;                   ///< in time and in frequency
 
+  /// Returns the outputs along an axis of `in` inputs.
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  /// Returns the frequencies out.
   constexpr Index out_freqs() const { return out_length(in_freqs); }
+  /// Returns the columns of an input row.
   constexpr Index in_cols() const { return in_freqs * in_channels; }
+  /// Returns the columns of an output row.
   constexpr Index out_cols() const { return out_freqs() * out_channels; }
+  /// Returns the taps of a kernel.
   constexpr Index taps() const { return kernel * kernel; }
+  /// Returns the inputs that one output is computed from.
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// A convolution over time without padding, all channels into all. Rows are frames or samples; the weight is `(out, in,
-/// kernel)` as PyTorch stores it.
+/// Describes a convolution over time without padding that connects all channels in to all channels out. Rows are frames
+/// or samples. The weight is (out, in, kernel), as PyTorch stores it.
 struct Conv1dShape {
-  Index in_channels, out_channels, kernel, stride;
+  Index in_channels;   ///< channels of the input
+  Index out_channels;  ///< channels of the output
+  Index kernel;        ///< taps
+  Index stride;        ///< input rows from one output to the next
 
+  /// Returns the outputs of a sequence of `in` inputs.
   constexpr Index out_length(Index in) const { return in < kernel ? 0 : (in - kernel) / stride + 1; }
+  /// Returns the taps of a kernel.
   constexpr Index taps() const { return kernel; }
+  /// Returns the inputs that one output is computed from.
   constexpr Index patch() const { return taps() * in_channels; }
 };
 
-/// What one softmax attention is about, apart from its values.
+/// Describes a softmax attention: heads, scale and mask.
 struct AttendShape {
-  Index num_heads, num_kv_heads;
-  double scale;  ///< of the scores; 1/sqrt of the width that queries and keys had before any absorption
-  Mask mask = {};
+  Index num_heads;     ///< query heads
+  Index num_kv_heads;  ///< key-value heads, a divisor of num_heads
+  double scale;        ///< factor of the scores: 1/sqrt of the width that queries and keys had before any absorption
+  Mask mask = {};      ///< the keys that a query sees
 };
 
-/// The relative-position part of an attention: the projected table (2 * span - 1, num_heads * head_dim), row span-1 for
-/// distance 0 and row 0 for the key span-1 frames to the left, with pos_bias_u and pos_bias_v (null: zeros). Empty
-/// where there is none.
+/// Holds the relative-position term of an attention (Dai et al. 2019, section 3.3): the projected table (2 * span - 1,
+/// num_heads * head_dim) and the biases pos_bias_u and pos_bias_v (null: zeros). Row span - 1 + d of the table is for a
+/// key d frames to the right of the query. An empty table means that there is no such term.
 template <class Tensor, class T>
 struct RelativeTerm {
-  Tensor table{};
-  const Parameter<T>* pos_bias_u = nullptr;
-  const Parameter<T>* pos_bias_v = nullptr;
-  Tensor query{};  ///< what meets the table, (rows, num_heads * head_dim); empty: the attention's queries themselves
-  bool packed = false;  ///< the table is what `prepare_table` of the context made of it
+  Tensor table{};                            ///< the projected table, or empty
+  const Parameter<T>* pos_bias_u = nullptr;  ///< added to the queries that meet the keys; null: zeros
+  const Parameter<T>* pos_bias_v = nullptr;  ///< added to the queries that meet the table; null: zeros
+  Tensor query{};       ///< queries that meet the table, (rows, num_heads * head_dim); empty: those of the attention
+  bool packed = false;  ///< whether `prepare_table` of the context made the table
 };
 
-/// Heads that each have a matrix of their own, or share `num_blocks` of them: head h takes block h / (num_heads /
-/// num_blocks).
+/// Describes heads that each have a matrix of their own, or share `num_blocks` matrices: head h takes block h /
+/// (num_heads / num_blocks).
 struct HeadShape {
-  Index num_heads, num_blocks;
-  bool transposed = false;  ///< times the matrix as it is stored, (out, in), not its transpose: from out channels to in
+  Index num_heads;          ///< heads
+  Index num_blocks;         ///< matrices, a divisor of num_heads
+  bool transposed = false;  ///< whether the product is x_h W_h, from out channels to in, and not x_h W_h^T
 };
 
-/// Which two of a head's channels a rotary position turns together (Su et al. 2021): neighbours, as in the paper and in
-/// DeepSeek's code, or channel i of the first half with channel i of the second, as in GPT-NeoX and Hugging Face.
+/// Says which two channels of a head a rotary position rotates together (Su et al. 2021). `interleaved` pairs
+/// neighbours, as the paper and DeepSeek's code do. `halves` pairs channel i of the first half with channel i of the
+/// second, as GPT-NeoX and Hugging Face do.
 enum class RotaryPairs { interleaved, halves };
 
-/// Says where packed rows stand in time: row i of sequence n is at first(n) + step * i.
+/// Gives the position of packed rows in time: row i of sequence n is at first(n) + step * i, in frames.
 struct RowPositions {
   const Sequences& sequences;       ///< the sequences of the rows; must outlive this
   std::span<const Index> firsts{};  ///< the position of each sequence's first row, in frames; empty: 0
@@ -1142,14 +1167,15 @@ struct RowPositions {
   constexpr Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };
 
-/// A depthwise convolution over time: output t sees inputs t - left and on.
+/// Describes a depthwise convolution over time, whose output t sees the inputs from t - left on.
 struct DepthwiseShape {
-  Index left;
-  Index chunk = Mask::unlimited;  ///< outputs see no input behind the end of their chunk, counted from the first output
-  Index past = 0;  ///< so many inputs at the head of every sequence are earlier frames, which give no output
+  Index left;                     ///< inputs before t that output t sees
+  Index chunk = Mask::unlimited;  ///< outputs see no input after the end of their chunk, counted from the first output
+  Index past = 0;                 ///< earlier frames at the start of every sequence, which give no output
 };
 
-/// Bytes of a stored row of `width` numbers, each of `number_bytes` as computed.
+/// Returns the bytes of a cached row of `width` values, each of `number_bytes` in full storage. int8 adds a float
+/// scale.
 constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes = 4) {
   switch (storage) {
     case Storage::bf16:
@@ -1161,51 +1187,62 @@ constexpr Index cache_row_bytes(Storage storage, Index width, Index number_bytes
   }
 }
 
-/// The parameters of a batch norm.
+/// Refers to the parameters of a batch norm, each (channels).
 template <class T>
 struct BatchNormParameters {
-  const Parameter<T>&weight, &bias, &running_mean, &running_var;
-  double eps, momentum;
+  const Parameter<T>& weight;        ///< scale
+  const Parameter<T>& bias;          ///< shift
+  const Parameter<T>& running_mean;  ///< moving average of the mean
+  const Parameter<T>& running_var;   ///< moving average of the unbiased variance
+  double eps;                        ///< added to the variance
+  double momentum;                   ///< weight of a new batch in the moving averages
 };
 
-/// One step of AdamW, the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
+/// Describes one step of AdamW, which is the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
 struct AdamWStep {
-  double learning_rate, beta1, beta2, eps;
-  double weight_decay;    ///< of parameters of two dimensions and more
-  double gradient_scale;  ///< less than 1 where the norm of all gradients is clipped
-  std::int64_t number;    ///< of the step, from 1
+  double learning_rate;   ///< factor of the update
+  double beta1;           ///< decay of the first moment
+  double beta2;           ///< decay of the second moment
+  double eps;             ///< added to the denominator
+  double weight_decay;    ///< decay of parameters that have two dimensions or more
+  double gradient_scale;  ///< factor of all gradients, less than 1 if their norm is clipped
+  std::int64_t number;    ///< number of this step, from 1
 };
 
-/// A parameter that a step changes, and its moments (rows, cols), which are empty before its first step.
+/// Refers to a parameter that a step changes and to its moments (rows, cols), which are empty before its first step.
 template <class Tensor, class T>
 struct AdamWUpdate {
-  Parameter<T>* parameter;
-  Tensor *first, *second;
+  Parameter<T>* parameter;  ///< the parameter
+  Tensor* first;            ///< moving average of the gradient
+  Tensor* second;           ///< moving average of the squared gradient
 };
 
-/// The label sequences of a batch, end to end: sequence n is labels[lengths.begin(n) .. lengths.end(n)).
+/// Holds the label sequences of a batch, end to end. Sequence n is tokens[sequences.begin(n) .. sequences.end(n)).
 struct Labels {
-  std::vector<int> tokens;
-  Sequences sequences;
+  std::vector<int> tokens;  ///< the labels of all sequences
+  Sequences sequences;      ///< the offsets of each sequence in `tokens`
 };
 
-/// Which of n numbers survive dropout: eight decisions of 16 bits from each random block, so the probability is
-/// rounded to a multiple of 2^-16 and the survivors are scaled by the rounded one.
+/// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is
+/// rounded to a multiple of 2^-16; the survivors are scaled by the rounded one.
 class DropoutMask {
  public:
+  /// Makes the mask of a stream of random numbers. Throws `Error` unless 0 <= probability < 1.
   DropoutMask(double probability, const Random& random)
       : threshold_(static_cast<std::uint32_t>(std::min(65535.0, checked(probability) * 65536 + 0.5))),
         random_(random) {}
 
+  /// Returns the factor of the survivors, 1 / (1 - rounded probability).
   double scale() const { return 65536.0 / (65536.0 - threshold_); }
+  /// Returns whether any element can be dropped.
   bool any() const { return threshold_ > 0; }
-  /// The definition, one decision at a time.
+  /// Returns whether element i survives. This defines the mask; `apply` computes it faster.
   bool keeps(std::uint64_t i) const {
     const auto block = random_.block(i / 8);
     return ((block[(i % 8) / 2] >> (16 * (i % 2))) & 0xffff) >= threshold_;
   }
 
-  /// y[j] = x[j] * (keeps(first + j) ? scale : 0) for j in [0, n).
+  /// Computes y[j] = x[j] * (keeps(first + j) ? scale() : 0) for j in [0, n). x and y may be the same.
   template <class T>
   void apply(Index n, std::uint64_t first, const T* x, T* y) const {
     const T factor = static_cast<T>(scale());
@@ -1232,10 +1269,10 @@ class DropoutMask {
     return probability;
   }
 
-  /// Decisions drawn at once, so that the random blocks are computed in vectors.
+  /// Decisions drawn in one call, so that the random blocks are computed in vectors.
   static constexpr Index together = 128;
 
-  /// The 16 bits of decisions group * together and on.
+  /// Writes the 16 bits of the decisions group * together .. group * together + together - 1.
   void draw(std::uint64_t group, std::uint16_t* bits) const {
     constexpr int count = together / 8;
     std::uint64_t w[4][count], pairs[2 * count];
@@ -2539,31 +2576,34 @@ struct Heads {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-// The contract between models and backends, closed: models, streams, training, conversion and evaluation ask a backend
-// for what stands here and for nothing else. docs/backend.md shows how to add a primitive or a backend.
+// The contract between models and backends. It is closed: models, streams, training, conversion and evaluation call the
+// primitives below and nothing else of a backend. docs/backend.md shows how to add a primitive or a backend.
 //
 // Conventions of all primitives:
-// - A tensor is a matrix (rows, channels) of packed rows; `Sequences` says which rows belong to which sequence.
-// - An argument taken by value may be overwritten where nobody else holds it (`unique`).
-// - Sizes that do not fit throw `Error`: what was given, what was expected.
-// - Memory comes from the context's own pool, so that a repeated call allocates nothing from the system.
-// - A result depends on each sequence only, neither on the rest of the batch nor on the number of threads.
+// - A tensor is a matrix (rows, channels) of packed rows. `Sequences` says which rows belong to which sequence.
+// - A primitive may overwrite an argument that it takes by value if no other tensor shares its memory (`unique`).
+// - A primitive throws `Error` for sizes that do not fit. The message says what was given and what was expected.
+// - Memory comes from the pool of the context. A repeated call with the same sizes allocates nothing from the system,
+//   except where a primitive says "Allocates".
+// - The result for a sequence depends on that sequence only, not on the rest of the batch or the number of threads.
+// - T is time (rows), K the width of a query or key head, V the width of a value head. Positions are in frames.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// A model of one parameter, to ask whether a context prepares models.
+/// Declares a model of one parameter, with which the concepts check that a context prepares models.
 template <class T>
 struct OneParameter : Module<OneParameter<T>> {
-  Parameter<T> weight{};
+  Parameter<T> weight{};  ///< the only parameter
+  /// Calls visit(name, parameter) for the only parameter.
   static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
 };
 
 }  // namespace detail
 
-/// A context runs models over whole sequences.
+/// Requires what a model needs to run over whole sequences. Its comments document each primitive.
 template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
     requires(C& c, const typename C::Tensor& x, typename C::Tensor& out, const Matrix<typename C::Scalar>& matrix,
@@ -2575,127 +2615,147 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
              const IndexList& pair_list) {
   // -- tensors ------------------------------------------------------------------------------------------------------
-  // The dimensions, and whether there is a value at all.
+  // rows, cols, empty: the dimensions of a tensor, and whether it has no value.
   { x.rows() } -> std::convertible_to<Index>;
   { x.cols() } -> std::convertible_to<Index>;
   { x.empty() } -> std::same_as<bool>;
-  // Whether primitives compute their training form: dropout drops, batch norm uses and gathers the batch's statistics.
+  // training: whether primitives compute their training form, in which dropout drops values and batch_norm uses the
+  // statistics of the batch and updates the running ones.
   { c.training } -> std::convertible_to<bool>;
-  // Whether parameters on the host can be computed with as they are. Otherwise models are prepared first.
+  // computes_on_host: whether primitives accept parameters that are on the host. If not, models are prepared first.
   { C::computes_on_host } -> std::convertible_to<bool>;
-  // Threads of the host that the context uses.
+  // threads: the number of host threads that the context uses.
   { c.threads() } -> std::convertible_to<int>;
-  // Memory of the host for the offsets of sequences.
+  // arena: host memory for the offsets of sequences.
   { c.arena() } -> std::same_as<Arena&>;
-  // input: brings rows of the host in. A borrowed matrix must live as long as what is computed from it; a temporary one
-  // is copied. A tensor is itself.
+  // input: returns rows of the host as a tensor. A borrowed matrix must outlive everything that is computed from it; a
+  // temporary matrix is copied. Given a tensor, returns it unchanged.
   { c.input(matrix) } -> std::same_as<typename C::Tensor>;
   { c.input(Matrix<typename C::Scalar>()) } -> std::same_as<typename C::Tensor>;
   { c.input(x) } -> std::same_as<typename C::Tensor>;
-  // output: returns the values as a matrix of the host. Allocates. Waits until they are computed.
+  // output: returns the values as a matrix of the host. Waits until they are computed. Allocates.
   { c.output(x) } -> std::same_as<Matrix<typename C::Scalar>>;
-  // number: returns the value of a (1, 1) tensor.
+  // number: returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   { c.number(x) } -> std::same_as<double>;
-  // argmax: writes for each row the first column of its largest value, or -1 - column of its first NaN.
+  // argmax: writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN. Throws
+  // `Error` unless there is room for one column per row and x has a column.
   {c.argmax(x, columns)};
-  // fill: a tensor (rows, cols) of one value, without a derivative.
+  // fill: returns a tensor (rows, cols) whose elements all have this value. It has no derivative.
   { c.fill(count, count, number) } -> std::same_as<typename C::Tensor>;
-  // sinusoids: sinusoids (rows, width) of the positions of rows, without a derivative: sin in even columns, cos in odd
-  // ones, of position * 10000^(-2 m / width) with m = column / 2 (Vaswani et al. 2017, section 3.5). Angle, sine and
-  // cosine are those of double.
+  // sinusoids: returns (rows, width) of the positions (in frames) of rows: sin(position * r_m) in column 2 m and
+  // cos(position * r_m) in column 2 m + 1, with r_m = 10000^(-2 m / width) (Vaswani et al. 2017, section 3.5). Angle,
+  // sine and cosine are computed in double. It has no derivative.
   { c.sinusoids(positions, count) } -> std::same_as<typename C::Tensor>;
-  // rotary_table: the table of `rotate`, (rows, width) with `width` even, without a derivative: cosines of width / 2
-  // pairs, then their sines, of position * 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has
-  // m = pairs[i], or m = i where no pairs are given. Angle, sine and cosine are those of double.
+  // rotary_table: returns the table (rows, width) that `rotate` reads: cos(position * r_m) of width / 2 pairs, then
+  // their sines, with r_m = 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has m = pairs[i], or m =
+  // i if no pairs are given. Angle, sine and cosine are computed in double. It has no derivative. Throws `Error` if
+  // width is odd, if rate_width is less than width, or if there are pairs but not width / 2 of them.
   { c.rotary_table(positions, count, count, pair_list) } -> std::same_as<typename C::Tensor>;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
-  // prepare: moves the parameters of a model into the form that this context runs fastest, rounded as `storage` says
-  // where products read them. Until `fetch` the model can only be run, by this kind of context; copies share the
-  // weights. Allocates. Throws where some are resident already, or are to be rounded and not of float.
+  // prepare: moves the parameters of a model into the form that this context runs fastest. `storage` says how the
+  // weights that products read are rounded (not at all by default). Until `fetch`, the model can only be run, and only
+  // by this kind of context; copies of it share the weights. Allocates. Throws `Error` if a parameter is resident
+  // already, or if rounding is asked of a model that is not of float.
   {c.prepare(model)};
   {c.prepare(model, storage)};
-  // fetch: brings the parameters of a model back to the host, where they were not there; rounded values stay rounded.
+  // fetch: moves the parameters of a model that are resident in this context back to the host. Rounded values stay
+  // rounded. Allocates.
   {c.fetch(model)};
 
   // -- products -----------------------------------------------------------------------------------------------------
-  // linear: x W^T + b, then an activation if one is given. x (rows, in), weight (out, in), bias (out) or null, to
-  // (rows, out).
+  // linear: returns x W^T + b, then the activation if one is given. x (rows, in), weight (out, in), bias (out) or null,
+  // result (rows, out).
   { c.linear(x, weight, bias, Activation::silu) } -> std::same_as<typename C::Tensor>;
-  // head_linear: every head times a matrix of its own, y_h = x_h W_h^T + b_h (see HeadShape). x (rows, num_heads * in),
-  // weight (num_blocks * out, in), bias (num_blocks * out) or null, to (rows, num_heads * out). Transposed:
-  // y_h = x_h W_h, from (rows, num_heads * out) to (rows, num_heads * in).
+  // head_linear: returns y_h = x_h W_h^T + b_h for every head h, each with its own matrix or one that a block of heads
+  // shares (see HeadShape). x (rows, num_heads * in), weight (num_blocks * out, in), bias (num_blocks * out) or null,
+  // result (rows, num_heads * out). Transposed, it returns y_h = x_h W_h without a bias, from (rows, num_heads * out)
+  // to (rows, num_heads * in).
   { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
 
-  // -- value by value -----------------------------------------------------------------------------------------------
-  // activation: applies ReLU, SiLU or exact GELU to each value.
+  // -- elementwise --------------------------------------------------------------------------------------------------
+  // activation: returns ReLU, SiLU or exact GELU of each element (see Activation).
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
-  // glu: (rows, 2 channels) to (rows, channels), the first half times the sigmoid of the second (Dauphin et al. 2017).
+  // glu: returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels) (Dauphin et al. 2017).
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
-  // add: x + number * y, equal shapes.
+  // add: returns x + number * y, where x and y have the same shape.
   { c.add(x, x, number) } -> std::same_as<typename C::Tensor>;
-  // add_row: x plus a parameter (channels) on every row.
+  // add_row: returns x (rows, channels) with a parameter (channels) added to every row.
   { c.add_row(x, weight) } -> std::same_as<typename C::Tensor>;
-  // multiply: x times y value by value, equal shapes.
+  // multiply: returns the elementwise product of x and y, which have the same shape.
   { c.multiply(x, x) } -> std::same_as<typename C::Tensor>;
-  // scale: number * x.
+  // scale: returns number * x.
   { c.scale(x, number) } -> std::same_as<typename C::Tensor>;
-  // mix: sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate (sequences, 1) for the rows of each sequence.
+  // mix: returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. x and y (rows, channels),
+  // gate (sequences, 1).
   { c.mix(x, x, x, sequences) } -> std::same_as<typename C::Tensor>;
-  // dropout: in training, zeroes values with this probability and scales the others up; otherwise x itself.
+  // dropout: in training, zeroes each element with probability `number` and scales the others so that the expectation
+  // is x (see DropoutMask). Otherwise returns x.
   { c.dropout(x, number) } -> std::same_as<typename C::Tensor>;
-  // concat: [a_h, b_h] head by head: `a` has as many heads as the first count says, b as many or one for all.
+  // concat: returns [a_h, b_h] for every head h. a (rows, num_heads * A); b (rows, num_heads * B), or (rows, B) shared
+  // by all heads if its number of heads is 1; result (rows, num_heads * (A + B)).
   { c.concat(x, x, count, count) } -> std::same_as<typename C::Tensor>;
-  // columns: the columns first .. first + count - 1.
+  // columns: returns the columns first .. first + count - 1 of x.
   { c.columns(x, count, count) } -> std::same_as<typename C::Tensor>;
 
   // -- norms --------------------------------------------------------------------------------------------------------
-  // layer_norm: each row to mean 0 and variance 1, times weight, plus bias (Ba et al. 2016).
+  // layer_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each row (Ba
+  // et al. 2016). weight and bias (channels); eps is `number`, as in all norms.
   { c.layer_norm(x, weight, weight, number) } -> std::same_as<typename C::Tensor>;
-  // rms_norm: each row over the root of its mean square, times weight (Zhang and Sennrich 2019).
+  // rms_norm: returns x / sqrt(mean(x^2) + eps) * weight, with the mean over each row (Zhang and Sennrich 2019).
   { c.rms_norm(x, weight, number) } -> std::same_as<typename C::Tensor>;
-  // batch_norm: each channel by the running statistics, times weight, plus bias (Ioffe and Szegedy 2015).
+  // batch_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the running mean and variance of each
+  // channel (Ioffe and Szegedy 2015). All parameters (channels).
   { c.batch_norm(x, norm) } -> std::same_as<typename C::Tensor>;
-  // sequence_norm: each channel of each sequence to mean 0 and variance 1 over its rows, times weight, plus bias.
+  // sequence_norm: returns (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each
+  // channel over the rows of its sequence. weight and bias (channels).
   { c.sequence_norm(x, weight, weight, number, sequences) } -> std::same_as<typename C::Tensor>;
 
   // -- convolutions -------------------------------------------------------------------------------------------------
-  // conv1d: a convolution over time without padding (see Conv1dShape): x (rows of the first sequences, in_channels),
-  // weight (out, in, kernel), bias (out) or null, to (rows of the second sequences, out_channels).
+  // conv1d: returns a convolution over time without padding (see Conv1dShape). x (rows of the first sequences,
+  // in_channels), weight (out, in, kernel), bias (out) or null, result (rows of the second sequences, out_channels).
+  // Each second length must be shape.out_length of the first.
   { c.conv1d(x, weight, bias, conv1d, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  // conv2d: a 3 x 3 convolution over (time, frequency) without padding (see Conv2dShape), then an activation if one is
-  // given: x (rows of the first sequences, in_cols()) to (rows of the second, out_cols()).
+  // conv2d: returns a 3 x 3 convolution over (time, frequency) without padding (see Conv2dShape), then the activation
+  // if one is given. x (rows of the first sequences, in_cols()), weight (out, in, 3, 3), bias (out), result (rows of
+  // the second sequences, out_cols()). Each second length must be shape.out_length of the first.
   { c.conv2d(x, weight, weight, conv2d, sequences, sequences, Activation::relu) } -> std::same_as<typename C::Tensor>;
-  // depthwise_conv: each channel with a kernel of its own over time, zeros outside its sequence (see DepthwiseShape).
-  // weight (channels, 1, kernel), bias (channels) or null. Returns `past` rows less for each sequence.
+  // depthwise_conv: returns y[t, c] = bias[c] + sum_k weight[c, k] x[past + t + k - left, c] within each sequence, with
+  // zeros outside it and after the chunk of t (see DepthwiseShape). x (rows, channels), weight (channels, 1, kernel),
+  // bias (channels) or null; the result has `past` rows less in each sequence.
   { c.depthwise_conv(x, weight, bias, sequences, depthwise) } -> std::same_as<typename C::Tensor>;
 
   // -- attention ----------------------------------------------------------------------------------------------------
-  // attend: softmax attention (Vaswani et al. 2017) under a mask, with relative positions where there is a term (Dai et
-  // al. 2019; see AttendShape and RelativeTerm). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
-  // num_kv_heads * V) to (rows, num_heads * V). The first sequences are those of queries, the second those of keys, of
-  // which there may be more: the last query stands at the last key. A query that sees no key gives zeros. Memory grows
-  // with the rows, not with their square. `number` is the dropout of probabilities, in training.
+  // attend: returns softmax attention under a mask (Vaswani et al. 2017), out_i = sum_j softmax_j(scale * q_i . k_j)
+  // v_j for every head, with relative positions in the scores if there is a term (Dai et al. 2019; see AttendShape and
+  // RelativeTerm). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows, num_kv_heads * V), result (rows,
+  // num_heads * V). The first sequences are those of the queries and the second those of the keys. A sequence may have
+  // more keys than queries: its last query is at the position of its last key. A query that sees no key gives zeros.
+  // Memory grows linearly with the rows. In training, `number` is the dropout probability of the attention weights.
   { c.attend(x, x, x, attend, sequences, sequences, relative, number) } -> std::same_as<typename C::Tensor>;
-  // linear_attend: linear attention with the feature map elu + 1 (Katharopoulos et al. 2020, equation 5), shapes as in
-  // `attend`; the shape's scale is not used, and its mask must not limit the left context.
+  // linear_attend: returns linear attention with the feature map phi(x) = elu(x) + 1 (Katharopoulos et al. 2020,
+  // equation 5), out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + 1e-6). Shapes are those of
+  // `attend`. The scale is not used. Throws `Error` if the mask limits the left context.
   { c.linear_attend(x, x, x, attend, sequences) } -> std::same_as<typename C::Tensor>;
-  // rotate: rotary positions (Su et al. 2021): the pairs of channels of each head by the angles of the row. x (rows,
-  // heads * width), table (rows, width): width / 2 cosines, then as many sines.
+  // rotate: returns x with each pair of channels of each head rotated by the angle of its row, the rotary position
+  // embedding (Su et al. 2021; see RotaryPairs). x (rows, heads * width), table (rows, width): width / 2 cosines, then
+  // as many sines.
   { c.rotate(x, x, pairs) } -> std::same_as<typename C::Tensor>;
 
   // -- losses -------------------------------------------------------------------------------------------------------
-  // log_softmax: the logarithm of the softmax of each row.
+  // log_softmax: returns x - logsumexp(x) for each row.
   { c.log_softmax(x) } -> std::same_as<typename C::Tensor>;
-  // ctc: the CTC loss (sequences, 1) of unnormalised logits (rows, classes) with this blank; +infinity where labels do
-  // not fit their frames (Graves et al. 2006).
+  // ctc: returns the CTC losses (sequences, 1), in nats, of unnormalised logits (rows, classes) with this blank (Graves
+  // et al. 2006). A loss is +infinity if the labels do not fit into the frames. Throws `Error` for a label that is the
+  // blank or no class.
   { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
-  // mean_finite: the mean of all values (1, 1), infinite ones counted as 0, so that one impossible target spoils no
-  // batch. NaN stays NaN.
+  // mean_finite: returns the mean (1, 1) of all elements, where infinite ones count as 0, so that one target without a
+  // path does not spoil a batch. NaN stays NaN.
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
 };
 
-/// A streaming context also keeps rows of earlier calls: for streams of encoders, and for decoders.
+/// Requires what streams of encoders and decoders need in addition to `Context`: caches of the rows of earlier calls,
+/// and attention over them.
 template <class C>
 concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std::movable<typename C::CachedRows> &&
     requires(C& c, typename C::Tensor& out, const typename C::Tensor& x, typename C::Cache& cache,
@@ -2703,59 +2763,64 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
              const Parameter<typename C::Scalar>& weight, std::span<const Index> slots, const Sequences& sequences,
              const AttendShape& attend, const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              Index count, Storage storage) {
-  // make: a tensor (rows, cols) of unspecified values, to copy rows into.
+  // make: returns a tensor (rows, cols) with unspecified values.
   { c.make(count, count) } -> std::same_as<typename C::Tensor>;
-  // copy_rows: copies `count` rows from row `first` of x on to row `at` of another tensor on, or of the same one, where
-  // rows that overlap may only move up.
+  // copy_rows: copies the rows first .. first + count - 1 of x to the rows at .. at + count - 1 of another tensor.
+  // Within one tensor, ranges may overlap only if at <= first.
   {c.copy_rows(x, count, count, out, count)};
 
   // -- caches -------------------------------------------------------------------------------------------------------
-  // make_cache: room for the last `capacity` rows of `width` values in each of `slots` slots, stored as `storage` says.
-  // Allocates, and is the only primitive of caches that does.
+  // make_cache: returns a cache of `slots` slots, each with room for the last `capacity` rows of `width` values, stored
+  // as `storage` says. Allocates; it is the only primitive of caches that does.
   { c.make_cache(count, count, count, storage) } -> std::same_as<typename C::Cache>;
-  // The number of slots, the values of a row, the bytes held for all slots, the rows that a slot holds.
+  // slots, width, bytes, count: the number of slots, the values of a row, the bytes held for all slots, and the rows
+  // that a slot holds.
   { kept.slots() } -> std::convertible_to<Index>;
   { kept.width() } -> std::convertible_to<Index>;
   { kept.bytes() } -> std::convertible_to<Index>;
   { kept.count(count) } -> std::convertible_to<Index>;
-  // clear empties a slot; fill_zeros fills it with rows of zeros; fork makes the second slot hold what the first holds.
+  // clear: empties a slot. fill_zeros: fills a slot with rows of zeros. fork: copies the first slot to the second.
   {c.clear(cache, count)};
   {c.fill_zeros(cache, count)};
   {c.fork(cache, count, count)};
-  // append: the rows of sequence n go into slots[n]; the oldest rows beyond the capacity leave it.
+  // append: appends the rows of sequence n to slots[n]. The oldest rows beyond the capacity are dropped.
   {c.append(cache, slots, x, sequences)};
-  // with_cached: names what the cache holds in slots[n] for each sequence n, followed by the rows of x. Copies nothing.
+  // with_cached: returns a view of the rows in slots[n], followed by the rows of x of sequence n, for every n. It
+  // copies nothing, so cache, slots and x must outlive it.
   { c.with_cached(kept, slots, x, sequences) } -> std::same_as<typename C::CachedRows>;
-  // cached_lengths: where those rows lie, cached ones included.
+  // cached_lengths: returns the sequences of such a view. The length of each counts its cached and its new rows.
   { c.cached_lengths(rows, sequences) } -> std::same_as<Sequences>;
-  // gathered: those rows as one tensor; the second sequences are their cached_lengths.
+  // gathered: returns such a view copied into one tensor. The first sequences are those of the new rows, the second the
+  // view's cached_lengths.
   { c.gathered(rows, sequences, sequences) } -> std::same_as<typename C::Tensor>;
-  // extend: those rows and their sequences, for which the cache then takes in the rows of x.
+  // extend: returns the gathered rows of with_cached and their sequences, then appends the rows of x to the cache.
   { c.extend(cache, slots, x, sequences).rows } -> std::convertible_to<typename C::Tensor>;
   { c.extend(cache, slots, x, sequences).sequences } -> std::convertible_to<Sequences>;
-  // update: calls change(rows) with the one row (slots, width) that each slot holds, and stores what it became.
+  // update: calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
   {c.update(cache, slots, [](typename C::Tensor&) {})};
 
-  // -- attention over what is cached --------------------------------------------------------------------------------
-  // attend: as in Context, with keys and values that are read where they lie; the second sequences count cached rows.
+  // -- attention over cached rows -----------------------------------------------------------------------------------
+  // attend: computes `attend` of Context with keys and values that are read in place from a cache. The second sequences
+  // count cached and new rows.
   { c.attend(x, rows, rows, attend, sequences, sequences, relative) } -> std::same_as<typename C::Tensor>;
-  // linear_attend: as in Context, with the sums over earlier rows in `out`, (sequences, num_kv_heads * K * (V + 1)),
-  // and afterwards the sums with these rows.
+  // linear_attend: computes `linear_attend` of Context with a state in `out`: on entry the sums over earlier rows,
+  // (sequences, num_kv_heads * K * (V + 1)); on return the sums that include these rows. The rows begin a chunk.
   { c.linear_attend(x, x, x, attend, sequences, &out) } -> std::same_as<typename C::Tensor>;
-  // prepare_table: a projected table of relative positions in the form that `attend` reads fastest
+  // prepare_table: returns a projected table of relative positions in the layout that `attend` reads fastest
   // (RelativeTerm::packed), for `count` heads.
   { c.prepare_table(x, count) } -> std::same_as<typename C::Tensor>;
-  // keeps: whether what follows from a weight is kept from call to call: where the weight cannot change.
+  // keeps: whether `kept_for` may keep what is derived from this weight from call to call, which holds if the weight
+  // cannot change.
   { c.keeps(weight) } -> std::convertible_to<bool>;
-  // kept_for: make(n) with n at least `count`, a tensor that follows from the weight and n, and serves smaller n too.
-  // It is kept as long as context and weight live.
+  // kept_for: returns make(n) for some n >= `count`, kept from an earlier call if there is one. make(n) is a tensor
+  // that is derived from the weight and n and serves smaller n, too. The context keeps it as long as the weight exists.
   {
     c.kept_for(weight, count, [](Index) { return typename C::Tensor(); })
     } -> std::same_as<typename C::Tensor>;
 };
 
-/// The derivatives that `attend_backward` returns: by queries, keys, values, the table of positions, and the queries
-/// that met it.
+/// Requires the derivatives that `attend_backward` returns: by queries (dq), keys (dk), values (dv), the table of
+/// positions (dtable), and the queries that meet the table if they are separate ones (dposition_q).
 template <class D, class Tensor>
 concept AttendDerivativeOf = requires(D d) {
   { d.dq } -> std::convertible_to<Tensor>;
@@ -2765,12 +2830,13 @@ concept AttendDerivativeOf = requires(D d) {
   { d.dposition_q } -> std::convertible_to<Tensor>;
 };
 
-/// A training context has the derivative of every primitive, the training form of those that compute something else or
-/// keep something for the derivative, and what an optimiser does to parameters. `Autodiff` records on it.
+/// Requires what training needs in addition to `Context`: the derivative of every primitive, the training form of
+/// primitives that compute something else or keep a value for the derivative, and the updates of parameters. `Autodiff`
+/// records on it.
 ///
-/// Each `*_backward` takes the derivative by the result first, then what the primitive took, and returns the derivative
-/// by x (nothing, where the last argument says that it is not wanted). It adds the derivative by trainable parameters
-/// to their gradients.
+/// Each `*_backward` takes the derivative of the loss by the result first, then the arguments of the primitive. It
+/// returns the derivative by x, or an empty tensor if the last argument (needs_dx) is false. It adds the derivatives by
+/// trainable parameters to their gradients.
 template <class C>
 concept TrainingContext = Context<C> &&
     requires(C& c, typename C::Tensor& out, const typename C::Tensor& x,
@@ -2784,40 +2850,46 @@ concept TrainingContext = Context<C> &&
              std::span<const Parameter<typename C::Scalar>* const> parameters,
              std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
   // -- parameters ---------------------------------------------------------------------------------------------------
-  // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains.
-  // A context that computes on the host trains those on the host as well. Allocates.
+  // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
+  // context that computes on the host also trains parameters on the host. Allocates.
   {c.prepare_training(model)};
-  // gradient_norm: the root of the sum of squares of all gradients of these parameters; those without one add nothing.
+  // gradient_norm: returns the root of the sum of squares of all gradients of these parameters. A parameter without a
+  // gradient adds nothing.
   { c.gradient_norm(parameters) } -> std::same_as<double>;
   // clear_gradients: zeroes the gradients of these parameters.
   {c.clear_gradients(parameters)};
-  // adamw: one step (Loshchilov and Hutter 2019, algorithm 2) of the trainable ones among these parameters that have a
-  // gradient, which is zero afterwards. Statistics get their gathered update added instead. Moments are made at a
-  // parameter's first step.
+  // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
+  // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in
+  // the first step of a parameter.
   {c.adamw(updates, step)};
-  // copy_values: gives the second parameter the values of the first, which has the same shape.
+  // copy_values: copies the values of the first parameter to the second. Throws `Error` if their shapes differ.
   {c.copy_values(weight, target)};
 
   // -- derivatives --------------------------------------------------------------------------------------------------
+  // Derivatives of primitives that keep nothing: arguments and results as the concept's description says.
   { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
   { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
   { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
   { c.glu_backward(x, x) } -> std::same_as<typename C::Tensor>;
+  // add_row_backward: adds the derivative by the row only, since the derivative by x is that by the result.
   {c.add_row_backward(x, weight)};
+  // mix_backward: returns dx, dy and dgate. concat_backward: takes the columns of a and b and both numbers of heads,
+  // and returns da and db. columns_backward: takes the first column and the number of columns of x.
   { c.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename C::Tensor>;
   { c.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename C::Tensor>;
   { c.columns_backward(x, count, count) } -> std::same_as<typename C::Tensor>;
-  // Dropout by a mask that the derivative draws again; it is its own derivative.
+  // dropout_train: applies a dropout mask, which it draws again in each call. It is its own derivative.
   { c.dropout_train(x, mask) } -> std::same_as<typename C::Tensor>;
-  // Norms give in `out` what their derivative needs: mean and 1/std of each row; 1/rms of each row; mean and variance
-  // of each channel (2, channels); mean and variance of each channel of each sequence (2 * sequences, channels).
+  // layer_norm, rms_norm, sequence_norm: write to `out` what the derivative reads. layer_norm (rows, 2): mean and 1/std
+  // of each row. rms_norm (rows, 1): 1/rms of each row. sequence_norm (2 * sequences, channels): mean and variance of
+  // each channel, two rows for each sequence.
   { c.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename C::Tensor>;
   { c.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm(x, weight, number, &out) } -> std::same_as<typename C::Tensor>;
   { c.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename C::Tensor>;
-  // batch_norm_train: by the statistics of the rows themselves. Where the last argument says so, the update of the
-  // running statistics is added to their gradients (variance unbiased, as in PyTorch). Its derivative takes empty
-  // moments where the running statistics were used.
+  // batch_norm_train: normalises by the mean and variance of x itself, and writes both to `out` (2, channels). If the
+  // last argument is true, it adds the update of the running statistics to their gradients (the variance unbiased, as
+  // in PyTorch). batch_norm_backward takes empty moments if the running statistics were used.
   { c.batch_norm_train(x, norm, out, true) } -> std::same_as<typename C::Tensor>;
   { c.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename C::Tensor>;
   { c.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename C::Tensor>;
@@ -2825,22 +2897,24 @@ concept TrainingContext = Context<C> &&
   { c.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
   { c.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
   { c.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename C::Tensor>;
-  // attend_train: with dropout of the probabilities; gives in `out` the logsumexp of each row and head (rows,
-  // num_heads), which the derivative takes last.
+  // attend_train: computes `attend` with dropout of the attention weights, and writes the logsumexp of the scores of
+  // each row and head to `out` (rows, num_heads). attend_backward takes it as its last argument.
   { c.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename C::Tensor>;
   {
     c.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
     } -> AttendDerivativeOf<typename C::Tensor>;
   { c.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename C::Tensor>;
-  // A rotation back by `number` = -1 is the derivative of a rotation.
+  // rotate with `number` = -1: rotates back, which is the derivative of a rotation.
   { c.rotate(x, x, pairs, number) } -> std::same_as<typename C::Tensor>;
-  // softmax: of each row, without a derivative; dot: the sum of products value by value, in double; squared_norm: the
-  // sum of squares. Distillation compares a student with them.
+  // softmax: returns the softmax of each row, without a derivative. dot: returns the sum of the elementwise product,
+  // summed in double. squared_norm: returns the sum of squares. Distillation compares a student with its teacher by
+  // them.
   { c.softmax(x) } -> std::same_as<typename C::Tensor>;
   { c.dot(x, x) } -> std::same_as<double>;
   { c.squared_norm(x) } -> std::same_as<double>;
   { c.log_softmax_backward(x, x) } -> std::same_as<typename C::Tensor>;
-  // ctc gives in `out` the derivative by the logits, zero for impossible targets; its derivative scales it.
+  // ctc: writes the derivative of the losses by the logits to `out`, zeros for targets without a path. ctc_backward:
+  // scales it by the derivative by each loss.
   { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
   { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
   { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;
@@ -3834,76 +3908,102 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The context that trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the
-/// tape once, adds to the gradient of every trainable parameter, and frees what it has passed. A model is written in
-/// terms of a context's primitives, so the same code runs and trains.
+/// Trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
+/// the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in terms of a
+/// context's primitives, so the same code runs and trains.
 ///
-/// The tape lives in this object: `clear()` or its destruction frees every node. Dropout and the statistics of batch
-/// norm follow `training`; call number n of dropout draws from stream n of the seed.
+/// This object owns the tape: `clear()` and destruction free every node. Dropout and the statistics of batch norm
+/// follow `training`. Call number n of dropout draws from stream n of the seed.
 template <TrainingContext B>
 class Autodiff {
   using Value = typename B::Tensor;
 
  public:
+  /// The type of the elements.
   using Scalar = typename B::Scalar;
 
-  /// A value and its place on the tape (-1: a constant, which needs no derivative).
+  /// Holds a value and its place on the tape.
   class Tensor {
    public:
+    /// Makes an empty tensor.
     Tensor() = default;
+    /// Holds a value of the backend that node n computed, or a constant if n is -1.
     Tensor(Value v, Index n) : value(std::move(v)), node(n) {}
+    /// Returns the number of rows.
     Index rows() const { return value.rows(); }
+    /// Returns the number of columns.
     Index cols() const { return value.cols(); }
+    /// Returns whether there is no value.
     bool empty() const { return value.empty(); }
+    /// Returns the value as a matrix that cannot be changed, if the backend's tensors are on the host.
     auto view() const { return value.view(); }
-    Value value;
-    Index node = -1;
+    Value value;      ///< the value, a tensor of the backend
+    Index node = -1;  ///< the number of the node that computed it; -1: a constant, which has no derivative
   };
 
+  /// Makes an empty tape over a backend, which must outlive it. `train` says whether primitives compute their training
+  /// form.
   explicit Autodiff(B& backend, Seed seed = Seed(), bool train = true)
       : training(train), backend_(backend), seed_(seed) {}
   Autodiff(const Autodiff&) = delete;
   Autodiff& operator=(const Autodiff&) = delete;
 
+  /// Says whether primitives compute their training form: dropout, and the batch's statistics in batch norm.
   const bool training;
-  /// Encoders keep of each block what it was given alone, and compute the rest again (see `recompute`): up to a third
-  /// more time, for memory of one block in place of all.
+  /// Says whether encoders keep only the input of each block and recompute the block in the backward pass (see
+  /// `recompute`). It needs up to a third more time, and the memory of one block's intermediate values instead of all.
   bool recompute_blocks = false;
+  /// Returns the backend.
   B& backend() { return backend_; }
+  /// Returns the backend's host memory.
   Arena& arena() { return backend_.arena(); }
+  /// Returns the number of threads of the backend.
   int threads() const { return backend_.threads(); }
+  /// Says whether the backend computes with parameters on the host.
   static constexpr bool computes_on_host = B::computes_on_host;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
-  /// Prepares a model to be trained, which `storage` must leave as it is.
+  /// Prepares a model to be trained. Throws `Error` for a `storage` that rounds its parameters.
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
     require(storage == Storage::full, "prepare: ", to_name(storage), " given, weights in full expected to train");
     backend_.prepare_training(model);
   }
+  /// Moves the parameters of a model back to the host.
   template <class Model>
   void fetch(Model& model) {
     backend_.fetch(model);
   }
 
   // -- values -------------------------------------------------------------------------------------------------------
+  /// Returns a borrowed matrix as a constant. The matrix must outlive everything that is computed from it.
   Tensor input(const Matrix<Scalar>& x) { return {backend_.input(x), -1}; }
+  /// Returns a copy of a temporary matrix as a constant.
   Tensor input(Matrix<Scalar>&& x) { return {backend_.input(std::move(x)), -1}; }
+  /// Returns a tensor unchanged.
   Tensor input(Tensor x) { return x; }
-  /// Returns a value of the backend as one without a derivative.
+  /// Returns a value of the backend as a constant, which has no derivative.
   Tensor constant(Value x) { return {std::move(x), -1}; }
+  /// Returns a constant (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) { return {backend_.fill(rows, cols, value), -1}; }
+  /// Returns the sinusoids of positions (rows, width) as a constant.
   Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
+  /// Returns the table of `rotate` (rows, width) as a constant.
   Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs) {
     return {backend_.rotary_table(positions, width, rate_width, pairs), -1};
   }
+  /// Returns the values as a matrix of the host. Allocates.
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  /// Returns the value of a (1, 1) tensor.
   double number(const Tensor& x) { return backend_.number(x.value); }
+  /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
   void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value, columns); }
-  /// An input whose derivative is wanted: `gradient(variable)` after `backward`.
+  /// Returns a borrowed matrix as a variable, whose derivative `gradient` returns after `backward`.
   Tensor variable(const Matrix<Scalar>& x) { return record(backend_.input(x), nullptr); }
+  /// Returns a copy of a temporary matrix as a variable, whose derivative `gradient` returns after `backward`.
   Tensor variable(Matrix<Scalar>&& x) { return record(backend_.input(std::move(x)), nullptr); }
-  /// Empty where the loss does not depend on the variable.
+  /// Returns the derivative by a variable, which is empty if the loss does not depend on it. Throws `Error` for a
+  /// constant and for an intermediate value, whose derivative is not kept.
   const Value& gradient(const Tensor& variable) const {
     require(variable.node >= 0, "gradient: of a constant; of a variable expected");
     const Node& node = nodes_[place(variable)];
@@ -3911,7 +4011,8 @@ class Autodiff {
     return node.gradient;
   }
 
-  /// Derivatives of `weight` times `loss` (1, 1) by everything that it was computed from, which is used up by this.
+  /// Computes the derivatives of weight * loss (1, 1) and adds them to the gradients of all trainable parameters and
+  /// variables that the loss depends on. The recorded nodes can be used once only.
   void backward(const Tensor& loss, double weight = 1) {
     require(loss.rows() == 1 && loss.cols() == 1, "backward: the loss is (", loss.rows(), ", ", loss.cols(),
             "), expected (1, 1)");
@@ -3919,15 +4020,16 @@ class Autodiff {
     unused(loss).gradient = backend_.fill(1, 1, weight);
     walk_back(0);
   }
-  /// Forgets everything. Values stay what they are; what is computed from them has no derivative by what was before.
+  /// Clears the tape. Earlier values stay valid, but what is computed from them later has no derivative by anything
+  /// before.
   void clear() {
     cleared_ += static_cast<Index>(nodes_.size());
     nodes_.clear();
   }
 
-  /// f(x), of which the tape keeps x alone: what lies between is computed again in the backward pass, when it is needed
-  /// (Chen et al. 2016). Values, derivatives and statistics are bit for bit those of f(x), if f gives the same whenever
-  /// it is called with the same. f takes and gives a Tensor, and must own what it needs.
+  /// Returns f(x), for which the tape keeps only x: the backward pass recomputes the intermediate values (Chen et al.
+  /// 2016). Values, derivatives and statistics are bit for bit those of f(x) if f is deterministic. f takes and returns
+  /// a Tensor, and must own everything that it uses.
   template <class F>
   Tensor recompute(const Tensor& x, F f) {
     const std::size_t begin = nodes_.size();
@@ -3940,7 +4042,7 @@ class Autodiff {
       const std::size_t at = nodes_.size();
       const bool wanted = needs(x);
       const Tensor start = wanted ? record(x.value, nullptr) : x;
-      // What x has already comes first, as it would without this: sums have the same order.
+      // The gradient that x has already comes first, so that sums have the same order as without recomputation.
       if (wanted) nodes_[at].gradient = std::move(unused(x).gradient);
       give(again(f, start, first_call), std::move(dy));
       walk_back(at);
@@ -3949,10 +4051,11 @@ class Autodiff {
     });
   }
 
-  // -- primitives: as in Context
-  // ----------------------------------------------------------------------------------------
+  // -- primitives, as documented at Context -------------------------------------------------------------------------
+  /// The type of a parameter.
   using P = Parameter<Scalar>;
 
+  /// Returns x W^T + b, then the activation if one is given, and records its derivative.
   Tensor linear(const Tensor& x, const P& weight, const P* bias, std::optional<Activation> kind = {}) {
     if (kind) return activation(*kind, linear(x, weight, bias));
     return op(backend_.linear(x.value, weight, bias), needs(x) || trains(weight) || trains(bias),
@@ -3960,14 +4063,17 @@ class Autodiff {
                 give(x, backend_.linear_backward(dy, x.value, weight, bias, needs(x)));
               });
   }
+  /// Returns ReLU, SiLU or GELU of each element, and records its derivative.
   Tensor activation(Activation kind, const Tensor& x) {
     return op(backend_.activation(kind, x.value), needs(x),
               [this, kind, x](Value dy) { give(x, backend_.activation_backward(kind, std::move(dy), x.value)); });
   }
+  /// Returns a * sigmoid(b) of x = [a, b], and records its derivative.
   Tensor glu(const Tensor& x) {
     return op(backend_.glu(x.value), needs(x),
               [this, x](const Value& dy) { give(x, backend_.glu_backward(dy, x.value)); });
   }
+  /// Returns the layer norm of each row, and records its derivative.
   Tensor layer_norm(const Tensor& x, const P& weight, const P& bias, double eps) {
     Value moments;
     Value y = backend_.layer_norm(x.value, weight, bias, eps, &moments);
@@ -3976,6 +4082,7 @@ class Autodiff {
                 give(x, backend_.layer_norm_backward(dy, x.value, weight, bias, moments, needs(x)));
               });
   }
+  /// Returns the root-mean-square norm of each row, and records its derivative.
   Tensor rms_norm(const Tensor& x, const P& weight, double eps) {
     Value inverses;
     Value y = backend_.rms_norm(x.value, weight, eps, &inverses);
@@ -3983,14 +4090,17 @@ class Autodiff {
       give(x, backend_.rms_norm_backward(dy, x.value, weight, inverses, needs(x)));
     });
   }
+  /// Returns the batch norm of each channel, and records its derivative. In training it uses the statistics of the
+  /// batch and accumulates the update of the running statistics, unless these are frozen.
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<Scalar>& p) {
     Value moments;
-    const bool of_batch = training && p.running_mean.trainable;  // frozen statistics are used as they are
+    const bool of_batch = training && p.running_mean.trainable;  // frozen running statistics are used instead
     Value y = of_batch ? backend_.batch_norm_train(x.value, p, moments, !again_) : backend_.batch_norm(x.value, p);
     return op(std::move(y), needs(x) || trains(p.weight) || trains(p.bias), [this, x, p, moments](const Value& dy) {
       give(x, backend_.batch_norm_backward(dy, x.value, p, moments, needs(x)));
     });
   }
+  /// Returns the norm of each channel over each sequence, and records its derivative.
   Tensor sequence_norm(const Tensor& x, const P& weight, const P& bias, double eps, const Sequences& sequences) {
     Value moments;
     Value y = backend_.sequence_norm(x.value, weight, bias, eps, sequences, &moments);
@@ -3999,6 +4109,7 @@ class Autodiff {
                 give(x, backend_.sequence_norm_backward(dy, x.value, weight, bias, eps, sequences, moments, needs(x)));
               });
   }
+  /// Returns a convolution over time, and records its derivative.
   Tensor conv1d(const Tensor& x, const P& weight, const P* bias, const Conv1dShape& shape, const Sequences& from,
                 const Sequences& to) {
     return op(backend_.conv1d(x.value, weight, bias, shape, from, to), needs(x) || trains(weight) || trains(bias),
@@ -4006,9 +4117,11 @@ class Autodiff {
                 give(x, backend_.conv1d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
+  /// Returns a 3 x 3 convolution over (time, frequency), then the activation if one is given, and records its
+  /// derivative.
   Tensor conv2d(const Tensor& x, const P& weight, const P& bias, const Conv2dShape& shape, const Sequences& from,
                 const Sequences& to, std::optional<Activation> kind = {}) {
-    // What ReLU gives says where its derivative is 0, so that what it was given need not be kept.
+    // The result of ReLU shows where its derivative is 0, so its input need not be kept.
     const bool relu = kind == Activation::relu;
     if (kind && !relu) return activation(*kind, conv2d(x, weight, bias, shape, from, to));
     Value y = backend_.conv2d(x.value, weight, bias, shape, from, to, kind);
@@ -4018,6 +4131,7 @@ class Autodiff {
                 give(x, backend_.conv2d_backward(dy, x.value, weight, bias, shape, from, to, needs(x)));
               });
   }
+  /// Returns a depthwise convolution over time, and records its derivative.
   Tensor depthwise_conv(const Tensor& x, const P& weight, const P* bias, const Sequences& sequences,
                         const DepthwiseShape& shape) {
     return op(backend_.depthwise_conv(x.value, weight, bias, sequences, shape),
@@ -4025,21 +4139,22 @@ class Autodiff {
                 give(x, backend_.depthwise_conv_backward(dy, x.value, weight, bias, sequences, shape, needs(x)));
               });
   }
-  /// `dropout` is of the attention probabilities, in training.
+  /// Returns softmax attention, and records its derivative. `dropout` is the dropout probability of the attention
+  /// weights in training.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, Scalar>& relative = {}, double dropout = 0) {
     const RelativeTerm<Value, Scalar> term{relative.table.value, relative.pos_bias_u, relative.pos_bias_v,
                                            relative.query.value, relative.packed};
     const DropoutMask mask = next_mask(dropout);
-    Value log_sums;
-    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, log_sums);
+    Value logsumexp;
+    Value y = backend_.attend_train(q.value, k.value, v.value, shape, q_sequences, kv_sequences, term, mask, logsumexp);
     const bool needed = needs(q) || needs(k) || needs(v) || needs(relative.table) || needs(relative.query) ||
                         trains(relative.pos_bias_u) || trains(relative.pos_bias_v);
     return op(std::move(y), needed,
               [=, this, table = relative.table, query = Tensor(Value(), relative.query.node)](const Value& dy) {
                 auto d = backend_.attend_backward(dy, q.value, k.value, v.value, shape, q_sequences, kv_sequences, term,
-                                                  mask, log_sums);
+                                                  mask, logsumexp);
                 give(q, std::move(d.dq));
                 give(k, std::move(d.dk));
                 give(v, std::move(d.dv));
@@ -4047,6 +4162,7 @@ class Autodiff {
                 if (!term.query.empty()) give(query, std::move(d.dposition_q));
               });
   }
+  /// Returns linear attention, and records its derivative.
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences) {
     return op(backend_.linear_attend(q.value, k.value, v.value, shape, sequences), needs(q) || needs(k) || needs(v),
@@ -4057,18 +4173,21 @@ class Autodiff {
                 give(v, std::move(d.dv));
               });
   }
+  /// Returns the product of every head with its matrix, and records its derivative.
   Tensor head_linear(const Tensor& x, const P& weight, const P* bias, const HeadShape& shape) {
     return op(backend_.head_linear(x.value, weight, bias, shape), needs(x) || trains(weight) || trains(bias),
               [this, x, &weight, bias, shape](const Value& dy) {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
   }
+  /// Returns x rotated by a table of angles, and records its derivative by x.
   Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
     return op(backend_.rotate(x.value, table.value, pairs), needs(x),
               [this, xn = Tensor(Value(), x.node), table, pairs](const Value& dy) {
                 give(xn, backend_.rotate(dy, table.value, pairs, -1));
               });
   }
+  /// Returns [a_h, b_h] for every head h, and records its derivative.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
     return op(backend_.concat(a.value, b.value, num_heads, b_heads), needs(a) || needs(b),
               [this, an = Tensor(Value(), a.node), bn = Tensor(Value(), b.node), ac = a.cols(), bc = b.cols(),
@@ -4078,6 +4197,7 @@ class Autodiff {
                 give(bn, std::move(d.db));
               });
   }
+  /// Returns x with elements dropped in training, and records its derivative.
   Tensor dropout(Tensor x, double probability) {
     const DropoutMask mask = next_mask(probability);
     if (!mask.any()) return x;
@@ -4085,6 +4205,7 @@ class Autodiff {
     return op(backend_.dropout_train(std::move(x.value), mask), needs(xn),
               [this, xn, mask](Value dy) { give(xn, backend_.dropout_train(std::move(dy), mask)); });
   }
+  /// Returns x + scale * y, and records its derivative.
   Tensor add(const Tensor& x, const Tensor& y, double scale = 1) {
     return op(backend_.add(x.value, y.value, scale), needs(x) || needs(y),
               [this, xn = Tensor(Value(), x.node), yn = Tensor(Value(), y.node), scale](const Value& dz) {
@@ -4092,6 +4213,7 @@ class Autodiff {
                 if (needs(yn)) give(yn, scale == 1 ? dz : backend_.scale(dz, scale));
               });
   }
+  /// Returns x with a parameter added to every row, and records its derivative.
   Tensor add_row(const Tensor& x, const P& row) {
     return op(backend_.add_row(x.value, row), needs(x) || trains(row),
               [this, xn = Tensor(Value(), x.node), &row](const Value& dy) {
@@ -4099,18 +4221,21 @@ class Autodiff {
                 give(xn, dy);
               });
   }
+  /// Returns the elementwise product of x and y, and records its derivative.
   Tensor multiply(const Tensor& x, const Tensor& y) {
     return op(backend_.multiply(x.value, y.value), needs(x) || needs(y), [this, x, y](const Value& dz) {
       if (needs(x)) give(x, backend_.multiply(dz, y.value));
       if (needs(y)) give(y, backend_.multiply(dz, x.value));
     });
   }
+  /// Returns the columns first .. first + count - 1 of x, and records its derivative.
   Tensor columns(const Tensor& x, Index first, Index count) {
     return op(backend_.columns(x.value, first, count), needs(x),
               [this, xn = Tensor(Value(), x.node), first, cols = x.cols()](const Value& dy) {
                 give(xn, backend_.columns_backward(dy, first, cols));
               });
   }
+  /// Returns sigmoid(gate) x + (1 - sigmoid(gate)) y with one gate for each sequence, and records its derivative.
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
     return op(backend_.mix(x.value, y.value, gate.value, sequences), needs(x) || needs(y) || needs(gate),
               [=, this](const Value& dout) {
@@ -4120,17 +4245,20 @@ class Autodiff {
                 give(gate, std::move(d.dgate));
               });
   }
+  /// Returns factor * x, and records its derivative.
   Tensor scale(const Tensor& x, double factor) {
     return op(backend_.scale(x.value, factor), needs(x), [this, xn = Tensor(Value(), x.node), factor](Value dy) {
       give(xn, backend_.scale(std::move(dy), factor));
     });
   }
+  /// Returns the log softmax of each row, and records its derivative.
   Tensor log_softmax(const Tensor& x) {
     Value y = backend_.log_softmax(x.value);
     return op(y, needs(x), [this, xn = Tensor(Value(), x.node), y](const Value& dy) {
       give(xn, backend_.log_softmax_backward(dy, y));
     });
   }
+  /// Returns the CTC losses (sequences, 1), and records their derivative.
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank) {
     Value derivative;
     Value losses = backend_.ctc(logits.value, sequences, labels, blank, &derivative);
@@ -4139,36 +4267,40 @@ class Autodiff {
                 give(xn, backend_.ctc_backward(dy, sequences, derivative));
               });
   }
+  /// Returns the mean of all elements with infinite ones as 0, and records its derivative.
   Tensor mean_finite(const Tensor& x) {
     return op(backend_.mean_finite(x.value), needs(x),
               [this, x](const Value& dy) { give(x, backend_.mean_finite_backward(dy, x.value)); });
   }
 
  private:
+  /// Computes the derivatives by a primitive's arguments from the derivative by its result.
   struct Step {
     virtual ~Step() = default;
     virtual void backward(Value gradient) = 0;
   };
+  /// Holds a callable as a step.
   template <class F>
   struct StepOf final : Step {
     explicit StepOf(F f) : function(std::move(f)) {}
     void backward(Value gradient) override { function(std::move(gradient)); }
     F function;
   };
+  /// Holds a step and the gradient of its result.
   struct Node {
-    std::unique_ptr<Step> step;  // null for a leaf, and once it is used up
-    Value gradient;              // that of a leaf stays
+    std::unique_ptr<Step> step;  // null for a leaf, and after it was used
+    Value gradient;              // kept for a leaf only
     bool leaf;
   };
 
-  /// Says whether a parameter gets a gradient. Throws where it would, but its values cannot change where they are.
+  /// Returns whether a parameter gets a gradient. Throws `Error` if it is trainable but was prepared to run.
   static bool trains(const P& p) {
     require(!p.trainable || p.can_train(),
             "autodiff: a weight prepared to run given, one on the host or prepared for training expected");
     return p.trainable;
   }
   static bool trains(const P* p) { return p != nullptr && trains(*p); }
-  /// Whether a derivative by x is wanted. Not by what was recorded before `clear`.
+  /// Returns whether a derivative by x is needed, which is false for constants and for values from before `clear`.
   bool needs(const Tensor& x) const { return x.node >= cleared_; }
   std::size_t place(const Tensor& x) const {
     require(x.node >= cleared_ && x.node < cleared_ + static_cast<Index>(nodes_.size()),
@@ -4182,7 +4314,7 @@ class Autodiff {
     return node;
   }
 
-  /// f(x) as it was computed before: with the same dropout, and nothing gathered a second time.
+  /// Returns f(x) computed as before: with the same dropout, and without a second update of statistics.
   template <class F>
   Tensor again(F& f, const Tensor& x, std::uint64_t first_call) {
     struct Restore {
@@ -4198,7 +4330,7 @@ class Autodiff {
     return f(x);
   }
 
-  /// From the end of the tape to node `begin`: uses up what is recorded there.
+  /// Runs the steps from the end of the tape back to node `begin`, each of which is used up.
   void walk_back(std::size_t begin) {
     for (std::size_t i = nodes_.size(); i-- > begin;) {
       if (nodes_[i].step == nullptr) continue;
@@ -4214,7 +4346,7 @@ class Autodiff {
     nodes_.push_back({std::move(step), Value(), leaf});
     return {std::move(value), cleared_ + static_cast<Index>(nodes_.size()) - 1};
   }
-  /// A result; its derivative is recorded only if something before it needs one.
+  /// Returns a result. Its derivative is recorded only if one of its arguments needs one.
   template <class F>
   Tensor op(Value value, bool needed, F&& backward) {
     if (!needed) return {std::move(value), -1};
@@ -4234,8 +4366,8 @@ class Autodiff {
   Seed seed_;
   std::uint64_t calls_ = 0;
   std::vector<Node> nodes_;
-  bool again_ = false;  // what is computed now was computed before
-  Index cleared_ = 0;   // nodes that `clear` has forgotten, which keep their numbers
+  bool again_ = false;  // whether `recompute` is recomputing
+  Index cleared_ = 0;   // nodes that `clear` has dropped; their numbers are not reused
 };
 
 }  // namespace LACONIC_ABI
@@ -6067,49 +6199,55 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-// Every form in which the CPU holds a weight: how it is made, found by the kernels, and read back.
+// The forms in which the CPU holds a weight: how each is made, found by the kernels, and read back.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The forms of a weight on the CPU.
+/// Names the forms of a weight on the CPU.
 enum class WeightForm {
-  plain,   ///< as on the host, row-major
+  plain,   ///< row-major, as on the host
   panels,  ///< W^T in panels, for rows times W^T
-  taps,    ///< a convolution's weight with its taps in order, then as panels
-  tiles    ///< the components of a convolution by tiles (kernels/winograd_conv2d.hpp), as panels
+  taps,    ///< a convolution's weight ordered (out, taps, in), transposed, in panels
+  tiles    ///< the components of a Winograd convolution (kernels/winograd_conv2d.hpp) in panels
 };
 
-/// A weight that `Cpu` holds.
+/// Holds a weight that is resident in `Cpu`.
 template <class T>
 class CpuWeight final : public ResidentWeight, public std::enable_shared_from_this<CpuWeight<T>> {
  public:
-  /// Holds the values as they are. Where `trains`, they can change, and have a gradient once one was asked for.
+  /// Holds the values unpacked. If `trains` is true, they can change and have a gradient, which is made when it is
+  /// first asked for.
   CpuWeight(Matrix<T> values, Matrix<T> gradient_values, bool trains)
       : ResidentWeight(&tag), value(std::move(values)), gradient(std::move(gradient_values)), trains_(trains) {}
-  /// Holds a packed weight.
+  /// Holds a packed weight, which cannot change.
   CpuWeight(WeightForm weight_form, Storage weight_storage, std::shared_ptr<const std::byte> memory)
       : ResidentWeight(&tag), form(weight_form), data(std::move(memory)), storage_(weight_storage) {}
 
-  /// Returns the CPU's form of a resident parameter. Throws `Error` where another backend, or one of another scalar
-  /// type, holds it.
+  /// Returns the CPU's form of a resident parameter. Throws `Error` if another backend holds it, or this one with
+  /// another scalar type.
   static CpuWeight& of(const Parameter<T>& p) {
     ResidentWeight& weight = *p.resident();
     require(weight.kind() == &tag, "weight: one resident in ", weight.backend(), " given, one of this Cpu expected");
     return static_cast<CpuWeight&>(weight);
   }
 
+  /// Returns the name of the backend.
   const char* backend() const override { return "Cpu"; }
+  /// Returns how the values are stored.
   Storage storage() const override { return storage_; }
+  /// Returns whether the values can change.
   bool can_train() const override { return trains_; }
+  /// Returns a copy if the values can change, and otherwise this weight itself.
   std::shared_ptr<ResidentWeight> copy() const override {
     if (trains_) return std::make_shared<CpuWeight>(value, gradient, true);
     return std::const_pointer_cast<CpuWeight>(this->shared_from_this());  // never written
   }
 
-  const WeightForm form = WeightForm::plain;
-  const std::shared_ptr<const std::byte> data{};  ///< of a packed form
-  Matrix<T> value{}, gradient{};                  ///< of the plain form
+  const WeightForm form = WeightForm::plain;      ///< the form of the values
+  const std::shared_ptr<const std::byte> data{};  ///< the packed values; null in plain form
+  Matrix<T> value{};                              ///< the values in plain form; otherwise empty
+  Matrix<T> gradient{};                           ///< the gradient in plain form, once it was used; otherwise empty
 
  private:
   static constexpr char tag = 0;
@@ -6119,7 +6257,7 @@ class CpuWeight final : public ResidentWeight, public std::enable_shared_from_th
 
 namespace kernels {
 
-/// Returns the values of a parameter, row-major (rows, cols). Throws `Error` where they are packed.
+/// Returns the values of a parameter, row-major (rows, cols). Throws `Error` if they are packed.
 template <class T>
 const T* values_of(const Parameter<T>& p) {
   if (!p.is_resident()) return p.host().data();
@@ -6128,14 +6266,15 @@ const T* values_of(const Parameter<T>& p) {
           "weight: one that is packed for products given (prepare), one as it is on the host expected");
   return weight.value.data();
 }
-/// Returns the values of a parameter that can be changed.
+/// Returns the values of a parameter, to be changed. Throws `Error` if they were prepared to run.
 template <class T>
 T* editable_values_of(Parameter<T>& p) {
   if (!p.is_resident()) return p.host().data();
   require(p.can_train(), "weight: one prepared to run given, one that can be trained expected");
   return CpuWeight<T>::of(p).value.data();
 }
-/// Returns the gradient of a parameter, zeroed when it is asked for the first time, or null where it is frozen.
+/// Returns the gradient of a parameter (rows, cols), zeroed in the first call, or null if the parameter is frozen.
+/// Throws `Error` if the parameter was prepared to run.
 template <class T>
 T* gradient_of(const Parameter<T>& p) {
   if (!p.trainable) return nullptr;
@@ -6145,14 +6284,14 @@ T* gradient_of(const Parameter<T>& p) {
   if (weight.gradient.size() == 0) weight.gradient.setZero(p.rows(), p.cols());
   return weight.gradient.data();
 }
-/// Returns the gradient of a parameter as a matrix, or null where none was asked for yet.
+/// Returns the gradient of a parameter, or null if it has none yet.
 template <class T>
 Matrix<T>* existing_gradient_of(const Parameter<T>& p) {
   if (!p.is_resident()) return p.has_gradient() ? &p.gradient() : nullptr;
   Matrix<T>& gradient = CpuWeight<T>::of(p).gradient;
   return gradient.size() > 0 ? &gradient : nullptr;
 }
-/// Returns the packed form of a parameter, or null where its values are as on the host.
+/// Returns the packed form of a parameter, or null if its values are unpacked.
 template <class T>
 const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   if (!p.is_resident()) return nullptr;
@@ -6160,7 +6299,7 @@ const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   return weight.form == WeightForm::plain ? nullptr : &weight;
 }
 
-/// Memory for the weights of a model, end to end in blocks of large pages. Each piece keeps the block that it lies in.
+/// Allocates memory for the weights of a model end to end, in blocks of large pages. Each piece keeps its block alive.
 class WeightMemory {
  public:
   /// Returns `bytes` of memory, aligned to 64 bytes and uninitialised. Allocates.
@@ -6187,11 +6326,11 @@ class WeightMemory {
   }
 
   std::shared_ptr<std::byte> next_{};
-  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // the size of the next
+  Index left_ = 0, block_ = laconic::detail::large_page_bytes;  // bytes left in this block, and bytes of the next
 };
 
-/// Makes a parameter resident in the form that its use is computed in fastest, rounded as `storage` says where products
-/// read it. Allocates.
+/// Makes a parameter resident in the form that its use is computed fastest in, rounded as `storage` says if products
+/// read it. Allocates. Throws `Error` if a parameter is to be rounded and not of float.
 template <class T>
 void prepare_weight(WeightMemory& memory, int threads, Storage storage, Parameter<T>& p) {
   require(storage == Storage::full || std::is_same_v<T, float>, "prepare: ", to_name(storage),
@@ -6199,7 +6338,7 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
-  // Patches of a convolution are rounded as rows of bytes only where that makes them faster.
+  // The patches of a convolution are rounded to bytes only if the processor multiplies bytes (VNNI).
   const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_VNNI;
   const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
   const Conv2dShape shape{in, out, 0};
@@ -6222,7 +6361,7 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   p.make_resident(std::make_shared<CpuWeight<T>>(weight_form, form, data));
 }
 
-/// Brings the values of a parameter back to the host, and its gradient if it has one. Values that were rounded stay so.
+/// Moves the values of a parameter back to the host, and its gradient if it has one. Rounded values stay rounded.
 /// Allocates.
 template <class T>
 void fetch_weight(Parameter<T>& p) {
@@ -6255,38 +6394,51 @@ void fetch_weight(Parameter<T>& p) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What all slices of `Cpu` stand on: threads, memory, tensors, and where parameters are.
+/// Holds what all slices of `Cpu` share: threads, memory, and what is kept for weights. It implements the primitives of
+/// tensors and parameters.
 template <class T>
 class CpuCore {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
-  /// Throws `Error` for a number of threads that no machine has; 0 takes all that the machine offers.
+  /// Makes a core with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=
+  /// 4096.
   explicit CpuCore(int threads) : threads_(checked_threads(threads)) {}
   CpuCore(const CpuCore&) = delete;
   CpuCore& operator=(const CpuCore&) = delete;
 
+  /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
+  /// Returns the number of threads.
   int threads() const { return threads_; }
 
+  /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
+  /// Returns a tensor (rows, cols) of zeros.
   Tensor zeros(Index rows, Index cols) {
     Tensor out = make(rows, cols);
     std::fill_n(out.data(), out.size(), T(0));
     return out;
   }
+  /// Returns a tensor that borrows a matrix, which must outlive everything that is computed from it.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
+  /// Returns a tensor that copies a temporary matrix.
   Tensor input(Matrix<T>&& x) {
     Tensor out = make(x.rows(), x.cols());
     out.view() = x;
     return out;
   }
+  /// Returns a tensor unchanged.
   Tensor input(Tensor x) { return x; }
+  /// Returns the values as a matrix. Allocates.
   Matrix<T> output(const Tensor& x) { return x.view(); }
+  /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
     require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
     return static_cast<double>(x.row(0)[0]);
   }
+  /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
   void argmax(const Tensor& x, std::span<Index> columns) {
     require(static_cast<Index>(columns.size()) == x.rows() && x.cols() > 0, "argmax: room for ", columns.size(),
             " columns given for (", x.rows(), ", ", x.cols(), "), as many as rows expected, and at least one column");
@@ -6302,6 +6454,8 @@ class CpuCore {
       columns[static_cast<std::size_t>(r)] = best;
     }
   }
+  /// Copies `count` rows of `from`, from row `first` on, to `to`, from row `at` on. Throws `Error` for rows that either
+  /// does not have.
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {
     require(first >= 0 && count >= 0 && at >= 0 && first + count <= from.rows() && at + count <= to.rows() &&
                 from.cols() == to.cols(),
@@ -6309,18 +6463,23 @@ class CpuCore {
             to.rows(), ", ", to.cols(), ") given, rows that both have and equal columns expected");
     std::copy_n(from.row(first), count * from.cols(), to.row(at));
   }
+  /// Returns a tensor (rows, cols) whose elements all have this value.
   Tensor fill(Index rows, Index cols, double value) {
     Tensor out = make(rows, cols);
     std::fill_n(out.data(), out.size(), static_cast<T>(value));
     return out;
   }
 
+  /// Packs the parameters of a model for products, rounded as `storage` says. Allocates. Throws `Error` if some are
+  /// resident already.
   template <class Model>
   void prepare(Model& model, Storage storage = Storage::full) {
     require_on_host(model, "prepare");
     kernels::WeightMemory memory;
     model.parameters([&](std::string_view, Parameter<T>& p) { kernels::prepare_weight(memory, threads_, storage, p); });
   }
+  /// Makes the parameters of a model resident with their gradients, in the form of the host. Allocates. Throws `Error`
+  /// if some are resident already.
   template <class Model>
   void prepare_training(Model& model) {
     require_on_host(model, "prepare_training");
@@ -6329,16 +6488,22 @@ class CpuCore {
       p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), std::move(gradient), true));
     });
   }
+  /// Moves the parameters of a model back to the host. Allocates.
   template <class Model>
   void fetch(Model& model) {
     model.parameters([](std::string_view, Parameter<T>& p) { kernels::fetch_weight(p); });
   }
 
+  /// Returns whether what is derived from a weight may be kept from call to call, which holds if the weight cannot
+  /// change.
   bool keeps(const Parameter<T>& weight) const { return !weight.can_train(); }
+  /// Returns make(n) for some n >= size, kept from an earlier call with this weight if there is one that is large
+  /// enough.
   template <class Make>
   Tensor kept_for(const Parameter<T>& weight, Index size, Make&& make) {
     const std::shared_ptr<const ResidentWeight> key = weight.resident();
-    // Sizes that grow by little do not make it anew each time; what belongs to weights that are gone goes first.
+    // Growth by a quarter keeps small increases from calling make each time. Entries of weights that no longer exist
+    // are dropped first.
     if (!kept_.contains(key)) std::erase_if(kept_, [](const auto& one) { return one.first.use_count() == 1; });
     auto& kept = kept_[key];
     if (kept.size < size) {
@@ -6348,7 +6513,7 @@ class CpuCore {
     return kept.value;
   }
 
-  /// Adds the sums of the columns of dy to the gradient of a row of parameters that was added to every row.
+  /// Adds the sums of the columns of dy (rows, cols) to the gradient of a parameter (cols) that was added to every row.
   void add_column_sums(const Tensor& dy, const Parameter<T>& row) {
     if (T* gradient = kernels::gradient_of(row))
       kernels::add_column_sums(threads_, dy.rows(), dy.cols(), dy.data(), gradient);
@@ -6373,7 +6538,7 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// One row into its stored form; and columns `first` .. first + width - 1 of it back.
+/// Writes a row x (width) to `to` in its stored form. int8 stores a float scale, then the bytes.
 template <class T>
 void store_row(Storage storage, Index width, const T* x, std::byte* to) {
   if (storage == Storage::full) {
@@ -6391,6 +6556,7 @@ void store_row(Storage storage, Index width, const T* x, std::byte* to) {
     for (Index i = 0; i < width; ++i) numbers[i] = row(x[i]);
   }
 }
+/// Reads the columns first .. first + width - 1 of a stored row into x.
 template <class T>
 void load_row(Storage storage, Index first, Index width, const std::byte* from, T* x) {
   if (storage == Storage::full) {
@@ -6411,12 +6577,15 @@ void load_row(Storage storage, Index first, Index width, const std::byte* from, 
 
 }  // namespace kernels
 
-/// The last rows of many streams: for each slot up to `capacity` rows of `width` numbers, as rings in one piece of
-/// memory that is taken at construction. Storing rounds by `storage`; reading gives the rounded numbers.
+/// Holds the last rows of many streams: for each slot a ring of up to `capacity` rows of `width` values. Its memory is
+/// allocated at construction. Storing rounds as `storage` says; reading returns the rounded values. Slots may be used
+/// by different threads at the same time.
 template <class T>
 class RowCache {
  public:
+  /// Makes a cache without slots.
   RowCache() = default;
+  /// Makes a cache of empty slots. Allocates.
   RowCache(Index slots, Index capacity, Index width, Storage storage = Storage::full)
       : capacity_(capacity),
         width_(width),
@@ -6425,23 +6594,30 @@ class RowCache {
         memory_(static_cast<std::size_t>(slots * capacity * row_bytes_)),
         rings_(static_cast<std::size_t>(slots)) {}
 
+  /// Returns the number of slots.
   Index slots() const { return static_cast<Index>(rings_.size()); }
+  /// Returns the rows that a slot has room for.
   Index capacity() const { return capacity_; }
+  /// Returns the values of a row.
   Index width() const { return width_; }
+  /// Returns how rows are stored.
   Storage storage() const { return storage_; }
+  /// Returns the bytes of a stored row.
   Index row_bytes() const { return row_bytes_; }
-  /// Held for rows, all slots.
+  /// Returns the bytes held for the rows of all slots.
   Index bytes() const { return static_cast<Index>(memory_.size()); }
+  /// Returns the rows that a slot holds.
   Index count(Index slot) const { return ring(slot).count; }
 
-  /// Empties a slot, or fills it with zeros.
+  /// Empties a slot.
   void clear(Index slot) { ring(slot) = {}; }
+  /// Fills a slot with `capacity` rows of zeros.
   void fill_zeros(Index slot) {
     ring(slot) = {0, capacity_};
     std::fill_n(memory_.data() + slot * capacity_ * row_bytes_, capacity_ * row_bytes_, std::byte{0});
   }
 
-  /// Makes slot `to` hold what slot `from` holds.
+  /// Copies slot `from` to slot `to`.
   void fork(Index from, Index to) {
     ring(to) = ring(from);
     if (from != to)
@@ -6449,8 +6625,8 @@ class RowCache {
                   memory_.data() + to * capacity_ * row_bytes_);
   }
 
-  /// visit(first, count, stored) for rows begin .. end - 1 of a slot, oldest first: `count` rows from `first` on lie
-  /// one after the other from `stored` on, as they are stored.
+  /// Calls visit(first, count, stored) for the rows begin .. end - 1 of a slot, oldest first, in contiguous runs:
+  /// `stored` points to `count` stored rows from row `first` on.
   template <class Visit>
   void each_run(Index slot, Index begin, Index end, Visit&& visit) const {
     const Ring& r = ring(slot);
@@ -6460,14 +6636,14 @@ class RowCache {
       visit(i, count, at(slot, row));
     }
   }
-  /// The slot's rows, oldest first, to x (count, width).
+  /// Writes the rows of a slot, oldest first, to x (count, width).
   void read(Index slot, T* x) const {
     each_run(slot, 0, count(slot), [&](Index first, Index rows, const std::byte* stored) {
       for (Index i = 0; i < rows; ++i)
         kernels::load_row(storage_, 0, width_, stored + i * row_bytes_, x + (first + i) * width_);
     });
   }
-  /// Adds x (rows, width); the oldest rows beyond the capacity go.
+  /// Appends x (rows, width) to a slot. The oldest rows beyond the capacity are dropped.
   void append(Index slot, Index rows, const T* x) {
     Ring& r = ring(slot);
     for (Index i = std::max<Index>(0, rows - capacity_); i < rows; ++i) {
@@ -6480,6 +6656,7 @@ class RowCache {
   }
 
  private:
+  /// Holds the first row of a ring and its number of rows.
   struct Ring {
     Index begin = 0, count = 0;
   };
@@ -6494,12 +6671,12 @@ class RowCache {
   std::vector<Ring> rings_;
 };
 
-/// What a cache holds in its slots, one for each sequence, and the rows that came after it.
+/// Refers to the rows that a cache holds in one slot for each sequence, followed by new rows.
 template <class T>
 struct CachedRows {
-  Tensor<T> rows{};
-  const RowCache<T>* cache = nullptr;  ///< null: these rows are all
-  std::span<const Index> slots{};
+  Tensor<T> rows{};                    ///< the new rows of all sequences
+  const RowCache<T>* cache = nullptr;  ///< the cache; null: there are only the new rows
+  std::span<const Index> slots{};      ///< the slot of each sequence
 };
 
 }  // namespace LACONIC_ABI
@@ -7489,19 +7666,26 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that attends.
+/// Implements the attention primitives of `Cpu`.
 template <class T>
 class CpuAttention {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
+  /// The type of a cache of rows.
   using Cache = RowCache<T>;
+  /// The type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
+  /// Returns softmax attention (rows, num_heads * V). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
+  /// num_kv_heads * V). Throws `Error` for shapes that do not fit.
   Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
     return attend(q, CachedRows{k}, CachedRows{v}, shape, q_sequences, kv_sequences, relative);
   }
+  /// Returns softmax attention over keys and values that are read in place from a cache. `kv_sequences` counts cached
+  /// and new rows.
   Tensor attend(const Tensor& q, const CachedRows& k, const CachedRows& v, const AttendShape& shape,
                 const Sequences& q_sequences, const Sequences& kv_sequences,
                 const RelativeTerm<Tensor, T>& relative = {}, double = 0) {
@@ -7510,23 +7694,32 @@ class CpuAttention {
     kernels::attend(core_.threads(), core_.arena(), in, out.data(), static_cast<T*>(nullptr));
     return out;
   }
+  /// Returns softmax attention with dropout of its weights, and the logsumexp of the scores of each row and head (rows,
+  /// num_heads). Throws `Error` for a packed table.
   Tensor attend_train(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                       const Sequences& q_sequences, const Sequences& kv_sequences,
-                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& log_sums) {
+                      const RelativeTerm<Tensor, T>& relative, const DropoutMask& dropout, Tensor& logsumexp) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     Tensor out = core_.make(q.rows(), in.out_cols());
-    log_sums = core_.make(q.rows(), shape.num_heads);
-    kernels::attend(core_.threads(), core_.arena(), in, out.data(), log_sums.data());
+    logsumexp = core_.make(q.rows(), shape.num_heads);
+    kernels::attend(core_.threads(), core_.arena(), in, out.data(), logsumexp.data());
     return out;
   }
+  /// Holds the derivatives of `attend`, each with the shape of its argument.
   struct AttendDerivative {
-    Tensor dq, dk, dv, dtable, dposition_q;  ///< the last where queries of their own meet the table
+    Tensor dq;           ///< derivative by the queries
+    Tensor dk;           ///< derivative by the keys
+    Tensor dv;           ///< derivative by the values
+    Tensor dtable;       ///< derivative by the table of positions; empty without one
+    Tensor dposition_q;  ///< derivative by the queries that meet the table; empty if they are q
   };
+  /// Returns the derivatives of `attend_train` and adds those by the position biases to their gradients. It recomputes
+  /// the weights from q, k and logsumexp, so nothing of size queries x keys is kept.
   AttendDerivative attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const AttendShape& shape, const Sequences& q_sequences,
                                    const Sequences& kv_sequences, const RelativeTerm<Tensor, T>& relative,
-                                   const DropoutMask& dropout, const Tensor& log_sums) {
+                                   const DropoutMask& dropout, const Tensor& logsumexp) {
     auto in = whole_operands(q, k, v, shape, q_sequences, kv_sequences, relative);
     in.dropout = dropout;
     AttendDerivative d{
@@ -7542,10 +7735,11 @@ class CpuAttention {
       to.du = relative.pos_bias_u == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_u);
       to.dw = relative.pos_bias_v == nullptr ? nullptr : kernels::gradient_of(*relative.pos_bias_v);
     }
-    kernels::attend_backward(core_.threads(), core_.arena(), in, dout.data(), log_sums.data(), to);
+    kernels::attend_backward(core_.threads(), core_.arena(), in, dout.data(), logsumexp.data(), to);
     return d;
   }
 
+  /// Returns a table of relative positions in panels, as `attend` reads it. table (2 * span - 1, num_heads * head_dim).
   Tensor prepare_table(const Tensor& table, Index num_heads) {
     require(num_heads > 0 && table.cols() % num_heads == 0, "prepare_table: ", table.cols(), " channels given for ",
             num_heads, " heads");
@@ -7554,6 +7748,8 @@ class CpuAttention {
     return out;
   }
 
+  /// Returns linear attention (rows, num_heads * V). `states`, if not null, is (sequences, num_kv_heads * K * (V + 1))
+  /// and is updated. Throws `Error` for shapes that do not fit and for a mask with a limited left context.
   Tensor linear_attend(const Tensor& q, const Tensor& k, const Tensor& v, const AttendShape& shape,
                        const Sequences& sequences, Tensor* states = nullptr) {
     const auto in = linear_operands(q, k, v, shape, sequences);
@@ -7567,9 +7763,13 @@ class CpuAttention {
                            states == nullptr ? nullptr : states->data());
     return out;
   }
+  /// Holds the derivatives of `linear_attend`, each with the shape of its argument.
   struct LinearAttendDerivative {
-    Tensor dq, dk, dv;
+    Tensor dq;  ///< derivative by the queries
+    Tensor dk;  ///< derivative by the keys
+    Tensor dv;  ///< derivative by the values
   };
+  /// Returns the derivatives of `linear_attend` without states.
   LinearAttendDerivative linear_attend_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const AttendShape& shape, const Sequences& sequences) {
     LinearAttendDerivative d{core_.make(q.rows(), q.cols()), core_.make(k.rows(), k.cols()),
@@ -7580,6 +7780,7 @@ class CpuAttention {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuAttention(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -7599,7 +7800,7 @@ class CpuAttention {
                 v.cols() % shape.num_kv_heads == 0,
             "attend: q, k, v have ", q.cols(), ", ", k.cols(), ", ", v.cols(), " channels, which ", shape.num_heads,
             " heads over ", shape.num_kv_heads, " key-value heads do not divide");
-    // Rows that came now are those of the queries where there are caches.
+    // With caches, the new keys and values are the rows of the queries.
     const bool cached = keys.cache != nullptr;
     const Sequences& fresh = cached ? q_sequences : kv_sequences;
     require(q.rows() == q_sequences.rows() && k.rows() == fresh.rows() && v.rows() == k.rows() &&
@@ -7670,41 +7871,52 @@ class CpuAttention {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that keeps rows of streams.
+/// Implements the caches of `Cpu` for streams and decoders.
 template <class T>
 class CpuCaches {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
+  /// The type of a cache of rows.
   using Cache = RowCache<T>;
+  /// The type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
+  /// Returns a cache of `slots` slots with `capacity` rows of `width` values each. Allocates.
   Cache make_cache(Index slots, Index capacity, Index width, Storage storage = Storage::full) {
     return Cache(slots, capacity, width, storage);
   }
+  /// Empties a slot.
   void clear(Cache& cache, Index slot) {
     check_slots(cache, {&slot, 1});
     cache.clear(slot);
   }
+  /// Fills a slot with rows of zeros.
   void fill_zeros(Cache& cache, Index slot) {
     check_slots(cache, {&slot, 1});
     cache.fill_zeros(slot);
   }
+  /// Copies slot `from` to slot `to`.
   void fork(Cache& cache, Index from, Index to) {
     check_slots(cache, {&from, 1});
     check_slots(cache, {&to, 1});
     cache.fork(from, to);
   }
 
+  /// Returns a view of the rows in slots[n], followed by the rows of x of sequence n. Copies nothing. Throws `Error`
+  /// for shapes or slots that do not fit.
   CachedRows with_cached(const Cache& cache, std::span<const Index> slots, const Tensor& x,
                          const Sequences& sequences) {
     check_rows(cache, slots, x, sequences);
     return {x, &cache, slots};
   }
+  /// Returns the sequences of a view, which count cached and new rows.
   Sequences cached_lengths(const CachedRows& x, const Sequences& sequences) {
     return Sequences::make(core_.arena(), sequences.size(), [&](Index n) {
       return x.cache->count(x.slots[static_cast<std::size_t>(n)]) + sequences.length(n);
     });
   }
+  /// Returns a view copied into one tensor. `all` are its cached_lengths.
   Tensor gathered(const CachedRows& x, const Sequences& sequences, const Sequences& all) {
     Tensor out = core_.make(all.rows(), x.rows.cols());
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
@@ -7715,16 +7927,19 @@ class CpuCaches {
     });
     return out;
   }
+  /// Appends the rows of sequence n to slots[n]; the oldest rows beyond the capacity are dropped.
   void append(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
     check_rows(cache, slots, x, sequences);
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int) {
       cache.append(slots[static_cast<std::size_t>(n)], sequences.length(n), x.row(sequences.begin(n)));
     });
   }
+  /// Holds the result of `extend`.
   struct Extended {
-    Tensor rows;
-    Sequences sequences;
+    Tensor rows;          ///< cached rows and new rows of every sequence
+    Sequences sequences;  ///< the sequences of these rows
   };
+  /// Returns the cached rows and the rows of x as one tensor, then appends the rows of x to the cache.
   Extended extend(Cache& cache, std::span<const Index> slots, const Tensor& x, const Sequences& sequences) {
     const CachedRows rows = with_cached(cache, slots, x, sequences);
     Sequences all = cached_lengths(rows, sequences);
@@ -7732,6 +7947,7 @@ class CpuCaches {
     append(cache, slots, x, sequences);
     return {std::move(out), std::move(all)};
   }
+  /// Calls change(rows) with the one row that each slot holds (slots, width), and stores the changed rows.
   template <class Change>
   void update(Cache& cache, std::span<const Index> slots, Change&& change) {
     check_slots(cache, slots);
@@ -7742,6 +7958,7 @@ class CpuCaches {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuCaches(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -7767,12 +7984,14 @@ class CpuCaches {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that convolves.
+/// Implements the convolutions of `Cpu`.
 template <class T>
 class CpuConvolution {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns a convolution over time (rows of `to`, out_channels). Throws `Error` for shapes that do not fit.
   Tensor conv1d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const Conv1dShape& shape,
                 const Sequences& from, const Sequences& to) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -7787,7 +8006,7 @@ class CpuConvolution {
     Buffer space;
     const kernels::PackedWeight packed = packed_form(weight, shape, space);
     const Index depth = shape.patch();
-    // What an output frame sees is one run of memory, so the rows of x are read where they lie, `stride` rows apart.
+    // The inputs of an output frame are contiguous, so the rows of x are read in place, `stride` rows apart.
     for (Index n = 0; n < from.size(); ++n)
       kernels::multiply(core_.threads(), core_.arena(), to.length(n),
                         kernels::Operand<T>{x.row(from.begin(n)), shape.stride * shape.in_channels}, shape.out_channels,
@@ -7795,6 +8014,7 @@ class CpuConvolution {
                         kernels::NoEpilogue());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor conv1d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          const Conv1dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (weight.trainable) {
@@ -7812,6 +8032,9 @@ class CpuConvolution {
     return dx;
   }
 
+  /// Returns a 3 x 3 convolution over (time, frequency) (rows of `to`, out_cols()), then the activation if one is
+  /// given. A stride of 2 with enough channels is computed by Winograd tiles. Throws `Error` for shapes that do not
+  /// fit.
   Tensor conv2d(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, const Conv2dShape& shape,
                 const Sequences& from, const Sequences& to, std::optional<Activation> activation = {}) {
     require(shape.stride > 0 && weight.rows() == shape.out_channels && weight.cols() == shape.patch() &&
@@ -7852,6 +8075,7 @@ class CpuConvolution {
                     });
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor conv2d_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                          const Conv2dShape& shape, const Sequences& from, const Sequences& to, bool needs_dx) {
     if (bias.trainable)
@@ -7883,6 +8107,8 @@ class CpuConvolution {
     return dx;
   }
 
+  /// Returns a depthwise convolution over time, with `past` rows less in each sequence. Throws `Error` for shapes that
+  /// do not fit.
   Tensor depthwise_conv(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                         const Sequences& sequences, const DepthwiseShape& shape) {
     const Index channels = weight.rows(), kernel = weight.cols();
@@ -7901,6 +8127,8 @@ class CpuConvolution {
                             bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
+  /// Throws `Error` for shapes with past rows.
   Tensor depthwise_conv_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight,
                                  const Parameter<T>* bias, const Sequences& sequences, const DepthwiseShape& shape,
                                  bool needs_dx) {
@@ -7924,6 +8152,7 @@ class CpuConvolution {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuConvolution(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -7934,7 +8163,7 @@ class CpuConvolution {
       require(to.length(n) == shape.out_length(from.length(n)), name, ": length ", to.length(n), " out given for ",
               from.length(n), " in, ", shape.out_length(from.length(n)), " expected");
   }
-  /// Returns the weight as it was packed, or packs it now, in `space`.
+  /// Returns the packed form of a weight: the prepared one, or one that is packed now into `space`.
   template <class Shape>
   kernels::PackedWeight packed_form(const Parameter<T>& weight, const Shape& shape, Buffer& space) {
     if (const CpuWeight<T>* prepared = kernels::packed_form_of(weight)) {
@@ -8117,40 +8346,49 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that computes value by value, or moves values between columns.
+/// Implements the primitives of `Cpu` that compute elementwise or move values between columns.
 template <class T>
 class CpuElementwise {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns ReLU, SiLU or GELU of each element.
   Tensor activation(Activation kind, Tensor x) {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
   }
+  /// Returns dy times the derivative of the activation at x.
   Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
     return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);
   }
 
+  /// Returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels). Throws `Error` for an odd number of
+  /// columns.
   Tensor glu(const Tensor& x) {
     require(x.cols() % 2 == 0, "glu: ", x.cols(), " channels given, an even number expected");
     Tensor y = core_.make(x.rows(), x.cols() / 2);
     kernels::glu(core_.threads(), y.rows(), y.cols(), x.data(), y.data());
     return y;
   }
+  /// Returns the derivative of `glu` by x (rows, 2 * channels).
   Tensor glu_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = core_.make(x.rows(), x.cols());
     kernels::glu_backward(core_.threads(), dy.rows(), dy.cols(), dy.data(), x.data(), dx.data());
     return dx;
   }
 
+  /// Returns x, since this context does not train.
   Tensor dropout(Tensor x, double) { return x; }
+  /// Returns x with the elements that the mask drops zeroed and the others scaled.
   Tensor dropout_train(Tensor x, const DropoutMask& mask) {
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
     kernels::dropout(core_.threads(), x.size(), mask, std::as_const(x).data(), y.data());
     return y;
   }
 
+  /// Returns x + scale * y. Throws `Error` for different shapes.
   Tensor add(Tensor x, const Tensor& y, double scale = 1) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "add: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
             y.cols(), ") given, equal shapes expected");
@@ -8158,6 +8396,7 @@ class CpuElementwise {
     const auto sum = [s](auto a, auto b) { return xsimd::fma(s, b, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), sum, x, y);
   }
+  /// Returns x (rows, channels) with `row` (channels) added to every row.
   Tensor add_row(Tensor x, const Parameter<T>& row) {
     require(x.cols() == row.size(), "add_row: input has ", x.cols(), " channels, the row has ", row.size());
     Tensor y = x.unique() ? x : core_.make(x.rows(), x.cols());
@@ -8169,13 +8408,16 @@ class CpuElementwise {
     });
     return y;
   }
+  /// Adds the column sums of dy to the gradient of `row`.
   void add_row_backward(const Tensor& dy, const Parameter<T>& row) { core_.add_column_sums(dy, row); }
+  /// Returns the elementwise product of x and y. Throws `Error` for different shapes.
   Tensor multiply(const Tensor& x, const Tensor& y) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "multiply: (", x.rows(), ", ", x.cols(), ") and (", y.rows(),
             ", ", y.cols(), ") given, equal shapes expected");
     return mapped(
         core_.make(x.rows(), x.cols()), [](auto a, auto b) { return a * b; }, x, y);
   }
+  /// Returns the columns first .. first + count - 1 of x. Throws `Error` for columns that x does not have.
   Tensor columns(const Tensor& x, Index first, Index count) {
     require(first >= 0 && count > 0 && first + count <= x.cols(), "columns: ", first, " to ", first + count, " of ",
             x.cols(), " wanted");
@@ -8183,11 +8425,13 @@ class CpuElementwise {
     out.view() = std::as_const(x).view().middleCols(first, count);
     return out;
   }
+  /// Returns the derivative of `columns` by x (rows, cols), which is zero outside the columns.
   Tensor columns_backward(const Tensor& dy, Index first, Index cols) {
     Tensor dx = core_.zeros(dy.rows(), cols);
     dx.view().middleCols(first, dy.cols()) = dy.view();
     return dx;
   }
+  /// Returns sigmoid(gate_n) x + (1 - sigmoid(gate_n)) y for the rows of each sequence n. gate (sequences, 1).
   Tensor mix(const Tensor& x, const Tensor& y, const Tensor& gate, const Sequences& sequences) {
     require(x.rows() == y.rows() && x.cols() == y.cols() && x.rows() == sequences.rows() &&
                 gate.rows() == sequences.size() && gate.cols() == 1,
@@ -8203,9 +8447,13 @@ class CpuElementwise {
     }
     return out;
   }
+  /// Holds the derivatives of `mix`, each with the shape of its argument.
   struct MixDerivative {
-    Tensor dx, dy, dgate;
+    Tensor dx;     ///< derivative by x
+    Tensor dy;     ///< derivative by y
+    Tensor dgate;  ///< derivative by the gate
   };
+  /// Returns the derivatives of `mix` by x, y and gate.
   MixDerivative mix_backward(const Tensor& dout, const Tensor& x, const Tensor& y, const Tensor& gate,
                              const Sequences& sequences) {
     MixDerivative d{core_.make(x.rows(), x.cols()), core_.make(x.rows(), x.cols()), core_.make(gate.rows(), 1)};
@@ -8220,12 +8468,15 @@ class CpuElementwise {
     }
     return d;
   }
+  /// Returns factor * x.
   Tensor scale(Tensor x, double factor) {
     const kernels::Batch<T> s(static_cast<T>(factor));
     return mapped(
         x.unique() ? x : core_.make(x.rows(), x.cols()), [s](auto a) { return s * a; }, x);
   }
 
+  /// Returns x with the pairs of channels of each head rotated by the angles in `table` (rows, width), or rotated back
+  /// if `direction` is -1.
   Tensor rotate(Tensor x, const Tensor& table, RotaryPairs pairs, double direction = 1) {
     require(table.cols() > 0 && table.cols() % 2 == 0 && x.cols() % table.cols() == 0 && table.rows() == x.rows(),
             "rotate: (", x.rows(), ", ", x.cols(), ") given with a table of (", table.rows(), ", ", table.cols(),
@@ -8236,6 +8487,7 @@ class CpuElementwise {
     return y;
   }
 
+  /// Returns [a_h, b_h] for every head h, where b has as many heads as a, or one for all.
   Tensor concat(const Tensor& a, const Tensor& b, Index num_heads = 1, Index b_heads = 1) {
     require(a.rows() == b.rows() && num_heads > 0 && a.cols() % num_heads == 0 &&
                 (b_heads == num_heads || b_heads == 1) && b.cols() % b_heads == 0,
@@ -8247,9 +8499,12 @@ class CpuElementwise {
                     y.data());
     return y;
   }
+  /// Holds the derivatives of `concat`, each with the shape of its argument.
   struct ConcatDerivative {
-    Tensor da, db;
+    Tensor da;  ///< derivative by a
+    Tensor db;  ///< derivative by b
   };
+  /// Returns the derivatives of `concat` by a and b, which have these columns.
   ConcatDerivative concat_backward(const Tensor& dy, Index a_cols, Index b_cols, Index num_heads, Index b_heads) {
     ConcatDerivative d{core_.make(dy.rows(), a_cols), core_.make(dy.rows(), b_cols)};
     kernels::concat_backward(core_.threads(), dy.rows(), num_heads, a_cols / num_heads, b_cols / b_heads,
@@ -8258,10 +8513,11 @@ class CpuElementwise {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuElementwise(CpuCore<T>& core) : core_(core) {}
 
  private:
-  /// f of each number of the inputs, in `out`, which may be the first of them.
+  /// Writes f(inputs...) of each element to `out`, which may be the first input, and returns it.
   template <class F, class... Inputs>
   Tensor mapped(Tensor out, F f, const Inputs&... inputs) {
     kernels::map(core_.threads(), out.size(), out.data(), f, inputs.data()...);
@@ -8277,12 +8533,15 @@ class CpuElementwise {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that multiplies rows by weights.
+/// Implements the products of `Cpu` with weights.
 template <class T>
 class CpuLinear {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns x W^T + b (rows, out), then the activation if one is given. x (rows, in), weight (out, in) packed or not,
+  /// bias (out) or null. Throws `Error` for shapes that do not fit.
   Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                 std::optional<Activation> activation = {}) {
     const Index out = weight.rows(), in = weight.cols();
@@ -8304,6 +8563,8 @@ class CpuLinear {
                        kernels::ActivationEpilogue{activation});
     return y;
   }
+  /// Returns dx = dy W, or nothing if `needs_dx` is false, and adds dy^T x and the column sums of dy to the gradients
+  /// of weight and bias.
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                          bool needs_dx) {
     const Index out = weight.rows(), in = weight.cols(), rows = x.rows();
@@ -8319,6 +8580,8 @@ class CpuLinear {
     return dx;
   }
 
+  /// Returns y_h = x_h W_h^T + b_h for every head h, or x_h W_h if transposed. Throws `Error` for shapes that do not
+  /// fit.
   Tensor head_linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias, const HeadShape& shape) {
     const auto [out, in] = head_sizes(x, weight, shape);
     require(bias == nullptr || (bias->size() == weight.rows() && !shape.transposed), "head_linear: a bias of ",
@@ -8328,6 +8591,7 @@ class CpuLinear {
                          bias == nullptr ? nullptr : kernels::values_of(*bias), y.data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
                               HeadShape shape, bool needs_dx) {
     const auto [out, in] = head_sizes(x, weight, shape);
@@ -8343,6 +8607,7 @@ class CpuLinear {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuLinear(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -8654,34 +8919,43 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that turns logits into losses.
+/// Implements the losses of `Cpu`.
 template <class T>
 class CpuLosses {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns x - logsumexp(x) for each row.
   Tensor log_softmax(const Tensor& x) {
     Tensor y = core_.make(x.rows(), x.cols());
     kernels::log_softmax(core_.threads(), x.rows(), x.cols(), x.data(), y.data());
     return y;
   }
+  /// Returns the softmax of each row.
   Tensor softmax(const Tensor& x) {
     Tensor y = log_softmax(x);
     y.view() = y.view().array().exp().matrix();
     return y;
   }
+  /// Returns the sum of the elementwise product of x and y, computed in double. Throws `Error` for different shapes.
   double dot(const Tensor& x, const Tensor& y) {
     require(x.rows() == y.rows() && x.cols() == y.cols(), "dot: (", x.rows(), ", ", x.cols(), ") and (", y.rows(), ", ",
             y.cols(), ") given, equal shapes expected");
     return x.view().template cast<double>().cwiseProduct(y.view().template cast<double>()).sum();
   }
+  /// Returns the sum of squares of all elements.
   double squared_norm(const Tensor& x) { return static_cast<double>(x.view().squaredNorm()); }
+  /// Returns the derivative of `log_softmax` by its input, from its result y.
   Tensor log_softmax_backward(const Tensor& dy, const Tensor& y) {
     Tensor dx = core_.make(y.rows(), y.cols());
     kernels::log_softmax_backward(core_.threads(), y.rows(), y.cols(), dy.data(), y.data(), dx.data());
     return dx;
   }
 
+  /// Returns the CTC losses (sequences, 1) of logits (rows, classes), and writes the derivative of the losses by the
+  /// logits if `derivative` is not null. Throws `Error` for sizes that do not fit and for labels that are the blank or
+  /// no class.
   Tensor ctc(const Tensor& logits, const Sequences& sequences, const Labels& labels, int blank,
              Tensor* derivative = nullptr) {
     require(labels.sequences.size() == sequences.size(), "ctc: ", labels.sequences.size(),
@@ -8698,19 +8972,21 @@ class CpuLosses {
     Tensor losses = core_.make(sequences.size(), 1), own;
     Tensor& d = derivative == nullptr ? own : *derivative;
     d = core_.make(logits.rows(), logits.cols());
-    Index most = 1;
+    Index max_scratch = 1;
     for (Index n = 0; n < sequences.size(); ++n)
-      most = std::max(most, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
-    const Buffer scratch = core_.arena().allocate(static_cast<std::size_t>(core_.threads() * most) * sizeof(double));
+      max_scratch = std::max(max_scratch, kernels::ctc_scratch(sequences.length(n), labels.sequences.length(n)));
+    const Buffer scratch =
+        core_.arena().allocate(static_cast<std::size_t>(core_.threads() * max_scratch) * sizeof(double));
     kernels::parallel_for(core_.threads(), sequences.size(), [&](Index n, int thread) {
       const std::span tokens(labels.tokens.data() + labels.sequences.begin(n),
                              static_cast<std::size_t>(labels.sequences.length(n)));
       losses.row(n)[0] = static_cast<T>(
           kernels::ctc<T>(sequences.length(n), logits.cols(), log_probs.row(sequences.begin(n)), tokens, blank,
-                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * most));
+                          d.row(sequences.begin(n)), static_cast<double*>(scratch.data()) + thread * max_scratch));
     });
     return losses;
   }
+  /// Returns the derivative that `ctc` wrote, scaled by dlosses (sequences, 1).
   Tensor ctc_backward(const Tensor& dlosses, const Sequences& sequences, const Tensor& derivative) {
     Tensor dx = core_.make(derivative.rows(), derivative.cols());
     for (Index n = 0; n < sequences.size(); ++n) {
@@ -8722,6 +8998,7 @@ class CpuLosses {
     return dx;
   }
 
+  /// Returns the mean (1, 1) of all elements, where infinite ones count as 0.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;
     for (Index i = 0; i < x.size(); ++i) sum += std::isinf(x.data()[i]) ? 0.0 : static_cast<double>(x.data()[i]);
@@ -8729,6 +9006,7 @@ class CpuLosses {
     y.row(0)[0] = static_cast<T>(sum / static_cast<double>(std::max<Index>(1, x.size())));
     return y;
   }
+  /// Returns dy / size for finite elements of x and NaN, and 0 for infinite ones.
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {
     Tensor dx = core_.make(x.rows(), x.cols());
     for (Index i = 0; i < x.size(); ++i)
@@ -8737,6 +9015,7 @@ class CpuLosses {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuLosses(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -8749,12 +9028,15 @@ class CpuLosses {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that normalises rows and channels.
+/// Implements the norms of `Cpu`.
 template <class T>
 class CpuNorms {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the layer norm of each row of x (rows, channels), and writes mean and 1/std of each row (rows, 2) if
+  /// `moments` is not null.
   Tensor layer_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                     Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size(), "layer_norm: input has ", x.cols(),
@@ -8766,6 +9048,7 @@ class CpuNorms {
                         moments == nullptr ? nullptr : moments->data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor layer_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                              const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -8774,6 +9057,8 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the root-mean-square norm of each row of x (rows, channels), and writes 1/rms of each row (rows, 1) if
+  /// `inverses` is not null.
   Tensor rms_norm(const Tensor& x, const Parameter<T>& weight, double eps, Tensor* inverses = nullptr) {
     require(x.cols() == weight.size(), "rms_norm: input has ", x.cols(), " channels, the weight expects ",
             weight.size());
@@ -8783,6 +9068,7 @@ class CpuNorms {
                       y.data(), inverses == nullptr ? nullptr : inverses->data());
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivative by weight to its gradient.
   Tensor rms_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Tensor& inverses,
                            bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -8791,9 +9077,12 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the batch norm of each channel of x (rows, channels) by the running statistics.
   Tensor batch_norm(const Tensor& x, const BatchNormParameters<T>& p) {
     return batch_norm_with(x, p, kernels::values_of(p.running_mean), kernels::values_of(p.running_var));
   }
+  /// Returns the batch norm of each channel by the statistics of x, and writes them to `moments` (2, channels). If
+  /// `gather` is true, adds the update of the running statistics to their gradients.
   Tensor batch_norm_train(const Tensor& x, const BatchNormParameters<T>& p, Tensor& moments, bool gather = true) {
     const Index cols = x.cols();
     moments = core_.make(2, cols);
@@ -8802,7 +9091,8 @@ class CpuNorms {
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
     const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
-    // One batch after the other, so that many before an update are what PyTorch does in as many passes.
+    // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
+    // many forward passes give in PyTorch.
     const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable || !gather) return;
       T* update = kernels::gradient_of(statistic);
@@ -8813,6 +9103,8 @@ class CpuNorms {
     add_update(p.running_var, 1, unbiased);
     return batch_norm_with(x, p, moments.row(0), moments.row(1));
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
+  /// Empty `moments` say that the running statistics were used.
   Tensor batch_norm_backward(const Tensor& dy, const Tensor& x, const BatchNormParameters<T>& p, const Tensor& moments,
                              bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -8824,6 +9116,8 @@ class CpuNorms {
     return dx;
   }
 
+  /// Returns the norm of each channel over the rows of each sequence, and writes mean and variance (2 * sequences,
+  /// channels) if `moments` is not null.
   Tensor sequence_norm(const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias, double eps,
                        const Sequences& sequences, Tensor* moments = nullptr) {
     require(x.cols() == weight.size() && x.cols() == bias.size() && x.rows() == sequences.rows(),
@@ -8842,6 +9136,7 @@ class CpuNorms {
     if (moments != nullptr) *moments = std::move(of);
     return y;
   }
+  /// Returns dx, or nothing if `needs_dx` is false, and adds the derivatives by weight and bias to their gradients.
   Tensor sequence_norm_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>& bias,
                                 double eps, const Sequences& sequences, const Tensor& moments, bool needs_dx) {
     Tensor dx = needs_dx ? core_.make(x.rows(), x.cols()) : Tensor();
@@ -8857,6 +9152,7 @@ class CpuNorms {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuNorms(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -8943,12 +9239,14 @@ void rotary_table(int threads, const RowPositions& at, Index width, const double
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that computes tables of positions.
+/// Implements the tables of positions of `Cpu`.
 template <class T>
 class CpuPositions {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the sinusoids (rows, width) of the positions of rows.
   Tensor sinusoids(const RowPositions& at, Index width) {
     const Buffer rates = room(width);
     kernels::sinusoid_rates(width, rates_of(rates));
@@ -8956,6 +9254,8 @@ class CpuPositions {
     kernels::sinusoids(core_.threads(), at, width, rates_of(rates), out.data());
     return out;
   }
+  /// Returns the table of `rotate` (rows, width): cosines of width / 2 pairs, then their sines. Throws `Error` for
+  /// sizes that do not fit.
   Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs) {
     require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
     require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
@@ -8972,6 +9272,7 @@ class CpuPositions {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuPositions(CpuCore<T>& core) : core_(core) {}
 
  private:
@@ -8987,22 +9288,27 @@ class CpuPositions {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The slice of `Cpu` that changes parameters.
+/// Implements the updates of parameters of `Cpu`.
 template <class T>
 class CpuTraining {
  public:
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
+  /// Returns the root of the sum of squares of all gradients of these parameters.
   double gradient_norm(std::span<const Parameter<T>* const> parameters) {
     double square = 0;
     for (const Parameter<T>* p : parameters)
       if (const Matrix<T>* gradient = kernels::existing_gradient_of(*p)) square += gradient->squaredNorm();
     return std::sqrt(square);
   }
+  /// Zeroes the gradients of these parameters.
   void clear_gradients(std::span<const Parameter<T>* const> parameters) {
     for (const Parameter<T>* p : parameters)
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
   }
+  /// Updates each trainable parameter that has a gradient by one step of AdamW, then zeroes the gradient. A statistic
+  /// gets its accumulated update added instead.
   void adamw(std::span<const AdamWUpdate<Tensor, T>> updates, const AdamWStep& step) {
     for (const AdamWUpdate<Tensor, T>& update : updates) {
       Parameter<T>& p = *update.parameter;
@@ -9016,6 +9322,7 @@ class CpuTraining {
       gradient->setZero();
     }
   }
+  /// Copies the values of one parameter to another. Throws `Error` if their shapes differ.
   void copy_values(const Parameter<T>& from, Parameter<T>& to) {
     require(from.shape() == to.shape(), "copy_values: a parameter of (", from.rows(), ", ", from.cols(), ") given, (",
             to.rows(), ", ", to.cols(), ") expected");
@@ -9023,9 +9330,11 @@ class CpuTraining {
   }
 
  protected:
+  /// Binds this slice to the core of its context.
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
+  /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {
     using B = kernels::Batch<T>;
@@ -9065,10 +9374,10 @@ class CpuTraining {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The context that computes on the CPU: kernels by xsimd, threads by OpenMP, tensors in an arena (a warm forward pass
-/// allocates nothing). It computes with parameters on the host and with those that it was asked to `prepare`. Results
-/// do not depend on the number of threads. One context belongs to one thread. What each primitive computes is
-/// documented at the concepts `Context`, `StreamingContext` and `TrainingContext` (backend/context.hpp).
+/// Computes on the CPU: kernels with xsimd, threads with OpenMP, tensors in an arena, so that a warm forward pass
+/// allocates nothing. It accepts parameters on the host and those that it has prepared itself. Results do not depend on
+/// the number of threads. One context belongs to one thread. The concepts `Context`, `StreamingContext` and
+/// `TrainingContext` (backend/context.hpp) document what each primitive computes.
 template <class T = float>
 class Cpu : public CpuCore<T>,
             public CpuLinear<T>,
@@ -9081,18 +9390,23 @@ class Cpu : public CpuCore<T>,
             public CpuLosses<T>,
             public CpuTraining<T> {
  public:
+  /// The type of the elements.
   using Scalar = T;
+  /// The type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
+  /// The type of the caches of streams.
   using Cache = RowCache<T>;
+  /// The type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
-  /// A primitive computes its forward form: dropout does nothing, batch norm uses the running statistics.
+  /// Says that primitives compute their forward form: dropout returns its input and batch_norm uses the running
+  /// statistics.
   static constexpr bool training = false;
-  /// Parameters on the host can be computed with as they are.
+  /// Says that primitives accept parameters that are on the host.
   static constexpr bool computes_on_host = true;
 
-  /// Makes a context with `threads` threads; 0 takes all that the machine offers. Throws `Error` for a number that no
-  /// machine has.
+  /// Makes a context with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=
+  /// 4096.
   explicit Cpu(int threads = 0)
       : CpuCore<T>(threads),
         CpuLinear<T>(core()),
