@@ -11,14 +11,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Greedy (best path) CTC decoding of frames as they come: the likeliest class of each frame, runs of one class
-/// collapsed, blanks dropped (Graves et al. 2006, section 3.2). Of equal logits the first wins. Throws where a frame
-/// holds NaN: such a model says nothing, and it must not read as silence.
+/// Decodes CTC greedily (best path) while frames come: takes the likeliest class of each frame, collapses runs of one
+/// class and drops blanks (Graves et al. 2006, section 3.2). The first of equal logits wins. Throws `Error` if a frame
+/// holds NaN, because such a frame must not read as silence.
 class GreedyCtc {
  public:
+  /// Begins a sequence; `blank` is the class of the blank.
   explicit GreedyCtc(int blank = 0) : blank_(blank), previous_(blank) {}
 
-  /// Adds the labels of frames whose likeliest classes are `best`, as `Context::argmax` gives them.
+  /// Appends the labels of frames whose likeliest classes are `best`, as `Context::argmax` gives them.
   void operator()(std::span<const Index> best, std::vector<int>& labels) {
     for (std::size_t t = 0; t < best.size(); ++t) {
       require(best[t] >= 0, "greedy_ctc: frame ", t, ", class ", -1 - best[t], " is NaN");
@@ -28,7 +29,8 @@ class GreedyCtc {
     }
   }
 
-  /// Adds the labels of frames (frames, classes) on the host, unnormalised or not.
+  /// Appends the labels of logits (frames, classes) on the host, normalised or not. Throws `Error` if the blank is no
+  /// class.
   template <class Logits>
   requires requires(const Logits& logits) { logits(Index(), Index()); }
   void operator()(const Logits& logits, std::vector<int>& labels) {
@@ -48,7 +50,7 @@ class GreedyCtc {
   int blank_, previous_;
 };
 
-/// Returns the labels of all frames of logits (frames, classes) on the host.
+/// Returns the labels of one sequence of logits (frames, classes) on the host.
 inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
   std::vector<int> out;
   GreedyCtc decoder(blank);
@@ -56,7 +58,8 @@ inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0
   return out;
 }
 
-/// Returns the labels of each sequence of logits (rows, classes), unnormalised or not.
+/// Returns the labels of each sequence of logits (rows, classes), normalised or not. Throws `Error` if the sequences do
+/// not have as many rows, or if the blank is no class. Allocates.
 template <class Context>
 std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Context::Tensor& logits,
                                          const Sequences& sequences, int blank = 0) {

@@ -13,16 +13,18 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
+/// Holds what an optimiser has gathered about a model, for checkpoints and for code that changes the model's shape.
 template <class T>
 struct OptimizerState {
+  /// Holds the moments of one parameter, of its shape.
   struct Moments {
-    Matrix<T> first, second;
+    Matrix<T> first,  ///< running mean of the gradient
+        second;       ///< running mean of its square
   };
-  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
-  std::int64_t steps = 0;
+  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty if never stepped
+  std::int64_t steps = 0;        ///< number of steps that changed something
 
-  /// Throws, in the name of `who`, unless these are of such a model, or of none yet.
+  /// Throws `Error`, in the name of `who`, unless the moments fit the model's parameters or there are none yet.
   template <class Model>
   void require_of(const Model& model, const char* who) const {
     std::size_t i = 0;
@@ -37,20 +39,20 @@ struct OptimizerState {
   }
 };
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order, where the context
-/// has them. A step uses up the gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get
-/// their gathered update added.
+/// Trains the parameters of one model with AdamW (Loshchilov and Hutter 2019, algorithm 2), in their order and where
+/// the context has them. A step uses up the gradients: they are zero afterwards. Frozen parameters stay as they are.
+/// Statistics get their gathered update added.
 template <TrainingContext Context>
 class AdamW {
  public:
-  using T = typename Context::Scalar;
+  using T = typename Context::Scalar;  ///< the type of an element
 
-  /// Throws `Error` where a number of the configuration makes no sense. The context must outlive this object.
+  /// Throws `Error` for a number of the configuration that makes no sense. The context must outlive this object.
   explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
     config_.check();
   }
 
-  /// Returns what was learnt so far, on the host. Allocates.
+  /// Returns the moments and the number of steps, on the host. Allocates.
   OptimizerState<T> state() const {
     OptimizerState<T> out{{}, steps_};
     for (const Moments& m : moments_)
@@ -59,6 +61,7 @@ class AdamW {
                           : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
     return out;
   }
+  /// Continues from this state. Allocates the moments in the context.
   void set_state(OptimizerState<T> state) {
     steps_ = state.steps;
     moments_.clear();
@@ -70,9 +73,9 @@ class AdamW {
   /// Returns the number of steps that changed something.
   std::int64_t steps() const { return steps_; }
 
-  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. Where that is not
-  /// finite the whole step is skipped (weights, moments and statistics stay) and the caller must say so. Throws `Error`
-  /// for a learning rate that is not finite, and where parameters cannot be trained where they are.
+  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. If that norm is
+  /// not finite, the whole step is skipped (weights, moments and statistics stay) and the caller must report it. Throws
+  /// `Error` for a learning rate that is not finite, and for parameters that cannot be trained where they are.
   template <class Model>
   double step(Model& model, double learning_rate) {
     require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");

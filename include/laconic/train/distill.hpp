@@ -12,15 +12,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a model gives for a batch: logits, and (rows, d_model) of each block.
+/// Holds the outputs of a model for a batch.
 template <class Tensor>
 struct ModelOutput {
-  Logits<Tensor> logits;
-  std::vector<Tensor> blocks;
+  Logits<Tensor> logits;       ///< logits, (rows, vocab_size)
+  std::vector<Tensor> blocks;  ///< output of each block, (rows, d_model)
 };
 
-/// Returns temperature^2 KL(teacher || student) as DistillationConfig has it, (1, 1). The teacher's logits are a value
-/// of the tape's backend.
+/// Returns temperature^2 KL(teacher || student) as DistillationConfig defines it, (1, 1). The teacher's logits are a
+/// value of the tape's backend. Throws `Error` unless both have the same shape.
 template <class Tape, class Tensor, class Value>
 auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<Value>& teacher, double temperature) {
   const Index rows = student.rows.rows(), tokens = student.rows.cols();
@@ -38,8 +38,8 @@ auto distillation_loss(Tape& tape, const Logits<Tensor>& student, const Logits<V
   return tape.add(cross_entropy, tape.fill(1, 1, -square * entropy / utterances));
 }
 
-/// Returns the squared error of the blocks' outputs over the teacher's squares, its mean over blocks, (1, 1). The
-/// teacher's outputs are values of the tape's backend.
+/// Returns the squared error of the blocks' outputs relative to the teacher's squares, averaged over blocks, (1, 1).
+/// The teacher's outputs are values of the tape's backend. Throws `Error` unless both have the same blocks.
 template <class Tape, class Tensor, class Value>
 auto block_loss(Tape& tape, const std::vector<Tensor>& student, const std::vector<Value>& teacher) {
   require(!student.empty() && student.size() == teacher.size(), "distillation: the teacher has ", teacher.size(),

@@ -8,19 +8,20 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How much a student follows its teacher, beside its labels. The loss of a batch is
+/// Says how much a student follows its teacher in addition to its labels. The loss of a batch is
 ///   (1 - weight) CTC + weight temperature^2 KL(teacher || student) + layer_weight E
-/// KL is that of the tokens' probabilities at the temperature, summed over an utterance's frames as CTC's loss is, its
-/// mean over utterances (Hinton et al. 2015, section 2; frame by frame it suits a student that was converted from its
-/// teacher and spells at the same frames). E is the squared error of the blocks' outputs over the teacher's squares,
-/// its mean over blocks.
+/// KL compares the tokens' probabilities at the temperature. It is summed over the frames of an utterance, as CTC's
+/// loss is, and averaged over utterances (Hinton et al. 2015, section 2). Comparing frame by frame suits a student that
+/// was converted from its teacher and emits at the same frames. E is the squared error of the blocks' outputs relative
+/// to the teacher's squares, averaged over blocks.
 struct DistillationConfig {
-  double weight = 0;  ///< of the teacher's probabilities, 0 to 1
-  double temperature = 1;
-  double layer_weight = 0;  ///< of the blocks' outputs
+  double weight = 0;        ///< weight of the teacher's probabilities, 0 to 1
+  double temperature = 1;   ///< divides the logits of both, more than 0
+  double layer_weight = 0;  ///< weight of the blocks' outputs, at least 0
 
+  /// Says whether there is anything to follow.
   bool any() const { return weight > 0 || layer_weight > 0; }
-  /// Throws where a number makes no sense.
+  /// Throws `Error` for a number that makes no sense.
   void check() const {
     require(weight >= 0 && weight <= 1, "distillation: weight ", weight, " given, 0 to 1 expected");
     require(temperature > 0 && std::isfinite(temperature), "distillation: temperature ", temperature,
@@ -29,6 +30,7 @@ struct DistillationConfig {
             " given, at least 0 expected");
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("temperature", self.temperature);

@@ -7,9 +7,10 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A mask for one batch whose longest sequence has so many frames, as in WeNet's U2 (Zhang et al. 2020, section 3.2):
-/// half of the time whole sequences, else chunks of 1 to 25 frames; so that one model serves every latency. With
-/// `limit_left`, half of the chunked ones see a random number of chunks before their own, else all.
+/// Returns a mask for one batch whose longest sequence has `longest` frames, as in WeNet's U2 (Zhang et al. 2020,
+/// section 3.2). Half of the masks see whole sequences, the others chunks of 1 to 25 frames, so that one model serves
+/// every latency. With `limit_left`, half of the chunked masks see a random number of chunks before their own;
+/// otherwise they see all.
 inline Mask dynamic_chunk_mask(Index longest, bool limit_left, const Random& random) {
   const auto draw = [&](std::uint64_t i, Index below) {
     return std::min(below - 1, static_cast<Index>(random.uniform(i) * static_cast<double>(below)));

@@ -14,12 +14,12 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How much the loss of transcribed speech minds errors in the key and value weights of each attention layer: the mean
-/// over these weights of the squared derivative of an utterance's CTC loss, the diagonal of the empirical Fisher
-/// information. (Palu, Chang et al. 2024, section 3.3, takes the mean of its root.) features (rows, num_mels),
-/// sequences packed, a label sequence for each. Of models with full or grouped attention, whose weights are those that
-/// a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error` where no utterance says
-/// anything.
+/// Returns how sensitive the loss of transcribed speech is to errors in the key and value weights of each attention
+/// layer: the mean over these weights of the squared derivative of an utterance's CTC loss, which is the diagonal of
+/// the empirical Fisher information. (Palu, Chang et al. 2024, section 3.3, takes the mean of its root.) The features
+/// (rows, num_mels) are packed sequences, with a label sequence for each. The model has full or grouped attention,
+/// whose weights are those that a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error`
+/// unless there is a label sequence for each utterance and the derivatives have a finite, positive sum.
 template <class Model, class T>
 std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Matrix<T>& features,
                                        const Sequences& sequences, const Labels& labels) {

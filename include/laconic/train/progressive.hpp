@@ -18,23 +18,25 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A model with smaller latents, and what its optimiser had learnt of the larger ones.
+/// Holds a model with smaller latents, and the moments of its optimiser in the new basis.
 template <class Model>
 struct Truncation {
-  Model model;
-  OptimizerState<typename Model::Scalar> optimizer;
-  double predicted_error = 0;  ///< of keys and values, relative: for the inputs of the statistics, else for white ones
+  Model model;                                       ///< the smaller model
+  OptimizerState<typename Model::Scalar> optimizer;  ///< moments and steps for its training to continue
+  double predicted_error = 0;  ///< relative error of keys and values for the calibration's inputs, or else white ones
 };
 
 namespace detail {
 
-/// The way from a latent of r numbers to one of fewer, and back: down' = narrow down, up' = up widen, narrow widen = 1.
+/// Maps a latent of r dimensions to one of fewer, and back: down' = narrow down, up' = up widen, narrow widen = 1.
 struct LatentBasis {
-  Matrix<double> narrow, widen;      ///< (rank, r), (r, rank)
-  double discarded = 0, energy = 0;  ///< squares that are lost, and all
+  Matrix<double> narrow,  ///< to the smaller latent, (rank, r)
+      widen;              ///< and back, (r, rank)
+  double discarded = 0,   ///< sum of the squares of the discarded singular values
+      energy = 0;         ///< sum of the squares of all singular values
 };
 
-/// The best one for W = up down, found without ever forming W. With a root R of down down^T = R^T R, core = up R^T has
+/// Returns the best basis for W = up down, without forming W. With a root R of down down^T = R^T R, core = up R^T has
 /// the singular values of W, and its right singular vectors V, (r, r), are all that is needed: widen = R^T V, narrow =
 /// V^T R^-T, whose product is 1. `down_transposed` may have been multiplied from the left by a root of the second
 /// moment of the inputs.
@@ -42,7 +44,7 @@ template <std::same_as<double> D>
 LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
   const Index r = up.cols();
   const auto channels = eigenvectors<D>(down_transposed.transpose() * down_transposed);
-  // A channel that holds nothing has a place, too.
+  // A channel of zeros gets a length, too, so that it can be inverted.
   const D least = std::max<D>(1e-14 * channels.eigenvalues().maxCoeff(), std::numeric_limits<D>::min());
   const Matrix<D> lengths = channels.eigenvalues().cwiseMax(least).cwiseSqrt(), turn = channels.eigenvectors();
   const Matrix<D> core = up * turn * lengths.asDiagonal();
@@ -56,8 +58,8 @@ LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transpose
   return out;
 }
 
-/// A root of the second moment. Of what the calibration never saw a little is added, so that no channel is without any
-/// weight.
+/// Returns a root of the second moment of the inputs. A 1e-10th of the mean eigenvalue is added to each, so that
+/// channels that the calibration never saw have some weight.
 template <std::same_as<double> D>
 Matrix<D> input_root(const Matrix<D>& second_moment) {
   const auto eigen = eigenvectors(second_moment);
@@ -66,21 +68,22 @@ Matrix<D> input_root(const Matrix<D>& second_moment) {
   return roots.asDiagonal() * eigen.eigenvectors().transpose();
 }
 
-/// A latent of a layer: the parameters into it and out of it, and all that comes out of it as a matrix (channels,
-/// rank).
+/// Describes a latent of a layer.
 template <class LinearPointer>
 struct LatentPlace {
-  LinearPointer down;
-  std::vector<LinearPointer> up;
-  Matrix<double> map;
-  bool of_keys = false;  // alone
+  LinearPointer down;             ///< the projection into it
+  std::vector<LinearPointer> up;  ///< the projections out of it
+  Matrix<double> map;             ///< all that comes out of it as one matrix (channels, rank)
+  bool of_keys = false;           ///< whether only keys come from it
 };
+/// Returns the weights of two projections, those of a above those of b.
 template <class T>
 Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
   Matrix<double> out(a.out() + b.out(), a.in());
   out << a.weight.host().template cast<double>(), b.weight.host().template cast<double>();
   return out;
 }
+/// Returns the latents of a layer, by its policy.
 template <Index R, class Layer>
 auto latent_places(SharedLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
@@ -97,6 +100,7 @@ auto latent_places(TwoStageLatent<R>, Layer& layer) {
   both << k.leftCols(both.cols()), v.leftCols(both.cols());
   return std::vector<Place>{{&layer.linear_kv_down, {&layer.linear_k_a, &layer.linear_v_a}, both}};
 }
+/// Returns the two latents of a layer that has one for keys and one for values.
 template <class Layer, class K, class V>
 auto separate_places(Layer& layer, K& k_up, V& v_up) {
   using Place = LatentPlace<decltype(&layer.linear_k_down)>;
@@ -112,7 +116,7 @@ auto latent_places(HeadLatent<R, 0>, Layer& layer) {
   return separate_places(layer, layer.k_expand, layer.v_expand);
 }
 
-/// matrix * each block of rows, of as many rows as the matrix has columns.
+/// Multiplies each block of rows by a matrix; a block has as many rows as the matrix has columns.
 inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<double>& rows) {
   const Index blocks = rows.rows() / matrix.cols();
   Matrix<double> out(blocks * matrix.rows(), rows.cols());
@@ -121,15 +125,17 @@ inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<doub
   return out;
 }
 
-/// What becomes of a parameter of a latent and of its moments. Gradients go the other way than weights: where weights
-/// into the latent are multiplied by `narrow`, gradients are by widen^T, and the first moment, a mean of them, alike.
-/// The second, a mean of squares, is so by the squares of widen^T: right if gradients of different channels are
-/// uncorrelated.
+/// Changes the basis of a parameter of a latent and of its moments. Gradients transform inversely to weights: where
+/// weights into the latent are multiplied by `narrow`, gradients are multiplied by widen^T, and so is the first moment,
+/// a mean of them. The second moment, a mean of squares, is multiplied by the squares of widen^T, which is exact if
+/// gradients of different channels are uncorrelated.
 struct ParameterChange {
-  Matrix<double> of_value, of_gradient;  ///< from the left of weights into the latent, else from the right
-  bool into;
-  bool is_bias = false;  ///< a row
+  Matrix<double> of_value,  ///< transforms values: from the left for weights into the latent, else from the right
+      of_gradient;          ///< transforms gradients, from the same side
+  bool into;                ///< whether the parameter maps into the latent
+  bool is_bias = false;     ///< whether it is a row
 
+  /// Returns the values in the new basis that `matrix`, one of the two above, leads to.
   Matrix<double> apply(const Matrix<double>& matrix, const Matrix<double>& values) const {
     if (!into) return values * matrix.transpose();
     return is_bias ? Matrix<double>(each_block(matrix, values.transpose()).transpose()) : each_block(matrix, values);
@@ -138,22 +144,25 @@ struct ParameterChange {
 
 }  // namespace detail
 
-/// Ranks as an EncoderConfig has them: of values 0 where they are those of the keys; of all layers, or each its own.
+/// Lists ranks as an EncoderConfig has them: one for all layers, or one for each.
 struct LatentRanks {
-  Index kv_lora_rank = 0, v_lora_rank = 0;
-  IndexList kv_lora_ranks{}, v_lora_ranks{};
+  Index kv_lora_rank = 0,     ///< rank of keys, or of the shared latent, in all layers
+      v_lora_rank = 0;        ///< rank of values in all layers; 0: that of the keys
+  IndexList kv_lora_ranks{},  ///< kv_lora_rank for each layer, instead of one for all
+      v_lora_ranks{};         ///< v_lora_rank for each layer, instead of one for all
 };
 
 /// Cuts the latents of a model to smaller ranks, each by the best basis for it (Eckart and Young 1936; with calibration
-/// speech, for the inputs in that speech), and turns what its optimiser has learnt into the new basis, so that training
-/// goes on:
+/// speech, for the inputs in that speech), and transforms the moments of its optimiser to the new basis, so that
+/// training goes on:
 ///
 ///     auto [smaller, learnt, error] = truncate<Model>(model, {.kv_lora_rank = 32}, trainer.optimizer());
 ///     Trainer(smaller, cpu, train, valid, vocabulary, config, folder, {}, learnt).run(progress);
 ///
-/// It works in the latent's own r dimensions, so it costs little beside a conversion. At equal ranks the model stays
-/// the same function. Of mla, mla-simple, mla-split and mla-head; other attentions throw `Error`. Singular values go
-/// up, and channels that were mixed (`ConversionConfig::hadamard`) are so no more. Allocates.
+/// The work is done in the latent's own r dimensions, so it costs little compared to a conversion. At equal ranks the
+/// model stays the same function. The attentions mla, mla-simple, mla-split and mla-head can be cut; others throw
+/// `Error`. The up-projections carry the singular values, and channels that were mixed (`ConversionConfig::hadamard`)
+/// are mixed no longer. Allocates.
 template <class Target, class Source>
 Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
                             const OptimizerState<typename Source::Scalar>& learnt = {},
@@ -172,7 +181,7 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
   std::vector<const From*> layers;
   Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
 
-  std::map<const Parameter<T>*, detail::ParameterChange> changes;  // of parameters of the target
+  std::map<const Parameter<T>*, detail::ParameterChange> changes;  // by parameter of the target
   double discarded = 0, energy = 0;
   std::size_t l = 0;
   Target::each_attention(out.model, [&](std::string_view name, To& to) {

@@ -12,22 +12,24 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How the learning rate falls after its linear warm-up.
+/// Names how the learning rate falls after its linear warm-up.
 enum class Decay {
   cosine,  ///< along half a cosine to a hundredth at the last step (Loshchilov and Hutter 2017)
   noam,    ///< with the inverse square root of the step (Vaswani et al. 2017, equation 3; the peak is given directly)
 };
+/// Names the values of Decay.
 constexpr auto enum_names(Decay) {
   return std::to_array<EnumName<Decay>>({{Decay::cosine, "cosine"}, {Decay::noam, "noam"}});
 }
 
-/// Learning rate by step: from 0 to `peak` in `warmup_steps`, then down.
+/// Computes the learning rate of a step: linear from 0 to `peak` in `warmup_steps`, then falling.
 struct Schedule {
-  double peak = 1e-3;
-  std::int64_t warmup_steps = 100;
-  Decay decay = Decay::cosine;
-  std::int64_t total_steps = 1000;  ///< where the cosine ends; Noam has no end
+  double peak = 1e-3;               ///< highest learning rate
+  std::int64_t warmup_steps = 100;  ///< steps of linear growth
+  Decay decay = Decay::cosine;      ///< how it falls afterwards
+  std::int64_t total_steps = 1000;  ///< the step at which the cosine ends; Noam has no end
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("peak", self.peak);
     visit("warmup_steps", self.warmup_steps);
@@ -35,7 +37,7 @@ struct Schedule {
     visit("total_steps", self.total_steps);
   }
 
-  /// The rate of step `step`, counted from 1.
+  /// Returns the learning rate of step `step`, counted from 1.
   double operator()(std::int64_t step) const {
     const double s = static_cast<double>(step), w = static_cast<double>(std::max<std::int64_t>(1, warmup_steps));
     if (step <= warmup_steps) return peak * s / w;
