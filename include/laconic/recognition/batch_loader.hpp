@@ -9,11 +9,13 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Makes the batches of a plan in the background while others are trained on: reads and masks what is not kept in
-/// memory. `ahead` batches are made at once, each on a thread of its own. What comes is the same for any number.
+/// Makes the batches of a plan in the background while others are trained on: reads and masks the features that are not
+/// kept in memory. `ahead` batches are made at once, each on a thread of its own. The batches are the same for any
+/// number.
 class BatchLoader {
  public:
-  /// From batch `first` of the plan on. The dataset must live as long as this.
+  /// Starts with batch `first` of the plan. The dataset must outlive this object. Throws `Error` for a negative batch
+  /// or `ahead` below 1.
   BatchLoader(const Dataset& data, std::vector<std::vector<Index>> plan, Index first, const SpecAugmentConfig& augment,
               Seed seed, int ahead = 1)
       : data_(data), plan_(std::move(plan)), augment_(augment), seed_(seed), next_(static_cast<std::size_t>(first)) {
@@ -21,15 +23,17 @@ class BatchLoader {
             " ahead given, at least 0 and 1 expected");
     for (int i = 0; i < ahead; ++i) start_next();
   }
+  /// Not copyable: threads read the members.
   BatchLoader(const BatchLoader&) = delete;
+  /// Not assignable.
   BatchLoader& operator=(const BatchLoader&) = delete;
 
-  /// Waits for the next batch. Throws what its making threw.
+  /// Waits for the next batch and returns it. Throws what making it threw, and `Error` after the last.
   SpeechBatch next() {
     require(!coming_.empty(), "batches: all ", plan_.size(), " have been taken");
     std::future<SpeechBatch> batch = std::move(coming_.front());
     coming_.pop_front();
-    batch.wait();  // one more only when one is done: `ahead` threads and no more
+    batch.wait();  // the next one starts only when one is done, so that there are at most `ahead` threads
     start_next();
     return batch.get();
   }
@@ -47,7 +51,7 @@ class BatchLoader {
   const SpecAugmentConfig augment_;
   Seed seed_;
   std::size_t next_;
-  std::deque<std::future<SpeechBatch>> coming_;  // the last member: its destructor waits for those that read the others
+  std::deque<std::future<SpeechBatch>> coming_;  // last: its destructor waits for threads that read the others
 };
 
 }  // namespace LACONIC_ABI

@@ -24,40 +24,48 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One utterance, ready for a model.
+/// Holds one utterance, ready for a model.
 struct Example {
-  Matrix<float> features;   ///< (frames, num_mels); none where they are made of a file each time they are needed
-  std::vector<int> labels;  ///< empty where no vocabulary was given
-  std::string text, name, speaker;
-  double seconds = 0;
+  Matrix<float> features;   ///< (frames, num_mels); empty if they are made from the file each time they are needed
+  std::vector<int> labels;  ///< token indices; empty without a vocabulary
+  std::string text,         ///< transcript
+      name,                 ///< file name without extension
+      speaker;              ///< empty if not known
+  double seconds = 0;       ///< duration
 
-  /// What is known of features that are not kept.
+  /// Describes features that are not kept in memory.
   struct InFile {
-    std::filesystem::path audio_filepath;
-    Index frames;
-    std::uint64_t hash;
+    std::filesystem::path audio_filepath;  ///< the file they are made from
+    Index frames;                          ///< number of their rows
+    std::uint64_t hash;                    ///< hash of their values
   };
-  std::optional<InFile> in_file;
+  std::optional<InFile> in_file;  ///< set if the features are not kept
 
+  /// Returns the number of feature frames.
   Index frames() const { return in_file ? in_file->frames : features.rows(); }
+  /// Returns a hash of the features, kept or not.
   std::uint64_t features_hash() const { return in_file ? in_file->hash : hash_of(features); }
+  /// Returns a hash of a matrix.
   static std::uint64_t hash_of(const Matrix<float>& m) {
     return Hash().add(m.data(), static_cast<std::size_t>(m.size()) * sizeof(float)).value();
   }
 };
 
+/// Holds examples and what is needed to make their features.
 struct Dataset {
-  std::vector<Example> examples;
-  std::vector<std::string> notes;  ///< what had to be converted to be read, or is not as its manifest says
+  std::vector<Example> examples;   ///< the utterances, in the order of the corpus
+  std::vector<std::string> notes;  ///< lines on files that had to be converted or differ from their manifest
   std::shared_ptr<const FeatureExtractor> extract;  ///< makes the features that are not kept
 
+  /// Returns the number of examples.
   Index size() const { return static_cast<Index>(examples.size()); }
+  /// Returns the duration of all examples.
   double seconds() const {
     return std::accumulate(examples.begin(), examples.end(), 0.0,
                            [](double sum, const Example& e) { return sum + e.seconds; });
   }
-  /// Of one example, kept or made of its file. Calls may come from several threads. Throws where the file is not what
-  /// it was.
+  /// Returns the features of one example, kept or made from its file. Calls may come from several threads. Throws
+  /// `Error` if the file has changed since the dataset was loaded. Allocates.
   Matrix<float> features(Index i) const {
     const Example& e = examples[static_cast<std::size_t>(i)];
     if (!e.in_file) return e.features;
@@ -71,8 +79,9 @@ struct Dataset {
   }
 };
 
-/// Reads all audio as features, of which so many bytes are kept in memory; the others are made again whenever they are
-/// needed. With a vocabulary the texts become labels; an unknown token throws and names the audio file.
+/// Reads all audio as features, keeps at most `feature_bytes` of them in memory, and makes the others again whenever
+/// they are needed. With a vocabulary the texts become labels; an unknown token throws `Error` and names the audio
+/// file. Allocates.
 inline Dataset load_dataset(std::span<const Utterance> utterances, const FeatureConfig& config,
                             const Vocabulary* vocabulary, int threads,
                             std::size_t feature_bytes = std::numeric_limits<std::size_t>::max()) {
@@ -98,7 +107,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     } catch (const Error& error) {
       throw Error(text(u.audio_filepath.string(), ": ", error.what()));
     }
-    // Which are kept is a matter of chance; what they are is not.
+    // Which examples stay in memory depends on thread timing; their values do not.
     const auto these = static_cast<std::size_t>(e.features.size()) * sizeof(float);
     if (bytes.fetch_add(these) + these <= feature_bytes) return;
     bytes -= these;
@@ -110,7 +119,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
   return out;
 }
 
-/// Mean and inverse standard deviation of a corpus, for Normalization::global.
+/// Sets the mean and inverse standard deviation of each channel of a corpus, for Normalization::global.
 inline void fit_normalization(std::span<const Utterance> utterances, FeatureConfig& config, int threads) {
   const FeatureExtractor extract(config);
   std::vector<FeatureStatistics> each(utterances.size());
@@ -124,15 +133,15 @@ inline void fit_normalization(std::span<const Utterance> utterances, FeatureConf
   config.statistics = all.normalization();
 }
 
-/// A packed batch: features (rows, num_mels), where its sequences lie, and their labels.
+/// Holds a packed batch.
 struct SpeechBatch {
-  Matrix<float> features;
-  Sequences sequences;
-  Labels labels;
-  double seconds = 0;
+  Matrix<float> features;  ///< (rows, num_mels)
+  Sequences sequences;     ///< rows of each utterance
+  Labels labels;           ///< labels of each utterance
+  double seconds = 0;      ///< duration of all utterances
 };
 
-/// Packs examples; with `augment`, each is masked by its own random numbers.
+/// Packs examples into a batch; with `augment`, masks each by its own random numbers. Allocates.
 inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indices, const SpecAugmentConfig* augment,
                               Seed seed) {
   std::vector<Index> lengths, label_lengths;
@@ -162,8 +171,9 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
   return out;
 }
 
-/// Batches of at most `max_frames` feature frames (but at least one utterance), of utterances of like length: shuffled,
-/// sorted within pools of about 20 batches, cut, and shuffled again. Without a seed: in order of length.
+/// Splits a dataset into batches of at most `max_frames` feature frames (but at least one utterance) whose utterances
+/// have similar lengths. With a seed, examples are shuffled, sorted within pools of about 20 batches and cut, and the
+/// batches are shuffled. Without one, examples are sorted by length.
 inline std::vector<std::vector<Index>> length_buckets(const Dataset& data, Index max_frames, std::optional<Seed> seed) {
   const auto frames = [&](Index i) { return data.examples[static_cast<std::size_t>(i)].frames(); };
   std::vector<Index> order(static_cast<std::size_t>(data.size()));

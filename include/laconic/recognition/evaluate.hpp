@@ -14,6 +14,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of `batch_frames` feature frames, and counts word errors.
+/// Returns texts, errors and losses by example. Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = 8000) {

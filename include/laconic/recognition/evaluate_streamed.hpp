@@ -12,9 +12,9 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Streams a dataset: up to `config.capacity` utterances at once, to each of which `block_frames` feature frames come
-/// with every push, until all are heard. Decodes greedily and counts word errors; losses are those of
-/// whole utterances alone.
+/// Transcribes a dataset by streaming. Up to `config.capacity` utterances run at once, and every push brings
+/// `block_frames` feature frames of each, until all are done. Decodes greedily and counts word errors. Losses, which
+/// need whole utterances, are -1. Throws `Error` for blocks of no frames. Allocates.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
                                      const StreamConfig& config, Index block_frames) {
@@ -42,7 +42,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     Index stream, given;
     GreedyCtc decoder;
     std::vector<int> tokens;
-    Matrix<float> read;  // its features, where the dataset does not keep them
+    Matrix<float> read;  // its features, if the dataset does not keep them
   };
   const auto example = [&](const Live& l) -> const Example& { return data.examples[l.example]; };
   std::vector<Live> live;

@@ -13,32 +13,35 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a model wrote for a dataset, and how wrong it was.
+/// Holds the transcripts that a model wrote for a dataset, and their errors.
 struct Evaluation {
   std::vector<std::string> hypotheses;  ///< by example
   std::vector<WordErrors> errors;       ///< by example
-  std::vector<double> losses;           ///< CTC loss by example, -1 without labels or where they do not fit its frames
-  double audio_seconds = 0, compute_seconds = 0;  ///< the latter of model and decoding, without what counts errors
+  std::vector<double> losses;           ///< CTC loss by example; -1 without labels or if they do not fit the frames
+  double audio_seconds = 0,             ///< duration of the audio
+      compute_seconds = 0;              ///< time of model and decoding, without counting errors
 
+  /// Returns the errors of all examples.
   WordErrors total_errors() const { return total(errors); }
+  /// Returns the word error rate of the dataset, a fraction.
   double wer() const { return total_errors().rate(); }
-  /// 95% interval of the WER by resampling utterances.
+  /// Returns the 95% interval of the WER by resampling utterances.
   Interval interval() const { return bootstrap_interval(errors); }
 
-  /// Of the examples that have one.
+  /// Returns the losses of the examples that have one. Allocates.
   std::vector<double> known_losses() const {
     std::vector<double> out;
     std::copy_if(losses.begin(), losses.end(), std::back_inserter(out), [](double one) { return !(one < 0); });
     return out;
   }
-  /// Their mean; 0 without any.
+  /// Returns the mean loss of the examples that have one, 0 without any.
   double loss() const {
     const std::vector<double> known = known_losses();
     return std::accumulate(known.begin(), known.end(), 0.0) /
            static_cast<double>(std::max<std::size_t>(1, known.size()));
   }
 
-  /// Adds what was found for further examples.
+  /// Appends the results of further examples.
   Evaluation& operator+=(const Evaluation& more) {
     hypotheses.insert(hypotheses.end(), more.hypotheses.begin(), more.hypotheses.end());
     errors.insert(errors.end(), more.errors.begin(), more.errors.end());
@@ -48,6 +51,7 @@ struct Evaluation {
     return *this;
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("hypotheses", self.hypotheses);
     visit("errors", self.errors);
@@ -57,21 +61,24 @@ struct Evaluation {
   }
 };
 
-/// What a model wrote for a dataset that came to it in blocks, many utterances at once.
+/// Holds the results of a model that transcribed many utterances at once, in blocks.
 struct StreamedEvaluation : Evaluation {
-  Index streams = 0;                                                    ///< at once
-  Index chunk = 0, left_context = 0;                                    ///< encoder frames; a left context of -1 is all
-  Index attention_bytes = 0, convolution_bytes = 0, feature_bytes = 0;  ///< held for one stream
-  std::vector<double> push_seconds;  ///< of every push that made frames final, sorted
+  Index streams = 0;                 ///< number of utterances at once
+  Index chunk = 0,                   ///< attention chunk in encoder frames
+      left_context = 0;              ///< left context in encoder frames; -1: unlimited
+  Index attention_bytes = 0,         ///< attention state of one stream
+      convolution_bytes = 0,         ///< convolution state of one stream
+      feature_bytes = 0;             ///< buffered features of one stream
+  std::vector<double> push_seconds;  ///< duration of every push that made frames final, sorted
 
-  /// Of the pushes, this part took no longer.
+  /// Returns the given quantile (0 to 1) of push latency, in seconds; 0 without any push.
   double push_quantile(double part) const {
     if (push_seconds.empty()) return 0;
     return push_seconds[std::min(push_seconds.size() - 1,
                                  static_cast<std::size_t>(part * static_cast<double>(push_seconds.size())))];
   }
 
-  /// Adds what was found for further examples by streams of the same kind.
+  /// Appends the results of further examples by streams of the same kind.
   StreamedEvaluation& operator+=(const StreamedEvaluation& more) {
     if (streams == 0) return *this = more;
     Evaluation::operator+=(more);
@@ -80,6 +87,7 @@ struct StreamedEvaluation : Evaluation {
     return *this;
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     Evaluation::fields(self, visit);
     visit("streams", self.streams);

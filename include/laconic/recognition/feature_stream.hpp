@@ -10,14 +10,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Features of audio that comes in pieces of any length: those of all pieces together are those of the whole.
+/// Makes features of audio that comes in pieces of any length. The features of all pieces together are those of the
+/// whole.
 class FeatureStream {
  public:
-  /// Throws for features that need the whole utterance.
+  /// Throws `Error` for features that need the whole utterance.
   explicit FeatureStream(const FeatureConfig& config) : extract_(config) { config.require_streamable(); }
 
-  /// Samples in [-1, 1] at the configured rate; gives the normalised frames (frames, num_mels) that they complete.
-  /// Allocates.
+  /// Takes samples in [-1, 1] at the configured rate and returns the normalised frames (frames, num_mels) that they
+  /// complete. Allocates.
   Matrix<float> push(std::span<const float> samples) {
     const std::size_t between = std::min(skip_, samples.size());
     skip_ -= between;
@@ -33,7 +34,7 @@ class FeatureStream {
  private:
   FeatureExtractor extract_;
   std::vector<float> waiting_;
-  std::size_t skip_ = 0;  // samples between frames, where these do not overlap
+  std::size_t skip_ = 0;  // samples to skip before the next frame, if frames do not overlap
 };
 
 }  // namespace LACONIC_ABI

@@ -11,16 +11,18 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A number that tells what a run began with from other things: a dataset with its texts, a model's parameters, or
-/// texts alone. Not for security.
+/// Computes a number that tells the inputs of a run apart: a dataset with its texts, a model's parameters, or texts
+/// only. It is not cryptographic.
 class Fingerprint {
  public:
+  /// Returns the fingerprint of a dataset: texts, labels and features.
   static std::string of(const Dataset& data) {
     Hash out;
     for (const Example& e : data.examples)
       out.add(e.text.data(), e.text.size()).add(e.labels.data(), e.labels.size() * sizeof(int)).add(e.features_hash());
     return text(out.value());
   }
+  /// Returns the fingerprint of a model's parameters. Throws `Error` if they are not on the host.
   template <class Model>
   static std::string of_parameters(const Model& model) {
     require_on_host(model, "fingerprint");
@@ -30,6 +32,7 @@ class Fingerprint {
     });
     return text(out.value());
   }
+  /// Returns the fingerprint of a list of texts.
   static std::string of_texts(std::span<const std::string> texts) {
     Hash out;
     for (const std::string& one : texts) out.add(one.data(), one.size());
@@ -37,8 +40,8 @@ class Fingerprint {
   }
 };
 
-/// Throws unless the run that left `path` had the same settings and data as this one, and says in one line which
-/// differ. `other` is what to choose another of.
+/// Throws `Error` unless the run that left `path` had the same settings and data as this one, and says in one line
+/// which differ. `other` names what the user may change instead ("folder").
 inline void require_same_run(const nlohmann::json& before, const nlohmann::json& now, const std::string& path,
                              std::string_view other) {
   if (before == now) return;

@@ -12,19 +12,21 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Whom a student follows; none where `output` is empty.
+/// Holds the model that a student follows; none if `output` is empty.
 template <class Context>
 struct Teacher {
-  /// What it gives for features (rows, num_mels) of these sequences, its frames seeing what the mask says.
+  /// Computes the teacher's outputs for features (rows, num_mels) of packed sequences, whose frames attend as the mask
+  /// says.
   std::function<ModelOutput<typename Context::Tensor>(
       Context& context, const Matrix<typename Context::Scalar>& features, const Sequences& sequences, const Mask& mask)>
       output;
-  std::string fingerprint;  ///< that of its parameters: a run goes on only with the same one
+  std::string fingerprint;  ///< fingerprint of its parameters: a run resumes only with the same teacher
 
+  /// Says whether there is a teacher.
   explicit operator bool() const { return static_cast<bool>(output); }
 };
 
-/// A model as teacher, which it must outlive.
+/// Makes a teacher of a model, which must outlive it. Throws `Error` if the parameters are not on the host.
 template <class Model, class Context = Cpu<typename Model::Scalar>>
 Teacher<Context> teacher_of(const Model& model, std::type_identity<Context> = {}) {
   return {[&model](Context& context, const Matrix<typename Context::Scalar>& features, const Sequences& sequences,

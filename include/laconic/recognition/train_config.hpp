@@ -13,27 +13,27 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The settings of a training run.
+/// Holds the settings of a training run.
 struct TrainConfig {
-  Index epochs = 20;
-  Index batch_frames = 5000;    ///< feature frames a batch, about 100 a second
-  Index accumulate = 1;         ///< batches summed before each update
-  double learning_rate = 2e-3;  ///< at its peak
-  double warmup = 0.1;          ///< of all steps
-  Decay decay = Decay::cosine;
-  Index patience = 0;  ///< epochs without a lower validation WER before stopping; 0: never
-  AdamWConfig adamw;
-  SpecAugmentConfig spec_augment;
+  Index epochs = 20;                    ///< passes over the data
+  Index batch_frames = 5000;            ///< max feature frames of a batch, about 100 a second
+  Index accumulate = 1;                 ///< batches summed before each update
+  double learning_rate = 2e-3;          ///< peak learning rate
+  double warmup = 0.1;                  ///< fraction of all steps in which the learning rate grows
+  Decay decay = Decay::cosine;          ///< how it falls afterwards
+  Index patience = 0;                   ///< epochs without a lower validation WER before stopping; 0: never stops early
+  AdamWConfig adamw;                    ///< the optimiser
+  SpecAugmentConfig spec_augment;       ///< masks on the features
   bool dynamic_chunks = false;          ///< each batch sees chunks of another size, or whole utterances
-  DistillationConfig distillation;      ///< of the teacher, where there is one
-  std::vector<std::string> train_only;  ///< if any: a parameter stays fixed whose name contains none of these
-  std::vector<std::string> freeze;      ///< a parameter stays fixed whose name contains one of these
-  std::int64_t seed = 0;
-  /// Blocks are computed again in the backward pass (Autodiff::recompute_blocks). Changes memory and time alone, so it
-  /// is not among `fields`: a run may be taken up with the other choice.
+  DistillationConfig distillation;      ///< how much to follow the teacher, if there is one
+  std::vector<std::string> train_only;  ///< if any: freezes parameters whose names contain none of these
+  std::vector<std::string> freeze;      ///< freezes parameters whose names contain one of these
+  std::int64_t seed = 0;                ///< seed of all randomness, at least 0
+  /// Computes blocks again in the backward pass (Autodiff::recompute_blocks). Only memory and time depend on it, so it
+  /// is not among `fields`: a run may resume with the other choice.
   bool recompute = false;
 
-  /// Throws where a number makes no sense.
+  /// Throws `Error` for a number that makes no sense.
   void check() const {
     const auto at_least_one = [](Index value, Index most, const char* name) {
       require(value >= 1 && value <= most, "train: ", name, ' ', value, " given, 1 to ", most, " expected");
@@ -53,6 +53,7 @@ struct TrainConfig {
     require(seed >= 0, "train: seed ", seed, " given, at least 0 expected");
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("epochs", self.epochs);
     visit("batch_frames", self.batch_frames);
@@ -71,18 +72,20 @@ struct TrainConfig {
   }
 };
 
-/// Where a training run stands; all that a resumed run needs beside parameters and moments.
+/// Holds the position of a training run: all that a resumed run needs in addition to parameters and moments.
 struct TrainState {
-  std::int64_t step = 0;               ///< updates done
-  Index epoch = 0;                     ///< epochs done
-  Index batch = 0;                     ///< batches done in this epoch
-  Index best_epoch = 0;                ///< with the best model; 0: none yet
-  Index lower_epoch = 0;               ///< the last whose WER was lower than all before
-  double best_wer = 0, best_loss = 0;  ///< on the validation set
-  double epoch_loss = 0;               ///< sum over `epoch_counted`
-  Index epoch_counted = 0;             ///< batches of this epoch whose step was not skipped
-  double seconds = 0;                  ///< of training, over all runs
+  std::int64_t step = 0;    ///< updates done
+  Index epoch = 0;          ///< epochs done
+  Index batch = 0;          ///< batches done in this epoch
+  Index best_epoch = 0;     ///< epoch of the best model; 0: none yet
+  Index lower_epoch = 0;    ///< last epoch whose WER was lower than all before
+  double best_wer = 0,      ///< validation WER of the best model
+      best_loss = 0;        ///< validation loss of the best model
+  double epoch_loss = 0;    ///< sum of the losses of `epoch_counted` batches
+  Index epoch_counted = 0;  ///< batches of this epoch whose step was not skipped
+  double seconds = 0;       ///< training time over all runs
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("step", self.step);
     visit("epoch", self.epoch);
@@ -97,16 +100,18 @@ struct TrainState {
   }
 };
 
-/// What a progress line says.
+/// Holds the values of a progress line.
 struct TrainProgress {
-  const TrainState& state;
-  std::int64_t total_steps;
-  double loss, learning_rate, gradient_norm;
-  double audio_speed;  ///< seconds of speech trained on a second
-  double seconds_left;
-  double valid_wer;   ///< these two: NaN except at the end of an epoch
-  double valid_loss;  ///< mean CTC loss of an utterance
-  bool skipped;       ///< the gradient was not finite and the step was left out
+  const TrainState& state;   ///< position of the run
+  std::int64_t total_steps;  ///< updates of all epochs
+  double loss,               ///< mean loss of the update's batches, or of the epoch's
+      learning_rate,         ///< learning rate of the update
+      gradient_norm;         ///< norm of its gradient before clipping
+  double audio_speed;        ///< seconds of speech processed a second
+  double seconds_left;       ///< estimated time to the end
+  double valid_wer;          ///< validation WER; NaN except at the end of an epoch
+  double valid_loss;         ///< mean validation loss of an utterance; NaN except at the end of an epoch
+  bool skipped;              ///< the gradient was not finite and the step was skipped
 };
 
 }  // namespace LACONIC_ABI

@@ -19,9 +19,9 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Leaves the parameters free whose names contain one of `only` (all, if that is empty) and none of `fixed`, and
-/// freezes all others. A pattern that matches nothing throws. Frozen batch norms use their running statistics as they
-/// are.
+/// Freezes the parameters whose names contain one of `fixed`, and, unless `only` is empty, those whose names contain
+/// none of `only`; all others can be trained. Frozen batch norms use their running statistics as they are. Throws
+/// `Error` for a pattern that matches no name.
 template <class Model>
 void freeze(Model& model, std::span<const std::string> fixed, std::span<const std::string> only = {}) {
   std::vector<bool> used(fixed.size() + only.size(), false);
@@ -40,21 +40,23 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
             i < fixed.size() ? fixed[i] : only[i - fixed.size()], '"');
 }
 
-/// Trains a CTC model on a dataset and keeps the parameters of the epoch with the lowest validation WER, then loss.
-/// A run is a function of model, data and configuration alone: with a run folder it is saved after every epoch (and
-/// every `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and
-/// the same call resumes it; the end is bit for bit that of an unbroken run, for any number of threads.
-/// With a teacher it is followed as the configuration says; it sees the same masked features, without dropout.
-/// `optimizer` is what an earlier training of this model had learnt at its end (at the end of its last epoch, which
-/// need not be the best).
+/// Trains a CTC model on a dataset and keeps the parameters of the epoch with the lowest validation WER, then loss. A
+/// run is a function of model, data and configuration only. With a run folder it is saved after every epoch (and every
+/// `checkpoint_steps` updates) as DIR/checkpoint.safetensors and DIR/losses.csv, each whole or not at all, and the same
+/// call resumes it. The end is bit for bit that of an unbroken run, for any number of threads. A teacher is followed as
+/// the configuration says; it sees the same masked features, without dropout. `optimizer` is the state at the end of an
+/// earlier training of this model (at the end of its last epoch, which need not be the best).
 ///
-/// The model is on the host before and after `run`, and whenever `better` is called; a context that does not compute
-/// there has it in between.
+/// The model is on the host before and after `run`, and whenever `better` is called; a context that computes elsewhere
+/// has it in between.
 template <class Model, TrainingContext Context = Cpu<typename Model::Scalar>>
 class Trainer {
  public:
-  using T = typename Model::Scalar;
+  using T = typename Model::Scalar;  ///< the type of an element
 
+  /// Prepares a run, and resumes it if `folder` has a checkpoint. Everything given by reference must outlive this
+  /// object. Throws `Error` for settings that make no sense, for empty datasets, for a teacher without weight or a
+  /// weight without teacher, and for a checkpoint of another run.
   Trainer(Model& model, Context& context, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
           const TrainConfig& config, std::filesystem::path folder = {}, Teacher<Context> teacher = {},
           OptimizerState<T> optimizer = {})
@@ -87,17 +89,21 @@ class Trainer {
     if (std::filesystem::exists(checkpoint_path())) resume();
   }
 
+  /// Returns the position of the run.
   const TrainState& state() const { return state_; }
-  /// Returns what the optimiser has learnt so far. Allocates.
+  /// Returns the state of the optimiser, on the host. Allocates.
   OptimizerState<T> optimizer() const { return optimizer_.state(); }
-  /// Updates of all epochs together.
+  /// Returns the number of updates of all epochs.
   std::int64_t total_steps() const { return total_steps_; }
+  /// Returns the path of the checkpoint.
   std::filesystem::path checkpoint_path() const { return folder_ / "checkpoint.safetensors"; }
+  /// Returns the path of the table of losses.
   std::filesystem::path losses_path() const { return folder_ / "losses.csv"; }
 
-  /// Trains to the end, or until `stop(state)` says so after an update (then a checkpoint is left), and puts the best
-  /// parameters into the model. `progress(TrainProgress)` is called after every update and every epoch; `better()` when
-  /// the model, as it then is, is the best so far.
+  /// Trains to the end and puts the best parameters into the model. If `stop(state)` returns true after an update, a
+  /// checkpoint is left in the run folder and training ends there. `progress(TrainProgress)` is called after every
+  /// update and every epoch, and `better()` when the model, as it then is, is the best so far. Throws `Error` if ten
+  /// gradients in a row, or all of an epoch, are not finite.
   template <class Progress, class Better, class Stop>
   void run(Progress&& progress, Better&& better, Stop&& stop, std::int64_t checkpoint_steps = 0) {
     Index failures = 0;
@@ -141,12 +147,14 @@ class Trainer {
     }
     copy_values(best_, model_);
   }
+  /// Trains to the end without stopping.
   template <class Progress>
   void run(Progress&& progress) {
     run(
         progress, [] {}, [](const TrainState&) { return false; });
   }
 
+  /// Says whether all epochs are done or the WER has not fallen for `patience` epochs.
   bool finished() const {
     return state_.epoch >= config_.epochs ||
            (config_.patience > 0 && state_.epoch - state_.lower_epoch >= config_.patience);
@@ -155,7 +163,7 @@ class Trainer {
  private:
   static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
-  // A context that does not compute on the host has the model, and the best one so far, while it trains.
+  // A context that computes elsewhere than on the host has the model, and the best one so far, while it trains.
   void enter_context() {
     if constexpr (!Context::computes_on_host) {
       context_.prepare_training(model_);
@@ -270,7 +278,8 @@ class Trainer {
                   epoch_end ? text(r.valid_wer, ',', r.valid_loss) : std::string(","), '\n');
   }
 
-  /// What a checkpoint must share with the run that takes it up; asked before the model changes.
+  /// Returns the settings and fingerprints that a checkpoint must share with the run that resumes it. It is computed
+  /// before the model changes.
   std::string run_description() const {
     nlohmann::json out{{"train", to_json(config_)},
                        {"utterances", train_.size()},

@@ -20,23 +20,23 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Mono sound. Full scale is [-1, 1].
+/// Holds mono sound. Full scale is [-1, 1].
 struct Audio {
-  std::vector<float> samples;
-  int sample_rate = 16000;  ///< in Hz
+  std::vector<float> samples;  ///< amplitudes
+  int sample_rate = 16000;     ///< in Hz
 
-  /// In seconds.
+  /// Returns the duration in seconds.
   double duration() const { return static_cast<double>(samples.size()) / sample_rate; }
 };
 
-/// The longest recording that is read: 2^29 samples after mixing to mono, 9 hours at 16 kHz.
+/// Max length of a recording that is read: 2^29 samples after mixing to mono, 9 hours at 16 kHz.
 inline constexpr Index max_audio_samples = Index{1} << 29;
 
-/// The same sound at another rate; also what changes speed and pitch together: `resample(x, 11, 10)` played at the old
-/// rate is 10% faster. Rates in any unit, their ratio from 1/256 to 256. `ceil(n * to / from)` samples, in time with
-/// the input (no delay). libsamplerate's medium sinc: 90% of the band kept, noise 121 dB below the signal, which is
-/// less than 16 bits hold; its best one keeps 97% and takes three to five times as long.
-/// Throws `Error` for other ratios.
+/// Returns a sound at another rate, `ceil(n * to / from)` samples in time with the input (no delay). It can change
+/// speed and pitch together, too: `resample(x, 11, 10)` played at the old rate is 10% faster. Rates may have any unit;
+/// their ratio is from 1/256 to 256. Uses libsamplerate's medium sinc, which keeps 90% of the band and has noise 121 dB
+/// below the signal, which is less than 16 bits hold; its best one keeps 97% and takes three to five times as long.
+/// Throws `Error` for other ratios and for results of more than `max_audio_samples`. Allocates.
 inline std::vector<float> resample(std::span<const float> samples, int from, int to) {
   require(from > 0 && to > 0, "resample: from ", from, " Hz to ", to, " Hz given, positive rates expected");
   const double ratio = static_cast<double>(to) / from;
@@ -49,7 +49,7 @@ inline std::vector<float> resample(std::span<const float> samples, int from, int
   const Index expected = (count * to + from - 1) / from;
   require(expected <= max_audio_samples, "resample: would give ", expected, " samples, at most ", max_audio_samples,
           " expected");
-  // libsamplerate may stop up to a filter's length early for want of input: it is given silence to read behind the end.
+  // libsamplerate may stop up to a filter's length before the end for lack of input, so silence follows the samples.
   const auto silence = static_cast<Index>(std::ceil(64 * std::max(1.0, 1 / ratio)));
   std::vector<float> in(static_cast<std::size_t>(count + silence));
   std::copy(samples.begin(), samples.end(), in.begin());
@@ -69,10 +69,11 @@ inline std::vector<float> resample(std::span<const float> samples, int from, int
 
 namespace detail {
 
+/// Owns a file of libsndfile and closes it.
 using SoundFile = std::unique_ptr<SNDFILE, int (*)(SNDFILE*)>;
 
-/// libsndfile reads as much of a WAV file as there is and says nothing when that is less than its header promises.
-/// Sizes near 2^31 and 2^32 are what programs write that do not know the size (to a pipe).
+/// Throws `Error` if a WAV file is shorter than its header says, about which libsndfile is silent. Sizes near 2^31 and
+/// 2^32 pass: programs write them that do not know the size (to a pipe).
 inline void require_whole_wav(const std::filesystem::path& path, const Descriptor& file, std::int64_t file_size) {
   struct {
     char id[4];
@@ -82,7 +83,7 @@ inline void require_whole_wav(const std::filesystem::path& path, const Descripto
   const auto read_at = [&](std::int64_t at) { return ::pread(file.get(), &chunk, sizeof chunk, at) == sizeof chunk; };
   if (!read_at(0) || std::memcmp(chunk.id, "RIFF", 4) != 0) return;
   for (std::int64_t at = 12; read_at(at);
-       at += 8 + std::int64_t{chunk.size} + chunk.size % 2) {  // wider: 8 + size may be 2^32
+       at += 8 + std::int64_t{chunk.size} + chunk.size % 2) {  // 64-bit: 8 + size may be 2^32
     if (std::memcmp(chunk.id, "data", 4) != 0) continue;
     require(chunk.size >= 0x7fff0000 || at + 8 + chunk.size <= file_size, path.string(),
             ": cut short: the header says ", chunk.size, " bytes of samples, but ", file_size - at - 8, " follow");
@@ -90,7 +91,7 @@ inline void require_whole_wav(const std::filesystem::path& path, const Descripto
   }
 }
 
-/// Samples that were not 16-bit, for the note; empty where there was nothing to convert (codecs and float).
+/// Returns the name of a sample format other than 16-bit, for a note; empty for 16-bit, single float and codecs.
 inline std::string_view other_depth(int format) {
   switch (format & SF_FORMAT_SUBMASK) {
     case SF_FORMAT_PCM_S8:
@@ -107,12 +108,13 @@ inline std::string_view other_depth(int format) {
   }
 }
 
-/// Everything that is in the file, channels averaged.
+/// Returns all samples of a file, channels averaged. Throws `Error` for a read error, too many samples and for samples
+/// that are not finite.
 inline std::vector<float> read_mono(SNDFILE* file, const SF_INFO& info, const std::filesystem::path& path) {
   const auto channels = static_cast<std::size_t>(info.channels);
   const std::size_t block_frames = std::max<std::size_t>(1, 65536 / channels);
   std::vector<float> block(block_frames * channels), samples;
-  // A header may lie, so it is only believed as far as it costs little.
+  // A header may lie, so it is trusted only as far as that costs little.
   samples.reserve(static_cast<std::size_t>(std::clamp<sf_count_t>(info.frames, 0, 1 << 22)));
   const float scale = 1.0F / static_cast<float>(channels);
   while (true) {
@@ -133,11 +135,11 @@ inline std::vector<float> read_mono(SNDFILE* file, const SF_INFO& info, const st
 
 }  // namespace detail
 
-/// Reads WAV, FLAC, Ogg Opus and whatever else libsndfile reads, averages the channels and resamples to `sample_rate`
-/// Hz (0: as it is). Integer samples are scaled to [-1, 1); float ones are taken as they are.
-/// `note` gets what was converted, or "": "x.wav: 24-bit samples converted; 2 channels averaged; 44100 Hz resampled to
-/// 16000 Hz". Throws `Error` for a file that is missing, empty, not audio or not whole (of Ogg a cut at a page's
-/// end cannot be seen), and for samples that are not finite. May be called from several threads.
+/// Reads WAV, FLAC, Ogg Opus and all else that libsndfile reads, averages the channels and resamples to `sample_rate`
+/// Hz (0: no resampling). Integer samples are scaled to [-1, 1); float samples stay as they are. `note` gets what was
+/// converted, or "": "x.wav: 24-bit samples converted; 2 channels averaged; 44100 Hz resampled to 16000 Hz". Throws
+/// `Error` for a file that is missing, empty, not audio or not whole (an Ogg file cut at the end of a page is not
+/// noticed), and for samples that are not finite. May be called from several threads.
 inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, std::string* note = nullptr) {
   require(sample_rate >= 0, path.string(), ": a sample rate of ", sample_rate, " Hz asked for, 0 or more expected");
   const detail::Descriptor descriptor(
@@ -175,7 +177,7 @@ inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, 
   return audio;
 }
 
-/// Writes 16-bit mono WAV, whole or not at all. What exceeds [-1, 1) is clipped. Throws `Error` for audio without
+/// Writes 16-bit mono WAV, whole or not at all. Samples outside [-1, 1) are clipped. Throws `Error` for audio without
 /// samples, samples that are not finite, a rate below 1 Hz, more than `max_audio_samples` and a full disk.
 inline void write_wav(const std::filesystem::path& path, const Audio& audio) {
   const std::size_t count = audio.samples.size();

@@ -20,24 +20,24 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One recording and what is said in it.
+/// Describes one recording and its transcript.
 struct Utterance {
-  std::filesystem::path audio_filepath;
-  double duration = 0;  ///< in seconds
-  std::string text;
-  std::string speaker;  ///< empty where it is not known
+  std::filesystem::path audio_filepath;  ///< the audio file
+  double duration = 0;                   ///< in seconds
+  std::string text;                      ///< transcript
+  std::string speaker;                   ///< empty if not known
 };
 
 namespace detail {
 
-/// True for a file that can be seen; false, not an exception, for anything else.
+/// Says whether a path is a regular file that can be seen. Does not throw.
 inline bool is_file(const std::filesystem::path& path) {
   std::error_code ignored;
   return std::filesystem::is_regular_file(path, ignored);
 }
 
-/// visit(line, where) for each line of a text file of at most 1 GiB that is not blank, without its end ("\n" or
-/// "\r\n"); `where` is "FILE:NUMBER". Lines are not kept: a file may be nothing but ends of them.
+/// Calls `visit(line, where)` for each line of a text file of at most 1 GiB that is not blank, without its end ("\n" or
+/// "\r\n"); `where` is "FILE:NUMBER". Lines are not kept, because a file may consist of line ends only.
 template <class Visit>
 void each_line(const std::filesystem::path& path, Visit&& visit) {
   require(is_file(path), path.string(), ": no such file");
@@ -52,8 +52,8 @@ void each_line(const std::filesystem::path& path, Visit&& visit) {
   }
 }
 
-/// All files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted: a corpus'
-/// order does not depend on the file system.
+/// Returns all files of a folder (`std::filesystem::directory_iterator`) or below it (the recursive one), sorted, so
+/// that the order of a corpus does not depend on the file system.
 template <class Iterator>
 std::vector<std::filesystem::path> list_files(const std::filesystem::path& folder) {
   std::error_code error;
@@ -65,14 +65,16 @@ std::vector<std::filesystem::path> list_files(const std::filesystem::path& folde
   std::sort(files.begin(), files.end());
   return files;
 }
+/// Returns all files below a folder, at any depth, sorted.
 inline std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder) {
   return list_files<std::filesystem::recursive_directory_iterator>(folder);
 }
+/// Returns all files of a folder, sorted.
 inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder) {
   return list_files<std::filesystem::directory_iterator>(folder);
 }
 
-/// The length of a recording in seconds, from its header, if it says so.
+/// Returns the length of a recording in seconds, from its header if that says it, else by reading the file.
 inline double audio_duration(const std::filesystem::path& path) {
   SF_INFO info{};
   const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open(path.c_str(), SFM_READ, &info), sf_close);
@@ -82,13 +84,14 @@ inline double audio_duration(const std::filesystem::path& path) {
   return static_cast<double>(info.frames) / info.samplerate;
 }
 
+/// Ends the names of LibriSpeech's transcript files.
 inline constexpr std::string_view transcript_ending = ".trans.txt";
 
 }  // namespace detail
 
 /// Reads a NeMo-style manifest: one JSON object a line with `audio_filepath` (relative to the manifest's folder unless
-/// absolute), `duration` in seconds, `text` and, if known, `speaker`. Other keys are ignored, blank lines too.
-/// Throws with file and line number for bad JSON, a missing key, a wrong type, an `offset` into a recording and audio
+/// absolute), `duration` in seconds, `text` and, if known, `speaker`. Other keys and blank lines are ignored. Throws
+/// `Error` with file and line number for bad JSON, a missing key, a wrong type, an `offset` into a recording and audio
 /// that does not exist, and for a manifest without utterances.
 inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
   const std::filesystem::path folder = path.parent_path();
@@ -116,7 +119,8 @@ inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
 }
 
 /// Writes a manifest that `read_manifest` reads, whole or not at all. Audio below the manifest's folder is named
-/// relative to it, so that the folder can be moved; other audio by its absolute path.
+/// relative to it, so that the folder can be moved; other audio by its absolute path. Throws `Error` for texts that are
+/// not UTF-8.
 inline void write_manifest(const std::filesystem::path& path, std::span<const Utterance> utterances) {
   const std::filesystem::path folder = std::filesystem::absolute(path).parent_path().lexically_normal();
   std::string out;
@@ -141,7 +145,8 @@ inline void write_manifest(const std::filesystem::path& path, std::span<const Ut
 }
 
 /// Reads a corpus in the layout of LibriSpeech: below `folder`, at any depth, SPEAKER/CHAPTER/ with *.trans.txt files
-/// of lines "SPEAKER-CHAPTER-NUMBER TEXT" and a .flac of that name for each. Throws where one is without the other.
+/// of lines "SPEAKER-CHAPTER-NUMBER TEXT" and a .flac of that name for each. Throws `Error` for a line without its
+/// audio file and for an audio file without its line.
 inline std::vector<Utterance> read_librispeech(const std::filesystem::path& folder) {
   std::error_code error;
   require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
@@ -180,7 +185,8 @@ inline std::vector<Utterance> read_librispeech(const std::filesystem::path& fold
   return utterances;
 }
 
-/// Reads a corpus: a .jsonl or .json file as a manifest, a folder with *.trans.txt below it as LibriSpeech.
+/// Reads a corpus: a .jsonl or .json file as a manifest, a folder with *.trans.txt below it as LibriSpeech. Throws
+/// `Error` for anything else.
 inline std::vector<Utterance> read_corpus(const std::filesystem::path& path) {
   constexpr std::string_view expected =
       "; a manifest (.jsonl or .json) or a folder with *.trans.txt files (LibriSpeech) expected";

@@ -30,49 +30,53 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Words of the digits 0 to 9.
 inline constexpr std::array<std::string_view, 10> digit_words{"zero", "one", "two",   "three", "four",
                                                               "five", "six", "seven", "eight", "nine"};
 
-/// What corpora of connected digits have in common, wherever the single digits come from.
+/// Holds the settings that corpora of connected digits share, whatever the single digits come from.
 struct ConnectedDigitsConfig {
-  std::filesystem::path out;  ///< a folder that does not exist or is empty
-  Seed seed;
-  Index train_utterances = 4000, valid_utterances = 200, test_utterances = 500;  ///< as many are held out as test
-  Index min_digits = 3, max_digits = 7;                                          ///< in an utterance
-  Index max_gap_ms = 200;  ///< before, between and after digits lies 0 to this much quiet
-  int sample_rate = 8000;  ///< of the files written, in Hz
-  Tokens tokens = Tokens::words;
-  int threads = hardware_threads();  ///< the corpus does not depend on it
+  std::filesystem::path out;         ///< a folder that does not exist or is empty
+  Seed seed;                         ///< seed of all that is drawn
+  Index train_utterances = 4000,     ///< number in train.jsonl
+      valid_utterances = 200,        ///< number in valid.jsonl
+      test_utterances = 500;         ///< number in test.jsonl and in holdout.jsonl
+  Index min_digits = 3,              ///< min digits of an utterance
+      max_digits = 7;                ///< max digits of an utterance
+  Index max_gap_ms = 200;            ///< max pause before, between and after digits
+  int sample_rate = 8000;            ///< rate of the written files, in Hz
+  Tokens tokens = Tokens::words;     ///< the kind of vocabulary that training on the corpus takes
+  int threads = hardware_threads();  ///< number of threads; the corpus does not depend on it
 };
 
-/// What is being done and how much of it is done, for a progress line. Called by one thread at a time.
+/// Shows the stage of the work and how much of it is done. Called by one thread at a time.
 using Progress = std::function<void(std::string_view stage, Index done, Index total)>;
 
-/// One recorded digit.
+/// Holds one recorded digit.
 struct DigitClip {
-  std::vector<float> samples;
-  float floor = 0;  ///< RMS of its quietest 10 ms: the room it was recorded in
+  std::vector<float> samples;  ///< amplitudes
+  float floor = 0;             ///< RMS of its quietest 10 ms: the noise of the room
 };
 
-/// One speaker's recordings of each digit.
+/// Holds one speaker's recordings of each digit.
 struct DigitSpeaker {
-  std::string name;
-  std::array<std::vector<DigitClip>, 10> digits;
+  std::string name;                               ///< name of the speaker
+  std::array<std::vector<DigitClip>, 10> digits;  ///< recordings of 0 to 9
 };
 
-/// A part of a corpus, NAME.jsonl: `utterances` evenly over `speakers`.
+/// Describes a part of a corpus, NAME.jsonl: `utterances` evenly over `speakers`.
 struct DigitSplit {
-  std::string name;
-  Index utterances = 0;
-  std::vector<DigitSpeaker> speakers;
+  std::string name;                    ///< NAME
+  Index utterances = 0;                ///< number of utterances
+  std::vector<DigitSpeaker> speakers;  ///< speakers with the clips of this part
 };
 
 namespace detail {
 
-/// The smallest amplitude of 16-bit audio.
+/// Smallest amplitude of 16-bit audio.
 inline constexpr float least_amplitude = 1.0f / 32768;
 
-/// A clip from samples: the first and last 5 ms fade, so that recordings that were cut do not click.
+/// Makes a clip from samples. The first and last 5 ms fade, so that recordings that were cut do not click.
 inline DigitClip make_clip(std::vector<float> samples, int sample_rate) {
   const auto window = static_cast<std::size_t>(std::max(sample_rate / 100, 1));
   DigitClip clip{std::move(samples), 1};
@@ -92,7 +96,7 @@ inline DigitClip make_clip(std::vector<float> samples, int sample_rate) {
   return clip;
 }
 
-/// The digits of a speaker's utterances: lengths drawn evenly, each digit equally often (to one), in any order.
+/// Draws the digits of a speaker's utterances: lengths uniform, each digit equally often (to one), in random order.
 inline std::vector<std::vector<int>> draw_digits(const ConnectedDigitsConfig& config, Index utterances,
                                                  std::string_view stream) {
   const Random lengths(config.seed, text(stream, " lengths"));
@@ -118,7 +122,7 @@ inline std::vector<std::vector<int>> draw_digits(const ConnectedDigitsConfig& co
 
 /// Joins clips with gaps. A gap is filled with noise as loud as the quieter of its neighbours' rooms, and digital
 /// silence anywhere with noise of 1 LSB: the log energies of zeros are far below any recording's, and a model would
-/// learn to cut at them.
+/// learn to cut there.
 inline std::vector<float> join_clips(std::span<const DigitClip* const> clips, const ConnectedDigitsConfig& config,
                                      const Random& random) {
   std::vector<float> out;
@@ -140,6 +144,7 @@ inline std::vector<float> join_clips(std::span<const DigitClip* const> clips, co
   return out;
 }
 
+/// Throws `Error` for settings that make no sense and for an `out` that is not empty.
 inline void check(const ConnectedDigitsConfig& config) {
   const std::string out = config.out.string();
   require(!out.empty(), "connected digits: no folder to write to given");
@@ -159,11 +164,13 @@ inline void check(const ConnectedDigitsConfig& config) {
   require(config.threads > 0, out, ": ", config.threads, " threads asked for, at least 1 expected");
 }
 
-/// Counts what several threads have done.
+/// Counts what several threads have done, and shows it.
 class SharedProgress {
  public:
+  /// Starts a stage of `total` things at 0. `progress` must outlive this object.
   SharedProgress(const Progress& progress, std::string_view stage, Index total)
       : progress_(progress), stage_(stage), total_(total) {}
+  /// Counts one more. May be called from several threads.
   void one_done() {
     const std::lock_guard lock(mutex_);
     ++done_;
@@ -177,7 +184,7 @@ class SharedProgress {
   Index done_ = 0, total_;
 };
 
-/// Digits of a speaker, each drawn among the recordings there are, joined.
+/// Returns digits of a speaker, each drawn from that speaker's recordings, joined.
 inline std::vector<float> say_digits(const ConnectedDigitsConfig& config, const DigitSpeaker& speaker,
                                      std::span<const int> digits, const std::string& stream) {
   const Random pick(config.seed, stream + " clips");
@@ -189,7 +196,7 @@ inline std::vector<float> say_digits(const ConnectedDigitsConfig& config, const 
   return join_clips(clips, config, Random(config.seed, stream));
 }
 
-/// Writes NAME.jsonl and its audio; returns what corpus.json says of it.
+/// Writes NAME.jsonl and its audio, and returns the entry for corpus.json.
 inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const DigitSplit& split,
                                   const std::filesystem::path& folder, SharedProgress& progress) {
   struct Plan {
@@ -232,7 +239,8 @@ inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const Dig
   return {{"utterances", split.utterances}, {"seconds", seconds}, {"speakers", names}};
 }
 
-/// Writes the corpus: wav/, a manifest a split, and corpus.json with `made` (how it was made), all or nothing.
+/// Writes the corpus, whole or not at all: wav/, a manifest for each part, and corpus.json with `made` (how it was
+/// made).
 inline void write_connected_digits(const ConnectedDigitsConfig& config, std::span<const DigitSplit> splits,
                                    nlohmann::json made, const Progress& progress) {
   FolderWriter folder(config.out);
@@ -250,10 +258,12 @@ inline void write_connected_digits(const ConnectedDigitsConfig& config, std::spa
   folder.commit();
 }
 
-/// The recordings of a folder by speaker, digit and index.
+/// Lists the recordings of a folder by speaker, digit and index.
 struct DigitRecordings {
+  /// Files by speaker, digit and index.
   std::map<std::string, std::array<std::map<Index, std::filesystem::path>, 10>> speakers;
 
+  /// Lists a folder. Throws `Error` for a misnamed file, two of the same name, and a folder without recordings.
   explicit DigitRecordings(const std::filesystem::path& folder) {
     std::error_code error;
     require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
@@ -274,7 +284,8 @@ struct DigitRecordings {
     require(!speakers.empty(), folder.string(), ": holds no recordings {digit}_{speaker}_{index}.wav");
   }
 
-  /// A speaker's recordings with indices first .. last, read; adds to `notes` what had to be converted.
+  /// Reads a speaker's recordings with indices first .. last, and appends to `notes` what had to be converted. Throws
+  /// `Error` if a digit has none.
   DigitSpeaker read(const std::string& name, Index first, Index last, int sample_rate,
                     std::vector<std::string>& notes) const {
     DigitSpeaker out{name, {}};
@@ -292,6 +303,7 @@ struct DigitRecordings {
     return out;
   }
 
+  /// Returns the names of all speakers for a message.
   std::string names() const {
     std::string out;
     for (const auto& [name, unused] : speakers) out += (out.empty() ? "" : ", ") + name;
@@ -301,23 +313,23 @@ struct DigitRecordings {
 
 }  // namespace detail
 
+/// Holds the settings of a corpus made from recordings of single digits.
 struct DigitsConfig : ConnectedDigitsConfig {
   std::filesystem::path recordings;  ///< a folder of {digit}_{speaker}_{index}.wav
   std::string holdout_speaker;       ///< heard only in holdout.jsonl; empty: none
 };
 
-/// Makes a corpus of connected digits from recordings as those of the Free Spoken Digit Dataset, whose own split is
-/// kept: recordings 0-4 of each digit and speaker are for tests, the rest for training. An utterance is digits of one
-/// speaker with gaps between them; speakers and digits are balanced.
+/// Makes a corpus of connected digits from recordings named like those of the Free Spoken Digit Dataset, whose own
+/// split is kept: recordings 0-4 of each digit and speaker are for tests, the rest for training. An utterance is digits
+/// of one speaker with gaps between them; speakers and digits are balanced.
 ///   train.jsonl    recordings 8 and on
 ///   valid.jsonl    recordings 5-7, which train.jsonl does not use: choosing a model neither sees test recordings nor
-///                  rewards learning recordings by heart
+///                  rewards memorising recordings
 ///   test.jsonl     recordings 0-4 of the same speakers
 ///   holdout.jsonl  all recordings of the speaker held out, who is in no other part
 /// `corpus.json` says how it was made. The folder appears when it is complete; equal configurations give equal bytes.
-/// Gives a note for each recording that had to be converted to be read.
-/// Throws for an unreadable, empty or misnamed recording, a digit that a part lacks, an unknown speaker and an `out`
-/// that is not empty.
+/// Returns a note for each recording that had to be converted to be read. Throws `Error` for an unreadable, empty or
+/// misnamed recording, a digit that a part lacks, an unknown speaker and an `out` that is not empty.
 inline std::vector<std::string> make_digits_corpus(const DigitsConfig& config, const Progress& progress = {}) {
   detail::check(config);
   const detail::DigitRecordings recordings(config.recordings);

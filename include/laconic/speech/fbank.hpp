@@ -18,14 +18,17 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What log-mel features are made of. The defaults are Kaldi's with 80 channels.
+/// Holds the settings of log-mel features. The defaults are Kaldi's with 80 channels.
 struct FbankConfig {
-  int sample_rate = 16000;  ///< in Hz
-  int num_mels = 80;
-  double frame_length_ms = 25, frame_shift_ms = 10;
-  double low_hz = 20, high_hz = 0;  ///< the band; a high end of 0 or less counts down from the Nyquist frequency
-  double preemphasis = 0.97;
+  int sample_rate = 16000;      ///< in Hz
+  int num_mels = 80;            ///< number of channels
+  double frame_length_ms = 25,  ///< length of a frame
+      frame_shift_ms = 10;      ///< time from one frame to the next
+  double low_hz = 20,           ///< low end of the band
+      high_hz = 0;              ///< high end of the band; 0 or less counts down from the Nyquist frequency
+  double preemphasis = 0.97;    ///< 0 to 1; x[i] - preemphasis x[i - 1]
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("sample_rate", self.sample_rate);
     visit("num_mels", self.num_mels);
@@ -35,17 +38,18 @@ struct FbankConfig {
     visit("high_hz", self.high_hz);
     visit("preemphasis", self.preemphasis);
   }
+  /// Says whether two configurations are equal.
   friend bool operator==(const FbankConfig&, const FbankConfig&) = default;
 };
 
-/// Log-mel filterbank features as Kaldi and torchaudio.compliance.kaldi.fbank compute them, without dither and with
-/// `snip_edges`: only frames that lie wholly inside the signal. Each frame: mean removed, preemphasis, Povey window
-/// (Hann to the power 0.85), zeros up to a power of two, power spectrum, triangles that are even on the mel scale
-/// 1127 ln(1 + f / 700) (the Nyquist bin belongs to none), natural log of the energy, at least ln(2^-23).
-/// All tables are made here once; calls may come from several threads, and copies share the transform's plan.
+/// Computes log-mel filterbank features as Kaldi and torchaudio.compliance.kaldi.fbank do, without dither and with
+/// `snip_edges`: only frames that lie wholly inside the signal. For each frame: subtract the mean, preemphasis, Povey
+/// window (Hann to the power 0.85), zeros up to a power of two, power spectrum, triangles that are even on the mel
+/// scale 1127 ln(1 + f / 700) (the Nyquist bin belongs to none), natural log of the energy, at least ln(2^-23). The
+/// constructor makes all tables; calls may come from several threads, and copies share the transform's plan.
 class Fbank {
  public:
-  /// Throws `Error` for a configuration that makes no sense, such as more channels than the frame can resolve.
+  /// Throws `Error` for a configuration that makes no sense, such as more channels than a frame can resolve. Allocates.
   explicit Fbank(const FbankConfig& config) : config_(config) {
     require(config.sample_rate > 0 && config.sample_rate <= 10'000'000, "fbank: sample_rate ", config.sample_rate,
             " Hz given, 1 to 10000000 expected");
@@ -74,17 +78,19 @@ class Fbank {
     make_filters(fft);
   }
 
+  /// Returns the settings.
   const FbankConfig& config() const { return config_; }
 
-  /// Samples from one frame to the next.
+  /// Returns the number of samples from one frame to the next.
   Index frame_shift() const { return shift_; }
-  /// Frames of a signal: none if it is shorter than a frame.
+  /// Returns the number of frames of a signal, 0 if it is shorter than a frame.
   Index num_frames(Index num_samples) const {
     const auto frame = static_cast<Index>(window_.size());
     return num_samples < frame ? 0 : 1 + (num_samples - frame) / shift_;
   }
 
-  /// Samples in [-1, 1] at the configured rate to `(frames, num_mels)`. Allocates the result and a frame's scratch.
+  /// Returns the features `(frames, num_mels)` of samples in [-1, 1] at the configured rate. Allocates the result and
+  /// the scratch memory of a frame.
   Matrix<float> operator()(std::span<const float> samples) const {
     static_assert(std::is_same_v<kiss_fft_scalar, float>, "laconic: kissfft must be built for float");
     Matrix<float> features(num_frames(static_cast<Index>(samples.size())), config_.num_mels);
@@ -102,7 +108,7 @@ class Fbank {
   }
 
  private:
-  /// Weights of the bins `first`, `first + 1` ...
+  /// Holds the weights of the bins `first`, `first + 1` ...
   struct Filter {
     std::size_t first = 0;
     std::vector<float> weights;
@@ -141,7 +147,7 @@ class Fbank {
     }
   }
 
-  /// Mean, preemphasis and window. The zeros behind the frame stay from the start.
+  /// Subtracts the mean, applies preemphasis and window. The zeros after the frame stay from the start.
   void load(std::span<const float> samples, std::span<kiss_fft_cpx> frame) const {
     double sum = 0;
     for (const float x : samples) sum += x;
@@ -153,9 +159,9 @@ class Fbank {
       out[i] = (samples[i] - mean - c * (samples[i - 1] - mean)) * window_[i];
   }
 
-  /// |X|^2 of the real signal x from the transform Z of x[2n] + i x[2n+1], half as long:
-  /// X[k] = (Z[k] + Z*[-k]) / 2 - i exp(-2 pi i k / N) (Z[k] - Z*[-k]) / 2. kissfft's own (kiss_fftr) does the same
-  /// with scratch inside the plan, so that threads could not share it.
+  /// Computes |X|^2 of the real signal x from the transform Z of x[2n] + i x[2n+1], half as long:
+  /// X[k] = (Z[k] + Z*[-k]) / 2 - i exp(-2 pi i k / N) (Z[k] - Z*[-k]) / 2.
+  /// kissfft's own (kiss_fftr) does the same with scratch memory inside the plan, so that threads could not share it.
   void power_spectrum(std::span<const kiss_fft_cpx> z, std::span<float> power) const {
     power[0] = 0;  // 0 Hz lies in no triangle: their band begins there or above
     for (std::size_t k = 1; k < z.size(); ++k) {

@@ -12,28 +12,36 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a model sees of audio: log-mel energies, or the samples themselves.
-enum class FeatureKind { fbank, samples };
+/// Says what a model sees of audio.
+enum class FeatureKind {
+  fbank,   ///< log-mel energies
+  samples  ///< the samples themselves
+};
+/// Names the values of FeatureKind.
 constexpr auto enum_names(FeatureKind) {
   return std::to_array<EnumName<FeatureKind>>({{FeatureKind::fbank, "fbank"}, {FeatureKind::samples, "samples"}});
 }
 
-/// How features are brought to mean 0 and variance 1: by each utterance's own statistics, or by those of the training
-/// corpus, which then belong to the model; or not at all.
-enum class Normalization { utterance, global, none };
+/// Says how features are brought to mean 0 and variance 1.
+enum class Normalization {
+  utterance,  ///< by the statistics of each utterance
+  global,     ///< by those of the training corpus, which then belong to the model
+  none        ///< not at all
+};
+/// Names the values of Normalization.
 constexpr auto enum_names(Normalization) {
   return std::to_array<EnumName<Normalization>>(
       {{Normalization::utterance, "utterance"}, {Normalization::global, "global"}, {Normalization::none, "none"}});
 }
 
-/// From audio to the numbers that a model sees.
+/// Says how audio becomes the values that a model sees.
 struct FeatureConfig {
-  FeatureKind kind = FeatureKind::fbank;
-  FbankConfig fbank;  ///< of samples: `sample_rate`, one channel, a frame for each
-  Normalization normalization = Normalization::utterance;
-  GlobalNormalization statistics;  ///< for `global`; empty otherwise
+  FeatureKind kind = FeatureKind::fbank;                   ///< log-mel energies or samples
+  FbankConfig fbank;                                       ///< settings of log-mel features; of samples only the rate
+  Normalization normalization = Normalization::utterance;  ///< how they are normalised
+  GlobalNormalization statistics;                          ///< used by `global`; empty otherwise
 
-  /// The samples themselves, one row each.
+  /// Returns the configuration of samples themselves, one row each.
   static FeatureConfig samples(int sample_rate, Normalization normalization) {
     const double period = 1000.0 / sample_rate;
     return {.kind = FeatureKind::samples,
@@ -42,13 +50,14 @@ struct FeatureConfig {
             .statistics = {}};
   }
 
-  /// Throws for features that need the whole utterance.
+  /// Throws `Error` for features that need the whole utterance.
   void require_streamable() const {
     require(normalization != Normalization::utterance,
             "a stream cannot know the mean of an utterance that it has not heard: a model with global normalization "
             "expected");
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("kind", self.kind);
     visit("fbank", self.fbank);
@@ -57,7 +66,7 @@ struct FeatureConfig {
   }
 };
 
-/// Makes features of audio; calls may come from several threads.
+/// Computes features of audio. Calls may come from several threads.
 class FeatureExtractor {
  public:
   /// Throws `Error` for a configuration that makes no sense.
@@ -70,15 +79,17 @@ class FeatureExtractor {
             "features: of samples, one channel at a rate above 0 with normalization utterance or none is expected");
   }
 
+  /// Returns the settings.
   const FeatureConfig& config() const { return config_; }
-  /// Samples from one row of features to the next.
+  /// Returns the number of samples from one row of features to the next.
   Index frame_shift() const { return fbank_ ? fbank_->frame_shift() : 1; }
 
-  /// Before normalization: (frames, num_mels) of audio at the configured sampling rate.
+  /// Returns the features (frames, num_mels) of audio at the configured sample rate, before normalisation. Allocates.
   Matrix<float> raw(std::span<const float> samples) const {
     if (fbank_) return (*fbank_)(samples);
     return Eigen::Map<const Matrix<float>>(samples.data(), static_cast<Index>(samples.size()), 1);
   }
+  /// Returns the normalised features (frames, num_mels) of audio at the configured sample rate. Allocates.
   Matrix<float> operator()(std::span<const float> samples) const {
     Matrix<float> features = raw(samples);
     if (config_.normalization == Normalization::global)

@@ -9,18 +9,22 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One mean and one inverse standard deviation a channel, to be kept with a model (it is a configuration struct).
+/// Holds a mean and an inverse standard deviation for each channel, to be kept with a model (it is a configuration
+/// struct).
 struct GlobalNormalization {
-  std::vector<float> mean, inverse_std;
+  std::vector<float> mean,  ///< mean of each channel
+      inverse_std;          ///< one over the standard deviation of each channel
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("mean", self.mean);
     visit("inverse_std", self.inverse_std);
   }
+  /// Says whether two normalisations are equal.
   friend bool operator==(const GlobalNormalization&, const GlobalNormalization&) = default;
 
-  /// (x - mean) * inverse_std in place. Throws `Error` if features `(frames, channels)` have another number of
-  /// channels.
+  /// Replaces x with (x - mean) * inverse_std. Throws `Error` if the features `(frames, channels)` have another number
+  /// of channels. Allocates nothing.
   void operator()(MatrixView<float> features) const {
     const auto channels = static_cast<Index>(mean.size());
     require(inverse_std.size() == mean.size(), "normalization: ", mean.size(), " means and ", inverse_std.size(),
@@ -32,11 +36,11 @@ struct GlobalNormalization {
   }
 };
 
-/// Mean and variance of each channel over any number of feature matrices, in double. Matrices are merged with the
-/// update of Chan, Golub and LeVeque (1979), which does not lose digits as a sum of squares does.
+/// Computes mean and variance of each channel over any number of feature matrices, in double. Matrices are merged with
+/// the update of Chan, Golub and LeVeque (1979), which does not lose digits as a sum of squares does.
 class FeatureStatistics {
  public:
-  /// Takes in features `(frames, channels)`. The first ones say how many channels there are; others throw `Error`.
+  /// Adds features `(frames, channels)`. The first ones set the number of channels; others throw `Error`.
   void add(MatrixView<const float> features) {
     if (features.rows() == 0) return;
     FeatureStatistics one;
@@ -47,7 +51,7 @@ class FeatureStatistics {
     merge(one);
   }
 
-  /// Takes in what another one has seen (of another thread, say).
+  /// Adds what another object has seen (in another thread, say).
   void merge(const FeatureStatistics& other) {
     if (other.frames_ == 0) return;
     if (frames_ == 0) {
@@ -63,13 +67,15 @@ class FeatureStatistics {
     frames_ += other.frames_;
   }
 
+  /// Returns the number of frames seen.
   Index frames() const { return frames_; }
-  /// The unbiased variance (over n - 1); 0 for a single frame.
+  /// Returns the unbiased variance of each channel (over n - 1); 0 for a single frame.
   Eigen::RowVectorXd variance() const { return squares_ / static_cast<double>(std::max<Index>(frames_ - 1, 1)); }
+  /// Returns the mean of each channel.
   const Eigen::RowVectorXd& mean() const { return mean_; }
 
-  /// x becomes (x - mean) / (std + 1e-5), as in NeMo: a channel that never changes becomes 0, not infinite.
-  /// Throws `Error` if nothing was seen or something that is not finite.
+  /// Returns the normalisation (x - mean) / (std + 1e-5), as in NeMo: a channel that never changes becomes 0, not
+  /// infinite. Throws `Error` if no frame was seen or a value was not finite.
   GlobalNormalization normalization() const {
     require(frames_ > 0, "feature statistics: no frames given");
     const Eigen::RowVectorXd inverse = (variance().cwiseSqrt().array() + 1e-5).inverse();
@@ -88,8 +94,8 @@ class FeatureStatistics {
   Eigen::RowVectorXd mean_, squares_;  // squares_: sums of squared distances from the mean
 };
 
-/// Mean 0 and variance 1 in each channel of one utterance `(frames, channels)`, in place; NeMo's "per_feature".
-/// Throws `Error` for values that are not finite. Without frames nothing happens.
+/// Normalises each channel of one utterance `(frames, channels)` to mean 0 and variance 1, in place; NeMo's
+/// "per_feature". Throws `Error` for values that are not finite. Does nothing without frames.
 inline void normalize_utterance(MatrixView<float> features) {
   if (features.rows() == 0) return;
   FeatureStatistics statistics;
@@ -97,8 +103,9 @@ inline void normalize_utterance(MatrixView<float> features) {
   statistics.normalization()(features);
 }
 
-/// The samples of one utterance (rows, 1) to mean 0 and variance 1, in place: (x - mean) / sqrt(var + 1e-7) with the
-/// variance over n, as Hugging Face's Wav2Vec2FeatureExtractor does it.
+/// Normalises the samples of one utterance (rows, 1) to mean 0 and variance 1, in place: (x - mean) / sqrt(var + 1e-7)
+/// with the variance over n, as Hugging Face's Wav2Vec2FeatureExtractor does. Throws `Error` for samples that are not
+/// finite.
 inline void normalize_samples(MatrixView<float> samples) {
   if (samples.rows() == 0) return;
   const Eigen::ArrayXd x = samples.col(0).cast<double>().array();

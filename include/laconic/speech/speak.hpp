@@ -26,22 +26,26 @@ extern "C" char** environ;  // which <unistd.h> declares on Linux only
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Holds the settings of a corpus spoken by espeak-ng.
 struct SpeakConfig : ConnectedDigitsConfig {
-  /// English accents and timbres of espeak-ng, ACCENT+VARIANT: those of train, valid and test, and those of holdout.
+  /// Voices of train, valid and test: English accents and timbres of espeak-ng, ACCENT+VARIANT.
   std::vector<std::string> voices{"en-us",     "en-us+m3",       "en-us+f2",          "en-us+m7",
                                   "en-gb+m1",  "en-gb+f1",       "en-gb+f4",          "en-gb-x-rp+m4",
                                   "en-029+m5", "en-gb-x-gbclan", "en-gb-scotland+m2", "en-gb-scotland+f3"};
+  /// Voices of holdout.
   std::vector<std::string> held_out_voices{"en-us+f5", "en-gb+m6", "en-gb-x-gbcwmd+m8"};
-  /// Ways of speaking (a speed and a pitch) of each voice in each part. No part uses another's.
-  Index train_styles = 8, valid_styles = 1, test_styles = 2;
+  Index train_styles = 8,  ///< ways of speaking (a speed and a pitch) of each voice in train, used by no other part
+      valid_styles = 1,    ///< ways of speaking of each voice in valid
+      test_styles = 2;     ///< ways of speaking of each voice in test and in holdout
 };
 
 namespace detail {
 
-/// A running program, waited for by `finish` or at the latest by the destructor. Arguments go to it as they are: no
-/// shell reads them.
+/// Runs a program until `finish` or the destructor has waited for its end. Arguments are passed as they are: no shell
+/// reads them.
 class Process {
  public:
+  /// Starts a program on PATH. Throws `Error` if it is not found or cannot be started.
   explicit Process(std::vector<std::string> arguments) : name_(arguments.at(0)) {
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -57,13 +61,16 @@ class Process {
     require(failure == 0, name_, ": cannot start: ", std::generic_category().message(failure));
     running_ = true;
   }
+  /// Not copyable.
   Process(const Process&) = delete;
+  /// Not assignable.
   Process& operator=(const Process&) = delete;
+  /// Waits for the end of the program.
   ~Process() {
     if (running_) wait();
   }
 
-  /// Waits for its end; throws unless it exits with 0.
+  /// Waits for the end of the program. Throws `Error`, which says what it failed to do, unless it exits with 0.
   void finish(std::string_view doing) {
     const int status = wait();
     require(WIFEXITED(status) && WEXITSTATUS(status) == 0, name_, ": failed to ", doing,
@@ -85,13 +92,13 @@ class Process {
   bool running_ = false;
 };
 
-/// The pieces of sound between pauses of at least `pause` samples. Quiet is what stays below 1/300 of the peak (-50
-/// dB).
+/// Returns the pieces of sound between pauses of at least `pause` samples. Samples below 1/300 of the peak (-50 dB) are
+/// quiet.
 inline std::vector<std::span<const float>> cut_at_pauses(std::span<const float> x, std::size_t pause) {
   float peak = 0;
   for (const float value : x) peak = std::max(peak, std::abs(value));
   std::vector<std::span<const float>> pieces;
-  std::size_t begin = 0, end = 0;  // of the piece being heard; empty before the first
+  std::size_t begin = 0, end = 0;  // the current piece; empty before the first
   for (std::size_t i = 0; i < x.size(); ++i) {
     if (!(std::abs(x[i]) > peak / 300)) continue;
     if (end == 0 || i - end >= pause) {
@@ -104,8 +111,8 @@ inline std::vector<std::span<const float>> cut_at_pauses(std::span<const float> 
   return pieces;
 }
 
-/// One way of speaking of a voice: all ten digits once. They are said in one run, each a paragraph, and cut apart in
-/// the pauses: those are longer than 270 ms at 200 words a minute, what is quiet within a digit is shorter than 90 ms.
+/// Renders one way of speaking of a voice: all ten digits once. They are said in one run, each a paragraph, and cut
+/// apart at the pauses, which are longer than 270 ms at 200 words a minute; quiet within a digit is shorter than 90 ms.
 inline DigitSpeaker render_digits(const std::string& voice, Index words_per_minute, Index pitch, int sample_rate,
                                   const std::filesystem::path& file) {
   std::string all;
@@ -128,10 +135,9 @@ inline DigitSpeaker render_digits(const std::string& voice, Index words_per_minu
 
 /// Makes the corpus of `make_digits_corpus` with the program espeak-ng in place of recordings: many voices in many ways
 /// of speaking (130 to 200 words a minute, pitch 20 to 80 of 99), an utterance in one of them. Train, valid and test
-/// have the same voices in ways of their own; holdout.jsonl has further voices.
-/// Digits are rendered once for each way of speaking and joined as recordings are, so the time does not grow with a run
-/// of the program for each utterance, and the task is the same.
-/// Throws where espeak-ng is missing or fails; otherwise as `make_digits_corpus`.
+/// have the same voices in different ways of speaking; holdout.jsonl has further voices. Digits are rendered once for
+/// each way of speaking and joined as recordings are, so the program does not run for each utterance, and the task is
+/// the same. Throws `Error` if espeak-ng is missing or fails, and otherwise as `make_digits_corpus` does.
 inline void make_spoken_corpus(const SpeakConfig& config, const Progress& progress = {}) {
   detail::check(config);
   for (const Index styles : {config.train_styles, config.valid_styles, config.test_styles})

@@ -9,12 +9,16 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How much SpecAugment hides. The defaults are WeNet's, with at most a fifth of an utterance under each time mask.
+/// Says how much SpecAugment hides. The defaults are WeNet's, with at most a fifth of an utterance under each time
+/// mask.
 struct SpecAugmentConfig {
-  Index num_time_masks = 2, max_time_width = 50;  ///< width in frames
-  double max_time_fraction = 0.2;                 ///< no time mask is wider than this part of the utterance
-  Index num_freq_masks = 2, max_freq_width = 10;  ///< width in channels
+  Index num_time_masks = 2,        ///< number of time masks
+      max_time_width = 50;         ///< max width of a time mask in frames
+  double max_time_fraction = 0.2;  ///< max width of a time mask as a fraction of the utterance
+  Index num_freq_masks = 2,        ///< number of frequency masks
+      max_freq_width = 10;         ///< max width of a frequency mask in channels
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("num_time_masks", self.num_time_masks);
     visit("max_time_width", self.max_time_width);
@@ -22,13 +26,14 @@ struct SpecAugmentConfig {
     visit("num_freq_masks", self.num_freq_masks);
     visit("max_freq_width", self.max_freq_width);
   }
+  /// Says whether two configurations are equal.
   friend bool operator==(const SpecAugmentConfig&, const SpecAugmentConfig&) = default;
 };
 
-/// Hides random spans of time and bands of frequency of one utterance's features `(frames, channels)`, in place, under
-/// 0: the mean, as features are normalised (Park et al. 2019, "SpecAugment", without time warping). Each mask has a
-/// width uniform in 0 .. max and a place uniform among those where it fits; masks may overlap. The same `random` gives
-/// the same masks. Allocates nothing. Throws `Error` for negative numbers and a fraction outside 0 to 1.
+/// Sets random spans of time and bands of frequency of one utterance's features `(frames, channels)` to 0, in place:
+/// the mean, as features are normalised (Park et al. 2019, "SpecAugment", without time warping). Each mask has a width
+/// uniform in 0 .. max and a position uniform among those that fit; masks may overlap. The same `random` gives the same
+/// masks. Allocates nothing. Throws `Error` for negative numbers and a fraction outside 0 to 1.
 inline void spec_augment(MatrixView<float> features, const SpecAugmentConfig& config, const Random& random) {
   require(config.num_time_masks >= 0 && config.max_time_width >= 0 && config.num_freq_masks >= 0 &&
               config.max_freq_width >= 0,

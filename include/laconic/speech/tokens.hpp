@@ -6,10 +6,13 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What a vocabulary is made of: characters (UTF-8 code points, the space among them) or whole words.
-enum class Tokens { characters, words };
+/// Says what the tokens of a vocabulary are.
+enum class Tokens {
+  characters,  ///< UTF-8 code points, with the space
+  words        ///< whole words
+};
 
-/// As config.json, corpus.json and the command line say it.
+/// Names the values of Tokens as in config.json, corpus.json and on the command line.
 constexpr auto enum_names(Tokens) {
   return std::to_array<EnumName<Tokens>>({{Tokens::characters, "characters"}, {Tokens::words, "words"}});
 }

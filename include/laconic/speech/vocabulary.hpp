@@ -21,20 +21,20 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that the
-/// same texts give the same vocabulary in whatever order they come.
-/// Texts are seen as words with one space between them: other white space is the same as a space.
+/// Lists the output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that
+/// the same texts give the same vocabulary in any order. Texts are words with one space between them: other white space
+/// counts as a space.
 class Vocabulary {
  public:
-  static constexpr std::string_view blank_token = "<blank>";
-  /// Vocabularies of Hugging Face's CTC models have this name for it, and among their characters tokens such as
-  /// "<unk>".
+  static constexpr std::string_view blank_token = "<blank>";  ///< name of the blank
+  /// Name of the blank in vocabularies of Hugging Face's CTC models, whose characters include tokens such as "<unk>".
   static constexpr std::string_view hugging_face_blank = "<pad>";
 
-  /// The blank alone.
+  /// Makes a vocabulary of the blank only.
   Vocabulary() : Vocabulary(Tokens::characters, std::string(blank_token)) {}
 
-  /// All characters of `texts`, a range of strings. Throws where a text holds '|': vocab.json writes the space so.
+  /// Returns the vocabulary of all characters of `texts`, a range of strings. Throws `Error` for a text that has '|',
+  /// which is the space in vocab.json, or is not UTF-8.
   template <class Texts>
   static Vocabulary characters(const Texts& texts) {
     std::set<std::string, std::less<>> tokens;
@@ -48,7 +48,7 @@ class Vocabulary {
     return Vocabulary(Tokens::characters, tokens);
   }
 
-  /// All words of `texts`, a range of strings.
+  /// Returns the vocabulary of all words of `texts`, a range of strings.
   template <class Texts>
   static Vocabulary words(const Texts& texts) {
     std::set<std::string, std::less<>> tokens;
@@ -57,22 +57,24 @@ class Vocabulary {
     return Vocabulary(Tokens::words, tokens);
   }
 
-  /// Either, as `kind` says.
+  /// Returns the vocabulary of all characters or words of `texts`, as `kind` says.
   template <class Texts>
   static Vocabulary of(Tokens kind, const Texts& texts) {
     return kind == Tokens::words ? words(texts) : characters(texts);
   }
 
+  /// Returns what the tokens are.
   Tokens kind() const { return kind_; }
-  /// Classes, the blank included.
+  /// Returns the number of classes, with the blank.
   Index size() const { return static_cast<Index>(tokens_.size()); }
+  /// Returns the token of class i. Throws `Error` if there is none.
   const std::string& token(Index i) const {
     require(i >= 0 && i < size(), "vocabulary: token ", i, " asked for, ", size(), " are known");
     return tokens_[static_cast<std::size_t>(i)];
   }
 
-  /// A text as the tokens write it: words with one space between them, and A to Z as capitals where no token has small
-  /// letters, as small ones where none has capitals. What the tokens cannot write stays as it is.
+  /// Returns a text as the tokens write it: words with one space between them, and A to Z in upper case if no token has
+  /// lower case letters, in lower case if none has upper case letters. What the tokens cannot write stays as it is.
   std::string written(std::string_view text) const {
     std::string out = detail::join_words(text);
     for (char& c : out)
@@ -83,7 +85,7 @@ class Vocabulary {
     return out;
   }
 
-  /// The indices of a text's tokens, as `written`; never the blank. An unknown token throws.
+  /// Returns the indices of the tokens of a text, as `written`; never the blank. Throws `Error` for an unknown token.
   std::vector<int> encode(std::string_view text) const {
     const std::string joined = written(text);
     std::vector<int> out;
@@ -97,7 +99,8 @@ class Vocabulary {
     return out;
   }
 
-  /// The text of token indices; blanks say nothing. `decode(encode(text))` is the text with single spaces.
+  /// Returns the text of token indices; blanks are skipped. `decode(encode(text))` is the text with single spaces.
+  /// Throws `Error` for an index that has no token.
   std::string decode(std::span<const int> indices) const {
     std::string out;
     for (const int i : indices) {
@@ -109,16 +112,16 @@ class Vocabulary {
     return detail::join_words(out);  // a model may say two spaces in a row
   }
 
-  /// Token to index, as Hugging Face writes vocab.json: "|" is the space among characters. It does not hold the kind,
-  /// which belongs into config.json.
+  /// Returns an object of token to index, as Hugging Face writes vocab.json: "|" is the space among characters. The
+  /// kind of tokens is not in it; it belongs in config.json.
   nlohmann::json to_json() const {
     nlohmann::json out = nlohmann::json::object();
     for (std::size_t i = 0; i < tokens_.size(); ++i) out[in_file(tokens_[i])] = i;
     return out;
   }
 
-  /// The inverse of `to_json`. Throws unless the indices are 0 .. n-1, each once, and 0 is the blank.
-  /// `where` begins the texts of errors (a file's name).
+  /// Returns the vocabulary that `to_json` wrote. Throws `Error` unless the indices are 0 .. n-1, each once, and 0 is
+  /// the blank. `where` begins the texts of errors (the name of a file).
   static Vocabulary from_json(Tokens kind, const nlohmann::json& json, std::string_view where = "vocab.json") {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
     std::vector<std::string> tokens(json.size());
@@ -149,6 +152,7 @@ class Vocabulary {
     return out;
   }
 
+  /// Says whether two vocabularies have the same kind and tokens.
   friend bool operator==(const Vocabulary& a, const Vocabulary& b) {
     return a.kind_ == b.kind_ && a.tokens_ == b.tokens_;
   }
@@ -179,7 +183,7 @@ class Vocabulary {
     return kind_ == Tokens::characters && token == " " ? "|" : token;
   }
 
-  /// The tokens for an error's text; of many, the first ones.
+  /// Returns the tokens for the text of an error; the first ones if there are many.
   std::string known() const {
     constexpr std::size_t shown = 40;
     std::string out;

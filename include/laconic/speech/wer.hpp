@@ -13,19 +13,23 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What separates hypotheses from references, counted in words. Summed over a corpus, `rate()` is the corpus' word
-/// error rate, which is not the mean of the utterances' rates.
+/// Counts the word errors of hypotheses. Summed over a corpus, `rate()` is the word error rate of the corpus, which is
+/// not the mean of the utterances' rates.
 struct WordErrors {
-  Index substitutions = 0, deletions = 0, insertions = 0;
-  Index reference_words = 0;
+  Index substitutions = 0,    ///< words replaced
+      deletions = 0,          ///< words of the reference that are missing
+      insertions = 0;         ///< words that are not in the reference
+  Index reference_words = 0;  ///< number of words in the references
 
+  /// Returns the number of all errors.
   Index errors() const { return substitutions + deletions + insertions; }
-  /// A fraction, (S + D + I) / N; more than 1 is possible. Without reference words the number of insertions, as jiwer
-  /// has it.
+  /// Returns the word error rate (S + D + I) / N as a fraction, which may exceed 1. Without reference words it is the
+  /// number of insertions, as in jiwer.
   double rate() const {
     return static_cast<double>(errors()) / static_cast<double>(std::max<Index>(reference_words, 1));
   }
 
+  /// Adds the counts of others.
   WordErrors& operator+=(const WordErrors& other) {
     substitutions += other.substitutions;
     deletions += other.deletions;
@@ -33,8 +37,10 @@ struct WordErrors {
     reference_words += other.reference_words;
     return *this;
   }
+  /// Says whether all counts are equal.
   friend bool operator==(const WordErrors&, const WordErrors&) = default;
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("substitutions", self.substitutions);
     visit("deletions", self.deletions);
@@ -43,10 +49,10 @@ struct WordErrors {
   }
 };
 
-/// The fewest edits that turn the reference into the hypothesis (Levenshtein), both split at white space. Words are
-/// compared byte by byte: case and spelling are the caller's. Of alignments of equal cost one that
-/// prefers substitutions is counted; only the total is comparable with other programs.
-/// Time and memory grow with (reference words) x (hypothesis words). Allocates.
+/// Returns the fewest edits that turn the reference into the hypothesis (Levenshtein), both split at white space. Words
+/// are compared byte by byte: case and spelling are up to the caller. Of alignments of equal cost, one that prefers
+/// substitutions is counted, so only the total is comparable with other programs. Time and memory grow with (reference
+/// words) x (hypothesis words). Allocates.
 inline WordErrors word_errors(std::string_view reference, std::string_view hypothesis) {
   const auto r = detail::split_words(reference), h = detail::split_words(hypothesis);
   const std::size_t width = h.size() + 1;
@@ -77,21 +83,24 @@ inline WordErrors word_errors(std::string_view reference, std::string_view hypot
   return out;
 }
 
-/// The sum over a corpus.
+/// Returns the sum over a corpus.
 inline WordErrors total(std::span<const WordErrors> per_utterance) {
   WordErrors out;
   for (const WordErrors& one : per_utterance) out += one;
   return out;
 }
 
+/// Holds a confidence interval.
 struct Interval {
-  double low = 0, high = 0;
+  double low = 0,  ///< lower end
+      high = 0;    ///< upper end
 };
 
 namespace detail {
 
-/// The percentile interval of `statistic(drawn)` over resamples, `drawn(i)` being the i-th utterance drawn with
-/// replacement. Which ones are drawn depends on the seed and on their number alone. Throws in the name of `who`.
+/// Returns the percentile interval of `statistic(drawn)` over resamples, where `drawn(i)` is the i-th utterance drawn
+/// with replacement. The draws depend on the seed and the number of utterances only. Throws `Error` in the name of
+/// `who` for arguments that make no sense.
 template <class Statistic>
 Interval bootstrap(const char* who, std::size_t utterances, double level, int resamples, Seed seed,
                    Statistic&& statistic) {
@@ -117,9 +126,9 @@ Interval bootstrap(const char* who, std::size_t utterances, double level, int re
 
 }  // namespace detail
 
-/// The percentile bootstrap interval of a corpus' word error rate, utterances being drawn with replacement (Bisani and
-/// Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance evaluation"). Fractions, as `rate()`.
-/// It knows only the errors that were made: without any it is [0, 0], which says little about a small test set.
+/// Returns the percentile bootstrap interval of a corpus' word error rate, a fraction; utterances are drawn with
+/// replacement (Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance evaluation"). It
+/// sees only the errors that were made: without any it is [0, 0], which says little about a small test set.
 inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, double level = 0.95, int resamples = 1000,
                                    Seed seed = Seed(0)) {
   return detail::bootstrap("bootstrap_interval", per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
@@ -129,8 +138,8 @@ inline Interval bootstrap_interval(std::span<const WordErrors> per_utterance, do
   });
 }
 
-/// The percentile bootstrap interval of the mean of one number an utterance, such as its loss, or the difference of two
-/// systems' losses of it.
+/// Returns the percentile bootstrap interval of the mean of one value for each utterance, such as its loss, or the
+/// difference of two systems' losses.
 inline Interval bootstrap_mean(std::span<const double> per_utterance, double level = 0.95, int resamples = 1000,
                                Seed seed = Seed(0)) {
   return detail::bootstrap("bootstrap_mean", per_utterance.size(), level, resamples, seed, [&](auto&& drawn) {
@@ -140,9 +149,10 @@ inline Interval bootstrap_mean(std::span<const double> per_utterance, double lev
   });
 }
 
-/// The same interval for the second system's word error rate less the first's, on the same utterances: each resample
-/// draws the same ones for both, so that what is hard for both cancels out (Bisani and Ney 2004). An interval without 0
-/// tells the two apart on such speech; of other trainings it knows nothing.
+/// Returns the percentile bootstrap interval of the second system's word error rate less the first's, on the same
+/// utterances. Each resample draws the same utterances for both, so that what is hard for both cancels out (Bisani and
+/// Ney 2004). An interval without 0 tells the two systems apart on such speech; how much other training runs would
+/// differ, it does not say. Throws `Error` unless both have the same utterances.
 inline Interval bootstrap_difference(std::span<const WordErrors> first, std::span<const WordErrors> second,
                                      double level = 0.95, int resamples = 1000, Seed seed = Seed(0)) {
   require(first.size() == second.size(), "bootstrap_difference: ", first.size(), " and ", second.size(),

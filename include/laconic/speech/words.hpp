@@ -13,7 +13,7 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// The words of a text, split at any white space. The views point into `text`.
+/// Returns the words of a text, split at any white space. The views point into `text`.
 inline std::vector<std::string_view> split_words(std::string_view text) {
   constexpr std::string_view space = " \t\r\n\v\f";
   std::vector<std::string_view> words;
@@ -25,7 +25,7 @@ inline std::vector<std::string_view> split_words(std::string_view text) {
   return words;
 }
 
-/// The words with one space between them.
+/// Returns the words of a text with one space between them.
 inline std::string join_words(std::string_view text) {
   std::string out;
   for (const std::string_view word : split_words(text)) {
@@ -35,7 +35,7 @@ inline std::string join_words(std::string_view text) {
   return out;
 }
 
-/// The UTF-8 code points of a text. Throws on bytes that are no UTF-8.
+/// Returns the UTF-8 code points of a text. The views point into `text`. Throws `Error` for bytes that are not UTF-8.
 inline std::vector<std::string_view> split_characters(std::string_view text) {
   std::vector<std::string_view> characters;
   for (std::size_t i = 0; i < text.size();) {
