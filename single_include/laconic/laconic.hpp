@@ -12686,14 +12686,15 @@ using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The settings of AdamW.
+/// Holds the settings of AdamW (Loshchilov and Hutter 2019, algorithm 2).
 struct AdamWConfig {
-  double beta1 = 0.9, beta2 = 0.98;
-  double eps = 1e-9;
-  double weight_decay = 0.01;  ///< of matrices and kernels; vectors (biases, norms) do not decay
-  double clip_norm = 5;        ///< of all gradients together; 0: none
+  double beta1 = 0.9,          ///< decay of the running mean of the gradient, 0 to less than 1
+      beta2 = 0.98;            ///< decay of the running mean of its square, 0 to less than 1
+  double eps = 1e-9;           ///< added to the root of the second moment
+  double weight_decay = 0.01;  ///< decay of matrices and kernels; vectors (biases, norms) do not decay
+  double clip_norm = 5;        ///< max norm of all gradients together; 0: no clipping
 
-  /// Throws where a number makes no sense.
+  /// Throws `Error` for a number that makes no sense.
   void check() const {
     require(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adamw: beta1 ", beta1, " and beta2 ", beta2,
             " given, expected from 0 to less than 1");
@@ -12703,6 +12704,7 @@ struct AdamWConfig {
     require(clip_norm >= 0 && std::isfinite(clip_norm), "adamw: clip_norm ", clip_norm, " given, at least 0 expected");
   }
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("beta1", self.beta1);
     visit("beta2", self.beta2);
@@ -12718,16 +12720,18 @@ struct AdamWConfig {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What an optimiser has learnt of a model, for checkpoints and for whoever changes the model's shape.
+/// Holds what an optimiser has gathered about a model, for checkpoints and for code that changes the model's shape.
 template <class T>
 struct OptimizerState {
+  /// Holds the moments of one parameter, of its shape.
   struct Moments {
-    Matrix<T> first, second;
+    Matrix<T> first,  ///< running mean of the gradient
+        second;       ///< running mean of its square
   };
-  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty for those never stepped
-  std::int64_t steps = 0;
+  std::vector<Moments> moments;  ///< by parameter, in the model's order; empty if never stepped
+  std::int64_t steps = 0;        ///< number of steps that changed something
 
-  /// Throws, in the name of `who`, unless these are of such a model, or of none yet.
+  /// Throws `Error`, in the name of `who`, unless the moments fit the model's parameters or there are none yet.
   template <class Model>
   void require_of(const Model& model, const char* who) const {
     std::size_t i = 0;
@@ -12742,20 +12746,20 @@ struct OptimizerState {
   }
 };
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2) over the parameters of one model, in their order, where the context
-/// has them. A step uses up the gradients: they are zero afterwards. Frozen parameters are left alone. Statistics get
-/// their gathered update added.
+/// Trains the parameters of one model with AdamW (Loshchilov and Hutter 2019, algorithm 2), in their order and where
+/// the context has them. A step uses up the gradients: they are zero afterwards. Frozen parameters stay as they are.
+/// Statistics get their gathered update added.
 template <TrainingContext Context>
 class AdamW {
  public:
-  using T = typename Context::Scalar;
+  using T = typename Context::Scalar;  ///< the type of an element
 
-  /// Throws `Error` where a number of the configuration makes no sense. The context must outlive this object.
+  /// Throws `Error` for a number of the configuration that makes no sense. The context must outlive this object.
   explicit AdamW(Context& context, const AdamWConfig& config = {}) : context_(context), config_(config) {
     config_.check();
   }
 
-  /// Returns what was learnt so far, on the host. Allocates.
+  /// Returns the moments and the number of steps, on the host. Allocates.
   OptimizerState<T> state() const {
     OptimizerState<T> out{{}, steps_};
     for (const Moments& m : moments_)
@@ -12764,6 +12768,7 @@ class AdamW {
                           : typename OptimizerState<T>::Moments{context_.output(m.first), context_.output(m.second)});
     return out;
   }
+  /// Continues from this state. Allocates the moments in the context.
   void set_state(OptimizerState<T> state) {
     steps_ = state.steps;
     moments_.clear();
@@ -12775,9 +12780,9 @@ class AdamW {
   /// Returns the number of steps that changed something.
   std::int64_t steps() const { return steps_; }
 
-  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. Where that is not
-  /// finite the whole step is skipped (weights, moments and statistics stay) and the caller must say so. Throws `Error`
-  /// for a learning rate that is not finite, and where parameters cannot be trained where they are.
+  /// Changes the parameters by their gradients and returns the norm of all gradients before clipping. If that norm is
+  /// not finite, the whole step is skipped (weights, moments and statistics stay) and the caller must report it. Throws
+  /// `Error` for a learning rate that is not finite, and for parameters that cannot be trained where they are.
   template <class Model>
   double step(Model& model, double learning_rate) {
     require(std::isfinite(learning_rate), "adamw: learning_rate ", learning_rate, " given, a finite number expected");
@@ -12823,9 +12828,9 @@ class AdamW {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The mean CTC loss of a batch (1, 1), from the logits a model gave: `ctc_loss(tape, model(tape, x, sequences),
-/// labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's zero_infinity. Graves et
-/// al. 2006.
+/// Returns the mean CTC loss of a batch, (1, 1), from the logits of a model (Graves et al. 2006): `ctc_loss(tape,
+/// model(tape, x, sequences), labels)`. Utterances whose labels do not fit their frames add nothing, as with PyTorch's
+/// zero_infinity.
 template <class Context, class Logits>
 auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int blank = 0) {
   return context.mean_finite(context.ctc(logits.rows, logits.sequences, labels, blank));
@@ -12837,22 +12842,24 @@ auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How the learning rate falls after its linear warm-up.
+/// Names how the learning rate falls after its linear warm-up.
 enum class Decay {
   cosine,  ///< along half a cosine to a hundredth at the last step (Loshchilov and Hutter 2017)
   noam,    ///< with the inverse square root of the step (Vaswani et al. 2017, equation 3; the peak is given directly)
 };
+/// Names the values of Decay.
 constexpr auto enum_names(Decay) {
   return std::to_array<EnumName<Decay>>({{Decay::cosine, "cosine"}, {Decay::noam, "noam"}});
 }
 
-/// Learning rate by step: from 0 to `peak` in `warmup_steps`, then down.
+/// Computes the learning rate of a step: linear from 0 to `peak` in `warmup_steps`, then falling.
 struct Schedule {
-  double peak = 1e-3;
-  std::int64_t warmup_steps = 100;
-  Decay decay = Decay::cosine;
-  std::int64_t total_steps = 1000;  ///< where the cosine ends; Noam has no end
+  double peak = 1e-3;               ///< highest learning rate
+  std::int64_t warmup_steps = 100;  ///< steps of linear growth
+  Decay decay = Decay::cosine;      ///< how it falls afterwards
+  std::int64_t total_steps = 1000;  ///< the step at which the cosine ends; Noam has no end
 
+  /// Lists the members for JSON.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("peak", self.peak);
     visit("warmup_steps", self.warmup_steps);
@@ -12860,7 +12867,7 @@ struct Schedule {
     visit("total_steps", self.total_steps);
   }
 
-  /// The rate of step `step`, counted from 1.
+  /// Returns the learning rate of step `step`, counted from 1.
   double operator()(std::int64_t step) const {
     const double s = static_cast<double>(step), w = static_cast<double>(std::max<std::int64_t>(1, warmup_steps));
     if (step <= warmup_steps) return peak * s / w;
