@@ -1708,11 +1708,21 @@ struct AbsorbedShape {
   Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
 };
 
+namespace detail {
+
+/// Accepts every child of a module. A lambda would do, but not for nvcc 13 within a concept.
+struct AcceptsChildren {
+  template <class Child>
+  void operator()(const char*, Child&) const {}
+};
+
+}  // namespace detail
+
 /// Requires the layer that every policy but `Heads` and the score has: a Module constructed from (dims, seed).
 template <class P>
-concept LayerOfPolicy = std::constructible_from < typename P::template Layer<float>,
-const AttentionDims&, Seed > &&requires(typename P::template Layer<float>& layer) {
-  P::template Layer<float>::each_parameter(layer, [](const char*, auto&) {});
+concept LayerOfPolicy = std::is_constructible_v < typename P::template Layer<float>,
+const AttentionDims&, Seed > &&requires(typename P::template Layer<float>& layer, detail::AcceptsChildren visit) {
+  P::template Layer<float>::each_parameter(layer, visit);
 };
 
 /// Requires what the absorbed evaluation order costs (DeepSeek-V2 2024, section 2.1.2), of a policy with `is_latent`.
