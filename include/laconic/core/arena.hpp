@@ -93,12 +93,14 @@ class Arena {
     detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
-  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused.
+  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused, beyond
+  /// the smallest of 256 bytes.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
     const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
     const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
     return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
   }
+  /// Returns the size of the blocks of a class.
   static constexpr std::size_t class_bytes(std::uint32_t size_class) {
     return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
   }
@@ -163,6 +165,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   return block;
 }
 
+/// Doubles the free blocks of every size.
 inline void Arena::settle() {
   if (state_->settled) return;
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
@@ -178,6 +181,7 @@ inline void Arena::settle() {
   state_->settled = true;
 }
 
+/// Takes a block of the class of `bytes`, or of a larger one if the arena is settled and that class is empty.
 inline Buffer Arena::allocate(std::size_t bytes) {
   if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
   std::uint32_t size_class = size_class_of(bytes);

@@ -41,10 +41,12 @@ class Error : public std::runtime_error {
 
 namespace detail {
 
-/// Appends a part of a message: a text, a character, or a number in its shortest exact form.
+/// Appends a text to a message.
 inline void append(std::string& out, std::string_view part) { out += part; }
+/// Appends a character to a message.
 inline void append(std::string& out, char part) { out += part; }
 
+/// Appends a number to a message, in its shortest exact form.
 template <class Number>
 requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {

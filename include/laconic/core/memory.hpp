@@ -14,8 +14,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Sizes in bytes of a cache line, and of a large page on most machines.
-inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
+inline constexpr std::size_t line_bytes = 64,  ///< size of a cache line
+    large_page_bytes = std::size_t{1} << 21;   ///< size of a large page on most machines
 
 /// Returns the alignment of a block: a cache line, or a large page for a block of at least that size.
 inline constexpr std::align_val_t alignment_of(std::size_t bytes) {

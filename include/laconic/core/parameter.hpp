@@ -207,6 +207,7 @@ namespace detail {
 /// Says whether a type is a Parameter.
 template <class>
 inline constexpr bool is_parameter = false;
+/// Says that a Parameter is one.
 template <class T>
 inline constexpr bool is_parameter<Parameter<T>> = true;
 
@@ -282,7 +283,7 @@ void require_on_host(const Model& model, const char* who) {
 /// Fills a parameter with uniform values in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
-  constexpr int together = 16;  // random blocks computed in vectors
+  constexpr int together = 16;  // counters whose random blocks are computed together, in vectors
   std::uint64_t w[4][together];
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);

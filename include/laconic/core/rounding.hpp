@@ -44,7 +44,7 @@ class ByteRow {
   /// Finds the scale of n values.
   template <class T>
   ByteRow(Index n, const T* x) {
-    std::uint32_t most = 0;  // as bits, positive floats are ordered alike
+    std::uint32_t most = 0;  // as bits: positive floats have the order of their bits
     for (Index i = 0; i < n; ++i)
       most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
     if (most >= 0x7f800000U)

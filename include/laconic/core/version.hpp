@@ -48,7 +48,7 @@
 #elif defined(__riscv_v_fixed_vlen)
 #define LACONIC_VECTOR_BITS __riscv_v_fixed_vlen
 #else
-#define LACONIC_VECTOR_BITS 0  // the instruction set says it
+#define LACONIC_VECTOR_BITS 0  // the instruction set determines the width
 #endif
 #if LACONIC_VECTOR_BITS == 0
 #define LACONIC_ABI_WIDTH
@@ -173,7 +173,7 @@
                          LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
-#define LACONIC_VNNI 1  // the processor multiplies bytes
+#define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI)
 #else
 #define LACONIC_VNNI 0
 #endif

@@ -41,7 +41,7 @@ class Descriptor {
   explicit Descriptor(int number) : number_(number) {}
   /// Takes over the descriptor of the other.
   Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  /// Takes the descriptor of the other in exchange for its own.
+  /// Closes its descriptor and takes over that of the other.
   Descriptor& operator=(Descriptor other) noexcept {
     std::swap(number_, other.number_);
     return *this;
@@ -207,7 +207,7 @@ class MappedFile {
   /// Takes over the mapping of the other, which is empty afterwards.
   MappedFile(MappedFile&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  /// Takes the mapping of the other in exchange for its own.
+  /// Removes its mapping and takes over that of the other.
   MappedFile& operator=(MappedFile other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -302,8 +302,8 @@ class FolderWriter {
     if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) return;
     if (errno != EINVAL && errno != ENOSYS) detail::fail_system(name_, "put in place");
 #endif
-    std::filesystem::path aside =
-        partial_;  // a file system without exchange: two steps, the first taken back on failure
+    // A file system without exchange needs two steps. The first is undone if the second fails.
+    std::filesystem::path aside = partial_;
     aside += ".old";
     if (::rename(target_.c_str(), aside.c_str()) != 0) detail::fail_system(name_, "put in place");
     if (::rename(partial_.c_str(), target_.c_str()) != 0) {
@@ -314,6 +314,7 @@ class FolderWriter {
     partial_ = aside;
   }
 
+  /// Moves files of the older folder that the new one does not have into the new one.
   void keep_others(const std::filesystem::path& old) const {
     std::error_code error;
     std::vector<std::filesystem::path> names;  // listed first: moving while listing may skip some

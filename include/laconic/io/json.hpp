@@ -206,8 +206,10 @@ struct JsonPlace {
 /// Says whether a type is read from and written as an array.
 template <class T>
 inline constexpr bool is_vector = false;
+/// Says that std::vector is read from and written as an array.
 template <class T>
 inline constexpr bool is_vector<std::vector<T>> = true;
+/// Says that IndexList is read from and written as an array.
 template <>
 inline constexpr bool is_vector<IndexList> = true;
 
@@ -219,7 +221,7 @@ T read_value(const nlohmann::json& value, const JsonPlace& place);
 template <std::integral T>
 T read_integer(const nlohmann::json& value, const JsonPlace& place) {
   using Limits = std::numeric_limits<T>;
-  // The checks come first: nlohmann's own get<T>() turns -1 into 18446744073709551615 and 2^64 into 0.
+  // The checks come first: nlohmann's own get<T>() makes 18446744073709551615 of -1 and 0 of 2^64.
   const bool fits = value.is_number_unsigned()  ? std::in_range<T>(value.get<std::uint64_t>())
                     : value.is_number_integer() ? std::in_range<T>(value.get<std::int64_t>())
                                                 : false;

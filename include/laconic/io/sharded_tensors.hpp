@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-// A model in several files, as Hugging Face's save_pretrained writes it with an index: {"metadata": {...},
-// "weight_map": {"encoder.weight": "model-00001-of-00002.safetensors", ...}}.
+// A model in several files, as Hugging Face's save_pretrained writes it with an index:
+// {"metadata": {...}, "weight_map": {"encoder.weight": "model-00001-of-00002.safetensors", ...}}.
 
 namespace laconic {
 inline namespace LACONIC_ABI {

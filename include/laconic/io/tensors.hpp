@@ -224,14 +224,18 @@ class Tensors {
     std::size_t file;
   };
 
+  /// Returns the number of elements of a tensor.
   static std::size_t count_of(const TensorInfo& tensor) { return tensor.bytes.size() / dtype_bytes(tensor.dtype); }
 
+  /// Returns the entry of a tensor. Throws `Error` if there is none of that name.
   const Entry& find(std::string_view name) const {
     const auto found = entries_.find(std::string(name));
     require(found != entries_.end(), path_, ": no tensor ", detail::in_quotes(name));
     return found->second;
   }
 
+  /// Converts the elements of a tensor, stored as `Stored`, to `T`. Throws `Error` for a finite value too large for
+  /// `T`.
   template <class Stored, class T, class Decode>
   void convert(std::string_view name, std::span<const std::byte> bytes, std::span<T> out, Decode&& decode) const {
     for (std::size_t i = 0; i < out.size(); ++i) {

@@ -129,6 +129,7 @@ class TorchPickle {
     Value shape, strides;
   };
 
+  /// Throws `Error` with the position of the current instruction.
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
     throw Error(text(where_, ": data.pkl byte ", opcode_at_, ": ", parts...));
@@ -139,10 +140,12 @@ class TorchPickle {
     if (count > bytes_.size() - at_) fail("cut short: ", count, " bytes expected, ", bytes_.size() - at_, " left");
     return std::exchange(at_, at_ + count);
   }
+  /// Reads a little-endian number that belongs to an instruction.
   template <std::unsigned_integral T>
   T number() {
     return number_at<T>(bytes_, skip(sizeof(T)));
   }
+  /// Reads a line that belongs to an instruction, without its end.
   std::string_view line() {
     const std::string_view rest = text_at(bytes_, at_, bytes_.size() - at_);
     const std::size_t size = rest.find('\n');
@@ -155,6 +158,7 @@ class TorchPickle {
   void count() {
     if (++values_ > TorchLimits::values) fail("more than ", TorchLimits::values, " values");
   }
+  /// Pushes a value, and fails beyond the limit of the stack.
   void push(Value value) {
     count();
     if (stack_.size() >= TorchLimits::stack) fail("more than ", TorchLimits::stack, " values on the stack");
@@ -178,20 +182,25 @@ class TorchPickle {
     marks_.pop_back();
     return above;
   }
+  /// Fails unless a value has this type; the parts name the value in the message.
   template <class... Parts>
   void expect(const Value& value, Value::Kind kind, const Parts&... what) const {
     if (value.kind != kind) fail(what..., " is ", value.kind_text(), ", ", Value{kind}.kind_text(), " expected");
   }
 
+  /// Returns the text of a string.
   std::string_view string_of(const Value& value) const {
     return text_at(bytes_, static_cast<std::size_t>(value.number), value.size);
   }
+  /// Returns the elements of a tuple.
   std::span<const Value> elements(const Value& tuple) const {
     return std::span(tuple_elements_).subspan(static_cast<std::size_t>(tuple.number), tuple.size);
   }
+  /// Returns the keys and values of a dict.
   std::vector<std::pair<Value, Value>>& items(const Value& dict) {
     return dicts_[static_cast<std::size_t>(dict.number)];
   }
+  /// Returns the Python name that a value stands for.
   const TorchGlobal& global_of(const Value& value) const {
     return torch_globals[static_cast<std::size_t>(value.number)];
   }
@@ -300,6 +309,7 @@ class TorchPickle {
     return true;
   }
 
+  /// Reads a little-endian signed integer of `size` bytes.
   std::int64_t long_integer(std::size_t size) {
     if (size > 8) fail("an integer of ", size, " bytes, at most 8 expected");
     std::uint64_t out = 0;
@@ -309,6 +319,7 @@ class TorchPickle {
     return static_cast<std::int64_t>(negative ? out | ~std::uint64_t{0} << (8 * size) : out);
   }
 
+  /// Replaces the topmost `size` values with a tuple of them.
   void push_tuple(std::size_t size) {
     if (available() < size) fail("a tuple of ", size, " values, but ", available(), " on the stack");
     const auto from = static_cast<std::int64_t>(tuple_elements_.size());
@@ -316,10 +327,12 @@ class TorchPickle {
     stack_.resize(stack_.size() - size);
     push({Value::tuple, static_cast<std::uint32_t>(size), from});
   }
+  /// Pushes an empty dict.
   void push_dict() {
     push({Value::dict, 0, static_cast<std::int64_t>(dicts_.size())});
     dicts_.emplace_back();
   }
+  /// Adds the topmost `size` values, keys and values in turn, to the dict below them.
   void set_items(std::size_t size) {
     if (size % 2 != 0 || available() <= size) fail("a dict and pairs for it expected on the stack");
     const std::size_t from = stack_.size() - size;
@@ -329,6 +342,7 @@ class TorchPickle {
     stack_.resize(from);
   }
 
+  /// Stores the topmost value in the memo.
   void put(std::size_t place) {
     if (place > memo_.size()) fail("place ", place, " of the memo, at most ", memo_.size(), " expected");
     const Value value = top();
@@ -336,11 +350,13 @@ class TorchPickle {
     if (place == memo_.size()) memo_.push_back(value);
     memo_[place] = value;
   }
+  /// Pushes a value of the memo.
   void get(std::size_t place) {
     if (place >= memo_.size()) fail("place ", place, " of the memo, which holds ", memo_.size());
     push(memo_[place]);
   }
 
+  /// Pushes the meaning of a Python name, and refuses those that are not in `torch_globals`.
   void push_global() {
     const std::string_view module = line();
     const std::string name = text(module, '.', line());
@@ -351,6 +367,7 @@ class TorchPickle {
     push({Value::global, 0, found - torch_globals.begin()});
   }
 
+  /// Handles a call: makes a dict, a tensor or a parameter, and refuses all else.
   void reduce() {
     const Value arguments = pop(), callable = pop();
     expect(arguments, Value::tuple, "what a function is called with");
@@ -377,6 +394,7 @@ class TorchPickle {
     }
   }
 
+  /// Pushes the tensor that the arguments of _rebuild_tensor_v2 describe.
   void push_tensor(std::span<const Value> given) {
     expect(given[0], Value::storage, "the storage of a tensor");
     expect(given[1], Value::integer, "the offset of a tensor");
@@ -428,6 +446,7 @@ class TorchPickle {
     }
   }
 
+  /// Takes the tensors of the state dict, which is the one value left on the stack.
   void take_state_dict() {
     const Value& whole = stack_.back();
     require(whole.kind == Value::dict, where_, ": holds ", whole.kind_text(),
@@ -446,6 +465,7 @@ class TorchPickle {
     }
   }
 
+  /// Returns the type, shape and bytes of a tensor. Throws `Error` unless it is contiguous and lies within its storage.
   TensorInfo checked(const std::string& name, const Tensor& tensor) const {
     const std::string start = text(where_, ": tensor ", in_quotes(name), " has ");
     const std::vector<Index> shape = extents(start, "shape", tensor.shape);
@@ -465,6 +485,7 @@ class TorchPickle {
             tensor.storage.bytes.subspan(static_cast<std::size_t>(tensor.offset) * width,
                                          static_cast<std::size_t>(size) * width)};
   }
+  /// Returns the integers of a tuple that is a shape or strides.
   std::vector<Index> extents(const std::string& start, std::string_view what, const Value& tuple) const {
     require(tuple.size <= TorchLimits::rank, start, tuple.size, " dimensions in its ", what, ", at most ",
             TorchLimits::rank, " expected");

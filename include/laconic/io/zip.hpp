@@ -61,18 +61,24 @@ class ZipDirectory {
   const std::unordered_map<std::string_view, std::span<const std::byte>>& entries() const { return entries_; }
 
  private:
+  /// Sizes of the records in bytes, without their variable parts, and the max size of a name.
   static constexpr std::size_t end_bytes = 22, locator_bytes = 20, end64_bytes = 56, central_bytes = 46,
                                local_bytes = 30, max_name = 1024;  // a pickle may name an entry millions of times
+  /// Signatures with which the records begin.
   static constexpr std::uint32_t end_mark = 0x06054b50, locator_mark = 0x07064b50, end64_mark = 0x06064b50,
                                  central_mark = 0x02014b50, local_mark = 0x04034b50;
+  /// Marks a 16-bit value that is in the zip64 record instead.
   static constexpr std::uint16_t all16 = 0xffff;
+  /// Marks a 32-bit value that is in the zip64 record instead.
   static constexpr std::uint32_t all32 = 0xffffffff;
 
+  /// Describes the bytes that an entry occupies.
   struct Entry {
     std::string_view name;
     std::uint64_t begin, end;  ///< from its local header to the end of its bytes
   };
 
+  /// Returns the little-endian number at a byte of the file.
   template <std::unsigned_integral T>
   T number(std::size_t at) const {
     return number_at<T>(bytes_, at);
@@ -113,6 +119,7 @@ class ZipDirectory {
             begin_, ", but its end is at byte ", end_);
   }
 
+  /// Reads all entries of the directory.
   void read_directory() {
     std::uint64_t at = begin_;
     while (at < end_) {
@@ -129,11 +136,13 @@ class ZipDirectory {
             " expected");
   }
 
+  /// Throws `Error` about this entry unless `condition` holds.
   template <class... Parts>
   void check(bool condition, std::string_view name, const Parts&... parts) const {
     require(condition, where_, ": zip entry ", in_quotes(name), ' ', parts...);
   }
 
+  /// Checks one entry of the directory, and its local header, and adds it.
   void read_entry(std::uint64_t at, std::string_view name, std::span<const std::byte> extra) {
     check(name.size() <= max_name, name, "has a name of ", name.size(), " bytes, at most ", max_name, " expected");
     const std::uint16_t flags = number<std::uint16_t>(at + 8), method = number<std::uint16_t>(at + 10);
@@ -184,6 +193,7 @@ class ZipDirectory {
     }
   }
 
+  /// Throws `Error` if two entries overlap.
   void check_overlaps() {
     std::sort(order_.begin(), order_.end(), [](const Entry& a, const Entry& b) { return a.begin < b.begin; });
     for (std::size_t i = 1; i < order_.size(); ++i)

@@ -39,6 +39,7 @@ class BatchLoader {
   }
 
  private:
+  /// Starts making the next batch, if there is one.
   void start_next() {
     if (next_ >= plan_.size()) return;
     coming_.push_back(

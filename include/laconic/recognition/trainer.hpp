@@ -163,19 +163,21 @@ class Trainer {
  private:
   static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
-  // A context that computes elsewhere than on the host has the model, and the best one so far, while it trains.
+  /// Moves the model, and the best one so far, to a context that computes elsewhere than on the host.
   void enter_context() {
     if constexpr (!Context::computes_on_host) {
       context_.prepare_training(model_);
       context_.prepare_training(best_);
     }
   }
+  /// Moves them back to the host.
   void leave_context() {
     if constexpr (!Context::computes_on_host) {
       context_.fetch(model_);
       context_.fetch(best_);
     }
   }
+  /// Keeps the models in the context until the end of a scope.
   struct Resident {
     explicit Resident(Trainer& t) : trainer(t) { trainer.enter_context(); }
     Resident(const Resident&) = delete;
@@ -191,17 +193,23 @@ class Trainer {
     enter_context();
   }
 
+  /// Throws `Error` about gradients that are not finite.
   [[noreturn]] void fail_diverged(Index failures) const {
     throw Error(text("train: the gradient was not finite ", failures, " times in a row at step ", state_.step,
                      "; a lower learning rate may help"));
   }
 
+  /// Returns the seed of the run.
   Seed seed() const { return Seed(static_cast<std::uint64_t>(config_.seed)); }
+  /// Returns the batches of an epoch as indices of examples.
   std::vector<std::vector<Index>> batches(Index epoch) const {
     return length_buckets(train_, config_.batch_frames, seed() / "order" / epoch);
   }
+  /// Returns the number of updates that so many batches make.
   Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
 
+  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss. Adds the batch's duration to
+  /// `audio`.
   double train_batch(const SpeechBatch& batch, Index b, double weight, double& audio) {
     audio += batch.seconds;
     Autodiff<Context> tape(context_, seed() / "dropout" / state_.epoch / b);
@@ -211,6 +219,7 @@ class Trainer {
     return tape.number(loss);
   }
 
+  /// Returns the loss of batch b of the epoch, (1, 1).
   auto batch_loss(Autodiff<Context>& tape, const SpeechBatch& batch, Index b) {
     if constexpr (requires { model_.config().subsampling; }) {
       const auto& config = model_.config();
@@ -227,6 +236,7 @@ class Trainer {
     }
   }
 
+  /// Returns the loss of a batch as DistillationConfig defines it, (1, 1).
   auto loss_with_teacher(Autodiff<Context>& tape, const SpeechBatch& batch, const Mask& mask) {
     const DistillationConfig& d = config_.distillation;
     const auto taught = teacher_.output(context_, batch.features, batch.sequences, mask);
@@ -238,6 +248,7 @@ class Trainer {
     return loss;
   }
 
+  /// Validates the model, keeps it if it is the best so far, reports and saves.
   template <class Progress, class Better>
   void end_epoch(Progress& progress, Better& better) {
     const Evaluation validation = evaluate(model_, context_, valid_, vocabulary_);
@@ -264,6 +275,7 @@ class Trainer {
     on_host([&] { save(); });
   }
 
+  /// Copies the values of all parameters within the context.
   void copy_values(const Model& from, Model& to) {
     std::vector<const Parameter<T>*> values;
     from.parameters([&](std::string_view, const Parameter<T>& p) { values.push_back(&p); });
@@ -271,6 +283,7 @@ class Trainer {
     to.parameters([&](std::string_view, Parameter<T>& p) { context_.copy_values(*values[i++], p); });
   }
 
+  /// Appends a row to the table of losses.
   void log_row(const TrainProgress& r) {
     const bool epoch_end = !std::isnan(r.valid_wer);
     rows_ += text(state_.step, ',', state_.epoch, ',', r.loss, ',', r.learning_rate, ',',
@@ -294,6 +307,7 @@ class Trainer {
     return out.dump();
   }
 
+  /// Writes the table of losses and the checkpoint, in this order, if there is a run folder.
   void save() const {
     if (folder_.empty()) return;
     make_folder(folder_);
@@ -319,6 +333,7 @@ class Trainer {
     writer.write(checkpoint_path());
   }
 
+  /// Reads the checkpoint and the table of losses. Throws `Error` if they are not of this run.
   void resume() {
     const SafetensorsFile file(checkpoint_path());
     const auto& metadata = file.metadata();

@@ -29,7 +29,7 @@ struct Audio {
   double duration() const { return static_cast<double>(samples.size()) / sample_rate; }
 };
 
-/// Max length of a recording that is read: 2^29 samples after mixing to mono, 9 hours at 16 kHz.
+/// Limits the length of a recording that is read: 2^29 samples after mixing to mono, 9 hours at 16 kHz.
 inline constexpr Index max_audio_samples = Index{1} << 29;
 
 /// Returns a sound at another rate, `ceil(n * to / from)` samples in time with the input (no delay). It can change
@@ -143,7 +143,7 @@ inline std::vector<float> read_mono(SNDFILE* file, const SF_INFO& info, const st
 inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, std::string* note = nullptr) {
   require(sample_rate >= 0, path.string(), ": a sample rate of ", sample_rate, " Hz asked for, 0 or more expected");
   const detail::Descriptor descriptor(
-      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe does not block
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // opening a pipe does not block
   if (descriptor.get() < 0) detail::fail_system(path, "open");
   struct stat status {};
   if (::fstat(descriptor.get(), &status) != 0) detail::fail_system(path, "read");
@@ -194,13 +194,13 @@ inline void write_wav(const std::filesystem::path& path, const Audio& audio) {
   bytes += "RIFF";
   number(36 + data, 4);
   bytes += "WAVEfmt ";
-  number(16, 4);  // size of what follows
+  number(16, 4);  // size of the format
   number(1, 2);   // PCM
   number(1, 2);   // channels
   number(rate, 4);
-  number(2 * rate, 4);  // bytes a second
-  number(2, 2);         // bytes a frame
-  number(16, 2);        // bits a sample
+  number(2 * rate, 4);  // bytes per second
+  number(2, 2);         // bytes per frame
+  number(16, 2);        // bits per sample
   bytes += "data";
   number(data, 4);
   for (std::size_t i = 0; i < count; ++i) {

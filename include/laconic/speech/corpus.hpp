@@ -80,7 +80,7 @@ inline double audio_duration(const std::filesystem::path& path) {
   const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open(path.c_str(), SFM_READ, &info), sf_close);
   require(file != nullptr, path.string(), ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
   require(info.frames > 0 && info.samplerate > 0, path.string(), ": holds no audio");
-  if (info.frames == SF_COUNT_MAX) return read_audio(path).duration();  // written to a pipe
+  if (info.frames == SF_COUNT_MAX) return read_audio(path).duration();  // the header of a file written to a pipe
   return static_cast<double>(info.frames) / info.samplerate;
 }
 
@@ -103,7 +103,7 @@ inline std::vector<Utterance> read_manifest(const std::filesystem::path& path) {
     require(!file.empty(), where, ": 'audio_filepath' is empty");
     require(file.find('\0') == std::string::npos, where, ": 'audio_filepath' is ", detail::in_quotes(file),
             ", a path without a zero byte expected");
-    one.audio_filepath = folder / file;  // an absolute path stays as it is
+    one.audio_filepath = folder / file;  // keeps an absolute path
     one.duration = json_member<double>(json, "duration", where);
     one.text = json_member<std::string>(json, "text", where);
     require(!json.contains("offset") || json["offset"] == 0, where,

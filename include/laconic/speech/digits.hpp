@@ -73,7 +73,7 @@ struct DigitSplit {
 
 namespace detail {
 
-/// Smallest amplitude of 16-bit audio.
+/// Holds the smallest amplitude of 16-bit audio.
 inline constexpr float least_amplitude = 1.0f / 32768;
 
 /// Makes a clip from samples. The first and last 5 ms fade, so that recordings that were cut do not click.

@@ -114,6 +114,7 @@ class Fbank {
     std::vector<float> weights;
   };
 
+  /// Returns a duration in samples. Throws `Error`, naming the setting, if it is too short or too long.
   Index samples_in(double ms, const char* name) const {
     const double samples = config_.sample_rate * ms * 0.001;  // rounded as torchaudio does
     require(samples >= 1 && samples <= 1 << 20, "fbank: ", name, ' ', ms, " given, which is ", samples,
@@ -121,15 +122,18 @@ class Fbank {
     return static_cast<Index>(samples);
   }
 
+  /// Returns a frequency on the mel scale.
   static double mel(double hz) { return 1127 * std::log(1 + hz / 700); }
 
+  /// Computes the triangles of all channels. Throws `Error` for a band outside 0 to Nyquist and for channels without a
+  /// bin.
   void make_filters(std::size_t fft) {
     const double nyquist = 0.5 * config_.sample_rate, low = config_.low_hz;
     const double high = config_.high_hz > 0 ? config_.high_hz : nyquist + config_.high_hz;
     require(low >= 0 && low < high && high <= nyquist, "fbank: a band from ", low, " to ", high,
             " Hz, 0 <= low < high <= ", nyquist, " expected");
     const double delta = (mel(high) - mel(low)) / (config_.num_mels + 1);
-    std::size_t begin = 0;  // no later channel has a bin before the first of this one
+    std::size_t begin = 0;  // first bin of the current channel; later channels have none below it
     for (int m = 0; m < config_.num_mels; ++m) {
       const double left = mel(low) + m * delta;
       Filter filter;
@@ -153,7 +157,7 @@ class Fbank {
     for (const float x : samples) sum += x;
     const auto mean = static_cast<float>(sum / static_cast<double>(samples.size()));
     const auto c = static_cast<float>(config_.preemphasis);
-    float* out = &frame[0].r;  // as floats: even samples are real parts, odd ones imaginary parts
+    float* out = &frame[0].r;  // as floats: real parts hold even samples, imaginary parts odd ones
     out[0] = 0;                // the window begins with 0
     for (std::size_t i = 1; i < samples.size(); ++i)
       out[i] = (samples[i] - mean - c * (samples[i - 1] - mean)) * window_[i];
@@ -163,7 +167,7 @@ class Fbank {
   /// X[k] = (Z[k] + Z*[-k]) / 2 - i exp(-2 pi i k / N) (Z[k] - Z*[-k]) / 2.
   /// kissfft's own (kiss_fftr) does the same with scratch memory inside the plan, so that threads could not share it.
   void power_spectrum(std::span<const kiss_fft_cpx> z, std::span<float> power) const {
-    power[0] = 0;  // 0 Hz lies in no triangle: their band begins there or above
+    power[0] = 0;  // 0 Hz is in no triangle: the band begins there or above
     for (std::size_t k = 1; k < z.size(); ++k) {
       const kiss_fft_cpx a = z[k], b = z[z.size() - k], t = twiddles_[k];
       const float odd_r = a.r - b.r, odd_i = a.i + b.i;
@@ -173,6 +177,7 @@ class Fbank {
     }
   }
 
+  /// Returns the log energy of one channel.
   static float log_energy(const Filter& filter, std::span<const float> power) {
     float energy = 0;
     for (std::size_t i = 0; i < filter.weights.size(); ++i) energy += filter.weights[i] * power[filter.first + i];

@@ -21,7 +21,7 @@
 
 // Corpora of connected digits spoken by the program espeak-ng. POSIX.
 
-extern "C" char** environ;  // which <unistd.h> declares on Linux only
+extern "C" char** environ;  // declared by <unistd.h> on Linux only
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -54,7 +54,7 @@ class Process {
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);  // our Error is the one line
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);  // Error says it in one line
     const int failure = posix_spawnp(&id_, argv[0], &actions, nullptr, argv.data(), environ);
     posix_spawn_file_actions_destroy(&actions);
     require(failure != ENOENT, name_, ": program not found on PATH (Debian, Ubuntu: apt-get install ", name_, ')');
@@ -79,6 +79,7 @@ class Process {
   }
 
  private:
+  /// Waits for the end of the program and returns its status.
   int wait() {
     int status = 0;
     while (::waitpid(id_, &status, 0) < 0 && errno == EINTR) {
@@ -120,7 +121,7 @@ inline DigitSpeaker render_digits(const std::string& voice, Index words_per_minu
   const std::string doing = text("say the digits with the voice ", voice);
   Process({"espeak-ng", "-v", voice, "-s", text(words_per_minute), "-p", text(pitch), "-w", file.string(), all})
       .finish(doing);
-  require(is_file(file), "espeak-ng: wrote no audio when asked to ", doing);  // it exits with 0 on a full disk
+  require(is_file(file), "espeak-ng: wrote no audio when asked to ", doing);  // espeak-ng exits with 0 on a full disk
   const Audio audio = read_audio(file);
   std::filesystem::remove(file);
   const auto pieces = cut_at_pauses(audio.samples, static_cast<std::size_t>(audio.sample_rate) * 150 / 1000);
@@ -174,7 +175,7 @@ inline void make_spoken_corpus(const SpeakConfig& config, const Progress& progre
 
   std::vector<DigitSpeaker> spoken(plan.size());
   {
-    const FolderWriter scratch(config.out);  // never committed: removed again, whatever happens
+    const FolderWriter scratch(config.out);  // never committed, so it is removed in any case
     detail::SharedProgress shared(progress, "rendering voices", static_cast<Index>(plan.size()));
     kernels::parallel_or_throw(config.threads, static_cast<Index>(plan.size()), [&](std::size_t i) {
       spoken[i] = detail::render_digits(plan[i].voice, plan[i].speed, plan[i].pitch, config.sample_rate,

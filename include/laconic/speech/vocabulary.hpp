@@ -109,7 +109,7 @@ class Vocabulary {
       if (kind_ == Tokens::words && !out.empty()) out += ' ';
       out += one;
     }
-    return detail::join_words(out);  // a model may say two spaces in a row
+    return detail::join_words(out);  // the output of a model may have two spaces in a row
   }
 
   /// Returns an object of token to index, as Hugging Face writes vocab.json: "|" is the space among characters. The
@@ -158,12 +158,15 @@ class Vocabulary {
   }
 
  private:
+  /// Makes a vocabulary of the blank only.
   Vocabulary(Tokens kind, const std::string& blank) : kind_(kind) { add(blank); }
+  /// Makes a vocabulary of the blank and these tokens.
   Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens)
       : Vocabulary(kind, std::string(blank_token)) {
     for (const std::string& one : tokens) add(one);
   }
 
+  /// Adds a token. Throws `Error` if it is known already.
   void add(const std::string& token) {
     require(index_.emplace(token, static_cast<int>(tokens_.size())).second, "vocabulary: token \"", token,
             "\" occurs twice or is the blank's name");
@@ -173,12 +176,16 @@ class Vocabulary {
     small_letters_ = small_letters_ || std::any_of(token.begin(), token.end(), is_small);
   }
 
+  /// Says whether a character is A to Z.
   static bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }
+  /// Says whether a character is a to z.
   static bool is_small(char c) { return c >= 'a' && c <= 'z'; }
+  /// Says whether a token is one such as "<unk>".
   static bool is_special(std::string_view token) {
     return token.size() > 2 && token.front() == '<' && token.back() == '>';
   }
 
+  /// Returns a token as vocab.json spells it.
   std::string in_file(const std::string& token) const {
     return kind_ == Tokens::characters && token == " " ? "|" : token;
   }
@@ -194,7 +201,7 @@ class Vocabulary {
   }
 
   Tokens kind_;
-  bool capitals_ = false, small_letters_ = false;  // among all tokens but the special ones
+  bool capitals_ = false, small_letters_ = false;  // in any token that is not special
   std::vector<std::string> tokens_;
   std::unordered_map<std::string, int> index_;
 };

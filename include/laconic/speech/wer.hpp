@@ -115,7 +115,7 @@ Interval bootstrap(const char* who, std::size_t utterances, double level, int re
       return static_cast<std::size_t>(random.below(n, static_cast<std::uint64_t>(resample * n + i)));
     }));
   std::sort(values.begin(), values.end());
-  const auto quantile = [&](double q) {  // linear between the two nearest, as numpy.percentile
+  const auto quantile = [&](double q) {  // interpolates linearly, as numpy.percentile
     const double position = q * static_cast<double>(values.size() - 1);
     const auto below = static_cast<std::size_t>(position);
     const std::size_t above = std::min(below + 1, values.size() - 1);

@@ -44,7 +44,7 @@ template <std::same_as<double> D>
 LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
   const Index r = up.cols();
   const auto channels = eigenvectors<D>(down_transposed.transpose() * down_transposed);
-  // A channel of zeros gets a length, too, so that it can be inverted.
+  // A channel of zeros gets a small length, too, so that it can be inverted.
   const D least = std::max<D>(1e-14 * channels.eigenvalues().maxCoeff(), std::numeric_limits<D>::min());
   const Matrix<D> lengths = channels.eigenvalues().cwiseMax(least).cwiseSqrt(), turn = channels.eigenvectors();
   const Matrix<D> core = up * turn * lengths.asDiagonal();
@@ -83,7 +83,7 @@ Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
   out << a.weight.host().template cast<double>(), b.weight.host().template cast<double>();
   return out;
 }
-/// Returns the latents of a layer, by its policy.
+/// Returns the one latent of keys and values.
 template <Index R, class Layer>
 auto latent_places(SharedLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
@@ -91,6 +91,7 @@ auto latent_places(SharedLatent<R>, Layer& layer) {
                              {&layer.linear_k_up, &layer.linear_v_up},
                              weights_above(layer.linear_k_up, layer.linear_v_up)}};
 }
+/// Returns the one latent of keys and values. Its map composes both stages of each projection.
 template <Index R, class Layer>
 auto latent_places(TwoStageLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
@@ -107,10 +108,12 @@ auto separate_places(Layer& layer, K& k_up, V& v_up) {
   return std::vector<Place>{{&layer.linear_k_down, {&k_up}, k_up.weight.host().template cast<double>(), true},
                             {&layer.linear_v_down, {&v_up}, v_up.weight.host().template cast<double>()}};
 }
+/// Returns the latents of keys and of values.
 template <Index RK, Index RV, class Layer>
 auto latent_places(SplitLatent<RK, RV>, Layer& layer) {
   return separate_places(layer, layer.linear_k_up, layer.linear_v_up);
 }
+/// Returns the latents of keys and of values, which expand for each head.
 template <Index R, class Layer>
 auto latent_places(HeadLatent<R, 0>, Layer& layer) {
   return separate_places(layer, layer.k_expand, layer.v_expand);
