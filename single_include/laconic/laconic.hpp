@@ -56,7 +56,7 @@
 #elif defined(__riscv_v_fixed_vlen)
 #define LACONIC_VECTOR_BITS __riscv_v_fixed_vlen
 #else
-#define LACONIC_VECTOR_BITS 0  // the instruction set says it
+#define LACONIC_VECTOR_BITS 0  // the instruction set determines the width
 #endif
 #if LACONIC_VECTOR_BITS == 0
 #define LACONIC_ABI_WIDTH
@@ -181,7 +181,7 @@
                          LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
-#define LACONIC_VNNI 1  // the processor multiplies bytes
+#define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI)
 #else
 #define LACONIC_VNNI 0
 #endif
@@ -229,10 +229,12 @@ class Error : public std::runtime_error {
 
 namespace detail {
 
-/// Appends a part of a message: a text, a character, or a number in its shortest exact form.
+/// Appends a text to a message.
 inline void append(std::string& out, std::string_view part) { out += part; }
+/// Appends a character to a message.
 inline void append(std::string& out, char part) { out += part; }
 
+/// Appends a number to a message, in its shortest exact form.
 template <class Number>
 requires std::integral<Number> || std::floating_point<Number>
 void append(std::string& out, Number part) {
@@ -683,7 +685,7 @@ class ByteRow {
   /// Finds the scale of n values.
   template <class T>
   ByteRow(Index n, const T* x) {
-    std::uint32_t most = 0;  // as bits, positive floats are ordered alike
+    std::uint32_t most = 0;  // as bits: positive floats have the order of their bits
     for (Index i = 0; i < n; ++i)
       most = std::max(most, std::bit_cast<std::uint32_t>(static_cast<float>(x[i])) & 0x7fffffffU);
     if (most >= 0x7f800000U)
@@ -718,8 +720,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Sizes in bytes of a cache line, and of a large page on most machines.
-inline constexpr std::size_t line_bytes = 64, large_page_bytes = std::size_t{1} << 21;
+inline constexpr std::size_t line_bytes = 64,  ///< size of a cache line
+    large_page_bytes = std::size_t{1} << 21;   ///< size of a large page on most machines
 
 /// Returns the alignment of a block: a cache line, or a large page for a block of at least that size.
 inline constexpr std::align_val_t alignment_of(std::size_t bytes) {
@@ -825,12 +827,14 @@ class Arena {
     detail::free_aligned(block, block->bytes + sizeof(detail::ArenaBlock));
   }
 
-  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused.
+  /// Returns the class of a size. Four classes to each power of two leave at most a quarter of a block unused, beyond
+  /// the smallest of 256 bytes.
   static constexpr std::uint32_t size_class_of(std::size_t bytes) {
     const std::size_t steps = (bytes < 256 ? 256 : bytes) - 1;
     const auto power = static_cast<std::uint32_t>(std::bit_width(steps) - 1);
     return 4 * power + static_cast<std::uint32_t>((steps >> (power - 2)) & 3);
   }
+  /// Returns the size of the blocks of a class.
   static constexpr std::size_t class_bytes(std::uint32_t size_class) {
     return (std::size_t{5} + size_class % 4) << (size_class / 4 - 2);
   }
@@ -895,6 +899,7 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   return block;
 }
 
+/// Doubles the free blocks of every size.
 inline void Arena::settle() {
   if (state_->settled) return;
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
@@ -910,6 +915,7 @@ inline void Arena::settle() {
   state_->settled = true;
 }
 
+/// Takes a block of the class of `bytes`, or of a larger one if the arena is settled and that class is empty.
 inline Buffer Arena::allocate(std::size_t bytes) {
   if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
   std::uint32_t size_class = size_class_of(bytes);
@@ -1541,6 +1547,7 @@ namespace detail {
 /// Says whether a type is a Parameter.
 template <class>
 inline constexpr bool is_parameter = false;
+/// Says that a Parameter is one.
 template <class T>
 inline constexpr bool is_parameter<Parameter<T>> = true;
 
@@ -1616,7 +1623,7 @@ void require_on_host(const Model& model, const char* who) {
 /// Fills a parameter with uniform values in [-bound, bound).
 template <class T>
 void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
-  constexpr int together = 16;  // random blocks computed in vectors
+  constexpr int together = 16;  // counters whose random blocks are computed together, in vectors
   std::uint64_t w[4][together];
   for (Index begin = 0; begin < parameter.size(); begin += 4 * together) {
     random.blocks<together>(static_cast<std::uint64_t>(begin) / 4, w[0], w[1], w[2], w[3]);
