@@ -113,19 +113,19 @@ inline void add_attention_training(const Suite& suite) {
     const Attend a{.queries = frames, .keys = frames, .sequences = 8, .relative = true};
     suite.add(text("attend_train/relative/sequences:8/frames:", frames), a.forward(), [=](Cpu<float>& cpu) {
       return [&cpu, shape = a.shape(), x = AttendOperands(a)] {
-        Tensor<float> log_sums;
+        Tensor<float> logsumexp;
         return cpu.attend_train(cpu.input(x.q), cpu.input(x.k), cpu.input(x.v), shape, x.q_sequences, x.kv_sequences,
-                                x.term(cpu), x.dropout, log_sums);
+                                x.term(cpu), x.dropout, logsumexp);
       };
     });
     suite.add(text("attend_backward/relative/sequences:8/frames:", frames), a.backward(), [=](Cpu<float>& cpu) {
       AttendOperands x(a);
-      Tensor<float> log_sums;
+      Tensor<float> logsumexp;
       cpu.attend_train(cpu.input(x.q), cpu.input(x.k), cpu.input(x.v), a.shape(), x.q_sequences, x.kv_sequences,
-                       x.term(cpu), x.dropout, log_sums);
-      return [&cpu, shape = a.shape(), x = std::move(x), log_sums, dout = noise(a.q_rows(), a.q_cols())] {
+                       x.term(cpu), x.dropout, logsumexp);
+      return [&cpu, shape = a.shape(), x = std::move(x), logsumexp, dout = noise(a.q_rows(), a.q_cols())] {
         return cpu.attend_backward(cpu.input(dout), cpu.input(x.q), cpu.input(x.k), cpu.input(x.v), shape,
-                                   x.q_sequences, x.kv_sequences, x.term(cpu), x.dropout, log_sums);
+                                   x.q_sequences, x.kv_sequences, x.term(cpu), x.dropout, logsumexp);
       };
     });
   }

@@ -9,7 +9,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Requires that models of numbers T may be given C as the context that computes them.
+/// Requires that C is a context that computes models whose elements are of type T.
 template <class C, class T>
 concept ContextOf = !std::is_const_v<C> && std::same_as<typename C::Scalar, T> && requires {
   typename C::Tensor;
@@ -17,8 +17,8 @@ concept ContextOf = !std::is_const_v<C> && std::same_as<typename C::Scalar, T> &
 
 namespace detail {
 
-/// Ends the compilation with one sentence where C is no `ContextOf<T>`. Written first in a function, as
-/// `static_assert(detail::is_context_of<Context, T>())`, it is the first of all messages.
+/// Ends the compilation with one sentence if C is no `ContextOf<T>`. As the first statement of a function,
+/// static_assert(detail::is_context_of<Context, T>()) gives the first of all messages.
 template <class C, class T>
 constexpr bool is_context_of() {
   if constexpr (requires { typename C::Tensor; }) {

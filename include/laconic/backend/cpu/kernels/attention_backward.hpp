@@ -7,29 +7,35 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
-/// dp where there are no relative positions; null dposition_q where q itself meets the table.
+/// Points to the derivatives that `attend_backward` computes. It adds to du and dw and overwrites the others.
 template <class T>
 struct AttendGradients {
-  T *dq, *dk, *dv;
-  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
+  T* dq;                     ///< by q, (q_rows, num_heads * key_width)
+  T* dk;                     ///< by k, (kv_rows, num_kv_heads * key_width)
+  T* dv;                     ///< by v, (kv_rows, num_kv_heads * value_width)
+  T* dp = nullptr;           ///< by the table, (2 * span - 1, num_heads * position_width); null without a table
+  T* du = nullptr;           ///< by pos_bias_u, (num_heads * key_width), or null
+  T* dw = nullptr;           ///< by pos_bias_v, (num_heads * position_width), or null
+  T* dposition_q = nullptr;  ///< by position_q, (q_rows, num_heads * position_width); null if q meets the table
 };
 
-/// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
-/// afterwards.
+/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With P the attention weights and
+/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K, dK = scale dS^T Q. It recomputes P tile by
+/// tile from q, k and logsumexp (q_rows, num_heads), so nothing of size queries x keys is kept (Dao et al. 2022). A
+/// task is one key-value head of one sequence. The derivatives that sequences share (dp, du, dw) are summed over
+/// sequences afterwards, in a fixed order. Takes scratch from `arena`; call it from one thread.
 template <class T>
-void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
+void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* logsumexp,
                      const AttendGradients<T>& to) {
   const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
   const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
   const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
   const Index packed = AttendPanels<T>::space(in, longest), tile_space = packed + AttendTile<T>::space(in, longest);
-  const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
-  const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
+  const Index max_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
+  const Index each = tile_space + attend_tile * (3 * max_keys + attend_tile + kw + pw) + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // Per sequence: the gradient of the table rows that it reads, of w and of u.
+  // For each sequence: the gradients of the table rows that it reads, of w, and of u.
   const Index shared_size = (span + 1) * p_cols + cols;
   const Buffer shared =
       arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
@@ -40,9 +46,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     T* memory = static_cast<T*>(scratch.data()) + thread * each;
     T* dscores = memory + tile_space;
-    T* dropped_scores = dscores + attend_tile * most_keys;
-    T* dby_position = dropped_scores + attend_tile * most_keys;
-    T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
+    T* dropped_scores = dscores + attend_tile * max_keys;
+    T* dby_position = dropped_scores + attend_tile * max_keys;
+    T* dcontent = dby_position + attend_tile * (max_keys + attend_tile);
     T* dpositional = dcontent + attend_tile * kw;
     T* gemm_space = dpositional + attend_tile * pw;
     AttendPanels<T> panels(in, sequence, kv_head, {0, all}, memory);
@@ -69,10 +75,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         const Index rows = tile.rows, keys = tile.keys, stride = tile.stride, first = tile.query_row();
         const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
         tile.multiply();
-        for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
+        for (Index i = 0; i < rows; ++i) tile.probabilities(i, logsumexp[(first + i) * heads + head]);
         gemm_panels(rows, dy, panels.values(), {0, vw}, {tile.key, tile.key + stride}, dscores, stride, false,
                     static_cast<const T*>(nullptr));
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask.
+        // dscores = P (dP - sum P dP). dP, and the P that multiplies v, are taken after the dropout mask.
         T* dropped = in.dropout.any() ? dropped_scores : tile.scores;
         for (Index i = 0; i < rows; ++i) {
           T *prob = tile.scores + i * stride, *d = dscores + i * stride;

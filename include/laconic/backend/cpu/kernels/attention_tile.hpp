@@ -15,34 +15,38 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
-/// tile's rows and columns.
+/// Queries of a tile. Memory grows with tile x keys, never with queries x keys. A multiple of the rows and columns of
+/// every register tile.
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
+/// Returns the number of tiles of so many queries.
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
-/// Queries of a full tile: all of them where there is but one tile.
+/// Returns the queries of a full tile, which are all if there is one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
-/// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
+/// Refers to the keys or values of all heads (rows, cols): for each sequence the rows in its slot of a cache, if there
+/// is one, followed by its new rows.
 template <class T>
 struct AttendRows {
-  const T* data;  // of those that came now, sequence after sequence
-  Index cols;
-  const Sequences* sequences;  // of them
-  const RowCache<T>* cache = nullptr;
-  std::span<const Index> slots{};
+  const T* data;                       ///< the new rows, sequence after sequence
+  Index cols;                          ///< columns of all heads
+  const Sequences* sequences;          ///< the sequences of the new rows
+  const RowCache<T>* cache = nullptr;  ///< earlier rows, or null
+  std::span<const Index> slots{};      ///< the slot of each sequence
 
+  /// Returns whether cached rows are stored rounded, and so must be converted to be read.
   bool is_rounded() const { return cache != nullptr && cache->storage() != Storage::full; }
+  /// Returns the number of cached rows of a sequence.
   Index cached(Index sequence) const {
     return cache == nullptr ? 0 : cache->count(slots[static_cast<std::size_t>(sequence)]);
   }
-  /// Where no cache is.
+  /// Returns the new rows of a sequence from column `col` on. Without a cache these are all its rows.
   Operand<T> whole(Index sequence, Index col) const { return {data + sequences->begin(sequence) * cols + col, cols}; }
 
-  /// visit(first, count, rows): columns col .. col + width - 1 of a sequence's rows begin .. end - 1, in their order:
-  /// `count` rows from `first` on where they lie, or in `space` (attend_tile, width) if they must be read from what is
-  /// rounded.
+  /// Calls visit(first, count, rows) for the columns col .. col + width - 1 of the rows range.begin .. range.end - 1 of
+  /// a sequence, in order: `rows` is an operand of `count` rows from row `first` on. Rows are read in place, or
+  /// converted into `space` (attend_tile, width) if they are stored rounded.
   template <class Visit>
   void each_run(Index sequence, Range range, Index col, Index width, T* space, Visit&& visit) const {
     const Index past = cached(sequence);
@@ -64,34 +68,47 @@ struct AttendRows {
   }
 };
 
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads *
-/// value_width), of which a cache may hold the first of each sequence. With relative positions (Dai et al. 2019,
-/// section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected table, row span-1 - r for key r
-/// frames to the left of the query, and meets position_q, which is q or as wide as p; u and w (one row each) are
-/// pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+/// Holds the operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads).
+///
+/// The score of query i and key j of a head is scale * ((q_i + u) . k_j + (position_q_i + w) . p_(i - j)), the second
+/// term only with relative positions (Dai et al. 2019, section 3.3). Row span - 1 - r of p is for a key r frames to the
+/// left of the query. `pack_table` may have packed p.
 template <class T>
 struct AttendOperands {
-  AttendShape shape;
-  const Sequences *q_sequences, *kv_sequences;
-  Index key_width, value_width;
-  const T* q;
-  AttendRows<T> k, v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
-  Index span = 0, position_width = 0;
-  bool packed_table = false;
-  DropoutMask dropout{0.0, Random(Seed(), 0)};
+  AttendShape shape;              ///< heads, scale and mask
+  const Sequences* q_sequences;   ///< sequences of the queries
+  const Sequences* kv_sequences;  ///< sequences of keys and values, cached ones included
+  Index key_width;                ///< columns of a query or key head
+  Index value_width;              ///< columns of a value head
+  const T* q;                     ///< (q_rows, num_heads * key_width)
+  AttendRows<T> k;                ///< (kv_rows, num_kv_heads * key_width)
+  AttendRows<T> v;                ///< (kv_rows, num_kv_heads * value_width)
+  const T* p = nullptr;           ///< projected table, (2 * span - 1, num_heads * position_width), or null
+  const T* u = nullptr;           ///< pos_bias_u, (num_heads * key_width), or null for zeros
+  const T* w = nullptr;           ///< pos_bias_v, (num_heads * position_width), or null for zeros
+  const T* position_q = nullptr;  ///< queries that meet p, (q_rows, num_heads * position_width)
+  Index span = 0;                 ///< distances of p on either side, 0 included
+  Index position_width = 0;       ///< columns of a head of p
+  bool packed_table = false;      ///< whether `pack_table` packed p
+  DropoutMask dropout{0.0, Random(Seed(), 0)};  ///< dropout of the attention weights
 
+  /// Returns the query heads that share a key-value head.
   Index group() const { return shape.num_heads / shape.num_kv_heads; }
+  /// Returns the columns of q.
   Index q_cols() const { return shape.num_heads * key_width; }
+  /// Returns the columns of k.
   Index k_cols() const { return shape.num_kv_heads * key_width; }
+  /// Returns the columns of v.
   Index v_cols() const { return shape.num_kv_heads * value_width; }
+  /// Returns the columns of the result.
   Index out_cols() const { return shape.num_heads * value_width; }
+  /// Returns the columns of p.
   Index p_cols() const { return shape.num_heads * position_width; }
 };
 
-/// Rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols). Zeros where
-/// the table has no such row.
+/// Packs the rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols).
+/// Columns for rows that the table does not have are zeros. One thread; no allocation.
 template <class T>
 void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Index cols, T* to) {
   for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
@@ -105,18 +122,19 @@ void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Ind
   }
 }
 
-/// Distances that a head's panels have for a table of so many rows: tiles read a vector beyond the last.
+/// Returns the columns of the panels of one head for a table of so many rows. Tiles read up to a vector after the last
+/// row.
 template <class T>
 constexpr Index packed_table_cols(Index rows) {
   return rows + lanes<T>;
 }
-/// Rows, as wide as the table's, that hold the panels of all heads.
+/// Returns the rows, as wide as the table, that hold the panels of all heads.
 template <class T>
 constexpr Index packed_table_rows(Index rows) {
   return rows + 2 * lanes<T>;
 }
-/// A table of distances (rows, heads * width) for many calls, to (packed_table_rows, heads * width): the panels of each
-/// head, one after the other.
+/// Packs a table of distances (rows, heads * width) for many calls: the panels of each head, one head after the other.
+/// to (packed_table_rows(rows), heads * width). A task is a head; no allocation.
 template <class T>
 void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
   parallel_for(threads, heads, [&](Index head, int) {
@@ -126,31 +144,32 @@ void pack_table(int threads, Index rows, Index heads, Index width, const T* tabl
   });
 }
 
-/// What tiles of a sequence multiply by, packed once for them: some keys and values of a key-value head, and the table
-/// of distances of a head.
+/// Packs the operands that the tiles of a sequence share: a range of keys and values of a key-value head, and the table
+/// of distances of a head. Used by one thread, in memory of the caller.
 template <class T>
 class AttendPanels {
  public:
-  /// For so many keys at most.
+  /// Returns the elements of memory that the panels of up to `keys` keys need.
   static Index space(const AttendOperands<T>& in, Index keys) {
     const Index positions = table_cols(in.q_sequences->max_length(), keys);
     return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
            (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
   }
 
-  /// `range`, of the sequence's keys, begins where a panel of all of them would.
+  /// Packs the keys `range` of a sequence into `memory`. range.begin is a multiple of the columns of a panel.
   AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, Range range, T* memory)
       : in_(in), sequence_(sequence), kv_head_(kv_head), range_(range), memory_(memory) {
     pack_keys();
   }
 
+  /// Returns the keys that are packed.
   Range range() const { return range_; }
-  /// (key_width, range).
+  /// Returns the keys as panels (key_width, range).
   const Panels<T>& keys() const { return keys_; }
-  /// Where they lie, without a cache.
+  /// Returns the keys in place, without a cache.
   Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (range, value_width), for products of several tiles; or (value_width, range) of all keys, without a cache.
+  /// Packs the values as panels (range, value_width), for products of several tiles.
   void pack_values() {
     values_ = {values_memory(), range_.size(), in_.value_width};
     each_run_of_values(range_, [&](Index first, Index some, Operand<T> rows) {
@@ -161,21 +180,24 @@ class AttendPanels {
       }
     });
   }
+  /// Packs the values as panels (value_width, range), without a cache and for a range of all keys.
   void pack_values_transposed() {
     values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, range_.size(),
                    values_memory());
   }
+  /// Returns the panels of values that were packed last.
   const Panels<T>& values() const { return values_; }
-  /// visit(first, count, rows) for values that are not packed.
+  /// Calls visit(first, count, rows) for values that are not packed (see AttendRows::each_run).
   template <class Visit>
   void each_run_of_values(Range keys, Visit&& visit) const {
     in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
   }
-  /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
+  /// Returns the memory of the values' panels, which `gemm_block` takes as scratch if values are not packed.
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
-  /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
-  /// tile's last to the first key of the range, so that tiles begin where panels do.
+  /// Packs the distances of a head as panels (position_width, distances). Column 0 of a packed table is its row 0.
+  /// Otherwise column 0 is the distance from the query after the last full tile to the first key of the range, so that
+  /// tiles begin at panels.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;
     if (in_.packed_table) {
@@ -190,6 +212,7 @@ class AttendPanels {
     pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
     positions_ = {to, width, cols};
   }
+  /// Returns the panels of distances that were packed last.
   const Panels<T>& positions() const { return positions_; }
 
  private:
@@ -216,7 +239,7 @@ class AttendPanels {
           for (Index at = first, end; at < first + some; at = end) {
             const Index panel = at / cols * cols;
             end = std::min({first + some, panel + cols, at + together});
-            fetch_ahead(rows, end - first, std::min(some, end - first + together), width);
+            prefetch_rows(rows, end - first, std::min(some, end - first + together), width);
             detail::pack_panel(Operand<T>{rows.at(at - first, 0), rows.row_stride}.transposed(), width, end - at,
                                end - at, memory_ + panel * width + (at - panel), keys_.width(panel));
           }
@@ -230,26 +253,35 @@ class AttendPanels {
   Panels<T> keys_{}, values_{}, positions_{};
 };
 
-/// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys): those
-/// of the panels that a query sees.
+/// Computes the scores of one tile: the queries [row, row + rows) of one head of one sequence against the keys [key,
+/// key + keys), which are those of the panels that any of the queries sees. Used by one thread, in memory of the
+/// caller.
 template <class T>
 struct AttendTile {
-  const AttendOperands<T>& in;
-  const AttendPanels<T>& panels;
-  Index sequence, head, row, rows, key, keys;
-  Index height;    // rows of a full tile
-  Index stride;    // of a row of scores: whole vectors
-  T* content;      // (rows, key_width): (q + u) scale
-  T* positional;   // (rows, position_width): (position_q + w) scale
-  T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
-  Index lead = 0, position_stride = 0;
+  const AttendOperands<T>& in;    ///< the operands
+  const AttendPanels<T>& panels;  ///< the panels that this tile reads
+  Index sequence;                 ///< the sequence of the tile
+  Index head;                     ///< the query head of the tile
+  Index row;                      ///< the first query, counted in its sequence
+  Index rows;                     ///< queries
+  Index key;                      ///< the first key, counted in its sequence
+  Index keys;                     ///< keys
+  Index height;                   ///< queries of a full tile
+  Index stride;                   ///< columns of a row of scores: keys, padded to whole vectors
+  T* content;                     ///< (q + u) scale, (rows, key_width)
+  T* positional;                  ///< (position_q + w) scale, (rows, position_width)
+  T* scores;                      ///< scores, later their exponentials or weights, (rows, stride)
+  T* by_position;                 ///< positional score of (i, j) in row i, column lead + rows - 1 - i + j
+  Index lead = 0;                 ///< columns of by_position before the first distance
+  Index position_stride = 0;      ///< columns of by_position
 
+  /// Returns the elements of memory that a tile of up to `keys` keys needs.
   static Index space(const AttendOperands<T>& in, Index keys) {
     const Index cols = padded_cols<T>(keys) + GemmTile<T>::cols;
     return attend_tile * (in.key_width + in.position_width + cols + (in.p == nullptr ? 0 : cols + 2 * attend_tile));
   }
 
+  /// Sets up the tile of the queries from row `row_` on. Computes nothing yet.
   AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
              T* memory)
       : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
@@ -268,23 +300,31 @@ struct AttendTile {
     by_position = scores + attend_tile * stride;
   }
 
+  /// Returns the row of q of the first query.
   Index query_row() const { return in.q_sequences->begin(sequence) + row; }
+  /// Returns the row of k of the first key, without a cache.
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
+  /// Returns the keys before the first query of the sequence.
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
+  /// Returns the keys of the tile in place, without a cache.
   Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
-  /// First row of the table that this tile reads: that of its last query and its first key.
+  /// Returns the first row of the table that this tile reads, which is for its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
+  /// Returns the rows of the table from `table_row` on in place.
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
+  /// Returns the keys that query i of the tile sees, counted from the first key of the tile.
   Mask::Keys visible(Index i) const {
     const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
     const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
     return {begin, std::clamp(seen.end - key, begin, keys)};
   }
+  /// Returns the index of the dropout decision for query i and the first key of the tile.
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
   }
 
-  /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
+  /// Computes scores_ij = scale (q_i + u) . k_j for the whole tile, and by_position for scale (position_q_i + w) . p_(i
+  /// - j).
   void multiply() {
     scale_queries(in.q, in.u, in.key_width, content);
     const Index own = key - panels.range().begin;
@@ -303,7 +343,7 @@ struct AttendTile {
                 {start, start + position_stride}, by_position, position_stride, false, static_cast<const T*>(nullptr));
   }
 
-  /// to (rows, width) = (q + bias) scale for this tile's queries and head.
+  /// Computes to (rows, width) = (q + bias) scale for the queries and the head of the tile.
   void scale_queries(const T* q, const T* bias, Index width, T* to) const {
     const T scale = static_cast<T>(in.shape.scale);
     for (Index i = 0; i < rows; ++i) {
@@ -313,11 +353,14 @@ struct AttendTile {
     }
   }
 
-  /// The largest score of a row, and the sum of exponents of what is below it: minus infinity and 0 if nothing is seen.
+  /// Holds the max of a row of scores and the sum of exp(score - max). They are minus infinity and 0 if the query sees
+  /// no key.
   struct RowSum {
-    T most, sum;
+    T max;  ///< the max score
+    T sum;  ///< the sum of exp(score - max)
   };
-  /// Scores of row i to these exponents, 0 where nothing is seen.
+  /// Adds the positional scores of row i, replaces its scores by exp(score - max), and returns max and sum. Keys that
+  /// the query does not see become 0.
   RowSum exponents(Index i) {
     T* s = scores + i * stride;
     if (hide(i)) return {-std::numeric_limits<T>::infinity(), T(0)};
@@ -332,24 +375,26 @@ struct AttendTile {
         best = xsimd::max(best, sum);
       }
     }
-    const T most = max_lanes<T>(best);
-    return {most, exponents_below(s, most)};
+    const T max = max_lanes<T>(best);
+    return {max, exponents_below(s, max)};
   }
-  /// Probabilities again, from the logarithm of the sum of all exponents.
-  void probabilities(Index i, T log_sum) {
+  /// Replaces the scores of row i by its attention weights exp(score - logsumexp). Keys that the query does not see
+  /// become 0.
+  void probabilities(Index i, T logsumexp) {
     T* s = scores + i * stride;
     if (hide(i)) return;
     if (in.p != nullptr) {
       const T* add = shifted(i);
       for (Index j = 0; j < stride; j += lanes<T>) store(s + j, load(s + j) + load(add + j));
     }
-    exponents_below(s, log_sum);
+    exponents_below(s, logsumexp);
   }
 
  private:
   const T* shifted(Index i) const { return by_position + i * position_stride + lead + rows - 1 - i; }
 
-  /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
+  /// Sets the scores of keys that query i does not see to minus infinity. If it sees none, sets all to 0 and returns
+  /// true.
   bool hide(Index i) {
     T* s = scores + i * stride;
     const auto seen = visible(i);
@@ -361,8 +406,9 @@ struct AttendTile {
     std::fill(s + seen.end, s + stride, -std::numeric_limits<T>::infinity());
     return false;
   }
-  T exponents_below(T* s, T most) const {
-    const Batch<T> top(most);
+  /// Replaces the scores s (stride) by exp(score - max), and returns their sum.
+  T exponents_below(T* s, T max) const {
+    const Batch<T> top(max);
     Batch<T> total(T(0));
     for (Index j = 0; j < stride; j += lanes<T>) {
       const Batch<T> e = exp<T>(load(s + j) - top);

@@ -12,7 +12,7 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
+/// Calls body(n, rows of sequence n) for all rows of all sequences, at most `grain` rows in a task.
 template <class Body>
 void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
   parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
@@ -20,10 +20,10 @@ void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& 
   });
 }
 
-/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
-/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
-/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
-/// x).
+/// Computes y[t, c] = bias[c] + sum_k weight[c, k] x[past + t + k - left, c] within each sequence, with zeros outside
+/// it and after the chunk of t. x (rows of `sequences`, channels); y has `past` rows less in each sequence; taps
+/// (kernel, channels) is the transposed weight; bias (channels) or null. If `flipped`, the taps run backwards and
+/// frames before the own chunk are not seen: the derivative by x. Parallel over rows; no allocation.
 template <class T>
 void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                     bool flipped, const T* x, const T* taps, const T* bias, T* y) {
@@ -40,7 +40,7 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
         seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
       return seen;
     };
-    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+    // Register blocking: outputs that see all taps are computed together, enough to hide the latency of an addition.
     constexpr Index together = 8;
     const auto outputs = [&](Index t, auto size, Range seen) {
       constexpr Index count = decltype(size)::value;
@@ -75,7 +75,8 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
   });
 }
 
-/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
+/// Computes dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c] without past rows. dy and x (rows, channels), dtaps
+/// (kernel, channels). Parallel over channels, so the order of each sum is fixed; no allocation.
 template <class T>
 void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
                                   const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
@@ -96,20 +97,22 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// Writes a convolution's weight (out, in, taps) as (out, taps, in), to match patches that are whole runs of memory.
-/// `restore_taps` is its inverse; `add_reordered_taps` adds a derivative that lies as (taps, in, out).
+/// Reorders a convolution's weight (out, in, taps) to `ordered` (out, taps, in), which matches patches that are
+/// contiguous in memory.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
       for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
 }
+/// Reorders `ordered` (out, taps, in) back to a weight (out, in, taps).
 template <class T>
 void restore_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
       for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] = ordered[(o * taps + k) * in + i];
 }
+/// Adds `ordered` (taps, in, out) to the gradient of a weight (out, in, taps).
 template <class T>
 void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
@@ -117,11 +120,11 @@ void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* we
       for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
 }
 
-/// Frames of output handled at once, so that their patches stay in a second-level cache.
+/// Returns the output frames of a block, whose patches stay in a second-level cache.
 inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
 
-/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
-/// in).
+/// Writes the patches of the output frames [t0, t1) of one sequence (im2col): patches ((t1 - t0) * out_freqs, patch),
+/// each ordered (time, frequency, in). x (rows, in_cols). One thread; no allocation.
 template <class T>
 void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
   const Index run = Conv2dShape::kernel * s.in_channels;
@@ -134,8 +137,9 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
-/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
+/// Computes y (rows of `to`, out_cols) from x (rows of `from`, in_cols) as products of patches with the weight.
+/// multiply(patches, count, y, space) computes (count, out_channels) of `count` patches; it gets `space` bytes of
+/// scratch for each patch. A task is a block of output frames. Takes scratch from `arena`; call it from one thread.
 template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
             T* y, Index space, const Multiply& multiply) {
@@ -157,8 +161,9 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   });
 }
 
-/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
-/// read once.
+/// Computes dordered (patch, out) += patches^T dy, with dy (rows of `to`, out_cols) and x (rows of `from`, in_cols). A
+/// task is a range of columns of the result, so each sum has one order and dy is read once. Takes scratch from `arena`;
+/// call it from one thread.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -180,8 +185,10 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
-/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
+/// Adds the gradients of the patches, dy W, to the frames of dx that they were copied from. dy (rows of `to`,
+/// out_cols), ordered (out, patch), dx (rows of `from`, in_cols), which must be zero on entry. Earlier output frames
+/// are added first, so the order of each sum depends neither on blocks nor on threads. Takes scratch from `arena`; call
+/// it from one thread.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -213,7 +220,8 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// dordered (patch, out) += x^T dy.
+/// Computes dordered (patch, out) += patches^T dy. The patches are rows of x (rows of `from`, in_channels) read in
+/// place, `stride` rows apart; dy (rows of `to`, out_channels). Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -223,8 +231,9 @@ void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, con
             {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
 }
 
-/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
-/// twice.
+/// Computes dx += dy W_k for one tap k after the other. The rows of dx that a tap reaches are `stride` rows apart, and
+/// none is reached twice. dy (rows of `to`, out_channels), ordered (out, patch), dx (rows of `from`, in_channels),
+/// which must be zero on entry. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {

@@ -13,17 +13,19 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
+/// Returns log(exp(a) + exp(b)).
 inline double log_add(double a, double b) {
   if (a < b) std::swap(a, b);
   return b == -std::numeric_limits<double>::infinity() ? a : a + std::log1p(std::exp(b - a));
 }
 
-/// Numbers of scratch for one sequence of `frames` and `labels`.
+/// Returns the elements of scratch that `ctc` needs for a sequence.
 inline Index ctc_scratch(Index frames, Index labels) { return (frames + 2) * (2 * labels + 1); }
 
-/// CTC loss of one sequence and its derivative by the logits (Graves et al. 2006, equations 6 to 16), in logarithms and
-/// double precision. log_probs and gradient are (frames, vocab); the gradient includes that of log softmax. Where no
-/// path exists (frames < labels + adjacent equal labels) the loss is +infinity and the gradient zero.
+/// Returns the CTC loss of one sequence, in nats, and writes its derivative by the logits (Graves et al. 2006,
+/// equations 6 to 16), in logarithms and double precision. log_probs and gradient (frames, vocab); the gradient
+/// includes that of log softmax. If no path exists (frames < labels + equal neighbours among the labels), the loss is
+/// +infinity and the gradient zero. scratch has ctc_scratch(frames, labels) elements. One thread; no allocation.
 template <class T>
 double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> labels, int blank, T* gradient,
            double* scratch) {

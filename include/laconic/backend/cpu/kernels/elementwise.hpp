@@ -15,11 +15,13 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
+/// Returns ReLU max(x, 0), SiLU x sigmoid(x), or GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016) of a
+/// vector.
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
     case Activation::relu:
-      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
+      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // NaN stays NaN
     case Activation::silu:
       return x * sigmoid(x);
     default:
@@ -27,7 +29,7 @@ Batch<T> activate(Activation kind, const Batch<T>& x) {
   }
 }
 
-/// dy times the derivative of the activation at x.
+/// Returns dy times the derivative of the activation at x.
 template <class T>
 Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& x) {
   using B = Batch<T>;
@@ -46,10 +48,11 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
   }
 }
 
-/// The activation, if there is one, of each part of a product as it is done (see gemm_panels).
+/// Applies an activation, if there is one, to each finished tile of a product (see gemm_panels).
 struct ActivationEpilogue {
-  std::optional<Activation> kind;
+  std::optional<Activation> kind;  ///< the activation, or none
 
+  /// Applies the activation to c (rows, cols), whose rows are c_stride apart.
   template <class T>
   void operator()(Index, Index, T* c, Index c_stride, Index rows, Index cols) const {
     if (!kind) return;
@@ -59,7 +62,8 @@ struct ActivationEpilogue {
   }
 };
 
-/// GLU (Dauphin 2017): x (rows, 2 cols) = [a, b] to a * sigmoid(b) (rows, cols).
+/// Computes the gated linear unit y = a sigmoid(b) (rows, cols) of x = [a, b] (rows, 2 * cols) (Dauphin et al. 2017).
+/// Parallel over rows; no allocation.
 template <class T>
 void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
@@ -69,6 +73,7 @@ void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   });
 }
 
+/// Computes the derivative dx (rows, 2 * cols) of `glu` from dy (rows, cols). Parallel over rows; no allocation.
 template <class T>
 void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, T* dx) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
@@ -87,7 +92,8 @@ void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, 
   });
 }
 
-/// Column sums of x (rows, cols), added to `sum`. A fixed order for each column, whatever the number of threads.
+/// Adds the column sums of x (rows, cols) to `sum` (cols). The order of each sum is fixed, whatever the number of
+/// threads. Parallel over columns; no allocation.
 template <class T>
 void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
   constexpr Index width = 4 * lanes<T>;
@@ -99,6 +105,7 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
   });
 }
 
+/// Computes y[i] = x[i] * (mask.keeps(i) ? mask.scale() : 0) for i in [0, n). Parallel over elements; no allocation.
 template <class T>
 void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
   parallel_blocks(threads, n, 8192, [&](Index begin, Index end) {

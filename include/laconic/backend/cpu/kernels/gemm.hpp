@@ -17,69 +17,81 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
+/// Refers to a matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
 template <class T>
 struct Operand {
-  const T* data;
-  Index row_stride, col_stride = 1;
+  const T* data;         ///< element (0, 0)
+  Index row_stride;      ///< elements from row to row
+  Index col_stride = 1;  ///< elements from column to column
 
+  /// Returns the transpose.
   Operand transposed() const { return {data, col_stride, row_stride}; }
+  /// Returns the address of element (i, j).
   const T* at(Index i, Index j) const { return data + i * row_stride + j * col_stride; }
 };
 
-/// The register tile is 8 rows by 3 vectors where there are 32 vector registers and 4 by 3 where there are 16: the
-/// largest that leaves room for a row of B and one element of A (Goto and van de Geijn 2008, section 6).
+/// Holds the block sizes of matrix products. The register tile of the micro-kernel is 8 rows by 3 vectors with 32
+/// vector registers and 4 by 3 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
+/// de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
 #if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr Index rows = 8;
+  static constexpr Index rows = 8;  ///< rows of the register tile
 #else
-  static constexpr Index rows = 4;
+  static constexpr Index rows = 4;  ///< rows of the register tile
 #endif
-  static constexpr Index vectors = 3;
-  static constexpr Index cols = vectors * lanes<T>;
-  /// Of a panel of B so many rows are met by all rows of A before the next: with them a second-level cache of 512 KiB
-  /// holds what up to `block_rows` rows of A bring.
+  static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
+  static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
+  /// k-block size: a (depth x cols) slab of B and the (block_rows x depth) block of A that it meets fit a second-level
+  /// cache of 512 KiB.
   static constexpr Index depth = 512;
+  /// Rows of a block of A.
   static constexpr Index block_rows = 256;
-  /// Columns that `gemm_block` packs at once.
+  /// Columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
 
-/// Columns as panels hold them: whole vectors.
+/// Returns the columns of a panel for so many columns of B: whole vectors.
 template <class T>
 constexpr Index padded_cols(Index cols) {
   return (cols + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
-/// B(depth x cols) as the kernel reads it from end to end: panels of GemmTile::cols columns, the last one padded to
-/// whole vectors with zeros, row after row.
+/// Refers to a packed B (depth x cols), which the micro-kernel reads from end to end: panels of GemmTile::cols columns,
+/// each row after row. The last panel is padded with zeros to whole vectors. `Number` is the stored type.
 template <class T, class Number = T>
 struct Panels {
-  const Number* data;
-  Index depth, cols;
+  const Number* data;  ///< the first panel
+  Index depth;         ///< rows of B
+  Index cols;          ///< columns of B, without padding
 
+  /// Returns the elements of the panels of a matrix (depth x cols).
   static constexpr Index size(Index depth, Index cols) { return depth * padded_cols<T>(cols); }
-  /// The panel that begins at column j, from row k.
+  /// Returns row k of the panel that begins at column j.
   const Number* at(Index k, Index j) const { return data + j * depth + k * width(j); }
+  /// Returns the columns of the panel that begins at column j, padding included.
   Index width(Index j) const { return padded_cols<T>(std::min(GemmTile<T>::cols, cols - j)); }
 };
 
 namespace detail {
 
-/// Four numbers that GCC and clang both shuffle.
+/// Names a vector of four elements that both GCC and clang shuffle.
 template <class T>
 struct Quad;
+/// Names a vector of four floats.
 template <>
 struct Quad<float> {
+  /// Four floats.
   typedef float Row __attribute__((vector_size(16)));
 };
+/// Names a vector of four doubles.
 template <>
 struct Quad<double> {
+  /// Four doubles.
   typedef double Row __attribute__((vector_size(32)));
 };
 
-/// to (4 x 4) = from^T, each with its row stride.
+/// Computes to (4 x 4) = from^T. Rows are from_stride and to_stride apart.
 template <class T>
 void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
   using Row = typename Quad<T>::Row;
@@ -96,11 +108,12 @@ void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
   for (Index i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &rows[i], sizeof(Row));
 }
 
-/// As many numbers as a vector has, as they are or widened from 16 bits.
+/// Loads a vector of elements.
 template <class T>
 Batch<T> load_as(const T* from) {
   return load(from);
 }
+/// Loads a vector of bf16 elements and widens them.
 template <class T>
 Batch<T> load_as(const Bf16* from) {
   Local<T, lanes<T>> wide;
@@ -121,32 +134,32 @@ inline Batch<float> load_as<float>(const Bf16* from) {
 }
 #endif
 
-/// Where number `offset` after this one lies, which may be beyond the end: to ask for, not to read.
+/// Returns the address `offset` elements after `from`, which may be outside the array: it is prefetched, not read.
 template <class Number>
 const void* address(const Number* from, Index offset) {
   return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) +
                                        static_cast<std::uintptr_t>(offset) * sizeof(Number));
 }
 
-/// Asks for what comes 48 rows of B later, less than a microsecond, to the second-level cache: where few rows meet
-/// weights that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs
-/// nothing that can be measured.
+/// Prefetches the row of B that the micro-kernel reads 48 rows (less than a microsecond) later into the second-level
+/// cache. If few rows meet weights in memory, the hardware prefetcher does not keep up; if the weights are in a cache,
+/// the prefetch costs nothing measurable.
 template <Index Cols, class Number>
-void fetch_later_row(const Number* row, Index row_stride) {
+void prefetch_later_row(const Number* row, Index row_stride) {
   constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
   for (Index i = 0; i < Cols; i += line) __builtin_prefetch(address(row, later * row_stride + i), 0, 2);
 }
 
-/// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
-/// column stride; `cols` may end inside the last vector if B is padded there.
+/// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
+/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there.
 template <Index Rows, Index Vectors, class T, class Number>
 void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                  bool from_c, const T* bias) {
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
-  // Results are written at the end, one line after the other: they would wait for lines that lie far away.
+  // Results are written at the end, where each store would wait for its cache line.
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
@@ -167,7 +180,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
-    fetch_later_row<Vectors * w>(b, b_stride);
+    prefetch_later_row<Vectors * w>(b, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -190,7 +203,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   }
 }
 
-/// All rows of one panel of B: blocks of GemmTile::rows, then 4, 2 and 1.
+/// Computes all rows of C for one panel of B, in register tiles of GemmTile::rows rows, then 4, 2 and 1.
 template <Index Rows, Index Vectors, class T, class Number>
 void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                bool from_c, const T* bias) {
@@ -204,7 +217,8 @@ void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index dep
   }
 }
 
-/// A panel: `used` columns of B from the first row on, and zeros up to `padded`, in rows `stride` apart.
+/// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
+/// to `padded` are zeros.
 template <class T>
 void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Index stride) {
   if (b.col_stride == 1) {
@@ -214,7 +228,7 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
     }
     return;
   }
-  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
+  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is in the TLB.
   for (Index k0 = 0; k0 < depth; k0 += 16) {
     const Index k1 = std::min(depth, k0 + 16);
     Index i = 0;
@@ -226,7 +240,8 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
   }
 }
 
-/// All rows of A times one panel's rows k0 .. k0 + depth.
+/// Computes all rows of C for the rows k0 .. k0 + depth - 1 of one panel of B, at which `b` points. `used` are the
+/// columns of the panel without padding.
 template <class T, class Number>
 void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
                 bool from_c, const T* bias) {
@@ -241,6 +256,7 @@ void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index de
   }
 }
 
+/// Sets C (m x n) to the bias, or to zeros if it is null: the product of depth 0.
 template <class T>
 void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
   for (Index i = 0; i < m; ++i)
@@ -249,16 +265,17 @@ void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
 
 }  // namespace detail
 
-/// Asks for rows begin .. end - 1, which may be beyond the last: they are read soon, several at once or far apart,
-/// which the processor does not foresee.
+/// Prefetches the first `width` elements of the rows begin .. end - 1, which may be after the last row. It helps with
+/// rows that are read soon, several at once or far apart, which the hardware prefetcher does not foresee.
 template <class T>
-void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+void prefetch_rows(Operand<T> rows, Index begin, Index end, Index width) {
   constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
   for (Index i = begin; i < end; ++i)
     for (Index c = 0; c < width; c += line) __builtin_prefetch(detail::address(rows.data, i * rows.row_stride + c));
 }
 
-/// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
+/// Packs B (depth x cols) into panels at `to`, which has room for Panels::size(depth, cols) elements. A task is a
+/// panel; no allocation.
 template <class T>
 Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
   constexpr Index width = GemmTile<T>::cols;
@@ -269,17 +286,18 @@ Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
   return {to, depth, cols};
 }
 
-/// What `gemm` does with a finished part of C: nothing.
+/// Does nothing with a finished tile of C.
 struct NoEpilogue {
+  /// Leaves the tile unchanged.
   template <class T>
   void operator()(Index, Index, T*, Index, Index, Index) const {}
 };
 
-/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels, of which
-/// only the rows `ks` and the columns `js` take part, the first of them at the head of a panel; a, c and bias begin
-/// there too. One thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are
-/// and wherever it lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while
-/// it is in the cache.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null. B is in
+/// panels, of which the rows `ks` and the columns `js` are read; js.begin is the first column of a panel. a, c and bias
+/// begin at these rows and columns. epilogue(row, col, c, c_stride, rows, cols) is called for each finished tile of C
+/// while it is in the cache. Each element of C is accumulated over k in the same order, whatever m and n are and
+/// wherever it is. One thread; no allocation. The blocking is that of Goto and van de Geijn (2008).
 template <class T, class Number, class Epilogue = NoEpilogue>
 void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Range js, T* c, Index c_stride,
                  bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
@@ -301,14 +319,14 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   }
 }
 
-/// A product of m rows, so many columns and this depth in parts for all threads: body(rows, cols) for each. It is cut
-/// by rows while there are enough of them for all, since B is then met by more rows a time it is read; else by columns
-/// too.
+/// Divides a product of m rows, `cols` columns and this depth among all threads: calls body(rows, cols) for each tile.
+/// It cuts by rows as long as there are enough of them, since each panel of B that is read then meets more rows, and
+/// otherwise by columns, too.
 template <class T, class Body>
 void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
   if (m == 0 || cols == 0) return;
-  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
+  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // less work than waking a thread
     return body(Range{0, m}, Range{0, cols});
   const Index panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
@@ -320,7 +338,8 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   });
 }
 
-/// The same as gemm_panels on several threads, with all rows and columns of B.
+/// Computes C (m x n) = A B with B in panels, as `gemm_panels` with all its rows and columns, on several threads. No
+/// allocation; call it from one thread.
 template <class T, class Number, class Epilogue = NoEpilogue>
 void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
           const T* bias, const Epilogue& epilogue = {}) {
@@ -334,13 +353,15 @@ void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, 
   });
 }
 
-/// Numbers of scratch that `gemm_block` needs.
+/// Returns the elements of scratch that `gemm_block` needs.
 template <class T>
 constexpr Index gemm_scratch() {
   return GemmTile<T>::depth * GemmTile<T>::block_cols;
 }
 
-/// The product with B as it lies, on one thread, which packs B as it goes.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, with B
+/// unpacked. It packs a (depth x block_cols) block of B at a time into `scratch`, or reads B in place if that is as
+/// fast. One thread; no allocation.
 template <class T>
 void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate,
                 const T* bias, T* scratch) {
@@ -350,7 +371,7 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
     const Index cols = std::min(Tile::block_cols, n - j0);
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
-      // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
+      // Packing pays if a panel is read several times. Whole vectors of contiguous columns can be read in place.
       const bool packed = b.col_stride != 1 || m > 2 * Tile::rows || cols % lanes<T> != 0;
       if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
       const Panels<T> panels{scratch, depth, cols};
@@ -363,7 +384,8 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
   }
 }
 
-/// The product with B as it lies, on several threads.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, then the
+/// epilogue, on several threads. It packs B first, into memory from `arena`. Call it from one thread.
 template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
           bool accumulate, const T* bias, const Epilogue& epilogue = {}) {

@@ -11,15 +11,17 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Rows for which no weight is packed.
+/// Max number of rows for which `head_linear` packs x and not the weight.
 template <class T>
 inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
+/// Returns the elements of scratch that `multiply_few_rows` needs.
 template <class T>
 constexpr Index few_rows_scratch(Index out, Index in) {
   return Panels<T>::size(in, few_rows<T>) + out * few_rows<T>;
 }
-/// y (rows, out) = x (rows, in) W^T + bias for at most few_rows, as y^T = W x^T: x is packed, which is smaller than a
-/// weight (out, in). Sums are taken in the same order. `scratch` has few_rows_scratch(out, in) numbers.
+/// Computes y (rows, out) = x (rows, in) W^T + bias for at most few_rows rows, as y^T = W x^T: it packs x, which is
+/// smaller than the weight (out, in). Sums are accumulated in the same order as in `gemm_block`. scratch has
+/// few_rows_scratch(out, in) elements. One thread; no allocation.
 template <class T>
 void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* weight, const T* bias, T* y,
                        Index y_stride, T* scratch) {
@@ -28,7 +30,7 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
   for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
   for (Index c = 0; c < out; c += GemmTile<T>::rows) {
     const Index some = std::min(GemmTile<T>::rows, out - c);
-    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
+    prefetch_rows(Operand<T>{weight, in}, c + some, c + 2 * some, in);
     gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
                 static_cast<const T*>(nullptr));
   }
@@ -36,8 +38,10 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
     for (Index c = 0; c < out; ++c) y[r * y_stride + c] = sums[c * rows + r];
 }
 
-/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
-/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
+/// Computes y_h = x_h W_h^T + b_h for every head h, or y_h = x_h W_h if transposed. weight (num_blocks * out, in), bias
+/// (num_blocks * out) or null; x (rows, num_heads * in) and y (rows, num_heads * out), or x (rows, num_heads * out) and
+/// y (rows, num_heads * in) if transposed. A task is 64 rows of a head. Takes scratch from `arena`; call it from one
+/// thread.
 template <class T>
 void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
                  const T* weight, const T* bias, T* y) {
@@ -46,7 +50,7 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
     const Operand<T> w{weight + block * out * in, in};
     return shape.transposed ? w : w.transposed();
   };
-  if (shape.num_blocks == 1) {  // heads are rows, then
+  if (shape.num_blocks == 1) {  // with one matrix, heads are more rows
     gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
     return;
   }
@@ -67,7 +71,8 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
   });
 }
 
-/// dweight and dbias of head_linear, each added to. Null results are left out.
+/// Adds the derivatives of `head_linear` by weight and bias to dweight (num_blocks * out, in) and dbias (num_blocks *
+/// out), each of which may be null. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
                                  const T* dy, const T* x, T* dweight, T* dbias) {
@@ -86,8 +91,9 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
   }
 }
 
-/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
-/// -1 turns back. x and y (rows, num_heads * width) may be the same.
+/// Rotates each pair of channels (a, b) of each head to (a cos - b s, a s + b cos), s = direction * sin, by the angle
+/// of its row (Su et al. 2021); direction -1 rotates back. table (rows, width) holds width / 2 cosines, then as many
+/// sines. x and y (rows, num_heads * width) may be the same. Parallel over rows; no allocation.
 template <class T>
 void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
             const T* table, T* y) {
@@ -109,7 +115,8 @@ void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs p
   });
 }
 
-/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
+/// Computes y_h = [a_h, b_h] for every head h. a (rows, num_heads * a_width), b (rows, num_heads * b_width), or (rows,
+/// b_width) if `shared`, y (rows, num_heads * (a_width + b_width)). Parallel over rows; no allocation.
 template <class T>
 void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
             T* y) {
@@ -122,6 +129,8 @@ void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_wid
       }
   });
 }
+/// Computes da and db from dy, with the shapes of `concat`. If b is `shared`, db is the sum over heads. Parallel over
+/// rows; no allocation.
 template <class T>
 void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
                      T* da, T* db) {

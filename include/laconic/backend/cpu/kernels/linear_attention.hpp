@@ -9,70 +9,92 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
-/// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
+/// Returns the feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). It is always
+/// positive: elu is not formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
 Batch<T> elu_plus_one(const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // what is not a number stays so
+  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // NaN stays NaN
 }
 
-/// dy times the derivative of the feature map at x.
+/// Returns dy times the derivative of the feature map at x.
 template <class T>
 Batch<T> elu_plus_one_backward(const Batch<T>& dy, const Batch<T>& x) {
   return xsimd::select(x < Batch<T>(T(0)), dy * exp<T>(x), dy);
 }
 
-/// Raw operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
-/// q (rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads * value_width).
-/// The left context of the mask is unlimited.
+/// Holds the operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). The left context of the mask is unlimited.
 template <class T>
 struct LinearAttendOperands {
-  Index num_heads, num_kv_heads;
-  Mask mask;
-  const Sequences* sequences;
-  Index key_width, value_width;
-  const T *q, *k, *v;
+  Index num_heads;             ///< query heads
+  Index num_kv_heads;          ///< key-value heads, a divisor of num_heads
+  Mask mask;                   ///< the keys that a query sees
+  const Sequences* sequences;  ///< sequences of the rows
+  Index key_width;             ///< columns of a query or key head
+  Index value_width;           ///< columns of a value head
+  const T* q;                  ///< (rows, num_heads * key_width)
+  const T* k;                  ///< (rows, num_kv_heads * key_width)
+  const T* v;                  ///< (rows, num_kv_heads * value_width)
 
+  /// Returns the query heads that share a key-value head.
   Index group() const { return num_heads / num_kv_heads; }
+  /// Returns the columns of q.
   Index q_cols() const { return num_heads * key_width; }
+  /// Returns the columns of k.
   Index k_cols() const { return num_kv_heads * key_width; }
+  /// Returns the columns of v.
   Index v_cols() const { return num_kv_heads * value_width; }
+  /// Returns the columns of the result.
   Index out_cols() const { return num_heads * value_width; }
-  /// Numbers in the state of one key-value head.
+  /// Returns the elements of the state of one key-value head.
   Index state_size() const { return key_width * (value_width + 1); }
 };
 
-/// Added to the denominators.
+/// Addend of the denominators.
 inline constexpr double linear_attend_eps = 1e-6;
-/// Queries and keys handled at once.
+/// Queries and keys of a tile.
 inline constexpr Index linear_attend_tile = 64;
 
-/// One key-value head of one sequence, and the heads that read it. Values carry a last column of ones, so that
-/// numerator and denominator are one sum: the state is phi(K)^T [V, 1] over the keys so far, (key_width, value_width +
-/// 1).
+/// Computes one key-value head of one sequence, for the query heads that read it. Values have an extra column of ones,
+/// so that numerator and denominator are one sum: the state is phi(K)^T [V, 1] (key_width, value_width + 1) over the
+/// keys so far. Used by one thread, in memory of the caller.
 template <class T>
 struct LinearAttendSweep {
-  /// Queries [row, row + rows), whole chunks or a part of one. All of them see the keys before `base`, and none sees a
-  /// key from base + tail on; those between are seen by some.
+  /// Holds the queries [row, row + rows): whole chunks, or a range of one. All of them see the keys before `base`, some
+  /// of them see the keys [base, base + tail), and none sees a later key.
   struct Block {
-    Index row, rows, base, tail;
+    Index row;   ///< the first query
+    Index rows;  ///< queries
+    Index base;  ///< keys that all queries see
+    Index tail;  ///< keys after these that some queries see
   };
 
-  const LinearAttendOperands<T>& in;
-  Index kv_head, first, length, chunk, kw, vw, width;
-  T *phi_q, *phi_k;     // (tile, key_width)
-  T* values;            // (tile, width): V and ones
-  T* sums;              // (tile, width): numerators and denominators, later their derivatives
-  T *scores, *dscores;  // (rows, tail)
-  T* state;
-  T* gemm_space;
-  Index packed_key = 0, packed = 0;  // phi_k and values hold the keys [packed_key, packed_key + packed)
+  const LinearAttendOperands<T>& in;  ///< the operands
+  Index kv_head;                      ///< the key-value head
+  Index first;                        ///< the first row of the sequence
+  Index length;                       ///< rows of the sequence
+  Index chunk;                        ///< frames of a chunk, at most `length`
+  Index kw;                           ///< key_width
+  Index vw;                           ///< value_width
+  Index width;                        ///< value_width + 1
+  T* phi_q;                           ///< features of packed queries, (tile, key_width)
+  T* phi_k;                           ///< features of packed keys, (tile, key_width)
+  T* values;                          ///< packed values and ones, (tile, width)
+  T* sums;                            ///< numerators and denominators, later their derivatives, (tile, width)
+  T* scores;                          ///< phi(q_i) . phi(k_j), (rows, tail)
+  T* dscores;                         ///< derivatives by the scores, (rows, tail)
+  T* state;                           ///< phi(K)^T [V, 1], (key_width, width)
+  T* gemm_space;                      ///< scratch of `gemm_block`
+  Index packed_key = 0;               ///< the first packed key
+  Index packed = 0;                   ///< packed keys
 
+  /// Returns the elements of memory that a sweep needs.
   static Index space(const LinearAttendOperands<T>& in) {
     return 2 * linear_attend_tile * (in.key_width + in.value_width + 1 + linear_attend_tile) + in.state_size() +
            gemm_scratch<T>();
   }
 
+  /// Sets up a key-value head of a sequence. The state is not initialised.
   LinearAttendSweep(const LinearAttendOperands<T>& operands, Index sequence, Index kv_head_, T* memory)
       : in(operands),
         kv_head(kv_head_),
@@ -92,36 +114,44 @@ struct LinearAttendSweep {
     gemm_space = state + in.state_size();
   }
 
-  /// The keys that query i sees end here.
+  /// Returns the end of the keys that query i sees.
   Index end(Index i) const { return std::min(length, (i / chunk + 1) * chunk); }
-  /// The block of query i. Small chunks are taken several at once and great ones cut, so the tail is shorter than a
-  /// tile.
+  /// Returns the block of query i. Several small chunks make one block and large ones are cut, so the tail is shorter
+  /// than a tile.
   Block block(Index i) const {
     const bool small = chunk < linear_attend_tile;
-    const Index most = small ? linear_attend_tile / chunk * chunk : linear_attend_tile,
+    const Index max_rows = small ? linear_attend_tile / chunk * chunk : linear_attend_tile,
                 start = small ? 0 : i / chunk * chunk;
-    const Index row = start + (i - start) / most * most, rows = std::min(most, (small ? length : end(i)) - row);
+    const Index row = start + (i - start) / max_rows * max_rows,
+                rows = std::min(max_rows, (small ? length : end(i)) - row);
     return {row, rows, end(row), end(row + rows - 1) - end(row)};
   }
-  /// Heads [first, last) that read this key-value head.
+  /// Returns the first query head that reads this key-value head.
   Index first_head() const { return kv_head * in.group(); }
+  /// Returns the query head after the last one that reads this key-value head.
   Index last_head() const { return first_head() + in.group(); }
+  /// Returns the offset of query i of a head in q.
   Index q_at(Index i, Index head) const { return (first + i) * in.q_cols() + head * kw; }
+  /// Returns the offset of key j in k.
   Index k_at(Index j) const { return (first + j) * in.k_cols() + kv_head * kw; }
+  /// Returns the offset of value j in v.
   Index v_at(Index j) const { return (first + j) * in.v_cols() + kv_head * vw; }
+  /// Returns the offset of row i of a head in the result.
   Index out_at(Index i, Index head) const { return (first + i) * in.out_cols() + head * vw; }
 
+  /// Computes C (m x n) = A (m x depth) B (depth x n), plus C if `accumulate`.
   void multiply(Index m, Index n, Index depth, Operand<T> a, Operand<T> b, T* c, Index c_stride,
                 bool accumulate) const {
     gemm_block<T>(m, n, depth, a, b, c, c_stride, accumulate, nullptr, gemm_space);
   }
 
+  /// Writes the features of the queries of a block and a head to phi_q.
   void pack_queries(const Block& b, Index head) {
     for (Index i = 0; i < b.rows; ++i)
       map_span(
           kw, phi_q + i * kw, [](auto x) { return elu_plus_one(x); }, in.q + q_at(b.row + i, head));
   }
-  /// Packs the keys [key, key + keys), but none that is there already.
+  /// Writes features and values of the keys [key, key + keys) to phi_k and values, except those that are there already.
   void pack_keys(Index key, Index keys) {
     if (key != packed_key) packed = 0;
     for (packed_key = key; packed < keys; ++packed) {
@@ -131,7 +161,7 @@ struct LinearAttendSweep {
       values[packed * width + vw] = T(1);
     }
   }
-  /// Takes the keys [from, to) into the state.
+  /// Adds the keys [from, to) to the state.
   void advance(Index from, Index to) {
     for (; from < to; from += linear_attend_tile) {
       const Index keys = std::min(linear_attend_tile, to - from);
@@ -139,13 +169,14 @@ struct LinearAttendSweep {
       multiply(kw, width, keys, Operand<T>{phi_k, kw}.transposed(), {values, width}, state, width, true);
     }
   }
-  /// to (rows, tail) = a b^T over `depth` columns, 0 where a query does not see a key.
+  /// Computes to (rows, tail) = queries keys^T over `depth` columns, with 0 for keys that a query does not see.
   void compute_visible(const Block& b, Index depth, const T* queries, const T* keys, T* to) const {
     multiply(b.rows, b.tail, depth, {queries, depth}, Operand<T>{keys, depth}.transposed(), to, b.tail, false);
     for (Index i = 0; i < b.rows; ++i)
       std::fill(to + i * b.tail + end(b.row + i) - b.base, to + (i + 1) * b.tail, T(0));
   }
-  /// Numerators and denominators of the packed queries; the state holds the keys before base, and the tail is packed.
+  /// Computes numerators and denominators of the packed queries. The state holds the keys before b.base, and the keys
+  /// of the tail are packed.
   void compute_sums(const Block& b) {
     multiply(b.rows, width, kw, {phi_q, kw}, {state, width}, sums, width, false);
     if (b.tail > 0) {
@@ -154,7 +185,7 @@ struct LinearAttendSweep {
     }
     for (Index i = 0; i < b.rows; ++i) sums[i * width + vw] += static_cast<T>(linear_attend_eps);
   }
-  /// body(block, head) for every block, from the first to the last, and every head, with its queries and sums.
+  /// Calls body(block, head) for every block, from the first to the last, and every head, after computing its sums.
   template <class Body>
   void forward(Body&& body) {
     Block b{0, 0, 0, 0};
@@ -171,9 +202,11 @@ struct LinearAttendSweep {
   }
 };
 
-/// Linear attention: out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps) over the keys that i
-/// sees. out (rows, num_heads * value_width). `states`, if not null, is (sequences, num_kv_heads * state_size): the
-/// sums over the rows before these, and afterwards those with these. Rows begin a chunk then.
+/// Computes linear attention (Katharopoulos et al. 2020, equation 5): out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j
+/// phi(q_i) . phi(k_j) + eps) over the keys j that query i sees. out (rows, num_heads * value_width). states, if not
+/// null, (sequences, num_kv_heads * state_size), holds the sums over earlier rows on entry and the sums that include
+/// these rows on return; the rows then begin a chunk. A task is a key-value head of a sequence. Takes scratch from
+/// `arena`; call it from one thread.
 template <class T>
 void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in, T* out, T* states) {
   using Sweep = LinearAttendSweep<T>;
@@ -198,16 +231,17 @@ void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in,
   });
 }
 
-/// Derivative of `linear_attend` without an earlier state from dout; dq, dk and dv are overwritten. Forward once more
-/// for dq; then backward with the sums over queries, phi(Q)^T [dN, dD], for dk and dv. Beside the tiles, it keeps two
-/// numbers for each row and head.
+/// Computes dq, dk and dv of `linear_attend` without states from dout (rows, num_heads * value_width), and overwrites
+/// them. A forward sweep gives dq. A backward sweep with the sums over queries, phi(Q)^T [dN, dD], gives dk and dv,
+/// with N and D the numerators and denominators. In addition to the tiles it keeps two elements for each row and head.
+/// A task is a key-value head of a sequence. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperands<T>& in, const T* dout, T* dq, T* dk,
                             T* dv) {
   using Sweep = LinearAttendSweep<T>;
   const Index space = Sweep::space(in), kv_heads = in.num_kv_heads;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  // Of each row and head: 1 / D and dD.
+  // 1 / D and dD for each row and head.
   const Buffer kept = arena.allocate(static_cast<std::size_t>(in.sequences->rows() * in.num_heads * 2) * sizeof(T));
   parallel_for(threads, in.sequences->size() * kv_heads, [&](Index task, int thread) {
     Sweep sweep(in, task / kv_heads, task % kv_heads, static_cast<T*>(scratch.data()) + thread * space);
@@ -217,7 +251,7 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
       return static_cast<T*>(kept.data()) + ((sweep.first + i) * in.num_heads + head) * 2;
     };
     const auto by_feature = [](auto d, auto x) { return elu_plus_one_backward(d, x); };
-    // [dN, dD] of the block's queries, in `sums`.
+    // Writes [dN, dD] of the block's queries to `sums`.
     const auto load_gradients = [&](const auto& b, Index head) {
       for (Index i = 0; i < b.rows; ++i) {
         const T* factors = kept_at(b.row + i, head);
@@ -250,7 +284,7 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
         map_span(kw, to, by_feature, to, in.q + sweep.q_at(b.row + i, head));
     });
 
-    // Now the state holds the queries after a block. The keys [from, to) are seen by all of those.
+    // From here on the state holds the sums over the queries after a block, all of which see the keys [from, to).
     std::fill_n(sweep.state, in.state_size(), T(0));
     const auto give = [&](Index from, Index to) {
       for (; from < to; from += linear_attend_tile) {

@@ -9,7 +9,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
+/// Computes y = (x - mean) / sqrt(variance + eps) * weight + bias for each row of x (rows, cols) (Ba et al. 2016).
+/// weight and bias (cols). Writes mean and 1/std of each row to moments (rows, 2) unless it is null. Parallel over
+/// rows; no allocation.
 template <class T>
 void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
                 T* moments) {
@@ -38,8 +40,8 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
-/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
-/// derivative.
+/// Computes y = x / sqrt(mean(x^2) + eps) * weight for each row of x (rows, cols) (Zhang and Sennrich 2019). weight
+/// (cols). Writes 1/rms of each row to inverses (rows) unless it is null. Parallel over rows; no allocation.
 template <class T>
 void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
@@ -56,7 +58,8 @@ void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, 
   });
 }
 
-/// dx for every row; dweight is added to. Null results are left out.
+/// Computes dx (rows, cols) of `rms_norm`, and adds to dweight (cols); each may be null. Parallel over rows, then over
+/// columns; no allocation.
 template <class T>
 void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
                        T* dx, T* dweight) {
@@ -82,7 +85,8 @@ void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T
     });
 }
 
-/// dx for every row; then dweight and dbias, each added to. Null results are left out.
+/// Computes dx (rows, cols) of `layer_norm`, and adds to dweight and dbias (cols); each may be null. Parallel over
+/// rows, then over columns; no allocation.
 template <class T>
 void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
                          const T* moments, T* dx, T* dweight, T* dbias) {
@@ -95,7 +99,7 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
         const Batch<T> sum(sum_span<T>(
                                cols, [](auto d, auto w) { return d * w; }, g, weight) /
                            n);
-        // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
+        // Padding lanes have d = w = 0, so (0 - mean) in them adds nothing.
         const Batch<T> dot(
             sum_span<T>(
                 cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
@@ -123,7 +127,8 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
     });
 }
 
-/// Mean and population variance of each column of x (rows, cols).
+/// Computes mean and population variance (cols) of each column of x (rows, cols). Parallel over columns, so the order
+/// of each sum is fixed; no allocation.
 template <class T>
 void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
   constexpr Index width = 4 * lanes<T>;
@@ -141,8 +146,9 @@ void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T*
   });
 }
 
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias, by column (Ioffe and Szegedy 2015). `scale_shift` is 2 cols
-/// of scratch.
+/// Computes y = (x - mean) / sqrt(variance + eps) * weight + bias for each column of x (rows, cols) (Ioffe and Szegedy
+/// 2015). weight, bias, mean and variance (cols); scale_shift is scratch of 2 * cols elements. Parallel over rows; no
+/// allocation.
 template <class T>
 void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, const T* mean,
                 const T* variance, T eps, T* scale_shift, T* y) {
@@ -158,7 +164,8 @@ void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
-/// Derivative of batch_norm; `of_batch` says that mean and variance are those of x itself.
+/// Computes dx (rows, cols) of `batch_norm`, and adds to dweight and dbias (cols); each may be null. `of_batch` says
+/// that mean and variance are those of x, and so depend on it. Parallel over columns; no allocation.
 template <class T>
 void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* mean,
                          const T* variance, T eps, bool of_batch, T* dx, T* dweight, T* dbias) {
@@ -187,7 +194,7 @@ void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const
   });
 }
 
-/// Row-wise log softmax.
+/// Computes y = x - logsumexp(x) for each row of x (rows, cols). Parallel over rows; no allocation.
 template <class T>
 void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
@@ -197,16 +204,17 @@ void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
       Index c = 0;
       for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
       if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
-      const T most = max_lanes<T>(best);
-      const T log_sum = most + std::log(sum_span<T>(
-                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
+      const T max = max_lanes<T>(best);
+      const T logsumexp = max + std::log(sum_span<T>(
+                                    cols, [m = Batch<T>(max)](auto a) { return exp<T>(a - m); }, row));
       map_span(
-          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
+          cols, y + r * cols, [l = Batch<T>(logsumexp)](auto a) { return a - l; }, row);
     }
   });
 }
 
-/// dx = dy - softmax * sum(dy), from the result y of log_softmax.
+/// Computes dx = dy - exp(y) sum(dy) for each row, from the result y of `log_softmax`; all (rows, cols). Parallel over
+/// rows; no allocation.
 template <class T>
 void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {

@@ -13,45 +13,53 @@
 #include <immintrin.h>
 #endif
 
-// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
+// Products with weights that are packed once, before they are used: panels of floats, of bf16, or of bytes with a scale
 // for each output (int8).
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
-/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
+/// Describes the layout of a packed weight (out, in). Bytes are in groups of four inputs, as the VNNI instruction that
+/// multiplies them reads them, followed by the scale and the sum of each output's row.
 struct PackedLayout {
-  Storage storage;
-  Index out, in;
+  Storage storage;  ///< how elements are stored
+  Index out;        ///< outputs
+  Index in;         ///< inputs
 
+  /// Returns the inputs, padded to whole groups of four.
   Index grouped_in() const { return (in + 3) / 4 * 4; }
+  /// Returns the outputs, padded to whole vectors of floats.
   Index padded_out() const { return padded_cols<float>(out); }
-  /// Of the panel that begins at output j, in numbers.
+  /// Returns the offset of the panel that begins at output j, in elements.
   Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
+  /// Returns the columns of the panel that begins at output j, padding included.
   Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
+  /// Returns the bytes of the packed weight, with `number_bytes` for an element in full storage.
   Index bytes(Index number_bytes) const {
     if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
     return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
   }
+  /// Returns the scale of each output (padded_out), for int8.
   const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
+  /// Returns the sum of the bytes of each output's row (padded_out), for int8.
   const std::int32_t* sums(const std::byte* data) const {
     return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
   }
 };
 
-/// A weight as `pack_weight` laid it out.
+/// Refers to a weight that `pack_weight` packed.
 struct PackedWeight {
-  Storage storage = Storage::full;
-  const std::byte* data = nullptr;
+  Storage storage = Storage::full;  ///< how elements are stored
+  const std::byte* data = nullptr;  ///< the packed weight
 };
 
-/// Lays out `weight` (out, in) at `to`, which has `PackedLayout::bytes`, as products read it.
+/// Packs `weight` (out, in) into `to`, which has PackedLayout::bytes, for `multiply`. A task is a panel; no allocation.
+/// Throws `Error` if int8 is given more inputs than a sum of 32 bits can hold.
 template <class T>
 void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
-  constexpr Index max_inputs = 1 << 17;  // of products of bytes that a sum of 32 bits holds
-  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
+  constexpr Index max_inputs = 1 << 17;  // products of bytes that a sum of 32 bits can hold
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at max_abs ", max_inputs,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
   if (storage == Storage::full) {
@@ -83,7 +91,8 @@ void pack_weight(int threads, Storage storage, Index out, Index in, const T* wei
   });
 }
 
-/// Reads a packed weight back into `weight` (out, in): the same values in full storage, rounded ones otherwise.
+/// Writes a packed weight back to `weight` (out, in): the original values in full storage, otherwise the rounded ones.
+/// One thread; no allocation.
 template <class T>
 void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
   constexpr Index cols = GemmTile<T>::cols;
@@ -107,7 +116,9 @@ void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
 
 #if !LACONIC_VNNI
 
-/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
+/// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each task widens a (128 x
+/// cols) slab of its panel to floats, which stays in the cache while all rows meet it. Takes scratch from `arena`; call
+/// it from one thread.
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
@@ -134,18 +145,19 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
+/// Rounds a row x (in) to bytes from 1 to 255, in which 128 is zero, and returns its scale: max |x| / 127. A NaN or
+/// infinity in the row makes the scale NaN.
 inline float round_row(Index in, const float* x, std::uint8_t* to) {
   using B = Batch<float>;
-  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
+  B max_abs(0.0f), faults(0.0f);  // NaN and infinity make `faults` NaN
   Index i = 0;
   const auto look = [&](const B& some) {
-    most = xsimd::max(most, xsimd::abs(some));
+    max_abs = xsimd::max(max_abs, xsimd::abs(some));
     faults = xsimd::fma(some, B(0.0f), faults);
   };
   for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
   if (i < in) look(load_part(x + i, in - i));
-  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
+  const float largest = max_lanes<float>(max_abs), fault = sum_lanes<float>(faults);
   const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
   const __m512 factor = _mm512_set1_ps(inverse);
   const __m512i zero = _mm512_set1_epi32(128);
@@ -157,8 +169,8 @@ inline float round_row(Index in, const float* x, std::uint8_t* to) {
   return largest / 127 + fault;
 }
 
-/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
-/// a panel.
+/// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups * 4)
+/// with 128 as zero, b one panel; `sums` times 128 corrects for that zero.
 template <Index Rows, Index Vectors>
 void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
                  const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
@@ -174,7 +186,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
     __m512i row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
-    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
+    detail::prefetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t four;
@@ -184,7 +196,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
       for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
     }
   }
-  // By way of memory, or the compiler keeps the sums there all the time.
+  // The sums go through memory here, or the compiler keeps them in memory during the loop.
   alignas(64) std::int32_t done[rows][vectors * 16];
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
@@ -203,6 +215,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
   }
 }
 
+/// Computes all rows of y for one panel of a weight of bytes, in register tiles of Rows rows, then half as many.
 template <Index Rows, Index Vectors>
 void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
                const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
@@ -218,25 +231,29 @@ void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, con
       int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
-/// Rows of x as bytes, in a piece of memory: first their scales.
+/// Holds rows of x rounded to bytes, in memory of the caller: first the scales, then the bytes.
 struct RoundedRows {
-  float* scales;
-  std::uint8_t* bytes;
-  Index stride;
+  float* scales;        ///< the scale of each row
+  std::uint8_t* bytes;  ///< the rows
+  Index stride;         ///< bytes from row to row
 
+  /// Returns the bytes from row to row for so many inputs.
   static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  /// Returns the bytes of memory for m rows.
   static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  /// Places m rows in `memory`. Rounds nothing yet.
   RoundedRows(Index m, Index in, void* memory)
       : scales(static_cast<float*>(memory)),
         bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
         stride(stride_of(in)) {}
+  /// Rounds these rows of x (m, in).
   void round(Range rows, Index in, const float* x, Index x_stride) {
     for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
   }
 };
 
-/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
-/// One thread.
+/// Computes y = x W^T + bias for the rows `rows` of rounded x and the columns `cols`, which are whole panels of a
+/// weight of bytes, then the epilogue. One thread; no allocation.
 template <class Epilogue>
 void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
@@ -264,7 +281,8 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
   }
 }
 
-/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
+/// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each row of x is rounded to
+/// bytes by its own scale first. Takes scratch from `arena`; call it from one thread.
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
@@ -280,7 +298,8 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #endif
 
-/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
+/// Computes y (m, out) = x (m, in) W^T + bias (out, or null) with a packed weight, then the epilogue. x has unit column
+/// stride. Takes scratch from `arena` for int8; call it from one thread.
 template <class T, class Epilogue>
 void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
               const T* bias, T* y, const Epilogue& epilogue) {
@@ -295,14 +314,16 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
   }
 }
 
-/// Bytes of scratch that `multiply_rows` needs for a row.
+/// Returns the bytes of scratch that `multiply_rows` needs for a row.
 inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
 #if LACONIC_VNNI
   if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
 #endif
   return 0;
 }
-/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
+/// Computes y (m, out) = x (m, in) W^T + bias (out, or null) with a packed weight, then the epilogue. `space` has
+/// multiply_rows_space bytes for each row. int8 is allowed only if the processor multiplies bytes (VNNI). One thread;
+/// no allocation.
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
                    const Epilogue& epilogue, [[maybe_unused]] void* space) {

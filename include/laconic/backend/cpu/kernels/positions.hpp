@@ -12,22 +12,22 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// Returns the rate at which pair m of `width` channels rotates with position: 10000^(-2 m / width) (Vaswani et al.
-/// 2017, section 3.5), in radians a frame.
+/// Returns the rate at which pair m of `width` channels rotates with position, 10000^(-2 m / width), in radians per
+/// frame (Vaswani et al. 2017, section 3.5).
 inline double sinusoid_rate(Index m, Index width) {
   return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
 }
-/// Writes the rates of all pairs of `width` channels, (width + 1) / 2 of them.
+/// Writes the rates of all pairs of `width` channels to rates ((width + 1) / 2).
 inline void sinusoid_rates(Index width, double* rates) {
   for (Index m = 0; 2 * m < width; ++m) rates[m] = sinusoid_rate(m, width);
 }
-/// Writes the rates of these pairs of `width` channels.
+/// Writes the rates of the given pairs of `width` channels to rates (pairs.size()).
 inline void sinusoid_rates(Index width, const IndexList& pairs, double* rates) {
   for (Index i = 0; i < pairs.size(); ++i) rates[i] = sinusoid_rate(pairs[i], width);
 }
 
-/// Calls write(row, position) for every row, on threads: rows of a sine and a cosine for each column take some 20 ns a
-/// column, so that a few rows are worth a task.
+/// Calls write(row, position) for every row, in parallel over rows. A task has 16 rows only, since a sine and a cosine
+/// take about 20 ns a column.
 template <class Write>
 void each_position(int threads, const RowPositions& at, Write&& write) {
   constexpr Index rows = 16;
@@ -39,7 +39,8 @@ void each_position(int threads, const RowPositions& at, Write&& write) {
   });
 }
 
-/// y (rows, width): sin(position * rate) in even columns, cos in odd ones, of the pair that the column belongs to.
+/// Computes y (rows, width): sin(position * rate) in even columns and cos(position * rate) in odd ones, with the rate
+/// of the column's pair. Parallel over rows; no allocation.
 template <class T>
 void sinusoids(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
   each_position(threads, at, [&](Index row, double position) {
@@ -51,7 +52,8 @@ void sinusoids(int threads, const RowPositions& at, Index width, const double* r
   });
 }
 
-/// y (rows, width): cos(position * rate) of each of width / 2 pairs, then their sines.
+/// Computes y (rows, width): cos(position * rate) of width / 2 pairs, then their sines. Parallel over rows; no
+/// allocation.
 template <class T>
 void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
   const Index half = width / 2;

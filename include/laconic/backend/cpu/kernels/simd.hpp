@@ -25,8 +25,10 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
+/// The vector of elements of the widest instruction set that is compiled for.
 template <class T>
 using Batch = xsimd::batch<T>;
+/// The elements of a vector.
 template <class T>
 inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 
@@ -34,21 +36,24 @@ inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 template <class T, Index N>
 using Local = T[static_cast<std::size_t>(N)];
 
+/// Loads a vector, without requirements on alignment.
 template <class T>
 Batch<T> load(const T* from) {
   return Batch<T>::load_unaligned(from);
 }
-/// Loads `count` < lanes numbers; the other lanes are `fill`.
+/// Loads `count` < lanes elements; the other lanes are `fill`.
 template <class T>
 Batch<T> load_part(const T* from, Index count, T fill = T(0)) {
   Local<T, lanes<T>> part;
   for (Index i = 0; i < lanes<T>; ++i) part[i] = i < count ? from[i] : fill;
   return load(part);
 }
+/// Stores a vector, without requirements on alignment.
 template <class T>
 void store(T* to, const Batch<T>& x) {
   x.store_unaligned(to);
 }
+/// Stores the first `count` elements of a vector.
 template <class T>
 void store_part(T* to, const Batch<T>& x, Index count) {
   Local<T, lanes<T>> part;
@@ -57,16 +62,17 @@ void store_part(T* to, const Batch<T>& x, Index count) {
 }
 
 #ifdef __AVX512F__
-/// The same by masks.
+/// Loads `count` <= lanes elements with a mask; the other lanes are `fill`.
 inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
   return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1), from);
 }
+/// Stores the first `count` elements of a vector with a mask.
 inline void store_part(float* to, const Batch<float>& x, Index count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
 }
 #endif
 
-/// Sum and maximum over the lanes, always in the same order (xsimd renamed its own between 8 and 9).
+/// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
 T sum_lanes(const Batch<T>& x) {
   Local<T, lanes<T>> part;
@@ -75,37 +81,41 @@ T sum_lanes(const Batch<T>& x) {
     for (Index i = 0; i < step; ++i) part[i] += part[i + step];
   return part[0];
 }
+/// Returns the max over the lanes.
 template <class T>
 T max_lanes(const Batch<T>& x) {
   Local<T, lanes<T>> part;
   store(part, x);
-  T most = part[0];
-  for (Index i = 1; i < lanes<T>; ++i) most = part[i] > most ? part[i] : most;
-  return most;
+  T max = part[0];
+  for (Index i = 1; i < lanes<T>; ++i) max = part[i] > max ? part[i] : max;
+  return max;
 }
 
 #ifdef __AVX512F__
+/// Returns the sum over the lanes by one reduction.
 template <>
 inline float sum_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_add_ps(x);
 }
+/// Returns the max over the lanes by one reduction.
 template <>
 inline float max_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_max_ps(x);
 }
 #endif
 
+/// Returns e^x.
 template <class T>
 Batch<T> exp(const Batch<T>& x) {
   return xsimd::exp(x);
 }
 #ifdef __AVX512F__
-/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 7 is off by 1.3 units in the last
-/// place at most (simd_test); 0 for minus infinity.
+/// Returns e^x as 2^n e^r, with n an integer and |r| at most half of ln 2, where a polynomial of degree 7 is off by at
+/// most 1.3 units in the last place (simd_test). exp(-infinity) is 0, and NaN stays NaN.
 template <>
 inline Batch<float> exp<float>(const Batch<float>& x) {
   const auto number = [](float value) { return _mm512_set1_ps(value); };
-  // What is not a number stays so: these give the second operand then.
+  // NaN stays NaN: min and max return their second operand then.
   const __m512 bounded = _mm512_max_ps(number(-104.0f), _mm512_min_ps(number(89.0f), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, number(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, number(0.693359375f), bounded);
@@ -118,7 +128,8 @@ inline Batch<float> exp<float>(const Batch<float>& x) {
 }
 #endif
 
-/// out[i] = f(in[i]...) for i in [0, n), by vectors; the tail goes through the same code, padded with zeros.
+/// Computes out[i] = f(in[i]...) for i in [0, n) by vectors. The tail takes the same code, padded with zeros. One
+/// thread; no allocation.
 template <class T, class F, class... In>
 void map_span(Index n, T* out, F&& f, const In*... in) {
   Index i = 0;
@@ -126,14 +137,15 @@ void map_span(Index n, T* out, F&& f, const In*... in) {
   if (i < n) store_part(out + i, Batch<T>(f(load_part(in + i, n - i)...)), n - i);
 }
 
-/// The same over several threads.
+/// Computes out[i] = f(in[i]...) for i in [0, n) on several threads. No allocation.
 template <class T, class F, class... In>
 void map(int threads, Index n, T* out, F&& f, const In*... in) {
   parallel_blocks(threads, n, 16384,
                   [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
 }
 
-/// Sum over i of f(in[i]...), in four sums at once, which hides the latency of adding.
+/// Returns the sum over i in [0, n) of f(in[i]...), in four partial sums that hide the latency of addition, always in
+/// the same order. One thread; no allocation.
 template <class T, class F, class... In>
 T sum_span(Index n, F&& f, const T* first, const In*... in) {
   constexpr Index sums = 4;
@@ -154,6 +166,7 @@ T sum_span(Index n, F&& f, const T* first, const In*... in) {
   return sum;
 }
 
+/// Returns 1 / (1 + e^-x).
 template <class T>
 Batch<T> sigmoid(const Batch<T>& x) {
   return Batch<T>(T(1)) / (Batch<T>(T(1)) + exp<T>(-x));

@@ -26,21 +26,29 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Says whether a convolution is computed by tiles: few channels in do not pay for them.
+/// Returns whether a convolution is computed by Winograd tiles. They do not pay for few input channels.
 constexpr bool is_tiled(const Conv2dShape& shape) { return shape.stride == 2 && shape.in_channels >= 16; }
 
+/// Describes the tiles of 2 x 2 outputs of a sequence, their 25 components, and the 9 groups of components that add to
+/// the same outputs.
 struct ConvTiles {
-  static constexpr Index components = 5, all = components * components, groups = 9;
+  static constexpr Index components = 5;                 ///< components along an axis
+  static constexpr Index all = components * components;  ///< components of a tile
+  static constexpr Index groups = 9;                     ///< groups of components
 
+  /// Describes the tiles of a sequence of `length` output frames.
   ConvTiles(const Conv2dShape& s, Index length)
       : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
 
-  const Conv2dShape& shape;
-  Index out_length, out_freqs;
-  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
+  const Conv2dShape& shape;  ///< the convolution
+  Index out_length;          ///< output frames
+  Index out_freqs;           ///< output frequencies
+  Index times;               ///< rows of tiles, which are numbered row by row
+  Index freqs;               ///< columns of tiles
 
+  /// Returns the number of tiles.
   Index count() const { return times * freqs; }
-  /// visit(row, column) of each of these tiles.
+  /// Calls visit(row, column) for each of these tiles.
   template <class Visit>
   void each(Range tiles, Visit&& visit) const {
     if (tiles.size() == 0) return;
@@ -52,18 +60,20 @@ struct ConvTiles {
       ++row;
     }
   }
-  /// Components along one axis that add to the first output, to both, to the second.
+  /// Components along one axis that add to the first output, to both outputs, and to the second output.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
+  /// Returns the components along one axis of an axis group: 2, 1 and 2.
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
-  /// Group 3 g + h holds the components of g in time and h in frequency; its first one, and how many there are.
+  /// Returns the components of group 3 g + h, which has those of axis group g in time and h in frequency.
   static constexpr Index size(Index group) { return member_count(group / 3) * member_count(group % 3); }
+  /// Returns the number of the first component of a group.
   static constexpr Index first(Index group) {
     Index sum = 0;
     for (Index g = 0; g < group; ++g) sum += size(g);
     return sum;
   }
 
-  /// visit(place in the group, a, b): component a in time and b in frequency.
+  /// Calls visit(member, a, b) for each member of a group, which is component a in time and b in frequency.
   template <class Visit>
   static constexpr void each_member(Index group, Visit&& visit) {
     Index place = 0;
@@ -72,19 +82,24 @@ struct ConvTiles {
         visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
               members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
   }
-  /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
+  /// Returns the input along an axis that component a begins with.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
+  /// Returns whether component a is input plus(a) minus input 2, and not input plus(a) only.
   static constexpr bool less_middle(Index a) { return a == 0 || a == 2; }
+  /// Returns whether the weight of component a includes this tap.
   static constexpr bool has_tap(Index a, Index tap) {
     return a > 2 ? tap == 1 : (tap == 0 && a < 2) || (tap == 2 && a > 0);
   }
 };
 
-/// Component a in time and b in frequency, and where it stands: member `member` of a group.
+/// Describes the component a in time and b in frequency, which is member `member` of its group.
 struct ConvComponent {
-  Index group, member, a, b;
+  Index group;   ///< the group
+  Index member;  ///< the place in the group
+  Index a;       ///< the component in time
+  Index b;       ///< the component in frequency
 };
-/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
+/// Lists all components, group by group.
 inline constexpr auto conv_components = [] {
   std::array<ConvComponent, ConvTiles::all> out{};
   for (Index group = 0; group < ConvTiles::groups; ++group)
@@ -93,14 +108,16 @@ inline constexpr auto conv_components = [] {
     });
   return out;
 }();
+/// Lists all components by number 5 a + b.
 inline constexpr auto conv_component_at = [] {
   std::array<ConvComponent, ConvTiles::all> out{};
   for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
   return out;
 }();
 
-/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
-/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
+/// Calls visit(weight, taps, used) for every weight of the components (25 * in_channels, out_channels): `taps` points
+/// to the 9 taps of its channels in (out, in, 3, 3), and `used` holds the numbers 3 p + q of the taps that it is the
+/// sum of. Parallel over input channels; no allocation.
 template <class Weight, class Tap, class Visit>
 void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
   parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
@@ -118,7 +135,8 @@ void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* t
     }
   });
 }
-/// The weights of the components from those of the taps.
+/// Computes the weights of the components (25 * in_channels, out_channels) from taps (out, in, 3, 3). Parallel over
+/// input channels; no allocation.
 template <class T>
 void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
   each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
@@ -127,7 +145,8 @@ void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) 
     weight = sum;
   });
 }
-/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
+/// Adds to dtaps (out, in, 3, 3) from the derivative by the components' weights (25 * in_channels, out_channels).
+/// Parallel over input channels; no allocation.
 template <class T>
 void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
   each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
@@ -135,16 +154,18 @@ void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* d
   });
 }
 
-/// Numbers in the panels of all groups, and where those of a group begin.
+/// Returns the offset of the panels of a group, in elements.
 template <class T>
 Index tile_panels_at(const Conv2dShape& s, Index group) {
   return Panels<T>::size(ConvTiles::first(group) * s.in_channels, s.out_channels);
 }
+/// Returns the elements of the panels of all groups.
 template <class T>
 Index tile_panels_size(const Conv2dShape& s) {
   return Panels<T>::size(ConvTiles::all * s.in_channels, s.out_channels);
 }
-/// The weights of the components as panels.
+/// Packs the weights of the components (25 * in_channels, out_channels) into panels, group by group. A task is a panel;
+/// no allocation.
 template <class T>
 void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* to) {
   for (Index group = 0; group < ConvTiles::groups; ++group)
@@ -152,10 +173,10 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Reads the taps (out, in, 3, 3) back from the panels of the components, in some of which each tap stands alone.
+/// Writes the taps (out, in, 3, 3) back from the panels of the components. Each tap is the only one of some component.
 template <class T>
 void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
-  constexpr Index of_tap[3] = {0, 3, 2};  // the component that is this tap alone
+  constexpr Index of_tap[3] = {0, 3, 2};  // the component whose only tap is this one
   for (Index p = 0; p < 3; ++p)
     for (Index q = 0; q < 3; ++q) {
       const ConvComponent& c = conv_component_at[static_cast<std::size_t>(5 * of_tap[p] + of_tap[q])];
@@ -169,8 +190,8 @@ void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
     }
 }
 
-/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
-/// in_channels.
+/// Writes these channels of one component of the tile at (row, column) of a sequence x (rows, in_cols). `zeros`
+/// (in_channels) stands for inputs outside the sequence. One thread; no allocation.
 template <class T>
 void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
                     const T* x, const T* zeros, T* to) {
@@ -193,8 +214,8 @@ void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index colum
     std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
-/// out_channels.
+/// Writes these channels of the derivative by a group's sum for the tile at (row, column), from dy (rows, out_cols) of
+/// a sequence. `zeros` (out_channels) stands for outputs outside the sequence. One thread; no allocation.
 template <class T>
 void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
                           const T* zeros, T* to) {
@@ -216,22 +237,23 @@ void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index colu
     std::copy_n(output(i, j), channels.size(), to);
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
-/// activation if one is given. Tiles of all sequences are numbered end to end.
+/// Computes y (rows of `to`, out_cols) from x (rows of `from`, in_cols) with packed weights of the components, plus
+/// bias (out_channels), then the activation if one is given. The tiles of all sequences are numbered end to end; a task
+/// is a block of tiles. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
   const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
-  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
-  // components of a group do.
-  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
+  const Index max_depth = ConvTiles::size(0) * s.in_channels;  // the depth of the first group, the largest
+  // Enough tiles that the weights, which do not fit the second-level cache, are seldom read again, and few enough that
+  // the components of a group fit it.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / max_depth / 8 * 8, 8, 128), 8, threads);
   const Index sums = blocks.most() * s.out_channels;
-  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
+  const Index each = blocks.most() * max_depth + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   parallel_for(threads, blocks.count(), [&](Index task, int thread) {
     T* components = static_cast<T*>(scratch.data()) + thread * each;
-    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
+    T *sum = components + blocks.most() * max_depth, *zeros = sum + ConvTiles::groups * sums;
     const Range block = blocks[task];
     std::fill_n(zeros, s.in_channels, T(0));
     for (Index group = 0; group < ConvTiles::groups; ++group) {
@@ -274,15 +296,17 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
   });
 }
 
-/// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
+/// Accumulates the derivative dx of one pixel (time, frequency) from the gradients of the components of all tiles that
+/// read it, with their signs.
 template <class T>
 class PixelGradient {
  public:
-  /// The place of a tile's input along an axis: its components, the middle one taken away from two.
+  /// Names a component that reads an input, and whether it subtracts it.
   struct Share {
-    Index component;
-    bool negative;
+    Index component;  ///< the component along an axis
+    bool negative;    ///< whether it subtracts the input
   };
+  /// Returns the components along an axis that read input `place` of a tile. Two components subtract the middle input.
   static std::span<const Share> shares(Index place) {
     static constexpr std::array<Share, 7> all{
         {{0, false}, {3, false}, {0, true}, {1, false}, {2, true}, {4, false}, {2, false}}};
@@ -292,7 +316,8 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
+  /// Adds the gradients of the components that read input (r, s) of a tile. of_group(group) points to the gradients of
+  /// a group for this tile.
   template <class OfGroup>
   void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
@@ -302,6 +327,7 @@ class PixelGradient {
         negative_[count_++] = a.negative != b.negative;
       }
   }
+  /// Adds the accumulated gradients (channels) to dx.
   void add_to(Index channels, T* dx) const {
     for (Index c = 0; c < channels; c += lanes<T>) {
       const Index some = std::min(lanes<T>, channels - c);
@@ -319,20 +345,21 @@ class PixelGradient {
   std::size_t count_ = 0;
 };
 
-/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
-/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
-/// first, so results do not depend on threads.
+/// Computes dweights (25 * in_channels, out_channels) += the derivative by the components' weights, from dy (rows of
+/// `to`, out_cols) and x (rows of `from`, in_cols). A task makes one component and the gradients that it meets, and
+/// multiplies them while both are in its cache. Earlier tiles are added first, so results do not depend on threads.
+/// Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                    const Sequences& to, const T* dy, const T* x, T* dweights) {
   const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  // Blocks of tiles whose component and gradients a second-level cache holds.
+  // Blocks of tiles whose component and gradients fit a second-level cache.
   const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
-  // Components are cut by channels, too, where they are few for the threads.
+  // Components are divided by channels, too, if there are few of them for the threads.
   const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
-              most = (s.in_channels + parts - 1) / parts;
+              max_channels = (s.in_channels + parts - 1) / parts;
   const Index each =
-      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
+      blocks.most() * max_channels + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   for (Index block = 0; block < blocks.count(); ++block)
     parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
@@ -340,7 +367,7 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
       const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
       const Range channels = equal_part(s.in_channels, 1, part, parts);
       T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T* const gradients = components + blocks.most() * most;
+      T* const gradients = components + blocks.most() * max_channels;
       T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
       std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
       T *component = components, *gradient = gradients;
@@ -371,15 +398,17 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
     });
 }
 
-/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
+/// Computes dx (rows of `from`, in_cols), which must be zero on entry, from dy (rows of `to`, out_cols) and the
+/// components' weights (25 * in_channels, out_channels). Earlier tiles are added first, so results do not depend on
+/// threads. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                  const Sequences& to, const T* dy, const T* weights, T* dx) {
   constexpr Index groups = ConvTiles::groups;
   const Index freqs = ConvTiles(s, 0).freqs;
   if (freqs == 0) return;
-  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
-  // and no more, for their gradients should stay near.
+  // Blocks of rows of tiles, of all sequences end to end: enough rows for each thread to make reading the weights pay,
+  // and no more, so that the gradients of a block stay in the cache.
   const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
   const Index piece = std::max<Index>(1, 64 / freqs);
   const Blocks blocks(times.rows(), piece * threads, 1, 1);
@@ -396,10 +425,11 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
     panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
     at += Panels<T>::size(s.out_channels, depth(group));
   }
-  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
+  const Index max_tiles = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
   const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
-  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
+      static_cast<std::size_t>(max_tiles * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) *
+      sizeof(T));
+  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + max_tiles * ConvTiles::all * s.in_channels,
     *zeros = scratch + threads * sums;
   std::fill_n(zeros, s.out_channels, T(0));
   for (Index b = 0; b < blocks.count(); ++b) {
@@ -420,13 +450,13 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
         });
         gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
                     {0, s.out_channels}, {0, depth(group)},
-                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
-                    false, static_cast<const T*>(nullptr));
+                    gradients + max_tiles * start(group) + (rows.begin - block.begin) * freqs * depth(group),
+                    depth(group), false, static_cast<const T*>(nullptr));
       }
     });
     parallel_for(threads, block.size(), [&](Index task, int) {
       const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
-      // Of this sequence's rows of tiles, those that are in the block.
+      // The rows of tiles of this sequence that are in the block.
       const Range here{std::max<Index>(0, block.begin - times.begin(n)),
                        std::min(times.length(n), block.end - times.begin(n))};
       const Index before = (times.begin(n) - block.begin) * freqs;
@@ -439,7 +469,7 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
               const Index r = time - 4 * i, q = freq - 4 * j;
               if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
               const auto of_group = [&](Index group) {
-                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
+                return gradients + max_tiles * start(group) + (before + i * freqs + j) * depth(group);
               };
               pixel.add(of_group, s.in_channels, r, q);
             }
