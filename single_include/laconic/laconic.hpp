@@ -3468,7 +3468,7 @@ constexpr bool computes_on() {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Requires that models of numbers T may be given C as the context that computes them.
+/// Requires that C is a context that computes models whose elements are of type T.
 template <class C, class T>
 concept ContextOf = !std::is_const_v<C> && std::same_as<typename C::Scalar, T> && requires {
   typename C::Tensor;
@@ -3476,8 +3476,8 @@ concept ContextOf = !std::is_const_v<C> && std::same_as<typename C::Scalar, T> &
 
 namespace detail {
 
-/// Ends the compilation with one sentence where C is no `ContextOf<T>`. Written first in a function, as
-/// `static_assert(detail::is_context_of<Context, T>())`, it is the first of all messages.
+/// Ends the compilation with one sentence if C is no `ContextOf<T>`. As the first statement of a function,
+/// static_assert(detail::is_context_of<Context, T>()) gives the first of all messages.
 template <class C, class T>
 constexpr bool is_context_of() {
   if constexpr (requires { typename C::Tensor; }) {
@@ -4534,8 +4534,10 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
+/// The vector of elements of the widest instruction set that is compiled for.
 template <class T>
 using Batch = xsimd::batch<T>;
+/// The elements of a vector.
 template <class T>
 inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 
@@ -4543,21 +4545,24 @@ inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 template <class T, Index N>
 using Local = T[static_cast<std::size_t>(N)];
 
+/// Loads a vector, without requirements on alignment.
 template <class T>
 Batch<T> load(const T* from) {
   return Batch<T>::load_unaligned(from);
 }
-/// Loads `count` < lanes numbers; the other lanes are `fill`.
+/// Loads `count` < lanes elements; the other lanes are `fill`.
 template <class T>
 Batch<T> load_part(const T* from, Index count, T fill = T(0)) {
   Local<T, lanes<T>> part;
   for (Index i = 0; i < lanes<T>; ++i) part[i] = i < count ? from[i] : fill;
   return load(part);
 }
+/// Stores a vector, without requirements on alignment.
 template <class T>
 void store(T* to, const Batch<T>& x) {
   x.store_unaligned(to);
 }
+/// Stores the first `count` elements of a vector.
 template <class T>
 void store_part(T* to, const Batch<T>& x, Index count) {
   Local<T, lanes<T>> part;
@@ -4566,16 +4571,17 @@ void store_part(T* to, const Batch<T>& x, Index count) {
 }
 
 #ifdef __AVX512F__
-/// The same by masks.
+/// Loads `count` <= lanes elements with a mask; the other lanes are `fill`.
 inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
   return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1), from);
 }
+/// Stores the first `count` elements of a vector with a mask.
 inline void store_part(float* to, const Batch<float>& x, Index count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
 }
 #endif
 
-/// Sum and maximum over the lanes, always in the same order (xsimd renamed its own between 8 and 9).
+/// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
 T sum_lanes(const Batch<T>& x) {
   Local<T, lanes<T>> part;
@@ -4584,37 +4590,41 @@ T sum_lanes(const Batch<T>& x) {
     for (Index i = 0; i < step; ++i) part[i] += part[i + step];
   return part[0];
 }
+/// Returns the max over the lanes.
 template <class T>
 T max_lanes(const Batch<T>& x) {
   Local<T, lanes<T>> part;
   store(part, x);
-  T most = part[0];
-  for (Index i = 1; i < lanes<T>; ++i) most = part[i] > most ? part[i] : most;
-  return most;
+  T max = part[0];
+  for (Index i = 1; i < lanes<T>; ++i) max = part[i] > max ? part[i] : max;
+  return max;
 }
 
 #ifdef __AVX512F__
+/// Returns the sum over the lanes by one reduction.
 template <>
 inline float sum_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_add_ps(x);
 }
+/// Returns the max over the lanes by one reduction.
 template <>
 inline float max_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_max_ps(x);
 }
 #endif
 
+/// Returns e^x.
 template <class T>
 Batch<T> exp(const Batch<T>& x) {
   return xsimd::exp(x);
 }
 #ifdef __AVX512F__
-/// 2^n e^r with n whole and r at most half of ln 2, where a polynomial of degree 7 is off by 1.3 units in the last
-/// place at most (simd_test); 0 for minus infinity.
+/// Returns e^x as 2^n e^r, with n an integer and |r| at most half of ln 2, where a polynomial of degree 7 is off by at
+/// most 1.3 units in the last place (simd_test). exp(-infinity) is 0, and NaN stays NaN.
 template <>
 inline Batch<float> exp<float>(const Batch<float>& x) {
   const auto number = [](float value) { return _mm512_set1_ps(value); };
-  // What is not a number stays so: these give the second operand then.
+  // NaN stays NaN: min and max return their second operand then.
   const __m512 bounded = _mm512_max_ps(number(-104.0f), _mm512_min_ps(number(89.0f), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, number(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, number(0.693359375f), bounded);
@@ -4627,7 +4637,8 @@ inline Batch<float> exp<float>(const Batch<float>& x) {
 }
 #endif
 
-/// out[i] = f(in[i]...) for i in [0, n), by vectors; the tail goes through the same code, padded with zeros.
+/// Computes out[i] = f(in[i]...) for i in [0, n) by vectors. The tail takes the same code, padded with zeros. One
+/// thread; no allocation.
 template <class T, class F, class... In>
 void map_span(Index n, T* out, F&& f, const In*... in) {
   Index i = 0;
@@ -4635,14 +4646,15 @@ void map_span(Index n, T* out, F&& f, const In*... in) {
   if (i < n) store_part(out + i, Batch<T>(f(load_part(in + i, n - i)...)), n - i);
 }
 
-/// The same over several threads.
+/// Computes out[i] = f(in[i]...) for i in [0, n) on several threads. No allocation.
 template <class T, class F, class... In>
 void map(int threads, Index n, T* out, F&& f, const In*... in) {
   parallel_blocks(threads, n, 16384,
                   [&](Index begin, Index end) { map_span(end - begin, out + begin, f, (in + begin)...); });
 }
 
-/// Sum over i of f(in[i]...), in four sums at once, which hides the latency of adding.
+/// Returns the sum over i in [0, n) of f(in[i]...), in four partial sums that hide the latency of addition, always in
+/// the same order. One thread; no allocation.
 template <class T, class F, class... In>
 T sum_span(Index n, F&& f, const T* first, const In*... in) {
   constexpr Index sums = 4;
@@ -4663,6 +4675,7 @@ T sum_span(Index n, F&& f, const T* first, const In*... in) {
   return sum;
 }
 
+/// Returns 1 / (1 + e^-x).
 template <class T>
 Batch<T> sigmoid(const Batch<T>& x) {
   return Batch<T>(T(1)) / (Batch<T>(T(1)) + exp<T>(-x));
@@ -4677,11 +4690,13 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
+/// Returns ReLU max(x, 0), SiLU x sigmoid(x), or GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016) of a
+/// vector.
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
     case Activation::relu:
-      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // what is not a number stays so
+      return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // NaN stays NaN
     case Activation::silu:
       return x * sigmoid(x);
     default:
@@ -4689,7 +4704,7 @@ Batch<T> activate(Activation kind, const Batch<T>& x) {
   }
 }
 
-/// dy times the derivative of the activation at x.
+/// Returns dy times the derivative of the activation at x.
 template <class T>
 Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& x) {
   using B = Batch<T>;
@@ -4708,10 +4723,11 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
   }
 }
 
-/// The activation, if there is one, of each part of a product as it is done (see gemm_panels).
+/// Applies an activation, if there is one, to each finished tile of a product (see gemm_panels).
 struct ActivationEpilogue {
-  std::optional<Activation> kind;
+  std::optional<Activation> kind;  ///< the activation, or none
 
+  /// Applies the activation to c (rows, cols), whose rows are c_stride apart.
   template <class T>
   void operator()(Index, Index, T* c, Index c_stride, Index rows, Index cols) const {
     if (!kind) return;
@@ -4721,7 +4737,8 @@ struct ActivationEpilogue {
   }
 };
 
-/// GLU (Dauphin 2017): x (rows, 2 cols) = [a, b] to a * sigmoid(b) (rows, cols).
+/// Computes the gated linear unit y = a sigmoid(b) (rows, cols) of x = [a, b] (rows, 2 * cols) (Dauphin et al. 2017).
+/// Parallel over rows; no allocation.
 template <class T>
 void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
@@ -4731,6 +4748,7 @@ void glu(int threads, Index rows, Index cols, const T* x, T* y) {
   });
 }
 
+/// Computes the derivative dx (rows, 2 * cols) of `glu` from dy (rows, cols). Parallel over rows; no allocation.
 template <class T>
 void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, T* dx) {
   parallel_blocks(threads, rows, 64, [&](Index begin, Index end) {
@@ -4749,7 +4767,8 @@ void glu_backward(int threads, Index rows, Index cols, const T* dy, const T* x, 
   });
 }
 
-/// Column sums of x (rows, cols), added to `sum`. A fixed order for each column, whatever the number of threads.
+/// Adds the column sums of x (rows, cols) to `sum` (cols). The order of each sum is fixed, whatever the number of
+/// threads. Parallel over columns; no allocation.
 template <class T>
 void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
   constexpr Index width = 4 * lanes<T>;
@@ -4761,6 +4780,7 @@ void add_column_sums(int threads, Index rows, Index cols, const T* x, T* sum) {
   });
 }
 
+/// Computes y[i] = x[i] * (mask.keeps(i) ? mask.scale() : 0) for i in [0, n). Parallel over elements; no allocation.
 template <class T>
 void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
   parallel_blocks(threads, n, 8192, [&](Index begin, Index end) {
@@ -4863,69 +4883,81 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// A matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
+/// Refers to a matrix to read: element (i, j) is data[i * row_stride + j * col_stride], so a transpose costs nothing.
 template <class T>
 struct Operand {
-  const T* data;
-  Index row_stride, col_stride = 1;
+  const T* data;         ///< element (0, 0)
+  Index row_stride;      ///< elements from row to row
+  Index col_stride = 1;  ///< elements from column to column
 
+  /// Returns the transpose.
   Operand transposed() const { return {data, col_stride, row_stride}; }
+  /// Returns the address of element (i, j).
   const T* at(Index i, Index j) const { return data + i * row_stride + j * col_stride; }
 };
 
-/// The register tile is 8 rows by 3 vectors where there are 32 vector registers and 4 by 3 where there are 16: the
-/// largest that leaves room for a row of B and one element of A (Goto and van de Geijn 2008, section 6).
+/// Holds the block sizes of matrix products. The register tile of the micro-kernel is 8 rows by 3 vectors with 32
+/// vector registers and 4 by 3 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
+/// de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
 #if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr Index rows = 8;
+  static constexpr Index rows = 8;  ///< rows of the register tile
 #else
-  static constexpr Index rows = 4;
+  static constexpr Index rows = 4;  ///< rows of the register tile
 #endif
-  static constexpr Index vectors = 3;
-  static constexpr Index cols = vectors * lanes<T>;
-  /// Of a panel of B so many rows are met by all rows of A before the next: with them a second-level cache of 512 KiB
-  /// holds what up to `block_rows` rows of A bring.
+  static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
+  static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
+  /// k-block size: a (depth x cols) slab of B and the (block_rows x depth) block of A that it meets fit a second-level
+  /// cache of 512 KiB.
   static constexpr Index depth = 512;
+  /// Rows of a block of A.
   static constexpr Index block_rows = 256;
-  /// Columns that `gemm_block` packs at once.
+  /// Columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
 
-/// Columns as panels hold them: whole vectors.
+/// Returns the columns of a panel for so many columns of B: whole vectors.
 template <class T>
 constexpr Index padded_cols(Index cols) {
   return (cols + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
-/// B(depth x cols) as the kernel reads it from end to end: panels of GemmTile::cols columns, the last one padded to
-/// whole vectors with zeros, row after row.
+/// Refers to a packed B (depth x cols), which the micro-kernel reads from end to end: panels of GemmTile::cols columns,
+/// each row after row. The last panel is padded with zeros to whole vectors. `Number` is the stored type.
 template <class T, class Number = T>
 struct Panels {
-  const Number* data;
-  Index depth, cols;
+  const Number* data;  ///< the first panel
+  Index depth;         ///< rows of B
+  Index cols;          ///< columns of B, without padding
 
+  /// Returns the elements of the panels of a matrix (depth x cols).
   static constexpr Index size(Index depth, Index cols) { return depth * padded_cols<T>(cols); }
-  /// The panel that begins at column j, from row k.
+  /// Returns row k of the panel that begins at column j.
   const Number* at(Index k, Index j) const { return data + j * depth + k * width(j); }
+  /// Returns the columns of the panel that begins at column j, padding included.
   Index width(Index j) const { return padded_cols<T>(std::min(GemmTile<T>::cols, cols - j)); }
 };
 
 namespace detail {
 
-/// Four numbers that GCC and clang both shuffle.
+/// Names a vector of four elements that both GCC and clang shuffle.
 template <class T>
 struct Quad;
+/// Names a vector of four floats.
 template <>
 struct Quad<float> {
+  /// Four floats.
   typedef float Row __attribute__((vector_size(16)));
 };
+/// Names a vector of four doubles.
 template <>
 struct Quad<double> {
+  /// Four doubles.
   typedef double Row __attribute__((vector_size(32)));
 };
 
-/// to (4 x 4) = from^T, each with its row stride.
+/// Computes to (4 x 4) = from^T. Rows are from_stride and to_stride apart.
 template <class T>
 void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
   using Row = typename Quad<T>::Row;
@@ -4942,11 +4974,12 @@ void transpose_4x4(const T* from, Index from_stride, T* to, Index to_stride) {
   for (Index i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &rows[i], sizeof(Row));
 }
 
-/// As many numbers as a vector has, as they are or widened from 16 bits.
+/// Loads a vector of elements.
 template <class T>
 Batch<T> load_as(const T* from) {
   return load(from);
 }
+/// Loads a vector of bf16 elements and widens them.
 template <class T>
 Batch<T> load_as(const Bf16* from) {
   Local<T, lanes<T>> wide;
@@ -4967,32 +5000,32 @@ inline Batch<float> load_as<float>(const Bf16* from) {
 }
 #endif
 
-/// Where number `offset` after this one lies, which may be beyond the end: to ask for, not to read.
+/// Returns the address `offset` elements after `from`, which may be outside the array: it is prefetched, not read.
 template <class Number>
 const void* address(const Number* from, Index offset) {
   return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) +
                                        static_cast<std::uintptr_t>(offset) * sizeof(Number));
 }
 
-/// Asks for what comes 48 rows of B later, less than a microsecond, to the second-level cache: where few rows meet
-/// weights that lie in memory, the processor's own fetching does not keep up; where they are near already, it costs
-/// nothing that can be measured.
+/// Prefetches the row of B that the micro-kernel reads 48 rows (less than a microsecond) later into the second-level
+/// cache. If few rows meet weights in memory, the hardware prefetcher does not keep up; if the weights are in a cache,
+/// the prefetch costs nothing measurable.
 template <Index Cols, class Number>
-void fetch_later_row(const Number* row, Index row_stride) {
+void prefetch_later_row(const Number* row, Index row_stride) {
   constexpr Index later = 48, line = laconic::detail::line_bytes / static_cast<Index>(sizeof(Number));
   LACONIC_UNROLL
   for (Index i = 0; i < Cols; i += line) __builtin_prefetch(address(row, later * row_stride + i), 0, 2);
 }
 
-/// C(rows x cols) = [C or bias or 0] + A(rows x depth) B(depth x cols) in registers. B is packed or at least has unit
-/// column stride; `cols` may end inside the last vector if B is padded there.
+/// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
+/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there.
 template <Index Rows, Index Vectors, class T, class Number>
 void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                  bool from_c, const T* bias) {
   constexpr Index w = lanes<T>;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
-  // Results are written at the end, one line after the other: they would wait for lines that lie far away.
+  // Results are written at the end, where each store would wait for its cache line.
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
@@ -5013,7 +5046,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
-    fetch_later_row<Vectors * w>(b, b_stride);
+    prefetch_later_row<Vectors * w>(b, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -5036,7 +5069,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   }
 }
 
-/// All rows of one panel of B: blocks of GemmTile::rows, then 4, 2 and 1.
+/// Computes all rows of C for one panel of B, in register tiles of GemmTile::rows rows, then 4, 2 and 1.
 template <Index Rows, Index Vectors, class T, class Number>
 void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
                bool from_c, const T* bias) {
@@ -5050,7 +5083,8 @@ void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index dep
   }
 }
 
-/// A panel: `used` columns of B from the first row on, and zeros up to `padded`, in rows `stride` apart.
+/// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
+/// to `padded` are zeros.
 template <class T>
 void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Index stride) {
   if (b.col_stride == 1) {
@@ -5060,7 +5094,7 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
     }
     return;
   }
-  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is at hand.
+  // Blocks of 16 rows of the transpose: each cache line is read whole while its page is in the TLB.
   for (Index k0 = 0; k0 < depth; k0 += 16) {
     const Index k1 = std::min(depth, k0 + 16);
     Index i = 0;
@@ -5072,7 +5106,8 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
   }
 }
 
-/// All rows of A times one panel's rows k0 .. k0 + depth.
+/// Computes all rows of C for the rows k0 .. k0 + depth - 1 of one panel of B, at which `b` points. `used` are the
+/// columns of the panel without padding.
 template <class T, class Number>
 void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
                 bool from_c, const T* bias) {
@@ -5087,6 +5122,7 @@ void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index de
   }
 }
 
+/// Sets C (m x n) to the bias, or to zeros if it is null: the product of depth 0.
 template <class T>
 void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
   for (Index i = 0; i < m; ++i)
@@ -5095,16 +5131,17 @@ void fill_product(Index m, Index n, T* c, Index c_stride, const T* bias) {
 
 }  // namespace detail
 
-/// Asks for rows begin .. end - 1, which may be beyond the last: they are read soon, several at once or far apart,
-/// which the processor does not foresee.
+/// Prefetches the first `width` elements of the rows begin .. end - 1, which may be after the last row. It helps with
+/// rows that are read soon, several at once or far apart, which the hardware prefetcher does not foresee.
 template <class T>
-void fetch_ahead(Operand<T> rows, Index begin, Index end, Index width) {
+void prefetch_rows(Operand<T> rows, Index begin, Index end, Index width) {
   constexpr Index line = laconic::detail::line_bytes / static_cast<Index>(sizeof(T));
   for (Index i = begin; i < end; ++i)
     for (Index c = 0; c < width; c += line) __builtin_prefetch(detail::address(rows.data, i * rows.row_stride + c));
 }
 
-/// B(depth x cols) in panels, of which `to` holds Panels::size(depth, cols) numbers.
+/// Packs B (depth x cols) into panels at `to`, which has room for Panels::size(depth, cols) elements. A task is a
+/// panel; no allocation.
 template <class T>
 Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
   constexpr Index width = GemmTile<T>::cols;
@@ -5115,17 +5152,18 @@ Panels<T> pack(int threads, Operand<T> b, Index depth, Index cols, T* to) {
   return {to, depth, cols};
 }
 
-/// What `gemm` does with a finished part of C: nothing.
+/// Does nothing with a finished tile of C.
 struct NoEpilogue {
+  /// Leaves the tile unchanged.
   template <class T>
   void operator()(Index, Index, T*, Index, Index, Index) const {}
 };
 
-/// C(m x n) = A(m x k) B(k x n), plus C if `accumulate`, else plus `bias` (a row) if given, with B in panels, of which
-/// only the rows `ks` and the columns `js` take part, the first of them at the head of a panel; a, c and bias begin
-/// there too. One thread; no allocation. Every element of C is summed over k in the same order, whatever m and n are
-/// and wherever it lies. `epilogue(row, col, c, c_stride, rows, cols)` is called for each part of C that is done, while
-/// it is in the cache.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null. B is in
+/// panels, of which the rows `ks` and the columns `js` are read; js.begin is the first column of a panel. a, c and bias
+/// begin at these rows and columns. epilogue(row, col, c, c_stride, rows, cols) is called for each finished tile of C
+/// while it is in the cache. Each element of C is accumulated over k in the same order, whatever m and n are and
+/// wherever it is. One thread; no allocation. The blocking is that of Goto and van de Geijn (2008).
 template <class T, class Number, class Epilogue = NoEpilogue>
 void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Range js, T* c, Index c_stride,
                  bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
@@ -5147,14 +5185,14 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   }
 }
 
-/// A product of m rows, so many columns and this depth in parts for all threads: body(rows, cols) for each. It is cut
-/// by rows while there are enough of them for all, since B is then met by more rows a time it is read; else by columns
-/// too.
+/// Divides a product of m rows, `cols` columns and this depth among all threads: calls body(rows, cols) for each tile.
+/// It cuts by rows as long as there are enough of them, since each panel of B that is read then meets more rows, and
+/// otherwise by columns, too.
 template <class T, class Body>
 void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
   if (m == 0 || cols == 0) return;
-  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // the work is less than waking a thread
+  if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // less work than waking a thread
     return body(Range{0, m}, Range{0, cols});
   const Index panels = (cols + Tile::cols - 1) / Tile::cols;
   Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
@@ -5166,7 +5204,8 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   });
 }
 
-/// The same as gemm_panels on several threads, with all rows and columns of B.
+/// Computes C (m x n) = A B with B in panels, as `gemm_panels` with all its rows and columns, on several threads. No
+/// allocation; call it from one thread.
 template <class T, class Number, class Epilogue = NoEpilogue>
 void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
           const T* bias, const Epilogue& epilogue = {}) {
@@ -5180,13 +5219,15 @@ void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, 
   });
 }
 
-/// Numbers of scratch that `gemm_block` needs.
+/// Returns the elements of scratch that `gemm_block` needs.
 template <class T>
 constexpr Index gemm_scratch() {
   return GemmTile<T>::depth * GemmTile<T>::block_cols;
 }
 
-/// The product with B as it lies, on one thread, which packs B as it goes.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, with B
+/// unpacked. It packs a (depth x block_cols) block of B at a time into `scratch`, or reads B in place if that is as
+/// fast. One thread; no allocation.
 template <class T>
 void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride, bool accumulate,
                 const T* bias, T* scratch) {
@@ -5196,7 +5237,7 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
     const Index cols = std::min(Tile::block_cols, n - j0);
     for (Index k0 = 0; k0 < k; k0 += Tile::depth) {
       const Index depth = std::min(Tile::depth, k - k0);
-      // Packing pays once a panel is read a few times; a whole number of vectors can be read where it lies.
+      // Packing pays if a panel is read several times. Whole vectors of contiguous columns can be read in place.
       const bool packed = b.col_stride != 1 || m > 2 * Tile::rows || cols % lanes<T> != 0;
       if (packed) pack(1, Operand<T>{b.at(k0, j0), b.row_stride, b.col_stride}, depth, cols, scratch);
       const Panels<T> panels{scratch, depth, cols};
@@ -5209,7 +5250,8 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
   }
 }
 
-/// The product with B as it lies, on several threads.
+/// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, then the
+/// epilogue, on several threads. It packs B first, into memory from `arena`. Call it from one thread.
 template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
           bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
@@ -5228,7 +5270,7 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// body(n, rows of sequence n) for all rows of all sequences, at most `grain` of them together.
+/// Calls body(n, rows of sequence n) for all rows of all sequences, at most `grain` rows in a task.
 template <class Body>
 void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& body) {
   parallel_blocks(threads, sequences.rows(), grain, [&](Index begin, Index end) {
@@ -5236,10 +5278,10 @@ void parallel_rows(int threads, const Sequences& sequences, Index grain, Body&& 
   });
 }
 
-/// y[t] = bias + sum_k weight[c, k] x[past + t + k - left] within each sequence and its chunk, zero outside: depthwise
-/// convolution of rows. `sequences` are those of x; y has `past` rows less in each. `taps` is the weight as (kernel,
-/// channels). With `flipped`, the taps run backwards and frames before the own chunk are not seen (the derivative by
-/// x).
+/// Computes y[t, c] = bias[c] + sum_k weight[c, k] x[past + t + k - left, c] within each sequence, with zeros outside
+/// it and after the chunk of t. x (rows of `sequences`, channels); y has `past` rows less in each sequence; taps
+/// (kernel, channels) is the transposed weight; bias (channels) or null. If `flipped`, the taps run backwards and
+/// frames before the own chunk are not seen: the derivative by x. Parallel over rows; no allocation.
 template <class T>
 void depthwise_conv(int threads, const Sequences& sequences, Index channels, Index kernel, const DepthwiseShape& shape,
                     bool flipped, const T* x, const T* taps, const T* bias, T* y) {
@@ -5256,7 +5298,7 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
         seen.end = std::min(seen.end, shape.left + shape.chunk - t % shape.chunk);
       return seen;
     };
-    // So many outputs at once as hide the latency of a sum, where all of them see all taps.
+    // Register blocking: outputs that see all taps are computed together, enough to hide the latency of an addition.
     constexpr Index together = 8;
     const auto outputs = [&](Index t, auto size, Range seen) {
       constexpr Index count = decltype(size)::value;
@@ -5291,7 +5333,8 @@ void depthwise_conv(int threads, const Sequences& sequences, Index channels, Ind
   });
 }
 
-/// dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c], where there are no past rows.
+/// Computes dtaps[k, c] += sum_t dy[t, c] x[t + k - left, c] without past rows. dy and x (rows, channels), dtaps
+/// (kernel, channels). Parallel over channels, so the order of each sum is fixed; no allocation.
 template <class T>
 void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index channels, Index kernel,
                                   const DepthwiseShape& shape, const T* dy, const T* x, T* dtaps) {
@@ -5312,20 +5355,22 @@ void depthwise_conv_backward_taps(int threads, const Sequences& sequences, Index
   });
 }
 
-/// Writes a convolution's weight (out, in, taps) as (out, taps, in), to match patches that are whole runs of memory.
-/// `restore_taps` is its inverse; `add_reordered_taps` adds a derivative that lies as (taps, in, out).
+/// Reorders a convolution's weight (out, in, taps) to `ordered` (out, taps, in), which matches patches that are
+/// contiguous in memory.
 template <class T>
 void reorder_taps(Index out, Index in, Index taps, const T* weight, T* ordered) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
       for (Index k = 0; k < taps; ++k) ordered[(o * taps + k) * in + i] = weight[(o * in + i) * taps + k];
 }
+/// Reorders `ordered` (out, taps, in) back to a weight (out, in, taps).
 template <class T>
 void restore_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
     for (Index i = 0; i < in; ++i)
       for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] = ordered[(o * taps + k) * in + i];
 }
+/// Adds `ordered` (taps, in, out) to the gradient of a weight (out, in, taps).
 template <class T>
 void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* weight) {
   for (Index o = 0; o < out; ++o)
@@ -5333,11 +5378,11 @@ void add_reordered_taps(Index out, Index in, Index taps, const T* ordered, T* we
       for (Index k = 0; k < taps; ++k) weight[(o * in + i) * taps + k] += ordered[(k * in + i) * out + o];
 }
 
-/// Frames of output handled at once, so that their patches stay in a second-level cache.
+/// Returns the output frames of a block, whose patches stay in a second-level cache.
 inline Index conv2d_block(const Conv2dShape& s) { return std::max<Index>(1, 256 / std::max<Index>(1, s.out_freqs())); }
 
-/// The patches of output frames [t0, t1) of one sequence: ((t1 - t0) * out_freqs, patch), ordered (time, frequency,
-/// in).
+/// Writes the patches of the output frames [t0, t1) of one sequence (im2col): patches ((t1 - t0) * out_freqs, patch),
+/// each ordered (time, frequency, in). x (rows, in_cols). One thread; no allocation.
 template <class T>
 void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* patches) {
   const Index run = Conv2dShape::kernel * s.in_channels;
@@ -5350,8 +5395,9 @@ void conv2d_patches(const Conv2dShape& s, const T* x, Index t0, Index t1, T* pat
       }
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols): `multiply(patches, count, y, space)` gives the (count,
-/// out_channels) of as many patches, and is given `space` bytes of scratch for each patch.
+/// Computes y (rows of `to`, out_cols) from x (rows of `from`, in_cols) as products of patches with the weight.
+/// multiply(patches, count, y, space) computes (count, out_channels) of `count` patches; it gets `space` bytes of
+/// scratch for each patch. A task is a block of output frames. Takes scratch from `arena`; call it from one thread.
 template <class T, class Multiply>
 void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to, const T* x,
             T* y, Index space, const Multiply& multiply) {
@@ -5373,8 +5419,9 @@ void conv2d(int threads, Arena& arena, const Conv2dShape& s, const Sequences& fr
   });
 }
 
-/// dordered (patch, out) += patches^T dy. Threads share the columns of the result, so each sum has one order and dy is
-/// read once.
+/// Computes dordered (patch, out) += patches^T dy, with dy (rows of `to`, out_cols) and x (rows of `from`, in_cols). A
+/// task is a range of columns of the result, so each sum has one order and dy is read once. Takes scratch from `arena`;
+/// call it from one thread.
 template <class T>
 void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -5396,8 +5443,10 @@ void conv2d_backward_weight(int threads, Arena& arena, const Conv2dShape& s, con
   });
 }
 
-/// dx, which must be zero: the patches' gradients dy W, summed into the frames that they were copied from; earlier
-/// output frames first, so that the order of each sum does not depend on the blocks, whose size depends on the threads.
+/// Adds the gradients of the patches, dy W, to the frames of dx that they were copied from. dy (rows of `to`,
+/// out_cols), ordered (out, patch), dx (rows of `from`, in_cols), which must be zero on entry. Earlier output frames
+/// are added first, so the order of each sum depends neither on blocks nor on threads. Takes scratch from `arena`; call
+/// it from one thread.
 template <class T>
 void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -5429,7 +5478,8 @@ void conv2d_backward_input(int threads, Arena& arena, const Conv2dShape& s, cons
     }
 }
 
-/// dordered (patch, out) += x^T dy.
+/// Computes dordered (patch, out) += patches^T dy. The patches are rows of x (rows of `from`, in_channels) read in
+/// place, `stride` rows apart; dy (rows of `to`, out_channels). Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                             const T* dy, const T* x, T* dordered) {
@@ -5439,8 +5489,9 @@ void conv1d_backward_weight(int threads, Arena& arena, const Conv1dShape& s, con
             {dy + to.begin(n) * s.out_channels, s.out_channels}, dordered, s.out_channels, true, nullptr);
 }
 
-/// dx, which must be zero. One tap after the other: the rows that a tap reaches are `stride` rows apart, and none
-/// twice.
+/// Computes dx += dy W_k for one tap k after the other. The rows of dx that a tap reaches are `stride` rows apart, and
+/// none is reached twice. dy (rows of `to`, out_channels), ordered (out, patch), dx (rows of `from`, in_channels),
+/// which must be zero on entry. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, const Sequences& from, const Sequences& to,
                            const T* dy, const T* ordered, T* dx) {
@@ -5459,45 +5510,53 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
 #include <immintrin.h>
 #endif
 
-// Weights that are packed before they are used: panels of floats, of halves of them (bf16), or of bytes with a scale
+// Products with weights that are packed once, before they are used: panels of floats, of bf16, or of bytes with a scale
 // for each output (int8).
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// How a packed weight (out, in) lies in memory. Bytes stand in groups of four inputs, as the instruction reads them
-/// that multiplies them (VNNI), and are followed by the scale and by the sum of each output's row.
+/// Describes the layout of a packed weight (out, in). Bytes are in groups of four inputs, as the VNNI instruction that
+/// multiplies them reads them, followed by the scale and the sum of each output's row.
 struct PackedLayout {
-  Storage storage;
-  Index out, in;
+  Storage storage;  ///< how elements are stored
+  Index out;        ///< outputs
+  Index in;         ///< inputs
 
+  /// Returns the inputs, padded to whole groups of four.
   Index grouped_in() const { return (in + 3) / 4 * 4; }
+  /// Returns the outputs, padded to whole vectors of floats.
   Index padded_out() const { return padded_cols<float>(out); }
-  /// Of the panel that begins at output j, in numbers.
+  /// Returns the offset of the panel that begins at output j, in elements.
   Index at(Index j) const { return j * (storage == Storage::int8 ? grouped_in() : in); }
+  /// Returns the columns of the panel that begins at output j, padding included.
   Index width(Index j) const { return padded_cols<float>(std::min(GemmTile<float>::cols, out - j)); }
+  /// Returns the bytes of the packed weight, with `number_bytes` for an element in full storage.
   Index bytes(Index number_bytes) const {
     if (storage == Storage::full) return Panels<float>::size(in, out) * number_bytes;
     return storage == Storage::bf16 ? at(padded_out()) * 2 : at(padded_out()) + 8 * padded_out();
   }
+  /// Returns the scale of each output (padded_out), for int8.
   const float* scales(const std::byte* data) const { return reinterpret_cast<const float*>(data + at(padded_out())); }
+  /// Returns the sum of the bytes of each output's row (padded_out), for int8.
   const std::int32_t* sums(const std::byte* data) const {
     return reinterpret_cast<const std::int32_t*>(scales(data) + padded_out());
   }
 };
 
-/// A weight as `pack_weight` laid it out.
+/// Refers to a weight that `pack_weight` packed.
 struct PackedWeight {
-  Storage storage = Storage::full;
-  const std::byte* data = nullptr;
+  Storage storage = Storage::full;  ///< how elements are stored
+  const std::byte* data = nullptr;  ///< the packed weight
 };
 
-/// Lays out `weight` (out, in) at `to`, which has `PackedLayout::bytes`, as products read it.
+/// Packs `weight` (out, in) into `to`, which has PackedLayout::bytes, for `multiply`. A task is a panel; no allocation.
+/// Throws `Error` if int8 is given more inputs than a sum of 32 bits can hold.
 template <class T>
 void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
-  constexpr Index max_inputs = 1 << 17;  // of products of bytes that a sum of 32 bits holds
-  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
+  constexpr Index max_inputs = 1 << 17;  // products of bytes that a sum of 32 bits can hold
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at max_abs ", max_inputs,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
   if (storage == Storage::full) {
@@ -5529,7 +5588,8 @@ void pack_weight(int threads, Storage storage, Index out, Index in, const T* wei
   });
 }
 
-/// Reads a packed weight back into `weight` (out, in): the same values in full storage, rounded ones otherwise.
+/// Writes a packed weight back to `weight` (out, in): the original values in full storage, otherwise the rounded ones.
+/// One thread; no allocation.
 template <class T>
 void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
   constexpr Index cols = GemmTile<T>::cols;
@@ -5553,7 +5613,9 @@ void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
 
 #if !LACONIC_VNNI
 
-/// y (m, out) = x W^T + bias with a weight of bytes, which become floats a slice at a time, while it is in the cache.
+/// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each task widens a (128 x
+/// cols) slab of its panel to floats, which stays in the cache while all rows meet it. Takes scratch from `arena`; call
+/// it from one thread.
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
@@ -5580,18 +5642,19 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-/// x (in) as bytes of at least 1, 128 being zero; gives the scale.
+/// Rounds a row x (in) to bytes from 1 to 255, in which 128 is zero, and returns its scale: max |x| / 127. A NaN or
+/// infinity in the row makes the scale NaN.
 inline float round_row(Index in, const float* x, std::uint8_t* to) {
   using B = Batch<float>;
-  B most(0.0f), faults(0.0f);  // what is not a finite number spoils its row, and shows
+  B max_abs(0.0f), faults(0.0f);  // NaN and infinity make `faults` NaN
   Index i = 0;
   const auto look = [&](const B& some) {
-    most = xsimd::max(most, xsimd::abs(some));
+    max_abs = xsimd::max(max_abs, xsimd::abs(some));
     faults = xsimd::fma(some, B(0.0f), faults);
   };
   for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
   if (i < in) look(load_part(x + i, in - i));
-  const float largest = max_lanes<float>(most), fault = sum_lanes<float>(faults);
+  const float largest = max_lanes<float>(max_abs), fault = sum_lanes<float>(faults);
   const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
   const __m512 factor = _mm512_set1_ps(inverse);
   const __m512i zero = _mm512_set1_epi32(128);
@@ -5603,8 +5666,8 @@ inline float round_row(Index in, const float* x, std::uint8_t* to) {
   return largest / 127 + fault;
 }
 
-/// y (Rows, used) = scales of the rows times scales of the columns times (a b), plus bias. a (Rows, groups of four), b
-/// a panel.
+/// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups * 4)
+/// with 128 as zero, b one panel; `sums` times 128 corrects for that zero.
 template <Index Rows, Index Vectors>
 void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
                  const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
@@ -5620,7 +5683,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
     __m512i row[vectors];
     LACONIC_UNROLL
     for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
-    detail::fetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
+    detail::prefetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t four;
@@ -5630,7 +5693,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
       for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
     }
   }
-  // By way of memory, or the compiler keeps the sums there all the time.
+  // The sums go through memory here, or the compiler keeps them in memory during the loop.
   alignas(64) std::int32_t done[rows][vectors * 16];
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
@@ -5649,6 +5712,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
   }
 }
 
+/// Computes all rows of y for one panel of a weight of bytes, in register tiles of Rows rows, then half as many.
 template <Index Rows, Index Vectors>
 void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
                const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
@@ -5664,25 +5728,29 @@ void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, con
       int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
-/// Rows of x as bytes, in a piece of memory: first their scales.
+/// Holds rows of x rounded to bytes, in memory of the caller: first the scales, then the bytes.
 struct RoundedRows {
-  float* scales;
-  std::uint8_t* bytes;
-  Index stride;
+  float* scales;        ///< the scale of each row
+  std::uint8_t* bytes;  ///< the rows
+  Index stride;         ///< bytes from row to row
 
+  /// Returns the bytes from row to row for so many inputs.
   static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  /// Returns the bytes of memory for m rows.
   static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  /// Places m rows in `memory`. Rounds nothing yet.
   RoundedRows(Index m, Index in, void* memory)
       : scales(static_cast<float*>(memory)),
         bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
         stride(stride_of(in)) {}
+  /// Rounds these rows of x (m, in).
   void round(Range rows, Index in, const float* x, Index x_stride) {
     for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
   }
 };
 
-/// y = x W^T + bias for some rows of rounded x and some columns, whole panels of a weight of bytes, then the epilogue.
-/// One thread.
+/// Computes y = x W^T + bias for the rows `rows` of rounded x and the columns `cols`, which are whole panels of a
+/// weight of bytes, then the epilogue. One thread; no allocation.
 template <class Epilogue>
 void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
@@ -5710,7 +5778,8 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
   }
 }
 
-/// y (m, out) = x W^T + bias with a weight of bytes and x rounded to bytes too, each row by its own scale.
+/// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each row of x is rounded to
+/// bytes by its own scale first. Takes scratch from `arena`; call it from one thread.
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
@@ -5726,7 +5795,8 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #endif
 
-/// y (m, out) = x W^T + bias (a row, or null) with a packed weight, then the epilogue. x has unit column stride.
+/// Computes y (m, out) = x (m, in) W^T + bias (out, or null) with a packed weight, then the epilogue. x has unit column
+/// stride. Takes scratch from `arena` for int8; call it from one thread.
 template <class T, class Epilogue>
 void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight,
               const T* bias, T* y, const Epilogue& epilogue) {
@@ -5741,14 +5811,16 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
   }
 }
 
-/// Bytes of scratch that `multiply_rows` needs for a row.
+/// Returns the bytes of scratch that `multiply_rows` needs for a row.
 inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
 #if LACONIC_VNNI
   if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
 #endif
   return 0;
 }
-/// The same on one thread, without taking memory. Bytes are given only where the processor multiplies them.
+/// Computes y (m, out) = x (m, in) W^T + bias (out, or null) with a packed weight, then the epilogue. `space` has
+/// multiply_rows_space bytes for each row. int8 is allowed only if the processor multiplies bytes (VNNI). One thread;
+/// no allocation.
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
                    const Epilogue& epilogue, [[maybe_unused]] void* space) {
@@ -5789,21 +5861,29 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Says whether a convolution is computed by tiles: few channels in do not pay for them.
+/// Returns whether a convolution is computed by Winograd tiles. They do not pay for few input channels.
 constexpr bool is_tiled(const Conv2dShape& shape) { return shape.stride == 2 && shape.in_channels >= 16; }
 
+/// Describes the tiles of 2 x 2 outputs of a sequence, their 25 components, and the 9 groups of components that add to
+/// the same outputs.
 struct ConvTiles {
-  static constexpr Index components = 5, all = components * components, groups = 9;
+  static constexpr Index components = 5;                 ///< components along an axis
+  static constexpr Index all = components * components;  ///< components of a tile
+  static constexpr Index groups = 9;                     ///< groups of components
 
+  /// Describes the tiles of a sequence of `length` output frames.
   ConvTiles(const Conv2dShape& s, Index length)
       : shape(s), out_length(length), out_freqs(s.out_freqs()), times((length + 1) / 2), freqs((out_freqs + 1) / 2) {}
 
-  const Conv2dShape& shape;
-  Index out_length, out_freqs;
-  Index times, freqs;  // rows and columns of tiles, which are numbered row by row
+  const Conv2dShape& shape;  ///< the convolution
+  Index out_length;          ///< output frames
+  Index out_freqs;           ///< output frequencies
+  Index times;               ///< rows of tiles, which are numbered row by row
+  Index freqs;               ///< columns of tiles
 
+  /// Returns the number of tiles.
   Index count() const { return times * freqs; }
-  /// visit(row, column) of each of these tiles.
+  /// Calls visit(row, column) for each of these tiles.
   template <class Visit>
   void each(Range tiles, Visit&& visit) const {
     if (tiles.size() == 0) return;
@@ -5815,18 +5895,20 @@ struct ConvTiles {
       ++row;
     }
   }
-  /// Components along one axis that add to the first output, to both, to the second.
+  /// Components along one axis that add to the first output, to both outputs, and to the second output.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
+  /// Returns the components along one axis of an axis group: 2, 1 and 2.
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
-  /// Group 3 g + h holds the components of g in time and h in frequency; its first one, and how many there are.
+  /// Returns the components of group 3 g + h, which has those of axis group g in time and h in frequency.
   static constexpr Index size(Index group) { return member_count(group / 3) * member_count(group % 3); }
+  /// Returns the number of the first component of a group.
   static constexpr Index first(Index group) {
     Index sum = 0;
     for (Index g = 0; g < group; ++g) sum += size(g);
     return sum;
   }
 
-  /// visit(place in the group, a, b): component a in time and b in frequency.
+  /// Calls visit(member, a, b) for each member of a group, which is component a in time and b in frequency.
   template <class Visit>
   static constexpr void each_member(Index group, Visit&& visit) {
     Index place = 0;
@@ -5835,19 +5917,24 @@ struct ConvTiles {
         visit(place++, members[static_cast<std::size_t>(group / 3)][static_cast<std::size_t>(i)],
               members[static_cast<std::size_t>(group % 3)][static_cast<std::size_t>(j)]);
   }
-  /// Component a is input plus(a), less input 2 where a is 0 or 2; its weight is the sum of the taps that has_tap says.
+  /// Returns the input along an axis that component a begins with.
   static constexpr Index plus(Index a) { return std::array<Index, 5>{0, 2, 4, 1, 3}[static_cast<std::size_t>(a)]; }
+  /// Returns whether component a is input plus(a) minus input 2, and not input plus(a) only.
   static constexpr bool less_middle(Index a) { return a == 0 || a == 2; }
+  /// Returns whether the weight of component a includes this tap.
   static constexpr bool has_tap(Index a, Index tap) {
     return a > 2 ? tap == 1 : (tap == 0 && a < 2) || (tap == 2 && a > 0);
   }
 };
 
-/// Component a in time and b in frequency, and where it stands: member `member` of a group.
+/// Describes the component a in time and b in frequency, which is member `member` of its group.
 struct ConvComponent {
-  Index group, member, a, b;
+  Index group;   ///< the group
+  Index member;  ///< the place in the group
+  Index a;       ///< the component in time
+  Index b;       ///< the component in frequency
 };
-/// All of them, group by group, and which of them (a, b) is: number 5 a + b.
+/// Lists all components, group by group.
 inline constexpr auto conv_components = [] {
   std::array<ConvComponent, ConvTiles::all> out{};
   for (Index group = 0; group < ConvTiles::groups; ++group)
@@ -5856,14 +5943,16 @@ inline constexpr auto conv_components = [] {
     });
   return out;
 }();
+/// Lists all components by number 5 a + b.
 inline constexpr auto conv_component_at = [] {
   std::array<ConvComponent, ConvTiles::all> out{};
   for (const ConvComponent& c : conv_components) out[static_cast<std::size_t>(5 * c.a + c.b)] = c;
   return out;
 }();
 
-/// visit(weight, taps, used) for every weight of the components (25 in_channels, out_channels): the taps (3, 3) of its
-/// channels in (out, in, 3, 3), and the numbers 3 p + q of those that it is made of.
+/// Calls visit(weight, taps, used) for every weight of the components (25 * in_channels, out_channels): `taps` points
+/// to the 9 taps of its channels in (out, in, 3, 3), and `used` holds the numbers 3 p + q of the taps that it is the
+/// sum of. Parallel over input channels; no allocation.
 template <class Weight, class Tap, class Visit>
 void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* taps, Visit&& visit) {
   parallel_blocks(threads, s.in_channels, 16, [&](Index begin, Index end) {
@@ -5881,7 +5970,8 @@ void each_tile_weight(int threads, const Conv2dShape& s, Weight* weights, Tap* t
     }
   });
 }
-/// The weights of the components from those of the taps.
+/// Computes the weights of the components (25 * in_channels, out_channels) from taps (out, in, 3, 3). Parallel over
+/// input channels; no allocation.
 template <class T>
 void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) {
   each_tile_weight(threads, s, weights, taps, [](T& weight, const T* of_channels, std::span<const Index> used) {
@@ -5890,7 +5980,8 @@ void tile_weights(int threads, const Conv2dShape& s, const T* taps, T* weights) 
     weight = sum;
   });
 }
-/// dtaps (out, in, 3, 3) += what follows from the derivative by the components' weights.
+/// Adds to dtaps (out, in, 3, 3) from the derivative by the components' weights (25 * in_channels, out_channels).
+/// Parallel over input channels; no allocation.
 template <class T>
 void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* dtaps) {
   each_tile_weight(threads, s, dweights, dtaps, [](T dweight, T* of_channels, std::span<const Index> used) {
@@ -5898,16 +5989,18 @@ void add_tile_weights(int threads, const Conv2dShape& s, const T* dweights, T* d
   });
 }
 
-/// Numbers in the panels of all groups, and where those of a group begin.
+/// Returns the offset of the panels of a group, in elements.
 template <class T>
 Index tile_panels_at(const Conv2dShape& s, Index group) {
   return Panels<T>::size(ConvTiles::first(group) * s.in_channels, s.out_channels);
 }
+/// Returns the elements of the panels of all groups.
 template <class T>
 Index tile_panels_size(const Conv2dShape& s) {
   return Panels<T>::size(ConvTiles::all * s.in_channels, s.out_channels);
 }
-/// The weights of the components as panels.
+/// Packs the weights of the components (25 * in_channels, out_channels) into panels, group by group. A task is a panel;
+/// no allocation.
 template <class T>
 void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* to) {
   for (Index group = 0; group < ConvTiles::groups; ++group)
@@ -5915,10 +6008,10 @@ void pack_tile_weights(int threads, const Conv2dShape& s, const T* weights, T* t
          ConvTiles::size(group) * s.in_channels, s.out_channels, to + tile_panels_at<T>(s, group));
 }
 
-/// Reads the taps (out, in, 3, 3) back from the panels of the components, in some of which each tap stands alone.
+/// Writes the taps (out, in, 3, 3) back from the panels of the components. Each tap is the only one of some component.
 template <class T>
 void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
-  constexpr Index of_tap[3] = {0, 3, 2};  // the component that is this tap alone
+  constexpr Index of_tap[3] = {0, 3, 2};  // the component whose only tap is this one
   for (Index p = 0; p < 3; ++p)
     for (Index q = 0; q < 3; ++q) {
       const ConvComponent& c = conv_component_at[static_cast<std::size_t>(5 * of_tap[p] + of_tap[q])];
@@ -5932,8 +6025,8 @@ void untile_weights(const Conv2dShape& s, const T* panels, T* taps) {
     }
 }
 
-/// Channels of one component of the tile at (row, column) of a sequence x (rows, in_cols) of so many rows. `zeros` has
-/// in_channels.
+/// Writes these channels of one component of the tile at (row, column) of a sequence x (rows, in_cols). `zeros`
+/// (in_channels) stands for inputs outside the sequence. One thread; no allocation.
 template <class T>
 void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index column, Range channels, Index rows,
                     const T* x, const T* zeros, T* to) {
@@ -5956,8 +6049,8 @@ void tile_component(const ConvTiles& t, Index a, Index b, Index row, Index colum
     std::copy_n(input(r, s), channels.size(), to);
 }
 
-/// Channels of what a group's sum of the tile at (row, column) gets from dy (rows, out_cols) of a sequence. `zeros` has
-/// out_channels.
+/// Writes these channels of the derivative by a group's sum for the tile at (row, column), from dy (rows, out_cols) of
+/// a sequence. `zeros` (out_channels) stands for outputs outside the sequence. One thread; no allocation.
 template <class T>
 void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index column, Range channels, const T* dy,
                           const T* zeros, T* to) {
@@ -5979,22 +6072,23 @@ void tile_output_gradient(const ConvTiles& t, Index group, Index row, Index colu
     std::copy_n(output(i, j), channels.size(), to);
 }
 
-/// y (rows of `to`, out_cols) from x (rows of `from`, in_cols), with packed weights of the components; then an
-/// activation if one is given. Tiles of all sequences are numbered end to end.
+/// Computes y (rows of `to`, out_cols) from x (rows of `from`, in_cols) with packed weights of the components, plus
+/// bias (out_channels), then the activation if one is given. The tiles of all sequences are numbered end to end; a task
+/// is a block of tiles. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from, const Sequences& to,
                   const T* x, const T* panels, const T* bias, std::optional<Activation> activation, T* y) {
   const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  const Index most = ConvTiles::size(0) * s.in_channels;  // of the first group, which has the most of them
-  // Enough tiles that weights, which do not stay in the second-level cache, are seldom read again, and so few that the
-  // components of a group do.
-  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / most / 8 * 8, 8, 128), 8, threads);
+  const Index max_depth = ConvTiles::size(0) * s.in_channels;  // the depth of the first group, the largest
+  // Enough tiles that the weights, which do not fit the second-level cache, are seldom read again, and few enough that
+  // the components of a group fit it.
+  const Blocks blocks(tiles.rows(), std::clamp<Index>((Index{1} << 17) / max_depth / 8 * 8, 8, 128), 8, threads);
   const Index sums = blocks.most() * s.out_channels;
-  const Index each = blocks.most() * most + ConvTiles::groups * sums + s.in_channels;
+  const Index each = blocks.most() * max_depth + ConvTiles::groups * sums + s.in_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   parallel_for(threads, blocks.count(), [&](Index task, int thread) {
     T* components = static_cast<T*>(scratch.data()) + thread * each;
-    T *sum = components + blocks.most() * most, *zeros = sum + ConvTiles::groups * sums;
+    T *sum = components + blocks.most() * max_depth, *zeros = sum + ConvTiles::groups * sums;
     const Range block = blocks[task];
     std::fill_n(zeros, s.in_channels, T(0));
     for (Index group = 0; group < ConvTiles::groups; ++group) {
@@ -6037,15 +6131,17 @@ void conv2d_tiles(int threads, Arena& arena, const Conv2dShape& s, const Sequenc
   });
 }
 
-/// What pixel (time, freq) of dx gets from the components' gradients of tiles that see it: numbers of them, with signs.
+/// Accumulates the derivative dx of one pixel (time, frequency) from the gradients of the components of all tiles that
+/// read it, with their signs.
 template <class T>
 class PixelGradient {
  public:
-  /// The place of a tile's input along an axis: its components, the middle one taken away from two.
+  /// Names a component that reads an input, and whether it subtracts it.
   struct Share {
-    Index component;
-    bool negative;
+    Index component;  ///< the component along an axis
+    bool negative;    ///< whether it subtracts the input
   };
+  /// Returns the components along an axis that read input `place` of a tile. Two components subtract the middle input.
   static std::span<const Share> shares(Index place) {
     static constexpr std::array<Share, 7> all{
         {{0, false}, {3, false}, {0, true}, {1, false}, {2, true}, {4, false}, {2, false}}};
@@ -6055,7 +6151,8 @@ class PixelGradient {
     return std::span(all).subspan(first, end - first);
   }
 
-  /// What input (r, s) of a tile gets, whose components lie at of_group(group).
+  /// Adds the gradients of the components that read input (r, s) of a tile. of_group(group) points to the gradients of
+  /// a group for this tile.
   template <class OfGroup>
   void add(OfGroup&& of_group, Index channels, Index r, Index s) {
     for (const Share a : shares(r))
@@ -6065,6 +6162,7 @@ class PixelGradient {
         negative_[count_++] = a.negative != b.negative;
       }
   }
+  /// Adds the accumulated gradients (channels) to dx.
   void add_to(Index channels, T* dx) const {
     for (Index c = 0; c < channels; c += lanes<T>) {
       const Index some = std::min(lanes<T>, channels - c);
@@ -6082,20 +6180,21 @@ class PixelGradient {
   std::size_t count_ = 0;
 };
 
-/// dweights (25 in_channels, out_channels), of the components' weights, += what follows from dy. A thread makes a
-/// component and what meets it, and multiplies them, so that both are still in its cache. Earlier tiles are added
-/// first, so results do not depend on threads.
+/// Computes dweights (25 * in_channels, out_channels) += the derivative by the components' weights, from dy (rows of
+/// `to`, out_cols) and x (rows of `from`, in_cols). A task makes one component and the gradients that it meets, and
+/// multiplies them while both are in its cache. Earlier tiles are added first, so results do not depend on threads.
+/// Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                    const Sequences& to, const T* dy, const T* x, T* dweights) {
   const Sequences tiles = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).count(); });
-  // Blocks of tiles whose component and gradients a second-level cache holds.
+  // Blocks of tiles whose component and gradients fit a second-level cache.
   const Blocks blocks(tiles.rows(), std::clamp<Index>(98304 / (s.in_channels + s.out_channels) / 8 * 8, 64, 512), 8, 1);
-  // Components are cut by channels, too, where they are few for the threads.
+  // Components are divided by channels, too, if there are few of them for the threads.
   const Index parts = std::clamp<Index>((4 * threads + ConvTiles::all - 1) / ConvTiles::all, 1, s.in_channels),
-              most = (s.in_channels + parts - 1) / parts;
+              max_channels = (s.in_channels + parts - 1) / parts;
   const Index each =
-      blocks.most() * most + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
+      blocks.most() * max_channels + Panels<T>::size(blocks.most(), s.out_channels) + s.in_channels + s.out_channels;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
   for (Index block = 0; block < blocks.count(); ++block)
     parallel_for(threads, ConvTiles::all * parts, [&](Index task, int thread) {
@@ -6103,7 +6202,7 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
       const ConvComponent& of = conv_components[static_cast<std::size_t>(place)];
       const Range channels = equal_part(s.in_channels, 1, part, parts);
       T* components = static_cast<T*>(scratch.data()) + thread * each;
-      T* const gradients = components + blocks.most() * most;
+      T* const gradients = components + blocks.most() * max_channels;
       T* const zeros = gradients + Panels<T>::size(blocks.most(), s.out_channels);
       std::fill_n(zeros, s.in_channels + s.out_channels, T(0));
       T *component = components, *gradient = gradients;
@@ -6134,15 +6233,17 @@ void conv2d_tiles_backward_weights(int threads, Arena& arena, const Conv2dShape&
     });
 }
 
-/// dx, which must be zero, from dy. Earlier tiles are added first, so results do not depend on threads.
+/// Computes dx (rows of `from`, in_cols), which must be zero on entry, from dy (rows of `to`, out_cols) and the
+/// components' weights (25 * in_channels, out_channels). Earlier tiles are added first, so results do not depend on
+/// threads. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s, const Sequences& from,
                                  const Sequences& to, const T* dy, const T* weights, T* dx) {
   constexpr Index groups = ConvTiles::groups;
   const Index freqs = ConvTiles(s, 0).freqs;
   if (freqs == 0) return;
-  // Rows of tiles, of all sequences end to end: for each thread so many at once as make it worth to read the weights,
-  // and no more, for their gradients should stay near.
+  // Blocks of rows of tiles, of all sequences end to end: enough rows for each thread to make reading the weights pay,
+  // and no more, so that the gradients of a block stay in the cache.
   const Sequences times = to.map_lengths(arena, [&](Index length) { return ConvTiles(s, length).times; });
   const Index piece = std::max<Index>(1, 64 / freqs);
   const Blocks blocks(times.rows(), piece * threads, 1, 1);
@@ -6159,10 +6260,11 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
     panels[static_cast<std::size_t>(group)] = pack(threads, of_group.transposed(), s.out_channels, depth(group), at);
     at += Panels<T>::size(s.out_channels, depth(group));
   }
-  const Index most = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
+  const Index max_tiles = blocks.most() * freqs, sums = piece * freqs * s.out_channels;
   const Buffer memory = arena.allocate(
-      static_cast<std::size_t>(most * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) * sizeof(T));
-  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + most * ConvTiles::all * s.in_channels,
+      static_cast<std::size_t>(max_tiles * ConvTiles::all * s.in_channels + threads * sums + s.out_channels) *
+      sizeof(T));
+  T *gradients = static_cast<T*>(memory.data()), *scratch = gradients + max_tiles * ConvTiles::all * s.in_channels,
     *zeros = scratch + threads * sums;
   std::fill_n(zeros, s.out_channels, T(0));
   for (Index b = 0; b < blocks.count(); ++b) {
@@ -6183,13 +6285,13 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
         });
         gemm_panels(rows.size() * freqs, Operand<T>{sum, s.out_channels}, panels[static_cast<std::size_t>(group)],
                     {0, s.out_channels}, {0, depth(group)},
-                    gradients + most * start(group) + (rows.begin - block.begin) * freqs * depth(group), depth(group),
-                    false, static_cast<const T*>(nullptr));
+                    gradients + max_tiles * start(group) + (rows.begin - block.begin) * freqs * depth(group),
+                    depth(group), false, static_cast<const T*>(nullptr));
       }
     });
     parallel_for(threads, block.size(), [&](Index task, int) {
       const Index n = times.sequence_of(block.begin + task), own = block.begin + task - times.begin(n);
-      // Of this sequence's rows of tiles, those that are in the block.
+      // The rows of tiles of this sequence that are in the block.
       const Range here{std::max<Index>(0, block.begin - times.begin(n)),
                        std::min(times.length(n), block.end - times.begin(n))};
       const Index before = (times.begin(n) - block.begin) * freqs;
@@ -6202,7 +6304,7 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
               const Index r = time - 4 * i, q = freq - 4 * j;
               if (r > 4 || q > 4 || i < here.begin || i >= here.end || j < 0 || j >= freqs) continue;
               const auto of_group = [&](Index group) {
-                return gradients + most * start(group) + (before + i * freqs + j) * depth(group);
+                return gradients + max_tiles * start(group) + (before + i * freqs + j) * depth(group);
               };
               pixel.add(of_group, s.in_channels, r, q);
             }
@@ -6703,34 +6805,38 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Queries handled at once: memory grows with tile x keys, never with queries x keys. A multiple of every register
-/// tile's rows and columns.
+/// Queries of a tile. Memory grows with tile x keys, never with queries x keys. A multiple of the rows and columns of
+/// every register tile.
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
+/// Returns the number of tiles of so many queries.
 constexpr Index attend_tiles(Index queries) { return (queries + attend_tile - 1) / attend_tile; }
-/// Queries of a full tile: all of them where there is but one tile.
+/// Returns the queries of a full tile, which are all if there is one tile.
 constexpr Index tile_height(Index queries) { return std::min(attend_tile, queries); }
 
-/// Keys or values of all heads, (rows, cols): those of each sequence that came now, after what a cache has in its slot.
+/// Refers to the keys or values of all heads (rows, cols): for each sequence the rows in its slot of a cache, if there
+/// is one, followed by its new rows.
 template <class T>
 struct AttendRows {
-  const T* data;  // of those that came now, sequence after sequence
-  Index cols;
-  const Sequences* sequences;  // of them
-  const RowCache<T>* cache = nullptr;
-  std::span<const Index> slots{};
+  const T* data;                       ///< the new rows, sequence after sequence
+  Index cols;                          ///< columns of all heads
+  const Sequences* sequences;          ///< the sequences of the new rows
+  const RowCache<T>* cache = nullptr;  ///< earlier rows, or null
+  std::span<const Index> slots{};      ///< the slot of each sequence
 
+  /// Returns whether cached rows are stored rounded, and so must be converted to be read.
   bool is_rounded() const { return cache != nullptr && cache->storage() != Storage::full; }
+  /// Returns the number of cached rows of a sequence.
   Index cached(Index sequence) const {
     return cache == nullptr ? 0 : cache->count(slots[static_cast<std::size_t>(sequence)]);
   }
-  /// Where no cache is.
+  /// Returns the new rows of a sequence from column `col` on. Without a cache these are all its rows.
   Operand<T> whole(Index sequence, Index col) const { return {data + sequences->begin(sequence) * cols + col, cols}; }
 
-  /// visit(first, count, rows): columns col .. col + width - 1 of a sequence's rows begin .. end - 1, in their order:
-  /// `count` rows from `first` on where they lie, or in `space` (attend_tile, width) if they must be read from what is
-  /// rounded.
+  /// Calls visit(first, count, rows) for the columns col .. col + width - 1 of the rows range.begin .. range.end - 1 of
+  /// a sequence, in order: `rows` is an operand of `count` rows from row `first` on. Rows are read in place, or
+  /// converted into `space` (attend_tile, width) if they are stored rounded.
   template <class Visit>
   void each_run(Index sequence, Range range, Index col, Index width, T* space, Visit&& visit) const {
     const Index past = cached(sequence);
@@ -6752,34 +6858,47 @@ struct AttendRows {
   }
 };
 
-/// Raw operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
-/// num_kv_heads). q (q_rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads *
-/// value_width), of which a cache may hold the first of each sequence. With relative positions (Dai et al. 2019,
-/// section 3.3): p (2 * span - 1, num_heads * position_width) holds the projected table, row span-1 - r for key r
-/// frames to the left of the query, and meets position_q, which is q or as wide as p; u and w (one row each) are
-/// pos_bias_u and pos_bias_v. The table may come as `pack_table` left it.
+/// Holds the operands of softmax attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads).
+///
+/// The score of query i and key j of a head is scale * ((q_i + u) . k_j + (position_q_i + w) . p_(i - j)), the second
+/// term only with relative positions (Dai et al. 2019, section 3.3). Row span - 1 - r of p is for a key r frames to the
+/// left of the query. `pack_table` may have packed p.
 template <class T>
 struct AttendOperands {
-  AttendShape shape;
-  const Sequences *q_sequences, *kv_sequences;
-  Index key_width, value_width;
-  const T* q;
-  AttendRows<T> k, v;
-  const T *p = nullptr, *u = nullptr, *w = nullptr, *position_q = nullptr;
-  Index span = 0, position_width = 0;
-  bool packed_table = false;
-  DropoutMask dropout{0.0, Random(Seed(), 0)};
+  AttendShape shape;              ///< heads, scale and mask
+  const Sequences* q_sequences;   ///< sequences of the queries
+  const Sequences* kv_sequences;  ///< sequences of keys and values, cached ones included
+  Index key_width;                ///< columns of a query or key head
+  Index value_width;              ///< columns of a value head
+  const T* q;                     ///< (q_rows, num_heads * key_width)
+  AttendRows<T> k;                ///< (kv_rows, num_kv_heads * key_width)
+  AttendRows<T> v;                ///< (kv_rows, num_kv_heads * value_width)
+  const T* p = nullptr;           ///< projected table, (2 * span - 1, num_heads * position_width), or null
+  const T* u = nullptr;           ///< pos_bias_u, (num_heads * key_width), or null for zeros
+  const T* w = nullptr;           ///< pos_bias_v, (num_heads * position_width), or null for zeros
+  const T* position_q = nullptr;  ///< queries that meet p, (q_rows, num_heads * position_width)
+  Index span = 0;                 ///< distances of p on either side, 0 included
+  Index position_width = 0;       ///< columns of a head of p
+  bool packed_table = false;      ///< whether `pack_table` packed p
+  DropoutMask dropout{0.0, Random(Seed(), 0)};  ///< dropout of the attention weights
 
+  /// Returns the query heads that share a key-value head.
   Index group() const { return shape.num_heads / shape.num_kv_heads; }
+  /// Returns the columns of q.
   Index q_cols() const { return shape.num_heads * key_width; }
+  /// Returns the columns of k.
   Index k_cols() const { return shape.num_kv_heads * key_width; }
+  /// Returns the columns of v.
   Index v_cols() const { return shape.num_kv_heads * value_width; }
+  /// Returns the columns of the result.
   Index out_cols() const { return shape.num_heads * value_width; }
+  /// Returns the columns of p.
   Index p_cols() const { return shape.num_heads * position_width; }
 };
 
-/// Rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols). Zeros where
-/// the table has no such row.
+/// Packs the rows origin .. origin + cols - 1 of one head's table (rows, width) as columns of panels (width, cols).
+/// Columns for rows that the table does not have are zeros. One thread; no allocation.
 template <class T>
 void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Index cols, T* to) {
   for (Index j = 0; j < cols; j += GemmTile<T>::cols) {
@@ -6793,18 +6912,19 @@ void pack_distances(Operand<T> table, Index rows, Index width, Index origin, Ind
   }
 }
 
-/// Distances that a head's panels have for a table of so many rows: tiles read a vector beyond the last.
+/// Returns the columns of the panels of one head for a table of so many rows. Tiles read up to a vector after the last
+/// row.
 template <class T>
 constexpr Index packed_table_cols(Index rows) {
   return rows + lanes<T>;
 }
-/// Rows, as wide as the table's, that hold the panels of all heads.
+/// Returns the rows, as wide as the table, that hold the panels of all heads.
 template <class T>
 constexpr Index packed_table_rows(Index rows) {
   return rows + 2 * lanes<T>;
 }
-/// A table of distances (rows, heads * width) for many calls, to (packed_table_rows, heads * width): the panels of each
-/// head, one after the other.
+/// Packs a table of distances (rows, heads * width) for many calls: the panels of each head, one head after the other.
+/// to (packed_table_rows(rows), heads * width). A task is a head; no allocation.
 template <class T>
 void pack_table(int threads, Index rows, Index heads, Index width, const T* table, T* to) {
   parallel_for(threads, heads, [&](Index head, int) {
@@ -6814,31 +6934,32 @@ void pack_table(int threads, Index rows, Index heads, Index width, const T* tabl
   });
 }
 
-/// What tiles of a sequence multiply by, packed once for them: some keys and values of a key-value head, and the table
-/// of distances of a head.
+/// Packs the operands that the tiles of a sequence share: a range of keys and values of a key-value head, and the table
+/// of distances of a head. Used by one thread, in memory of the caller.
 template <class T>
 class AttendPanels {
  public:
-  /// For so many keys at most.
+  /// Returns the elements of memory that the panels of up to `keys` keys need.
   static Index space(const AttendOperands<T>& in, Index keys) {
     const Index positions = table_cols(in.q_sequences->max_length(), keys);
     return Panels<T>::size(in.key_width, keys) + values_space(in, keys) + run_space(in) +
            (in.p == nullptr || in.packed_table ? 0 : Panels<T>::size(in.position_width, positions));
   }
 
-  /// `range`, of the sequence's keys, begins where a panel of all of them would.
+  /// Packs the keys `range` of a sequence into `memory`. range.begin is a multiple of the columns of a panel.
   AttendPanels(const AttendOperands<T>& in, Index sequence, Index kv_head, Range range, T* memory)
       : in_(in), sequence_(sequence), kv_head_(kv_head), range_(range), memory_(memory) {
     pack_keys();
   }
 
+  /// Returns the keys that are packed.
   Range range() const { return range_; }
-  /// (key_width, range).
+  /// Returns the keys as panels (key_width, range).
   const Panels<T>& keys() const { return keys_; }
-  /// Where they lie, without a cache.
+  /// Returns the keys in place, without a cache.
   Operand<T> k() const { return in_.k.whole(sequence_, kv_head_ * in_.key_width); }
 
-  /// (range, value_width), for products of several tiles; or (value_width, range) of all keys, without a cache.
+  /// Packs the values as panels (range, value_width), for products of several tiles.
   void pack_values() {
     values_ = {values_memory(), range_.size(), in_.value_width};
     each_run_of_values(range_, [&](Index first, Index some, Operand<T> rows) {
@@ -6849,21 +6970,24 @@ class AttendPanels {
       }
     });
   }
+  /// Packs the values as panels (value_width, range), without a cache and for a range of all keys.
   void pack_values_transposed() {
     values_ = pack(1, in_.v.whole(sequence_, kv_head_ * in_.value_width).transposed(), in_.value_width, range_.size(),
                    values_memory());
   }
+  /// Returns the panels of values that were packed last.
   const Panels<T>& values() const { return values_; }
-  /// visit(first, count, rows) for values that are not packed.
+  /// Calls visit(first, count, rows) for values that are not packed (see AttendRows::each_run).
   template <class Visit>
   void each_run_of_values(Range keys, Visit&& visit) const {
     in_.v.each_run(sequence_, keys, kv_head_ * in_.value_width, in_.value_width, run_memory(), visit);
   }
-  /// Where values would be packed: scratch for `gemm_block`, which packs what it must.
+  /// Returns the memory of the values' panels, which `gemm_block` takes as scratch if values are not packed.
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
-  /// (position_width, distances). Column 0 is row 0 of a packed table; else the distance of a query behind the last
-  /// tile's last to the first key of the range, so that tiles begin where panels do.
+  /// Packs the distances of a head as panels (position_width, distances). Column 0 of a packed table is its row 0.
+  /// Otherwise column 0 is the distance from the query after the last full tile to the first key of the range, so that
+  /// tiles begin at panels.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;
     if (in_.packed_table) {
@@ -6878,6 +7002,7 @@ class AttendPanels {
     pack_distances(Operand<T>{in_.p + head * width, in_.p_cols()}, rows, width, origin, cols, to);
     positions_ = {to, width, cols};
   }
+  /// Returns the panels of distances that were packed last.
   const Panels<T>& positions() const { return positions_; }
 
  private:
@@ -6904,7 +7029,7 @@ class AttendPanels {
           for (Index at = first, end; at < first + some; at = end) {
             const Index panel = at / cols * cols;
             end = std::min({first + some, panel + cols, at + together});
-            fetch_ahead(rows, end - first, std::min(some, end - first + together), width);
+            prefetch_rows(rows, end - first, std::min(some, end - first + together), width);
             detail::pack_panel(Operand<T>{rows.at(at - first, 0), rows.row_stride}.transposed(), width, end - at,
                                end - at, memory_ + panel * width + (at - panel), keys_.width(panel));
           }
@@ -6918,26 +7043,35 @@ class AttendPanels {
   Panels<T> keys_{}, values_{}, positions_{};
 };
 
-/// The scores of one tile: queries [row, row + rows) of one head of one sequence, against keys [key, key + keys): those
-/// of the panels that a query sees.
+/// Computes the scores of one tile: the queries [row, row + rows) of one head of one sequence against the keys [key,
+/// key + keys), which are those of the panels that any of the queries sees. Used by one thread, in memory of the
+/// caller.
 template <class T>
 struct AttendTile {
-  const AttendOperands<T>& in;
-  const AttendPanels<T>& panels;
-  Index sequence, head, row, rows, key, keys;
-  Index height;    // rows of a full tile
-  Index stride;    // of a row of scores: whole vectors
-  T* content;      // (rows, key_width): (q + u) scale
-  T* positional;   // (rows, position_width): (position_q + w) scale
-  T* scores;       // (rows, stride)
-  T* by_position;  // row i holds the positional score of (i, j) in column lead + rows - 1 - i + j
-  Index lead = 0, position_stride = 0;
+  const AttendOperands<T>& in;    ///< the operands
+  const AttendPanels<T>& panels;  ///< the panels that this tile reads
+  Index sequence;                 ///< the sequence of the tile
+  Index head;                     ///< the query head of the tile
+  Index row;                      ///< the first query, counted in its sequence
+  Index rows;                     ///< queries
+  Index key;                      ///< the first key, counted in its sequence
+  Index keys;                     ///< keys
+  Index height;                   ///< queries of a full tile
+  Index stride;                   ///< columns of a row of scores: keys, padded to whole vectors
+  T* content;                     ///< (q + u) scale, (rows, key_width)
+  T* positional;                  ///< (position_q + w) scale, (rows, position_width)
+  T* scores;                      ///< scores, later their exponentials or weights, (rows, stride)
+  T* by_position;                 ///< positional score of (i, j) in row i, column lead + rows - 1 - i + j
+  Index lead = 0;                 ///< columns of by_position before the first distance
+  Index position_stride = 0;      ///< columns of by_position
 
+  /// Returns the elements of memory that a tile of up to `keys` keys needs.
   static Index space(const AttendOperands<T>& in, Index keys) {
     const Index cols = padded_cols<T>(keys) + GemmTile<T>::cols;
     return attend_tile * (in.key_width + in.position_width + cols + (in.p == nullptr ? 0 : cols + 2 * attend_tile));
   }
 
+  /// Sets up the tile of the queries from row `row_` on. Computes nothing yet.
   AttendTile(const AttendOperands<T>& operands, const AttendPanels<T>& packed, Index sequence_, Index head_, Index row_,
              T* memory)
       : in(operands), panels(packed), sequence(sequence_), head(head_), row(row_) {
@@ -6956,23 +7090,31 @@ struct AttendTile {
     by_position = scores + attend_tile * stride;
   }
 
+  /// Returns the row of q of the first query.
   Index query_row() const { return in.q_sequences->begin(sequence) + row; }
+  /// Returns the row of k of the first key, without a cache.
   Index key_row() const { return in.kv_sequences->begin(sequence) + key; }
+  /// Returns the keys before the first query of the sequence.
   Index past() const { return in.kv_sequences->length(sequence) - in.q_sequences->length(sequence); }
+  /// Returns the keys of the tile in place, without a cache.
   Operand<T> k() const { return {panels.k().at(key, 0), in.k_cols()}; }
-  /// First row of the table that this tile reads: that of its last query and its first key.
+  /// Returns the first row of the table that this tile reads, which is for its last query and its first key.
   Index table_row() const { return in.span - 1 - (past() + row + rows - 1) + key; }
+  /// Returns the rows of the table from `table_row` on in place.
   Operand<T> p() const { return {in.p + table_row() * in.p_cols() + head * in.position_width, in.p_cols()}; }
+  /// Returns the keys that query i of the tile sees, counted from the first key of the tile.
   Mask::Keys visible(Index i) const {
     const auto seen = in.shape.mask.keys(row + i, past(), in.kv_sequences->length(sequence));
     const Index begin = std::clamp<Index>(seen.begin - key, 0, keys);
     return {begin, std::clamp(seen.end - key, begin, keys)};
   }
+  /// Returns the index of the dropout decision for query i and the first key of the tile.
   std::uint64_t dropout_index(Index i) const {
     return static_cast<std::uint64_t>((query_row() + i) * in.shape.num_heads + head) << 24;
   }
 
-  /// (q_i + u) . k_j scale for the whole tile, and apart from them (q_i + w) . p_{i-j} scale.
+  /// Computes scores_ij = scale (q_i + u) . k_j for the whole tile, and by_position for scale (position_q_i + w) . p_(i
+  /// - j).
   void multiply() {
     scale_queries(in.q, in.u, in.key_width, content);
     const Index own = key - panels.range().begin;
@@ -6991,7 +7133,7 @@ struct AttendTile {
                 {start, start + position_stride}, by_position, position_stride, false, static_cast<const T*>(nullptr));
   }
 
-  /// to (rows, width) = (q + bias) scale for this tile's queries and head.
+  /// Computes to (rows, width) = (q + bias) scale for the queries and the head of the tile.
   void scale_queries(const T* q, const T* bias, Index width, T* to) const {
     const T scale = static_cast<T>(in.shape.scale);
     for (Index i = 0; i < rows; ++i) {
@@ -7001,11 +7143,14 @@ struct AttendTile {
     }
   }
 
-  /// The largest score of a row, and the sum of exponents of what is below it: minus infinity and 0 if nothing is seen.
+  /// Holds the max of a row of scores and the sum of exp(score - max). They are minus infinity and 0 if the query sees
+  /// no key.
   struct RowSum {
-    T most, sum;
+    T max;  ///< the max score
+    T sum;  ///< the sum of exp(score - max)
   };
-  /// Scores of row i to these exponents, 0 where nothing is seen.
+  /// Adds the positional scores of row i, replaces its scores by exp(score - max), and returns max and sum. Keys that
+  /// the query does not see become 0.
   RowSum exponents(Index i) {
     T* s = scores + i * stride;
     if (hide(i)) return {-std::numeric_limits<T>::infinity(), T(0)};
@@ -7020,24 +7165,26 @@ struct AttendTile {
         best = xsimd::max(best, sum);
       }
     }
-    const T most = max_lanes<T>(best);
-    return {most, exponents_below(s, most)};
+    const T max = max_lanes<T>(best);
+    return {max, exponents_below(s, max)};
   }
-  /// Probabilities again, from the logarithm of the sum of all exponents.
-  void probabilities(Index i, T log_sum) {
+  /// Replaces the scores of row i by its attention weights exp(score - logsumexp). Keys that the query does not see
+  /// become 0.
+  void probabilities(Index i, T logsumexp) {
     T* s = scores + i * stride;
     if (hide(i)) return;
     if (in.p != nullptr) {
       const T* add = shifted(i);
       for (Index j = 0; j < stride; j += lanes<T>) store(s + j, load(s + j) + load(add + j));
     }
-    exponents_below(s, log_sum);
+    exponents_below(s, logsumexp);
   }
 
  private:
   const T* shifted(Index i) const { return by_position + i * position_stride + lead + rows - 1 - i; }
 
-  /// What row i does not see becomes minus infinity; zeros and true if it sees nothing.
+  /// Sets the scores of keys that query i does not see to minus infinity. If it sees none, sets all to 0 and returns
+  /// true.
   bool hide(Index i) {
     T* s = scores + i * stride;
     const auto seen = visible(i);
@@ -7049,8 +7196,9 @@ struct AttendTile {
     std::fill(s + seen.end, s + stride, -std::numeric_limits<T>::infinity());
     return false;
   }
-  T exponents_below(T* s, T most) const {
-    const Batch<T> top(most);
+  /// Replaces the scores s (stride) by exp(score - max), and returns their sum.
+  T exponents_below(T* s, T max) const {
+    const Batch<T> top(max);
     Batch<T> total(T(0));
     for (Index j = 0; j < stride; j += lanes<T>) {
       const Batch<T> e = exp<T>(load(s + j) - top);
@@ -7069,29 +7217,35 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Where the derivatives of `attend` go; all of them are overwritten but du and dw, which are added to. Null du, dw and
-/// dp where there are no relative positions; null dposition_q where q itself meets the table.
+/// Points to the derivatives that `attend_backward` computes. It adds to du and dw and overwrites the others.
 template <class T>
 struct AttendGradients {
-  T *dq, *dk, *dv;
-  T *dp = nullptr, *du = nullptr, *dw = nullptr, *dposition_q = nullptr;
+  T* dq;                     ///< by q, (q_rows, num_heads * key_width)
+  T* dk;                     ///< by k, (kv_rows, num_kv_heads * key_width)
+  T* dv;                     ///< by v, (kv_rows, num_kv_heads * value_width)
+  T* dp = nullptr;           ///< by the table, (2 * span - 1, num_heads * position_width); null without a table
+  T* du = nullptr;           ///< by pos_bias_u, (num_heads * key_width), or null
+  T* dw = nullptr;           ///< by pos_bias_v, (num_heads * position_width), or null
+  T* dposition_q = nullptr;  ///< by position_q, (q_rows, num_heads * position_width); null if q meets the table
 };
 
-/// Derivative of `attend` from dout, by recomputing each tile's scores from `log_sums`: nothing of size queries x keys
-/// is kept. Tasks are (sequence, key-value head); what sequences share (dp, du, dw) is summed in their order
-/// afterwards.
+/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With P the attention weights and
+/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K, dK = scale dS^T Q. It recomputes P tile by
+/// tile from q, k and logsumexp (q_rows, num_heads), so nothing of size queries x keys is kept (Dao et al. 2022). A
+/// task is one key-value head of one sequence. The derivatives that sequences share (dp, du, dw) are summed over
+/// sequences afterwards, in a fixed order. Takes scratch from `arena`; call it from one thread.
 template <class T>
-void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* log_sums,
+void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* logsumexp,
                      const AttendGradients<T>& to) {
   const Index heads = in.shape.num_heads, sequences = in.q_sequences->size();
   const Index longest = std::max<Index>(1, in.kv_sequences->max_length());
   const Index kw = in.key_width, vw = in.value_width, pw = in.position_width, cols = in.q_cols(), p_cols = in.p_cols();
   const Index span = in.p == nullptr ? 0 : 2 * longest - 1;
   const Index packed = AttendPanels<T>::space(in, longest), tile_space = packed + AttendTile<T>::space(in, longest);
-  const Index most_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
-  const Index each = tile_space + attend_tile * (3 * most_keys + attend_tile + kw + pw) + gemm_scratch<T>();
+  const Index max_keys = padded_cols<T>(longest) + GemmTile<T>::cols;
+  const Index each = tile_space + attend_tile * (3 * max_keys + attend_tile + kw + pw) + gemm_scratch<T>();
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * each) * sizeof(T));
-  // Per sequence: the gradient of the table rows that it reads, of w and of u.
+  // For each sequence: the gradients of the table rows that it reads, of w, and of u.
   const Index shared_size = (span + 1) * p_cols + cols;
   const Buffer shared =
       arena.allocate(static_cast<std::size_t>(in.p == nullptr ? 1 : sequences * shared_size) * sizeof(T));
@@ -7102,9 +7256,9 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     const Index queries = in.q_sequences->length(sequence), all = in.kv_sequences->length(sequence);
     T* memory = static_cast<T*>(scratch.data()) + thread * each;
     T* dscores = memory + tile_space;
-    T* dropped_scores = dscores + attend_tile * most_keys;
-    T* dby_position = dropped_scores + attend_tile * most_keys;
-    T* dcontent = dby_position + attend_tile * (most_keys + attend_tile);
+    T* dropped_scores = dscores + attend_tile * max_keys;
+    T* dby_position = dropped_scores + attend_tile * max_keys;
+    T* dcontent = dby_position + attend_tile * (max_keys + attend_tile);
     T* dpositional = dcontent + attend_tile * kw;
     T* gemm_space = dpositional + attend_tile * pw;
     AttendPanels<T> panels(in, sequence, kv_head, {0, all}, memory);
@@ -7131,10 +7285,10 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
         const Index rows = tile.rows, keys = tile.keys, stride = tile.stride, first = tile.query_row();
         const Operand<T> dy{dout + first * in.out_cols() + head * vw, in.out_cols()};
         tile.multiply();
-        for (Index i = 0; i < rows; ++i) tile.probabilities(i, log_sums[(first + i) * heads + head]);
+        for (Index i = 0; i < rows; ++i) tile.probabilities(i, logsumexp[(first + i) * heads + head]);
         gemm_panels(rows, dy, panels.values(), {0, vw}, {tile.key, tile.key + stride}, dscores, stride, false,
                     static_cast<const T*>(nullptr));
-        // dscores = P (dP - sum P dP), with dP and the P that v saw behind the dropout mask.
+        // dscores = P (dP - sum P dP). dP, and the P that multiplies v, are taken after the dropout mask.
         T* dropped = in.dropout.any() ? dropped_scores : tile.scores;
         for (Index i = 0; i < rows; ++i) {
           T *prob = tile.scores + i * stride, *d = dscores + i * stride;
@@ -7211,157 +7365,167 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Where no more than a tile of queries meets at least so many keys, parts of these are tasks of their own.
-inline constexpr Index attend_cut_from = 20 * attend_tile;
-/// Keys of a part, at most: of heads as wide as 64, keys and values fit a second-level cache together.
-inline constexpr Index attend_part = attend_cut_from / 2;
+/// Min number of keys for which the keys are split into chunks that are tasks of their own, if the queries fit into one
+/// tile (flash decoding).
+inline constexpr Index attend_split_from = 20 * attend_tile;
+/// Max number of keys of a split. Keys and values of heads up to a width of 64 fit a second-level cache together.
+inline constexpr Index attend_split_keys = attend_split_from / 2;
 
-/// How the keys of each sequence are cut into parts, and what comes out of these. A sequence's own shape decides, so
-/// that results depend neither on threads nor on other sequences. With dropout none is cut: its decisions are counted
-/// from the first key of a tile.
+/// Divides the keys of each sequence into splits, holds the partial results, and merges them (Dao et al. 2023,
+/// "Flash-Decoding"). Only the shape of a sequence decides, so results depend neither on threads nor on other
+/// sequences. With dropout there is one split, since dropout decisions are counted from the first key of a tile.
 template <class T>
-class AttendParts {
+class AttendSplits {
  public:
-  AttendParts(Arena& arena, const AttendOperands<T>& in)
+  /// Takes memory for the partial results from `arena`.
+  AttendSplits(Arena& arena, const AttendOperands<T>& in)
       : in_(in),
-        parts_(Sequences::make(arena, in.q_sequences->size(), [&](Index n) { return is_cut(n) ? most_parts(n) : 1; })),
-        // Also for queries that are too many, so that memory that was enough for them is enough for fewer: a stream of
-        // long chunks meets few queries at its end alone.
+        splits_(
+            Sequences::make(arena, in.q_sequences->size(), [&](Index n) { return is_split(n) ? max_splits(n) : 1; })),
+        // Sequences with too many queries to be split get memory, too, so that a later call with fewer queries
+        // allocates nothing: a stream of long chunks has few queries only at its end.
         rows_(Sequences::make(arena, in.q_sequences->size(),
                               [&](Index n) {
                                 const Index queries = std::min(attend_tile, in.q_sequences->length(n));
-                                return has_many_keys(n) ? most_parts(n) * queries : 0;
+                                return has_many_keys(n) ? max_splits(n) * queries : 0;
                               })),
         memory_(arena.allocate(static_cast<std::size_t>(rows_.rows() * (in.out_cols() + 2 * in.shape.num_heads)) *
                                sizeof(T))) {}
 
-  /// Parts of all sequences, end to end.
-  const Sequences& all() const { return parts_; }
-  bool is_cut(Index n) const { return has_many_keys(n) && in_.q_sequences->length(n) <= attend_tile; }
-  Range keys(Index n, Index part) const {
-    return equal_part(in_.kv_sequences->length(n), attend_tile, part, parts_.length(n));
+  /// Returns the splits of all sequences, end to end.
+  const Sequences& all() const { return splits_; }
+  /// Returns whether the keys of sequence n are in more than one split.
+  bool is_split(Index n) const { return has_many_keys(n) && in_.q_sequences->length(n) <= attend_tile; }
+  /// Returns the keys of a split of sequence n.
+  Range keys(Index n, Index split) const {
+    return equal_part(in_.kv_sequences->length(n), attend_tile, split, splits_.length(n));
   }
-  /// Keys that scratch must have room for: where they are cut, as many as the most that are not, so that it never
-  /// shrinks as keys grow.
-  Index most_keys() const {
-    Index most = 0;
-    for (Index n = 0; n < parts_.size(); ++n)
-      most = std::max(most, is_cut(n) ? attend_cut_from : in_.kv_sequences->length(n));
-    return most;
-  }
-
-  /// Where a part's products of exponents and values go, for this query and head.
-  T* values(Index n, Index part, Index query, Index head) const {
-    return data() + at(n, part, query, head) * in_.value_width;
-  }
-  /// Its largest score, and the sum of its exponents.
-  T& most(Index n, Index part, Index query, Index head) const {
-    return data()[rows_.rows() * in_.out_cols() + at(n, part, query, head)];
-  }
-  T& sum(Index n, Index part, Index query, Index head) const {
-    return data()[rows_.rows() * (in_.out_cols() + in_.shape.num_heads) + at(n, part, query, head)];
+  /// Returns the max number of keys of a task. A sequence that is split counts as the longest one that is not, so that
+  /// the scratch never shrinks as keys are added.
+  Index max_keys() const {
+    Index keys = 0;
+    for (Index n = 0; n < splits_.size(); ++n)
+      keys = std::max(keys, is_split(n) ? attend_split_from : in_.kv_sequences->length(n));
+    return keys;
   }
 
-  /// The softmax over all parts, of sequences that were cut, from what each of them gave.
-  void merge(int threads, T* out, T* log_sums) const {
-    if (parts_.rows() == parts_.size()) return;
+  /// Returns the sum over a split of exp(score - max) v, (value_width), for a query and a head.
+  T* values(Index n, Index split, Index query, Index head) const {
+    return data() + at(n, split, query, head) * in_.value_width;
+  }
+  /// Returns the max score of a split for a query and a head.
+  T& max_score(Index n, Index split, Index query, Index head) const {
+    return data()[rows_.rows() * in_.out_cols() + at(n, split, query, head)];
+  }
+  /// Returns the sum over a split of exp(score - max) for a query and a head.
+  T& sum(Index n, Index split, Index query, Index head) const {
+    return data()[rows_.rows() * (in_.out_cols() + in_.shape.num_heads) + at(n, split, query, head)];
+  }
+
+  /// Computes the attention of all split sequences from their partial results. out (q_rows, num_heads * value_width);
+  /// logsumexp (q_rows, num_heads) or null.
+  void merge(int threads, T* out, T* logsumexp) const {
+    if (splits_.rows() == splits_.size()) return;
     // Blocks of rows whose work is worth waking a thread.
-    const Index grain = 32 * 32 * 32 / (parts_.max_length() * in_.out_cols() + 1) + 1;
+    const Index grain = 32 * 32 * 32 / (splits_.max_length() * in_.out_cols() + 1) + 1;
     parallel_blocks(threads, in_.q_sequences->rows(), grain, [&](Index begin, Index end) {
       each_part(*in_.q_sequences, {begin, end}, [&](Index n, Range rows) {
-        for (Index query = rows.begin; is_cut(n) && query < rows.end; ++query)
+        for (Index query = rows.begin; is_split(n) && query < rows.end; ++query)
           for (Index head = 0; head < in_.shape.num_heads; ++head) {
             const Index to = (in_.q_sequences->begin(n) + query) * in_.shape.num_heads + head;
-            const T log_sum = merge(n, query, head, out + to * in_.value_width);
-            if (log_sums != nullptr) log_sums[to] = log_sum;
+            const T row_logsumexp = merge(n, query, head, out + to * in_.value_width);
+            if (logsumexp != nullptr) logsumexp[to] = row_logsumexp;
           }
       });
     });
   }
 
  private:
-  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_cut_from && !in_.dropout.any(); }
-  Index most_parts(Index n) const { return (in_.kv_sequences->length(n) + attend_part - 1) / attend_part; }
+  bool has_many_keys(Index n) const { return in_.kv_sequences->length(n) >= attend_split_from && !in_.dropout.any(); }
+  Index max_splits(Index n) const { return (in_.kv_sequences->length(n) + attend_split_keys - 1) / attend_split_keys; }
   T* data() const { return static_cast<T*>(memory_.data()); }
-  Index at(Index n, Index part, Index query, Index head) const {
-    return (rows_.begin(n) + part * in_.q_sequences->length(n) + query) * in_.shape.num_heads + head;
+  Index at(Index n, Index split, Index query, Index head) const {
+    return (rows_.begin(n) + split * in_.q_sequences->length(n) + query) * in_.shape.num_heads + head;
   }
-  /// Gives the logarithm of the sum of all exponents. Largest scores become the weights of the parts.
+  /// Merges the splits of one query and head into out (value_width), and returns the logsumexp of its scores. It
+  /// overwrites the max scores by the weights of the splits.
   T merge(Index n, Index query, Index head, T* out) const {
     T best = -std::numeric_limits<T>::infinity(), total = 0;
-    const auto each_seen = [&](auto&& visit) {  // parts that see nothing have a sum of 0
-      for (Index part = 0; part < parts_.length(n); ++part)
-        if (sum(n, part, query, head) != 0) visit(part);
+    const auto each_seen = [&](auto&& visit) {  // splits of which the query sees nothing have a sum of 0
+      for (Index split = 0; split < splits_.length(n); ++split)
+        if (sum(n, split, query, head) != 0) visit(split);
     };
-    each_seen([&](Index part) { best = std::max(best, most(n, part, query, head)); });
-    each_seen([&](Index part) {
-      T& weight = most(n, part, query, head);
+    each_seen([&](Index split) { best = std::max(best, max_score(n, split, query, head)); });
+    each_seen([&](Index split) {
+      T& weight = max_score(n, split, query, head);
       weight = std::exp(weight - best);
-      total += weight * sum(n, part, query, head);
+      total += weight * sum(n, split, query, head);
     });
     std::fill_n(out, in_.value_width, T(0));
-    each_seen([&](Index part) {
+    each_seen([&](Index split) {
       map_span(
           in_.value_width, out,
-          [w = Batch<T>(most(n, part, query, head) / total)](auto a, auto b) { return a + w * b; }, out,
-          values(n, part, query, head));
+          [w = Batch<T>(max_score(n, split, query, head) / total)](auto a, auto b) { return a + w * b; }, out,
+          values(n, split, query, head));
     });
     return best + std::log(total);
   }
 
   const AttendOperands<T>& in_;
-  Sequences parts_;
-  Sequences rows_;  // part by part, the queries of each sequence
-  Buffer memory_;   // products with values, then largest scores, then sums, of all rows and heads
+  Sequences splits_;
+  Sequences rows_;  // the queries of each sequence, once for each split
+  Buffer memory_;   // products with values, then max scores, then sums, for all rows and heads
 };
 
-/// out (q_rows, num_heads * value_width); log_sums (q_rows, num_heads) if not null. A tile is divided by the sum of its
-/// exponents at the end (Milakov and Gimelshein 2018), and sees all its keys at once but for parts, whose sums are
-/// added afterwards (Dao et al. 2023, "Flash-Decoding").
+/// Computes softmax attention: out_i = sum_j exp(s_ij - m_i) v_j / sum_j exp(s_ij - m_i) for every head, with the
+/// scores s_ij of `AttendTile` and their max m_i (Milakov and Gimelshein 2018). A tile of queries meets all its keys at
+/// once, unless these are split (see AttendSplits). A task packs the keys and values that it reads. out (q_rows,
+/// num_heads * value_width); logsumexp (q_rows, num_heads) or null. Takes scratch from `arena`; call it from one
+/// thread.
 template <class T>
-void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* log_sums) {
+void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* logsumexp) {
   const Index heads = in.shape.num_heads, kv_heads = in.shape.num_kv_heads, group = in.group();
-  const AttendParts<T> parts(arena, in);
-  const Index packs = parts.all().rows() * kv_heads;
+  const AttendSplits<T> splits(arena, in);
+  const Index packs = splits.all().rows() * kv_heads;
   if (packs == 0) return;
-  // A task packs what it multiplies by, so its queries are shared only where there are threads without a task.
+  // Each task packs the keys that it reads, so queries are shared among tasks only if threads would have no task.
   const Index shares = std::clamp<Index>((threads + packs - 1) / packs, 1,
                                          std::max<Index>(1, group * attend_tiles(in.q_sequences->max_length())));
-  const Index keys = parts.most_keys(), packed = AttendPanels<T>::space(in, keys),
+  const Index keys = splits.max_keys(), packed = AttendPanels<T>::space(in, keys),
               tile_space = AttendTile<T>::space(in, keys), space = packed + tile_space + attend_tile;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
   parallel_for(threads, packs * shares, [&](Index task, int thread) {
     const Index share = task % shares, kv_head = task / shares % kv_heads, piece = task / shares / kv_heads,
-                sequence = parts.all().sequence_of(piece), part = piece - parts.all().begin(sequence),
+                sequence = splits.all().sequence_of(piece), split = piece - splits.all().begin(sequence),
                 queries = in.q_sequences->length(sequence), tiles = attend_tiles(queries);
     const Range units = equal_part(group * tiles, 1, share, shares);
     if (units.size() == 0) return;
     T* memory = static_cast<T*>(scratch.data()) + thread * space;
     T* inverses = memory + packed + tile_space;
-    AttendPanels<T> panels(in, sequence, kv_head, parts.keys(sequence, part), memory);
-    // Rows of values that few queries meet are read as fast where they lie, if they can be.
+    AttendPanels<T> panels(in, sequence, kv_head, splits.keys(sequence, split), memory);
+    // With few queries, values that are not rounded are read in place as fast as they are packed.
     const bool packs_values = in.v.is_rounded() || (units.size() > 1 && queries > GemmTile<T>::rows);
     if (packs_values) panels.pack_values();
-    const bool is_part = parts.is_cut(sequence);
+    const bool splits_keys = splits.is_split(sequence);
     for (Index unit = units.begin; unit < units.end; ++unit) {
       const Index head = kv_head * group + unit / tiles;
       if (in.p != nullptr && (unit == units.begin || unit % tiles == 0)) panels.pack_positions(head);
       AttendTile<T> tile(in, panels, sequence, head, unit % tiles * attend_tile, memory + packed);
       tile.multiply();
       for (Index i = 0; i < tile.rows; ++i) {
-        const auto [most, sum] = tile.exponents(i);
-        if (is_part) {
-          parts.most(sequence, part, i, head) = most;
-          parts.sum(sequence, part, i, head) = sum;
+        const auto [max, sum] = tile.exponents(i);
+        if (splits_keys) {
+          splits.max_score(sequence, split, i, head) = max;
+          splits.sum(sequence, split, i, head) = sum;
           continue;
         }
         inverses[i] = sum == 0 ? T(0) : T(1) / sum;
-        if (log_sums != nullptr) log_sums[(tile.query_row() + i) * heads + head] = most + std::log(sum);
+        if (logsumexp != nullptr) logsumexp[(tile.query_row() + i) * heads + head] = max + std::log(sum);
         T* row = tile.scores + i * tile.stride;
         if (in.dropout.any()) in.dropout.apply(tile.keys, tile.dropout_index(i), row, row);
       }
-      T* to = is_part ? parts.values(sequence, part, 0, head)
-                      : out + tile.query_row() * in.out_cols() + head * in.value_width;
+      T* to = splits_keys ? splits.values(sequence, split, 0, head)
+                          : out + tile.query_row() * in.out_cols() + head * in.value_width;
       const Operand<T> weights{tile.scores, tile.stride};
       if (packs_values) {
         const Index first = tile.key - panels.range().begin;
@@ -7375,7 +7539,7 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
                         in.out_cols(), first > tile.key, nullptr, panels.values_memory());
         });
       }
-      if (is_part) continue;
+      if (splits_keys) continue;
       for (Index i = 0; i < tile.rows; ++i) {
         T* row = to + i * in.out_cols();
         const Batch<T> inverse(inverses[i]);
@@ -7384,7 +7548,7 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
       }
     }
   });
-  parts.merge(threads, out, log_sums);
+  splits.merge(threads, out, logsumexp);
 }
 
 }  // namespace kernels
@@ -7395,70 +7559,92 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// The feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). Always positive: elu is
-/// never formed, because exp(x) - 1 + 1 is 0 for small exp(x).
+/// Returns the feature map of linear attention, elu(x) + 1 (Katharopoulos et al. 2020, section 3.2.1). It is always
+/// positive: elu is not formed, because exp(x) - 1 + 1 is 0 for small exp(x).
 template <class T>
 Batch<T> elu_plus_one(const Batch<T>& x) {
-  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // what is not a number stays so
+  return xsimd::select(x < Batch<T>(T(0)), exp<T>(x), x + Batch<T>(T(1)));  // NaN stays NaN
 }
 
-/// dy times the derivative of the feature map at x.
+/// Returns dy times the derivative of the feature map at x.
 template <class T>
 Batch<T> elu_plus_one_backward(const Batch<T>& dy, const Batch<T>& x) {
   return xsimd::select(x < Batch<T>(T(0)), dy * exp<T>(x), dy);
 }
 
-/// Raw operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads / num_kv_heads).
-/// q (rows, num_heads * key_width), k (rows, num_kv_heads * key_width), v (rows, num_kv_heads * value_width).
-/// The left context of the mask is unlimited.
+/// Holds the operands of linear attention over packed rows. Query head h reads key-value head h / (num_heads /
+/// num_kv_heads). The left context of the mask is unlimited.
 template <class T>
 struct LinearAttendOperands {
-  Index num_heads, num_kv_heads;
-  Mask mask;
-  const Sequences* sequences;
-  Index key_width, value_width;
-  const T *q, *k, *v;
+  Index num_heads;             ///< query heads
+  Index num_kv_heads;          ///< key-value heads, a divisor of num_heads
+  Mask mask;                   ///< the keys that a query sees
+  const Sequences* sequences;  ///< sequences of the rows
+  Index key_width;             ///< columns of a query or key head
+  Index value_width;           ///< columns of a value head
+  const T* q;                  ///< (rows, num_heads * key_width)
+  const T* k;                  ///< (rows, num_kv_heads * key_width)
+  const T* v;                  ///< (rows, num_kv_heads * value_width)
 
+  /// Returns the query heads that share a key-value head.
   Index group() const { return num_heads / num_kv_heads; }
+  /// Returns the columns of q.
   Index q_cols() const { return num_heads * key_width; }
+  /// Returns the columns of k.
   Index k_cols() const { return num_kv_heads * key_width; }
+  /// Returns the columns of v.
   Index v_cols() const { return num_kv_heads * value_width; }
+  /// Returns the columns of the result.
   Index out_cols() const { return num_heads * value_width; }
-  /// Numbers in the state of one key-value head.
+  /// Returns the elements of the state of one key-value head.
   Index state_size() const { return key_width * (value_width + 1); }
 };
 
-/// Added to the denominators.
+/// Addend of the denominators.
 inline constexpr double linear_attend_eps = 1e-6;
-/// Queries and keys handled at once.
+/// Queries and keys of a tile.
 inline constexpr Index linear_attend_tile = 64;
 
-/// One key-value head of one sequence, and the heads that read it. Values carry a last column of ones, so that
-/// numerator and denominator are one sum: the state is phi(K)^T [V, 1] over the keys so far, (key_width, value_width +
-/// 1).
+/// Computes one key-value head of one sequence, for the query heads that read it. Values have an extra column of ones,
+/// so that numerator and denominator are one sum: the state is phi(K)^T [V, 1] (key_width, value_width + 1) over the
+/// keys so far. Used by one thread, in memory of the caller.
 template <class T>
 struct LinearAttendSweep {
-  /// Queries [row, row + rows), whole chunks or a part of one. All of them see the keys before `base`, and none sees a
-  /// key from base + tail on; those between are seen by some.
+  /// Holds the queries [row, row + rows): whole chunks, or a range of one. All of them see the keys before `base`, some
+  /// of them see the keys [base, base + tail), and none sees a later key.
   struct Block {
-    Index row, rows, base, tail;
+    Index row;   ///< the first query
+    Index rows;  ///< queries
+    Index base;  ///< keys that all queries see
+    Index tail;  ///< keys after these that some queries see
   };
 
-  const LinearAttendOperands<T>& in;
-  Index kv_head, first, length, chunk, kw, vw, width;
-  T *phi_q, *phi_k;     // (tile, key_width)
-  T* values;            // (tile, width): V and ones
-  T* sums;              // (tile, width): numerators and denominators, later their derivatives
-  T *scores, *dscores;  // (rows, tail)
-  T* state;
-  T* gemm_space;
-  Index packed_key = 0, packed = 0;  // phi_k and values hold the keys [packed_key, packed_key + packed)
+  const LinearAttendOperands<T>& in;  ///< the operands
+  Index kv_head;                      ///< the key-value head
+  Index first;                        ///< the first row of the sequence
+  Index length;                       ///< rows of the sequence
+  Index chunk;                        ///< frames of a chunk, at most `length`
+  Index kw;                           ///< key_width
+  Index vw;                           ///< value_width
+  Index width;                        ///< value_width + 1
+  T* phi_q;                           ///< features of packed queries, (tile, key_width)
+  T* phi_k;                           ///< features of packed keys, (tile, key_width)
+  T* values;                          ///< packed values and ones, (tile, width)
+  T* sums;                            ///< numerators and denominators, later their derivatives, (tile, width)
+  T* scores;                          ///< phi(q_i) . phi(k_j), (rows, tail)
+  T* dscores;                         ///< derivatives by the scores, (rows, tail)
+  T* state;                           ///< phi(K)^T [V, 1], (key_width, width)
+  T* gemm_space;                      ///< scratch of `gemm_block`
+  Index packed_key = 0;               ///< the first packed key
+  Index packed = 0;                   ///< packed keys
 
+  /// Returns the elements of memory that a sweep needs.
   static Index space(const LinearAttendOperands<T>& in) {
     return 2 * linear_attend_tile * (in.key_width + in.value_width + 1 + linear_attend_tile) + in.state_size() +
            gemm_scratch<T>();
   }
 
+  /// Sets up a key-value head of a sequence. The state is not initialised.
   LinearAttendSweep(const LinearAttendOperands<T>& operands, Index sequence, Index kv_head_, T* memory)
       : in(operands),
         kv_head(kv_head_),
@@ -7478,36 +7664,44 @@ struct LinearAttendSweep {
     gemm_space = state + in.state_size();
   }
 
-  /// The keys that query i sees end here.
+  /// Returns the end of the keys that query i sees.
   Index end(Index i) const { return std::min(length, (i / chunk + 1) * chunk); }
-  /// The block of query i. Small chunks are taken several at once and great ones cut, so the tail is shorter than a
-  /// tile.
+  /// Returns the block of query i. Several small chunks make one block and large ones are cut, so the tail is shorter
+  /// than a tile.
   Block block(Index i) const {
     const bool small = chunk < linear_attend_tile;
-    const Index most = small ? linear_attend_tile / chunk * chunk : linear_attend_tile,
+    const Index max_rows = small ? linear_attend_tile / chunk * chunk : linear_attend_tile,
                 start = small ? 0 : i / chunk * chunk;
-    const Index row = start + (i - start) / most * most, rows = std::min(most, (small ? length : end(i)) - row);
+    const Index row = start + (i - start) / max_rows * max_rows,
+                rows = std::min(max_rows, (small ? length : end(i)) - row);
     return {row, rows, end(row), end(row + rows - 1) - end(row)};
   }
-  /// Heads [first, last) that read this key-value head.
+  /// Returns the first query head that reads this key-value head.
   Index first_head() const { return kv_head * in.group(); }
+  /// Returns the query head after the last one that reads this key-value head.
   Index last_head() const { return first_head() + in.group(); }
+  /// Returns the offset of query i of a head in q.
   Index q_at(Index i, Index head) const { return (first + i) * in.q_cols() + head * kw; }
+  /// Returns the offset of key j in k.
   Index k_at(Index j) const { return (first + j) * in.k_cols() + kv_head * kw; }
+  /// Returns the offset of value j in v.
   Index v_at(Index j) const { return (first + j) * in.v_cols() + kv_head * vw; }
+  /// Returns the offset of row i of a head in the result.
   Index out_at(Index i, Index head) const { return (first + i) * in.out_cols() + head * vw; }
 
+  /// Computes C (m x n) = A (m x depth) B (depth x n), plus C if `accumulate`.
   void multiply(Index m, Index n, Index depth, Operand<T> a, Operand<T> b, T* c, Index c_stride,
                 bool accumulate) const {
     gemm_block<T>(m, n, depth, a, b, c, c_stride, accumulate, nullptr, gemm_space);
   }
 
+  /// Writes the features of the queries of a block and a head to phi_q.
   void pack_queries(const Block& b, Index head) {
     for (Index i = 0; i < b.rows; ++i)
       map_span(
           kw, phi_q + i * kw, [](auto x) { return elu_plus_one(x); }, in.q + q_at(b.row + i, head));
   }
-  /// Packs the keys [key, key + keys), but none that is there already.
+  /// Writes features and values of the keys [key, key + keys) to phi_k and values, except those that are there already.
   void pack_keys(Index key, Index keys) {
     if (key != packed_key) packed = 0;
     for (packed_key = key; packed < keys; ++packed) {
@@ -7517,7 +7711,7 @@ struct LinearAttendSweep {
       values[packed * width + vw] = T(1);
     }
   }
-  /// Takes the keys [from, to) into the state.
+  /// Adds the keys [from, to) to the state.
   void advance(Index from, Index to) {
     for (; from < to; from += linear_attend_tile) {
       const Index keys = std::min(linear_attend_tile, to - from);
@@ -7525,13 +7719,14 @@ struct LinearAttendSweep {
       multiply(kw, width, keys, Operand<T>{phi_k, kw}.transposed(), {values, width}, state, width, true);
     }
   }
-  /// to (rows, tail) = a b^T over `depth` columns, 0 where a query does not see a key.
+  /// Computes to (rows, tail) = queries keys^T over `depth` columns, with 0 for keys that a query does not see.
   void compute_visible(const Block& b, Index depth, const T* queries, const T* keys, T* to) const {
     multiply(b.rows, b.tail, depth, {queries, depth}, Operand<T>{keys, depth}.transposed(), to, b.tail, false);
     for (Index i = 0; i < b.rows; ++i)
       std::fill(to + i * b.tail + end(b.row + i) - b.base, to + (i + 1) * b.tail, T(0));
   }
-  /// Numerators and denominators of the packed queries; the state holds the keys before base, and the tail is packed.
+  /// Computes numerators and denominators of the packed queries. The state holds the keys before b.base, and the keys
+  /// of the tail are packed.
   void compute_sums(const Block& b) {
     multiply(b.rows, width, kw, {phi_q, kw}, {state, width}, sums, width, false);
     if (b.tail > 0) {
@@ -7540,7 +7735,7 @@ struct LinearAttendSweep {
     }
     for (Index i = 0; i < b.rows; ++i) sums[i * width + vw] += static_cast<T>(linear_attend_eps);
   }
-  /// body(block, head) for every block, from the first to the last, and every head, with its queries and sums.
+  /// Calls body(block, head) for every block, from the first to the last, and every head, after computing its sums.
   template <class Body>
   void forward(Body&& body) {
     Block b{0, 0, 0, 0};
@@ -7557,9 +7752,11 @@ struct LinearAttendSweep {
   }
 };
 
-/// Linear attention: out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps) over the keys that i
-/// sees. out (rows, num_heads * value_width). `states`, if not null, is (sequences, num_kv_heads * state_size): the
-/// sums over the rows before these, and afterwards those with these. Rows begin a chunk then.
+/// Computes linear attention (Katharopoulos et al. 2020, equation 5): out_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j
+/// phi(q_i) . phi(k_j) + eps) over the keys j that query i sees. out (rows, num_heads * value_width). states, if not
+/// null, (sequences, num_kv_heads * state_size), holds the sums over earlier rows on entry and the sums that include
+/// these rows on return; the rows then begin a chunk. A task is a key-value head of a sequence. Takes scratch from
+/// `arena`; call it from one thread.
 template <class T>
 void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in, T* out, T* states) {
   using Sweep = LinearAttendSweep<T>;
@@ -7584,16 +7781,17 @@ void linear_attend(int threads, Arena& arena, const LinearAttendOperands<T>& in,
   });
 }
 
-/// Derivative of `linear_attend` without an earlier state from dout; dq, dk and dv are overwritten. Forward once more
-/// for dq; then backward with the sums over queries, phi(Q)^T [dN, dD], for dk and dv. Beside the tiles, it keeps two
-/// numbers for each row and head.
+/// Computes dq, dk and dv of `linear_attend` without states from dout (rows, num_heads * value_width), and overwrites
+/// them. A forward sweep gives dq. A backward sweep with the sums over queries, phi(Q)^T [dN, dD], gives dk and dv,
+/// with N and D the numerators and denominators. In addition to the tiles it keeps two elements for each row and head.
+/// A task is a key-value head of a sequence. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperands<T>& in, const T* dout, T* dq, T* dk,
                             T* dv) {
   using Sweep = LinearAttendSweep<T>;
   const Index space = Sweep::space(in), kv_heads = in.num_kv_heads;
   const Buffer scratch = arena.allocate(static_cast<std::size_t>(threads * space) * sizeof(T));
-  // Of each row and head: 1 / D and dD.
+  // 1 / D and dD for each row and head.
   const Buffer kept = arena.allocate(static_cast<std::size_t>(in.sequences->rows() * in.num_heads * 2) * sizeof(T));
   parallel_for(threads, in.sequences->size() * kv_heads, [&](Index task, int thread) {
     Sweep sweep(in, task / kv_heads, task % kv_heads, static_cast<T*>(scratch.data()) + thread * space);
@@ -7603,7 +7801,7 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
       return static_cast<T*>(kept.data()) + ((sweep.first + i) * in.num_heads + head) * 2;
     };
     const auto by_feature = [](auto d, auto x) { return elu_plus_one_backward(d, x); };
-    // [dN, dD] of the block's queries, in `sums`.
+    // Writes [dN, dD] of the block's queries to `sums`.
     const auto load_gradients = [&](const auto& b, Index head) {
       for (Index i = 0; i < b.rows; ++i) {
         const T* factors = kept_at(b.row + i, head);
@@ -7636,7 +7834,7 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
         map_span(kw, to, by_feature, to, in.q + sweep.q_at(b.row + i, head));
     });
 
-    // Now the state holds the queries after a block. The keys [from, to) are seen by all of those.
+    // From here on the state holds the sums over the queries after a block, all of which see the keys [from, to).
     std::fill_n(sweep.state, in.state_size(), T(0));
     const auto give = [&](Index from, Index to) {
       for (; from < to; from += linear_attend_tile) {
@@ -8228,15 +8426,17 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Rows for which no weight is packed.
+/// Max number of rows for which `head_linear` packs x and not the weight.
 template <class T>
 inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
+/// Returns the elements of scratch that `multiply_few_rows` needs.
 template <class T>
 constexpr Index few_rows_scratch(Index out, Index in) {
   return Panels<T>::size(in, few_rows<T>) + out * few_rows<T>;
 }
-/// y (rows, out) = x (rows, in) W^T + bias for at most few_rows, as y^T = W x^T: x is packed, which is smaller than a
-/// weight (out, in). Sums are taken in the same order. `scratch` has few_rows_scratch(out, in) numbers.
+/// Computes y (rows, out) = x (rows, in) W^T + bias for at most few_rows rows, as y^T = W x^T: it packs x, which is
+/// smaller than the weight (out, in). Sums are accumulated in the same order as in `gemm_block`. scratch has
+/// few_rows_scratch(out, in) elements. One thread; no allocation.
 template <class T>
 void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* weight, const T* bias, T* y,
                        Index y_stride, T* scratch) {
@@ -8245,7 +8445,7 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
   for (Index c = 0; c < out; ++c) std::fill_n(sums + c * rows, rows, bias == nullptr ? T(0) : bias[c]);
   for (Index c = 0; c < out; c += GemmTile<T>::rows) {
     const Index some = std::min(GemmTile<T>::rows, out - c);
-    fetch_ahead(Operand<T>{weight, in}, c + some, c + 2 * some, in);
+    prefetch_rows(Operand<T>{weight, in}, c + some, c + 2 * some, in);
     gemm_panels(some, Operand<T>{weight + c * in, in}, panels, {0, in}, {0, rows}, sums + c * rows, rows, true,
                 static_cast<const T*>(nullptr));
   }
@@ -8253,8 +8453,10 @@ void multiply_few_rows(Index rows, Index out, Index in, Operand<T> x, const T* w
     for (Index c = 0; c < out; ++c) y[r * y_stride + c] = sums[c * rows + r];
 }
 
-/// Every head times its matrix: y_h = x_h W^T + b, or x_h W if transposed. weight (num_blocks * out, in), bias
-/// (num_blocks * out) or null; x (rows, num_heads * in), y (rows, num_heads * out), or the other way round.
+/// Computes y_h = x_h W_h^T + b_h for every head h, or y_h = x_h W_h if transposed. weight (num_blocks * out, in), bias
+/// (num_blocks * out) or null; x (rows, num_heads * in) and y (rows, num_heads * out), or x (rows, num_heads * out) and
+/// y (rows, num_heads * in) if transposed. A task is 64 rows of a head. Takes scratch from `arena`; call it from one
+/// thread.
 template <class T>
 void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in, const T* x,
                  const T* weight, const T* bias, T* y) {
@@ -8263,7 +8465,7 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
     const Operand<T> w{weight + block * out * in, in};
     return shape.transposed ? w : w.transposed();
   };
-  if (shape.num_blocks == 1) {  // heads are rows, then
+  if (shape.num_blocks == 1) {  // with one matrix, heads are more rows
     gemm<T>(threads, arena, rows * shape.num_heads, to, from, {x, from}, matrix(0), y, to, false, bias);
     return;
   }
@@ -8284,7 +8486,8 @@ void head_linear(int threads, Arena& arena, const HeadShape& shape, Index rows, 
   });
 }
 
-/// dweight and dbias of head_linear, each added to. Null results are left out.
+/// Adds the derivatives of `head_linear` by weight and bias to dweight (num_blocks * out, in) and dbias (num_blocks *
+/// out), each of which may be null. Takes scratch from `arena`; call it from one thread.
 template <class T>
 void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& shape, Index rows, Index out, Index in,
                                  const T* dy, const T* x, T* dweight, T* dbias) {
@@ -8303,8 +8506,9 @@ void head_linear_backward_weight(int threads, Arena& arena, const HeadShape& sha
   }
 }
 
-/// Each pair of a head's channels turned by its row's angle; table (rows, width) holds cosines, then sines. `direction`
-/// -1 turns back. x and y (rows, num_heads * width) may be the same.
+/// Rotates each pair of channels (a, b) of each head to (a cos - b s, a s + b cos), s = direction * sin, by the angle
+/// of its row (Su et al. 2021); direction -1 rotates back. table (rows, width) holds width / 2 cosines, then as many
+/// sines. x and y (rows, num_heads * width) may be the same. Parallel over rows; no allocation.
 template <class T>
 void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs pairs, T direction, const T* x,
             const T* table, T* y) {
@@ -8326,7 +8530,8 @@ void rotate(int threads, Index rows, Index num_heads, Index width, RotaryPairs p
   });
 }
 
-/// y_h = [a_h, b_h] for every head; b has one head for all if `shared`.
+/// Computes y_h = [a_h, b_h] for every head h. a (rows, num_heads * a_width), b (rows, num_heads * b_width), or (rows,
+/// b_width) if `shared`, y (rows, num_heads * (a_width + b_width)). Parallel over rows; no allocation.
 template <class T>
 void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* a, const T* b,
             T* y) {
@@ -8339,6 +8544,8 @@ void concat(int threads, Index rows, Index num_heads, Index a_width, Index b_wid
       }
   });
 }
+/// Computes da and db from dy, with the shapes of `concat`. If b is `shared`, db is the sum over heads. Parallel over
+/// rows; no allocation.
 template <class T>
 void concat_backward(int threads, Index rows, Index num_heads, Index a_width, Index b_width, bool shared, const T* dy,
                      T* da, T* db) {
@@ -8652,17 +8859,19 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
+/// Returns log(exp(a) + exp(b)).
 inline double log_add(double a, double b) {
   if (a < b) std::swap(a, b);
   return b == -std::numeric_limits<double>::infinity() ? a : a + std::log1p(std::exp(b - a));
 }
 
-/// Numbers of scratch for one sequence of `frames` and `labels`.
+/// Returns the elements of scratch that `ctc` needs for a sequence.
 inline Index ctc_scratch(Index frames, Index labels) { return (frames + 2) * (2 * labels + 1); }
 
-/// CTC loss of one sequence and its derivative by the logits (Graves et al. 2006, equations 6 to 16), in logarithms and
-/// double precision. log_probs and gradient are (frames, vocab); the gradient includes that of log softmax. Where no
-/// path exists (frames < labels + adjacent equal labels) the loss is +infinity and the gradient zero.
+/// Returns the CTC loss of one sequence, in nats, and writes its derivative by the logits (Graves et al. 2006,
+/// equations 6 to 16), in logarithms and double precision. log_probs and gradient (frames, vocab); the gradient
+/// includes that of log softmax. If no path exists (frames < labels + equal neighbours among the labels), the loss is
+/// +infinity and the gradient zero. scratch has ctc_scratch(frames, labels) elements. One thread; no allocation.
 template <class T>
 double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> labels, int blank, T* gradient,
            double* scratch) {
@@ -8719,7 +8928,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Layer normalisation (Ba 2016) of each row; keeps mean and 1/std a row (rows, 2) for the derivative.
+/// Computes y = (x - mean) / sqrt(variance + eps) * weight + bias for each row of x (rows, cols) (Ba et al. 2016).
+/// weight and bias (cols). Writes mean and 1/std of each row to moments (rows, 2) unless it is null. Parallel over
+/// rows; no allocation.
 template <class T>
 void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, T eps, T* y,
                 T* moments) {
@@ -8748,8 +8959,8 @@ void layer_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
-/// Root-mean-square normalisation (Zhang and Sennrich 2019) of each row; keeps 1/rms a row (rows, 1) for the
-/// derivative.
+/// Computes y = x / sqrt(mean(x^2) + eps) * weight for each row of x (rows, cols) (Zhang and Sennrich 2019). weight
+/// (cols). Writes 1/rms of each row to inverses (rows) unless it is null. Parallel over rows; no allocation.
 template <class T>
 void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, T eps, T* y, T* inverses) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
@@ -8766,7 +8977,8 @@ void rms_norm(int threads, Index rows, Index cols, const T* x, const T* weight, 
   });
 }
 
-/// dx for every row; dweight is added to. Null results are left out.
+/// Computes dx (rows, cols) of `rms_norm`, and adds to dweight (cols); each may be null. Parallel over rows, then over
+/// columns; no allocation.
 template <class T>
 void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* inverses,
                        T* dx, T* dweight) {
@@ -8792,7 +9004,8 @@ void rms_norm_backward(int threads, Index rows, Index cols, const T* dy, const T
     });
 }
 
-/// dx for every row; then dweight and dbias, each added to. Null results are left out.
+/// Computes dx (rows, cols) of `layer_norm`, and adds to dweight and dbias (cols); each may be null. Parallel over
+/// rows, then over columns; no allocation.
 template <class T>
 void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight,
                          const T* moments, T* dx, T* dweight, T* dbias) {
@@ -8805,7 +9018,7 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
         const Batch<T> sum(sum_span<T>(
                                cols, [](auto d, auto w) { return d * w; }, g, weight) /
                            n);
-        // Padding lanes have d = w = 0, so their garbage (0 - mean) does not count.
+        // Padding lanes have d = w = 0, so (0 - mean) in them adds nothing.
         const Batch<T> dot(
             sum_span<T>(
                 cols, [&](auto d, auto w, auto a) { return d * w * (a - mean) * inverse; }, g, weight, row) /
@@ -8833,7 +9046,8 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
     });
 }
 
-/// Mean and population variance of each column of x (rows, cols).
+/// Computes mean and population variance (cols) of each column of x (rows, cols). Parallel over columns, so the order
+/// of each sum is fixed; no allocation.
 template <class T>
 void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
   constexpr Index width = 4 * lanes<T>;
@@ -8851,8 +9065,9 @@ void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T*
   });
 }
 
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias, by column (Ioffe and Szegedy 2015). `scale_shift` is 2 cols
-/// of scratch.
+/// Computes y = (x - mean) / sqrt(variance + eps) * weight + bias for each column of x (rows, cols) (Ioffe and Szegedy
+/// 2015). weight, bias, mean and variance (cols); scale_shift is scratch of 2 * cols elements. Parallel over rows; no
+/// allocation.
 template <class T>
 void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight, const T* bias, const T* mean,
                 const T* variance, T eps, T* scale_shift, T* y) {
@@ -8868,7 +9083,8 @@ void batch_norm(int threads, Index rows, Index cols, const T* x, const T* weight
   });
 }
 
-/// Derivative of batch_norm; `of_batch` says that mean and variance are those of x itself.
+/// Computes dx (rows, cols) of `batch_norm`, and adds to dweight and dbias (cols); each may be null. `of_batch` says
+/// that mean and variance are those of x, and so depend on it. Parallel over columns; no allocation.
 template <class T>
 void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const T* x, const T* weight, const T* mean,
                          const T* variance, T eps, bool of_batch, T* dx, T* dweight, T* dbias) {
@@ -8897,7 +9113,7 @@ void batch_norm_backward(int threads, Index rows, Index cols, const T* dy, const
   });
 }
 
-/// Row-wise log softmax.
+/// Computes y = x - logsumexp(x) for each row of x (rows, cols). Parallel over rows; no allocation.
 template <class T>
 void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
@@ -8907,16 +9123,17 @@ void log_softmax(int threads, Index rows, Index cols, const T* x, T* y) {
       Index c = 0;
       for (; c + lanes<T> <= cols; c += lanes<T>) best = xsimd::max(best, load(row + c));
       if (c < cols) best = xsimd::max(best, load_part(row + c, cols - c, row[0]));
-      const T most = max_lanes<T>(best);
-      const T log_sum = most + std::log(sum_span<T>(
-                                   cols, [m = Batch<T>(most)](auto a) { return exp<T>(a - m); }, row));
+      const T max = max_lanes<T>(best);
+      const T logsumexp = max + std::log(sum_span<T>(
+                                    cols, [m = Batch<T>(max)](auto a) { return exp<T>(a - m); }, row));
       map_span(
-          cols, y + r * cols, [l = Batch<T>(log_sum)](auto a) { return a - l; }, row);
+          cols, y + r * cols, [l = Batch<T>(logsumexp)](auto a) { return a - l; }, row);
     }
   });
 }
 
-/// dx = dy - softmax * sum(dy), from the result y of log_softmax.
+/// Computes dx = dy - exp(y) sum(dy) for each row, from the result y of `log_softmax`; all (rows, cols). Parallel over
+/// rows; no allocation.
 template <class T>
 void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, const T* y, T* dx) {
   parallel_blocks(threads, rows, 32, [&](Index begin, Index end) {
@@ -9199,22 +9416,22 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// Returns the rate at which pair m of `width` channels rotates with position: 10000^(-2 m / width) (Vaswani et al.
-/// 2017, section 3.5), in radians a frame.
+/// Returns the rate at which pair m of `width` channels rotates with position, 10000^(-2 m / width), in radians per
+/// frame (Vaswani et al. 2017, section 3.5).
 inline double sinusoid_rate(Index m, Index width) {
   return std::pow(10000.0, -2 * static_cast<double>(m) / static_cast<double>(width));
 }
-/// Writes the rates of all pairs of `width` channels, (width + 1) / 2 of them.
+/// Writes the rates of all pairs of `width` channels to rates ((width + 1) / 2).
 inline void sinusoid_rates(Index width, double* rates) {
   for (Index m = 0; 2 * m < width; ++m) rates[m] = sinusoid_rate(m, width);
 }
-/// Writes the rates of these pairs of `width` channels.
+/// Writes the rates of the given pairs of `width` channels to rates (pairs.size()).
 inline void sinusoid_rates(Index width, const IndexList& pairs, double* rates) {
   for (Index i = 0; i < pairs.size(); ++i) rates[i] = sinusoid_rate(pairs[i], width);
 }
 
-/// Calls write(row, position) for every row, on threads: rows of a sine and a cosine for each column take some 20 ns a
-/// column, so that a few rows are worth a task.
+/// Calls write(row, position) for every row, in parallel over rows. A task has 16 rows only, since a sine and a cosine
+/// take about 20 ns a column.
 template <class Write>
 void each_position(int threads, const RowPositions& at, Write&& write) {
   constexpr Index rows = 16;
@@ -9226,7 +9443,8 @@ void each_position(int threads, const RowPositions& at, Write&& write) {
   });
 }
 
-/// y (rows, width): sin(position * rate) in even columns, cos in odd ones, of the pair that the column belongs to.
+/// Computes y (rows, width): sin(position * rate) in even columns and cos(position * rate) in odd ones, with the rate
+/// of the column's pair. Parallel over rows; no allocation.
 template <class T>
 void sinusoids(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
   each_position(threads, at, [&](Index row, double position) {
@@ -9238,7 +9456,8 @@ void sinusoids(int threads, const RowPositions& at, Index width, const double* r
   });
 }
 
-/// y (rows, width): cos(position * rate) of each of width / 2 pairs, then their sines.
+/// Computes y (rows, width): cos(position * rate) of width / 2 pairs, then their sines. Parallel over rows; no
+/// allocation.
 template <class T>
 void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
   const Index half = width / 2;
