@@ -62,7 +62,7 @@ Index working_bytes(const EncoderConfig& c, Index n) {
                                : 2 * n * c.subsampling / w.conv_stride[0] * w.conv_dim[0];
   const Index quarter =
       w.empty() ? n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels() : 0;
-  const Index block = n * c.d_model * (10 + 2 * std::max(c.ffn_expansion, c.cgmlp_expansion));
+  const Index block = n * (10 * c.d_model + 2 * std::max(c.feed_forward_width(), c.cgmlp_expansion * c.d_model));
   const Index kept = c.over_layers(
       [&](const AttentionConfig& a) { return AnyAttention::cache_bytes(a, frames(n)) / 4 + 2 * n * c.d_model; });
   return 6 * std::max({half + quarter, block, kept});  // blocks of the arena are up to a quarter larger

@@ -6,6 +6,7 @@
 #include <laconic/io/folder.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/recognition/evaluate_streamed.hpp>
 #include <laconic/recognition/trainer.hpp>

@@ -28,8 +28,8 @@ class Features(torch.nn.Module):
         d = config["d_model"]
         self.model = Conformer(mels=config["num_mels"], channels=config["subsampling_channels"], d=d,
                                layers=config["num_layers"], heads=config["num_heads"],
-                               inner=config["ffn_expansion"] * d, kernel=config["conv_kernel"],
-                               vocab=config["vocab_size"], dropout=0.0, frames=longest)
+                               inner=config["intermediate_size"] or config["ffn_expansion"] * d,
+                               kernel=config["conv_kernel"], vocab=config["vocab_size"], dropout=0.0, frames=longest)
         self.model.load(load_file(folder / "model.safetensors"))
         if layout == "channels_last":
             self.model.subsampling.to(memory_format=torch.channels_last)

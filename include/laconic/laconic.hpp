@@ -10,6 +10,7 @@
 #include <laconic/core/hash.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>

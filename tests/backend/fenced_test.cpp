@@ -3,6 +3,7 @@
 // shows nothing else, with the bits of the context behind the fence.
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/train/adamw.hpp>

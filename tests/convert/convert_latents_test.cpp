@@ -5,6 +5,7 @@
 #include <laconic/convert/convert.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 
 using namespace laconic;
 

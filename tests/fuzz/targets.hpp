@@ -8,6 +8,7 @@
 #include <laconic/io/torch_file.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/speech/audio.hpp>

@@ -20,6 +20,7 @@ std::atomic<long> allocations{0};
 #include <laconic/backend/cpu.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 

@@ -4,6 +4,7 @@
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 
 #include "golden.hpp"
 
@@ -261,7 +262,7 @@ TEST_CASE("an average that weighs one branch with 0 does without it", "[branchfo
     auto& idle = weight == 0 ? block.branches.cgmlp.channel_proj2.bias : block.branches.attn.linear_out.bias;
     idle.host().array() += 1;
     CHECK(run() == before);
-    in_use.value(0, 3) += 1;
+    in_use.host()(0, 3) += 1;
     CHECK(run() != before);
   }
 }

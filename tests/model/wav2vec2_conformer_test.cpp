@@ -143,6 +143,24 @@ TEST_CASE("a config.json of Hugging Face is written as it was understood", "[wav
   CHECK_THROWS_WITH(hugging_face_config(latent), Catch::Matchers::Contains("mla-simple given"));
 }
 
+TEST_CASE("feed-forward layers are as wide as intermediate_size says, a multiple of hidden_size or not", "[wav2vec2]") {
+  auto json = parse_json(file().metadata().at("case0.config"), "config.json");
+  json["intermediate_size"] = 33;
+  const EncoderConfig config = wav2vec2_conformer_config(json, "config.json");
+  CHECK(config.feed_forward_width() == 33);
+  CHECK(hugging_face_config(config).at("intermediate_size") == 33);
+  const Wav2Vec2Conformer<AnyAttention> model(config, Seed(1));
+  CHECK(model.layers[0].ffn1.intermediate_dense.out() == 33);
+  CHECK(model.layers[0].ffn2.output_dense.in() == 33);
+  CHECK(model.count_parameters() == Wav2Vec2Conformer<AnyAttention>::parameter_count(config));
+  // Files of earlier versions have no intermediate_size: ffn_expansion decides.
+  auto own = to_json(config);
+  CHECK(json_value<EncoderConfig>(own, "config.json").feed_forward_width() == 33);
+  own.erase("intermediate_size");
+  own["ffn_expansion"] = 2;
+  CHECK(json_value<EncoderConfig>(own, "config.json").feed_forward_width() == 2 * config.d_model);
+}
+
 TEST_CASE("a norm over time is no norm for streams", "[wav2vec2][errors]") {
   EncoderConfig chunked = config_of("case2");
   chunked.convolution = ConvolutionContext::causal;
@@ -164,7 +182,8 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
   refused("model_type", "wav2vec2", "'model_type' is 'wav2vec2'");
   refused("position_embeddings_type", nullptr, "'position_embeddings_type'");
   refused("hidden_act", "gelu_new", "'hidden_act'");
-  refused("intermediate_size", 33, "intermediate_size");
+  refused("intermediate_size", 0, "'intermediate_size' is 0, at least 1 expected");
+  refused("intermediate_size", (1 << 22) + 1, "intermediate_size 4194305 given, 0 to 4194304 expected");
   refused("rotary_embedding_base", 500, "rotary_embedding_base");
   refused("add_adapter", true, "add_adapter");
   refused("conv_stride", nlohmann::json{5, 2}, "conv_stride");

@@ -4,6 +4,7 @@
 #include <laconic/attention/any.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
 #include <laconic/recognition/evaluate_streamed.hpp>
 #include <laconic/recognition/feature_stream.hpp>
 #include <laconic/recognition/trainer.hpp>

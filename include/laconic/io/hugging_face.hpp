@@ -53,8 +53,7 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   const auto base = detail::hugging_face_member<double>(config, "rotary_embedding_base", where, 10000);
   require(base == 10000, where, ": 'rotary_embedding_base' is ", base, ", 10000 expected");
   const Index hidden = number("hidden_size", 768), intermediate = number("intermediate_size", 3072);
-  require(hidden > 0 && intermediate > 0 && intermediate % hidden == 0, where, ": 'intermediate_size' is ",
-          intermediate, ", a multiple of 'hidden_size' ", hidden, " expected");
+  require(intermediate > 0, where, ": 'intermediate_size' is ", intermediate, ", at least 1 expected");
 
   EncoderConfig out;
   out.num_mels = 1;
@@ -67,7 +66,7 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
       detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
   out.hidden_act = detail::hugging_face_activation(config, "hidden_act", where);
   out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_eps", where, 1e-5);
-  out.ffn_expansion = intermediate / hidden;
+  out.intermediate_size = intermediate;
   out.conv_kernel = number("conv_depthwise_kernel_size", 31);
   out.dropout = detail::hugging_face_member(config, "hidden_dropout", where, 0.1);
   WaveformConfig& w = out.waveform;
@@ -99,7 +98,7 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
           {"hidden_size", c.d_model},
           {"num_hidden_layers", c.num_layers},
           {"num_attention_heads", c.num_heads},
-          {"intermediate_size", c.ffn_expansion * c.d_model},
+          {"intermediate_size", c.feed_forward_width()},
           {"hidden_act", activation(c.hidden_act)},
           {"position_embeddings_type", to_name(c.position_embeddings_type)},
           {"rotary_embedding_base", 10000},

@@ -28,7 +28,8 @@
 //     }
 //   };
 // Members are bool, integers, floating point, std::string, enumerations with names (core/enum.hpp), std::vector of
-// these, IndexList, or further configuration structs.
+// these, IndexList, or further configuration structs. Reading throws where a member is missing, unless the struct says
+// `static constexpr bool may_lack(std::string_view name)` and returns true for it: files of earlier versions load.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -237,12 +238,15 @@ T read_config(const nlohmann::json& value, const JsonPlace& place) {
   std::unordered_set<std::string_view> known;
   std::string names;
   T::fields(out, [&](std::string_view name, auto& member) {
-    const auto found = value.find(name);
-    require(found != value.end(), place.where, ": ", in_quotes(place.member(name).path), " is missing");
-    member = read_value<std::remove_reference_t<decltype(member)>>(*found, place.member(name));
     known.insert(name);
     names += names.empty() ? "" : ", ";
     names += name;
+    const auto found = value.find(name);
+    if constexpr (requires { T::may_lack(name); }) {
+      if (found == value.end() && T::may_lack(name)) return;
+    }
+    require(found != value.end(), place.where, ": ", in_quotes(place.member(name).path), " is missing");
+    member = read_value<std::remove_reference_t<decltype(member)>>(*found, place.member(name));
   });
   for (const auto& [key, unused] : value.items())
     require(known.contains(key), place.where, ": unknown key ", in_quotes(place.member(key).path), " (known: ", names,

@@ -7,8 +7,9 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
-/// batch norm, activation (there SiLU), pointwise, dropout.
+/// Computes the Conformer's convolution module (Gulati et al. 2020, section 2.2), (rows, d_model) to (rows, d_model):
+/// layer norm, pointwise convolution, GLU, depthwise convolution, batch norm, activation (SiLU in the paper), pointwise
+/// convolution, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
@@ -48,8 +49,9 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
   double dropout_;
 };
 
-/// One block (Gulati et al. 2020, equation 1): half a feed-forward, attention, convolution, half a feed-forward, norm.
-/// Parameter names and layout are those of the Hugging Face Conformer.
+/// Computes one Conformer block (Gulati et al. 2020, equation 1), (rows, d_model) to (rows, d_model): half a
+/// feed-forward, attention, convolution, half a feed-forward, norm. Parameter names and layout are those of the Hugging
+/// Face Conformer.
 template <class AttentionPolicy, class T>
 class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
  public:
@@ -57,18 +59,20 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
 
   ConformerBlock(const EncoderConfig& c, Seed seed)
       : ffn1_layer_norm(c.d_model),
-        ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"),
+        ffn1(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "ffn1"),
         self_attn_layer_norm(c.d_model),
         self_attn(c.attention_config(), c.dropout, seed / "self_attn"),
         conv_module(c, seed / "conv_module"),
         ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"),
+        ffn2(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "ffn2"),
         final_layer_norm(c.d_model),
         dropout_(c.dropout) {}
 
+  /// Returns the self-attention.
   auto& attention() { return self_attn; }
   const auto& attention() const { return self_attn; }
 
+  /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
     State(Context& context, const ConformerBlock& block, const StateShape& shape)
@@ -128,26 +132,30 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
   double dropout_;
 };
 
+/// Describes Conformer blocks behind convolutional subsampling, for `Encoder`.
 struct ConformerKind : FeatureFront {
   template <class AttentionPolicy, class T>
   using Block = ConformerBlock<AttentionPolicy, T>;
-  static constexpr const char* attention_name = "self_attn";
+  static constexpr const char* attention_name = "self_attn";  ///< prefix of the attention's parameters in a block
 
+  /// Returns the trained parameters of a block without its attention.
   static constexpr Index parameter_count(const EncoderConfig& c) {
-    const Index d = c.d_model, hidden = c.ffn_expansion * d;
+    const Index d = c.d_model, hidden = c.feed_forward_width();
     return 5 * 2 * d + 2 * (2 * d * hidden + hidden + d) + 3 * d * d + c.conv_kernel * d + 2 * d;
   }
+  /// Returns the floating-point operations of a block without its attention.
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     const Index d = c.d_model;
-    return 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 3 * d * d + c.conv_kernel * d);
+    return 2 * frames * (2 * 2 * c.feed_forward_width() * d + 3 * d * d + c.conv_kernel * d);
   }
+  /// Throws Error for centred convolutions.
   static constexpr void require_streamable(const EncoderConfig& c) {
     require(c.convolution != ConvolutionContext::centred,
             "conformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 
-/// A Conformer encoder (Gulati et al. 2020) with convolutional subsampling and a CTC head.
+/// Encodes log-mel features by a Conformer (Gulati et al. 2020) with convolutional subsampling and a CTC head.
 template <class AttentionPolicy, class T = float>
 using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/context_check.hpp>
 #include <laconic/model/encoder_config.hpp>
+#include <laconic/model/stack.hpp>
 #include <laconic/nn/norm.hpp>
 #include <laconic/nn/subsampling.hpp>
 
@@ -12,36 +13,41 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
+/// Holds unnormalised log probabilities of packed sequences.
 template <class Tensor>
 struct Logits {
-  Tensor rows;
-  Sequences sequences;
+  Tensor rows;          ///< (rows, vocab_size)
+  Sequences sequences;  ///< the rows of each sequence
 };
 
-/// What encoders of log-mel features have before their blocks; a base of their kinds.
+/// Describes what lies before the blocks of an encoder of log-mel features. The kinds of such encoders derive from it.
 struct FeatureFront {
+  /// Returns the convolutional subsampling. Throws Error where the configuration has convolutions over samples.
   template <class T>
   static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
     require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
     return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
   }
+  /// Returns the trained parameters before the blocks.
   static constexpr Index front_parameters(const EncoderConfig& c) {
     return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
   }
+  /// Returns the floating-point operations before the blocks, for `frames` encoder frames.
   static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
     return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
   }
-  /// Frames of so many rows.
+  /// Returns the encoder frames that `rows` rows of features give.
   static constexpr Index out_length(const EncoderConfig& c, Index rows) {
     return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
   }
-  static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
+  static constexpr const char* front_name = "subsampling";  ///< prefix of the parameters before the blocks
+  static constexpr const char* layers_name = "layers";      ///< prefix of the blocks' parameters
+  static constexpr const char* norm_name = "layer_norm";    ///< prefix of the parameters of the norm after the blocks
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`,
-/// `EBranchformer` and `Wav2Vec2Conformer` are this with their blocks. A kind has
-///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
+/// Encodes speech for CTC: convolutional subsampling, a stack of blocks with a norm, and a linear head. `Conformer`,
+/// `Branchformer`, `EBranchformer` and `Wav2Vec2Conformer` are encoders of their kinds of blocks. A kind has
+///   Block<AttentionPolicy, T>, a Module constructed from (config, seed): see Stack
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
 ///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
@@ -49,20 +55,25 @@ struct FeatureFront {
 ///     Conformer<Mha<8>> model(config, Seed(1));
 ///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
 ///
-/// Construction allocates and throws `Error` where the numbers do not fit; the forward pass takes memory from the
-/// context's arena only. A sequence too short for the subsampling gives no rows.
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only. A sequence too short for the subsampling gives no rows.
 template <class Kind, class AttentionPolicy, class T = float>
-class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
- public:
-  using Scalar = T;
-  using Policy = AttentionPolicy;
-  using Config = EncoderConfig;
-  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
-  using Block = typename Kind::template Block<AttentionPolicy, T>;
+class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
+                public Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>> {
+  using Blocks = Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>>;
 
+ public:
+  using Scalar = T;                ///< the type of its parameters
+  using Policy = AttentionPolicy;  ///< the attention of its blocks
+  using Config = EncoderConfig;    ///< what it is constructed from
+  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
+  using Blocks::layers, Blocks::layer_norm;
+  using typename Blocks::Block;
+
+  /// Makes an encoder with random parameters. Allocates. Throws Error for sizes that do not fit.
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(Kind::template front<T>(config.checked(), seed)),
-        layer_norm(config.d_model, config.layer_norm_eps),
+      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
+        subsampling(Kind::template front<T>(config, seed)),
         lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
         config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
@@ -79,14 +90,14 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
             config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
   }
 
-  /// With every number said, also those that came from the type.
+  /// Returns the configuration with every size resolved, also those that came from the type.
   const EncoderConfig& config() const { return config_; }
-  /// Throws where a block sees what a stream cannot have.
+  /// Throws Error where a block sees what a stream cannot have.
   void require_streamable() const { Kind::require_streamable(config_); }
 
-  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen
-  /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
-  /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
+  /// Returns the logits of features (rows, num_mels): a Matrix, which must outlive the tape if there is one, any other
+  /// Eigen expression, or a tensor of the context. `mask` says what encoder frames see. The output of each block,
+  /// (rows, d_model), is appended to `outputs` where that is given.
   template <class Context, class Features>
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
@@ -97,6 +108,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
+  /// Returns the logits of features under the configuration's mask.
   template <class Context, class Features>
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
@@ -108,77 +120,54 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     static_assert(detail::is_context_of<Context, T>());
   }
 
-  /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm.
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences, const Mask& mask) const {
     return encode(context, std::move(x), Pass<Tensor>{sequences, mask}, nullptr);
   }
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm, under the configuration's mask.
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
     return encode(context, std::move(x), sequences, config_.mask());
   }
-  /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm. With a pointer to a state, x holds whole
+  /// chunks that follow what the state holds, or the last rows of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     static_assert(detail::is_context_of<Context, T>());
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
             pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();
-    const auto& attention = layers.front().attention();
-    x = attention.enter(context, std::move(x), pass);
-    pass.table = attention.table(context, pass);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if constexpr (has_state<S>)
-        x = layers[i](context, std::move(x), pass, &state->layers[i]);
-      else
-        x = whole_block(context, layers[i], std::move(x), pass);
-      if (pass.outputs != nullptr) pass.outputs->push_back(x);
-    }
-    return layer_norm(context, x);
+    return this->run(context, std::move(x), std::move(pass), state);
   }
 
-  /// What streams keep, layer by layer.
+  /// Holds what streams keep, block by block. Takes memory at construction only.
   template <class Context>
-  struct State {
-    State(Context& context, const Encoder& model, const StateShape& shape) {
-      model.require_streamable();
-      layers.reserve(model.layers.size());
-      for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
-    }
-    void clear(Context& context, Index slot) {
-      for (auto& layer : layers) layer.clear(context, slot);
-    }
-    void fill_zeros(Context& context, Index slot) {
-      for (auto& layer : layers) layer.fill_zeros(context, slot);
-    }
-    /// Of attention, all slots; and of the convolutions.
-    Index attention_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
-      return sum;
-    }
-    Index convolution_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.convolution_bytes();
-      return sum;
-    }
+  struct State : Blocks::template State<Context> {
+    /// Makes states for `shape.slots` streams. Allocates. Throws Error where a block sees what a stream cannot have.
+    State(Context& context, const Encoder& model, const StateShape& shape)
+        : Blocks::template State<Context>(context, streamable(model), shape) {}
 
-    std::vector<typename Block::template State<Context>> layers;
+   private:
+    static const Encoder& streamable(const Encoder& model) {
+      model.require_streamable();
+      return model;
+    }
   };
 
-  /// Bytes of key-value cache for this many encoder frames, all layers.
+  /// Returns the bytes of key-value cache for `n` encoder frames, all layers.
   static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
     return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 
-  /// Frames that so many rows of features give.
+  /// Returns the encoder frames that `rows` rows of features give.
   static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
 
-  /// Trained numbers before the blocks.
+  /// Returns the trained parameters before the blocks.
   static constexpr Index front_parameter_count(const EncoderConfig& config) {
     return Kind::front_parameters(config.checked());
   }
-  /// Trained numbers of the whole model.
+  /// Returns the trained parameters of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
     return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
@@ -186,8 +175,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
            (c.d_model + 1) * c.vocab_size;
   }
 
-  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so
-  /// many encoder frames.
+  /// Returns the floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one
+  /// utterance of `n` encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
     return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
@@ -195,6 +184,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
            2 * n.count * c.d_model * c.vocab_size;
   }
 
+  /// Visits the parts with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit(Kind::front_name, self.subsampling);
     visit(Kind::layers_name, self.layers);
@@ -207,24 +197,10 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
-  Subsampling subsampling;
-  std::vector<Block> layers;
-  LayerNorm<T> layer_norm;
-  Linear<T> lm_head;
+  Subsampling subsampling;  ///< what lies before the blocks
+  Linear<T> lm_head;        ///< from d_model to vocab_size
 
  private:
-  /// A block over whole sequences.
-  template <class Context, class Tensor>
-  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
-    if constexpr (requires { context.recompute_blocks; })
-      if (context.recompute_blocks)
-        return context.recompute(
-            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
-              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
-            });
-    return block(context, std::move(x), pass, nullptr);
-  }
-
   EncoderConfig config_;
 };
 

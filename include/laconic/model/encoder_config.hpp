@@ -3,13 +3,22 @@
 
 #include <laconic/attention/attention.hpp>
 #include <laconic/core/index_list.hpp>
+#include <laconic/model/waveform_config.hpp>
 #include <laconic/nn/depthwise_conv.hpp>
+
+#include <string_view>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The encoders by name, for files and command lines.
-enum class EncoderName { conformer, branchformer, e_branchformer, wav2vec2_conformer };
+/// Names the encoders, for files and command lines.
+enum class EncoderName {
+  conformer,          ///< `Conformer`
+  branchformer,       ///< `Branchformer`
+  e_branchformer,     ///< `EBranchformer`
+  wav2vec2_conformer  ///< `Wav2Vec2Conformer`
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(EncoderName) {
   return std::to_array<EnumName<EncoderName>>({{EncoderName::conformer, "conformer"},
                                                {EncoderName::branchformer, "branchformer"},
@@ -17,92 +26,55 @@ constexpr auto enum_names(EncoderName) {
                                                {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
 }
 
-/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a
-/// linear layer; as an average of fixed weights; or of weights that each utterance decides.
-enum class BranchMerge { concat, fixed_average, learned_average };
+/// Names the ways in which a Branchformer merges attention and cgMLP (Peng et al. 2022, section 3.4).
+enum class BranchMerge {
+  concat,          ///< concatenates the channels before a linear layer
+  fixed_average,   ///< averages with fixed weights
+  learned_average  ///< averages with weights that are computed from each utterance
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(BranchMerge) {
   return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
                                                {BranchMerge::fixed_average, "fixed-average"},
                                                {BranchMerge::learned_average, "learned-average"}});
 }
 
-/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the
-/// first alone.
-enum class WaveformNorm { layer, group };
-constexpr auto enum_names(WaveformNorm) {
-  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
-}
-
-/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are
-/// Hugging Face's.
-struct WaveformConfig {
-  IndexList conv_dim{}, conv_kernel{},
-      conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
-  bool conv_bias = false;
-  WaveformNorm feat_extract_norm = WaveformNorm::layer;
-  Activation feat_extract_activation = Activation::gelu;
-
-  constexpr bool empty() const { return conv_dim.size() == 0; }
-  constexpr Conv1dShape layer(Index i) const {
-    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
-  }
-  /// Samples for each frame that comes out (0 where the strides are absurd), and those that the first one needs.
-  constexpr Index stride() const {
-    Index out = 1;
-    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
-    return out;
-  }
-  constexpr Index window() const {
-    Index out = 1;
-    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
-    return out;
-  }
-
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("conv_dim", self.conv_dim);
-    visit("conv_kernel", self.conv_kernel);
-    visit("conv_stride", self.conv_stride);
-    visit("conv_bias", self.conv_bias);
-    visit("feat_extract_norm", self.feat_extract_norm);
-    visit("feat_extract_activation", self.feat_extract_activation);
-  }
-};
-
-/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention
-/// may be left 0 where its type says them.
+/// Holds all sizes of an encoder with a CTC head. Those of the attention may stay 0 where its type gives them.
 struct EncoderConfig {
-  Index num_mels = 80;  ///< 1 where the encoder takes samples
-  Index d_model = 256;
-  Index num_layers = 12;
-  Index vocab_size = 29;
-  AttentionName attention = AttentionName::by_type;
-  Index num_heads = 0;
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;
-  IndexList kv_lora_ranks{},
-      v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
-  Index q_lora_rank = 0;
-  Index qk_rope_head_dim = 0;
-  IndexList rope_pairs{};  ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of
-                           ///< its own width
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
-  Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
-  double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
-  Index ffn_expansion = 4;                   ///< width of the feed-forward modules over d_model (not in a Branchformer)
-  Index conv_kernel = 31;                    ///< frames, odd: of the convolution module, or in the cgMLP
-  Index cgmlp_expansion = 6;                 ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
-  BranchMerge merge = BranchMerge::concat;   ///< of a Branchformer
-  double cgmlp_weight = 0.5;                 ///< of the cgMLP in a fixed average
-  Index merge_kernel = 3;                    ///< frames, odd: of an E-Branchformer's merge
-  Index subsampling = 4;                     ///< 2 or 4; the product of the strides where the encoder takes samples
-  Index subsampling_channels = 0;            ///< 0: d_model
-  double dropout = 0.1;
-  ConvolutionContext convolution = ConvolutionContext::centred;
+  Index num_mels = 80;                               ///< mel bins of the features; 1 where the encoder takes samples
+  Index d_model = 256;                               ///< channels of encoder frames
+  Index num_layers = 12;                             ///< blocks
+  Index vocab_size = 29;                             ///< tokens, the CTC blank included
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  IndexList kv_lora_ranks{};                         ///< kv_lora_rank of each layer; empty: kv_lora_rank
+  IndexList v_lora_ranks{};    ///< v_lora_rank of each layer; empty: kv_lora_ranks, or v_lora_rank without these
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+  IndexList rope_pairs{};      ///< pairs whose rates the decoupled rotary key uses: see AttentionConfig
+  /// The position by name, where the attention leaves it open.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
+  Activation hidden_act = Activation::silu;  ///< activation in feed-forward and convolution modules
+  double layer_norm_eps = 1e-5;  ///< epsilon of the norms before and after the blocks; in the blocks it is 1e-5
+  Index ffn_expansion = 4;       ///< width of the feed-forward modules over d_model (none in a Branchformer)
+  Index intermediate_size = 0;   ///< width of the feed-forward modules; 0: ffn_expansion * d_model
+  Index conv_kernel = 31;        ///< frames, odd: kernel of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;     ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;  ///< how a Branchformer merges its branches
+  double cgmlp_weight = 0.5;                ///< weight of the cgMLP in a fixed average
+  Index merge_kernel = 3;                   ///< frames, odd: kernel of an E-Branchformer's merge
+  Index subsampling = 4;           ///< rows of features an encoder frame, 2 or 4; of samples, the product of strides
+  Index subsampling_channels = 0;  ///< channels of the subsampling's convolutions; 0: d_model
+  double dropout = 0.1;            ///< probability of dropout in training
+  ConvolutionContext convolution = ConvolutionContext::centred;  ///< what convolutions over time see
   Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
   Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
-  WaveformConfig waveform{};  ///< empty where the encoder takes features
+  WaveformConfig waveform{};  ///< convolutions over samples; empty where the encoder takes features
 
+  /// Returns the sizes of the attention, with the ranks that all layers share.
   constexpr AttentionConfig attention_config() const {
     return {.d_model = d_model,
             .num_heads = num_heads,
@@ -115,7 +87,7 @@ struct EncoderConfig {
             .attention = attention,
             .position_embeddings_type = position_embeddings_type};
   }
-  /// With the ranks of one layer.
+  /// Returns this configuration with the ranks of layer i.
   constexpr EncoderConfig for_layer(Index i) const {
     EncoderConfig out = *this;
     if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
@@ -123,7 +95,7 @@ struct EncoderConfig {
       out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
     return out;
   }
-  /// The sum of count(attention_config) over the layers.
+  /// Returns the sum of count(attention_config) over the layers.
   template <class Count>
   constexpr Index over_layers(Count&& count) const {
     if (kv_lora_ranks.size() == 0 && v_lora_ranks.size() == 0) return num_layers * count(attention_config());
@@ -131,12 +103,21 @@ struct EncoderConfig {
     for (Index i = 0; i < num_layers; ++i) sum += count(for_layer(i).attention_config());
     return sum;
   }
-  /// What every frame sees, as the model is meant to be used.
+  /// Returns the mask that `chunk` and `left_context` describe.
   constexpr Mask mask() const {
     return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
   }
+  /// Returns the channels of the subsampling's convolutions.
   constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
 
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const {
+    return intermediate_size > 0 ? intermediate_size : ffn_expansion * d_model;
+  }
+
+  /// Returns whether files of earlier versions lack this member, which then has its default.
+  static constexpr bool may_lack(std::string_view name) { return name == "intermediate_size"; }
+  /// Visits each member with its name, for files and command lines.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("num_mels", self.num_mels);
     visit("d_model", self.d_model);
@@ -156,6 +137,7 @@ struct EncoderConfig {
     visit("hidden_act", self.hidden_act);
     visit("layer_norm_eps", self.layer_norm_eps);
     visit("ffn_expansion", self.ffn_expansion);
+    visit("intermediate_size", self.intermediate_size);
     visit("conv_kernel", self.conv_kernel);
     visit("cgmlp_expansion", self.cgmlp_expansion);
     visit("merge", self.merge);
@@ -170,12 +152,11 @@ struct EncoderConfig {
     visit("waveform", self.waveform);
   }
 
-  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products
-  /// small.
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
   constexpr const EncoderConfig& checked() const {
-    const auto within = [](Index value, Index least, Index most, const char* name) {
-      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most,
-              " expected");
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "encoder: ", name, ' ', value, " given, ", min, " to ", max, " expected");
     };
     within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
     within(d_model, 1, 1 << 16, "d_model");
@@ -188,6 +169,7 @@ struct EncoderConfig {
     within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
     within(conv_kernel, 1, 1 << 12, "conv_kernel");
     within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");
     within(merge_kernel, 1, 1 << 12, "merge_kernel");
