@@ -193,7 +193,7 @@ TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was 
   for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})
     for (const int threads : {1, 3}) {
       Cpu<T> cpu(threads);
-      const auto packed = cpu.pack_table(cpu.input(table), heads);
+      const auto packed = cpu.prepare_table(cpu.input(table), heads);
       typename Cpu<T>::Cache keys(3, kept, kv_heads * key_width, storage),
           values(3, kept, kv_heads * value_width, storage);
       const std::array<Index, 3> every{0, 1, 2};
@@ -228,7 +228,7 @@ TEMPLATE_TEST_CASE("rows are read where caches hold them, and a table as it was 
       }
     }
   Cpu<T> cpu(1);
-  CHECK_THROWS_WITH(cpu.pack_table(cpu.input(table), 3), "pack_table: 80 channels given for 3 heads");
+  CHECK_THROWS_WITH(cpu.prepare_table(cpu.input(table), 3), "prepare_table: 80 channels given for 3 heads");
 }
 
 TEST_CASE("great scores give no infinities", "[attention]") {

@@ -15,16 +15,18 @@ class AnyAttentionLayer;
 
 namespace detail {
 
-/// A policy and the names that mean it, where keys are to be turned by rotary positions before their projection or not.
+/// Pairs a policy with the names that mean it, for rotary positions before the projections or for none.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
-  using Policy = Policy_;
+  using Policy = Policy_;  ///< the policy
+  /// Returns whether the configuration names it.
   static constexpr bool is(const AttentionConfig& c) {
     return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
            ((c.attention == Names) || ...);
   }
 };
 
+/// Lists named policies, of which `visit` calls back with the first that the configuration names.
 template <class First, class... Rest>
 struct NamedPolicies {
   template <class T>
@@ -44,13 +46,15 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with
-/// relative positions but where an attention has others of its own (rotary for a decoupled latent, none for linear
-/// attention), or where the configuration says rotary: full, grouped and split then.
+/// Takes the attention that the configuration names, as `dyn` takes sizes: one compiled model then serves them all.
+/// Positions are relative, except where an attention has its own (rotary for a decoupled latent, none for linear
+/// attention) and where the configuration says rotary, with which full, grouped and split attention go.
 struct AnyAttention {
+  /// The layer that computes it in numbers of type T.
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
+  /// The policies that a configuration can name.
   using Policies = detail::NamedPolicies<
       detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
       detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
@@ -63,24 +67,25 @@ struct AnyAttention {
       detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
       detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
-  /// f(std::type_identity<Policy>()) for the policy that is named.
+  /// Returns f(std::type_identity<Policy>()) for the policy that is named. Throws Error where none is.
   template <class F>
   static constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
     return Policies::visit(config, std::forward<F>(f));
   }
 
-  /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
+  /// Returns the configuration with the key-value heads that the name means. Throws Error where the configuration
+  /// contradicts the name, or lacks a size.
   static constexpr AttentionConfig named(AttentionConfig config) {
     using enum AttentionName;
-    const Index asked = config.num_kv_heads;
+    const Index given = config.num_kv_heads;
     const auto name = to_name(config.attention);
     const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
     if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ",
+      require(given == 0 || given == config.num_kv_heads, "num_kv_heads: ", given, " given, but ", name, " has ",
               config.num_kv_heads, " here");
     }
-    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
+    require(config.attention != gqa || given > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
             config.num_heads);
     const bool has_latent = config.attention == mla || config.attention == mla_simple ||
                             config.attention == mla_split || config.attention == mla_head ||
@@ -90,39 +95,48 @@ struct AnyAttention {
     return config;
   }
 
+  /// Returns all sizes. Throws Error where they do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
+  /// Returns the bytes that one layer caches for `n` frames: see AttentionCost.
   static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     return with_policy(config,
                        [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
+  /// Returns the trained parameters of one layer.
   static constexpr Index parameter_count(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
   }
+  /// Returns the floating-point operations of one layer over a sequence of `n` frames: see AttentionCost.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
   }
 };
 
-/// One of the attention layers, behind the face that all have.
+/// Holds the attention layer of the policy that the configuration names, and forwards to it.
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
+  /// One of the layers.
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 
+  /// Makes the layer that the configuration names. Allocates. Throws Error where the sizes do not fit.
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
           return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
         })) {}
 
+  /// Returns all sizes.
   const AttentionDims& dims() const {
     return std::visit([](const auto& l) -> const AttentionDims& { return l.dims(); }, layer);
   }
+  /// Returns whether a stream's state grows with the frames that it keeps.
   bool keeps_frames() const {
     return std::visit([](const auto& l) { return l.keeps_frames(); }, layer);
   }
 
+  /// Holds what streams keep of earlier frames. Takes memory at construction only.
   template <class Context>
   class State {
     template <class>
@@ -133,24 +147,30 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
     };
 
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
         : state_(std::visit(
               [&]<class L>(const L& l) {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
               },
               any.layer)) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       std::visit([&](auto& s) { s.clear(context, slot); }, state_);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) {
       std::visit([&](auto& s) { s.fill_zeros(context, slot); }, state_);
     }
+    /// Makes slot `to` hold what slot `from` holds.
     void fork(Context& context, Index from, Index to) {
       std::visit([&](auto& s) { s.fork(context, from, to); }, state_);
     }
+    /// Returns the bytes that the caches hold, all slots.
     Index cache_bytes() const {
       return std::visit([](const auto& s) { return s.cache_bytes(); }, state_);
     }
+    /// Returns the state of a layer of type L.
     template <class L>
     auto* of(const L&) {
       return &std::get<typename L::template State<Context>>(state_);
@@ -161,14 +181,17 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
     States state_;
   };
 
+  /// Returns the rows as the position policy changes them once, before the first layer.
   template <class Context, class Tensor>
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return std::visit([&](const auto& l) { return l.enter(context, std::move(x), pass); }, layer);
   }
+  /// Returns the table of positions that all layers share, or an empty tensor.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
     return std::visit([&](const auto& l) { return l.table(context, pass); }, layer);
   }
+  /// Returns the self-attention of x (rows, d_model): see AttentionLayer.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     return std::visit(
@@ -180,15 +203,17 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
         },
         layer);
   }
+  /// Returns the first weight that the layer's unchanged input is multiplied by.
   const Parameter<T>& input_weight() const {
     return std::visit([](const auto& l) -> const Parameter<T>& { return l.input_weight(); }, layer);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     std::visit([&](auto& l) { std::remove_cvref_t<decltype(l)>::each_parameter(l, visit); }, self.layer);
   }
 
-  Variant layer;
+  Variant layer;  ///< the layer
 };
 
 }  // namespace LACONIC_ABI

@@ -68,13 +68,16 @@ struct AttentionConfig {
 
 /// Holds all sizes of one attention, resolved from type and configuration. Sizes that a policy does not have are 0.
 struct AttentionDims {
-  Index d_model;       ///< channels of the layer's input and output
-  Index num_heads;     ///< query heads, H
-  Index num_kv_heads;  ///< key-value heads, G
-  Index head_dim;      ///< channels of a head
-  bool bias;           ///< whether the projections have biases
-  Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;  ///< as in AttentionConfig
-  IndexList rope_pairs{};                                                          ///< as in AttentionConfig
+  Index d_model;               ///< channels of the layer's input and output
+  Index num_heads;             ///< query heads, H
+  Index num_kv_heads;          ///< key-value heads, G
+  Index head_dim;              ///< channels of a head
+  bool bias;                   ///< whether the projections have biases
+  Index kv_lora_rank = 0;      ///< as in AttentionConfig
+  Index v_lora_rank = 0;       ///< as in AttentionConfig
+  Index q_lora_rank = 0;       ///< as in AttentionConfig
+  Index qk_rope_head_dim = 0;  ///< as in AttentionConfig
+  IndexList rope_pairs{};      ///< as in AttentionConfig
 
   /// Returns the channels of all query heads together.
   constexpr Index q_dim() const { return num_heads * head_dim; }

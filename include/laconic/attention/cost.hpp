@@ -59,7 +59,9 @@ struct AttentionCost {
 
   /// Counts what is to be attended.
   struct Work {
-    Index q_rows, kv_rows, pairs;  ///< rows of queries, rows of keys, and pairs of both that the mask shows
+    Index q_rows;   ///< rows of queries
+    Index kv_rows;  ///< rows of keys
+    Index pairs;    ///< pairs of query and key that the mask shows
   };
   /// Returns the operations after the projections of x on the expanded path. The term of position, which is the same on
   /// both paths, is left out.

@@ -24,7 +24,8 @@ struct Heads {
   static_assert(G == dyn || G > 0, "laconic: the number of key-value heads must be positive, or `dyn`");
   static_assert(H == dyn || G == dyn || H % (G > 0 ? G : 1) == 0,
                 "laconic: the number of key-value heads must divide the number of query heads");
-  static constexpr Index num_heads = H, num_kv_heads = G;  ///< `dyn` where the configuration decides
+  static constexpr Index num_heads = H;     ///< query heads, or `dyn`
+  static constexpr Index num_kv_heads = G;  ///< key-value heads, or `dyn`
 };
 
 }  // namespace LACONIC_ABI

@@ -23,13 +23,16 @@ struct CachePart {
 /// Holds keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
 template <class Tensor>
 struct KeysAndValues {
-  Tensor k, v;  ///< keys and values
+  Tensor k;  ///< keys
+  Tensor v;  ///< values
 };
 
 /// Holds the shape of attention over latents: "keys" and "values" after the up-projections were absorbed into queries
 /// and output.
 struct AbsorbedShape {
-  Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
+  Index num_kv_heads;  ///< heads of the latents
+  Index key_width;     ///< channels of a head's keys
+  Index value_width;   ///< channels of a head's values
 };
 
 namespace detail {
@@ -90,44 +93,56 @@ constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
 /// Caches keys and values themselves: K = x W_K^T + b_K, V = x W_V^T + b_V.
 struct FullRank {
-  static constexpr bool is_latent = false, one_input = false;
-  static constexpr Index num_parts = 2;
-  static constexpr std::optional<Index> rotary_part = 0;
+  static constexpr bool is_latent = false;                ///< there is no absorbed path
+  static constexpr bool one_input = false;                ///< keys and values may have different inputs
+  static constexpr Index num_parts = 2;                   ///< matrices in the cache
+  static constexpr std::optional<Index> rotary_part = 0;  ///< the keys
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_dim()}, {d.kv_dim()}}}; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + d.bias); }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims&) { return 0; }
 
   /// Projects the input to keys and values. Allocates its parameters at construction only.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : linear_k(d.d_model, d.kv_dim(), seed / "linear_k", bias_if(d.bias)),
           linear_v(d.d_model, d.kv_dim(), seed / "linear_v", bias_if(d.bias)) {}
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
       return {linear_k(context, key_input), linear_v(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 2>& memory) const {
       return {memory[0], memory[1]};
     }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_k", self.linear_k);
       visit("linear_v", self.linear_v);
     }
 
-    Linear<T> linear_k, linear_v;
+    Linear<T> linear_k;  ///< from d_model to the keys of all heads
+    Linear<T> linear_v;  ///< from d_model to the values of all heads
   };
 };
 

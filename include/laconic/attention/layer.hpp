@@ -14,27 +14,32 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
-/// Face Conformer, and DeepSeek's where that has none.
+/// Computes the attention of packed rows that the policy describes, (rows, d_model) to (rows, d_model). Parameter names
+/// are those of the Hugging Face Conformer, and DeepSeek's where that has none. Construction allocates, and throws
+/// Error where the sizes do not fit; calls take memory from the context's pool only.
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
-  using Policy = Policy_;
-  using KeyValue = typename Policy::KeyValue;
-  using Position = typename Policy::Position;
-  static constexpr bool is_linear = Policy::Score::is_linear;
+  using Policy = Policy_;                                      ///< the `Attention` that it computes
+  using KeyValue = typename Policy::KeyValue;                  ///< its key-value policy
+  using Position = typename Policy::Position;                  ///< its position policy
+  static constexpr bool is_linear = Policy::Score::is_linear;  ///< whether the past is a state of fixed size
 
+  /// Makes a layer with random parameters; `dropout` is that of probabilities in training. Allocates. Throws Error
+  /// where type and configuration contradict each other.
   AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
+  /// Returns all sizes.
   const AttentionDims& dims() const { return dims_; }
-  /// Whether a stream's state grows with the frames that it keeps.
+  /// Returns whether a stream's state grows with the frames that it keeps.
   static constexpr bool keeps_frames() { return !is_linear; }
 
-  /// What a stream keeps of earlier frames, for many streams. Takes memory at construction only.
+  /// Holds what streams keep of earlier frames. Takes memory at construction only.
   template <class Context>
   class State {
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const AttentionLayer& layer, const StateShape& shape)
         : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
@@ -62,7 +67,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     void fork(Context& context, Index from, Index to) {
       for (auto& cache : caches_) context.fork(cache, from, to);
     }
-    /// Held for frames, all slots.
+    /// Returns the bytes that the caches hold, all slots.
     Index cache_bytes() const {
       Index sum = 0;
       for (const auto& cache : caches_) sum += cache.bytes();
@@ -76,25 +81,28 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     typename Policy::Work work_;
   };
 
-  /// What happens to the rows once before the first layer, and what all layers share of it.
+  /// Returns the rows as the position policy changes them once, before the first layer.
   template <class Context, class Tensor>
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return Position::enter(context, std::move(x), pass);
   }
-  /// In a stream, relative positions have their table in the state; packed ones have it in the context.
+  /// Returns the table of positions that all layers share, or an empty tensor: in a stream, relative positions have
+  /// theirs in the state, and those of prepared weights have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
     if (Position::is_relative && (!pass.slots.empty() || position.keeps_term(context))) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 
+  /// Returns the self-attention of x (rows, d_model) on the given path. With a pointer to a state, x follows what the
+  /// state holds, which then holds x, too.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
                     AttentionPath path = AttentionPath::by_cost) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
-    const Tensor turned = turned_input(context, x, pass);
-    Queries<Tensor> q = query(context, turned);
-    auto memory = key_value.remember(context, turned, x);
+    const Tensor rotated = rotated_input(context, x, pass);
+    Queries<Tensor> q = query(context, rotated);
+    auto memory = key_value.remember(context, rotated, x);
     if constexpr (Position::turns_keys) {
       Tensor& of_query = q.rope.empty() ? q.content : q.rope;
       of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
@@ -130,16 +138,16 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries.
-  /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
+  /// Returns the memory that `cross` needs of a source (rows, d_model), such as an encoder's output. It is computed
+  /// once for all queries. With `InputLatent` it is the source itself, which all layers of a decoder then share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     return key_value.remember(context, source, source);
   }
-  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
-  /// Hypotheses of a beam are rows of one sequence, since queries do not see each other. The path follows from all
-  /// queries and sources together.
+  /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
+  /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
+  /// The path depends on all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
@@ -153,12 +161,13 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                         sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
-  /// The first matrix that meets the layer's input as it is.
+  /// Returns the first weight that the layer's unchanged input is multiplied by.
   const Parameter<T>& input_weight() const {
     if constexpr (Position::turns_input) return key_value.value_weight();
     return query.input_weight();
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     std::remove_cvref_t<decltype(self.query)>::each_parameter(self.query, visit);
     std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
@@ -166,10 +175,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
   }
 
-  typename Policy::Query::template Layer<T> query;
-  typename KeyValue::template Layer<T> key_value;
-  Linear<T> linear_out;
-  typename Position::template Layer<T> position;
+  typename Policy::Query::template Layer<T> query;  ///< from the input to queries
+  typename KeyValue::template Layer<T> key_value;   ///< from the input to memory, keys and values
+  Linear<T> linear_out;                             ///< from all heads to d_model
+  typename Position::template Layer<T> position;    ///< the term that scores gain by positions
 
  private:
   struct Resolved {
@@ -185,16 +194,17 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         dims_(d),
         dropout_(dropout) {}
 
-  /// Of the width that queries and keys have before any absorption.
+  /// Returns the scale of the scores, 1 / sqrt of the width that queries and keys have before any absorption.
   double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
 
   template <class Context, class Tensor>
-  Tensor turned_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
+  Tensor rotated_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
     if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);
     return x;
   }
 
-  /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
+  /// Returns whether to take the absorbed path. Dropout of probabilities is defined on the expanded path only, so
+  /// training stays on that.
   template <class Context>
   bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
     if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
@@ -227,7 +237,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
   }
 
-  /// Memory as tensors; or, where attention reads it as it is, in caches if it lies there.
+  /// Returns the memory as tensors, or unchanged where attention reads it in caches.
   template <bool InPlace, class Context, class Memory>
   static auto rows_of(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
     if constexpr (InPlace || std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {

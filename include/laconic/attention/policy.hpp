@@ -36,7 +36,7 @@ struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_,
                 "laconic: the score policy lacks what the concept ScorePolicy says: see attention/score.hpp");
 
   using Heads = Heads_;        ///< query heads over key-value heads
-  using KeyValue = KeyValue_;  ///< what is cached, and how keys and values come from it
+  using KeyValue = KeyValue_;  ///< the cache, and how keys and values come from it
   using Position = Position_;  ///< how the order of frames is known
   using Query = Query_;        ///< how queries are projected
   using Score = Score_;        ///< `Softmax` or `LinearKernel`

@@ -10,8 +10,9 @@ inline namespace LACONIC_ABI {
 template <class AttentionPolicy, class T>
 class Branches : public Module<Branches<AttentionPolicy, T>> {
  public:
-  using AttentionType = typename AttentionPolicy::template Layer<T>;
+  using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
 
+  /// Makes the layer with its initial parameters. Allocates.
   Branches(const EncoderConfig& c, Seed seed)
       : norm_mha(c.d_model),
         attn(c.attention_config(), c.dropout, seed / "attn"),
@@ -27,8 +28,10 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
   /// Holds the output of both branches.
   template <class Tensor>
   struct Output {
-    Tensor attention, cgmlp;  ///< (rows, d_model) each
+    Tensor attention;  ///< (rows, d_model)
+    Tensor cgmlp;      ///< (rows, d_model)
   };
+  /// Returns the output of both branches. `state` is a pointer to the block's State, or `nullptr`.
   template <class Context, class Tensor, class S>
   Output<Tensor> operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state) const {
     const Tensor a = norm_mha(context, x), b = norm_mlp(context, x);
@@ -42,6 +45,7 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
     return out;
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("norm_mha", self.norm_mha);
     visit("attn", self.attn);
@@ -49,10 +53,10 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
     visit("cgmlp", self.cgmlp);
   }
 
-  LayerNorm<T> norm_mha;
-  AttentionType attn;
-  LayerNorm<T> norm_mlp;
-  ConvolutionalGatingMlp<T> cgmlp;
+  LayerNorm<T> norm_mha;            ///< the norm before attention
+  AttentionType attn;               ///< the attention
+  LayerNorm<T> norm_mlp;            ///< the norm before the cgMLP
+  ConvolutionalGatingMlp<T> cgmlp;  ///< the cgMLP
 
  private:
   double dropout_;

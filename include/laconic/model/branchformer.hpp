@@ -12,6 +12,7 @@ inline namespace LACONIC_ABI {
 template <class AttentionPolicy, class T>
 class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   BranchformerBlock(const EncoderConfig& c, Seed seed)
       : branches(c, seed),
         merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
@@ -28,24 +29,30 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
 
   /// Returns the self-attention.
   auto& attention() { return branches.attn; }
+  /// Returns the self-attention.
   const auto& attention() const { return branches.attn; }
 
   /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const BranchformerBlock& block, const StateShape& shape)
         : attention(context, block.branches.attn, shape), conv(context, block.branches.cgmlp.csgu.conv, shape) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       attention.clear(context, slot);
       conv.clear(context, slot);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
-    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv;
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;  ///< the past of the convolution
   };
 
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     auto [attention, cgmlp] = branches(context, x, pass, state);
@@ -53,6 +60,7 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
     return norm_final(context, context.add(std::move(x), context.dropout(y, dropout_)));
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
     if (self.merge_ == BranchMerge::learned_average) {
@@ -65,10 +73,13 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
     visit("norm_final", self.norm_final);
   }
 
-  Branches<AttentionPolicy, T> branches;
-  Linear<T> pooling_proj1, pooling_proj2, weight_proj1, weight_proj2;
-  Linear<T> merge_proj;
-  LayerNorm<T> norm_final;
+  Branches<AttentionPolicy, T> branches;  ///< attention and cgMLP
+  Linear<T> pooling_proj1;                ///< pooling of attention for a learned average, else empty
+  Linear<T> pooling_proj2;                ///< pooling of the cgMLP for a learned average, else empty
+  Linear<T> weight_proj1;                 ///< weight of attention in a learned average, else empty
+  Linear<T> weight_proj2;                 ///< weight of the cgMLP in a learned average, else empty
+  Linear<T> merge_proj;                   ///< from the merged branches to d_model
+  LayerNorm<T> norm_final;                ///< the last norm
 
  private:
   template <class Context, class Tensor>
@@ -103,8 +114,9 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   double cgmlp_weight_, dropout_;
 };
 
-/// Describes Branchformer blocks behind convolutional subsampling, for `Encoder`.
+/// Describes Branchformer blocks after convolutional subsampling, for `Encoder`.
 struct BranchformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
   template <class AttentionPolicy, class T>
   using Block = BranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";  ///< prefix of the attention's parameters in a block

@@ -24,6 +24,7 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
     conv.bias.host().setOnes();
   }
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Index half = x.cols() / 2;
@@ -31,13 +32,14 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
     return context.dropout(context.multiply(context.columns(x, 0, half), gate), dropout_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("norm", self.norm);
     visit("conv", self.conv);
   }
 
-  LayerNorm<T> norm;
-  DepthwiseConv<T> conv;
+  LayerNorm<T> norm;      ///< the norm of the gate
+  DepthwiseConv<T> conv;  ///< the convolution of the gate
 
  private:
   double dropout_;
@@ -48,6 +50,7 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
 template <class T>
 class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   ConvolutionalGatingMlp(const EncoderConfig& c, Seed seed)
       : channel_proj1(c.d_model, units(c), seed / "channel_proj1"),
         csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"),
@@ -65,21 +68,23 @@ class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
     return 2 * frames * units(c) * (c.d_model + c.conv_kernel / 2 + c.d_model / 2);
   }
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Tensor hidden = channel_proj1(context, x, Activation::gelu);
     return channel_proj2(context, csgu(context, hidden, pass, state));
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("channel_proj1", self.channel_proj1);
     visit("csgu", self.csgu);
     visit("channel_proj2", self.channel_proj2);
   }
 
-  Linear<T> channel_proj1;
-  ConvolutionalSpatialGatingUnit<T> csgu;
-  Linear<T> channel_proj2;
+  Linear<T> channel_proj1;                 ///< from d_model to `units` channels
+  ConvolutionalSpatialGatingUnit<T> csgu;  ///< the gate
+  Linear<T> channel_proj2;                 ///< from half of them to d_model
 };
 
 }  // namespace LACONIC_ABI

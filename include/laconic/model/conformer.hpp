@@ -13,6 +13,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   ConvolutionModule(const EncoderConfig& c, Seed seed)
       : layer_norm(c.d_model),
         pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
@@ -22,6 +23,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
         hidden_act_(c.hidden_act),
         dropout_(c.dropout) {}
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
@@ -30,6 +32,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
     return context.dropout(std::move(y), dropout_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("layer_norm", self.layer_norm);
     visit("pointwise_conv1", self.pointwise_conv1);
@@ -38,11 +41,11 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
     visit("pointwise_conv2", self.pointwise_conv2);
   }
 
-  LayerNorm<T> layer_norm;
-  Linear<T> pointwise_conv1;
-  DepthwiseConv<T> depthwise_conv;
-  BatchNorm<T> batch_norm;
-  Linear<T> pointwise_conv2;
+  LayerNorm<T> layer_norm;          ///< the first norm
+  Linear<T> pointwise_conv1;        ///< from d_model to twice as many channels
+  DepthwiseConv<T> depthwise_conv;  ///< the convolution over time
+  BatchNorm<T> batch_norm;          ///< the norm after it
+  Linear<T> pointwise_conv2;        ///< from d_model to d_model
 
  private:
   Activation hidden_act_;
@@ -55,8 +58,9 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
 template <class AttentionPolicy, class T>
 class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
  public:
-  using AttentionType = typename AttentionPolicy::template Layer<T>;
+  using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
 
+  /// Makes the layer with its initial parameters. Allocates.
   ConformerBlock(const EncoderConfig& c, Seed seed)
       : ffn1_layer_norm(c.d_model),
         ffn1(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "ffn1"),
@@ -70,24 +74,30 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
 
   /// Returns the self-attention.
   auto& attention() { return self_attn; }
+  /// Returns the self-attention.
   const auto& attention() const { return self_attn; }
 
   /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const ConformerBlock& block, const StateShape& shape)
         : attention(context, block.self_attn, shape), conv(context, block.conv_module.depthwise_conv, shape) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       attention.clear(context, slot);
       conv.clear(context, slot);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
-    typename AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv;
+    typename AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;    ///< the past of the convolution
   };
 
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     // Each result before `x` is moved from: arguments are evaluated in any order.
@@ -108,6 +118,7 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
     return final_layer_norm(context, x);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("ffn1_layer_norm", self.ffn1_layer_norm);
     visit("ffn1", self.ffn1);
@@ -119,21 +130,22 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
     visit("final_layer_norm", self.final_layer_norm);
   }
 
-  LayerNorm<T> ffn1_layer_norm;
-  FeedForward<T> ffn1;
-  LayerNorm<T> self_attn_layer_norm;
-  AttentionType self_attn;
-  ConvolutionModule<T> conv_module;
-  LayerNorm<T> ffn2_layer_norm;
-  FeedForward<T> ffn2;
-  LayerNorm<T> final_layer_norm;
+  LayerNorm<T> ffn1_layer_norm;       ///< the norm before the first feed-forward
+  FeedForward<T> ffn1;                ///< the first feed-forward
+  LayerNorm<T> self_attn_layer_norm;  ///< the norm before attention
+  AttentionType self_attn;            ///< the attention
+  ConvolutionModule<T> conv_module;   ///< the convolution module with its norm
+  LayerNorm<T> ffn2_layer_norm;       ///< the norm before the second feed-forward
+  FeedForward<T> ffn2;                ///< the second feed-forward
+  LayerNorm<T> final_layer_norm;      ///< the last norm
 
  private:
   double dropout_;
 };
 
-/// Describes Conformer blocks behind convolutional subsampling, for `Encoder`.
+/// Describes Conformer blocks after convolutional subsampling, for `Encoder`.
 struct ConformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
   template <class AttentionPolicy, class T>
   using Block = ConformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "self_attn";  ///< prefix of the attention's parameters in a block

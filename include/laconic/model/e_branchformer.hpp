@@ -14,6 +14,7 @@ inline namespace LACONIC_ABI {
 template <class AttentionPolicy, class T>
 class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   EBranchformerBlock(const EncoderConfig& c, Seed seed)
       : norm_ff_macaron(c.d_model),
         feed_forward_macaron(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
@@ -27,27 +28,34 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
 
   /// Returns the self-attention.
   auto& attention() { return branches.attn; }
+  /// Returns the self-attention.
   const auto& attention() const { return branches.attn; }
 
   /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
         : attention(context, block.branches.attn, shape),
           conv(context, block.branches.cgmlp.csgu.conv, shape),
           fusion(context, block.depthwise_conv_fusion, shape) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       attention.clear(context, slot);
       conv.clear(context, slot);
       fusion.clear(context, slot);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
     Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
 
-    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv, fusion;
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;    ///< the past of the cgMLP's convolution
+    typename DepthwiseConv<T>::template State<Context> fusion;  ///< the past of the merge's convolution
   };
 
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     Tensor y = feed_forward_macaron(context, norm_ff_macaron(context, x));
@@ -65,6 +73,7 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
     return norm_final(context, x);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("norm_ff_macaron", self.norm_ff_macaron);
     visit("feed_forward_macaron", self.feed_forward_macaron);
@@ -76,21 +85,22 @@ class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>>
     visit("norm_final", self.norm_final);
   }
 
-  LayerNorm<T> norm_ff_macaron;
-  FeedForward<T> feed_forward_macaron;
-  Branches<AttentionPolicy, T> branches;
-  DepthwiseConv<T> depthwise_conv_fusion;
-  Linear<T> merge_proj;
-  LayerNorm<T> norm_ff;
-  FeedForward<T> feed_forward;
-  LayerNorm<T> norm_final;
+  LayerNorm<T> norm_ff_macaron;            ///< the norm before the first feed-forward
+  FeedForward<T> feed_forward_macaron;     ///< the first feed-forward
+  Branches<AttentionPolicy, T> branches;   ///< attention and cgMLP
+  DepthwiseConv<T> depthwise_conv_fusion;  ///< the convolution of both branches
+  Linear<T> merge_proj;                    ///< from both branches to d_model
+  LayerNorm<T> norm_ff;                    ///< the norm before the second feed-forward
+  FeedForward<T> feed_forward;             ///< the second feed-forward
+  LayerNorm<T> norm_final;                 ///< the last norm
 
  private:
   double dropout_;
 };
 
-/// Describes E-Branchformer blocks behind convolutional subsampling, for `Encoder`.
+/// Describes E-Branchformer blocks after convolutional subsampling, for `Encoder`.
 struct EBranchformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
   template <class AttentionPolicy, class T>
   using Block = EBranchformerBlock<AttentionPolicy, T>;
   static constexpr const char* attention_name = "attn";  ///< prefix of the attention's parameters in a block

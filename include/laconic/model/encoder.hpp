@@ -65,7 +65,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
  public:
   using Scalar = T;                ///< the type of its parameters
   using Policy = AttentionPolicy;  ///< the attention of its blocks
-  using Config = EncoderConfig;    ///< what it is constructed from
+  using Config = EncoderConfig;    ///< the type of its configuration
+  /// The type of what lies before the blocks.
   using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
   using Blocks::layers, Blocks::layer_norm;
   using typename Blocks::Block;
@@ -197,7 +198,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
       visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
-  Subsampling subsampling;  ///< what lies before the blocks
+  Subsampling subsampling;  ///< the layers before the blocks
   Linear<T> lm_head;        ///< from d_model to vocab_size
 
  private:

@@ -69,7 +69,7 @@ struct EncoderConfig {
   Index subsampling = 4;           ///< rows of features an encoder frame, 2 or 4; of samples, the product of strides
   Index subsampling_channels = 0;  ///< channels of the subsampling's convolutions; 0: d_model
   double dropout = 0.1;            ///< probability of dropout in training
-  ConvolutionContext convolution = ConvolutionContext::centred;  ///< what convolutions over time see
+  ConvolutionContext convolution = ConvolutionContext::centred;  ///< the frames that convolutions over time see
   Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
   Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
   WaveformConfig waveform{};  ///< convolutions over samples; empty where the encoder takes features

@@ -10,16 +10,16 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// An encoder whose numbers have a name.
+/// Names an encoder of known sizes.
 struct PublishedModel {
-  std::string_view name;
-  EncoderName encoder;
-  EncoderConfig config;
+  std::string_view name;  ///< such as "conformer_mla_small"
+  EncoderName encoder;    ///< the kind of encoder
+  EncoderConfig config;   ///< its sizes
 };
 
 namespace detail {
 
-/// Two key-value heads for GQA, a latent of this rank for MLA.
+/// Returns the configuration with an attention: two key-value heads for GQA, a latent of this rank for MLA.
 constexpr EncoderConfig with_attention(EncoderConfig config, AttentionName attention, Index rank) {
   config.attention = attention;
   if (attention == AttentionName::gqa) config.num_kv_heads = 2;
@@ -45,9 +45,9 @@ constexpr EncoderConfig small_encoder(AttentionName attention) {
 
 }  // namespace detail
 
-/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published
-/// with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a
-/// size that trains on a CPU in minutes (R = d_model / 2).
+/// Lists Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention in the sizes that were
+/// published with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and, as
+/// `_small`, in a size that trains on a CPU in minutes (R = d_model / 2).
 inline constexpr std::array published_models{
     PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
     PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
@@ -79,15 +79,15 @@ namespace detail {
 
 }  // namespace detail
 
-/// The one of this name. Throws `Error`, which lists all, where there is none.
+/// Returns the published model of this name. Throws Error that lists all names where there is none.
 constexpr const PublishedModel& published_model(std::string_view name) {
   for (const PublishedModel& model : published_models)
     if (model.name == name) return model;
   detail::unknown_model(name);
 }
 
-/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached
-/// input has half of it, and linear attention a state, which cannot forget.
+/// Returns the encoder with every attention by name, for comparisons. Latents and groups have a quarter of MHA's cache,
+/// the cached input half of it; linear attention has a state instead, which cannot forget.
 constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
   using enum AttentionName;
   const Index quarter = encoder.d_model / 2;

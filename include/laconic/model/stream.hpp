@@ -12,38 +12,38 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where none is given; a model trained with
+/// Holds the settings of streams. Chunk and left context are the model's own where none is given; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
   Index capacity = 1;                   ///< streams at once
   std::optional<Index> chunk{};         ///< encoder frames that become final together
   std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
   Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
-  Storage storage = Storage::full;      ///< of the keys and values
+  Storage storage = Storage::full;      ///< how keys, values and latents are stored
   int threads = 0;                      ///< 0: all that the machine offers
 };
 
-/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
-/// that became final. What comes out is what the encoder gives for the whole utterance under the mask of the same
-/// chunks.
+/// Runs many streams of one encoder together: each takes features as they come, and returns the logits of the frames
+/// that became final. The logits equal those of the whole utterance under the mask of the same chunks.
 ///
 ///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});  // what is left of both; they are closed
 ///
-/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from
-/// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
-/// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
-/// streamed.
+/// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
+/// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
+/// Streams). Streams compute in a context of their own.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
   static_assert(detail::is_context_of<Context, typename Model::Scalar>());
 
  public:
-  using T = typename Model::Scalar;
-  using Tensor = typename Context::Tensor;
+  using T = typename Model::Scalar;         ///< the type of the model's parameters
+  using Tensor = typename Context::Tensor;  ///< the type of logits
 
+  /// Makes room for `config.capacity` streams of the model, which must outlive them. Allocates. Throws Error for
+  /// settings out of range and where the model cannot be streamed.
   explicit Streams(const Model& model, const StreamConfig& config = {})
       : model_(model),
         context_(config.threads),
@@ -63,7 +63,7 @@ class Streams {
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
 
-  /// A new stream's number, 0 to capacity - 1. Throws where all are in use.
+  /// Opens a stream and returns its number, 0 to capacity - 1. Throws Error where all are in use.
   Index open() {
     require(!free_.empty(), "streams: all ", slots_.size(), " are in use");
     const Index stream = free_.back();
@@ -72,17 +72,19 @@ class Streams {
     state_.clear(context_, stream);
     return stream;
   }
+  /// Closes a stream and drops what it has not returned yet. Throws Error where it is not open.
   void close(Index stream) {
     slot(stream).open = false;
     free_.push_back(stream);
   }
 
-  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
-  /// of the frames that became final, in the same order. A stream may be named once.
+  /// Takes features (rows, num_mels), those of streams[0], then those of streams[1] and so on, as `blocks` says.
+  /// Returns the logits of the frames that became final, in the same order. Throws Error where the sizes do not fit and
+  /// where a stream is not open or is named twice.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
     return run(streams, context_.input(features), blocks, false);
   }
-  /// The frames that are left of streams to which nothing will be added, and closes them.
+  /// Returns the logits of the frames that are left, and closes the streams. Throws Error where one is not open.
   Logits<Tensor> finish(std::span<const Index> streams) {
     const Sequences none =
         Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
@@ -93,26 +95,30 @@ class Streams {
 
   /// Returns the context that computes the streams, to read what `push` gave.
   Context& context() { return context_; }
+  /// Returns the mask of the streams.
   const Mask& mask() const { return mask_; }
-  /// Frames that attention keeps of a stream, at most.
+  /// Returns the max number of frames that attention keeps of a stream.
   Index kept_frames() const {
     if (!model_.layers.front().attention().keeps_frames()) return 0;
     require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24),
             "streams: all frames are kept, so max_frames must say how many at most: ", max_frames_, " given");
     return keeps_all_ ? max_frames_ : mask_.left_context;
   }
-  /// Held for keys and values, for convolutions and for features, all streams.
+  /// Returns the bytes that keys and values, or latents, take, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
+  /// Returns the bytes that convolutions keep, all streams.
   Index convolution_bytes() const { return state_.convolution_bytes(); }
+  /// Returns the bytes of the features that wait for their chunk, all streams.
   Index feature_bytes() const { return pending_.rows() * pending_.cols() * static_cast<Index>(sizeof(T)); }
-  /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
+  /// Returns the rows of features that the first chunk needs.
   Index first_rows() const { return window_; }
+  /// Returns the rows of features that every further chunk needs.
   Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
-  /// Of logits that one call may give without taking memory: a chunk of every stream.
+  /// Returns the rows of logits that one call may return without taking memory: a chunk of every stream.
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
+  /// Max frames of one pass, which limits its memory; more make it no faster.
   static constexpr Index rows_together = 512;
   static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
@@ -146,7 +152,7 @@ class Streams {
     return slots_[static_cast<std::size_t>(stream)];
   }
 
-  /// Frames that a stream can give with so many rows of features more.
+  /// Returns the frames that a stream can return after `more` rows of features.
   Index frames_with(const Slot& s, Index more, bool last) const {
     const Index rows = s.pending + more, factor = model_.subsampling.factor();
     if (last) return rows < model_.subsampling.window() ? 0 : (rows - model_.subsampling.window()) / factor + 1;
@@ -199,7 +205,7 @@ class Streams {
     s.next += count;
   }
 
-  /// One pass over the streams that are ready.
+  /// Runs one pass over the streams that are ready.
   void step(Tensor& out) {
     const auto slot_of = [&](Index n) -> Slot& {
       return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
@@ -229,8 +235,7 @@ class Streams {
     ready_.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any
-  /// needs.
+  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs.
   void warm_up() {
     for (Index count = 1;; count = std::min(2 * count, together_)) {
       for (const bool full : {false, true}) {

@@ -8,19 +8,24 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
-/// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
-enum class ConvolutionContext { centred, causal, chunk };
+/// Names the frames that a convolution over time sees.
+enum class ConvolutionContext {
+  centred,  ///< as many before as after; cannot be streamed
+  causal,   ///< none after
+  chunk     ///< as centred, but none after the end of the own chunk (Li et al. 2023, "Dynamic chunk convolution")
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(ConvolutionContext) {
   return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
                                                       {ConvolutionContext::causal, "causal"},
                                                       {ConvolutionContext::chunk, "chunk"}});
 }
 
-/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
+/// Convolves each channel of each sequence over time by a kernel of its own: (rows, channels) to (rows, channels).
 template <class T>
 class DepthwiseConv : public Module<DepthwiseConv<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates. Throws Error for an even kernel.
   DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
       : weight({channels, 1, kernel}), sees_(sees) {
     require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
@@ -31,20 +36,24 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
       fill_uniform(bias, bound, Random(seed, "bias"));
     }
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
     return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
   }
 
-  /// Frames that an output sees before its own.
+  /// Returns the frames that an output sees before its own.
   Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
 
-  /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
+  /// Holds the last `left()` frames of every stream, zeros before its first one. Takes memory at construction only.
   template <class Context>
   class State {
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
         : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
+    /// Returns the bytes that the cache holds, all slots.
     Index cache_bytes() const { return cache_.bytes(); }
 
    private:
@@ -52,6 +61,8 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
     typename Context::Cache cache_;
   };
 
+  /// Returns the convolution of x (rows, channels). With a pointer to a state, x follows what the state holds. Throws
+  /// Error for a centred convolution under a mask of chunks.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
@@ -68,12 +79,14 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
     }
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     if (self.bias.size() > 0) visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (channels, 1, kernel)
+  Parameter<T> bias;    ///< (channels), or empty
 
  private:
   ConvolutionContext sees_;

@@ -8,29 +8,33 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
-/// SiLU), dropout, linear, dropout.
+/// Computes the Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3), (rows, d_model) to
+/// (rows, d_model): linear, activation (SiLU in the paper), dropout, linear, dropout.
 template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
       : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
         output_dense(hidden, d_model, seed / "output_dense"),
         activation_(activation),
         dropout_(dropout) {}
 
+  /// Returns the output of the module.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     auto hidden = intermediate_dense(context, x, activation_);
     return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("intermediate_dense", self.intermediate_dense);
     visit("output_dense", self.output_dense);
   }
 
-  Linear<T> intermediate_dense, output_dense;
+  Linear<T> intermediate_dense;  ///< from d_model to the hidden width
+  Linear<T> output_dense;        ///< from the hidden width to d_model
 
  private:
   Activation activation_;

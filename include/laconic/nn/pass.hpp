@@ -11,30 +11,31 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those
-/// that came now, and slots say for each sequence where the layers' states have what came before.
+/// Holds what all layers of one forward pass share. A pass over whole sequences has no slots. In a stream, rows are the
+/// new ones, and `slots` says for each sequence where the layers' states hold the earlier ones.
 template <class Tensor>
 struct Pass {
-  const Sequences& sequences;
-  Mask mask{};
-  Tensor table{};  ///< of the position policy
-  std::span<const Index> slots{};
-  std::span<const Index> firsts{};         ///< the place of each sequence's first row in its stream; empty: 0
-  std::vector<Tensor>* outputs = nullptr;  ///< if given, what each block gives is added to it
+  const Sequences& sequences;              ///< the sequences of the rows
+  Mask mask{};                             ///< the frames that each frame sees
+  Tensor table{};                          ///< the table of positions that layers share
+  std::span<const Index> slots{};          ///< the slot of each sequence in the states; empty: whole sequences
+  std::span<const Index> firsts{};         ///< the position of each sequence's first row in its stream; empty: 0
+  std::vector<Tensor>* outputs = nullptr;  ///< receives the output of each block, if not null
 
+  /// Returns the position of the first row of sequence n in its stream.
   Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };
 
-/// What the states of a model's layers are made for.
+/// Describes what the states of a model's layers must hold.
 struct StateShape {
-  Index slots;         ///< streams
-  Index left_context;  ///< frames that attention keeps
-  Index chunk;         ///< the most frames of one stream in a pass
-  Storage storage = Storage::full;
+  Index slots;                      ///< streams
+  Index left_context;               ///< frames that attention keeps
+  Index chunk;                      ///< max frames of one stream in a pass
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
 };
 
-/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no
-/// cost.
+/// Says whether S is a pointer to a state. Layers with a state take a pointer to it, or `nullptr` where sequences are
+/// whole: then there is no state, and no cost.
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 

@@ -8,10 +8,12 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
+/// Computes a 3 x 3 convolution over (time, frequency) without padding, then ReLU: (rows, in_cols) to (fewer rows,
+/// out_cols), see Conv2dShape.
 template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   Conv2d(const Conv2dShape& shape, Seed seed)
       : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
         bias({shape.out_channels}),
@@ -21,46 +23,54 @@ class Conv2d : public Module<Conv2d<T>> {
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
   }
+  /// Returns the shape.
   const Conv2dShape& shape() const { return shape_; }
 
+  /// Returns the convolution of the sequences `from`, whose lengths become those of `to`.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
     return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (out, in, 3, 3)
+  Parameter<T> bias;    ///< (out)
 
  private:
   Conv2dShape shape_;
 };
 
-/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over
-/// (time, mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
-/// ((T - 1) / 2 - 1) / 2, or (T - 1) / 2 - 2. Columns between the layers are (frequency, channel), channel innermost.
+/// Subsamples features (rows, num_mels) by 2 or 4 to encoder frames (fewer rows, d_model): two 3 x 3 convolutions with
+/// ReLU over (time, mel), then a linear layer (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T
+/// rows give ((T - 1) / 2 - 1) / 2 frames by 4, or (T - 1) / 2 - 2 by 2. Columns between the layers are (frequency,
+/// channel), channel innermost.
 template <class T>
 class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
  public:
+  /// Makes the layers with their initial parameters. Allocates. Throws Error for a factor other than 2 and 4, and for
+  /// fewer than 7 mels.
   Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
       : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
 
-  /// Of time and of frequency alike.
+  /// Returns the frames that `frames` rows give; the same holds for frequencies.
   static constexpr Index out_length(Index frames, Index factor) {
     const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
     return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
   }
 
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
     return channels * (taps + 1) + channels * (taps * channels + 1) +
            (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
-  /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
+  /// Returns the floating-point operations (a multiply-add counts two) for `frames` output frames.
   static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
     const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
@@ -69,17 +79,19 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
   }
 
-  /// Frames that go in for each that comes out, and those that the first one needs.
+  /// Returns the rows between two output frames.
   Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
+  /// Returns the rows that the first output frame needs.
   Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
 
-  /// The rows that come out, and where their sequences lie.
+  /// Holds encoder frames and their sequences.
   template <class Tensor>
   struct Output {
-    Tensor rows;
-    Sequences sequences;
+    Tensor rows;          ///< (rows, d_model)
+    Sequences sequences;  ///< the rows of each sequence
   };
 
+  /// Returns the encoder frames of packed features. Throws Error where the sizes do not fit.
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
     require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
@@ -93,14 +105,16 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return {linear(context, x), out};
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("conv0", self.conv0);
     visit("conv1", self.conv1);
     visit("linear", self.linear);
   }
 
-  Conv2d<T> conv0, conv1;
-  Linear<T> linear;
+  Conv2d<T> conv0;   ///< the first convolution
+  Conv2d<T> conv1;   ///< the second convolution
+  Linear<T> linear;  ///< from the last convolution's channels and frequencies to d_model
 
  private:
   Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)

@@ -22,8 +22,9 @@ constexpr Index resolve_rank(Index configured, const char* name, Index max, cons
 /// Holds what most latents say of themselves: their memory is the latents, and no rotary position may rotate it, since
 /// a rotated key differs from frame to frame and is no function of the latent.
 struct LatentPolicy {
-  static constexpr bool is_latent = true, latents_are_memory = true;
-  static constexpr std::optional<Index> rotary_part = std::nullopt;
+  static constexpr bool is_latent = true;           ///< there is an absorbed path
+  static constexpr bool latents_are_memory = true;  ///< `latents` returns parts of the memory unchanged
+  static constexpr std::optional<Index> rotary_part = std::nullopt;  ///< no part may be rotated
 };
 
 /// Evaluates attention over latents without expanding them (DeepSeek-V2 2024, section 2.1.2), for a layer that says
@@ -74,6 +75,7 @@ class AbsorbingLayer {
     return x;
   }
 
+  /// Returns the query heads, and how many blocks of matrices they share.
   const HeadShape& heads() const { return heads_; }
 
  private:

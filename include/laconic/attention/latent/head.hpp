@@ -13,9 +13,10 @@ template <Index R, Index ValueRank = 0>
 struct HeadLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool one_input = false;
-  static constexpr Index num_parts = 2;
+  static constexpr bool one_input = false;  ///< keys and values may have different inputs
+  static constexpr Index num_parts = 2;     ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
     require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
@@ -25,19 +26,25 @@ struct HeadLatent : LatentPolicy {
   }
   /// Returns the elements of one part of the cache, a frame.
   static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
     return {{{latent_dim(d)}, {latent_dim(d)}}};
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) {
     return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
   }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
   }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
     return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
   }
@@ -46,6 +53,7 @@ struct HeadLatent : LatentPolicy {
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, 1}),
           linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
@@ -57,25 +65,31 @@ struct HeadLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
       return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
       const HeadShape each{num_kv_heads_, 1};
       return {this->expand_heads(context, memory[0], key_up(*this), each),
               this->expand_heads(context, memory[1], value_up(*this), each)};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.k_expand}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) {
       if constexpr (ValueRank > 0)
         return std::array{&self.v_reduce, &self.v_expand};
       else
         return std::array{&self.v_expand};
     }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_k_down", self.linear_k_down);
       visit("linear_v_down", self.linear_v_down);
@@ -84,7 +98,11 @@ struct HeadLatent : LatentPolicy {
       visit("v_expand", self.v_expand);
     }
 
-    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
+    Linear<T> linear_k_down;  ///< from d_model to the latents of all heads' keys
+    Linear<T> linear_v_down;  ///< from d_model to the latents of all heads' values
+    Linear<T> k_expand;       ///< from a head's latent to its keys
+    Linear<T> v_reduce;       ///< from a head's latent to ValueRank elements, or empty
+    Linear<T> v_expand;       ///< from these, or from the latent, to a head's values
 
    private:
     Index num_kv_heads_;
