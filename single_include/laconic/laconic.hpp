@@ -521,13 +521,16 @@ struct AttentionConfig {
 
 /// Holds all sizes of one attention, resolved from type and configuration. Sizes that a policy does not have are 0.
 struct AttentionDims {
-  Index d_model;       ///< channels of the layer's input and output
-  Index num_heads;     ///< query heads, H
-  Index num_kv_heads;  ///< key-value heads, G
-  Index head_dim;      ///< channels of a head
-  bool bias;           ///< whether the projections have biases
-  Index kv_lora_rank = 0, v_lora_rank = 0, q_lora_rank = 0, qk_rope_head_dim = 0;  ///< as in AttentionConfig
-  IndexList rope_pairs{};                                                          ///< as in AttentionConfig
+  Index d_model;               ///< channels of the layer's input and output
+  Index num_heads;             ///< query heads, H
+  Index num_kv_heads;          ///< key-value heads, G
+  Index head_dim;              ///< channels of a head
+  bool bias;                   ///< whether the projections have biases
+  Index kv_lora_rank = 0;      ///< as in AttentionConfig
+  Index v_lora_rank = 0;       ///< as in AttentionConfig
+  Index q_lora_rank = 0;       ///< as in AttentionConfig
+  Index qk_rope_head_dim = 0;  ///< as in AttentionConfig
+  IndexList rope_pairs{};      ///< as in AttentionConfig
 
   /// Returns the channels of all query heads together.
   constexpr Index q_dim() const { return num_heads * head_dim; }
@@ -1639,39 +1642,52 @@ void fill_uniform(Parameter<T>& parameter, double bound, const Random& random) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Whether a layer has a bias.
-enum class Bias { no, yes };
+/// Says whether a layer has a bias.
+enum class Bias {
+  no,  ///< without
+  yes  ///< with
+};
 
-/// y = x W^T + b for every row: (rows, in) to (rows, out). Also a convolution of kernel 1 over time, whose weight is
-/// stored as `(out, in, 1)`. Initial values as PyTorch's: uniform within 1/sqrt(in).
+/// Computes y = x W^T + b for every row, (rows, in) to (rows, out). A convolution of kernel 1 over time is the same
+/// with a weight stored as `(out, in, 1)`. Initial values are PyTorch's: uniform within 1/sqrt(in).
 template <class T>
 class Linear : public Module<Linear<T>> {
  public:
+  /// Makes an empty layer, without parameters.
   Linear() = default;
+  /// Makes the layer with its initial parameters. Allocates.
   Linear(Index in, Index out, Seed seed, Bias with_bias = Bias::yes) : Linear({out, in}, seed, with_bias) {}
+  /// Makes a convolution of kernel 1 without bias. Allocates.
   static Linear pointwise_conv(Index in, Index out, Seed seed) { return Linear({out, in, 1}, seed, Bias::no); }
 
+  /// Returns the input channels.
   Index in() const { return weight.cols(); }
+  /// Returns the output channels.
   Index out() const { return weight.rows(); }
+  /// Returns whether the layer has a bias.
   bool has_bias() const { return bias.size() > 0; }
+  /// Returns the bias, or null.
   const Parameter<T>* bias_or_null() const { return has_bias() ? &bias : nullptr; }
 
+  /// Returns x W^T + b.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.linear(x, weight, bias_or_null());
   }
-  /// With an activation on top.
+  /// Returns the activation of x W^T + b.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, Activation activation) const {
     return context.linear(x, weight, bias_or_null(), activation);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     if (self.has_bias()) visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (out, in), or (out, in, 1)
+  Parameter<T> bias;    ///< (out), or empty
 
  private:
   Linear(std::initializer_list<Index> shape, Seed seed, Bias with_bias) : weight(shape) {
@@ -1706,13 +1722,16 @@ struct CachePart {
 /// Holds keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
 template <class Tensor>
 struct KeysAndValues {
-  Tensor k, v;  ///< keys and values
+  Tensor k;  ///< keys
+  Tensor v;  ///< values
 };
 
 /// Holds the shape of attention over latents: "keys" and "values" after the up-projections were absorbed into queries
 /// and output.
 struct AbsorbedShape {
-  Index num_kv_heads, key_width, value_width;  ///< heads of the latents, and the widths of each
+  Index num_kv_heads;  ///< heads of the latents
+  Index key_width;     ///< channels of a head's keys
+  Index value_width;   ///< channels of a head's values
 };
 
 namespace detail {
@@ -1773,44 +1792,56 @@ constexpr Bias bias_if(bool has) { return has ? Bias::yes : Bias::no; }
 
 /// Caches keys and values themselves: K = x W_K^T + b_K, V = x W_V^T + b_V.
 struct FullRank {
-  static constexpr bool is_latent = false, one_input = false;
-  static constexpr Index num_parts = 2;
-  static constexpr std::optional<Index> rotary_part = 0;
+  static constexpr bool is_latent = false;                ///< there is no absorbed path
+  static constexpr bool one_input = false;                ///< keys and values may have different inputs
+  static constexpr Index num_parts = 2;                   ///< matrices in the cache
+  static constexpr std::optional<Index> rotary_part = 0;  ///< the keys
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.kv_lora_rank, "kv_lora_rank");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) { return {{{d.kv_dim()}, {d.kv_dim()}}}; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) { return 2 * d.kv_dim() * (d.d_model + d.bias); }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * d.kv_dim() * d.d_model; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims&) { return 0; }
 
   /// Projects the input to keys and values. Allocates its parameters at construction only.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : linear_k(d.d_model, d.kv_dim(), seed / "linear_k", bias_if(d.bias)),
           linear_v(d.d_model, d.kv_dim(), seed / "linear_v", bias_if(d.bias)) {}
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
       return {linear_k(context, key_input), linear_v(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 2>& memory) const {
       return {memory[0], memory[1]};
     }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_k", self.linear_k);
       visit("linear_v", self.linear_v);
     }
 
-    Linear<T> linear_k, linear_v;
+    Linear<T> linear_k;  ///< from d_model to the keys of all heads
+    Linear<T> linear_v;  ///< from d_model to the values of all heads
   };
 };
 
@@ -1832,8 +1863,9 @@ constexpr Index resolve_rank(Index configured, const char* name, Index max, cons
 /// Holds what most latents say of themselves: their memory is the latents, and no rotary position may rotate it, since
 /// a rotated key differs from frame to frame and is no function of the latent.
 struct LatentPolicy {
-  static constexpr bool is_latent = true, latents_are_memory = true;
-  static constexpr std::optional<Index> rotary_part = std::nullopt;
+  static constexpr bool is_latent = true;           ///< there is an absorbed path
+  static constexpr bool latents_are_memory = true;  ///< `latents` returns parts of the memory unchanged
+  static constexpr std::optional<Index> rotary_part = std::nullopt;  ///< no part may be rotated
 };
 
 /// Evaluates attention over latents without expanding them (DeepSeek-V2 2024, section 2.1.2), for a layer that says
@@ -1884,6 +1916,7 @@ class AbsorbingLayer {
     return x;
   }
 
+  /// Returns the query heads, and how many blocks of matrices they share.
   const HeadShape& heads() const { return heads_; }
 
  private:
@@ -1904,27 +1937,35 @@ inline namespace LACONIC_ABI {
 template <Index R>
 struct SharedLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool one_input = true;
-  static constexpr Index num_parts = 1;
+  static constexpr bool one_input = true;  ///< keys and values need the same input
+  static constexpr Index num_parts = 1;    ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.kv_lora_rank * (d.d_model + d.bias) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * d.d_model; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) { return 2 * d.kv_lora_rank * 2 * d.kv_dim(); }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.kv_lora_rank; }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
 
   /// Projects the input to the latent, and the latent to keys and values.
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
           linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
@@ -1933,25 +1974,33 @@ struct SharedLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
       return {linear_kv_down(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
       return {linear_k_up(context, memory[0]), linear_v_up(context, memory[0])};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_kv_down", self.linear_kv_down);
       visit("linear_k_up", self.linear_k_up);
       visit("linear_v_up", self.linear_v_up);
     }
 
-    Linear<T> linear_kv_down, linear_k_up, linear_v_up;
+    Linear<T> linear_kv_down;  ///< from d_model to the latent
+    Linear<T> linear_k_up;     ///< from the latent to keys
+    Linear<T> linear_v_up;     ///< from the latent to values
   };
 };
 
@@ -1961,96 +2010,117 @@ struct SharedLatent : LatentPolicy {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Each row to mean 0 and variance 1, then scaled and shifted by channel (Ba et al. 2016).
+/// Normalises each row to mean 0 and variance 1, then scales and shifts each channel (Ba et al. 2016): (rows, channels)
+/// to (rows, channels).
 template <class T>
 class LayerNorm : public Module<LayerNorm<T>> {
  public:
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index channels) { return 2 * channels; }
 
+  /// Makes the layer with its initial parameters. Allocates.
   explicit LayerNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
     weight.host().setOnes();
   }
 
+  /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.layer_norm(x, weight, bias, eps_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< scale (channels)
+  Parameter<T> bias;    ///< shift (channels)
 
  private:
   double eps_;
 };
 
-/// Each row divided by the root of its mean square, then scaled by channel (Zhang and Sennrich 2019).
+/// Divides each row by the root of its mean square, then scales each channel (Zhang and Sennrich 2019): (rows,
+/// channels) to (rows, channels).
 template <class T>
 class RmsNorm : public Module<RmsNorm<T>> {
  public:
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index channels) { return channels; }
 
+  /// Makes the layer with its initial parameters. Allocates.
   explicit RmsNorm(Index channels, double eps = 1e-6) : weight({channels}), eps_(eps) { weight.host().setOnes(); }
 
+  /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.rms_norm(x, weight, eps_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
 
-  Parameter<T> weight;
+  Parameter<T> weight;  ///< scale (channels)
 
  private:
   double eps_;
 };
 
-/// No norm, where one can be chosen.
+/// Stands for no norm where one can be chosen.
 template <class T>
 class NoNorm : public Module<NoNorm<T>> {
  public:
+  /// Returns 0.
   static constexpr Index parameter_count(Index) { return 0; }
+  /// Makes nothing.
   explicit NoNorm(Index) {}
+  /// Returns x.
   template <class Context, class Tensor>
   Tensor operator()(Context&, const Tensor& x) const {
     return x;
   }
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto&, auto&&) {}
 };
 
-/// Each channel to mean 0 and variance 1 over the rows of its sequence, then scaled and shifted: group norm (Wu and He
-/// 2018) with a group for every channel. Needs whole sequences.
+/// Normalises each channel to mean 0 and variance 1 over the rows of its sequence, then scales and shifts it: group
+/// norm (Wu and He 2018) with a group for every channel. Needs whole sequences.
 template <class T>
 class SequenceNorm : public Module<SequenceNorm<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   explicit SequenceNorm(Index channels, double eps = 1e-5) : weight({channels}), bias({channels}), eps_(eps) {
     weight.host().setOnes();
   }
 
+  /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& sequences) const {
     return context.sequence_norm(x, weight, bias, eps_, sequences);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< scale (channels)
+  Parameter<T> bias;    ///< shift (channels)
 
  private:
   double eps_;
 };
 
-/// Each channel to mean 0 and variance 1 over the rows of the batch in training, by the running statistics otherwise
-/// (Ioffe and Szegedy 2015). Rows are packed, so padding cannot enter the statistics.
+/// Normalises each channel to mean 0 and variance 1, then scales and shifts it (Ioffe and Szegedy 2015): by the
+/// statistics of the batch's rows in training, by the running statistics otherwise. Rows are packed, so padding cannot
+/// enter the statistics.
 template <class T>
 class BatchNorm : public Module<BatchNorm<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   explicit BatchNorm(Index channels, double eps = 1e-5, double momentum = 0.1)
       : weight({channels}),
         bias({channels}),
@@ -2062,11 +2132,13 @@ class BatchNorm : public Module<BatchNorm<T>> {
     running_var.host().setOnes();
   }
 
+  /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
     return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("bias", self.bias);
@@ -2074,7 +2146,10 @@ class BatchNorm : public Module<BatchNorm<T>> {
     visit("running_var", self.running_var);
   }
 
-  Parameter<T> weight, bias, running_mean, running_var;
+  Parameter<T> weight;        ///< scale (channels)
+  Parameter<T> bias;          ///< shift (channels)
+  Parameter<T> running_mean;  ///< running mean (channels), a statistic
+  Parameter<T> running_var;   ///< running variance (channels), a statistic
 
  private:
   double eps_, momentum_;
@@ -2095,10 +2170,12 @@ struct DecoupledLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(RopeDim == dyn || (RopeDim > 0 && RopeDim % 2 == 0),
                 "laconic: a rotary key rotates pairs, so its width must be even, or `dyn`");
-  static constexpr bool one_input = true, latents_are_memory = false;
-  static constexpr Index num_parts = 2;
-  static constexpr std::optional<Index> rotary_part = 1;
+  static constexpr bool one_input = true;                 ///< keys and values need the same input
+  static constexpr bool latents_are_memory = false;       ///< they are computed from the memory
+  static constexpr Index num_parts = 2;                   ///< matrices in the cache
+  static constexpr std::optional<Index> rotary_part = 1;  ///< the rotary key
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
     d.qk_rope_head_dim = resolve<RopeDim>(c.qk_rope_head_dim, "qk_rope_head_dim");
@@ -2112,18 +2189,24 @@ struct DecoupledLatent : LatentPolicy {
               " given, 0 to less than half of head_dim = ", d.head_dim, " expected");
     require_no_rank(c.v_lora_rank, "v_lora_rank");
   }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
     return {{{d.kv_lora_rank}, {d.qk_rope_head_dim, true}}};
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model + d.bias * d.qk_rope_head_dim +
            Norm<float>::parameter_count(d.kv_lora_rank) + 2 * d.kv_dim() * (d.kv_lora_rank + d.bias);
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) {
     return 2 * (d.kv_lora_rank + d.qk_rope_head_dim) * d.d_model;
   }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) { return SharedLatent<R>::expand_flops(d); }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) { return SharedLatent<R>::absorb_flops(d); }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
     return {1, d.kv_lora_rank + d.qk_rope_head_dim, d.kv_lora_rank};
   }
@@ -2132,6 +2215,7 @@ struct DecoupledLatent : LatentPolicy {
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
           linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", Bias::no),
@@ -2142,10 +2226,12 @@ struct DecoupledLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor&, const Tensor& value_input) const {
       return {kv_norm(context, linear_kv_down(context, value_input)), linear_k_rope(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
       return {context.concat(linear_k_up(context, memory[0]), memory[1], this->heads().num_blocks, 1),
@@ -2156,10 +2242,14 @@ struct DecoupledLatent : LatentPolicy {
     KeysAndValues<Tensor> latents(Context& context, const std::array<Tensor, 2>& memory) const {
       return {context.concat(memory[0], memory[1]), memory[0]};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_kv_down", self.linear_kv_down);
       visit("kv_norm", self.kv_norm);
@@ -2168,9 +2258,11 @@ struct DecoupledLatent : LatentPolicy {
       visit("linear_v_up", self.linear_v_up);
     }
 
-    Linear<T> linear_kv_down;
-    Norm<T> kv_norm;
-    Linear<T> linear_k_rope, linear_k_up, linear_v_up;
+    Linear<T> linear_kv_down;  ///< from d_model to the latent
+    Norm<T> kv_norm;           ///< the norm of the latent
+    Linear<T> linear_k_rope;   ///< from d_model to the rotary key
+    Linear<T> linear_k_up;     ///< from the latent to keys
+    Linear<T> linear_v_up;     ///< from the latent to values
   };
 };
 
@@ -2187,9 +2279,10 @@ template <Index R, Index ValueRank = 0>
 struct HeadLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
   static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
-  static constexpr bool one_input = false;
-  static constexpr Index num_parts = 2;
+  static constexpr bool one_input = false;  ///< keys and values may have different inputs
+  static constexpr Index num_parts = 2;     ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
     require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
@@ -2199,19 +2292,25 @@ struct HeadLatent : LatentPolicy {
   }
   /// Returns the elements of one part of the cache, a frame.
   static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
     return {{{latent_dim(d)}, {latent_dim(d)}}};
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) {
     return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
   }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
   }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
     return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
   }
@@ -2220,6 +2319,7 @@ struct HeadLatent : LatentPolicy {
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, 1}),
           linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
@@ -2231,25 +2331,31 @@ struct HeadLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
       return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
       const HeadShape each{num_kv_heads_, 1};
       return {this->expand_heads(context, memory[0], key_up(*this), each),
               this->expand_heads(context, memory[1], value_up(*this), each)};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.k_expand}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) {
       if constexpr (ValueRank > 0)
         return std::array{&self.v_reduce, &self.v_expand};
       else
         return std::array{&self.v_expand};
     }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_k_down", self.linear_k_down);
       visit("linear_v_down", self.linear_v_down);
@@ -2258,7 +2364,11 @@ struct HeadLatent : LatentPolicy {
       visit("v_expand", self.v_expand);
     }
 
-    Linear<T> linear_k_down, linear_v_down, k_expand, v_reduce, v_expand;
+    Linear<T> linear_k_down;  ///< from d_model to the latents of all heads' keys
+    Linear<T> linear_v_down;  ///< from d_model to the latents of all heads' values
+    Linear<T> k_expand;       ///< from a head's latent to its keys
+    Linear<T> v_reduce;       ///< from a head's latent to ValueRank elements, or empty
+    Linear<T> v_expand;       ///< from these, or from the latent, to a head's values
 
    private:
     Index num_kv_heads_;
@@ -2279,35 +2389,47 @@ inline namespace LACONIC_ABI {
 /// Caches the layer's input, from which keys and values are computed as `FullRank` does: a lossless latent of d_model
 /// elements a frame, and one that all layers with the same input share (the cross-attention of a decoder).
 struct InputLatent : LatentPolicy {
-  static constexpr bool one_input = true;
-  static constexpr Index num_parts = 1;
+  static constexpr bool one_input = true;  ///< keys and values need the same input
+  static constexpr Index num_parts = 1;    ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { FullRank::set_ranks(c, d); }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.d_model}}}; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) { return FullRank::parameter_count(d); }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims&) { return 0; }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) { return FullRank::remember_flops(d); }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) { return 2 * 2 * d.q_dim() * d.d_model; }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.d_model, d.d_model}; }
 
   /// Computes keys and values from the cached input.
   template <class T>
   class Layer : public FullRank::Layer<T>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : FullRank::Layer<T>(d, seed), AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}) {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context&, const Tensor&, const Tensor& value_input) const {
       return {value_input};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
       return {this->linear_k(context, memory[0]), this->linear_v(context, memory[0])};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.linear_k}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) { return std::array{&self.linear_v}; }
   };
 };
@@ -2323,36 +2445,44 @@ inline namespace LACONIC_ABI {
 template <Index RK, Index RV = RK>
 struct SplitLatent : LatentPolicy {
   static_assert((RK == dyn || RK > 0) && (RV == dyn || RV > 0), "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool one_input = false;
-  static constexpr Index num_parts = 2;
+  static constexpr bool one_input = false;  ///< keys and values may have different inputs
+  static constexpr Index num_parts = 2;     ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<RK>(c.kv_lora_rank, "kv_lora_rank", c.d_model, "d_model");
     d.v_lora_rank = resolve_rank<RV>(RV == dyn && c.v_lora_rank == 0 ? d.kv_lora_rank : c.v_lora_rank, "v_lora_rank",
                                      c.d_model, "d_model");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
     return {{{d.kv_lora_rank}, {d.v_lora_rank}}};
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return (d.kv_lora_rank + d.v_lora_rank) * (d.d_model + d.bias + d.kv_dim());
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) {
     return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
   }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) {
     return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
   }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) {
     return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
   }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.v_lora_rank}; }
 
   /// Projects the inputs to their latents, and these to keys and values.
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
           linear_k_down(d.d_model, d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
@@ -2362,18 +2492,24 @@ struct SplitLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 2> remember(Context& context, const Tensor& key_input, const Tensor& value_input) const {
       return {linear_k_down(context, key_input), linear_v_down(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 2>& memory) const {
       return {linear_k_up(context, memory[0]), linear_v_up(context, memory[1])};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.linear_k_up}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) { return std::array{&self.linear_v_up}; }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_k_down", self.linear_k_down);
       visit("linear_v_down", self.linear_v_down);
@@ -2381,7 +2517,10 @@ struct SplitLatent : LatentPolicy {
       visit("linear_v_up", self.linear_v_up);
     }
 
-    Linear<T> linear_k_down, linear_v_down, linear_k_up, linear_v_up;
+    Linear<T> linear_k_down;  ///< from d_model to the latent of keys
+    Linear<T> linear_v_down;  ///< from d_model to the latent of values
+    Linear<T> linear_k_up;    ///< from the latent to keys
+    Linear<T> linear_v_up;    ///< from the latent to values
   };
 };
 
@@ -2397,27 +2536,35 @@ inline namespace LACONIC_ABI {
 template <Index R>
 struct TwoStageLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static constexpr bool one_input = true;
-  static constexpr Index num_parts = 1;
+  static constexpr bool one_input = true;  ///< keys and values need the same input
+  static constexpr Index num_parts = 1;    ///< matrices in the cache
 
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) { SharedLatent<R>::set_ranks(c, d); }
+  /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_lora_rank}}}; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return SharedLatent<R>::parameter_count(d) + 2 * d.kv_dim() * (d.head_dim + d.bias);
   }
+  /// Returns the operations that `remember` takes a frame.
   static constexpr Index remember_flops(const AttentionDims& d) { return SharedLatent<R>::remember_flops(d); }
+  /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) {
     return 2 * 2 * d.kv_dim() * (d.kv_lora_rank + d.head_dim);
   }
+  /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) {
     return 2 * 2 * d.q_dim() * (d.kv_lora_rank + d.head_dim);
   }
+  /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) { return {1, d.kv_lora_rank, d.kv_lora_rank}; }
 
   /// Projects the input to the latent, and the latent to keys and values in two steps.
   template <class T>
   class Layer : public Module<Layer<T>>, public AbsorbingLayer<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, d.num_kv_heads}),
           linear_kv_down(d.d_model, d.kv_lora_rank, seed / "linear_kv_down", bias_if(d.bias)),
@@ -2428,20 +2575,26 @@ struct TwoStageLatent : LatentPolicy {
       this->use_by_heads();
     }
 
+    /// Returns what is cached of the inputs (rows, d_model).
     template <class Context, class Tensor>
     std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
       return {linear_kv_down(context, value_input)};
     }
+    /// Returns the keys and values of all key-value heads.
     template <class Context, class Tensor>
     KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
       const HeadShape each{this->heads().num_blocks, this->heads().num_blocks};
       return {this->expand_heads(context, linear_k_a(context, memory[0]), std::array{&linear_k_b}, each),
               this->expand_heads(context, linear_v_a(context, memory[0]), std::array{&linear_v_b}, each)};
     }
+    /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.linear_k_a, &self.linear_k_b}; }
+    /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
     static auto value_up(auto& self) { return std::array{&self.linear_v_a, &self.linear_v_b}; }
+    /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_kv_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_kv_down", self.linear_kv_down);
       visit("linear_k_a", self.linear_k_a);
@@ -2450,8 +2603,11 @@ struct TwoStageLatent : LatentPolicy {
       visit("linear_v_b", self.linear_v_b);
     }
 
-    /// The weights of `_b` stack one (head_dim, head_dim) matrix for every key-value head.
-    Linear<T> linear_kv_down, linear_k_a, linear_k_b, linear_v_a, linear_v_b;
+    Linear<T> linear_kv_down;  ///< from d_model to the latent
+    Linear<T> linear_k_a;      ///< from the latent to all heads
+    Linear<T> linear_k_b;      ///< from a head to its keys; the weight stacks (head_dim, head_dim) of every head
+    Linear<T> linear_v_a;      ///< from the latent to all heads
+    Linear<T> linear_v_b;      ///< from a head to its values; the weight stacks (head_dim, head_dim) of every head
   };
 };
 
@@ -2511,7 +2667,9 @@ struct AttentionCost {
 
   /// Counts what is to be attended.
   struct Work {
-    Index q_rows, kv_rows, pairs;  ///< rows of queries, rows of keys, and pairs of both that the mask shows
+    Index q_rows;   ///< rows of queries
+    Index kv_rows;  ///< rows of keys
+    Index pairs;    ///< pairs of query and key that the mask shows
   };
   /// Returns the operations after the projections of x on the expanded path. The term of position, which is the same on
   /// both paths, is left out.
@@ -2587,7 +2745,8 @@ struct Heads {
   static_assert(G == dyn || G > 0, "laconic: the number of key-value heads must be positive, or `dyn`");
   static_assert(H == dyn || G == dyn || H % (G > 0 ? G : 1) == 0,
                 "laconic: the number of key-value heads must divide the number of query heads");
-  static constexpr Index num_heads = H, num_kv_heads = G;  ///< `dyn` where the configuration decides
+  static constexpr Index num_heads = H;     ///< query heads, or `dyn`
+  static constexpr Index num_kv_heads = G;  ///< key-value heads, or `dyn`
 };
 
 }  // namespace LACONIC_ABI
@@ -2943,30 +3102,31 @@ concept TrainingContext = Context<C> &&
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What all layers of one forward pass share. A pass over whole sequences has no slots; in a stream, rows are those
-/// that came now, and slots say for each sequence where the layers' states have what came before.
+/// Holds what all layers of one forward pass share. A pass over whole sequences has no slots. In a stream, rows are the
+/// new ones, and `slots` says for each sequence where the layers' states hold the earlier ones.
 template <class Tensor>
 struct Pass {
-  const Sequences& sequences;
-  Mask mask{};
-  Tensor table{};  ///< of the position policy
-  std::span<const Index> slots{};
-  std::span<const Index> firsts{};         ///< the place of each sequence's first row in its stream; empty: 0
-  std::vector<Tensor>* outputs = nullptr;  ///< if given, what each block gives is added to it
+  const Sequences& sequences;              ///< the sequences of the rows
+  Mask mask{};                             ///< the frames that each frame sees
+  Tensor table{};                          ///< the table of positions that layers share
+  std::span<const Index> slots{};          ///< the slot of each sequence in the states; empty: whole sequences
+  std::span<const Index> firsts{};         ///< the position of each sequence's first row in its stream; empty: 0
+  std::vector<Tensor>* outputs = nullptr;  ///< receives the output of each block, if not null
 
+  /// Returns the position of the first row of sequence n in its stream.
   Index first(Index n) const { return firsts.empty() ? 0 : firsts[static_cast<std::size_t>(n)]; }
 };
 
-/// What the states of a model's layers are made for.
+/// Describes what the states of a model's layers must hold.
 struct StateShape {
-  Index slots;         ///< streams
-  Index left_context;  ///< frames that attention keeps
-  Index chunk;         ///< the most frames of one stream in a pass
-  Storage storage = Storage::full;
+  Index slots;                      ///< streams
+  Index left_context;               ///< frames that attention keeps
+  Index chunk;                      ///< max frames of one stream in a pass
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
 };
 
-/// Layers that look back take a pointer to their state, or `nullptr` where a sequence is whole: no state, then, and no
-/// cost.
+/// Says whether S is a pointer to a state. Layers with a state take a pointer to it, or `nullptr` where sequences are
+/// whole: then there is no state, and no cost.
 template <class State>
 inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 
@@ -2976,17 +3136,19 @@ inline constexpr bool has_state = !std::is_null_pointer_v<State>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A position policy says how attention knows the order of frames. It has
-///   key_bias_cancels       a bias on the keys moves all scores of a query alike, so softmax ignores it
+/// Says how attention knows the order of frames. A position policy has
+///   key_bias_cancels       a bias on the keys moves all scores of a query by the same amount, so softmax ignores it
 ///   is_relative            scores gain a term of the distance between query and key
-///   turns_input            the input of queries and keys is turned before their projections
-///   turns_keys             queries and keys are turned after them
-///   pairs                  a RotaryPairs, where one of the two is true: which channels turn together
-///   enter(context, x, pass)              what happens once, before the first layer, to the rows
-///   table(context, dims, width, pass)    what all layers share: `width` is that of what is turned
-///   Layer<T>, a Module made from (dims, seed): term(context, dims, pass)   what one layer adds to the scores
-///     keeps_term(context)        the context keeps that from call to call, so that no table is asked for
-///     term_of(prepared_table(context, dims, n))   that of a stream, with n frames at most, where `is_relative`
+///   turns_input            the input of queries and keys is rotated before their projections
+///   turns_keys             queries and keys are rotated after their projections
+///   pairs                  a RotaryPairs, where one of the two is true: the channels that are rotated together
+///   parameter_count(dims), flops(dims, frames)   of one layer
+///   enter(context, x, pass)              changes the rows once, before the first layer
+///   table(context, dims, width, pass)    computes what all layers share; `width` channels are rotated
+///   Layer<T>, a Module constructed from (dims, seed), with
+///     term(context, dims, pass)          what one layer adds to the scores
+///     keeps_term(context)                whether the context keeps that from call to call, so that no table is needed
+///     term_of(prepared_table(context, dims, n))    the term in a stream, for up to n frames, where `is_relative`
 template <class P>
 concept PositionPolicy = LayerOfPolicy<P> && requires(const AttentionDims& dims, Index count) {
   { P::key_bias_cancels } -> std::convertible_to<bool>;
@@ -2997,46 +3159,60 @@ concept PositionPolicy = LayerOfPolicy<P> && requires(const AttentionDims& dims,
   { P::flops(dims, count) } -> std::convertible_to<Index>;  // a layer, over so many frames
 } &&(!(P::turns_input || P::turns_keys) || std::same_as<decltype(P::pairs), const RotaryPairs>);
 
-/// What policies have in common that change nothing, keep nothing and learn nothing.
+/// Does nothing: policies derive from it and replace what they do.
 struct PlainPosition {
-  static constexpr bool key_bias_cancels = true, is_relative = false, turns_input = false, turns_keys = false;
+  static constexpr bool key_bias_cancels = true;  ///< softmax ignores a bias on the keys
+  static constexpr bool is_relative = false;      ///< scores gain a term of distance
+  static constexpr bool turns_input = false;      ///< the input of queries and keys is rotated
+  static constexpr bool turns_keys = false;       ///< queries and keys are rotated
+  /// Returns 0.
   static constexpr Index parameter_count(const AttentionDims&) { return 0; }
+  /// Returns 0.
   static constexpr Index flops(const AttentionDims&, Index) { return 0; }
 
+  /// Returns x.
   template <class Context, class Tensor>
   static Tensor enter(Context&, Tensor x, const Pass<Tensor>&) {
     return x;
   }
+  /// Returns an empty tensor.
   template <class Context, class Tensor>
   static Tensor table(Context&, const AttentionDims&, Index, const Pass<Tensor>&) {
     return {};
   }
 
+  /// Adds nothing to the scores.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
+    /// Makes a layer without parameters.
     Layer(const AttentionDims&, Seed) {}
+    /// Returns an empty term.
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context&, const AttentionDims&, const Pass<Tensor>&) const {
       return {};
     }
+    /// Returns false.
     template <class Context>
     bool keeps_term(const Context&) const {
       return false;
     }
+    /// Returns an empty term.
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(const Tensor&) const {
       return {};
     }
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto&, auto&&) {}
   };
 };
 
-/// Order is known from elsewhere (convolutions) or not at all.
+/// Adds no positions: the order of frames is known from convolutions, or not at all.
 struct NoPosition : PlainPosition {};
 
-/// Absolute sinusoids added to the input once (Vaswani et al. 2017, section 3.5).
+/// Adds absolute sinusoids to the input once (Vaswani et al. 2017, section 3.5).
 struct Sinusoidal : PlainPosition {
+  /// Returns x plus the sinusoids of its positions in their streams.
   template <class Context, class Tensor>
   static Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) {
     const auto positions = context.sinusoids({pass.sequences, pass.firsts}, x.cols());
@@ -3044,39 +3220,47 @@ struct Sinusoidal : PlainPosition {
   }
 };
 
-/// Scores gain (q + v) . W_pos r(i - j), and content scores use q + u (Dai et al. 2019, section 3.3; as in ESPnet's
-/// "latest" and the Hugging Face Conformer). Keys are untouched by position, so any key-value policy goes with it.
+/// Adds (q + v) . W_pos r(i - j) to the scores, and uses q + u in those of content (Dai et al. 2019, section 3.3; as in
+/// ESPnet's "latest" and the Hugging Face Conformer). Keys do not depend on position, so every key-value policy goes
+/// with it.
 struct RelativePosition : PlainPosition {
-  static constexpr bool is_relative = true;
+  static constexpr bool is_relative = true;  ///< scores gain a term of distance
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) { return d.q_dim() * d.d_model + 2 * d.q_dim(); }
+  /// Returns the floating-point operations of the term over `frames` frames.
   static constexpr Index flops(const AttentionDims& d, Index frames) {
     return 2 * (2 * frames - 1) * d.q_dim() * (d.d_model + frames);
   }
 
-  /// The sinusoids of distances n - 1 down to -(n - 1), (2 n - 1, d_model), for sequences of up to n frames.
+  /// Returns the sinusoids of distances n - 1 down to -(n - 1), (2 n - 1, d_model), for sequences of up to n frames.
   template <class Context>
   static auto distances(Context& context, const AttentionDims& d, Index n) {
     const Index first = n - 1;
     const Sequences all = Sequences::make(context.arena(), 1, [&](Index) { return 2 * n - 1; });
     return context.sinusoids({all, {&first, 1}, -1}, d.d_model);
   }
+  /// Returns the sinusoids of all distances of the pass, (2 frames - 1, d_model).
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index, const Pass<Tensor>& pass) {
     return distances(context, d, frames(pass));
   }
+  /// Returns the frames of the longest sequence, at least 1.
   template <class Tensor>
   static Index frames(const Pass<Tensor>& pass) {
     return std::max<Index>(1, pass.sequences.max_length());
   }
 
+  /// Projects the sinusoids for one layer.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : linear_pos(d.d_model, d.q_dim(), seed / "linear_pos", Bias::no),
           pos_bias_u({d.num_heads, d.head_dim}),
           pos_bias_v({d.num_heads, d.head_dim}) {}
 
+    /// Returns the term that the scores of this layer gain.
     template <class Context, class Tensor>
     RelativeTerm<Tensor, T> term(Context& context, const AttentionDims& d, const Pass<Tensor>& pass) const {
       if constexpr (StreamingContext<Context>)
@@ -3085,35 +3269,39 @@ struct RelativePosition : PlainPosition {
                                           [&](Index n) { return prepared_table(context, d, n); }));
       return {linear_pos(context, pass.table), &pos_bias_u, &pos_bias_v};
     }
-    /// Says whether the context keeps the projected table from call to call: a weight prepared to run never changes.
+    /// Returns whether the context keeps the projected table from call to call: a prepared weight never changes.
     template <class Context>
     bool keeps_term([[maybe_unused]] const Context& context) const {
       if constexpr (StreamingContext<Context>) return context.keeps(linear_pos.weight);
       return false;
     }
-    /// The table as this layer projects it, packed: for many calls with sequences of up to n frames.
+    /// Returns the table as this layer projects it, prepared for many calls with sequences of up to n frames.
     template <class Context>
     auto prepared_table(Context& context, const AttentionDims& d, Index n) const {
       return context.prepare_table(linear_pos(context, distances(context, d, n)), d.num_heads);
     }
+    /// Returns the term of a prepared table.
     template <class Tensor>
     RelativeTerm<Tensor, T> term_of(Tensor prepared) const {
       return {std::move(prepared), &pos_bias_u, &pos_bias_v, {}, true};
     }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_pos", self.linear_pos);
       visit("pos_bias_u", self.pos_bias_u);
       visit("pos_bias_v", self.pos_bias_v);
     }
 
-    Linear<T> linear_pos;
-    Parameter<T> pos_bias_u, pos_bias_v;
+    Linear<T> linear_pos;     ///< from d_model to num_heads * head_dim
+    Parameter<T> pos_bias_u;  ///< added to the queries that meet keys, (num_heads, head_dim)
+    Parameter<T> pos_bias_v;  ///< added to the queries that meet distances, (num_heads, head_dim)
   };
 };
 
-/// What rotary policies share: the angles of each row, (rows, width): cosines of the pairs, then their sines.
+/// Computes the angles that rotary policies share.
 struct RotaryTable : PlainPosition {
+  /// Returns the table of rotations (rows, width): cosines of the pairs, then their sines.
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
     const Index rate_width = d.rope_pairs.size() > 0 ? d.head_dim : width;
@@ -3121,20 +3309,21 @@ struct RotaryTable : PlainPosition {
   }
 };
 
-/// Queries and keys turned by their position after their projections, so that scores know the distance (Su et al.
-/// 2021); of a decoupled latent, only the parts that it sets aside for this.
+/// Rotates queries and keys by their position after their projections, so that scores depend on the distance (Su et al.
+/// 2021). A decoupled latent has parts of its own that are rotated instead.
 template <RotaryPairs Pairs = RotaryPairs::interleaved>
 struct Rotary : RotaryTable {
-  static constexpr bool key_bias_cancels = false, turns_keys = true;
-  static constexpr RotaryPairs pairs = Pairs;
+  static constexpr bool key_bias_cancels = false;  ///< rotation makes the bias depend on the frame
+  static constexpr bool turns_keys = true;         ///< queries and keys are rotated
+  static constexpr RotaryPairs pairs = Pairs;      ///< the channels of a pair
 };
 
-/// The input of queries and keys turned by position, head by head, before their projections, as the Hugging Face
-/// Conformer does it: values see the input as it is, and scores depend on both positions, not on their distance alone.
+/// Rotates the input of queries and keys by its position, head by head, before their projections, as the Hugging Face
+/// Conformer does. Values see the input itself, and scores depend on both positions, not only on their distance.
 template <RotaryPairs Pairs = RotaryPairs::halves>
 struct InputRotary : RotaryTable {
-  static constexpr bool turns_input = true;
-  static constexpr RotaryPairs pairs = Pairs;
+  static constexpr bool turns_input = true;    ///< the input of queries and keys is rotated
+  static constexpr RotaryPairs pairs = Pairs;  ///< the channels of a pair
 };
 
 }  // namespace LACONIC_ABI
@@ -3143,37 +3332,42 @@ struct InputRotary : RotaryTable {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Queries (rows, num_heads * head_dim), and what of them a decoupled rotary position turns, (rows, num_heads *
-/// qk_rope_head_dim): empty where there is none.
+/// Holds queries, and their part that a decoupled rotary position rotates.
 template <class Tensor>
 struct Queries {
-  Tensor content, rope;
+  Tensor content;  ///< (rows, num_heads * head_dim)
+  Tensor rope;     ///< (rows, num_heads * qk_rope_head_dim), or empty
 };
 
-/// The part of a query policy's layer that both have: from `in` numbers to the queries of all heads.
+/// Projects `in` channels to the queries of all heads. Both query policies end in it.
 template <class T>
 class QueryExpansion : public Module<QueryExpansion<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   QueryExpansion(const AttentionDims& d, Index in, Seed seed)
       : linear_q(in, d.q_dim(), seed / "linear_q", bias_if(d.bias)) {
     if (d.qk_rope_head_dim > 0)
       linear_q_rope = Linear<T>(in, d.num_heads * d.qk_rope_head_dim, seed / "linear_q_rope", bias_if(d.bias));
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d, Index in) {
     return d.num_heads * (d.head_dim + d.qk_rope_head_dim) * (in + d.bias);
   }
 
+  /// Returns the queries of all heads.
   template <class Context, class Tensor>
   Queries<Tensor> operator()(Context& context, const Tensor& x) const {
     return {linear_q(context, x), linear_q_rope.out() > 0 ? linear_q_rope(context, x) : Tensor()};
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("linear_q", self.linear_q);
     if (self.linear_q_rope.out() > 0) visit("linear_q_rope", self.linear_q_rope);
   }
 
-  Linear<T> linear_q, linear_q_rope;
+  Linear<T> linear_q;       ///< to num_heads * head_dim
+  Linear<T> linear_q_rope;  ///< to num_heads * qk_rope_head_dim, or empty
 };
 
 /// Says how queries are computed. Everything is constexpr except `Layer<T>`, a Module constructed from (dims, seed),
@@ -3187,64 +3381,78 @@ concept QueryPolicy = LayerOfPolicy<P> && requires(const AttentionConfig& config
   { P::flops(dims) } -> std::convertible_to<Index>;  // a frame
 };
 
-/// q = x W_Q^T + b_Q.
+/// Projects queries in one step: q = x W_Q^T + b_Q.
 struct FullQuery {
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims&) {
     require_no_rank(c.q_lora_rank, "q_lora_rank");
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return QueryExpansion<float>::parameter_count(d, d.d_model);
   }
+  /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {
     return 2 * d.num_heads * (d.head_dim + d.qk_rope_head_dim) * d.d_model;
   }
 
+  /// Projects the input to the queries.
   template <class T>
   class Layer : public QueryExpansion<T> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed) : QueryExpansion<T>(d, d.d_model, seed) {}
+    /// Returns the first weight that the input is multiplied by.
     const Parameter<T>& input_weight() const { return this->linear_q.weight; }
   };
 };
 
-/// q = norm(x W_DQ^T) W_UQ^T (DeepSeek-V2 2024, equations 12 and 13).
+/// Projects queries through a latent of R elements: q = norm(x W_DQ^T) W_UQ^T (DeepSeek-V2 2024, equations 12 and 13).
 template <Index R, template <class> class Norm = RmsNorm>
 struct LowRankQuery {
   static_assert(R == dyn || R > 0, "laconic: the rank of the queries must be positive, or `dyn`");
+  /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.q_lora_rank = resolve<R>(c.q_lora_rank, "q_lora_rank");
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
     return d.q_lora_rank * d.d_model + Norm<float>::parameter_count(d.q_lora_rank) +
            QueryExpansion<float>::parameter_count(d, d.q_lora_rank);
   }
+  /// Returns the operations a frame.
   static constexpr Index flops(const AttentionDims& d) {
     return 2 * d.q_lora_rank * (d.d_model + d.num_heads * (d.head_dim + d.qk_rope_head_dim));
   }
 
+  /// Projects the input to the latent, and the latent to the queries.
   template <class T>
   class Layer : public Module<Layer<T>> {
    public:
+    /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : linear_q_down(d.d_model, d.q_lora_rank, seed / "linear_q_down", Bias::no),
           q_norm(d.q_lora_rank),
           up(d, d.q_lora_rank, seed) {}
 
+    /// Returns the queries of all heads.
     template <class Context, class Tensor>
     Queries<Tensor> operator()(Context& context, const Tensor& x) const {
       return up(context, q_norm(context, linear_q_down(context, x)));
     }
+    /// Returns the first weight that the input is multiplied by.
     const Parameter<T>& input_weight() const { return linear_q_down.weight; }
 
+    /// Visits the parameters with their names (see Module).
     static void each_parameter(auto& self, auto&& visit) {
       visit("linear_q_down", self.linear_q_down);
       visit("q_norm", self.q_norm);
       QueryExpansion<T>::each_parameter(self.up, visit);
     }
 
-    Linear<T> linear_q_down;
-    Norm<T> q_norm;
-    QueryExpansion<T> up;
+    Linear<T> linear_q_down;  ///< from d_model to the latent
+    Norm<T> q_norm;           ///< the norm of the latent
+    QueryExpansion<T> up;     ///< from the latent to the queries
   };
 };
 
@@ -3302,7 +3510,7 @@ struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_,
                 "laconic: the score policy lacks what the concept ScorePolicy says: see attention/score.hpp");
 
   using Heads = Heads_;        ///< query heads over key-value heads
-  using KeyValue = KeyValue_;  ///< what is cached, and how keys and values come from it
+  using KeyValue = KeyValue_;  ///< the cache, and how keys and values come from it
   using Position = Position_;  ///< how the order of frames is known
   using Query = Query_;        ///< how queries are projected
   using Score = Score_;        ///< `Softmax` or `LinearKernel`
@@ -3501,27 +3709,32 @@ constexpr bool is_context_of() {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Attention of packed rows by the policy, (rows, d_model) to (rows, d_model). Parameter names are those of the Hugging
-/// Face Conformer, and DeepSeek's where that has none.
+/// Computes the attention of packed rows that the policy describes, (rows, d_model) to (rows, d_model). Parameter names
+/// are those of the Hugging Face Conformer, and DeepSeek's where that has none. Construction allocates, and throws
+/// Error where the sizes do not fit; calls take memory from the context's pool only.
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
-  using Policy = Policy_;
-  using KeyValue = typename Policy::KeyValue;
-  using Position = typename Policy::Position;
-  static constexpr bool is_linear = Policy::Score::is_linear;
+  using Policy = Policy_;                                      ///< the `Attention` that it computes
+  using KeyValue = typename Policy::KeyValue;                  ///< its key-value policy
+  using Position = typename Policy::Position;                  ///< its position policy
+  static constexpr bool is_linear = Policy::Score::is_linear;  ///< whether the past is a state of fixed size
 
+  /// Makes a layer with random parameters; `dropout` is that of probabilities in training. Allocates. Throws Error
+  /// where type and configuration contradict each other.
   AttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : AttentionLayer(Resolved{Policy::dims(config)}, dropout, seed) {}
 
+  /// Returns all sizes.
   const AttentionDims& dims() const { return dims_; }
-  /// Whether a stream's state grows with the frames that it keeps.
+  /// Returns whether a stream's state grows with the frames that it keeps.
   static constexpr bool keeps_frames() { return !is_linear; }
 
-  /// What a stream keeps of earlier frames, for many streams. Takes memory at construction only.
+  /// Holds what streams keep of earlier frames. Takes memory at construction only.
   template <class Context>
   class State {
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const AttentionLayer& layer, const StateShape& shape)
         : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
       const AttentionDims& d = layer.dims();
@@ -3549,7 +3762,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     void fork(Context& context, Index from, Index to) {
       for (auto& cache : caches_) context.fork(cache, from, to);
     }
-    /// Held for frames, all slots.
+    /// Returns the bytes that the caches hold, all slots.
     Index cache_bytes() const {
       Index sum = 0;
       for (const auto& cache : caches_) sum += cache.bytes();
@@ -3563,25 +3776,28 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     typename Policy::Work work_;
   };
 
-  /// What happens to the rows once before the first layer, and what all layers share of it.
+  /// Returns the rows as the position policy changes them once, before the first layer.
   template <class Context, class Tensor>
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return Position::enter(context, std::move(x), pass);
   }
-  /// In a stream, relative positions have their table in the state; packed ones have it in the context.
+  /// Returns the table of positions that all layers share, or an empty tensor: in a stream, relative positions have
+  /// theirs in the state, and those of prepared weights have it in the context.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
     if (Position::is_relative && (!pass.slots.empty() || position.keeps_term(context))) return {};
     return Position::table(context, dims_, Policy::rotary_width(dims_), pass);
   }
 
+  /// Returns the self-attention of x (rows, d_model) on the given path. With a pointer to a state, x follows what the
+  /// state holds, which then holds x, too.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr,
                     AttentionPath path = AttentionPath::by_cost) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
-    const Tensor turned = turned_input(context, x, pass);
-    Queries<Tensor> q = query(context, turned);
-    auto memory = key_value.remember(context, turned, x);
+    const Tensor rotated = rotated_input(context, x, pass);
+    Queries<Tensor> q = query(context, rotated);
+    auto memory = key_value.remember(context, rotated, x);
     if constexpr (Position::turns_keys) {
       Tensor& of_query = q.rope.empty() ? q.content : q.rope;
       of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
@@ -3617,16 +3833,16 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// What `cross` needs of a source (rows, d_model), such as an encoder's output: computed once for all its queries.
-  /// With `InputLatent` it is the source itself, which then all layers of a decoder share.
+  /// Returns the memory that `cross` needs of a source (rows, d_model), such as an encoder's output. It is computed
+  /// once for all queries. With `InputLatent` it is the source itself, which all layers of a decoder then share.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     return key_value.remember(context, source, source);
   }
-  /// Cross-attention: rows of x, in `queries`, see all rows of the source in the sequence of the same number.
-  /// Hypotheses of a beam are rows of one sequence, since queries do not see each other. The path follows from all
-  /// queries and sources together.
+  /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
+  /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
+  /// The path depends on all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
@@ -3640,12 +3856,13 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                         sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
-  /// The first matrix that meets the layer's input as it is.
+  /// Returns the first weight that the layer's unchanged input is multiplied by.
   const Parameter<T>& input_weight() const {
     if constexpr (Position::turns_input) return key_value.value_weight();
     return query.input_weight();
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     std::remove_cvref_t<decltype(self.query)>::each_parameter(self.query, visit);
     std::remove_cvref_t<decltype(self.key_value)>::each_parameter(self.key_value, visit);
@@ -3653,10 +3870,10 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     std::remove_cvref_t<decltype(self.position)>::each_parameter(self.position, visit);
   }
 
-  typename Policy::Query::template Layer<T> query;
-  typename KeyValue::template Layer<T> key_value;
-  Linear<T> linear_out;
-  typename Position::template Layer<T> position;
+  typename Policy::Query::template Layer<T> query;  ///< from the input to queries
+  typename KeyValue::template Layer<T> key_value;   ///< from the input to memory, keys and values
+  Linear<T> linear_out;                             ///< from all heads to d_model
+  typename Position::template Layer<T> position;    ///< the term that scores gain by positions
 
  private:
   struct Resolved {
@@ -3672,16 +3889,17 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         dims_(d),
         dropout_(dropout) {}
 
-  /// Of the width that queries and keys have before any absorption.
+  /// Returns the scale of the scores, 1 / sqrt of the width that queries and keys have before any absorption.
   double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
 
   template <class Context, class Tensor>
-  Tensor turned_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
+  Tensor rotated_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
     if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);
     return x;
   }
 
-  /// Dropout of probabilities is defined on the expanded path, on which training stays for that reason.
+  /// Returns whether to take the absorbed path. Dropout of probabilities is defined on the expanded path only, so
+  /// training stays on that.
   template <class Context>
   bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
     if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
@@ -3714,7 +3932,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     return context.attend(with_rope(q.content), k, v, shape, queries, keys, term, dropout_);
   }
 
-  /// Memory as tensors; or, where attention reads it as it is, in caches if it lies there.
+  /// Returns the memory as tensors, or unchanged where attention reads it in caches.
   template <bool InPlace, class Context, class Memory>
   static auto rows_of(Context& context, const Memory& memory, const Sequences& fresh, const Sequences& all) {
     if constexpr (InPlace || std::is_same_v<typename Memory::value_type, typename Context::Tensor>) {
@@ -3743,16 +3961,18 @@ class AnyAttentionLayer;
 
 namespace detail {
 
-/// A policy and the names that mean it, where keys are to be turned by rotary positions before their projection or not.
+/// Pairs a policy with the names that mean it, for rotary positions before the projections or for none.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
-  using Policy = Policy_;
+  using Policy = Policy_;  ///< the policy
+  /// Returns whether the configuration names it.
   static constexpr bool is(const AttentionConfig& c) {
     return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
            ((c.attention == Names) || ...);
   }
 };
 
+/// Lists named policies, of which `visit` calls back with the first that the configuration names.
 template <class First, class... Rest>
 struct NamedPolicies {
   template <class T>
@@ -3772,13 +3992,15 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// The attention that the configuration names: `dyn`, for policies. One compiled model then serves them all, with
-/// relative positions but where an attention has others of its own (rotary for a decoupled latent, none for linear
-/// attention), or where the configuration says rotary: full, grouped and split then.
+/// Takes the attention that the configuration names, as `dyn` takes sizes: one compiled model then serves them all.
+/// Positions are relative, except where an attention has its own (rotary for a decoupled latent, none for linear
+/// attention) and where the configuration says rotary, with which full, grouped and split attention go.
 struct AnyAttention {
+  /// The layer that computes it in numbers of type T.
   template <class T>
   using Layer = AnyAttentionLayer<T>;
 
+  /// The policies that a configuration can name.
   using Policies = detail::NamedPolicies<
       detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
       detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
@@ -3791,24 +4013,25 @@ struct AnyAttention {
       detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
       detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
 
-  /// f(std::type_identity<Policy>()) for the policy that is named.
+  /// Returns f(std::type_identity<Policy>()) for the policy that is named. Throws Error where none is.
   template <class F>
   static constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
     return Policies::visit(config, std::forward<F>(f));
   }
 
-  /// With the key-value heads that the name means; throws where the configuration contradicts it, or says too little.
+  /// Returns the configuration with the key-value heads that the name means. Throws Error where the configuration
+  /// contradicts the name, or lacks a size.
   static constexpr AttentionConfig named(AttentionConfig config) {
     using enum AttentionName;
-    const Index asked = config.num_kv_heads;
+    const Index given = config.num_kv_heads;
     const auto name = to_name(config.attention);
     const bool has_groups = config.attention == gqa || config.attention == linear || config.attention == input_latent;
     if (!has_groups) {
       config.num_kv_heads = config.attention == mqa ? 1 : config.num_heads;
-      require(asked == 0 || asked == config.num_kv_heads, "num_kv_heads: ", asked, " given, but ", name, " has ",
+      require(given == 0 || given == config.num_kv_heads, "num_kv_heads: ", given, " given, but ", name, " has ",
               config.num_kv_heads, " here");
     }
-    require(config.attention != gqa || asked > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
+    require(config.attention != gqa || given > 0, "num_kv_heads: gqa needs a number of key-value heads, a divisor of ",
             config.num_heads);
     const bool has_latent = config.attention == mla || config.attention == mla_simple ||
                             config.attention == mla_split || config.attention == mla_head ||
@@ -3818,39 +4041,48 @@ struct AnyAttention {
     return config;
   }
 
+  /// Returns all sizes. Throws Error where they do not fit.
   static constexpr AttentionDims dims(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::dims(named(config)); });
   }
+  /// Returns the bytes that one layer caches for `n` frames: see AttentionCost.
   static constexpr Index cache_bytes(const AttentionConfig& config, Frames n, Storage storage = Storage::full) {
     return with_policy(config,
                        [&]<class P>(std::type_identity<P>) { return P::cache_bytes(named(config), n, storage); });
   }
+  /// Returns the trained parameters of one layer.
   static constexpr Index parameter_count(const AttentionConfig& config) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::parameter_count(named(config)); });
   }
+  /// Returns the floating-point operations of one layer over a sequence of `n` frames: see AttentionCost.
   static constexpr Index flops(const AttentionConfig& config, Frames n, const Mask& mask = {}) {
     return with_policy(config, [&]<class P>(std::type_identity<P>) { return P::flops(named(config), n, mask); });
   }
 };
 
-/// One of the attention layers, behind the face that all have.
+/// Holds the attention layer of the policy that the configuration names, and forwards to it.
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
+  /// One of the layers.
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 
+  /// Makes the layer that the configuration names. Allocates. Throws Error where the sizes do not fit.
   AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
       : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
           return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
         })) {}
 
+  /// Returns all sizes.
   const AttentionDims& dims() const {
     return std::visit([](const auto& l) -> const AttentionDims& { return l.dims(); }, layer);
   }
+  /// Returns whether a stream's state grows with the frames that it keeps.
   bool keeps_frames() const {
     return std::visit([](const auto& l) { return l.keeps_frames(); }, layer);
   }
 
+  /// Holds what streams keep of earlier frames. Takes memory at construction only.
   template <class Context>
   class State {
     template <class>
@@ -3861,24 +4093,30 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
     };
 
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
         : state_(std::visit(
               [&]<class L>(const L& l) {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
               },
               any.layer)) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       std::visit([&](auto& s) { s.clear(context, slot); }, state_);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) {
       std::visit([&](auto& s) { s.fill_zeros(context, slot); }, state_);
     }
+    /// Makes slot `to` hold what slot `from` holds.
     void fork(Context& context, Index from, Index to) {
       std::visit([&](auto& s) { s.fork(context, from, to); }, state_);
     }
+    /// Returns the bytes that the caches hold, all slots.
     Index cache_bytes() const {
       return std::visit([](const auto& s) { return s.cache_bytes(); }, state_);
     }
+    /// Returns the state of a layer of type L.
     template <class L>
     auto* of(const L&) {
       return &std::get<typename L::template State<Context>>(state_);
@@ -3889,14 +4127,17 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
     States state_;
   };
 
+  /// Returns the rows as the position policy changes them once, before the first layer.
   template <class Context, class Tensor>
   Tensor enter(Context& context, Tensor x, const Pass<Tensor>& pass) const {
     return std::visit([&](const auto& l) { return l.enter(context, std::move(x), pass); }, layer);
   }
+  /// Returns the table of positions that all layers share, or an empty tensor.
   template <class Context, class Tensor>
   Tensor table(Context& context, const Pass<Tensor>& pass) const {
     return std::visit([&](const auto& l) { return l.table(context, pass); }, layer);
   }
+  /// Returns the self-attention of x (rows, d_model): see AttentionLayer.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     return std::visit(
@@ -3908,15 +4149,17 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
         },
         layer);
   }
+  /// Returns the first weight that the layer's unchanged input is multiplied by.
   const Parameter<T>& input_weight() const {
     return std::visit([](const auto& l) -> const Parameter<T>& { return l.input_weight(); }, layer);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     std::visit([&](auto& l) { std::remove_cvref_t<decltype(l)>::each_parameter(l, visit); }, self.layer);
   }
 
-  Variant layer;
+  Variant layer;  ///< the layer
 };
 
 }  // namespace LACONIC_ABI
@@ -10748,19 +10991,80 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Which frames a convolution over time sees: as many before as behind; none behind; or as many, but none behind the
-/// end of the own chunk (Li et al. 2023, "Dynamic chunk convolution"). The first cannot be streamed.
-enum class ConvolutionContext { centred, causal, chunk };
+/// Names the normalisation in the waveform front end.
+enum class WaveformNorm {
+  layer,  ///< layer norm after every convolution
+  group   ///< per-channel norm over time, after the first convolution only
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(WaveformNorm) {
+  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
+}
+
+/// Describes convolutions over samples that take the place of log-mel features (wav2vec 2.0, Baevski et al. 2020,
+/// section 2). Names are Hugging Face's.
+struct WaveformConfig {
+  IndexList conv_dim{};     ///< output channels of each convolution; empty: there are no such convolutions
+  IndexList conv_kernel{};  ///< kernel of each convolution, in samples of its input
+  IndexList conv_stride{};  ///< stride of each convolution, in samples of its input
+  bool conv_bias = false;   ///< whether the convolutions have biases
+  WaveformNorm feat_extract_norm = WaveformNorm::layer;   ///< normalisation after the convolutions
+  Activation feat_extract_activation = Activation::gelu;  ///< activation after each convolution
+
+  /// Returns whether there are no convolutions over samples.
+  constexpr bool empty() const { return conv_dim.size() == 0; }
+  /// Returns the shape of convolution i.
+  constexpr Conv1dShape layer(Index i) const {
+    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
+  }
+  /// Returns the samples between two output frames, or 0 where strides or their product exceed any use.
+  constexpr Index stride() const {
+    Index out = 1;
+    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
+    return out;
+  }
+  /// Returns the samples that the first output frame needs.
+  constexpr Index window() const {
+    Index out = 1;
+    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
+    return out;
+  }
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("conv_dim", self.conv_dim);
+    visit("conv_kernel", self.conv_kernel);
+    visit("conv_stride", self.conv_stride);
+    visit("conv_bias", self.conv_bias);
+    visit("feat_extract_norm", self.feat_extract_norm);
+    visit("feat_extract_activation", self.feat_extract_activation);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names the frames that a convolution over time sees.
+enum class ConvolutionContext {
+  centred,  ///< as many before as after; cannot be streamed
+  causal,   ///< none after
+  chunk     ///< as centred, but none after the end of the own chunk (Li et al. 2023, "Dynamic chunk convolution")
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(ConvolutionContext) {
   return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
                                                       {ConvolutionContext::causal, "causal"},
                                                       {ConvolutionContext::chunk, "chunk"}});
 }
 
-/// A kernel of its own for each channel, over time, within each sequence; as many frames out as in.
+/// Convolves each channel of each sequence over time by a kernel of its own: (rows, channels) to (rows, channels).
 template <class T>
 class DepthwiseConv : public Module<DepthwiseConv<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates. Throws Error for an even kernel.
   DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
       : weight({channels, 1, kernel}), sees_(sees) {
     require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
@@ -10771,20 +11075,24 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
       fill_uniform(bias, bound, Random(seed, "bias"));
     }
   }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
     return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
   }
 
-  /// Frames that an output sees before its own.
+  /// Returns the frames that an output sees before its own.
   Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
 
-  /// What a stream keeps: the last `left()` frames of every stream, zeros before its first one.
+  /// Holds the last `left()` frames of every stream, zeros before its first one. Takes memory at construction only.
   template <class Context>
   class State {
    public:
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
         : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
+    /// Returns the bytes that the cache holds, all slots.
     Index cache_bytes() const { return cache_.bytes(); }
 
    private:
@@ -10792,6 +11100,8 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
     typename Context::Cache cache_;
   };
 
+  /// Returns the convolution of x (rows, channels). With a pointer to a state, x follows what the state holds. Throws
+  /// Error for a centred convolution under a mask of chunks.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
@@ -10808,12 +11118,14 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
     }
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     if (self.bias.size() > 0) visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (channels, 1, kernel)
+  Parameter<T> bias;    ///< (channels), or empty
 
  private:
   ConvolutionContext sees_;
@@ -10825,8 +11137,14 @@ class DepthwiseConv : public Module<DepthwiseConv<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The encoders by name, for files and command lines.
-enum class EncoderName { conformer, branchformer, e_branchformer, wav2vec2_conformer };
+/// Names the encoders, for files and command lines.
+enum class EncoderName {
+  conformer,          ///< `Conformer`
+  branchformer,       ///< `Branchformer`
+  e_branchformer,     ///< `EBranchformer`
+  wav2vec2_conformer  ///< `Wav2Vec2Conformer`
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(EncoderName) {
   return std::to_array<EnumName<EncoderName>>({{EncoderName::conformer, "conformer"},
                                                {EncoderName::branchformer, "branchformer"},
@@ -10834,92 +11152,55 @@ constexpr auto enum_names(EncoderName) {
                                                {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
 }
 
-/// How a Branchformer joins its branches of attention and cgMLP (Peng et al. 2022, section 3.4): side by side into a
-/// linear layer; as an average of fixed weights; or of weights that each utterance decides.
-enum class BranchMerge { concat, fixed_average, learned_average };
+/// Names the ways in which a Branchformer merges attention and cgMLP (Peng et al. 2022, section 3.4).
+enum class BranchMerge {
+  concat,          ///< concatenates the channels before a linear layer
+  fixed_average,   ///< averages with fixed weights
+  learned_average  ///< averages with weights that are computed from each utterance
+};
+/// Lists the names as configurations spell them.
 constexpr auto enum_names(BranchMerge) {
   return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
                                                {BranchMerge::fixed_average, "fixed-average"},
                                                {BranchMerge::learned_average, "learned-average"}});
 }
 
-/// The norm behind convolutions over samples: of every frame, behind each; or of every channel over time, behind the
-/// first alone.
-enum class WaveformNorm { layer, group };
-constexpr auto enum_names(WaveformNorm) {
-  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
-}
-
-/// Convolutions over samples in place of log-mel features (wav2vec 2.0, Baevski et al. 2020, section 2). Names are
-/// Hugging Face's.
-struct WaveformConfig {
-  IndexList conv_dim{}, conv_kernel{},
-      conv_stride{};  ///< of each layer its channels, samples or frames, step; empty: no such layers
-  bool conv_bias = false;
-  WaveformNorm feat_extract_norm = WaveformNorm::layer;
-  Activation feat_extract_activation = Activation::gelu;
-
-  constexpr bool empty() const { return conv_dim.size() == 0; }
-  constexpr Conv1dShape layer(Index i) const {
-    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
-  }
-  /// Samples for each frame that comes out (0 where the strides are absurd), and those that the first one needs.
-  constexpr Index stride() const {
-    Index out = 1;
-    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
-    return out;
-  }
-  constexpr Index window() const {
-    Index out = 1;
-    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
-    return out;
-  }
-
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("conv_dim", self.conv_dim);
-    visit("conv_kernel", self.conv_kernel);
-    visit("conv_stride", self.conv_stride);
-    visit("conv_bias", self.conv_bias);
-    visit("feat_extract_norm", self.feat_extract_norm);
-    visit("feat_extract_activation", self.feat_extract_activation);
-  }
-};
-
-/// All numbers of an encoder with a CTC head: a Conformer, a Branchformer or an E-Branchformer. Those of the attention
-/// may be left 0 where its type says them.
+/// Holds all sizes of an encoder with a CTC head. Those of the attention may stay 0 where its type gives them.
 struct EncoderConfig {
-  Index num_mels = 80;  ///< 1 where the encoder takes samples
-  Index d_model = 256;
-  Index num_layers = 12;
-  Index vocab_size = 29;
-  AttentionName attention = AttentionName::by_type;
-  Index num_heads = 0;
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;
-  IndexList kv_lora_ranks{},
-      v_lora_ranks{};  ///< of each layer its own; empty: the one above for all, of values as kv_lora_ranks
-  Index q_lora_rank = 0;
-  Index qk_rope_head_dim = 0;
-  IndexList rope_pairs{};  ///< which of the rates of head_dim / 2 pairs its pairs turn with; empty: geometric ones of
-                           ///< its own width
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< where the attention leaves it open
-  Activation hidden_act = Activation::silu;  ///< of feed-forward and convolution modules
-  double layer_norm_eps = 1e-5;              ///< of the norms before and behind the blocks; in the blocks it is 1e-5
-  Index ffn_expansion = 4;                   ///< width of the feed-forward modules over d_model (not in a Branchformer)
-  Index conv_kernel = 31;                    ///< frames, odd: of the convolution module, or in the cgMLP
-  Index cgmlp_expansion = 6;                 ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
-  BranchMerge merge = BranchMerge::concat;   ///< of a Branchformer
-  double cgmlp_weight = 0.5;                 ///< of the cgMLP in a fixed average
-  Index merge_kernel = 3;                    ///< frames, odd: of an E-Branchformer's merge
-  Index subsampling = 4;                     ///< 2 or 4; the product of the strides where the encoder takes samples
-  Index subsampling_channels = 0;            ///< 0: d_model
-  double dropout = 0.1;
-  ConvolutionContext convolution = ConvolutionContext::centred;
+  Index num_mels = 80;                               ///< mel bins of the features; 1 where the encoder takes samples
+  Index d_model = 256;                               ///< channels of encoder frames
+  Index num_layers = 12;                             ///< blocks
+  Index vocab_size = 29;                             ///< tokens, the CTC blank included
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  IndexList kv_lora_ranks{};                         ///< kv_lora_rank of each layer; empty: kv_lora_rank
+  IndexList v_lora_ranks{};    ///< v_lora_rank of each layer; empty: kv_lora_ranks, or v_lora_rank without these
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+  IndexList rope_pairs{};      ///< pairs whose rates the decoupled rotary key uses: see AttentionConfig
+  /// The position by name, where the attention leaves it open.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
+  Activation hidden_act = Activation::silu;  ///< activation in feed-forward and convolution modules
+  double layer_norm_eps = 1e-5;  ///< epsilon of the norms before and after the blocks; in the blocks it is 1e-5
+  Index ffn_expansion = 4;       ///< width of the feed-forward modules over d_model (none in a Branchformer)
+  Index intermediate_size = 0;   ///< width of the feed-forward modules; 0: ffn_expansion * d_model
+  Index conv_kernel = 31;        ///< frames, odd: kernel of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;     ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;  ///< how a Branchformer merges its branches
+  double cgmlp_weight = 0.5;                ///< weight of the cgMLP in a fixed average
+  Index merge_kernel = 3;                   ///< frames, odd: kernel of an E-Branchformer's merge
+  Index subsampling = 4;           ///< rows of features an encoder frame, 2 or 4; of samples, the product of strides
+  Index subsampling_channels = 0;  ///< channels of the subsampling's convolutions; 0: d_model
+  double dropout = 0.1;            ///< probability of dropout in training
+  ConvolutionContext convolution = ConvolutionContext::centred;  ///< the frames that convolutions over time see
   Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
   Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
-  WaveformConfig waveform{};  ///< empty where the encoder takes features
+  WaveformConfig waveform{};  ///< convolutions over samples; empty where the encoder takes features
 
+  /// Returns the sizes of the attention, with the ranks that all layers share.
   constexpr AttentionConfig attention_config() const {
     return {.d_model = d_model,
             .num_heads = num_heads,
@@ -10932,7 +11213,7 @@ struct EncoderConfig {
             .attention = attention,
             .position_embeddings_type = position_embeddings_type};
   }
-  /// With the ranks of one layer.
+  /// Returns this configuration with the ranks of layer i.
   constexpr EncoderConfig for_layer(Index i) const {
     EncoderConfig out = *this;
     if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
@@ -10940,7 +11221,7 @@ struct EncoderConfig {
       out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
     return out;
   }
-  /// The sum of count(attention_config) over the layers.
+  /// Returns the sum of count(attention_config) over the layers.
   template <class Count>
   constexpr Index over_layers(Count&& count) const {
     if (kv_lora_ranks.size() == 0 && v_lora_ranks.size() == 0) return num_layers * count(attention_config());
@@ -10948,12 +11229,21 @@ struct EncoderConfig {
     for (Index i = 0; i < num_layers; ++i) sum += count(for_layer(i).attention_config());
     return sum;
   }
-  /// What every frame sees, as the model is meant to be used.
+  /// Returns the mask that `chunk` and `left_context` describe.
   constexpr Mask mask() const {
     return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
   }
+  /// Returns the channels of the subsampling's convolutions.
   constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
 
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const {
+    return intermediate_size > 0 ? intermediate_size : ffn_expansion * d_model;
+  }
+
+  /// Returns whether files of earlier versions lack this member, which then has its default.
+  static constexpr bool may_lack(std::string_view name) { return name == "intermediate_size"; }
+  /// Visits each member with its name, for files and command lines.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("num_mels", self.num_mels);
     visit("d_model", self.d_model);
@@ -10973,6 +11263,7 @@ struct EncoderConfig {
     visit("hidden_act", self.hidden_act);
     visit("layer_norm_eps", self.layer_norm_eps);
     visit("ffn_expansion", self.ffn_expansion);
+    visit("intermediate_size", self.intermediate_size);
     visit("conv_kernel", self.conv_kernel);
     visit("cgmlp_expansion", self.cgmlp_expansion);
     visit("merge", self.merge);
@@ -10987,12 +11278,11 @@ struct EncoderConfig {
     visit("waveform", self.waveform);
   }
 
-  /// Looks at every number before anything is built from it. The upper ends are far from any use and keep products
-  /// small.
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
   constexpr const EncoderConfig& checked() const {
-    const auto within = [](Index value, Index least, Index most, const char* name) {
-      require(value >= least && value <= most, "encoder: ", name, ' ', value, " given, ", least, " to ", most,
-              " expected");
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "encoder: ", name, ' ', value, " given, ", min, " to ", max, " expected");
     };
     within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
     within(d_model, 1, 1 << 16, "d_model");
@@ -11005,6 +11295,7 @@ struct EncoderConfig {
     within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
     within(conv_kernel, 1, 1 << 12, "conv_kernel");
     within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");
     within(merge_kernel, 1, 1 << 12, "merge_kernel");
@@ -11049,10 +11340,98 @@ struct EncoderConfig {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A 3 x 3 convolution over (time, frequency) without padding, weight `(out, in, 3, 3)`, and ReLU.
+/// Runs blocks one after the other, and a norm after the last: (rows, d_model) to (rows, d_model). Models derive from
+/// it, add the blocks, and name its parameters. A block has
+///   attention()                          its self-attention, of the same policy in all blocks
+///   operator()(context, x, pass, state)  what it computes, with `nullptr` for the state of whole sequences
+///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes
+template <class Block_, class Norm>
+class Stack {
+ public:
+  using Block = Block_;  ///< the type of the blocks
+
+  /// Holds what streams keep, block by block. Takes memory at construction only.
+  template <class Context>
+  struct State {
+    /// Makes the states of all blocks for `shape.slots` streams. Allocates.
+    State(Context& context, const Stack& stack, const StateShape& shape) {
+      layers.reserve(stack.layers.size());
+      for (const Block& block : stack.layers) layers.emplace_back(context, block, shape);
+    }
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) {
+      for (auto& layer : layers) layer.clear(context, slot);
+    }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& layer : layers) layer.fill_zeros(context, slot);
+    }
+    /// Returns the bytes that the attention of all blocks holds, all slots.
+    Index attention_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
+      return sum;
+    }
+    /// Returns the bytes that the convolutions of all blocks hold, all slots.
+    Index convolution_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.convolution_bytes();
+      return sum;
+    }
+
+    std::vector<typename Block::template State<Context>> layers;  ///< the state of each block
+  };
+
+  std::vector<Block> layers;  ///< the blocks, first to last
+  Norm layer_norm;            ///< the norm after the last block
+
+ protected:
+  /// Makes a stack without blocks.
+  explicit Stack(Norm norm) : layer_norm(std::move(norm)) {}
+
+  /// Returns the rows after all blocks and the norm. `state` is a pointer to a State, or `nullptr` for whole sequences.
+  /// Appends the output of each block to `pass.outputs` where that is given.
+  template <class Context, class Tensor, class S>
+  Tensor run(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    const auto& attention = layers.front().attention();
+    x = attention.enter(context, std::move(x), pass);
+    pass.table = attention.table(context, pass);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if constexpr (has_state<S>)
+        x = layers[i](context, std::move(x), pass, &state->layers[i]);
+      else
+        x = whole_block(context, layers[i], std::move(x), pass);
+      if (pass.outputs != nullptr) pass.outputs->push_back(x);
+    }
+    return layer_norm(context, x);
+  }
+
+ private:
+  /// Runs a block over whole sequences, and keeps only its input on a tape that is to recompute blocks.
+  template <class Context, class Tensor>
+  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
+    if constexpr (requires { context.recompute_blocks; })
+      if (context.recompute_blocks)
+        return context.recompute(
+            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
+              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
+            });
+    return block(context, std::move(x), pass, nullptr);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes a 3 x 3 convolution over (time, frequency) without padding, then ReLU: (rows, in_cols) to (fewer rows,
+/// out_cols), see Conv2dShape.
 template <class T>
 class Conv2d : public Module<Conv2d<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   Conv2d(const Conv2dShape& shape, Seed seed)
       : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
         bias({shape.out_channels}),
@@ -11062,46 +11441,54 @@ class Conv2d : public Module<Conv2d<T>> {
     fill_uniform(weight, bound, Random(seed, "weight"));
     fill_uniform(bias, bound, Random(seed, "bias"));
   }
+  /// Returns the shape.
   const Conv2dShape& shape() const { return shape_; }
 
+  /// Returns the convolution of the sequences `from`, whose lengths become those of `to`.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
     return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (out, in, 3, 3)
+  Parameter<T> bias;    ///< (out)
 
  private:
   Conv2dShape shape_;
 };
 
-/// Frames (rows, num_mels) to a half or a quarter as many (rows', d_model): two 3 x 3 convolutions with ReLU over
-/// (time, mel), then linear (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T frames give
-/// ((T - 1) / 2 - 1) / 2, or (T - 1) / 2 - 2. Columns between the layers are (frequency, channel), channel innermost.
+/// Subsamples features (rows, num_mels) by 2 or 4 to encoder frames (fewer rows, d_model): two 3 x 3 convolutions with
+/// ReLU over (time, mel), then a linear layer (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T
+/// rows give ((T - 1) / 2 - 1) / 2 frames by 4, or (T - 1) / 2 - 2 by 2. Columns between the layers are (frequency,
+/// channel), channel innermost.
 template <class T>
 class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
  public:
+  /// Makes the layers with their initial parameters. Allocates. Throws Error for a factor other than 2 and 4, and for
+  /// fewer than 7 mels.
   Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
       : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
 
-  /// Of time and of frequency alike.
+  /// Returns the frames that `frames` rows give; the same holds for frequencies.
   static constexpr Index out_length(Index frames, Index factor) {
     const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
     return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
   }
 
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
     return channels * (taps + 1) + channels * (taps * channels + 1) +
            (channels * out_length(num_mels, factor) + 1) * d_model;
   }
 
-  /// Floating-point operations (a multiply-add counts two) for so many frames that come out.
+  /// Returns the floating-point operations (a multiply-add counts two) for `frames` output frames.
   static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
     constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
     const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
@@ -11110,17 +11497,19 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
   }
 
-  /// Frames that go in for each that comes out, and those that the first one needs.
+  /// Returns the rows between two output frames.
   Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
+  /// Returns the rows that the first output frame needs.
   Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
 
-  /// The rows that come out, and where their sequences lie.
+  /// Holds encoder frames and their sequences.
   template <class Tensor>
   struct Output {
-    Tensor rows;
-    Sequences sequences;
+    Tensor rows;          ///< (rows, d_model)
+    Sequences sequences;  ///< the rows of each sequence
   };
 
+  /// Returns the encoder frames of packed features. Throws Error where the sizes do not fit.
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
     require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
@@ -11134,14 +11523,16 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
     return {linear(context, x), out};
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("conv0", self.conv0);
     visit("conv1", self.conv1);
     visit("linear", self.linear);
   }
 
-  Conv2d<T> conv0, conv1;
-  Linear<T> linear;
+  Conv2d<T> conv0;   ///< the first convolution
+  Conv2d<T> conv1;   ///< the second convolution
+  Linear<T> linear;  ///< from the last convolution's channels and frequencies to d_model
 
  private:
   Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
@@ -11163,36 +11554,41 @@ class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Unnormalised log probabilities (rows, vocab_size) and where their sequences lie.
+/// Holds unnormalised log probabilities of packed sequences.
 template <class Tensor>
 struct Logits {
-  Tensor rows;
-  Sequences sequences;
+  Tensor rows;          ///< (rows, vocab_size)
+  Sequences sequences;  ///< the rows of each sequence
 };
 
-/// What encoders of log-mel features have before their blocks; a base of their kinds.
+/// Describes what lies before the blocks of an encoder of log-mel features. The kinds of such encoders derive from it.
 struct FeatureFront {
+  /// Returns the convolutional subsampling. Throws Error where the configuration has convolutions over samples.
   template <class T>
   static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
     require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
     return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
   }
+  /// Returns the trained parameters before the blocks.
   static constexpr Index front_parameters(const EncoderConfig& c) {
     return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
   }
+  /// Returns the floating-point operations before the blocks, for `frames` encoder frames.
   static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
     return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
   }
-  /// Frames of so many rows.
+  /// Returns the encoder frames that `rows` rows of features give.
   static constexpr Index out_length(const EncoderConfig& c, Index rows) {
     return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
   }
-  static constexpr const char *front_name = "subsampling", *layers_name = "layers", *norm_name = "layer_norm";
+  static constexpr const char* front_name = "subsampling";  ///< prefix of the parameters before the blocks
+  static constexpr const char* layers_name = "layers";      ///< prefix of the blocks' parameters
+  static constexpr const char* norm_name = "layer_norm";    ///< prefix of the parameters of the norm after the blocks
 };
 
-/// A stack of blocks behind convolutional subsampling, with a norm and a CTC head: `Conformer`, `Branchformer`,
-/// `EBranchformer` and `Wav2Vec2Conformer` are this with their blocks. A kind has
-///   Block<AttentionPolicy, T>, a Module made from (config, seed), with the attention `attention()` in it
+/// Encodes speech for CTC: convolutional subsampling, a stack of blocks with a norm, and a linear head. `Conformer`,
+/// `Branchformer`, `EBranchformer` and `Wav2Vec2Conformer` are encoders of their kinds of blocks. A kind has
+///   Block<AttentionPolicy, T>, a Module constructed from (config, seed): see Stack
 ///   parameter_count(config), flops(config, frames)   of a block without its attention
 ///   require_streamable(config)                       throws where a block sees what a stream cannot have
 ///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
@@ -11200,20 +11596,26 @@ struct FeatureFront {
 ///     Conformer<Mha<8>> model(config, Seed(1));
 ///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
 ///
-/// Construction allocates and throws `Error` where the numbers do not fit; the forward pass takes memory from the
-/// context's arena only. A sequence too short for the subsampling gives no rows.
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only. A sequence too short for the subsampling gives no rows.
 template <class Kind, class AttentionPolicy, class T = float>
-class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
- public:
-  using Scalar = T;
-  using Policy = AttentionPolicy;
-  using Config = EncoderConfig;
-  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
-  using Block = typename Kind::template Block<AttentionPolicy, T>;
+class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
+                public Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>> {
+  using Blocks = Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>>;
 
+ public:
+  using Scalar = T;                ///< the type of its parameters
+  using Policy = AttentionPolicy;  ///< the attention of its blocks
+  using Config = EncoderConfig;    ///< the type of its configuration
+  /// The type of what lies before the blocks.
+  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
+  using Blocks::layers, Blocks::layer_norm;
+  using typename Blocks::Block;
+
+  /// Makes an encoder with random parameters. Allocates. Throws Error for sizes that do not fit.
   Encoder(const EncoderConfig& config, Seed seed)
-      : subsampling(Kind::template front<T>(config.checked(), seed)),
-        layer_norm(config.d_model, config.layer_norm_eps),
+      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
+        subsampling(Kind::template front<T>(config, seed)),
         lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
         config_(config) {
     if (config.chunk > 0) Kind::require_streamable(config);
@@ -11230,14 +11632,14 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
             config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
   }
 
-  /// With every number said, also those that came from the type.
+  /// Returns the configuration with every size resolved, also those that came from the type.
   const EncoderConfig& config() const { return config_; }
-  /// Throws where a block sees what a stream cannot have.
+  /// Throws Error where a block sees what a stream cannot have.
   void require_streamable() const { Kind::require_streamable(config_); }
 
-  /// features (rows, num_mels): a Matrix, which must live as long as the tape if there is one, any other Eigen
-  /// expression or a tensor of the context. `mask` says what encoder frames see, by default what the configuration
-  /// says. To `outputs`, if given, what each block gives is added, (rows, d_model).
+  /// Returns the logits of features (rows, num_mels): a Matrix, which must outlive the tape if there is one, any other
+  /// Eigen expression, or a tensor of the context. `mask` says what encoder frames see. The output of each block,
+  /// (rows, d_model), is appended to `outputs` where that is given.
   template <class Context, class Features>
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
@@ -11248,6 +11650,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
     return Logits<decltype(x)>{lm_head(context, x), out};
   }
+  /// Returns the logits of features under the configuration's mask.
   template <class Context, class Features>
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
@@ -11259,77 +11662,54 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
     static_assert(detail::is_context_of<Context, T>());
   }
 
-  /// The blocks and the norm after them: (rows, d_model) to (rows, d_model).
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm.
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences, const Mask& mask) const {
     return encode(context, std::move(x), Pass<Tensor>{sequences, mask}, nullptr);
   }
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm, under the configuration's mask.
   template <class Context, class Tensor>
   Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
     return encode(context, std::move(x), sequences, config_.mask());
   }
-  /// The same with what came before in the state: rows are those of whole chunks, or the last of their stream.
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm. With a pointer to a state, x holds whole
+  /// chunks that follow what the state holds, or the last rows of their stream.
   template <class Context, class Tensor, class S>
   Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
     static_assert(detail::is_context_of<Context, T>());
     require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
             pass.sequences.rows());
     if (pass.mask.chunk != Mask::unlimited) require_streamable();
-    const auto& attention = layers.front().attention();
-    x = attention.enter(context, std::move(x), pass);
-    pass.table = attention.table(context, pass);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if constexpr (has_state<S>)
-        x = layers[i](context, std::move(x), pass, &state->layers[i]);
-      else
-        x = whole_block(context, layers[i], std::move(x), pass);
-      if (pass.outputs != nullptr) pass.outputs->push_back(x);
-    }
-    return layer_norm(context, x);
+    return this->run(context, std::move(x), std::move(pass), state);
   }
 
-  /// What streams keep, layer by layer.
+  /// Holds what streams keep, block by block. Takes memory at construction only.
   template <class Context>
-  struct State {
-    State(Context& context, const Encoder& model, const StateShape& shape) {
-      model.require_streamable();
-      layers.reserve(model.layers.size());
-      for (const Block& block : model.layers) layers.emplace_back(context, block, shape);
-    }
-    void clear(Context& context, Index slot) {
-      for (auto& layer : layers) layer.clear(context, slot);
-    }
-    void fill_zeros(Context& context, Index slot) {
-      for (auto& layer : layers) layer.fill_zeros(context, slot);
-    }
-    /// Of attention, all slots; and of the convolutions.
-    Index attention_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
-      return sum;
-    }
-    Index convolution_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.convolution_bytes();
-      return sum;
-    }
+  struct State : Blocks::template State<Context> {
+    /// Makes states for `shape.slots` streams. Allocates. Throws Error where a block sees what a stream cannot have.
+    State(Context& context, const Encoder& model, const StateShape& shape)
+        : Blocks::template State<Context>(context, streamable(model), shape) {}
 
-    std::vector<typename Block::template State<Context>> layers;
+   private:
+    static const Encoder& streamable(const Encoder& model) {
+      model.require_streamable();
+      return model;
+    }
   };
 
-  /// Bytes of key-value cache for this many encoder frames, all layers.
+  /// Returns the bytes of key-value cache for `n` encoder frames, all layers.
   static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
     return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
   }
 
-  /// Frames that so many rows of features give.
+  /// Returns the encoder frames that `rows` rows of features give.
   static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
 
-  /// Trained numbers before the blocks.
+  /// Returns the trained parameters before the blocks.
   static constexpr Index front_parameter_count(const EncoderConfig& config) {
     return Kind::front_parameters(config.checked());
   }
-  /// Trained numbers of the whole model.
+  /// Returns the trained parameters of the whole model.
   static constexpr Index parameter_count(const EncoderConfig& config) {
     const EncoderConfig& c = config.checked();
     return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
@@ -11337,8 +11717,8 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
            (c.d_model + 1) * c.vocab_size;
   }
 
-  /// Floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one utterance of so
-  /// many encoder frames.
+  /// Returns the floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one
+  /// utterance of `n` encoder frames.
   static constexpr Index flops(const EncoderConfig& config, Frames n) {
     const EncoderConfig& c = config.checked();
     return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
@@ -11346,6 +11726,7 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
            2 * n.count * c.d_model * c.vocab_size;
   }
 
+  /// Visits the parts with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit(Kind::front_name, self.subsampling);
     visit(Kind::layers_name, self.layers);
@@ -11358,24 +11739,10 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>> {
       visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
-  Subsampling subsampling;
-  std::vector<Block> layers;
-  LayerNorm<T> layer_norm;
-  Linear<T> lm_head;
+  Subsampling subsampling;  ///< the layers before the blocks
+  Linear<T> lm_head;        ///< from d_model to vocab_size
 
  private:
-  /// A block over whole sequences.
-  template <class Context, class Tensor>
-  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
-    if constexpr (requires { context.recompute_blocks; })
-      if (context.recompute_blocks)
-        return context.recompute(
-            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
-              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
-            });
-    return block(context, std::move(x), pass, nullptr);
-  }
-
   EncoderConfig config_;
 };
 
@@ -11840,47 +12207,12 @@ class Hash {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3): linear, activation (there
-/// SiLU), dropout, linear, dropout.
-template <class T>
-class FeedForward : public Module<FeedForward<T>> {
- public:
-  FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
-      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
-        output_dense(hidden, d_model, seed / "output_dense"),
-        activation_(activation),
-        dropout_(dropout) {}
-
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x) const {
-    auto hidden = intermediate_dense(context, x, activation_);
-    return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
-  }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("intermediate_dense", self.intermediate_dense);
-    visit("output_dense", self.output_dense);
-  }
-
-  Linear<T> intermediate_dense, output_dense;
-
- private:
-  Activation activation_;
-  double dropout_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// A convolution that gates (Sakuma et al. 2022; Peng et al. 2022, section 3.3): half the channels, normed and
-/// convolved over time, multiply the other half. (rows, channels) to (rows, channels / 2).
+/// Gates by a convolution (Sakuma et al. 2022; Peng et al. 2022, section 3.3), (rows, channels) to (rows, channels /
+/// 2): the second half of the channels, normed and convolved over time, multiplies the first.
 template <class T>
 class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingUnit<T>> {
  public:
-  /// The gate starts near 1.
+  /// Makes a unit whose gate starts near 1. Allocates.
   ConvolutionalSpatialGatingUnit(Index channels, Index kernel, ConvolutionContext sees, double dropout, Seed seed)
       : norm(channels / 2), conv(channels / 2, kernel, sees, seed / "conv", Bias::yes), dropout_(dropout) {
     const Random random(seed / "conv", "weight");
@@ -11889,6 +12221,7 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
     conv.bias.host().setOnes();
   }
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Index half = x.cols() / 2;
@@ -11896,59 +12229,74 @@ class ConvolutionalSpatialGatingUnit : public Module<ConvolutionalSpatialGatingU
     return context.dropout(context.multiply(context.columns(x, 0, half), gate), dropout_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("norm", self.norm);
     visit("conv", self.conv);
   }
 
-  LayerNorm<T> norm;
-  DepthwiseConv<T> conv;
+  LayerNorm<T> norm;      ///< the norm of the gate
+  DepthwiseConv<T> conv;  ///< the convolution of the gate
 
  private:
   double dropout_;
 };
 
-/// The cgMLP: linear, GELU, gating, linear.
+/// Computes the cgMLP (Peng et al. 2022, section 3.3), (rows, d_model) to (rows, d_model): linear, GELU, gating unit,
+/// linear.
 template <class T>
 class ConvolutionalGatingMlp : public Module<ConvolutionalGatingMlp<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   ConvolutionalGatingMlp(const EncoderConfig& c, Seed seed)
       : channel_proj1(c.d_model, units(c), seed / "channel_proj1"),
         csgu(units(c), c.conv_kernel, c.convolution, c.dropout, seed / "csgu"),
         channel_proj2(units(c) / 2, c.d_model, seed / "channel_proj2") {}
 
+  /// Returns the channels between the linear layers.
   static constexpr Index units(const EncoderConfig& c) { return c.cgmlp_expansion * c.d_model; }
+  /// Returns the trained parameters.
   static constexpr Index parameter_count(const EncoderConfig& c) {
     const Index d = c.d_model, u = units(c);
     return (d + 1) * u + u + DepthwiseConv<T>::parameter_count(u / 2, c.conv_kernel, Bias::yes) + (u / 2 + 1) * d;
   }
+  /// Returns the floating-point operations for `frames` frames.
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     return 2 * frames * units(c) * (c.d_model + c.conv_kernel / 2 + c.d_model / 2);
   }
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     const Tensor hidden = channel_proj1(context, x, Activation::gelu);
     return channel_proj2(context, csgu(context, hidden, pass, state));
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("channel_proj1", self.channel_proj1);
     visit("csgu", self.csgu);
     visit("channel_proj2", self.channel_proj2);
   }
 
-  Linear<T> channel_proj1;
-  ConvolutionalSpatialGatingUnit<T> csgu;
-  Linear<T> channel_proj2;
+  Linear<T> channel_proj1;                 ///< from d_model to `units` channels
+  ConvolutionalSpatialGatingUnit<T> csgu;  ///< the gate
+  Linear<T> channel_proj2;                 ///< from half of them to d_model
 };
 
-/// Both branches of a block on the same rows, each with its norm.
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes both branches of a Branchformer block, attention and cgMLP, each after a norm of the same rows.
 template <class AttentionPolicy, class T>
 class Branches : public Module<Branches<AttentionPolicy, T>> {
  public:
-  using AttentionType = typename AttentionPolicy::template Layer<T>;
+  using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
 
+  /// Makes the layer with its initial parameters. Allocates.
   Branches(const EncoderConfig& c, Seed seed)
       : norm_mha(c.d_model),
         attn(c.attention_config(), c.dropout, seed / "attn"),
@@ -11956,14 +12304,18 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
         cgmlp(c, seed / "cgmlp"),
         dropout_(c.dropout) {}
 
+  /// Returns the trained parameters without those of the attention.
   static constexpr Index parameter_count(const EncoderConfig& c) {
     return 2 * 2 * c.d_model + ConvolutionalGatingMlp<T>::parameter_count(c);
   }
 
+  /// Holds the output of both branches.
   template <class Tensor>
   struct Output {
-    Tensor attention, cgmlp;
+    Tensor attention;  ///< (rows, d_model)
+    Tensor cgmlp;      ///< (rows, d_model)
   };
+  /// Returns the output of both branches. `state` is a pointer to the block's State, or `nullptr`.
   template <class Context, class Tensor, class S>
   Output<Tensor> operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state) const {
     const Tensor a = norm_mha(context, x), b = norm_mlp(context, x);
@@ -11977,6 +12329,7 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
     return out;
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("norm_mha", self.norm_mha);
     visit("attn", self.attn);
@@ -11984,20 +12337,27 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
     visit("cgmlp", self.cgmlp);
   }
 
-  LayerNorm<T> norm_mha;
-  AttentionType attn;
-  LayerNorm<T> norm_mlp;
-  ConvolutionalGatingMlp<T> cgmlp;
+  LayerNorm<T> norm_mha;            ///< the norm before attention
+  AttentionType attn;               ///< the attention
+  LayerNorm<T> norm_mlp;            ///< the norm before the cgMLP
+  ConvolutionalGatingMlp<T> cgmlp;  ///< the cgMLP
 
  private:
   double dropout_;
 };
 
-/// One block of a Branchformer (Peng et al. 2022, section 3): attention and cgMLP beside each other, merged, and a
-/// norm. Parameter names are ESPnet's.
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes one Branchformer block (Peng et al. 2022, section 3), (rows, d_model) to (rows, d_model): attention and
+/// cgMLP in parallel, their merge, and a norm. Parameter names are ESPnet's.
 template <class AttentionPolicy, class T>
 class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   BranchformerBlock(const EncoderConfig& c, Seed seed)
       : branches(c, seed),
         merge_proj((c.merge == BranchMerge::concat ? 2 : 1) * c.d_model, c.d_model, seed / "merge_proj"),
@@ -12012,24 +12372,32 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
     weight_proj2 = Linear<T>(c.d_model, 1, seed / "weight_proj2");
   }
 
+  /// Returns the self-attention.
   auto& attention() { return branches.attn; }
+  /// Returns the self-attention.
   const auto& attention() const { return branches.attn; }
 
+  /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const BranchformerBlock& block, const StateShape& shape)
         : attention(context, block.branches.attn, shape), conv(context, block.branches.cgmlp.csgu.conv, shape) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       attention.clear(context, slot);
       conv.clear(context, slot);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
-    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv;
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;  ///< the past of the convolution
   };
 
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     auto [attention, cgmlp] = branches(context, x, pass, state);
@@ -12037,6 +12405,7 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
     return norm_final(context, context.add(std::move(x), context.dropout(y, dropout_)));
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
     if (self.merge_ == BranchMerge::learned_average) {
@@ -12049,10 +12418,13 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
     visit("norm_final", self.norm_final);
   }
 
-  Branches<AttentionPolicy, T> branches;
-  Linear<T> pooling_proj1, pooling_proj2, weight_proj1, weight_proj2;
-  Linear<T> merge_proj;
-  LayerNorm<T> norm_final;
+  Branches<AttentionPolicy, T> branches;  ///< attention and cgMLP
+  Linear<T> pooling_proj1;                ///< pooling of attention for a learned average, else empty
+  Linear<T> pooling_proj2;                ///< pooling of the cgMLP for a learned average, else empty
+  Linear<T> weight_proj1;                 ///< weight of attention in a learned average, else empty
+  Linear<T> weight_proj2;                 ///< weight of the cgMLP in a learned average, else empty
+  Linear<T> merge_proj;                   ///< from the merged branches to d_model
+  LayerNorm<T> norm_final;                ///< the last norm
 
  private:
   template <class Context, class Tensor>
@@ -12070,8 +12442,9 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
       }
     }
   }
-  /// One number for each sequence: its rows, averaged by the softmax of their products with `pooling`, into `weight`.
-  /// That is attention of one query a sequence; the pooling's bias moves all scores alike.
+  /// Returns one value for each sequence, (sequences, 1): `weight` of its rows, averaged by the softmax of their
+  /// products with `pooling`. This is attention of one query a sequence; the pooling's bias moves all its scores by the
+  /// same amount.
   template <class Context, class Tensor>
   Tensor gate(Context& context, const Tensor& x, const Linear<T>& pooling, const Linear<T>& weight,
               const Sequences& sequences) const {
@@ -12086,101 +12459,27 @@ class BranchformerBlock : public Module<BranchformerBlock<AttentionPolicy, T>> {
   double cgmlp_weight_, dropout_;
 };
 
-/// One block of an E-Branchformer (Kim et al. 2022): half a feed-forward, both branches merged with the help of a
-/// depthwise convolution, half a feed-forward, norm. Parameter names are ESPnet's; in the feed-forwards, Hugging
-/// Face's.
-template <class AttentionPolicy, class T>
-class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
- public:
-  EBranchformerBlock(const EncoderConfig& c, Seed seed)
-      : norm_ff_macaron(c.d_model),
-        feed_forward_macaron(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout,
-                             seed / "feed_forward_macaron"),
-        branches(c, seed),
-        depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
-        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"),
-        norm_ff(c.d_model),
-        feed_forward(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "feed_forward"),
-        norm_final(c.d_model),
-        dropout_(c.dropout) {}
-
-  auto& attention() { return branches.attn; }
-  const auto& attention() const { return branches.attn; }
-
-  template <class Context>
-  struct State {
-    State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
-        : attention(context, block.branches.attn, shape),
-          conv(context, block.branches.cgmlp.csgu.conv, shape),
-          fusion(context, block.depthwise_conv_fusion, shape) {}
-    void clear(Context& context, Index slot) {
-      attention.clear(context, slot);
-      conv.clear(context, slot);
-      fusion.clear(context, slot);
-    }
-    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
-    Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
-
-    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv, fusion;
-  };
-
-  template <class Context, class Tensor, class S>
-  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
-    Tensor y = feed_forward_macaron(context, norm_ff_macaron(context, x));
-    x = context.add(std::move(x), y, 0.5);
-    const auto [attention, cgmlp] = branches(context, x, pass, state);
-    Tensor both = context.concat(attention, cgmlp);
-    if constexpr (has_state<S>)
-      y = depthwise_conv_fusion(context, both, pass, &state->fusion);
-    else
-      y = depthwise_conv_fusion(context, both, pass);
-    y = merge_proj(context, context.add(std::move(both), y));
-    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
-    y = feed_forward(context, norm_ff(context, x));
-    x = context.add(std::move(x), y, 0.5);
-    return norm_final(context, x);
-  }
-
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("norm_ff_macaron", self.norm_ff_macaron);
-    visit("feed_forward_macaron", self.feed_forward_macaron);
-    Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
-    visit("depthwise_conv_fusion", self.depthwise_conv_fusion);
-    visit("merge_proj", self.merge_proj);
-    visit("norm_ff", self.norm_ff);
-    visit("feed_forward", self.feed_forward);
-    visit("norm_final", self.norm_final);
-  }
-
-  LayerNorm<T> norm_ff_macaron;
-  FeedForward<T> feed_forward_macaron;
-  Branches<AttentionPolicy, T> branches;
-  DepthwiseConv<T> depthwise_conv_fusion;
-  Linear<T> merge_proj;
-  LayerNorm<T> norm_ff;
-  FeedForward<T> feed_forward;
-  LayerNorm<T> norm_final;
-
- private:
-  double dropout_;
-};
-
+/// Describes Branchformer blocks after convolutional subsampling, for `Encoder`.
 struct BranchformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
   template <class AttentionPolicy, class T>
   using Block = BranchformerBlock<AttentionPolicy, T>;
-  static constexpr const char* attention_name = "attn";
+  static constexpr const char* attention_name = "attn";  ///< prefix of the attention's parameters in a block
 
+  /// Returns the input channels of the linear layer after the merge.
   static constexpr Index merge_width(const EncoderConfig& c) {
     return (c.merge == BranchMerge::concat ? 2 : 1) * c.d_model;
   }
+  /// Returns the trained parameters of a block without its attention.
   static constexpr Index parameter_count(const EncoderConfig& c) {
     return Branches<Mha<1>, float>::parameter_count(c) + (merge_width(c) + 1) * c.d_model + 2 * c.d_model +
            (c.merge == BranchMerge::learned_average ? 4 * (c.d_model + 1) : 0);
   }
+  /// Returns the floating-point operations of a block without its attention.
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     return ConvolutionalGatingMlp<float>::flops(c, frames) + 2 * frames * merge_width(c) * c.d_model;
   }
+  /// Throws Error for centred convolutions and for a learned average.
   static constexpr void require_streamable(const EncoderConfig& c) {
     require(c.convolution != ConvolutionContext::centred,
             "branchformer: a centred convolution cannot be streamed; causal or chunk expected");
@@ -12190,33 +12489,9 @@ struct BranchformerKind : FeatureFront {
   }
 };
 
-struct EBranchformerKind : FeatureFront {
-  template <class AttentionPolicy, class T>
-  using Block = EBranchformerBlock<AttentionPolicy, T>;
-  static constexpr const char* attention_name = "attn";
-
-  static constexpr Index parameter_count(const EncoderConfig& c) {
-    const Index d = c.d_model, hidden = c.ffn_expansion * d;
-    return Branches<Mha<1>, float>::parameter_count(c) + 3 * 2 * d + 2 * (2 * d * hidden + hidden + d) +
-           DepthwiseConv<float>::parameter_count(2 * d, c.merge_kernel, Bias::yes) + (2 * d + 1) * d;
-  }
-  static constexpr Index flops(const EncoderConfig& c, Index frames) {
-    const Index d = c.d_model;
-    return ConvolutionalGatingMlp<float>::flops(c, frames) +
-           2 * frames * (2 * 2 * c.ffn_expansion * d * d + 2 * d * c.merge_kernel + 2 * d * d);
-  }
-  static constexpr void require_streamable(const EncoderConfig& c) {
-    require(c.convolution != ConvolutionContext::centred,
-            "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
-  }
-};
-
-/// A Branchformer encoder (Peng et al. 2022) with convolutional subsampling and a CTC head.
+/// Encodes log-mel features by a Branchformer (Peng et al. 2022) with convolutional subsampling and a CTC head.
 template <class AttentionPolicy, class T = float>
 using Branchformer = Encoder<BranchformerKind, AttentionPolicy, T>;
-/// An E-Branchformer encoder (Kim et al. 2022), likewise.
-template <class AttentionPolicy, class T = float>
-using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -12224,11 +12499,52 @@ using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The Conformer's convolution module (Gulati et al. 2020, section 2.2), with its norm: pointwise, GLU, depthwise,
-/// batch norm, activation (there SiLU), pointwise, dropout.
+/// Computes the Conformer's feed-forward module without its norm (Gulati et al. 2020, section 2.3), (rows, d_model) to
+/// (rows, d_model): linear, activation (SiLU in the paper), dropout, linear, dropout.
+template <class T>
+class FeedForward : public Module<FeedForward<T>> {
+ public:
+  /// Makes the layer with its initial parameters. Allocates.
+  FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
+      : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
+        output_dense(hidden, d_model, seed / "output_dense"),
+        activation_(activation),
+        dropout_(dropout) {}
+
+  /// Returns the output of the module.
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    auto hidden = intermediate_dense(context, x, activation_);
+    return context.dropout(output_dense(context, context.dropout(std::move(hidden), dropout_)), dropout_);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("intermediate_dense", self.intermediate_dense);
+    visit("output_dense", self.output_dense);
+  }
+
+  Linear<T> intermediate_dense;  ///< from d_model to the hidden width
+  Linear<T> output_dense;        ///< from the hidden width to d_model
+
+ private:
+  Activation activation_;
+  double dropout_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes the Conformer's convolution module (Gulati et al. 2020, section 2.2), (rows, d_model) to (rows, d_model):
+/// layer norm, pointwise convolution, GLU, depthwise convolution, batch norm, activation (SiLU in the paper), pointwise
+/// convolution, dropout.
 template <class T>
 class ConvolutionModule : public Module<ConvolutionModule<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   ConvolutionModule(const EncoderConfig& c, Seed seed)
       : layer_norm(c.d_model),
         pointwise_conv1(Linear<T>::pointwise_conv(c.d_model, 2 * c.d_model, seed / "pointwise_conv1")),
@@ -12238,6 +12554,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
         hidden_act_(c.hidden_act),
         dropout_(c.dropout) {}
 
+  /// Returns the output of the module. With a pointer to a state, x follows what the state holds.
   template <class Context, class Tensor, class S = std::nullptr_t>
   Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
     auto y = context.glu(pointwise_conv1(context, layer_norm(context, x)));
@@ -12246,6 +12563,7 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
     return context.dropout(std::move(y), dropout_);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("layer_norm", self.layer_norm);
     visit("pointwise_conv1", self.pointwise_conv1);
@@ -12254,53 +12572,63 @@ class ConvolutionModule : public Module<ConvolutionModule<T>> {
     visit("pointwise_conv2", self.pointwise_conv2);
   }
 
-  LayerNorm<T> layer_norm;
-  Linear<T> pointwise_conv1;
-  DepthwiseConv<T> depthwise_conv;
-  BatchNorm<T> batch_norm;
-  Linear<T> pointwise_conv2;
+  LayerNorm<T> layer_norm;          ///< the first norm
+  Linear<T> pointwise_conv1;        ///< from d_model to twice as many channels
+  DepthwiseConv<T> depthwise_conv;  ///< the convolution over time
+  BatchNorm<T> batch_norm;          ///< the norm after it
+  Linear<T> pointwise_conv2;        ///< from d_model to d_model
 
  private:
   Activation hidden_act_;
   double dropout_;
 };
 
-/// One block (Gulati et al. 2020, equation 1): half a feed-forward, attention, convolution, half a feed-forward, norm.
-/// Parameter names and layout are those of the Hugging Face Conformer.
+/// Computes one Conformer block (Gulati et al. 2020, equation 1), (rows, d_model) to (rows, d_model): half a
+/// feed-forward, attention, convolution, half a feed-forward, norm. Parameter names and layout are those of the Hugging
+/// Face Conformer.
 template <class AttentionPolicy, class T>
 class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
  public:
-  using AttentionType = typename AttentionPolicy::template Layer<T>;
+  using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
 
+  /// Makes the layer with its initial parameters. Allocates.
   ConformerBlock(const EncoderConfig& c, Seed seed)
       : ffn1_layer_norm(c.d_model),
-        ffn1(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn1"),
+        ffn1(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "ffn1"),
         self_attn_layer_norm(c.d_model),
         self_attn(c.attention_config(), c.dropout, seed / "self_attn"),
         conv_module(c, seed / "conv_module"),
         ffn2_layer_norm(c.d_model),
-        ffn2(c.d_model, c.ffn_expansion * c.d_model, c.hidden_act, c.dropout, seed / "ffn2"),
+        ffn2(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "ffn2"),
         final_layer_norm(c.d_model),
         dropout_(c.dropout) {}
 
+  /// Returns the self-attention.
   auto& attention() { return self_attn; }
+  /// Returns the self-attention.
   const auto& attention() const { return self_attn; }
 
+  /// Holds what streams keep of earlier frames.
   template <class Context>
   struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
     State(Context& context, const ConformerBlock& block, const StateShape& shape)
         : attention(context, block.self_attn, shape), conv(context, block.conv_module.depthwise_conv, shape) {}
+    /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
       attention.clear(context, slot);
       conv.clear(context, slot);
     }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
     Index convolution_bytes() const { return conv.cache_bytes(); }
 
-    typename AttentionType::template State<Context> attention;
-    typename DepthwiseConv<T>::template State<Context> conv;
+    typename AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;    ///< the past of the convolution
   };
 
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     // Each result before `x` is moved from: arguments are evaluated in any order.
@@ -12321,6 +12649,7 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
     return final_layer_norm(context, x);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("ffn1_layer_norm", self.ffn1_layer_norm);
     visit("ffn1", self.ffn1);
@@ -12332,39 +12661,44 @@ class ConformerBlock : public Module<ConformerBlock<AttentionPolicy, T>> {
     visit("final_layer_norm", self.final_layer_norm);
   }
 
-  LayerNorm<T> ffn1_layer_norm;
-  FeedForward<T> ffn1;
-  LayerNorm<T> self_attn_layer_norm;
-  AttentionType self_attn;
-  ConvolutionModule<T> conv_module;
-  LayerNorm<T> ffn2_layer_norm;
-  FeedForward<T> ffn2;
-  LayerNorm<T> final_layer_norm;
+  LayerNorm<T> ffn1_layer_norm;       ///< the norm before the first feed-forward
+  FeedForward<T> ffn1;                ///< the first feed-forward
+  LayerNorm<T> self_attn_layer_norm;  ///< the norm before attention
+  AttentionType self_attn;            ///< the attention
+  ConvolutionModule<T> conv_module;   ///< the convolution module with its norm
+  LayerNorm<T> ffn2_layer_norm;       ///< the norm before the second feed-forward
+  FeedForward<T> ffn2;                ///< the second feed-forward
+  LayerNorm<T> final_layer_norm;      ///< the last norm
 
  private:
   double dropout_;
 };
 
+/// Describes Conformer blocks after convolutional subsampling, for `Encoder`.
 struct ConformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
   template <class AttentionPolicy, class T>
   using Block = ConformerBlock<AttentionPolicy, T>;
-  static constexpr const char* attention_name = "self_attn";
+  static constexpr const char* attention_name = "self_attn";  ///< prefix of the attention's parameters in a block
 
+  /// Returns the trained parameters of a block without its attention.
   static constexpr Index parameter_count(const EncoderConfig& c) {
-    const Index d = c.d_model, hidden = c.ffn_expansion * d;
+    const Index d = c.d_model, hidden = c.feed_forward_width();
     return 5 * 2 * d + 2 * (2 * d * hidden + hidden + d) + 3 * d * d + c.conv_kernel * d + 2 * d;
   }
+  /// Returns the floating-point operations of a block without its attention.
   static constexpr Index flops(const EncoderConfig& c, Index frames) {
     const Index d = c.d_model;
-    return 2 * frames * (2 * 2 * c.ffn_expansion * d * d + 3 * d * d + c.conv_kernel * d);
+    return 2 * frames * (2 * 2 * c.feed_forward_width() * d + 3 * d * d + c.conv_kernel * d);
   }
+  /// Throws Error for centred convolutions.
   static constexpr void require_streamable(const EncoderConfig& c) {
     require(c.convolution != ConvolutionContext::centred,
             "conformer: a centred convolution cannot be streamed; causal or chunk expected");
   }
 };
 
-/// A Conformer encoder (Gulati et al. 2020) with convolutional subsampling and a CTC head.
+/// Encodes log-mel features by a Conformer (Gulati et al. 2020) with convolutional subsampling and a CTC head.
 template <class AttentionPolicy, class T = float>
 using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 
@@ -12374,16 +12708,142 @@ using Conformer = Encoder<ConformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// An encoder whose numbers have a name.
+/// Computes one E-Branchformer block (Kim et al. 2022), (rows, d_model) to (rows, d_model): half a feed-forward, both
+/// branches, their merge with a depthwise convolution, half a feed-forward, norm. Parameter names are ESPnet's; those
+/// in the feed-forwards are Hugging Face's.
+template <class AttentionPolicy, class T>
+class EBranchformerBlock : public Module<EBranchformerBlock<AttentionPolicy, T>> {
+ public:
+  /// Makes the layer with its initial parameters. Allocates.
+  EBranchformerBlock(const EncoderConfig& c, Seed seed)
+      : norm_ff_macaron(c.d_model),
+        feed_forward_macaron(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "feed_forward_macaron"),
+        branches(c, seed),
+        depthwise_conv_fusion(2 * c.d_model, c.merge_kernel, c.convolution, seed / "depthwise_conv_fusion", Bias::yes),
+        merge_proj(2 * c.d_model, c.d_model, seed / "merge_proj"),
+        norm_ff(c.d_model),
+        feed_forward(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "feed_forward"),
+        norm_final(c.d_model),
+        dropout_(c.dropout) {}
+
+  /// Returns the self-attention.
+  auto& attention() { return branches.attn; }
+  /// Returns the self-attention.
+  const auto& attention() const { return branches.attn; }
+
+  /// Holds what streams keep of earlier frames.
+  template <class Context>
+  struct State {
+    /// Makes the state of `shape.slots` streams. Allocates.
+    State(Context& context, const EBranchformerBlock& block, const StateShape& shape)
+        : attention(context, block.branches.attn, shape),
+          conv(context, block.branches.cgmlp.csgu.conv, shape),
+          fusion(context, block.depthwise_conv_fusion, shape) {}
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) {
+      attention.clear(context, slot);
+      conv.clear(context, slot);
+      fusion.clear(context, slot);
+    }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Returns the bytes that the convolutions hold, all slots.
+    Index convolution_bytes() const { return conv.cache_bytes() + fusion.cache_bytes(); }
+
+    typename Branches<AttentionPolicy, T>::AttentionType::template State<Context> attention;  ///< the past of attention
+    typename DepthwiseConv<T>::template State<Context> conv;    ///< the past of the cgMLP's convolution
+    typename DepthwiseConv<T>::template State<Context> fusion;  ///< the past of the merge's convolution
+  };
+
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
+  template <class Context, class Tensor, class S>
+  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    Tensor y = feed_forward_macaron(context, norm_ff_macaron(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    const auto [attention, cgmlp] = branches(context, x, pass, state);
+    Tensor both = context.concat(attention, cgmlp);
+    if constexpr (has_state<S>)
+      y = depthwise_conv_fusion(context, both, pass, &state->fusion);
+    else
+      y = depthwise_conv_fusion(context, both, pass);
+    y = merge_proj(context, context.add(std::move(both), y));
+    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
+    y = feed_forward(context, norm_ff(context, x));
+    x = context.add(std::move(x), y, 0.5);
+    return norm_final(context, x);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm_ff_macaron", self.norm_ff_macaron);
+    visit("feed_forward_macaron", self.feed_forward_macaron);
+    Branches<AttentionPolicy, T>::each_parameter(self.branches, visit);
+    visit("depthwise_conv_fusion", self.depthwise_conv_fusion);
+    visit("merge_proj", self.merge_proj);
+    visit("norm_ff", self.norm_ff);
+    visit("feed_forward", self.feed_forward);
+    visit("norm_final", self.norm_final);
+  }
+
+  LayerNorm<T> norm_ff_macaron;            ///< the norm before the first feed-forward
+  FeedForward<T> feed_forward_macaron;     ///< the first feed-forward
+  Branches<AttentionPolicy, T> branches;   ///< attention and cgMLP
+  DepthwiseConv<T> depthwise_conv_fusion;  ///< the convolution of both branches
+  Linear<T> merge_proj;                    ///< from both branches to d_model
+  LayerNorm<T> norm_ff;                    ///< the norm before the second feed-forward
+  FeedForward<T> feed_forward;             ///< the second feed-forward
+  LayerNorm<T> norm_final;                 ///< the last norm
+
+ private:
+  double dropout_;
+};
+
+/// Describes E-Branchformer blocks after convolutional subsampling, for `Encoder`.
+struct EBranchformerKind : FeatureFront {
+  /// The block of an attention policy in numbers of type T.
+  template <class AttentionPolicy, class T>
+  using Block = EBranchformerBlock<AttentionPolicy, T>;
+  static constexpr const char* attention_name = "attn";  ///< prefix of the attention's parameters in a block
+
+  /// Returns the trained parameters of a block without its attention.
+  static constexpr Index parameter_count(const EncoderConfig& c) {
+    const Index d = c.d_model, hidden = c.feed_forward_width();
+    return Branches<Mha<1>, float>::parameter_count(c) + 3 * 2 * d + 2 * (2 * d * hidden + hidden + d) +
+           DepthwiseConv<float>::parameter_count(2 * d, c.merge_kernel, Bias::yes) + (2 * d + 1) * d;
+  }
+  /// Returns the floating-point operations of a block without its attention.
+  static constexpr Index flops(const EncoderConfig& c, Index frames) {
+    const Index d = c.d_model;
+    return ConvolutionalGatingMlp<float>::flops(c, frames) +
+           2 * frames * (2 * 2 * c.feed_forward_width() * d + 2 * d * c.merge_kernel + 2 * d * d);
+  }
+  /// Throws Error for centred convolutions.
+  static constexpr void require_streamable(const EncoderConfig& c) {
+    require(c.convolution != ConvolutionContext::centred,
+            "e-branchformer: a centred convolution cannot be streamed; causal or chunk expected");
+  }
+};
+
+/// Encodes log-mel features by an E-Branchformer (Kim et al. 2022) with convolutional subsampling and a CTC head.
+template <class AttentionPolicy, class T = float>
+using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names an encoder of known sizes.
 struct PublishedModel {
-  std::string_view name;
-  EncoderName encoder;
-  EncoderConfig config;
+  std::string_view name;  ///< such as "conformer_mla_small"
+  EncoderName encoder;    ///< the kind of encoder
+  EncoderConfig config;   ///< its sizes
 };
 
 namespace detail {
 
-/// Two key-value heads for GQA, a latent of this rank for MLA.
+/// Returns the configuration with an attention: two key-value heads for GQA, a latent of this rank for MLA.
 constexpr EncoderConfig with_attention(EncoderConfig config, AttentionName attention, Index rank) {
   config.attention = attention;
   if (attention == AttentionName::gqa) config.num_kv_heads = 2;
@@ -12409,9 +12869,9 @@ constexpr EncoderConfig small_encoder(AttentionName attention) {
 
 }  // namespace detail
 
-/// Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention, as large as they were published
-/// with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and `_small`, of a
-/// size that trains on a CPU in minutes (R = d_model / 2).
+/// Lists Conformer and Branchformer with MHA, MLA (two stages), GQA and linear attention in the sizes that were
+/// published with such attention (speech_mha2mla: 24 layers of 1024 and 18 of 512, kernel 31, R = d_model), and, as
+/// `_small`, in a size that trains on a CPU in minutes (R = d_model / 2).
 inline constexpr std::array published_models{
     PublishedModel{"conformer_mha", EncoderName::conformer, detail::published_conformer(AttentionName::mha)},
     PublishedModel{"conformer_mla", EncoderName::conformer, detail::published_conformer(AttentionName::mla)},
@@ -12443,15 +12903,15 @@ namespace detail {
 
 }  // namespace detail
 
-/// The one of this name. Throws `Error`, which lists all, where there is none.
+/// Returns the published model of this name. Throws Error that lists all names where there is none.
 constexpr const PublishedModel& published_model(std::string_view name) {
   for (const PublishedModel& model : published_models)
     if (model.name == name) return model;
   detail::unknown_model(name);
 }
 
-/// An encoder's every attention by name, latents and groups with a quarter of MHA's cache, for comparisons: the cached
-/// input has half of it, and linear attention a state, which cannot forget.
+/// Returns the encoder with every attention by name, for comparisons. Latents and groups have a quarter of MHA's cache,
+/// the cached input half of it; linear attention has a state instead, which cannot forget.
 constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encoder) {
   using enum AttentionName;
   const Index quarter = encoder.d_model / 2;
@@ -12481,38 +12941,38 @@ constexpr std::array<EncoderConfig, 9> quarter_caches(const EncoderConfig& encod
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How an encoder is streamed. Chunk and left context are the model's own where none is given; a model trained with
+/// Holds the settings of streams. Chunk and left context are the model's own where none is given; a model trained with
 /// chunks of many sizes takes others.
 struct StreamConfig {
   Index capacity = 1;                   ///< streams at once
   std::optional<Index> chunk{};         ///< encoder frames that become final together
   std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
   Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
-  Storage storage = Storage::full;      ///< of the keys and values
+  Storage storage = Storage::full;      ///< how keys, values and latents are stored
   int threads = 0;                      ///< 0: all that the machine offers
 };
 
-/// Many streams of one encoder, pushed together: each takes features as they come and gives the logits of the frames
-/// that became final. What comes out is what the encoder gives for the whole utterance under the mask of the same
-/// chunks.
+/// Runs many streams of one encoder together: each takes features as they come, and returns the logits of the frames
+/// that became final. The logits equal those of the whole utterance under the mask of the same chunks.
 ///
 ///     Streams streams(model, {.capacity = 100});
 ///     const Index a = streams.open(), b = streams.open();
 ///     auto logits = streams.push(std::array{a, b}, features, Sequences{12, 40});  // 12 rows for a, 40 for b
 ///     auto last = streams.finish(std::array{a, b});  // what is left of both; they are closed
 ///
-/// Construction takes the memory, and runs the model on nothing for that; afterwards `push` and `finish` took none from
-/// the system in anything that was tried, as long as no call gave more than `max_rows` rows of logits
-/// (docs/architecture.md, Streams). It computes in a context of its own. Throws `Error` where the model cannot be
-/// streamed.
+/// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
+/// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
+/// Streams). Streams compute in a context of their own.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
   static_assert(detail::is_context_of<Context, typename Model::Scalar>());
 
  public:
-  using T = typename Model::Scalar;
-  using Tensor = typename Context::Tensor;
+  using T = typename Model::Scalar;         ///< the type of the model's parameters
+  using Tensor = typename Context::Tensor;  ///< the type of logits
 
+  /// Makes room for `config.capacity` streams of the model, which must outlive them. Allocates. Throws Error for
+  /// settings out of range and where the model cannot be streamed.
   explicit Streams(const Model& model, const StreamConfig& config = {})
       : model_(model),
         context_(config.threads),
@@ -12532,7 +12992,7 @@ class Streams {
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
 
-  /// A new stream's number, 0 to capacity - 1. Throws where all are in use.
+  /// Opens a stream and returns its number, 0 to capacity - 1. Throws Error where all are in use.
   Index open() {
     require(!free_.empty(), "streams: all ", slots_.size(), " are in use");
     const Index stream = free_.back();
@@ -12541,17 +13001,19 @@ class Streams {
     state_.clear(context_, stream);
     return stream;
   }
+  /// Closes a stream and drops what it has not returned yet. Throws Error where it is not open.
   void close(Index stream) {
     slot(stream).open = false;
     free_.push_back(stream);
   }
 
-  /// features (rows, num_mels): those of streams[0], then those of streams[1] ..., as `blocks` says. Gives the logits
-  /// of the frames that became final, in the same order. A stream may be named once.
+  /// Takes features (rows, num_mels), those of streams[0], then those of streams[1] and so on, as `blocks` says.
+  /// Returns the logits of the frames that became final, in the same order. Throws Error where the sizes do not fit and
+  /// where a stream is not open or is named twice.
   Logits<Tensor> push(std::span<const Index> streams, const Matrix<T>& features, const Sequences& blocks) {
     return run(streams, context_.input(features), blocks, false);
   }
-  /// The frames that are left of streams to which nothing will be added, and closes them.
+  /// Returns the logits of the frames that are left, and closes the streams. Throws Error where one is not open.
   Logits<Tensor> finish(std::span<const Index> streams) {
     const Sequences none =
         Sequences::make(context_.arena(), static_cast<Index>(streams.size()), [](Index) { return 0; });
@@ -12562,26 +13024,30 @@ class Streams {
 
   /// Returns the context that computes the streams, to read what `push` gave.
   Context& context() { return context_; }
+  /// Returns the mask of the streams.
   const Mask& mask() const { return mask_; }
-  /// Frames that attention keeps of a stream, at most.
+  /// Returns the max number of frames that attention keeps of a stream.
   Index kept_frames() const {
     if (!model_.layers.front().attention().keeps_frames()) return 0;
     require(!keeps_all_ || (max_frames_ > 0 && max_frames_ <= 1 << 24),
             "streams: all frames are kept, so max_frames must say how many at most: ", max_frames_, " given");
     return keeps_all_ ? max_frames_ : mask_.left_context;
   }
-  /// Held for keys and values, for convolutions and for features, all streams.
+  /// Returns the bytes that keys and values, or latents, take, all streams.
   Index attention_bytes() const { return state_.attention_bytes(); }
+  /// Returns the bytes that convolutions keep, all streams.
   Index convolution_bytes() const { return state_.convolution_bytes(); }
+  /// Returns the bytes of the features that wait for their chunk, all streams.
   Index feature_bytes() const { return pending_.rows() * pending_.cols() * static_cast<Index>(sizeof(T)); }
-  /// Rows of features before the first frame becomes final, and between chunks: how far a stream is behind.
+  /// Returns the rows of features that the first chunk needs.
   Index first_rows() const { return window_; }
+  /// Returns the rows of features that every further chunk needs.
   Index chunk_rows() const { return mask_.chunk * model_.subsampling.factor(); }
-  /// Of logits that one call may give without taking memory: a chunk of every stream.
+  /// Returns the rows of logits that one call may return without taking memory: a chunk of every stream.
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Frames of a pass are limited, for the memory that it needs and because more make it no faster.
+  /// Max frames of one pass, which limits its memory; more make it no faster.
   static constexpr Index rows_together = 512;
   static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
@@ -12615,7 +13081,7 @@ class Streams {
     return slots_[static_cast<std::size_t>(stream)];
   }
 
-  /// Frames that a stream can give with so many rows of features more.
+  /// Returns the frames that a stream can return after `more` rows of features.
   Index frames_with(const Slot& s, Index more, bool last) const {
     const Index rows = s.pending + more, factor = model_.subsampling.factor();
     if (last) return rows < model_.subsampling.window() ? 0 : (rows - model_.subsampling.window()) / factor + 1;
@@ -12668,7 +13134,7 @@ class Streams {
     s.next += count;
   }
 
-  /// One pass over the streams that are ready.
+  /// Runs one pass over the streams that are ready.
   void step(Tensor& out) {
     const auto slot_of = [&](Index n) -> Slot& {
       return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
@@ -12698,8 +13164,7 @@ class Streams {
     ready_.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams, with nothing kept and with all that can be, so that the arena has what any
-  /// needs.
+  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs.
   void warm_up() {
     for (Index count = 1;; count = std::min(2 * count, together_)) {
       for (const bool full : {false, true}) {
@@ -12736,10 +13201,11 @@ class Streams {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A convolution over time without padding, weight `(out, in, kernel)`: (rows, in) to (fewer rows, out).
+/// Convolves over time without padding: (rows, in) to (fewer rows, out).
 template <class T>
 class Conv1d : public Module<Conv1d<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   Conv1d(const Conv1dShape& shape, Seed seed, Bias with_bias)
       : weight({shape.out_channels, shape.in_channels, shape.kernel}), shape_(shape) {
     weight.use = WeightUse::conv1d;
@@ -12750,19 +13216,23 @@ class Conv1d : public Module<Conv1d<T>> {
       fill_uniform(bias, bound, Random(seed, "bias"));
     }
   }
+  /// Returns the shape.
   const Conv1dShape& shape() const { return shape_; }
 
+  /// Returns the convolution of the sequences `from`, whose lengths become those of `to`.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
     return context.conv1d(x, weight, bias.size() > 0 ? &bias : nullptr, shape_, from, to);
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("weight", self.weight);
     if (self.bias.size() > 0) visit("bias", self.bias);
   }
 
-  Parameter<T> weight, bias;
+  Parameter<T> weight;  ///< (out, in, kernel)
+  Parameter<T> bias;    ///< (out), or empty
 
  private:
   Conv1dShape shape_;
@@ -12774,15 +13244,17 @@ class Conv1d : public Module<Conv1d<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One convolution over samples, with the norm behind it if there is one, and its activation.
+/// Computes one convolution over samples, the norm after it if there is one, and the activation.
 template <class T>
 class WaveformLayer : public Module<WaveformLayer<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   WaveformLayer(const WaveformConfig& c, Index i, Seed seed)
       : conv(c.layer(i), seed / "conv", c.conv_bias ? Bias::yes : Bias::no),
-        layer_norm(norm_behind(c, i)),
+        layer_norm(norm_after(c, i)),
         activation_(c.feat_extract_activation) {}
 
+  /// Returns the output of the sequences `from`, whose lengths become those of `to`.
   template <class Context, class Tensor>
   Tensor operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
     Tensor y = conv(context, x, from, to);
@@ -12791,16 +13263,17 @@ class WaveformLayer : public Module<WaveformLayer<T>> {
     return context.activation(activation_, std::move(y));
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("conv", self.conv);
     std::visit([&](auto& norm) { visit("layer_norm", norm); }, self.layer_norm);
   }
 
-  Conv1d<T> conv;
-  std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> layer_norm;
+  Conv1d<T> conv;                                                     ///< the convolution
+  std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> layer_norm;  ///< the norm after it
 
  private:
-  static std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> norm_behind(const WaveformConfig& c, Index i) {
+  static std::variant<NoNorm<T>, LayerNorm<T>, SequenceNorm<T>> norm_after(const WaveformConfig& c, Index i) {
     if (c.feat_extract_norm == WaveformNorm::layer) return LayerNorm<T>(c.conv_dim[i]);
     if (i == 0) return SequenceNorm<T>(c.conv_dim[0]);
     return NoNorm<T>(c.conv_dim[i]);
@@ -12809,12 +13282,12 @@ class WaveformLayer : public Module<WaveformLayer<T>> {
   Activation activation_;
 };
 
-/// Samples (rows, 1) to frames (rows', d_model): convolutions, a norm and a linear layer (wav2vec 2.0, Baevski et al.
-/// 2020, section 2, as in Hugging Face transformers). `masked_spec_embed` stands for masked frames in pretraining; it
-/// is kept for files.
+/// Computes encoder frames (fewer rows, d_model) of samples (rows, 1): convolutions, a norm and a linear layer (wav2vec
+/// 2.0, Baevski et al. 2020, section 2, as in Hugging Face transformers).
 template <class T>
 class WaveformFront : public Module<WaveformFront<T>> {
  public:
+  /// Makes the layer with its initial parameters. Allocates.
   WaveformFront(const EncoderConfig& c, Seed seed)
       : masked_spec_embed({c.d_model}),
         layer_norm(last_dim(c), c.layer_norm_eps),
@@ -12825,17 +13298,19 @@ class WaveformFront : public Module<WaveformFront<T>> {
       conv_layers.emplace_back(config_, i, seed / "feature_extractor" / i);
   }
 
-  /// Samples that go in for each frame that comes out, and those that the first one needs.
+  /// Returns the samples between two output frames.
   Index factor() const { return config_.stride(); }
+  /// Returns the samples that the first output frame needs.
   Index window() const { return config_.window(); }
 
-  /// The rows that come out, and where their sequences lie.
+  /// Holds encoder frames and their sequences.
   template <class Tensor>
   struct Output {
-    Tensor rows;
-    Sequences sequences;
+    Tensor rows;          ///< (rows, d_model)
+    Sequences sequences;  ///< the rows of each sequence
   };
 
+  /// Returns the encoder frames of packed samples. Throws Error where the sizes do not fit.
   template <class Context, class Tensor>
   Output<Tensor> operator()(Context& context, const Tensor& samples, const Sequences& sequences) const {
     require(samples.cols() == 1, "wav2vec2: samples have ", samples.cols(), " channels, 1 expected");
@@ -12853,6 +13328,7 @@ class WaveformFront : public Module<WaveformFront<T>> {
     return {projection(context, layer_norm(context, x)), at};
   }
 
+  /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("masked_spec_embed", self.masked_spec_embed);
     visit("feature_extractor.conv_layers", self.conv_layers);
@@ -12860,10 +13336,10 @@ class WaveformFront : public Module<WaveformFront<T>> {
     visit("feature_projection.projection", self.projection);
   }
 
-  Parameter<T> masked_spec_embed;
-  std::vector<WaveformLayer<T>> conv_layers;
-  LayerNorm<T> layer_norm;
-  Linear<T> projection;
+  Parameter<T> masked_spec_embed;             ///< stands for masked frames in pretraining; kept for files only
+  std::vector<WaveformLayer<T>> conv_layers;  ///< the convolutions
+  LayerNorm<T> layer_norm;                    ///< the norm after them
+  Linear<T> projection;                       ///< from the last convolution's channels to d_model
 
  private:
   static Index last_dim(const EncoderConfig& c) {
@@ -12874,12 +13350,15 @@ class WaveformFront : public Module<WaveformFront<T>> {
   WaveformConfig config_;
 };
 
-/// Conformer blocks behind convolutions over samples, under the names of Hugging Face's `Wav2Vec2ConformerForCTC`.
+/// Describes Conformer blocks after convolutions over samples, with the parameter names of Hugging Face's
+/// `Wav2Vec2ConformerForCTC`, for `Encoder`.
 struct Wav2Vec2ConformerKind : ConformerKind {
+  /// Returns the convolutions over samples. Throws Error where the configuration has none.
   template <class T>
   static WaveformFront<T> front(const EncoderConfig& c, Seed seed) {
     return {c, seed};
   }
+  /// Returns the trained parameters before the blocks.
   static constexpr Index front_parameters(const EncoderConfig& c) {
     const WaveformConfig& w = c.waveform;
     Index sum = c.d_model, channels = 0;
@@ -12890,6 +13369,7 @@ struct Wav2Vec2ConformerKind : ConformerKind {
     }
     return sum + 2 * channels + (channels + 1) * c.d_model;
   }
+  /// Returns the floating-point operations before the blocks, for `frames` encoder frames.
   static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
     const WaveformConfig& w = c.waveform;
     Index sum = 2 * frames * w.conv_dim[w.conv_dim.size() - 1] * c.d_model;
@@ -12897,22 +13377,25 @@ struct Wav2Vec2ConformerKind : ConformerKind {
       sum += 2 * n * w.conv_dim[i] * w.layer(i).patch();
     return sum;
   }
+  /// Returns the encoder frames that `rows` samples give.
   static constexpr Index out_length(const EncoderConfig& c, Index rows) {
     for (Index i = 0; i < c.waveform.conv_dim.size(); ++i) rows = c.waveform.layer(i).out_length(rows);
     return rows;
   }
+  /// Throws Error for centred convolutions and for a norm over time.
   static constexpr void require_streamable(const EncoderConfig& c) {
     ConformerKind::require_streamable(c);
     require(c.waveform.feat_extract_norm != WaveformNorm::group,
             "wav2vec2: a norm over time cannot be streamed; one of every frame expected");
   }
-  static constexpr const char *front_name = "wav2vec2_conformer", *layers_name = "wav2vec2_conformer.encoder.layers",
-                              *norm_name = "wav2vec2_conformer.encoder.layer_norm";
+  static constexpr const char* front_name = "wav2vec2_conformer";                    ///< as in FeatureFront
+  static constexpr const char* layers_name = "wav2vec2_conformer.encoder.layers";    ///< as in FeatureFront
+  static constexpr const char* norm_name = "wav2vec2_conformer.encoder.layer_norm";  ///< as in FeatureFront
 };
 
-/// The Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head: takes samples (rows, 1) at 16 kHz,
-/// brought to mean 0 and variance 1, and sees whole utterances. `EncoderConfig::waveform` says its convolutions, and
-/// `num_mels` is 1.
+/// Encodes samples by the Conformer of Hugging Face's wav2vec2-conformer checkpoints with its CTC head. Samples (rows,
+/// 1) are at 16 kHz, normalised to mean 0 and variance 1; the model sees whole utterances. `EncoderConfig::waveform`
+/// describes its convolutions, and `num_mels` is 1.
 template <class AttentionPolicy, class T = float>
 using Wav2Vec2Conformer = Encoder<Wav2Vec2ConformerKind, AttentionPolicy, T>;
 
