@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// Softmax attention alone, one utterance of T frames, heads of width 64: with Transformer-XL relative positions (the
-// table projected beforehand), and without. A measurement is of as many calls as take 3 ms.
+// Times softmax attention on one utterance of T frames with heads of width 64, with Transformer-XL relative positions
+// (the table is projected beforehand) and without. A measurement is the mean of as many calls as take 3 ms.
 //
 //   build/release/bench/attention --serve [--threads N] [--heads 4 8] [--frames 250 1000 3000]
 //                                                                          for bench/peers/compare.py attention
@@ -22,7 +22,7 @@ struct Options : bench::Options {
   std::vector<Index> heads{4, 8}, frames{250, 1000, 3000};
 };
 
-/// One attention and its operands.
+/// Holds one attention and its operands.
 class Work {
  public:
   static constexpr Index head_dim = 64;
@@ -47,7 +47,7 @@ class Work {
     if (table_.size() > 0) term = {cpu.input(table_), &u_, &w_};
     cpu.attend(cpu.input(q_), cpu.input(k_), cpu.input(v_), shape, frames_, frames_, term);
   }
-  /// Memory of a first call, MB.
+  /// Returns the peak memory of a first call, in MB.
   double peak_mb(int threads) const {
     Cpu<float> fresh(threads);
     return bench::peak_over([&] { (*this)(fresh); });

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// Softmax attention in whole utterances, in chunks, in streams and in training, and the caches of streams: for
-// kernels.cpp.
+// Benchmarks of softmax attention on whole utterances, in chunks, in streams and in training, and of the caches of
+// streams, for kernels.cpp.
 #pragma once
 
 #include <laconic/backend/cpu.hpp>
@@ -19,11 +19,11 @@ namespace bench {
 using laconic::AttendShape, laconic::DropoutMask, laconic::Mask, laconic::Parameter, laconic::Random, laconic::Seed,
     laconic::Sequences, laconic::Storage, laconic::Tensor;
 
-/// Softmax attention with heads of width 64.
+/// Describes a softmax attention with heads of width 64.
 struct Attend {
   static constexpr Index width = 64;
   Index queries, keys, heads = 4, kv_heads = 4, sequences = 1;
-  bool relative = false, latent = false;  // a latent: keys that are the values, too
+  bool relative = false, latent = false;  // latent: the keys are the values, too
   Mask mask = {};
 
   Index q_rows() const { return sequences * queries; }
@@ -32,7 +32,7 @@ struct Attend {
   Index kv_cols() const { return kv_heads * width; }
   AttendShape shape() const { return {heads, kv_heads, 1 / std::sqrt(static_cast<double>(width)), mask}; }
 
-  /// Of queries and keys that they see, all heads.
+  /// Returns the number of pairs of a query and a key that it sees, over all heads.
   double pairs() const {
     Index seen = 0;
     for (Index i = 0; i < queries; ++i) {
@@ -41,18 +41,21 @@ struct Attend {
     }
     return static_cast<double>(seen * sequences * heads);
   }
-  /// So many products of queries with keys, each of the heads' width; those of positions count apart.
+  /// Returns the operations of `content` products of the size of Q K^T, and `positions` more with relative positions.
   double flop(int content, int positions) const { return 2 * pairs() * width * (content + (relative ? positions : 0)); }
-  /// Of queries or what is like them, of keys or values, and of the distances that occur.
+  /// Returns the bytes of tensors of the size of the queries, of the keys, and of the table for the distances that
+  /// occur.
   double bytes(int like_queries, int like_keys, int tables) const {
     return float_bytes * (like_queries * size_of(q_rows(), q_cols()) + like_keys * size_of(kv_rows(), kv_cols()) +
                           (relative ? tables * size_of(queries + keys - 1, q_cols()) : 0));
   }
   Work forward() const { return {.flop = flop(2, 1), .bytes = bytes(2, latent ? 1 : 2, 1)}; }
-  /// Scores again; then derivatives by values and probabilities, queries and keys; queries and table of positions.
+  /// Returns the work of the backward pass: scores again, derivatives by values, weights, queries and keys; with
+  /// relative positions also those by queries and table.
   Work backward() const { return {.flop = flop(5, 3), .bytes = bytes(4, 4, 2)}; }
 };
 
+/// Holds random operands of an attention.
 class AttendOperands {
  public:
   explicit AttendOperands(const Attend& a)
@@ -131,7 +134,7 @@ inline void add_attention_training(const Suite& suite) {
   }
 }
 
-/// A push of 8 frames to streams that have kept 250.
+/// Adds a push of 8 frames to streams that keep 250.
 inline void add_extend(const Suite& suite) {
   constexpr Index width = 512, capacity = 250, rows = 8;
   for (const Storage storage : {Storage::full, Storage::bf16, Storage::int8})

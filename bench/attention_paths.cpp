@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// The two exact ways to attend over a latent, expanded and absorbed, by the number of queries: where the measured times
-// cross, and where the cost rule says they do.
+// Times the two exact evaluation orders of latent attention, expanded and absorbed, by the number of queries: where the
+// measured times cross, and where the cost rule predicts it.
 //   usage: attention_paths [THREADS] [KEYS]
 #include <laconic/attention/attention.hpp>
 #include <laconic/backend/cpu.hpp>
@@ -30,7 +30,8 @@ double median_seconds(Index repeats, auto&& run) {
   return times[times.size() / 2];
 }
 
-/// Number of queries at which the cost changes sides, of those tried, in between by the logarithms of the ratios.
+/// Finds the number of queries at which the cheaper order changes. Between two measured numbers it interpolates the
+/// logarithm of the cost ratio over the logarithm of the queries.
 class Crossing {
  public:
   void add(Index queries, double absorbed, double expanded) {
@@ -48,7 +49,7 @@ class Crossing {
       std::printf("%s %.0f", what, at_);
     else
       std::printf("%s %s", what,
-                  before_ < 0 ? "nowhere, absorbed is always ahead" : "nowhere, expanded is always ahead");
+                  before_ < 0 ? "nowhere, absorbed is always faster" : "nowhere, expanded is always faster");
   }
 
  private:
@@ -56,7 +57,7 @@ class Crossing {
   double before_ = 0, x_ = 0, at_ = 0;
 };
 
-/// Cross-attention: projections of queries and output are the same on both paths.
+/// Times cross-attention on both paths, which share the projections of queries and output.
 template <class Policy>
 void compare(const char* name, const AttentionConfig& config, Index keys, int threads) {
   const AttentionLayer<Policy, float> layer(config, 0, Seed(1));
@@ -98,7 +99,7 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   const Index keys = argc > 2 ? std::atol(argv[2]) : 1024;
   if (threads < 1 || keys < 1) return std::fprintf(stderr, "usage: attention_paths [THREADS] [KEYS]\n"), 2;
-  std::printf("%d threads; columns 4 and 5: absorbed over expanded, less than 1 where absorbing is ahead\n\n", threads);
+  std::printf("%d threads; columns 4 and 5: absorbed / expanded, less than 1 if absorbed is faster\n\n", threads);
   const AttentionConfig published{.d_model = 1024};
   compare<MlaSimple<16, 256, NoPosition>>("MlaSimple", published, keys, threads);
   compare<MlaSimple<16, 512, NoPosition>>("MlaSimple", published, keys, threads);

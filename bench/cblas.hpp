@@ -3,7 +3,7 @@
 
 #include "cpu_with.hpp"
 
-// Not part of laconic.hpp: it needs an installed BLAS with C's interface, and a program that links it.
+// Needs an installed BLAS with the C interface, and a program that links it.
 #if __has_include(<cblas.h>)
 #include <cblas.h>
 
@@ -12,8 +12,8 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The products of an installed BLAS (OpenBLAS, BLIS, MKL ...), for `CpuWith`. It uses as many threads as it is told to
-/// in its own way.
+/// Computes products with an installed BLAS (OpenBLAS, BLIS, MKL ...), for `CpuWith`. The library sets its number of
+/// threads itself.
 struct CblasProducts {
   template <class T>
   static void add_product(int, Index m, Index n, Index k, kernels::Operand<T> a, kernels::Operand<T> b, T* c,

@@ -8,14 +8,15 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// `Cpu` with another library for the products of linear layers with weights that are not packed, forward and backward:
+/// Computes like `Cpu`, but with another library for the products of linear layers with weights that are not packed,
+/// forward and backward:
 ///
 ///     CpuWith<EigenProducts> cpu(2);
 ///     auto logits = model(cpu, features, sequences);
 ///
-/// `Products` has add_product(threads, m, n, k, a, b, c, c_stride): c (m, n) += a (m, k) b (k, n). Whether results then
-/// depend on the number of threads, or of rows, is up to it. Attention, convolutions over (time, frequency) and packed
-/// weights stay laconic's own.
+/// `Products` has add_product(threads, m, n, k, a, b, c, c_stride), which computes c (m, n) += a (m, k) b (k, n).
+/// Results may depend on the number of threads or rows if that library's do. Attention, convolutions over (time,
+/// frequency) and packed weights use the kernels of laconic.
 template <class Products, class T = float>
 class CpuWith : public Cpu<T> {
  public:
@@ -55,7 +56,7 @@ class CpuWith : public Cpu<T> {
   static kernels::Operand<T> of(const Parameter<T>& weight) { return {weight.host().data(), weight.host().cols()}; }
 };
 
-/// Eigen's products. Sets the number of threads that Eigen uses everywhere.
+/// Computes products with Eigen. It sets the number of threads that Eigen uses everywhere.
 struct EigenProducts {
   template <class T>
   static void add_product(int threads, Index m, Index n, Index k, kernels::Operand<T> a, kernels::Operand<T> b, T* c,
@@ -69,7 +70,7 @@ struct EigenProducts {
   }
 
  private:
-  /// body(the operand as a matrix of Eigen): rows or columns lie end to end.
+  /// Calls body(matrix) with the operand as an Eigen matrix. Its rows or its columns are contiguous.
   template <class T, class Body>
   static void with_map(kernels::Operand<T> x, Index rows, Index cols, Body&& body) {
     using ByColumns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;

@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// Whole Conformer encoders with their CTC heads at inference, float, relative positions, kernel 31:
+// Times whole Conformer encoders with CTC heads at inference, in float, with relative positions and kernel 31:
 //   small     12 layers of 256, 4 heads, feed-forward 1024, subsampling by 4 with 256 channels, 80 mels, 29 tokens
 //   medium    17 layers of 512, 8 heads, feed-forward 2048, subsampling by 4 with 512 channels, 80 mels, 29 tokens
 //   large     wav2vec2-conformer: 24 layers of 1024, 16 heads, feed-forward 4096, from samples at 16 kHz, 32 tokens
@@ -10,8 +10,9 @@
 //
 //   build/release/bench/encoder --serve [--threads N] [--size small] [--seconds 10] [--batch 1|uneven] [--folder DIR]
 //                               [--weights float|bf16|int8|plain]     for bench/peers/compare.py encoder
-//   build/release/bench/encoder --prepare --folder DIR ...   writes what peers read: config.json and model.safetensors
-//                                       (random; kept if there), inputs-SECONDS-BATCH.safetensors with logits
+//   build/release/bench/encoder --prepare --folder DIR ...   writes the input of peers: config.json and
+//   model.safetensors
+//                                       (random; kept if they exist), inputs-SECONDS-BATCH.safetensors with logits
 #include <laconic/io/folder.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/laconic.hpp>
@@ -54,7 +55,7 @@ EncoderConfig config_of(const std::string& size) {
           .subsampling_channels = small ? 256 : 512};
 }
 
-/// What starts at zero or one is moved away from it, so that a difference between programs would show.
+/// Moves parameters that start at 0 or 1 away from it, so that a difference between programs would show.
 template <class Model>
 void make_uneven(Model& model) {
   model.parameters([](std::string_view name, Parameter<float>& p) {
@@ -66,7 +67,7 @@ void make_uneven(Model& model) {
   });
 }
 
-/// Utterances, packed: features of 100 frames a second, or 16000 samples.
+/// Holds packed utterances: features of 100 frames a second, or 16000 samples a second.
 struct Batch {
   Batch(const Options& o, const EncoderConfig& config) {
     static constexpr std::array uneven{1.8, 0.35, 1.05, 0.7, 1.5, 0.5, 1.25, 0.85};  // times the mean
@@ -90,7 +91,7 @@ struct Batch {
   double audio_seconds = 0;
 };
 
-/// Inputs and what this model makes of them, utterance by utterance.
+/// Writes the inputs and the logits of this model, utterance by utterance.
 template <class Logits>
 void write_inputs(const fs::path& path, const Batch& batch, const Logits& logits) {
   SafetensorsWriter writer;
@@ -106,7 +107,8 @@ void write_inputs(const fs::path& path, const Batch& batch, const Logits& logits
   writer.write(path);
 }
 
-/// `as_json(config)` and `from_json(json, where)` are how a folder says its numbers.
+/// Runs the benchmark of a model. as_json(config) and from_json(json, where) convert the configuration to and from that
+/// of a model folder.
 template <class Model, class AsJson, class FromJson>
 int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
   const fs::path folder = o.folder;
@@ -121,7 +123,7 @@ int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
   }
   const Batch batch(o, model.config());
   Cpu cpu(o.threads);
-  // Peers compare their logits with those of numbers that are not rounded.
+  // Peers compare their logits with those of weights that are not rounded.
   const bool rounded = o.weights == "bf16" || o.weights == "int8";
   const auto write = [&] {
     write_inputs(folder / text("inputs-", o.seconds, '-', o.batch, ".safetensors"), batch,
@@ -156,7 +158,7 @@ int main(int argc, char** argv) {
   CLI::App app("whole Conformer encoders at inference");
   Options o;
   o.add_to(app);
-  app.add_option("--size", o.size, "of the encoder")
+  app.add_option("--size", o.size, "size of the encoder")
       ->capture_default_str()
       ->check(CLI::IsMember({"small", "medium", "large"}));
   app.add_option("--seconds", o.seconds, "mean length of an utterance")
@@ -165,11 +167,11 @@ int main(int argc, char** argv) {
   app.add_option("--batch", o.batch, "one utterance, or eight of uneven lengths")
       ->capture_default_str()
       ->check(CLI::IsMember({"1", "uneven"}));
-  app.add_option("--folder", o.folder, "of a model; random numbers without it");
-  app.add_option("--weights", o.weights, "how laconic keeps them: packed as float, bf16 or int8, or plain")
+  app.add_option("--folder", o.folder, "folder of a model; random weights without it");
+  app.add_option("--weights", o.weights, "how laconic stores weights: packed as float, bf16 or int8, or plain")
       ->capture_default_str()
       ->check(CLI::IsMember({"float", "bf16", "int8", "plain"}));
-  app.add_flag("--prepare", o.prepares, "write to the folder what peers read");
+  app.add_flag("--prepare", o.prepares, "write the input of peers to the folder");
   CLI11_PARSE(app, argc, argv);
   return bench::guarded([&] { return run(o); });
 }

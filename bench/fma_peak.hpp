@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// What this machine can do at most: multiply-adds of floats in registers, on so many threads.
+// Measures the peak of this machine: multiply-adds of floats in registers, on so many threads.
 #pragma once
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
@@ -12,15 +12,15 @@
 
 namespace bench {
 
-/// As many independent chains as hide the latency of a multiply-add and fit into the registers.
+/// Independent chains of multiply-adds: enough to hide the latency of one, and few enough to fit into the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int fma_chains = 24;
 #else
 inline constexpr int fma_chains = 12;
 #endif
 
-/// `steps` multiply-adds in each chain. Not inlined, and from numbers that the compiler cannot know, so that it must do
-/// them all.
+/// Runs `steps` multiply-adds in each chain. It is not inlined and starts from values that the compiler cannot know, so
+/// that all of them are computed.
 [[gnu::noinline]] inline float fma_run(laconic::Index steps, const volatile float* from) {
   using Batch = laconic::kernels::Batch<float>;
   const Batch factor(from[0]), term(from[1]);
@@ -37,7 +37,7 @@ inline constexpr int fma_chains = 12;
   return laconic::kernels::sum_lanes<float>(sum);
 }
 
-/// GFLOP/s over some 3 ms.
+/// Returns the GFLOP/s of some 3 ms of multiply-adds.
 inline double fma_peak_gflops(int threads) {
   static const volatile float from[3] = {0.5f, 0.25f, 0.125f};
   constexpr laconic::Index steps = 200'000;
@@ -46,7 +46,7 @@ inline double fma_peak_gflops(int threads) {
     laconic::kernels::parallel_for(
         threads, threads, [&](laconic::Index i, int) { results[static_cast<std::size_t>(i)] = fma_run(steps, from); });
   });
-  [[maybe_unused]] const volatile float kept = results.front();  // so that nobody may leave out the work
+  [[maybe_unused]] const volatile float kept = results.front();  // keeps the compiler from leaving out the work
   return 2e-9 * static_cast<double>(steps * fma_chains * laconic::kernels::lanes<float> * threads) / seconds;
 }
 

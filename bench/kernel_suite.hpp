@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// How kernels.cpp measures one kernel beside its roof.
+// Measures one kernel next to its roofline bound, for kernels.cpp.
 #pragma once
 
 #include <laconic/backend/cpu.hpp>
@@ -23,12 +23,12 @@ inline constexpr double float_bytes = 4;
 inline Matrix<float> noise(Index rows, Index cols) { return Matrix<float>::Random(rows, cols); }
 inline double size_of(Index rows, Index cols) { return static_cast<double>(rows * cols); }
 
-/// The benchmarks, for each number of threads whose roofs are known.
+/// Registers benchmarks for each number of threads whose roofs were measured.
 class Suite {
  public:
   explicit Suite(std::vector<Roofs> roofs) : roofs_(std::move(roofs)) {}
 
-  /// `setup(cpu)` gives what is called; it owns its operands.
+  /// Registers the benchmark of a kernel. setup(cpu) returns the call to time, which owns its operands.
   template <class Setup>
   void add(const std::string& name, const Work& work, Setup setup) const {
     for (const Roofs& roofs : roofs_)
@@ -43,7 +43,7 @@ class Suite {
         state.SetLabel(bound.name);
       });
   }
-  /// One thread, with the time as a part of the time that speech takes.
+  /// Registers a benchmark of one thread that reports its time relative to the duration of the speech.
   template <class Setup>
   static void add_speech(const std::string& name, double speech_seconds, Setup setup) {
     add_one(name, [=](benchmark::State& state) {

@@ -1,18 +1,18 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// Every kernel of the CPU backend beside what bounds it on this machine.
+// Times every kernel of the CPU backend next to its roofline bound on this machine.
 //
 //   build/release/bench/kernels --benchmark_counters_tabular=true [--benchmark_filter='linear/.*threads:1']
 //   build/release/bench/kernels --benchmark_repetitions=5 --benchmark_out=new.json
 //   python3 bench/compare_results.py old.json new.json
 //
-// `of_roof` is in percent: the least time that a call can take, over what it took. The label says what the least time
-// is spent on: multiply-adds of floats ("FMA") or of bytes ("int8") in registers, or reading as many bytes as a call
-// touches, from "L2" (up to 512 KiB a thread), "L3" or "memory" (from 64 MiB on). These roofs are measured first and
-// printed. "GFLOP/s" counts two for each multiply-add that must be done, and nothing for exponentials and the like:
-// kernels of these stay far below the roof of their bytes. "GB/s" counts every operand and result once. All calls of a
-// benchmark take the same operands, which stay in the caches where they fit; but linear/.../cold takes weights of 64
-// MiB in turn, which is what a model does when it is given few rows.
+// `of_roof` is in percent: the min time that a call can take, over the time that it took. The label names what bounds
+// the min time: multiply-adds of floats ("FMA") or of bytes ("int8") in registers, or reading the bytes of a call from
+// "L2" (up to 512 KiB a thread), "L3" or "memory" (from 64 MiB on). These roofs are measured first and printed.
+// "GFLOP/s" counts two for each multiply-add that must be done. It counts nothing for exponentials, so kernels that
+// compute them stay far below the roof of their bytes. "GB/s" counts every operand and result once. All calls of a
+// benchmark take the same operands, which stay in the caches if they fit. Only linear/.../cold takes 64 MiB of weights
+// in turn, as a model with few rows does.
 #include <laconic/backend/cpu.hpp>
 #include <laconic/nn/conv1d.hpp>
 #include <laconic/nn/linear.hpp>
@@ -44,7 +44,7 @@ using bench::float_bytes, bench::noise, bench::size_of, bench::Suite, bench::Wor
 
 struct Form {
   const char* name;
-  std::optional<Storage> storage;  // none: as it is
+  std::optional<Storage> storage;  // none: unpacked
 
   double number_bytes() const { return storage == Storage::bf16 ? 2 : int8() ? 1 : float_bytes; }
   bool int8() const { return storage == Storage::int8; }
@@ -103,7 +103,7 @@ void add_cold_linear(const Suite& suite) {
 void add_linear_backward(const Suite& suite) {
   for (const Shape& s : shapes)
     for (const Index rows : {64, 250, 1000, 4000}) {
-      // x, dx, dy; the weight, and its gradient, which is added to.
+      // Reads and writes x, dx, dy, the weight, and its gradient, which is read and written.
       const Work work{.flop = 4 * size_of(rows, s.in) * static_cast<double>(s.out),
                       .bytes = float_bytes * (size_of(rows, 2 * s.in + s.out) + 3 * size_of(s.in, s.out))};
       suite.add(text("linear_backward/", s.name(), "/rows:", rows), work, [=](Cpu<float>& cpu) {
@@ -125,7 +125,7 @@ Work convolution_work(const Form& form, const Shape& shape, Index rows_in, Index
           .int8 = form.int8()};
 }
 
-/// The subsampling of 10 s, 998 frames of 80 mels.
+/// Adds the subsampling of 10 s, 998 frames of 80 mels.
 void add_conv2d(const Suite& suite) {
   constexpr Index channels = 256;
   constexpr Conv2dShape first{1, channels, 80}, second{channels, channels, first.out_freqs()};
@@ -138,12 +138,12 @@ void add_conv2d(const Suite& suite) {
               });
   };
   for (const Form& form : forms) {
-    if (!form.int8()) add(form, first, 998);  // patches of 9 numbers are never rounded to bytes
+    if (!form.int8()) add(form, first, 998);  // patches of 9 elements are never rounded to bytes
     add(form, second, first.out_length(998));
   }
 }
 
-/// That of the second convolution, by its input and its weight.
+/// Adds the derivatives of the second subsampling convolution by its input and its weight.
 void add_conv2d_backward(const Suite& suite) {
   constexpr Conv2dShape shape{256, 256, 39};
   constexpr Index rows = 498, out = shape.out_length(rows);
@@ -157,7 +157,7 @@ void add_conv2d_backward(const Suite& suite) {
   });
 }
 
-/// A layer of wav2vec 2.0's, on 2.5 s of its own frames of 2.5 ms.
+/// Adds a convolution of wav2vec 2.0's front end, on 2.5 s in frames of 2.5 ms.
 void add_conv1d(const Suite& suite) {
   constexpr Conv1dShape shape{512, 512, 3, 2};
   constexpr Index rows = 1000, out = shape.out_length(rows);
@@ -185,9 +185,9 @@ void add_depthwise_conv(const Suite& suite) {
   }
 }
 
-// -- numbers and rows of numbers ------------------------------------------------------------------------------------
+// -- elementwise and rows -------------------------------------------------------------------------------------------
 
-/// `run(cpu, x)` of one matrix, which gives one with `out_cols` columns.
+/// Adds run(cpu, x) of one matrix, whose result has `out_cols` columns.
 template <class Run>
 void add_map(const Suite& suite, const std::string& name, Index rows, Index cols, Index out_cols, Run run) {
   suite.add(text(name, '/', cols, "/rows:", rows), {.bytes = float_bytes * size_of(rows, cols + out_cols)},
@@ -234,8 +234,8 @@ void add_ctc(const Suite& suite) {
 
 // -- training and features ------------------------------------------------------------------------------------------
 
-/// Weight, two moments and gradient, each read and written, and the gradient read for its norm before. The moments
-/// neither move nor vanish, since numbers close to zero are slower than others.
+/// Adds steps of AdamW: weight, two moments and gradient are read and written, and the gradient is read for its norm
+/// before. The moments neither move nor vanish, since denormal values would be slow.
 void add_adamw(const Suite& suite) {
   for (const Shape& s : {shapes[0], shapes[3]})
     suite.add(text("adamw/", s.name()), {.bytes = 9 * float_bytes * size_of(s.in, s.out)}, [=](Cpu<float>& cpu) {
@@ -259,7 +259,7 @@ void add_fbank() {
 
 // -------------------------------------------------------------------------------------------------------------------
 
-/// Of one thread and of two, where there are two. What was measured goes to the head of the results.
+/// Measures the roofs of one thread, and of two if the machine has them, and writes them to the head of the results.
 std::vector<bench::Roofs> measured_roofs() {
   const std::vector<float> x(static_cast<std::size_t>(bench::Roofs::memory_bytes / float_bytes), 1.0f);
   std::vector<bench::Roofs> out;

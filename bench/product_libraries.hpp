@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// x W^T + b by other libraries, for products.cpp. CMake says which are installed: LACONIC_BENCH_OPENBLAS,
-// LACONIC_BENCH_DNNL.
+// Computes x W^T + b with other libraries, for products.cpp. CMake defines LACONIC_BENCH_OPENBLAS and
+// LACONIC_BENCH_DNNL if these libraries are installed.
 #pragma once
 
 #include <laconic/nn/linear.hpp>
@@ -26,11 +26,11 @@ namespace bench {
 using laconic::Index;
 using Layers = std::vector<laconic::Linear<float>>;
 
-/// Call number i multiplies by weight i, modulo their number; gives where the result is until the next call.
+/// Multiplies by weight i modulo their number in call i, and returns the result, which is valid until the next call.
 using ProductCall = std::function<const float*(Index)>;
 using ProductCalls = std::vector<std::pair<std::string, ProductCall>>;
 
-/// A product into memory of its own: `multiply(layer, y)` adds to y, which has the bias in every row.
+/// Returns a product into memory of its own: multiply(layer, y) adds to y, which holds the bias in every row.
 template <class Multiply>
 ProductCall into_memory(Index rows, const Layers& layers, Multiply multiply) {
   return [&layers, multiply, y = laconic::Matrix<float>(rows, layers.front().out())](Index i) mutable {
@@ -42,7 +42,7 @@ ProductCall into_memory(Index rows, const Layers& layers, Multiply multiply) {
 }
 
 #ifdef LACONIC_BENCH_DNNL
-/// oneDNN's inner product, with weights in the layout that it asks for.
+/// Computes oneDNN's inner product, with weights in the layout that oneDNN chooses.
 class DnnlProduct {
  public:
   DnnlProduct(const laconic::Matrix<float>& x, const Layers& layers)
@@ -88,7 +88,7 @@ class DnnlProduct {
 };
 #endif
 
-/// By one of the libraries that `CpuWith` can use.
+/// Returns a product by one of the libraries that `CpuWith` can use.
 template <class Products>
 ProductCall call_of(const laconic::Matrix<float>& x, const Layers& layers, int threads) {
   return into_memory(x.rows(), layers, [&x, threads](const auto& layer, auto& y) {
@@ -98,7 +98,7 @@ ProductCall call_of(const laconic::Matrix<float>& x, const Layers& layers, int t
   });
 }
 
-/// Adds what is installed; x and layers must outlive the calls. Eigen comes last.
+/// Adds the products of all installed libraries, Eigen last. x and layers must outlive the calls.
 inline void add_libraries(ProductCalls& calls, const laconic::Matrix<float>& x, const Layers& layers, int threads) {
 #ifdef LACONIC_BENCH_OPENBLAS
   openblas_set_num_threads(threads);

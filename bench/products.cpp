@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// The matrix products of encoders, x W^T + b with x (rows, in) and W (out, in), in laconic, Eigen, OpenBLAS and oneDNN:
-// what is installed. Libraries take turns at each shape. A measurement is of as many calls as take 3 ms. All of them
-// multiply by one weight, which stays in the caches where it fits: --weights 8 takes eight in turn.
+// Times the matrix products of encoders, x W^T + b with x (rows, in) and W (out, in), in laconic, Eigen, and OpenBLAS
+// and oneDNN if they are installed. Libraries take turns at each shape. A measurement is the mean of as many calls as
+// take 3 ms. All calls multiply by one weight, which stays in the caches if it fits; --weights 8 takes eight in turn.
 //
 //   build/release/bench/products --serve [--threads N] [--rows 1 250] [--shapes 256x1024] [--weights 1] [--rounded]
 //                                                                          for bench/peers/compare.py products
@@ -32,7 +32,7 @@ struct Options : bench::Options {
   bool rounded = false;
 };
 
-/// Layers of one shape: as they are, and packed for laconic.
+/// Holds the layers of one shape, unpacked and packed for laconic.
 struct Shape {
   Shape(Index in, Index out, const Options& o) {
     for (Index i = 0; i < o.weights; ++i) plain.emplace_back(in, out, Seed(1) / i);
@@ -52,7 +52,7 @@ struct Shape {
   }
 };
 
-/// One product: the calls of all libraries for the same numbers.
+/// Holds one product: the calls of all libraries with the same operands.
 struct Product {
   Product(const Shape& shape, Index rows, const Options& o, Cpu<float>& cpu)
       : name(text("T=", rows, ' ', shape.plain.front().in(), "->", shape.plain.front().out())),
@@ -74,12 +74,12 @@ struct Product {
  private:
   bench::ProductCall by_laconic(const bench::Layers& layers, Cpu<float>& cpu) {
     return [&layers, &cpu, input = cpu.input(x), y = Tensor<float>()](Index i) mutable {
-      y = {};  // its memory is for the next one
+      y = {};  // returns its memory to the arena for the next result
       y = layers[static_cast<std::size_t>(i) % layers.size()](cpu, input);
       return std::as_const(y).data();
     };
   }
-  /// Whether all libraries compute the same.
+  /// Throws `Error` if a library computes another result than the last one.
   void check() const {
     const auto result = [&](const bench::ProductCall& call) {
       const Index out = flop / (2 * x.rows() * x.cols());
@@ -88,8 +88,8 @@ struct Product {
     const Matrix<float> expected = result(calls.back().second);
     for (const auto& [label, call] : calls) {
       const float difference = (result(call) - expected).cwiseAbs().maxCoeff() / expected.cwiseAbs().maxCoeff();
-      const float most = label.ends_with("bf16") ? 1e-2f : label.ends_with("int8") ? 5e-2f : 1e-4f;
-      require(difference <= most, "products: ", name, " by ", label, " differs by ", difference, ", at most ", most,
+      const float max = label.ends_with("bf16") ? 1e-2f : label.ends_with("int8") ? 5e-2f : 1e-4f;
+      require(difference <= max, "products: ", name, " by ", label, " differs by ", difference, ", at most ", max,
               " expected");
     }
   }

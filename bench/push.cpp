@@ -1,7 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// How long one live stream waits: pushes of a chunk to a Conformer of 12 x 256, with MHA and what keeps a quarter and
-// an eighth of its cache, in turns, by left context, by how keys and values are stored, and by how weights are.
+// Times the latency of one live stream: pushes of a chunk to a Conformer of 12 layers of 256, with MHA and with
+// policies that keep a quarter and an eighth of its cache, in turns. It varies the left context and the storage of
+// keys, values and weights.
 //   usage: push [--threads 1] [--left-context 250 1500] [--weights float|bf16|int8] [--rounds 12]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
@@ -53,7 +54,7 @@ EncoderConfig config_of(const Choice& choice, Index left) {
           .left_context = choice.attention == AttentionName::linear ? -1 : left};
 }
 
-/// One stream, whose cache is full, and how long pushes to it took.
+/// Holds one stream with a full cache, and the latency of its pushes.
 class LiveStream {
  public:
   LiveStream(const Options& o, const Choice& choice, Index left, Storage cache)
@@ -68,7 +69,7 @@ class LiveStream {
   }
 
   void time(Index pushes) {
-    push();  // not counted: the others have filled the processor's caches
+    push();  // not timed: the other streams have filled the processor's caches
     for (Index i = 0; i < pushes; ++i) {
       const auto start = std::chrono::steady_clock::now();
       push();
@@ -114,7 +115,7 @@ int main(int argc, char** argv) {
   app.add_option("--weights", o.weights, "how weights are stored")
       ->capture_default_str()
       ->check(CLI::IsMember({"float", "bf16", "int8"}));
-  app.add_option("--rounds", o.rounds, "of 10 pushes to each stream in turn, once their caches are full")
+  app.add_option("--rounds", o.rounds, "rounds of 10 pushes to each stream in turn, once their caches are full")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
@@ -127,7 +128,7 @@ int main(int argc, char** argv) {
         for (const Choice& choice : choices)
           if (cache == Storage::full || choice.attention != AttentionName::linear)
             streams.emplace_back(o, choice, left, cache);
-    // In turns, so that all meet the same machine.
+    // In turns, so that all streams meet the same conditions.
     for (Index round = 0; round < o.rounds; ++round)
       for (LiveStream& stream : streams) stream.time(10);
     for (LiveStream& stream : streams) stream.print();

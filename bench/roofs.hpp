@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// What bounds a kernel on this machine: multiply-adds in registers, and bytes read from where its data lies. Measured
-// by the program that measures the kernels, so that both meet the same processor.
+// Measures what bounds a kernel on this machine: multiply-adds in registers, and reading bytes from the caches or from
+// memory. The program that measures the kernels measures these roofs, so that both meet the same conditions.
 #pragma once
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
@@ -20,14 +20,14 @@
 
 namespace bench {
 
-/// What one call does at least: each operand is read once and each result written once.
+/// Describes the min work of one call: each operand is read once and each result written once.
 struct Work {
   double flop = 0, bytes = 0;
-  bool int8 = false;       // multiplies bytes where the processor can
-  double working_set = 0;  // touched before the same bytes come again; 0: those of one call
+  bool int8 = false;       // multiplies bytes if the processor can
+  double working_set = 0;  // bytes touched before the same ones are read again; 0: those of one call
 };
 
-/// Measurements can only be slowed down by others, so the best of a few counts.
+/// Returns the max of several measurements, since other programs can only slow them down.
 template <class Measure>
 double best_of(int times, Measure&& measure) {
   double best = 0;
@@ -35,24 +35,25 @@ double best_of(int times, Measure&& measure) {
   return best;
 }
 
-/// Reads x (n) so many times. Not inlined, so that no pass is left out.
+/// Reads x (n) `passes` times. It is not inlined, so that no pass is left out.
 [[gnu::noinline]] inline float read_run(const float* x, laconic::Index n, laconic::Index passes) {
   using Batch = laconic::kernels::Batch<float>;
   constexpr laconic::Index width = laconic::kernels::lanes<float>, chains = 8;
-  Batch most[chains];
+  Batch max[chains];
 #pragma GCC unroll 8
-  for (laconic::Index c = 0; c < chains; ++c) most[c] = Batch(0.0f);
+  for (laconic::Index c = 0; c < chains; ++c) max[c] = Batch(0.0f);
   for (laconic::Index pass = 0; pass < passes; ++pass)
     for (laconic::Index i = 0; i + chains * width <= n; i += chains * width) {
 #pragma GCC unroll 8
       for (laconic::Index c = 0; c < chains; ++c)
-        most[c] = xsimd::max(most[c], laconic::kernels::load(x + i + c * width));
+        max[c] = xsimd::max(max[c], laconic::kernels::load(x + i + c * width));
     }
-  for (laconic::Index c = 1; c < chains; ++c) most[0] += most[c];
-  return laconic::kernels::sum_lanes<float>(most[0]);
+  for (laconic::Index c = 1; c < chains; ++c) max[0] += max[c];
+  return laconic::kernels::sum_lanes<float>(max[0]);
 }
 
-/// GB/s of reading the first `bytes` of x again and again, each thread its own part, over some 5 ms or once.
+/// Returns the GB/s of reading the first `bytes` of x repeatedly over some 5 ms, or once. Each thread reads its own
+/// range.
 inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
   const auto part = static_cast<laconic::Index>(bytes / 4) / threads;
   const auto passes = std::max<laconic::Index>(1, static_cast<laconic::Index>(3e8 / bytes));
@@ -67,7 +68,7 @@ inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
 }
 
 #if LACONIC_VNNI
-/// As `fma_run`, with the multiply-adds of 64 bytes.
+/// Runs `steps` multiply-adds of 64 bytes in each chain, as `fma_run` does with floats.
 [[gnu::noinline]] inline int vnni_run(laconic::Index steps, const volatile int* from) {
   const __m512i a = _mm512_set1_epi32(from[0]), b = _mm512_set1_epi32(from[1]);
   __m512i chain[fma_chains];
@@ -84,7 +85,7 @@ inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
 }
 #endif
 
-/// Thousand millions of operations a second with bytes; 0 where there are no such instructions.
+/// Returns the GOP/s of multiply-adds of bytes, or 0 if the processor has no such instructions.
 inline double int8_peak_gops([[maybe_unused]] int threads) {
 #if LACONIC_VNNI
   static const volatile int from[4] = {0x01020304, 0x04030201, 1, 200'000};
@@ -101,11 +102,11 @@ inline double int8_peak_gops([[maybe_unused]] int threads) {
 #endif
 }
 
-/// The roofs of so many threads.
+/// Holds the roofs of a number of threads.
 struct Roofs {
   static constexpr double mib = 1 << 20, l2_bytes = 0.5 * mib, memory_bytes = 256 * mib;
 
-  /// `x` has memory_bytes.
+  /// Measures the roofs of `count` threads. x has memory_bytes.
   Roofs(int count, const std::vector<float>& x)
       : threads(count),
         fma_gflops(best_of(7, [&] { return fma_peak_gflops(count); })),
@@ -120,7 +121,8 @@ struct Roofs {
         reading.push_back({size.first, best_of(7, [&] { return read_gbs(count, x, size.first); }), size.second});
   }
 
-  /// GB/s of reading so many bytes again and again: between two measured sizes, on the line over their logarithms.
+  /// Returns the GB/s of reading so many bytes repeatedly. Between two measured sizes it interpolates over their
+  /// logarithms.
   double gbs(double bytes) const {
     if (bytes <= reading.front().bytes) return reading.front().gbs;
     std::size_t i = 1;
@@ -131,8 +133,8 @@ struct Roofs {
   }
 
   struct Bound {
-    double seconds;    // no call can take less
-    const char* name;  // what it waits for
+    double seconds;    // min time of a call
+    const char* name;  // the bottleneck
   };
   Bound bound(const Work& work) const {
     const double touched = std::max(work.bytes, work.working_set);
@@ -149,10 +151,10 @@ struct Roofs {
   };
   int threads;
   double fma_gflops, int8_gops;
-  std::vector<Reading> reading;  // by size
+  std::vector<Reading> reading;  // in order of size
 };
 
-/// Of the processor, as it names itself.
+/// Returns the name of the processor.
 inline std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);)

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// What the benches that bench/peers/compare.py runs have in common. Each answers a line "run K" of standard input by
-// one line of JSON: "seconds" of K measurements, as a list or as {name: {work: list}}, and facts beside it.
+// Shared by the benches that bench/peers/compare.py runs. Each answers a line "run K" of standard input by one line of
+// JSON: "seconds" of K measurements, as a list or as {name: {work: list}}, and other facts.
 #pragma once
 
 #include <laconic/core/error.hpp>
@@ -29,7 +29,7 @@ namespace bench {
 
 using Json = nlohmann::ordered_json;
 
-/// What every such bench can be told.
+/// Holds the options that all these benches share.
 struct Options {
   int threads = laconic::hardware_threads();
   bool serves = false;
@@ -47,8 +47,8 @@ double seconds_of(Run&& run) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// How many calls take about 3 ms together, so that the clock weighs nothing. `run(i)` is call number i; warm
-/// afterwards.
+/// Returns how many calls take about 3 ms together, so that the resolution of the clock does not matter. run(i) is call
+/// number i; caches are warm afterwards.
 template <class Run>
 laconic::Index calls_for(Run&& run) {
   run(0);
@@ -64,9 +64,9 @@ laconic::Index calls_for(Run&& run) {
   return calls;
 }
 
-/// Nanoseconds for which a line of the cache travels when one thread has written it and another waits for it: some 30
-/// where their cores share a third-level cache, several times as much where they do not. In a virtual machine it may
-/// change at any time. Between the first two threads of the team that kernels use; 0 with one thread.
+/// Returns the nanoseconds that a cache line takes from the thread that writes it to a thread that waits for it: about
+/// 30 for cores that share an L3, several times as many for cores that do not. In a virtual machine it may change at
+/// any time. It measures the first two threads of the team that kernels use, and returns 0 with one thread.
 inline double hand_over_ns([[maybe_unused]] int threads) {
   double nanoseconds = 0;
 #ifdef _OPENMP
@@ -99,7 +99,8 @@ inline double hand_over_ns([[maybe_unused]] int threads) {
   return nanoseconds;
 }
 
-/// A line of /proc/self/status in MB: "VmHWM" is the peak, "VmRSS" what is held now. 0 where there is no such file.
+/// Returns a value of /proc/self/status in MB: "VmHWM" is the peak memory, "VmRSS" the current memory. Returns 0 if
+/// there is no such file.
 inline double memory_mb(const std::string& what) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
@@ -107,7 +108,7 @@ inline double memory_mb(const std::string& what) {
   return 0;
 }
 
-/// Lets the peak begin anew from what is in use: memory that was freed goes back to the system first.
+/// Resets the peak memory to the current memory, after returning freed memory to the system.
 inline void reset_peak() {
 #ifdef __GLIBC__
   malloc_trim(0);
@@ -115,7 +116,7 @@ inline void reset_peak() {
   std::ofstream("/proc/self/clear_refs") << '5';
 }
 
-/// Peak of memory while `run` runs, over what was held before; MB.
+/// Returns the peak memory of run() above the memory before it, in MB.
 template <class Run>
 double peak_over(Run&& run) {
   reset_peak();
@@ -124,8 +125,8 @@ double peak_over(Run&& run) {
   return std::max(0.0, memory_mb("VmHWM") - before);
 }
 
-/// Answers until standard input ends; `run(K)` gives the answer, beside which stands how far apart the cores were. The
-/// exit code.
+/// Answers the lines of standard input until it ends, with run(K) and the time between cores (see hand_over_ns).
+/// Returns the exit code.
 template <class Run>
 int serve(const Options& options, Run&& run) {
   for (std::string line; std::getline(std::cin, line);) {
@@ -144,7 +145,7 @@ int serve(const Options& options, Run&& run) {
   return 0;
 }
 
-/// The body of `main`: what is thrown becomes a message and an exit code.
+/// Runs the body of `main`, prints the message of an `Error`, and returns the exit code.
 template <class Body>
 int guarded(Body&& body) {
   try {

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// How many streams fit: as many streams as have their keys and values in a fixed budget, all pushed chunk by chunk, for
-// MHA and each latent attention.
+// Counts how many streams fit into a budget of key-value cache, and times pushing them all chunk by chunk, for MHA and
+// each latent attention.
 //   usage: streams [--size small|published] [--budget-mib 1024] [--left-context 250] [--threads 1] [--chunks 3]
 #include <laconic/attention/any.hpp>
 #include <laconic/model/conformer.hpp>
@@ -43,12 +43,12 @@ void run(const Options& o, const EncoderConfig& config) {
   for (Index i = 0; i < capacity; ++i) ids.push_back(streams.open());
   const double chunk_seconds = 0.01 * static_cast<double>(streams.chunk_rows());
 
-  // Round robin in groups, so that the features of all streams need not lie in memory at once.
+  // Round robin in groups, so that the features of all streams need not be in memory at once.
   constexpr Index group = 64;
   const Index rows = streams.chunk_rows();
   Matrix<float> features = Matrix<float>::Random(std::min(group, capacity) * rows, config.num_mels);
   double seconds = 0, worst = 0;
-  for (Index chunk = 0; chunk < o.chunks + 1; ++chunk) {  // the first one fills the subsampling's window
+  for (Index chunk = 0; chunk < o.chunks + 1; ++chunk) {  // the first chunk only fills the window of the subsampling
     for (Index begin = 0; begin < capacity; begin += group) {
       const Index count = std::min(group, capacity - begin);
       const std::vector<Index> lengths(static_cast<std::size_t>(count), rows);
@@ -82,7 +82,9 @@ int main(int argc, char** argv) {
   app.add_option("--cache", o.cache, "how keys and values are stored")
       ->capture_default_str()
       ->check(CLI::IsMember({"float", "bf16", "int8"}));
-  app.add_option("--budget-mib", o.budget_mib, "of key-value cache")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--budget-mib", o.budget_mib, "budget of key-value cache, in MiB")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--left-context", o.left_context, "encoder frames of 40 ms that are kept")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

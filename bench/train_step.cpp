@@ -1,11 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// One training step of a Conformer: forward, backward and update. Two sizes:
+// Times a training step of a Conformer: forward, backward and update. Two sizes:
 //   144    16 utterances of 3 s, d 144, 4 layers, 4 heads
 //   512    8 utterances of 8 s, d 512, 8 layers, 8 heads
 //
-//   build/release/bench/train_step                  Google Benchmark: the whole step, also with blocks computed again,
-//                                                   and its forward pass
+//   build/release/bench/train_step                  Google Benchmark: the whole step, with and without recomputation of
+//                                                   blocks, and its forward pass
 //   build/release/bench/train_step --serve [--threads N] [--size 144|512]     for bench/peers/compare.py train_step
 #include <laconic/laconic.hpp>
 
@@ -21,7 +21,7 @@ namespace {
 
 using namespace laconic;
 
-/// What bench/peers/train_step.py has under the same name.
+/// Describes a model and its data, as bench/peers/train_step.py does under the same name.
 struct Size {
   Index d_model, num_layers, num_heads, num_utterances, num_frames, labels_each, num_parameters;
 
@@ -38,7 +38,7 @@ constexpr Size size_144{144, 4, 4, 16, 298, 36, 2'611'469};
 constexpr Size size_512{512, 8, 8, 8, 798, 96, 57'935'389};
 constexpr const Size& size_of(Index d_model) { return d_model == 144 ? size_144 : size_512; }
 
-/// The model, its data and its optimiser, as bench/peers/train_step.py has them.
+/// Holds the model, its data and its optimiser, as bench/peers/train_step.py does.
 struct TrainStep {
   TrainStep(const Size& size, int threads, bool recompute_blocks = false)
       : cpu(threads),

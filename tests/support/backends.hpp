@@ -1,5 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// The backends that the suites of primitives, gradients, streams and models run on: another one joins here.
+// Lists the backends that the suites of primitives, gradients, streams and models run on. A new backend is added here.
 #pragma once
 
 #include <laconic/backend/cpu.hpp>
@@ -19,7 +19,7 @@ template <class... A, class... B>
 std::tuple<A..., B...> joined(std::tuple<A...>, std::tuple<B...>);
 using AllBackends = decltype(joined(std::declval<Backends<float>>(), std::declval<Backends<double>>()));
 
-/// Parameters that are no model's, to be prepared as one.
+/// Holds parameters of no model, so that a backend can prepare them like one.
 template <class T>
 struct ParameterList : Module<ParameterList<T>> {
   std::vector<Parameter<T>*> all;
@@ -29,7 +29,7 @@ struct ParameterList : Module<ParameterList<T>> {
   }
 };
 
-/// A copy of a parameter where a backend can compute with it.
+/// Returns a copy of a parameter that a backend can compute with.
 template <class Backend, class T>
 Parameter<T> resident(Backend& backend, const Parameter<T>& p) {
   Parameter<T> out = p;
@@ -38,7 +38,7 @@ Parameter<T> resident(Backend& backend, const Parameter<T>& p) {
   return out;
 }
 
-/// Has the parameters of a model where a backend trains them, for as long as this lives.
+/// Prepares the parameters of a model to be trained by a backend, and fetches them on destruction.
 template <class Backend, class Model>
 class TrainedOn {
  public:

@@ -1,6 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// A context that lets nobody past the contract of backend/context.hpp: what runs on it needs no host memory of a
-// backend, and so runs on a device.
+// A context that enforces the contract of backend/context.hpp: code that runs on it reads no memory of the backend, and
+// so can run on a device.
 #pragma once
 
 #include <laconic/backend/context.hpp>
@@ -11,8 +11,8 @@
 
 namespace laconic {
 
-/// Computes with the backend B, whose tensors and caches nobody else can look into, and only with parameters that were
-/// prepared. Results have the bits of B.
+/// Computes with the backend B, but hides the elements of its tensors and caches, and accepts prepared parameters only.
+/// Results are bit for bit those of B.
 template <class B>
 class Fenced {
   using Value = typename B::Tensor;
@@ -127,7 +127,7 @@ class Fenced {
     return backend_.head_linear_backward(dy.value_, x.value_, here(weight), here(bias), shape, needs_dx);
   }
 
-  // -- value by value -----------------------------------------------------------------------------------------------
+  // -- elementwise --------------------------------------------------------------------------------------------------
   Tensor activation(Activation kind, Tensor x) { return backend_.activation(kind, std::move(x.value_)); }
   Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     return backend_.activation_backward(kind, std::move(dy.value_), x.value_);

@@ -10,12 +10,12 @@
 
 namespace laconic {
 
-/// A file that a script in tests/golden wrote.
+/// Opens a file that a script in tests/golden wrote.
 inline SafetensorsFile golden_file(const std::string& name) {
   return SafetensorsFile(std::filesystem::path(LACONIC_GOLDEN_DIR) / name);
 }
 
-/// A tensor as a matrix: its first dimension times all others, or one row.
+/// Returns a tensor as a matrix: its first dimension times all others, or one row.
 template <class T>
 Matrix<T> tensor(const SafetensorsFile& file, const std::string& name) {
   const auto& shape = file.info(name).shape;
@@ -26,7 +26,8 @@ Matrix<T> tensor(const SafetensorsFile& file, const std::string& name) {
   return out;
 }
 
-/// The greatest difference, relative to the greatest number expected, or to `least` where all are smaller.
+/// Returns the max difference relative to the max of `expected`, or to `least` if that is larger; 1e300 if `got` is not
+/// finite.
 template <class T>
 double difference(const Matrix<T>& got, const Matrix<T>& expected, double least = 0) {
   REQUIRE(got.rows() == expected.rows());
@@ -36,7 +37,7 @@ double difference(const Matrix<T>& got, const Matrix<T>& expected, double least 
          std::max(least, static_cast<double>(expected.cwiseAbs().maxCoeff()));
 }
 
-/// One case of a file as tests/golden/golden_case.py lays it out, and how near to it results must be.
+/// Refers to one case of a file that tests/golden/golden_case.py laid out, and the tolerances of its results.
 template <class T>
 struct Golden {
   const SafetensorsFile& file;
@@ -46,14 +47,15 @@ struct Golden {
   Matrix<T> operator()(const std::string& name) const { return tensor<T>(file, prefix + name); }
 
   void check_output(const Matrix<T>& got) const { CHECK(difference<T>(got, (*this)("output")) < tolerance); }
-  /// From y on the tape: its numbers, then the gradients of sum(y * mix) by the tensors that the file names so.
+  /// Checks the values of y, then computes the gradients of sum(y * mix), with `mix` from the file.
   template <class Tape, class Tensor>
   void check_backward(Tape& tape, const Tensor& y) const {
     check_output(y.value.view());
     tape.backward(tape.mean_finite(tape.multiply(y, tape.input((*this)("mix")))),
                   static_cast<double>(y.rows() * y.cols()));
   }
-  /// Gradients that cancel (the bias of the keys) are measured beside the others.
+  /// Checks a gradient relative to its own max, or to a hundredth of the max of all gradients for gradients that cancel
+  /// (the bias of the keys).
   void check_gradient(const std::string& name, const Matrix<T>& got) const {
     double greatest = 0;
     for (const std::string& one : file.names())
@@ -62,7 +64,7 @@ struct Golden {
     INFO(prefix << name);
     CHECK(difference<T>(got, (*this)("grad." + name), 1e-2 * greatest) < gradient_tolerance);
   }
-  /// The gradient by the input, and by every parameter that the file has one for.
+  /// Checks the gradient by the input and by every parameter, and that the file has no others.
   template <class Model>
   void check_gradients(const Matrix<T>& by_input, const Model& model) const {
     check_gradient("input", by_input);

@@ -15,7 +15,7 @@
 
 namespace laconic {
 
-/// Standard normal numbers times `scale`.
+/// Returns a matrix of standard normal values times `scale`.
 template <class T = double>
 Matrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale = 1) {
   const Random random(Seed(seed), "random_matrix");
@@ -25,6 +25,7 @@ Matrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale
   return out;
 }
 
+/// Returns a parameter of standard normal values times `scale`.
 template <class T = double>
 Parameter<T> random_parameter(std::initializer_list<Index> shape, std::uint64_t seed, double scale = 1) {
   Parameter<T> out(shape);
@@ -42,7 +43,7 @@ void randomize(Model& model, std::uint64_t seed) {
   });
 }
 
-/// The parameters whose derivatives are checked, and others that the computation needs.
+/// Lists the parameters whose derivatives are checked, and others that the computation needs.
 struct CheckedParameters {
   std::vector<Parameter<double>*> checked{}, others{};
 
@@ -51,7 +52,7 @@ struct CheckedParameters {
   CheckedParameters(std::vector<Parameter<double>*> list) : checked(std::move(list)) {}
 };
 
-/// Those of a model that are trained by gradient are checked.
+/// Returns the parameters of a model, of which those that gradients train are checked.
 template <class Model>
 CheckedParameters weights_of(Model& model) {
   CheckedParameters out;
@@ -61,17 +62,17 @@ CheckedParameters weights_of(Model& model) {
   return out;
 }
 
-/// Compares derivatives with central differences. `build(tape, inputs)` computes any value from the inputs; it is run
-/// again on a fresh tape of the same seed for each difference, so dropout stays the same. A value of other shape than
-/// (1, 1) is mixed to one number in a way that gives each of its entries another derivative.
+/// Compares derivatives with central differences. build(tape, inputs) computes a value from the inputs; each difference
+/// runs it on a fresh tape with the same seed, so dropout stays the same. A value of a shape other than (1, 1) is
+/// reduced to one number such that each of its elements has another derivative.
 struct GradientCheck {
   bool training = true;
   double step = 1e-5;
-  Index samples = 40;  ///< entries tried of each tensor
+  Index samples = 40;  ///< elements of each tensor that are checked
   int threads = 1;
 
-  /// The greatest difference, relative to the greatest derivative of the same tensor (at least a thousandth of that of
-  /// all tensors).
+  /// Returns the max difference relative to the max derivative of the same tensor, or to a thousandth of the max of all
+  /// tensors if that is larger.
   template <class Backend = Cpu<double>, class Build>
   double operator()(std::vector<Matrix<double>> inputs, const CheckedParameters& parameters, Build&& build) const {
     using Tape = Autodiff<Backend>;
@@ -164,7 +165,7 @@ struct GradientCheck {
       worsts.push_back(worst);
     }
     std::string where;
-    if (greatest == 0) return 1e300;  // a check of nothing but zeros has checked nothing
+    if (greatest == 0) return 1e300;  // derivatives that are all zero check nothing
     double error = 0;
     for (const Worst& worst : worsts) {
       const double relative = worst.difference / std::max(worst.scale, 1e-3 * greatest);
@@ -178,7 +179,7 @@ struct GradientCheck {
   }
 };
 
-/// The same on one backend.
+/// Compares derivatives with central differences on one backend.
 template <class Backend>
 struct GradientCheckOn : GradientCheck {
   template <class Build>

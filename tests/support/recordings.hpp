@@ -5,11 +5,11 @@
 #include <filesystem>
 #include <iostream>
 
-/// The recordings that come with the tests, and what they are: tests/data/README.md.
+/// The folder of the recordings that come with the tests (see tests/data/README.md).
 inline const std::filesystem::path recordings = std::filesystem::path(LACONIC_SOURCE_DIR) / "tests" / "data";
 
-/// Returns the folder of a larger set of recordings, which does not come with the project, or an empty path after a
-/// line that says so.
+/// Returns the folder of a larger set of recordings, which does not come with the project. If it is missing, prints a
+/// line that says so and returns an empty path.
 inline std::filesystem::path data_folder(const char* set) {
   const char* told = std::getenv("LACONIC_DATA");
   const std::filesystem::path folder = std::filesystem::path(told != nullptr ? told : LACONIC_DATA_DIR) / set;

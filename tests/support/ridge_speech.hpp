@@ -1,5 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-// A corpus that a small model learns in seconds.
+// A synthetic corpus that a small model learns in seconds.
 #pragma once
 
 #include "catch.hpp"
@@ -11,7 +11,7 @@ namespace laconic {
 inline constexpr Index mels = 8;
 inline const std::vector<std::string> words{"ba", "da", "ga", "ma"};
 
-/// "Speech": each word is a ridge at its own channels for some frames; between words there is noise alone.
+/// Returns synthetic speech: each word is a ridge in its own channels for a few frames, with noise only between words.
 inline Dataset corpus(Index utterances, Seed seed) {
   const Vocabulary vocabulary = Vocabulary::words(words);
   Dataset out;

@@ -9,7 +9,7 @@
 #include <system_error>
 #include <vector>
 
-/// A new empty folder for one test, removed with all it holds.
+/// Makes a new empty folder for one test, and removes it with its content on destruction.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -25,7 +25,7 @@ class TemporaryFolder {
   }
 
   std::filesystem::path operator/(const std::string& name) const { return path / name; }
-  /// What is in it, sorted.
+  /// Returns the names in the folder, sorted.
   std::vector<std::string> names() const {
     std::vector<std::string> out;
     for (const auto& entry : std::filesystem::directory_iterator(path)) out.push_back(entry.path().filename().string());

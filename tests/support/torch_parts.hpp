@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-// The parts of a torch.save file, for tests that make files by hand: instructions of a pickle, and the zip around it.
+// Makes the parts of a torch.save file for tests: the instructions of a pickle, and the zip file around it.
 
 namespace parts {
 
@@ -36,7 +36,7 @@ inline std::string tuple(std::initializer_list<std::int64_t> values) {
 
 inline const std::string ordered_dict = global("collections", "OrderedDict") + ")R";
 
-/// A storage of `count` values in the entry data/KEY.
+/// Returns the pickle of a storage of `count` values in the entry data/KEY.
 inline std::string storage(std::int64_t count, std::string_view type = "FloatStorage", std::string_view key = "0") {
   return "(" + string("storage") + global("torch", type) + string(key) + string("cpu") + long_integer(count) + "tQ";
 }
@@ -45,7 +45,7 @@ inline std::string tensor(const std::string& of_storage, std::int64_t offset, st
   return global("torch._utils", "_rebuild_tensor_v2") + "(" + of_storage + long_integer(offset) + tuple(shape) +
          tuple(strides) + "\x89" + ordered_dict + "tR";
 }
-/// Three numbers of a storage of six.
+/// The pickle of three elements of a storage of six.
 inline const std::string three = tensor(storage(6), 0, {3}, {1});
 
 inline std::string program(const std::string& instructions) { return "\x80\x02" + instructions + "."; }
@@ -57,7 +57,7 @@ inline std::string dict(std::initializer_list<std::pair<std::string_view, std::s
 
 using Entries = std::vector<std::pair<std::string, std::string>>;
 
-/// A zip file of stored entries. With `zip64` every size and place that can be is in the 64-bit fields.
+/// Returns a zip file of stored entries. With `zip64`, every size and offset that can be is in the 64-bit fields.
 inline std::string zip(const Entries& entries, bool zip64 = false) {
   using U16 = std::uint16_t;
   using U32 = std::uint32_t;
@@ -88,7 +88,8 @@ inline std::string zip(const Entries& entries, bool zip64 = false) {
          number(zip64 ? unfit : begin) + std::string(2, '\0');
 }
 
-/// A file with this pickle and one storage of 24 bytes, which hold 0, 1, 2, 3, 4, 5 in single precision.
+/// Returns the entries of a file with this pickle and one storage of 24 bytes, which holds 0, 1, 2, 3, 4, 5 in single
+/// precision.
 inline Entries entries(const std::string& pickle) {
   std::string data;
   for (int i = 0; i < 6; ++i) data += number(static_cast<float>(i));
