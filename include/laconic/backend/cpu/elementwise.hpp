@@ -24,7 +24,7 @@ class CpuElementwise {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
   }
-  /// Returns dy times the derivative of the activation at x.
+  /// Returns dy times the derivative of the activation at x. For ReLU, x may also be the result.
   Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
     return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);

@@ -19,11 +19,12 @@ struct AttendGradients {
   T* dposition_q = nullptr;  ///< by position_q, (q_rows, num_heads * position_width); null if q meets the table
 };
 
-/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With P the attention weights and
-/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K, dK = scale dS^T Q. It recomputes P tile by
-/// tile from q, k and logsumexp (q_rows, num_heads), so nothing of size queries x keys is kept (Dao et al. 2022). A
-/// task is one key-value head of one sequence. The derivatives that sequences share (dp, du, dw) are summed over
-/// sequences afterwards, in a fixed order. Takes scratch from `arena`; call it from one thread.
+/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With the attention weights P and
+/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K and dK = scale dS^T Q, to which relative
+/// positions add their terms. It recomputes P tile by tile from q, k and logsumexp (q_rows, num_heads), so nothing of
+/// size queries x keys is kept (Dao et al. 2022). A task is one key-value head of one sequence. The derivatives that
+/// sequences share (dp, du, dw) are summed over sequences afterwards, in a fixed order. Takes scratch from `arena`;
+/// call it from one thread.
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* logsumexp,
                      const AttendGradients<T>& to) {

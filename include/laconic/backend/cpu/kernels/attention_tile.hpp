@@ -196,7 +196,7 @@ class AttendPanels {
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
   /// Packs the distances of a head as panels (position_width, distances). Column 0 of a packed table is its row 0.
-  /// Otherwise column 0 is the distance from the query after the last full tile to the first key of the range, so that
+  /// Otherwise column 0 is the distance from the last query of a full last tile to the first key of the range, so that
   /// tiles begin at panels.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;

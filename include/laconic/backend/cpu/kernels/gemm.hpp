@@ -42,8 +42,8 @@ struct GemmTile {
 #endif
   static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
   static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// k-block size: a (depth x cols) slab of B and the (block_rows x depth) block of A that it meets fit a second-level
-  /// cache of 512 KiB.
+  /// k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at most 512 KiB
+  /// in float: a second-level cache holds it.
   static constexpr Index depth = 512;
   /// Rows of a block of A.
   static constexpr Index block_rows = 256;
