@@ -2762,7 +2762,7 @@ struct Heads {
 // - Memory comes from the pool of the context. A repeated call with the same sizes allocates nothing from the system,
 //   except where a primitive says "Allocates".
 // - The result for a sequence depends on that sequence only, not on the rest of the batch or the number of threads.
-// - T is time (rows), K the width of a query or key head, V the width of a value head. Positions are in frames.
+// - K is the width of a query or key head, V the width of a value head. Positions are in frames.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -2779,7 +2779,7 @@ struct OneParameter : Module<OneParameter<T>> {
 
 }  // namespace detail
 
-/// Requires what a model needs to run over whole sequences. Its comments document each primitive.
+/// Requires what a model needs to run over whole sequences.
 template <class C>
 concept Context = std::default_initializable<typename C::Tensor> && std::copyable<typename C::Tensor> &&
     requires(C& c, const typename C::Tensor& x, typename C::Tensor& out, const Matrix<typename C::Scalar>& matrix,
@@ -2791,9 +2791,11 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
              const IndexList& pair_list) {
   // -- tensors ------------------------------------------------------------------------------------------------------
-  // rows, cols, empty: the dimensions of a tensor, and whether it has no value.
+  // rows: the number of rows of a tensor.
   { x.rows() } -> std::convertible_to<Index>;
+  // cols: the number of columns of a tensor.
   { x.cols() } -> std::convertible_to<Index>;
+  // empty: whether a tensor has no value.
   { x.empty() } -> std::same_as<bool>;
   // training: whether primitives compute their training form, in which dropout drops values and batch_norm uses the
   // statistics of the batch and updates the running ones.
@@ -2832,7 +2834,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // prepare: moves the parameters of a model into the form that this context runs fastest. `storage` says how the
   // weights that products read are rounded (not at all by default). Until `fetch`, the model can only be run, and only
   // by this kind of context; copies of it share the weights. Allocates. Throws `Error` if a parameter is resident
-  // already, or if rounding is asked of a model that is not of float.
+  // already, or if parameters that are not of float are to be rounded.
   {c.prepare(model)};
   {c.prepare(model, storage)};
   // fetch: moves the parameters of a model that are resident in this context back to the host. Rounded values stay
@@ -2949,15 +2951,19 @@ concept StreamingContext = Context<C> && std::movable<typename C::Cache> && std:
   // make_cache: returns a cache of `slots` slots, each with room for the last `capacity` rows of `width` values, stored
   // as `storage` says. Allocates; it is the only primitive of caches that does.
   { c.make_cache(count, count, count, storage) } -> std::same_as<typename C::Cache>;
-  // slots, width, bytes, count: the number of slots, the values of a row, the bytes held for all slots, and the rows
-  // that a slot holds.
+  // slots: the number of slots of a cache.
   { kept.slots() } -> std::convertible_to<Index>;
+  // width: the values of a cached row.
   { kept.width() } -> std::convertible_to<Index>;
+  // bytes: the bytes held for the rows of all slots.
   { kept.bytes() } -> std::convertible_to<Index>;
+  // count: the rows that a slot holds.
   { kept.count(count) } -> std::convertible_to<Index>;
-  // clear: empties a slot. fill_zeros: fills a slot with rows of zeros. fork: copies the first slot to the second.
+  // clear: empties a slot.
   {c.clear(cache, count)};
+  // fill_zeros: fills a slot with rows of zeros.
   {c.fill_zeros(cache, count)};
+  // fork: copies the first slot to the second.
   {c.fork(cache, count, count)};
   // append: appends the rows of sequence n to slots[n]. The oldest rows beyond the capacity are dropped.
   {c.append(cache, slots, x, sequences)};
@@ -3010,9 +3016,9 @@ concept AttendDerivativeOf = requires(D d) {
 /// primitives that compute something else or keep a value for the derivative, and the updates of parameters. `Autodiff`
 /// records on it.
 ///
-/// Each `*_backward` takes the derivative of the loss by the result first, then the arguments of the primitive. It
-/// returns the derivative by x, or an empty tensor if the last argument (needs_dx) is false. It adds the derivatives by
-/// trainable parameters to their gradients.
+/// Each `*_backward` takes the derivative of the loss by the result first, then the arguments of the primitive. Where
+/// its last argument is a bool (needs_dx), it returns the derivative by x, or an empty tensor if that is false. It adds
+/// the derivatives by trainable parameters to their gradients.
 template <class C>
 concept TrainingContext = Context<C> &&
     requires(C& c, typename C::Tensor& out, const typename C::Tensor& x,
@@ -3042,57 +3048,77 @@ concept TrainingContext = Context<C> &&
   {c.copy_values(weight, target)};
 
   // -- derivatives --------------------------------------------------------------------------------------------------
-  // Derivatives of primitives that keep nothing: arguments and results as the concept's description says.
+  // linear_backward: returns dx = dy W, and adds dy^T x and the column sums of dy to the gradients of weight and bias.
   { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
+  // head_linear_backward: returns dx, and adds the derivatives by weight and bias to their gradients.
   { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
+  // activation_backward: returns dy times the derivative of the activation at x. For ReLU, x may also be the result.
   { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
+  // glu_backward: returns dx (rows, 2 * channels) from dy (rows, channels) and x.
   { c.glu_backward(x, x) } -> std::same_as<typename C::Tensor>;
-  // add_row_backward: adds the derivative by the row only, since the derivative by x is that by the result.
+  // add_row_backward: adds the column sums of dy to the gradient of the row. The derivative by x is dy.
   {c.add_row_backward(x, weight)};
-  // mix_backward: returns dx, dy and dgate. concat_backward: takes the columns of a and b and both numbers of heads,
-  // and returns da and db. columns_backward: takes the first column and the number of columns of x.
+  // mix_backward: returns dx, dy and dgate from dout and the arguments of `mix`.
   { c.mix_backward(x, x, x, x, sequences).dgate } -> std::convertible_to<typename C::Tensor>;
+  // concat_backward: returns da and db from the derivative by the result, the columns of a and of b, and both numbers
+  // of heads.
   { c.concat_backward(x, count, count, count, count).da } -> std::convertible_to<typename C::Tensor>;
+  // columns_backward: returns dx from the derivative by the result, the first column, and the number of columns of x.
+  // It is zero outside the columns.
   { c.columns_backward(x, count, count) } -> std::same_as<typename C::Tensor>;
   // dropout_train: applies a dropout mask, which it draws again in each call. It is its own derivative.
   { c.dropout_train(x, mask) } -> std::same_as<typename C::Tensor>;
-  // layer_norm, rms_norm, sequence_norm: write to `out` what the derivative reads. layer_norm (rows, 2): mean and 1/std
-  // of each row. rms_norm (rows, 1): 1/rms of each row. sequence_norm (2 * sequences, channels): mean and variance of
-  // each channel, two rows for each sequence.
+  // layer_norm: writes mean and 1/std of each row to `out` (rows, 2), for the derivative.
   { c.layer_norm(x, weight, weight, number, &out) } -> std::same_as<typename C::Tensor>;
+  // layer_norm_backward: takes the arguments of `layer_norm` without eps, and its `out`.
   { c.layer_norm_backward(x, x, weight, weight, x, true) } -> std::same_as<typename C::Tensor>;
+  // rms_norm: writes 1/rms of each row to `out` (rows, 1), for the derivative.
   { c.rms_norm(x, weight, number, &out) } -> std::same_as<typename C::Tensor>;
+  // rms_norm_backward: takes the arguments of `rms_norm` without eps, and its `out`.
   { c.rms_norm_backward(x, x, weight, x, true) } -> std::same_as<typename C::Tensor>;
   // batch_norm_train: normalises by the mean and variance of x itself, and writes both to `out` (2, channels). If the
   // last argument is true, it adds the update of the running statistics to their gradients (the variance unbiased, as
-  // in PyTorch). batch_norm_backward takes empty moments if the running statistics were used.
+  // in PyTorch).
   { c.batch_norm_train(x, norm, out, true) } -> std::same_as<typename C::Tensor>;
+  // batch_norm_backward: takes the `out` of batch_norm_train, or an empty tensor if the running statistics were used.
   { c.batch_norm_backward(x, x, norm, x, true) } -> std::same_as<typename C::Tensor>;
+  // sequence_norm: writes mean and variance of each channel to `out` (2 * sequences, channels), two rows for each
+  // sequence, for the derivative.
   { c.sequence_norm(x, weight, weight, number, sequences, &out) } -> std::same_as<typename C::Tensor>;
+  // sequence_norm_backward: takes the arguments of `sequence_norm`, and its `out`.
   { c.sequence_norm_backward(x, x, weight, weight, number, sequences, x, true) } -> std::same_as<typename C::Tensor>;
+  // conv1d_backward: takes the arguments of `conv1d`.
   { c.conv1d_backward(x, x, weight, bias, conv1d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
+  // conv2d_backward: takes the arguments of `conv2d` without its activation.
   { c.conv2d_backward(x, x, weight, weight, conv2d, sequences, sequences, true) } -> std::same_as<typename C::Tensor>;
+  // depthwise_conv_backward: takes the arguments of `depthwise_conv`. Throws `Error` if the shape has past rows.
   { c.depthwise_conv_backward(x, x, weight, bias, sequences, depthwise, true) } -> std::same_as<typename C::Tensor>;
   // attend_train: computes `attend` with dropout of the attention weights, and writes the logsumexp of the scores of
-  // each row and head to `out` (rows, num_heads). attend_backward takes it as its last argument.
+  // each row and head to `out` (rows, num_heads), for the derivative.
   { c.attend_train(x, x, x, attend, sequences, sequences, relative, mask, out) } -> std::same_as<typename C::Tensor>;
+  // attend_backward: returns the derivatives by q, k, v, the table and its queries (see AttendDerivativeOf) from dout,
+  // the arguments of attend_train, and its `out`. It adds the derivatives by the position biases to their gradients.
   {
     c.attend_backward(x, x, x, x, attend, sequences, sequences, relative, mask, x)
     } -> AttendDerivativeOf<typename C::Tensor>;
+  // linear_attend_backward: returns dq, dk and dv from dout and the arguments of `linear_attend` without states.
   { c.linear_attend_backward(x, x, x, x, attend, sequences).dq } -> std::convertible_to<typename C::Tensor>;
-  // rotate with `number` = -1: rotates back, which is the derivative of a rotation.
+  // rotate: rotates back if `number` is -1, which is the derivative of a rotation.
   { c.rotate(x, x, pairs, number) } -> std::same_as<typename C::Tensor>;
-  // softmax: returns the softmax of each row, without a derivative. dot: returns the sum of the elementwise product,
-  // summed in double. squared_norm: returns the sum of squares. Distillation compares a student with its teacher by
-  // them.
+  // softmax: returns the softmax of each row, without a derivative. Distillation compares a student with its teacher by
+  // softmax, dot and squared_norm.
   { c.softmax(x) } -> std::same_as<typename C::Tensor>;
+  // dot: returns the sum of the elementwise product of x and y, computed in double.
   { c.dot(x, x) } -> std::same_as<double>;
+  // squared_norm: returns the sum of squares of all elements.
   { c.squared_norm(x) } -> std::same_as<double>;
+  // log_softmax_backward: returns dx = dy - exp(y) sum(dy) for each row, from dy and the result y.
   { c.log_softmax_backward(x, x) } -> std::same_as<typename C::Tensor>;
-  // ctc: writes the derivative of the losses by the logits to `out`, zeros for targets without a path. ctc_backward:
-  // scales it by the derivative by each loss.
+  // ctc: writes the derivative of the losses by the logits to `out`, zeros for targets without a path.
   { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
+  // ctc_backward: returns the `out` of `ctc`, scaled by the derivative by each loss.
   { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
+  // mean_finite_backward: returns dy / size for finite elements of x and NaN, and 0 for infinite ones.
   { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;
 };
 
@@ -5151,8 +5177,8 @@ struct GemmTile {
 #endif
   static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
   static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// k-block size: a (depth x cols) slab of B and the (block_rows x depth) block of A that it meets fit a second-level
-  /// cache of 512 KiB.
+  /// k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at most 512 KiB
+  /// in float: a second-level cache holds it.
   static constexpr Index depth = 512;
   /// Rows of a block of A.
   static constexpr Index block_rows = 256;
@@ -7229,7 +7255,7 @@ class AttendPanels {
   T* values_memory() const { return memory_ + Panels<T>::size(in_.key_width, range_.size()); }
 
   /// Packs the distances of a head as panels (position_width, distances). Column 0 of a packed table is its row 0.
-  /// Otherwise column 0 is the distance from the query after the last full tile to the first key of the range, so that
+  /// Otherwise column 0 is the distance from the last query of a full last tile to the first key of the range, so that
   /// tiles begin at panels.
   void pack_positions(Index head) {
     const Index width = in_.position_width, rows = 2 * in_.span - 1;
@@ -7472,11 +7498,12 @@ struct AttendGradients {
   T* dposition_q = nullptr;  ///< by position_q, (q_rows, num_heads * position_width); null if q meets the table
 };
 
-/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With P the attention weights and
-/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K, dK = scale dS^T Q. It recomputes P tile by
-/// tile from q, k and logsumexp (q_rows, num_heads), so nothing of size queries x keys is kept (Dao et al. 2022). A
-/// task is one key-value head of one sequence. The derivatives that sequences share (dp, du, dw) are summed over
-/// sequences afterwards, in a fixed order. Takes scratch from `arena`; call it from one thread.
+/// Computes the derivatives of `attend` from dout (q_rows, num_heads * value_width). With the attention weights P and
+/// dP = dout V^T: dS = P (dP - sum P dP), dV = P^T dout, dQ = scale dS K and dK = scale dS^T Q, to which relative
+/// positions add their terms. It recomputes P tile by tile from q, k and logsumexp (q_rows, num_heads), so nothing of
+/// size queries x keys is kept (Dao et al. 2022). A task is one key-value head of one sequence. The derivatives that
+/// sequences share (dp, du, dw) are summed over sequences afterwards, in a fixed order. Takes scratch from `arena`;
+/// call it from one thread.
 template <class T>
 void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, const T* dout, const T* logsumexp,
                      const AttendGradients<T>& to) {
@@ -8825,7 +8852,7 @@ class CpuElementwise {
     const auto activate = [kind](auto a) { return kernels::activate(kind, a); };
     return mapped(x.unique() ? x : core_.make(x.rows(), x.cols()), activate, x);
   }
-  /// Returns dy times the derivative of the activation at x.
+  /// Returns dy times the derivative of the activation at x. For ReLU, x may also be the result.
   Tensor activation_backward(Activation kind, Tensor dy, const Tensor& x) {
     const auto derivative = [kind](auto d, auto a) { return kernels::activate_backward(kind, d, a); };
     return mapped(dy.unique() ? dy : core_.make(x.rows(), x.cols()), derivative, dy, x);
