@@ -12,7 +12,8 @@
 
 namespace bench {
 
-/// Independent chains of multiply-adds: enough to hide the latency of one, and few enough to fit into the registers.
+/// Gives the number of independent chains of multiply-adds: enough to hide the latency of one, and few enough to fit
+/// into the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int fma_chains = 24;
 #else

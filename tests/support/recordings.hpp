@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <iostream>
 
-/// The folder of the recordings that come with the tests (see tests/data/README.md).
+/// Names the folder of the recordings that come with the tests (see tests/data/README.md).
 inline const std::filesystem::path recordings = std::filesystem::path(LACONIC_SOURCE_DIR) / "tests" / "data";
 
 /// Returns the folder of a larger set of recordings, which does not come with the project. If it is missing, prints a

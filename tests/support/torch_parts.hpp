@@ -45,7 +45,7 @@ inline std::string tensor(const std::string& of_storage, std::int64_t offset, st
   return global("torch._utils", "_rebuild_tensor_v2") + "(" + of_storage + long_integer(offset) + tuple(shape) +
          tuple(strides) + "\x89" + ordered_dict + "tR";
 }
-/// The pickle of three elements of a storage of six.
+/// Holds the pickle of three elements of a storage of six.
 inline const std::string three = tensor(storage(6), 0, {3}, {1});
 
 inline std::string program(const std::string& instructions) { return "\x80\x02" + instructions + "."; }

@@ -12,7 +12,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
+/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
 /// the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in terms of a
 /// context's primitives, so the same code runs and trains.
 ///
@@ -23,7 +23,7 @@ class Autodiff {
   using Value = typename B::Tensor;
 
  public:
-  /// The type of the elements.
+  /// Names the type of the elements.
   using Scalar = typename B::Scalar;
 
   /// Holds a value and its place on the tape.
@@ -156,7 +156,7 @@ class Autodiff {
   }
 
   // -- primitives, as documented at Context -------------------------------------------------------------------------
-  /// The type of a parameter.
+  /// Names the type of a parameter.
   using P = Parameter<Scalar>;
 
   /// Returns x W^T + b, then the activation if one is given, and records its derivative.

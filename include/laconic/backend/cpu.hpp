@@ -31,13 +31,13 @@ class Cpu : public CpuCore<T>,
             public CpuLosses<T>,
             public CpuTraining<T> {
  public:
-  /// The type of the elements.
+  /// Names the type of the elements.
   using Scalar = T;
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
-  /// The type of the caches of streams.
+  /// Names the type of the caches of streams.
   using Cache = RowCache<T>;
-  /// The type of a view of cached rows and the rows after them.
+  /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
   /// Says that primitives compute their forward form: dropout returns its input and batch_norm uses the running

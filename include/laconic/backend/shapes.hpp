@@ -258,7 +258,7 @@ class DropoutMask {
     return probability;
   }
 
-  /// Decisions drawn in one call, so that the random blocks are computed in vectors.
+  /// Gives the number of decisions of one call, so that the random blocks are computed in vectors.
   static constexpr Index together = 128;
 
   /// Writes the 16 bits of the decisions group * together .. group * together + together - 1.

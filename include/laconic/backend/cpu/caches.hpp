@@ -15,11 +15,11 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuCaches {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
-  /// The type of a cache of rows.
+  /// Names the type of a cache of rows.
   using Cache = RowCache<T>;
-  /// The type of a view of cached rows and the rows after them.
+  /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
   /// Returns a cache of `slots` slots with `capacity` rows of `width` values each. Allocates.

@@ -17,7 +17,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuConvolution {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns a convolution over time (rows of `to`, out_channels). Throws `Error` for shapes that do not fit.

@@ -23,7 +23,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuCore {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Makes a core with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=

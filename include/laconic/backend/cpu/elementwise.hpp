@@ -16,7 +16,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuElementwise {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns ReLU, SiLU or GELU of each element.

@@ -15,7 +15,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuLinear {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns x W^T + b (rows, out), then the activation if one is given. x (rows, in), weight (out, in) packed or not,

@@ -17,7 +17,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuLosses {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns x - logsumexp(x) for each row.

@@ -15,7 +15,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuNorms {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the layer norm of each row of x (rows, channels), and writes mean and 1/std of each row (rows, 2) if

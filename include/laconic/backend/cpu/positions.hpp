@@ -13,7 +13,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuPositions {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the sinusoids (rows, width) of the positions of rows.

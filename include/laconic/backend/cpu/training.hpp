@@ -14,7 +14,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuTraining {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the root of the sum of squares of all gradients of these parameters.

@@ -11,10 +11,11 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Min number of keys for which the keys are split into chunks that are tasks of their own, if the queries fit into one
-/// tile (flash decoding).
+/// Gives the min number of keys that are split into tasks of their own, if the queries fit into one tile (flash
+/// decoding).
 inline constexpr Index attend_split_from = 20 * attend_tile;
-/// Max number of keys of a split. Keys and values of heads up to a width of 64 fit a second-level cache together.
+/// Gives the max number of keys of a split. Keys and values of heads up to a width of 64 fit a second-level cache
+/// together.
 inline constexpr Index attend_split_keys = attend_split_from / 2;
 
 /// Divides the keys of each sequence into splits, holds the partial results, and merges them (Dao et al. 2023,

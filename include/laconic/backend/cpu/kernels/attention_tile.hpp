@@ -15,8 +15,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Queries of a tile. Memory grows with tile x keys, never with queries x keys. A multiple of the rows and columns of
-/// every register tile.
+/// Gives the queries of a tile. Memory grows with tile x keys, never with queries x keys. It is a multiple of the rows
+/// and columns of every register tile.
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 

@@ -42,12 +42,12 @@ struct GemmTile {
 #endif
   static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
   static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at most 512 KiB
-  /// in float: a second-level cache holds it.
+  /// Gives the k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at
+  /// most 512 KiB in float: a second-level cache holds it.
   static constexpr Index depth = 512;
-  /// Rows of a block of A.
+  /// Gives the rows of a block of A.
   static constexpr Index block_rows = 256;
-  /// Columns of B that `gemm_block` packs at once.
+  /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
 
@@ -81,13 +81,13 @@ struct Quad;
 /// Names a vector of four floats.
 template <>
 struct Quad<float> {
-  /// Four floats.
+  /// Names four floats.
   typedef float Row __attribute__((vector_size(16)));
 };
 /// Names a vector of four doubles.
 template <>
 struct Quad<double> {
-  /// Four doubles.
+  /// Names four doubles.
   typedef double Row __attribute__((vector_size(32)));
 };
 

@@ -11,7 +11,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Max number of rows for which `head_linear` packs x and not the weight.
+/// Gives the max number of rows for which `head_linear` packs x and not the weight.
 template <class T>
 inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
 /// Returns the elements of scratch that `multiply_few_rows` needs.

@@ -50,9 +50,9 @@ struct LinearAttendOperands {
   Index state_size() const { return key_width * (value_width + 1); }
 };
 
-/// Addend of the denominators.
+/// Gives the addend of the denominators.
 inline constexpr double linear_attend_eps = 1e-6;
-/// Queries and keys of a tile.
+/// Gives the queries and keys of a tile.
 inline constexpr Index linear_attend_tile = 64;
 
 /// Computes one key-value head of one sequence, for the query heads that read it. Values have an extra column of ones,

@@ -25,14 +25,14 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// The vector of elements of the widest instruction set that is compiled for.
+/// Names the vector of elements of the widest instruction set that is compiled for.
 template <class T>
 using Batch = xsimd::batch<T>;
-/// The elements of a vector.
+/// Gives the number of elements of a vector.
 template <class T>
 inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 
-/// A small array on the stack.
+/// Names a small array on the stack.
 template <class T, Index N>
 using Local = T[static_cast<std::size_t>(N)];
 

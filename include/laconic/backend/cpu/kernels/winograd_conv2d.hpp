@@ -60,7 +60,7 @@ struct ConvTiles {
       ++row;
     }
   }
-  /// Components along one axis that add to the first output, to both outputs, and to the second output.
+  /// Lists the components along one axis that add to the first output, to both outputs, and to the second output.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   /// Returns the components along one axis of an axis group: 2, 1 and 2.
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
