@@ -1278,7 +1278,7 @@ class DropoutMask {
     return probability;
   }
 
-  /// Decisions drawn in one call, so that the random blocks are computed in vectors.
+  /// Gives the number of decisions of one call, so that the random blocks are computed in vectors.
   static constexpr Index together = 128;
 
   /// Writes the 16 bits of the decisions group * together .. group * together + together - 1.
@@ -4194,7 +4194,7 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Trains: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
+/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
 /// the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in terms of a
 /// context's primitives, so the same code runs and trains.
 ///
@@ -4205,7 +4205,7 @@ class Autodiff {
   using Value = typename B::Tensor;
 
  public:
-  /// The type of the elements.
+  /// Names the type of the elements.
   using Scalar = typename B::Scalar;
 
   /// Holds a value and its place on the tape.
@@ -4338,7 +4338,7 @@ class Autodiff {
   }
 
   // -- primitives, as documented at Context -------------------------------------------------------------------------
-  /// The type of a parameter.
+  /// Names the type of a parameter.
   using P = Parameter<Scalar>;
 
   /// Returns x W^T + b, then the activation if one is given, and records its derivative.
@@ -4803,14 +4803,14 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// The vector of elements of the widest instruction set that is compiled for.
+/// Names the vector of elements of the widest instruction set that is compiled for.
 template <class T>
 using Batch = xsimd::batch<T>;
-/// The elements of a vector.
+/// Gives the number of elements of a vector.
 template <class T>
 inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
 
-/// A small array on the stack.
+/// Names a small array on the stack.
 template <class T, Index N>
 using Local = T[static_cast<std::size_t>(N)];
 
@@ -5177,12 +5177,12 @@ struct GemmTile {
 #endif
   static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
   static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at most 512 KiB
-  /// in float: a second-level cache holds it.
+  /// Gives the k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at
+  /// most 512 KiB in float: a second-level cache holds it.
   static constexpr Index depth = 512;
-  /// Rows of a block of A.
+  /// Gives the rows of a block of A.
   static constexpr Index block_rows = 256;
-  /// Columns of B that `gemm_block` packs at once.
+  /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
 
@@ -5216,13 +5216,13 @@ struct Quad;
 /// Names a vector of four floats.
 template <>
 struct Quad<float> {
-  /// Four floats.
+  /// Names four floats.
   typedef float Row __attribute__((vector_size(16)));
 };
 /// Names a vector of four doubles.
 template <>
 struct Quad<double> {
-  /// Four doubles.
+  /// Names four doubles.
   typedef double Row __attribute__((vector_size(32)));
 };
 
@@ -6164,7 +6164,7 @@ struct ConvTiles {
       ++row;
     }
   }
-  /// Components along one axis that add to the first output, to both outputs, and to the second output.
+  /// Lists the components along one axis that add to the first output, to both outputs, and to the second output.
   static constexpr std::array<std::array<Index, 2>, 3> members{{{0, 3}, {1, -1}, {2, 4}}};
   /// Returns the components along one axis of an axis group: 2, 1 and 2.
   static constexpr Index member_count(Index axis_group) { return axis_group == 1 ? 1 : 2; }
@@ -6787,7 +6787,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuCore {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Makes a core with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads <=
@@ -7074,8 +7074,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Queries of a tile. Memory grows with tile x keys, never with queries x keys. A multiple of the rows and columns of
-/// every register tile.
+/// Gives the queries of a tile. Memory grows with tile x keys, never with queries x keys. It is a multiple of the rows
+/// and columns of every register tile.
 inline constexpr Index attend_tile = 48;
 static_assert(attend_tile % GemmTile<float>::cols == 0 && attend_tile % GemmTile<double>::cols == 0);
 
@@ -7635,10 +7635,11 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Min number of keys for which the keys are split into chunks that are tasks of their own, if the queries fit into one
-/// tile (flash decoding).
+/// Gives the min number of keys that are split into tasks of their own, if the queries fit into one tile (flash
+/// decoding).
 inline constexpr Index attend_split_from = 20 * attend_tile;
-/// Max number of keys of a split. Keys and values of heads up to a width of 64 fit a second-level cache together.
+/// Gives the max number of keys of a split. Keys and values of heads up to a width of 64 fit a second-level cache
+/// together.
 inline constexpr Index attend_split_keys = attend_split_from / 2;
 
 /// Divides the keys of each sequence into splits, holds the partial results, and merges them (Dao et al. 2023,
@@ -7870,9 +7871,9 @@ struct LinearAttendOperands {
   Index state_size() const { return key_width * (value_width + 1); }
 };
 
-/// Addend of the denominators.
+/// Gives the addend of the denominators.
 inline constexpr double linear_attend_eps = 1e-6;
-/// Queries and keys of a tile.
+/// Gives the queries and keys of a tile.
 inline constexpr Index linear_attend_tile = 64;
 
 /// Computes one key-value head of one sequence, for the query heads that read it. Values have an extra column of ones,
@@ -8155,11 +8156,11 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuAttention {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
-  /// The type of a cache of rows.
+  /// Names the type of a cache of rows.
   using Cache = RowCache<T>;
-  /// The type of a view of cached rows and the rows after them.
+  /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
   /// Returns softmax attention (rows, num_heads * V). q (rows, num_heads * K), k (rows, num_kv_heads * K), v (rows,
@@ -8360,11 +8361,11 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuCaches {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
-  /// The type of a cache of rows.
+  /// Names the type of a cache of rows.
   using Cache = RowCache<T>;
-  /// The type of a view of cached rows and the rows after them.
+  /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
   /// Returns a cache of `slots` slots with `capacity` rows of `width` values each. Allocates.
@@ -8473,7 +8474,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuConvolution {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns a convolution over time (rows of `to`, out_channels). Throws `Error` for shapes that do not fit.
@@ -8696,7 +8697,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Max number of rows for which `head_linear` packs x and not the weight.
+/// Gives the max number of rows for which `head_linear` packs x and not the weight.
 template <class T>
 inline constexpr Index few_rows = 2 * GemmTile<T>::rows;
 /// Returns the elements of scratch that `multiply_few_rows` needs.
@@ -8844,7 +8845,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuElementwise {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns ReLU, SiLU or GELU of each element.
@@ -9031,7 +9032,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuLinear {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns x W^T + b (rows, out), then the activation if one is given. x (rows, in), weight (out, in) packed or not,
@@ -9427,7 +9428,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuLosses {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns x - logsumexp(x) for each row.
@@ -9536,7 +9537,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuNorms {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the layer norm of each row of x (rows, channels), and writes mean and 1/std of each row (rows, 2) if
@@ -9749,7 +9750,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuPositions {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the sinusoids (rows, width) of the positions of rows.
@@ -9798,7 +9799,7 @@ inline namespace LACONIC_ABI {
 template <class T>
 class CpuTraining {
  public:
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
 
   /// Returns the root of the sum of squares of all gradients of these parameters.
@@ -9896,13 +9897,13 @@ class Cpu : public CpuCore<T>,
             public CpuLosses<T>,
             public CpuTraining<T> {
  public:
-  /// The type of the elements.
+  /// Names the type of the elements.
   using Scalar = T;
-  /// The type of the values that primitives take and return.
+  /// Names the type of the values that primitives take and return.
   using Tensor = laconic::Tensor<T>;
-  /// The type of the caches of streams.
+  /// Names the type of the caches of streams.
   using Cache = RowCache<T>;
-  /// The type of a view of cached rows and the rows after them.
+  /// Names the type of a view of cached rows and the rows after them.
   using CachedRows = laconic::CachedRows<T>;
 
   /// Says that primitives compute their forward form: dropout returns its input and batch_norm uses the running
