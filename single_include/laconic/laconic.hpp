@@ -4194,9 +4194,9 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once, adds to
-/// the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in terms of a
-/// context's primitives, so the same code runs and trains.
+/// Trains models: computes with a backend and records each primitive on a tape. `backward(loss)` walks the tape once,
+/// adds to the gradient of every trainable parameter, and frees the nodes that it has passed. A model is written in
+/// terms of a context's primitives, so the same code runs and trains.
 ///
 /// This object owns the tape: `clear()` and destruction free every node. Dropout and the statistics of batch norm
 /// follow `training`. Call number n of dropout draws from stream n of the seed.
