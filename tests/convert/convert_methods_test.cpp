@@ -178,12 +178,12 @@ TEST_CASE("calibrated latents are the optimum on their speech, and better on oth
 TEST_CASE("statistics are those of the layer's input, its queries and its output", "[convert]") {
   Model model = full_model(5);
   const auto statistics = detail::calibrate(model, heard, true);
-  InputRecorder<double> cpu;
-  for (const auto& block : model.layers) cpu.inputs[&block.self_attn.input_weight()];
+  Recorder<Cpu<double>> cpu;
+  for (const auto& block : model.layers) cpu.record(block.self_attn.input_weight());
   const Sequences sequences = model(cpu, heard.features, heard.sequences).sequences;
   for (std::size_t i = 0; i < 2; ++i) {
     const auto& layer = std::get<AttentionLayer<Gqa<dyn, dyn>, double>>(model.layers[i].self_attn.layer);
-    const Matrix<double> x = cpu.inputs[&layer.input_weight()], g = second_moment(x);
+    const Matrix<double> x = cpu.input_of(layer.input_weight()), g = second_moment(x);
     CHECK(x.rows() == sequences.rows());
     CHECK((statistics[i].key_input - g).norm() < 1e-12 * g.norm());
     CHECK((statistics[i].value_input - g).norm() < 1e-12 * g.norm());

@@ -4,6 +4,11 @@
 #include <laconic/convert/factorize.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <utility>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -40,11 +45,15 @@ class HeadWeights {
     const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
     root_ = inverse_ = Matrix<T>(metric.rows(), dim);
     for (Index h = 0; h < heads; ++h) {
-      const auto eigen = eigenvectors<T>(metric.middleRows(h * dim, dim));
-      const Matrix<T> vectors = eigen.eigenvectors();
-      const Matrix<T> values = (eigen.eigenvalues().cwiseMax(0).array() + least).sqrt().matrix();
-      root_.middleRows(h * dim, dim) = vectors * values.asDiagonal() * vectors.transpose();
-      inverse_.middleRows(h * dim, dim) = vectors * values.cwiseInverse().asDiagonal() * vectors.transpose();
+      const SymmetricEigen<T> eigen = eigenvectors(rows_of(metric, h * dim, dim));
+      const Matrix<T> rows = transposed(eigen.vectors);
+      Matrix<T> values(1, dim), inverses(1, dim);
+      for (Index i = 0; i < dim; ++i) {
+        values(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], T{0}) + least);
+        inverses(0, i) = 1 / values(0, i);
+      }
+      set_rows(root_, h * dim, product_by_columns(scaled_columns(eigen.vectors, values), rows));
+      set_rows(inverse_, h * dim, product_by_columns(scaled_columns(eigen.vectors, inverses), rows));
     }
   }
 
@@ -55,8 +64,9 @@ class HeadWeights {
     if (root_.size() == 0) return;
     const T energy = output_energy(apply(rows), second_moment);
     if (!(energy > 0)) return;
-    root_ /= std::sqrt(energy);
-    inverse_ *= std::sqrt(energy);
+    const T length = std::sqrt(energy);
+    std::for_each_n(root_.data(), root_.size(), [=](T& x) { x /= length; });
+    inverse_ = scaled(length, std::move(inverse_));
   }
 
  private:
@@ -64,7 +74,7 @@ class HeadWeights {
     const Index dim = blocks.cols();
     Matrix<T> out(rows.rows(), rows.cols());
     for (Index at = 0; at < rows.rows(); at += dim)
-      out.middleRows(at, dim) = blocks.middleRows(at % blocks.rows(), dim) * rows.middleRows(at, dim);
+      set_rows(out, at, product_by_columns(rows_of(blocks, at % blocks.rows(), dim), rows_of(rows, at, dim)));
     return out;
   }
 
@@ -108,24 +118,27 @@ struct ActivationPca {
     Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
     if (outputs > d_model) {
       axes = detail::orthonormal(weighted);
-      coordinates = axes.transpose() * weighted;
+      coordinates = detail::product_by_columns(detail::transposed(axes), weighted);
     } else {
-      coordinates.topRows(outputs) = weighted;
+      detail::set_rows(coordinates, 0, weighted);
     }
-    const Matrix<T> gram = coordinates * input * coordinates.transpose();
+    const Matrix<T> rows = detail::transposed(coordinates),
+                    moment = detail::product(detail::product_by_columns(coordinates, input), rows);
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
-    const T little = 1e-10 * input.trace() / static_cast<T>(d_model);
-    const Matrix<T> directions =
-        detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
+    Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
+    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
+    const Matrix<T> directions = detail::principal_directions<T>(moment + little),
+                    kept = detail::columns_of(directions, 0, rank);
 
     // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
     // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
-    const Matrix<T> components = axes * directions.leftCols(rank),
-                    down = directions.leftCols(rank).transpose() * coordinates;
-    Matrix<T> up(outputs, rank);
-    up << of_keys.undo(components.topRows(k.rows())), of_values.undo(components.bottomRows(v.rows()));
+    const Matrix<T> components = detail::product(axes, kept),
+                    down = detail::product(detail::transposed(kept), coordinates);
+    const Matrix<T> up = detail::above(of_keys.undo(detail::rows_of(components, 0, k.rows())),
+                                       of_values.undo(detail::rows_of(components, k.rows(), v.rows())));
     JointFactors out = detail::product_svd(up, down, k.rows());
-    const Matrix<T> squares = (gram * directions).cwiseProduct(directions).colwise().sum();
+    const Matrix<T> energies = detail::transposed_product(moment, directions),
+                    squares = detail::by_columns(energies).cwiseProduct(directions).colwise().sum();
     for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(std::sqrt(std::max(squares(0, i), T{0})));
     detail::measure(out, k, v, input, input);
     return out;

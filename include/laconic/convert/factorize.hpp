@@ -1,12 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/convert/solvers.hpp>
 #include <laconic/core/enum.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
-
-#include <Eigen/Eigenvalues>
-#include <Eigen/QR>
 
 #include <algorithm>
 #include <cmath>
@@ -47,60 +45,29 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
           " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
-  Matrix<T> out(k.rows() + v.rows(), d_model);
-  out << k, v;
+  Matrix<T> out = above(k, v);
   require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
   return out;
-}
-
-template <class T>
-using Eigenvectors = Eigen::SelfAdjointEigenSolver<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>>;
-
-template <std::same_as<double> T>
-Eigenvectors<T> eigenvectors(const Matrix<T>& gram) {
-  Eigenvectors<T> eigen(gram);
-  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", gram.rows(), ", ", gram.cols(),
-          ") Gram matrix did not converge");
-  return eigen;
-}
-/// Those of the largest eigenvalues first, in columns.
-template <std::same_as<double> T>
-Matrix<T> principal_directions(const Matrix<T>& gram) {
-  return eigenvectors(gram).eigenvectors().rowwise().reverse();
-}
-
-/// As many orthonormal columns, which span at least what these columns span.
-template <std::same_as<double> T>
-Matrix<T> orthonormal(const Matrix<T>& columns) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
 }
 
 /// The singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
 template <std::same_as<double> T>
 JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
-  const Matrix<T> rows = orthonormal<T>(down.transpose()), core = up * (down * rows);
-  const Matrix<T> turn = principal_directions<T>(core.transpose() * core), turned = core * turn;
+  const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
+  const Matrix<T> turn = principal_directions(gram(core)), turned = product(core, turn);
   JointFactors out;
-  out.down = (rows * turn).transpose();
-  out.k_up = turned.topRows(k_rows);
-  out.v_up = turned.bottomRows(up.rows() - k_rows);
+  out.down = transposed_product(rows, turn);
+  out.k_up = rows_of(turned, 0, k_rows);
+  out.v_up = rows_of(turned, k_rows, up.rows() - k_rows);
   return out;
-}
-
-/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white
-/// inputs.
-template <std::same_as<double> T>
-double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
-  if (second_moment.size() == 0) return weight.squaredNorm();
-  return std::max((weight * second_moment).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
 }
 
 /// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
 template <std::same_as<double> T>
 void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
              const Matrix<T>& value_input) {
-  const Matrix<T> of_keys = k - factors.k_up * factors.down, of_values = v - factors.v_up * factors.down;
+  const Matrix<T> of_keys = difference(k, factors.k_up, factors.down),
+                  of_values = difference(v, factors.v_up, factors.down);
   factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
   const double all = output_energy(k, key_input) + output_energy(v, value_input);
   factors.predicted_error = factors.discarded > 0 ? std::sqrt(factors.discarded / all) : 0;
@@ -111,16 +78,15 @@ template <std::same_as<double> T>
 void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
   if (where == SingularValues::up) return;
   std::vector<T> lengths;
-  for (Index i = 0; i < down.rows(); ++i)
-    lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
+  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(column_energy(k_up, i) + column_energy(v_up, i)));
   const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
   for (Index i = 0; i < down.rows(); ++i) {
     const T length = lengths[static_cast<std::size_t>(i)],
             moved = where == SingularValues::both ? std::sqrt(length) : length;
     if (length <= least) continue;  // holds nothing; as it is, it can learn
-    down.row(i) *= moved;
-    k_up.col(i) /= moved;
-    v_up.col(i) /= moved;
+    for (Index c = 0; c < down.cols(); ++c) down(i, c) *= moved;
+    for (Matrix<T>* up : {&k_up, &v_up})
+      for (Index r = 0; r < up->rows(); ++r) (*up)(r, i) /= moved;
   }
 }
 
@@ -130,17 +96,17 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;
-  const auto mix = [&](auto&& row, auto&& other) {
-    const Matrix<T> sum = (row + other) / std::sqrt(T{2}), difference = (row - other) / std::sqrt(T{2});
-    row = sum;
+  const auto mix = [](T& one, T& other) {
+    const T sum = (one + other) / std::sqrt(T{2}), difference = (one - other) / std::sqrt(T{2});
+    one = sum;
     other = difference;
   };
   for (Index step = 1; step < block; step *= 2)
     for (Index i = 0; i < rank; ++i)
       if ((i & step) == 0) {
-        mix(down.row(i), down.row(i + step));
-        mix(k_up.col(i), k_up.col(i + step));
-        mix(v_up.col(i), v_up.col(i + step));
+        for (Index c = 0; c < down.cols(); ++c) mix(down(i, c), down(i + step, c));
+        for (Matrix<T>* up : {&k_up, &v_up})
+          for (Index r = 0; r < up->rows(); ++r) mix((*up)(r, i), (*up)(r, i + step));
       }
 }
 
@@ -157,15 +123,14 @@ struct JointSvd {
     const Index d_model = k.cols();
     // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
     // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
-    const Matrix<T> basis = detail::principal_directions<T>(stacked.transpose() * stacked);
-    const Matrix<T> up = stacked * basis;
+    const Matrix<T> basis = detail::principal_directions(detail::gram(stacked));
+    const Matrix<T> up = detail::product(stacked, basis), kept = detail::columns_of(up, 0, rank);
 
     JointFactors out;
-    out.down = basis.leftCols(rank).transpose();
-    out.k_up = up.topLeftCorner(k.rows(), rank);
-    out.v_up = up.bottomLeftCorner(v.rows(), rank);
-    out.singular_values.reserve(static_cast<std::size_t>(d_model));
-    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(up.col(i).norm());
+    out.down = detail::transposed(detail::columns_of(basis, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
     out.discarded = up.rightCols(d_model - rank).squaredNorm();
     if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
     return out;
@@ -197,17 +162,18 @@ struct RandomizedSvd {
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
     // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
     // the rest.
-    Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
+    const Matrix<T> columns = detail::transposed(stacked);
+    Matrix<T> rows = detail::orthonormal(detail::product(columns, noise));
     for (Index i = 0; i < power_iterations; ++i)
-      rows = detail::orthonormal<T>(stacked.transpose() * detail::orthonormal<T>(stacked * rows));
+      rows = detail::orthonormal(detail::product(columns, detail::orthonormal(detail::product(stacked, rows))));
 
-    const Matrix<T> core = stacked * rows;
-    const Matrix<T> turn = detail::principal_directions<T>(core.transpose() * core), up = core * turn;
+    const Matrix<T> core = detail::product(stacked, rows), turn = detail::principal_directions(detail::gram(core)),
+                    up = detail::product(core, turn), kept = detail::columns_of(up, 0, rank);
     JointFactors out;
-    out.down = (rows * turn.leftCols(rank)).transpose();
-    out.k_up = up.topLeftCorner(k.rows(), rank);
-    out.v_up = up.bottomLeftCorner(v.rows(), rank);
-    for (Index i = 0; i < up.cols(); ++i) out.singular_values.push_back(up.col(i).norm());
+    out.down = detail::transposed_product(rows, detail::columns_of(turn, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
     detail::measure(out, k, v, {}, {});
     return out;
   }

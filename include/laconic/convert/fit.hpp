@@ -17,46 +17,53 @@ namespace detail {
 /// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
 struct KeyValueMap {
   Matrix<double> k, v;
-  auto k_weight() const { return k.leftCols(k.cols() - 1); }
-  auto v_weight() const { return v.leftCols(v.cols() - 1); }
-  auto v_bias() const { return v.rightCols(1); }
+  Matrix<double> k_weight() const { return columns_of(k, 0, k.cols() - 1); }
+  Matrix<double> v_weight() const { return columns_of(v, 0, v.cols() - 1); }
+  Matrix<double> v_bias() const { return columns_of(v, v.cols() - 1, 1); }
 };
 
 template <class T>
 Matrix<double> with_bias(const Linear<T>& linear) {
-  Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.host().template cast<double>();
-  out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.host().transpose().template cast<double>();
+  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
+  set_columns(out, 0, to_double(linear.weight.host()));
+  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
+    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
   return out;
 }
 template <class T>
 void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.host() = with_bias.leftCols(linear.in()).template cast<T>();
-  if (linear.has_bias()) linear.bias.host() = with_bias.rightCols(1).transpose().template cast<T>();
+  round_to(linear.weight.host(), columns_of(with_bias, 0, linear.in()));
+  if (linear.has_bias()) round_to(linear.bias.host(), transposed(columns_of(with_bias, linear.in(), 1)));
 }
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.host() = weight.template cast<T>();
+  round_to(linear.weight.host(), weight);
   if (linear.has_bias()) linear.bias.host().setZero();
+}
+/// Adds (out, 1) to the bias of a layer, if it has one.
+template <class T>
+void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
+  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
 }
 
 /// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
 /// of `first`, each after its block.
-inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
+template <std::same_as<double> T>
+Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  Matrix<double> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b) {
-    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
-    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
-  }
+  const Matrix<T> weight = columns_of(second, 0, in);
+  Matrix<T> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b)
+    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
+  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
   return both;
 }
 /// The same where every block of rows of `first` meets all of `second`.
-inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
+template <std::same_as<double> T>
+Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<double> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
+  Matrix<T> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
   return both;
 }
 
@@ -91,18 +98,22 @@ KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
 }
 
 /// Every head's rows from those of the key-value head that it reads.
-inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out(d.d_model, rows.cols());
+template <std::same_as<double> T>
+Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out(d.d_model, rows.cols());
   const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
+  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
   return out;
 }
 /// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
-  return out / static_cast<double>(group);
+template <std::same_as<double> T>
+Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
+  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
+  for (Index h = 0; h < d.num_heads; ++h)
+    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
+  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
+  return out;
 }
 inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
   return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
@@ -129,10 +140,10 @@ JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fit
   JointFactors out;
   if (how.balance && of_k > 0 && of_v > 0) {
     const T rho = std::sqrt(of_k / of_v);
-    const JointFactors balanced = how.factorize(k / rho, v, rank, s);
-    Matrix<T> up(k.rows() + v.rows(), rank);
-    up << rho * balanced.k_up, balanced.v_up;
-    out = product_svd(up, balanced.down, k.rows());
+    Matrix<T> keys = k;
+    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
+    const JointFactors balanced = how.factorize(keys, v, rank, s);
+    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
     measure(out, k, v, s.key_input, s.value_input);
   } else {
     out = how.factorize(k, v, rank, s);
@@ -167,7 +178,8 @@ double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fit
   const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
   const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
   const Index dim = layer.linear_k_b.in();
-  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
+  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
+  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
   assign_weight(layer.linear_kv_down, factors.down);
   assign_weight(layer.linear_k_a, factors.k_up);
   assign_weight(layer.linear_k_b, identities);
@@ -195,29 +207,31 @@ template <class T, std::same_as<double> D>
 double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
                  const Matrix<D>& metric, const Fitting& how) {
   const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<D> mean = metric.topRows(std::min(dim, metric.rows()));
-  for (Index at = dim; at < metric.rows(); at += dim) mean += metric.middleRows(at, dim);
+  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
+  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
   const HeadWeights<D> weights(mean);
   const Matrix<D> weighted = weights.apply(weight);
   Matrix<D> seen = weighted;
   if (input.size() > 0) {
-    const auto eigen = eigenvectors(input);
-    seen *= Matrix<D>(eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal());
+    const SymmetricEigen<D> eigen = eigenvectors(input);
+    Matrix<D> lengths(1, d_model);
+    for (Index i = 0; i < d_model; ++i)
+      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
+    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
   }
   Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h)
-    stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
+  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
   const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
 
-  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(factors.down.transpose());
+  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
   for (Index h = 0; h < heads; ++h)
-    latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
+    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
   double discarded = factors.discarded;
   if (input.size() > 0) {
     discarded = 0;
     for (Index h = 0; h < heads; ++h)
       discarded +=
-          output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
+          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
   }
 
   // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
@@ -230,8 +244,8 @@ double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, co
     const D square = squares[static_cast<std::size_t>(i % rank)];
     if (how.singular_values == SingularValues::down || square <= least) continue;
     const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
-    latents.row(i) /= moved;
-    if (i < rank) expansion.col(i) *= moved;
+    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
+    if (i < rank) scale_column(expansion, i, moved);
   }
   assign_weight(down, latents);
   assign_weight(expand, expansion);

@@ -4,6 +4,11 @@
 #include <laconic/attention/attention.hpp>
 #include <laconic/convert/fit.hpp>
 
+#include <algorithm>
+#include <concepts>
+#include <utility>
+#include <vector>
+
 // Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
 
 namespace laconic {
@@ -18,11 +23,11 @@ struct HeadMerge {
 
   bool turns() const { return k_turn.size() > 0; }
   /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
-  static Matrix<double> spread(const Matrix<double>& turn, const Matrix<double>& merged, const AttentionDims& d) {
-    Matrix<double> out = repeat_heads(merged, d);
-    if (turn.size() == 0) return out;
-    for (Index at = 0; at < out.rows(); at += d.head_dim)
-      out.middleRows(at, d.head_dim) = (turn.middleRows(at, d.head_dim) * out.middleRows(at, d.head_dim)).eval();
+  template <std::same_as<double> T>
+  static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
+    Matrix<T> out = repeat_heads(merged, d);
+    for (Index at = 0; turn.size() > 0 && at < out.rows(); at += d.head_dim)
+      set_rows(out, at, product_by_columns(rows_of(turn, at, d.head_dim), rows_of(out, at, d.head_dim)));
     return out;
   }
 };
@@ -31,11 +36,14 @@ struct HeadMerge {
 template <std::same_as<double> D>
 Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   // With V from M^T M, the columns of M V are those of U, as long as their singular values.
-  const Matrix<D> v = principal_directions<D>(matrix.transpose() * matrix), columns = matrix * v;
+  const Matrix<D> v = principal_directions(gram(matrix)), columns = product(matrix, v);
   Matrix<D> u = orthonormal(columns);
-  for (Index i = 0; i < u.cols(); ++i)
-    if (u.col(i).dot(columns.col(i)) < 0) u.col(i) = -u.col(i);
-  return u * v.transpose();
+  for (Index i = 0; i < u.cols(); ++i) {
+    D cosine = 0;
+    for (Index r = 0; r < u.rows(); ++r) cosine += u(r, i) * columns(r, i);
+    if (cosine < 0) scale_column(u, i, D{-1});
+  }
+  return product(u, transposed(v));
 }
 
 /// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
@@ -52,44 +60,50 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
   out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
   out.k_turn.resize(d.q_dim(), dim);
   out.v_turn.resize(d.q_dim(), dim);
+  const auto set_weight = [&](Matrix<D>& wanted, Index g, const Matrix<D>& weight) {
+    for (Index r = 0; r < dim; ++r)
+      std::copy_n(weight.data() + r * inputs, inputs, wanted.data() + (g * dim + r) * (inputs + 1));
+  };
   for (Index g = 0; g < d.num_kv_heads; ++g) {
     const Index first = g * group * dim;
-    const auto head = [&](Index i) { return k.middleRows(first + i * dim, dim); };
-    const auto turn = [&](Index i) { return out.k_turn.middleRows(first + i * dim, dim); };
-    Matrix<D> mean = head(0);
+    std::vector<Matrix<D>> heads, turns(static_cast<std::size_t>(group));
+    for (Index i = 0; i < group; ++i) heads.push_back(rows_of(k, first + i * dim, dim));
+    Matrix<D> mean = heads[0];
     double error = -1;
     for (Index round = 0; round < 100; ++round) {
       Matrix<D> next = Matrix<D>::Zero(dim, inputs);
       double rest = 0;
-      const Matrix<D> met = seen.key_input * mean.transpose();
-      for (Index i = 0; i < group; ++i) {
-        turn(i) = nearest_orthogonal<D>(head(i) * met);
-        next += turn(i).transpose() * head(i) / static_cast<D>(group);
+      const Matrix<D> met = product(seen.key_input, transposed(mean));
+      for (std::size_t i = 0; i < heads.size(); ++i) {
+        turns[i] = nearest_orthogonal(product(heads[i], met));
+        const Matrix<D> turned = product_by_columns(transposed(turns[i]), heads[i]);
+        for (Index n = 0; n < next.size(); ++n) next.data()[n] += turned.data()[n] / static_cast<D>(group);
       }
       mean = next;
-      for (Index i = 0; i < group; ++i) rest += output_energy<D>(head(i) - turn(i) * mean, seen.key_input);
+      for (std::size_t i = 0; i < heads.size(); ++i)
+        rest += output_energy(difference(heads[i], turns[i], mean), seen.key_input);
       if (round > 0 && error - rest <= 1e-9 * error) break;
       error = rest;
     }
-    out.wanted.k.block(g * dim, 0, dim, inputs) = mean;
+    for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
+    set_weight(out.wanted.k, g, mean);
 
     // Errors of values count behind the output projection.
     const Index rows = group * dim;
     Matrix<D> metric(rows, dim);
-    for (Index i = 0; i < group; ++i) {
-      const auto columns = output_weight.middleCols(first + i * dim, dim);
-      metric.middleRows(i * dim, dim) = columns.transpose() * columns;
-    }
+    for (Index i = 0; i < group; ++i)
+      set_rows(metric, i * dim, gram_by_columns(columns_of(output_weight, first + i * dim, dim)));
     const HeadWeights<D> weights(metric);
-    const Matrix<D> weighted = weights.apply(v.middleRows(first, rows));
-    const Matrix<D> components =
-        principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
-    const Matrix<D> spread = weights.undo(components), merged = components.transpose() * weighted;
+    const Matrix<D> weighted = weights.apply(rows_of(v, first, rows));
+    const Matrix<D> components = columns_of(
+        principal_directions(product(product_by_columns(weighted, seen.value_input), transposed(weighted))), 0, dim);
+    const Matrix<D> spread = weights.undo(components), merged = product(transposed(components), weighted);
     // In units in which the output projection keeps its size, so that training goes on as before.
-    const auto eigen = eigenvectors<D>(spread.transpose() * spread / static_cast<D>(group));
-    const Matrix<D> root = eigen.operatorSqrt(), inverse = eigen.operatorInverseSqrt();
-    out.v_turn.middleRows(first, rows) = spread * inverse;
-    out.wanted.v.block(g * dim, 0, dim, inputs) = root * merged;
+    Matrix<D> scale = gram_by_columns(spread);
+    std::for_each_n(scale.data(), scale.size(), [=](D& x) { x /= static_cast<D>(group); });
+    const auto [root, inverse] = square_roots(scale);
+    set_rows(out.v_turn, first, product_by_columns(spread, inverse));
+    set_weight(out.wanted.v, g, product_by_columns(root, merged));
   }
   return out;
 }
@@ -104,16 +118,17 @@ template <class Policy, class T>
 void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
   const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
+    Matrix<double> turned = to_double(rows.host());
     for (Index at = 0; at < merge.k_turn.rows(); at += dim)
-      rows.host().middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.host().middleRows(at, dim).template cast<double>())
-              .template cast<T>()
-              .eval();
+      set_rows(turned, at, product_by_columns(transposed(rows_of(merge.k_turn, at, dim)), rows_of(turned, at, dim)));
+    round_to(rows.host(), turned);
   };
   const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
-    for (Index h = 0; h < merge.k_turn.rows() / dim; ++h) {
-      Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>> one(numbers.data() + h * dim, dim);
-      one = (one.template cast<double>() * merge.k_turn.middleRows(h * dim, dim)).template cast<T>().eval();
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim) {
+      Matrix<double> one(1, dim);
+      std::copy_n(numbers.data() + at, dim, one.data());
+      one = product(one, rows_of(merge.k_turn, at, dim));
+      for (Index i = 0; i < dim; ++i) numbers.data()[at + i] = static_cast<T>(one(0, i));
     }
   };
   auto& query = [&]() -> auto& {
@@ -130,10 +145,10 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
     turn_each(layer.position.pos_bias_u.host());
     turn_each(layer.position.pos_bias_v.host());
   }
-  Matrix<T>& out = layer.linear_out.weight.host();
+  Matrix<double> out = to_double(layer.linear_out.weight.host());
   for (Index at = 0; at < merge.v_turn.rows(); at += dim)
-    out.middleCols(at, dim) =
-        (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
+    set_columns(out, at, product_by_columns(columns_of(out, at, dim), rows_of(merge.v_turn, at, dim)));
+  round_to(layer.linear_out.weight.host(), out);
 }
 
 }  // namespace detail

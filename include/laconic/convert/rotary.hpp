@@ -78,7 +78,7 @@ SharedPair shared_pair(const PairRows& keys, const Matrix<D>& query_energies, co
                   im = b * moment * a.transpose() - a * moment * b.transpose();
   Matrix<D> both(2 * heads, 2 * heads);
   both << re, -im, im, re;
-  const Matrix<D> first = principal_directions<D>(both).leftCols(1), yr = first.topRows(heads),
+  const Matrix<D> first = columns_of(principal_directions(both), 0, 1), yr = first.topRows(heads),
                   yi = first.bottomRows(heads);
   SharedPair out;
   out.key.resize(2, a.cols());
@@ -190,7 +190,7 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
 ///
 /// The report has the errors of outputs on these features (rows, num_mels). Allocates. Throws `Error` where numbers do
 /// not fit.
-template <class Target, class Source, class Method>
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
                                    const DecouplingConfig& numbers, const Matrix<typename Source::Scalar>& features,
                                    const Sequences& sequences) {
@@ -215,13 +215,16 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   require(rope <= dims.head_dim, "decouple_rotary: qk_rope_head_dim ", rope,
           " given, at most head_dim = ", dims.head_dim, " expected");
 
-  InputRecorder<T> cpu;
+  Recorder<Context> recorder;
+  Context& context = recorder;
   std::vector<const AttentionLayer<From, T>*> layers;
-  Source::each_attention(source, [&](std::string_view, const auto& layer) {
-    layers.push_back(&layer);
-    cpu.inputs[&layer.input_weight()];
-  });
-  std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
+  std::vector<Matrix<T>*> inputs;
+  Source::each_attention(source, [&](std::string_view, const auto& layer) { layers.push_back(&layer); });
+  const Runnable run(recorder, source);
+  Source::each_attention(*run, [&](std::string_view, const auto& layer) { recorder.record(layer.input_weight()); });
+  Source::each_attention(
+      *run, [&](std::string_view, const auto& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
+  std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
   statistics.resize(layers.size());
   std::vector<Matrix<double>> moments;
   for (const LayerStatistics& s : statistics) moments.push_back(detail::with_constant(s.value_input, config.d_model));
@@ -230,14 +233,16 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
 
   Conversion<Target> out{Target(config, Seed()), {}};
   detail::copy_parameters(out.model, source);
-  const auto logits = source(cpu, features, sequences);
+  const auto logits = (*run)(recorder, features, sequences);
+  const Mask mask = source.config().mask();
   Deviation output;
   std::size_t l = 0;
   Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
     const AttentionLayer<From, T>& from = *layers[l];
     detail::decouple_layer(to, from, pairs, moments[l], method, statistics[l]);
-    const Deviation of_output =
-        output_deviation(cpu, to, from, cpu.inputs[&from.input_weight()], logits.sequences, source.config().mask());
+    const Matrix<T> x = std::move(*inputs[l]);
+    const Deviation of_output = deviation(attention_output(context, to, x, logits.sequences, mask),
+                                          attention_output(recorder, from, x, logits.sequences, mask));
     LayerReport& layer = out.report.layers.emplace_back();
     layer.layer = name;
     layer.num_kv_heads = dims.num_heads;
@@ -248,7 +253,9 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   });
   out.report.input = "features";
   set_output(out.report, output);
-  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+  const Runnable converted(context, out.model);
+  const auto converted_logits = (*converted)(context, features, sequences);
+  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
   return out;
 }
 

@@ -103,8 +103,15 @@ class Parameter {
  public:
   using Scalar = T;  ///< the type of an element
 
+  // Called, not inlined: models consist of hundreds of parameters, and all of that code took a quarter of a user's time
+  // to compile.
   /// Makes a parameter without elements.
-  Parameter() = default;
+  [[gnu::noinline]] Parameter();
+  [[gnu::noinline]] Parameter(const Parameter&);
+  [[gnu::noinline]] Parameter(Parameter&&) noexcept;
+  [[gnu::noinline]] Parameter& operator=(const Parameter&);
+  [[gnu::noinline]] Parameter& operator=(Parameter&&) noexcept;
+  [[gnu::noinline]] ~Parameter();
   /// Makes a parameter of zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
@@ -190,6 +197,19 @@ class Parameter {
   mutable Matrix<T> gradient_;
   detail::ResidentPointer resident_;
 };
+
+template <class T>
+Parameter<T>::Parameter() = default;
+template <class T>
+Parameter<T>::Parameter(const Parameter&) = default;
+template <class T>
+Parameter<T>::Parameter(Parameter&&) noexcept = default;
+template <class T>
+Parameter<T>& Parameter<T>::operator=(const Parameter&) = default;
+template <class T>
+Parameter<T>& Parameter<T>::operator=(Parameter&&) noexcept = default;
+template <class T>
+Parameter<T>::~Parameter() = default;
 
 /// Says whether a weight is rounded if weights are stored as `weights`. Weights of matrix products are, except that
 /// int8 leaves out convolutions of fewer than 64 values for each output: their largest value would cost the others too

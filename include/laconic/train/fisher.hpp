@@ -2,12 +2,12 @@
 #pragma once
 
 #include <laconic/backend/autodiff.hpp>
-#include <laconic/backend/cpu.hpp>
-#include <laconic/convert/calibrate.hpp>
+#include <laconic/convert/copy_parameters.hpp>
 #include <laconic/train/ctc_loss.hpp>
 
 #include <cmath>
 #include <map>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -20,9 +20,28 @@ inline namespace LACONIC_ABI {
 /// (rows, num_mels) are packed sequences, with a label sequence for each. The model has full or grouped attention,
 /// whose weights are those that a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error`
 /// unless there is a label sequence for each utterance and the derivatives have a finite, positive sum.
-template <class Model, class T>
-std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Matrix<T>& features,
+template <class Model, class Context, class T = typename Model::Scalar>
+std::vector<double> fisher_information(const Model& model_on_host, Context& context, const Matrix<T>& features,
                                        const Sequences& sequences, const Labels& labels) {
+  std::unique_ptr<Model> copy;
+  if constexpr (!Context::computes_on_host) {
+    copy = std::make_unique<Model>(model_on_host);
+    context.prepare_training(*copy);
+  }
+  const Model& model = copy ? *copy : model_on_host;
+  const auto take_square = [&](const Parameter<T>& p) {  // of the gradient, which is zero afterwards
+    double square = 0;
+    if constexpr (Context::computes_on_host) {
+      if (p.has_gradient()) square = static_cast<double>(p.gradient().squaredNorm());
+      p.clear_gradient();
+    } else {
+      const Parameter<T>* one[] = {&p};
+      const double norm = context.gradient_norm(one);
+      square = norm * norm;
+      context.clear_gradients(one);
+    }
+    return square;
+  };
   std::map<const Parameter<T>*, std::size_t> layer_of;
   std::vector<double> sums, sizes;
   Model::each_attention(model, [&](std::string_view, const auto& any) {
@@ -39,19 +58,18 @@ std::vector<double> fisher_information(const Model& model, Cpu<T>& cpu, const Ma
   require(labels.sequences.size() == sequences.size() && sequences.size() > 0,
           "fisher_information: ", labels.sequences.size(), " label sequences given for ", sequences.size(),
           " sequences of features, equal numbers of at least 1 expected");
-  model.parameters([](std::string_view, const Parameter<T>& p) { p.clear_gradient(); });
+  model.parameters([&](std::string_view, const Parameter<T>& p) { take_square(p); });
   for (Index n = 0; n < sequences.size(); ++n) {
     const Matrix<T> rows = features.middleRows(sequences.begin(n), sequences.length(n));
     const auto first = labels.tokens.begin() + labels.sequences.begin(n);
     const Labels own{{first, first + labels.sequences.length(n)}, Sequences{labels.sequences.length(n)}};
-    Autodiff<Cpu<T>> tape(cpu, Seed(), false);
+    Autodiff<Context> tape(context, Seed(), false);
     const auto logits = model(tape, rows, Sequences{rows.rows()});
     if (logits.rows.rows() == 0) continue;
     tape.backward(ctc_loss(tape, logits, own));
     model.parameters([&](std::string_view, const Parameter<T>& p) {
-      if (const auto found = layer_of.find(&p); found != layer_of.end() && p.has_gradient())
-        sums[found->second] += static_cast<double>(p.gradient().squaredNorm());
-      p.clear_gradient();
+      const double square = take_square(p);
+      if (const auto found = layer_of.find(&p); found != layer_of.end()) sums[found->second] += square;
     });
   }
   double all = 0;

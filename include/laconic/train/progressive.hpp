@@ -43,18 +43,26 @@ struct LatentBasis {
 template <std::same_as<double> D>
 LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transposed, Index rank) {
   const Index r = up.cols();
-  const auto channels = eigenvectors<D>(down_transposed.transpose() * down_transposed);
-  // A channel of zeros gets a small length, too, so that it can be inverted.
-  const D least = std::max<D>(1e-14 * channels.eigenvalues().maxCoeff(), std::numeric_limits<D>::min());
-  const Matrix<D> lengths = channels.eigenvalues().cwiseMax(least).cwiseSqrt(), turn = channels.eigenvectors();
-  const Matrix<D> core = up * turn * lengths.asDiagonal();
-  const auto eigen = eigenvectors<D>(core.transpose() * core);
-  const Matrix<D> kept = eigen.eigenvectors().rowwise().reverse().leftCols(rank);
+  const SymmetricEigen<D> channels = eigenvectors(gram(down_transposed));
+  // A channel that holds nothing has a place, too.
+  const D least = std::max<D>(1e-14 * *std::max_element(channels.values.begin(), channels.values.end()),
+                              std::numeric_limits<D>::min());
+  Matrix<D> lengths(1, r), inverses(1, r);
+  for (Index i = 0; i < r; ++i) {
+    lengths(0, i) = std::sqrt(std::max(channels.values[static_cast<std::size_t>(i)], least));
+    inverses(0, i) = 1 / lengths(0, i);
+  }
+  const Matrix<D> core = scaled_columns(product_by_columns(up, channels.vectors), lengths);
+  const SymmetricEigen<D> eigen = eigenvectors(gram(core));
+  Matrix<D> kept(r, rank);
+  for (Index i = 0; i < r; ++i)
+    for (Index c = 0; c < rank; ++c) kept(i, c) = eigen.vectors(i, r - 1 - c);
   LatentBasis out;
-  out.widen = turn * lengths.asDiagonal() * kept;
-  out.narrow = kept.transpose() * lengths.cwiseInverse().asDiagonal() * turn.transpose();
-  out.energy = eigen.eigenvalues().cwiseMax(0).sum();
-  out.discarded = eigen.eigenvalues().head(r - rank).cwiseMax(0).sum();
+  out.widen = product_by_columns(scaled_columns(channels.vectors, lengths), kept);
+  out.narrow = product_by_columns(scaled_columns(transposed(kept), inverses), transposed(channels.vectors));
+  const Eigen::Map<const Eigen::Matrix<D, Eigen::Dynamic, 1>> energies(eigen.values.data(), r);
+  out.energy = energies.cwiseMax(0).sum();
+  out.discarded = energies.head(r - rank).cwiseMax(0).sum();
   return out;
 }
 
@@ -62,10 +70,12 @@ LatentBasis truncated_basis(const Matrix<D>& up, const Matrix<D>& down_transpose
 /// channels that the calibration never saw have some weight.
 template <std::same_as<double> D>
 Matrix<D> input_root(const Matrix<D>& second_moment) {
-  const auto eigen = eigenvectors(second_moment);
+  const SymmetricEigen<D> eigen = eigenvectors(second_moment);
   const D little = 1e-10 * second_moment.trace() / static_cast<D>(second_moment.rows());
-  const Matrix<D> roots = (eigen.eigenvalues().cwiseMax(0).array() + little).sqrt().matrix();
-  return roots.asDiagonal() * eigen.eigenvectors().transpose();
+  Matrix<D> roots(1, second_moment.rows());
+  for (Index i = 0; i < roots.size(); ++i)
+    roots(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}) + little);
+  return transposed(scaled_columns(eigen.vectors, roots));
 }
 
 /// Describes a latent of a layer.
@@ -79,9 +89,7 @@ struct LatentPlace {
 /// Returns the weights of two projections, those of a above those of b.
 template <class T>
 Matrix<double> weights_above(const Linear<T>& a, const Linear<T>& b) {
-  Matrix<double> out(a.out() + b.out(), a.in());
-  out << a.weight.host().template cast<double>(), b.weight.host().template cast<double>();
-  return out;
+  return above(to_double(a.weight.host()), to_double(b.weight.host()));
 }
 /// Returns the one latent of keys and values.
 template <Index R, class Layer>
@@ -97,16 +105,15 @@ auto latent_places(TwoStageLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
   const Matrix<double> k = composed(with_bias(layer.linear_k_b), with_bias(layer.linear_k_a)),
                        v = composed(with_bias(layer.linear_v_b), with_bias(layer.linear_v_a));
-  Matrix<double> both(k.rows() + v.rows(), k.cols() - 1);
-  both << k.leftCols(both.cols()), v.leftCols(both.cols());
-  return std::vector<Place>{{&layer.linear_kv_down, {&layer.linear_k_a, &layer.linear_v_a}, both}};
+  return std::vector<Place>{
+      {&layer.linear_kv_down, {&layer.linear_k_a, &layer.linear_v_a}, columns_of(above(k, v), 0, k.cols() - 1)}};
 }
 /// Returns the two latents of a layer that has one for keys and one for values.
 template <class Layer, class K, class V>
 auto separate_places(Layer& layer, K& k_up, V& v_up) {
   using Place = LatentPlace<decltype(&layer.linear_k_down)>;
-  return std::vector<Place>{{&layer.linear_k_down, {&k_up}, k_up.weight.host().template cast<double>(), true},
-                            {&layer.linear_v_down, {&v_up}, v_up.weight.host().template cast<double>()}};
+  return std::vector<Place>{{&layer.linear_k_down, {&k_up}, to_double(k_up.weight.host()), true},
+                            {&layer.linear_v_down, {&v_up}, to_double(v_up.weight.host())}};
 }
 /// Returns the latents of keys and of values.
 template <Index RK, Index RV, class Layer>
@@ -120,11 +127,12 @@ auto latent_places(HeadLatent<R, 0>, Layer& layer) {
 }
 
 /// Multiplies each block of rows by a matrix; a block has as many rows as the matrix has columns.
-inline Matrix<double> each_block(const Matrix<double>& matrix, const Matrix<double>& rows) {
+template <std::same_as<double> D>
+Matrix<D> each_block(const Matrix<D>& matrix, const Matrix<D>& rows) {
   const Index blocks = rows.rows() / matrix.cols();
-  Matrix<double> out(blocks * matrix.rows(), rows.cols());
+  Matrix<D> out(blocks * matrix.rows(), rows.cols());
   for (Index b = 0; b < blocks; ++b)
-    out.middleRows(b * matrix.rows(), matrix.rows()) = matrix * rows.middleRows(b * matrix.cols(), matrix.cols());
+    set_rows(out, b * matrix.rows(), product_by_columns(matrix, rows_of(rows, b * matrix.cols(), matrix.cols())));
   return out;
 }
 
@@ -138,10 +146,10 @@ struct ParameterChange {
   bool into;                ///< whether the parameter maps into the latent
   bool is_bias = false;     ///< whether it is a row
 
-  /// Returns the values in the new basis that `matrix`, one of the two above, leads to.
-  Matrix<double> apply(const Matrix<double>& matrix, const Matrix<double>& values) const {
-    if (!into) return values * matrix.transpose();
-    return is_bias ? Matrix<double>(each_block(matrix, values.transpose()).transpose()) : each_block(matrix, values);
+  template <std::same_as<double> D>
+  Matrix<D> apply(const Matrix<D>& matrix, const Matrix<D>& values) const {
+    if (!into) return product(values, transposed(matrix));
+    return is_bias ? transposed(each_block(matrix, transposed(values))) : each_block(matrix, values);
   }
 };
 
@@ -203,32 +211,31 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
           const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
           const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(),
                       blocks = old[i].down->out() / r;
-          const Matrix<double> down = old[i].down->weight.host().template cast<double>(),
+          const Matrix<double> down = detail::to_double(old[i].down->weight.host()),
                                root = input.size() > 0 ? detail::input_root(input) : input;
           Matrix<double> columns(blocks * inputs, r);
           for (Index b = 0; b < blocks; ++b) {
-            const Matrix<double> block = down.middleRows(b * r, r).transpose();
-            columns.middleRows(b * inputs, inputs) = root.size() > 0 ? Matrix<double>(root * block) : block;
+            const Matrix<double> block = detail::transposed(detail::rows_of(down, b * r, r));
+            detail::set_rows(columns, b * inputs, root.size() > 0 ? detail::product(root, block) : block);
           }
           require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r,
                   old[i].of_keys ? " for its keys" : "", ", ", rank, " asked for");
           const detail::LatentBasis basis = detail::truncated_basis(old[i].map, columns, rank);
+          const Matrix<double> widen = detail::transposed(basis.widen);
           discarded += basis.discarded;
           energy += basis.energy;
           const auto change = [&](Parameter<T>& p, const Parameter<T>& was, detail::ParameterChange by) {
-            p.host() = by.apply(by.of_value, was.host().template cast<double>()).template cast<T>();
+            detail::round_to(p.host(), by.apply(by.of_value, detail::to_double(was.host())));
             changes.emplace(&p, std::move(by));
           };
-          change(now[i].down->weight, old[i].down->weight, {basis.narrow, basis.widen.transpose(), true});
-          if (old[i].down->has_bias())
-            change(now[i].down->bias, old[i].down->bias, {basis.narrow, basis.widen.transpose(), true, true});
+          change(now[i].down->weight, old[i].down->weight, {basis.narrow, widen, true});
+          if (old[i].down->has_bias()) change(now[i].down->bias, old[i].down->bias, {basis.narrow, widen, true, true});
           for (std::size_t u = 0; u < old[i].up.size(); ++u)
-            change(now[i].up[u]->weight, old[i].up[u]->weight, {basis.widen.transpose(), basis.narrow, false});
+            change(now[i].up[u]->weight, old[i].up[u]->weight, {widen, basis.narrow, false});
         }
         // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
-        const Matrix<double> moved =
-            small.linear_out.weight.host().template cast<double>() * (before - detail::full_map(name, small).v_bias());
-        if (small.linear_out.has_bias()) small.linear_out.bias.host() += moved.transpose().template cast<T>();
+        const Matrix<double> lost = before - detail::full_map(name, small).v_bias();
+        detail::add_to_bias(small.linear_out, detail::product(detail::to_double(small.linear_out.weight.host()), lost));
       }
     };
     detail::with_layer(to,
@@ -247,8 +254,9 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
     const auto found = changes.find(&p);
     if (was.first.size() == 0 || found == changes.end()) return;
     const detail::ParameterChange& by = found->second;
-    m.first = by.apply(by.of_gradient, was.first.template cast<double>()).template cast<T>();
-    m.second = by.apply(by.of_gradient.cwiseAbs2(), was.second.template cast<double>()).template cast<T>();
+    const Matrix<double> squares = by.of_gradient.cwiseAbs2();
+    detail::round_to(m.first, by.apply(by.of_gradient, detail::to_double(was.first)));
+    detail::round_to(m.second, by.apply(squares, detail::to_double(was.second)));
   });
   return out;
 }

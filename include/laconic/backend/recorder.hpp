@@ -1,0 +1,74 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/backend/shapes.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// A context that also keeps what flows into chosen linear layers, as host matrices: `Recorder<Cpu<float>> cpu;`
+///
+///     cpu.record(layer.weight);
+///     model(cpu, features, sequences);
+///     const Matrix<float>& rows = cpu.input_of(layer.weight);
+template <class Context>
+class Recorder : public Context {
+ public:
+  using typename Context::Tensor;
+  using T = typename Context::Scalar;
+  using Context::Context;
+
+  /// From now on, keeps the last rows that are multiplied by this weight.
+  void record(const Parameter<T>& weight) {
+    if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
+  }
+  /// Returns the last rows that were multiplied by this recorded weight; no rows where there were none.
+  Matrix<T>& input_of(const Parameter<T>& weight) {
+    const auto found = find(weight);
+    require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
+            ") given that is not recorded");
+    return found->second;
+  }
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    if (const auto found = find(weight); found != inputs_.end()) found->second = this->output(x);
+    return Context::linear(x, weight, bias, activation);
+  }
+
+ private:
+  using Inputs = std::vector<std::pair<const Parameter<T>*, Matrix<T>>>;
+  typename Inputs::iterator find(const Parameter<T>& weight) {
+    return std::find_if(inputs_.begin(), inputs_.end(), [&](const auto& one) { return one.first == &weight; });
+  }
+
+  Inputs inputs_;
+};
+
+/// Shows a model or a layer whose values are on the host as a context can run it: itself, or a copy that is prepared.
+/// The original must live as long.
+template <class Context, class Model>
+class Runnable {
+ public:
+  Runnable(Context& context, const Model& model) : model_(&model) {
+    if constexpr (!Context::computes_on_host) {
+      copy_ = std::make_unique<Model>(model);
+      context.prepare(*copy_);
+      model_ = copy_.get();
+    }
+  }
+  const Model& operator*() const { return *model_; }
+
+ private:
+  const Model* model_;
+  std::unique_ptr<Model> copy_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

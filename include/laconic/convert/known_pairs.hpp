@@ -1,0 +1,105 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/any.hpp>
+#include <laconic/model/encoder.hpp>
+
+#include <type_traits>
+#include <utility>
+
+// Which attentions can be converted into which.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+template <class Target, class Source>
+inline constexpr bool same_model = false;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
+
+/// Whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+template <class KeyValue>
+inline constexpr bool is_linear_map = false;
+template <>
+inline constexpr bool is_linear_map<FullRank> = true;
+template <>
+inline constexpr bool is_linear_map<InputLatent> = true;
+template <Index R>
+inline constexpr bool is_linear_map<SharedLatent<R>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<TwoStageLatent<R>> = true;
+template <Index RK, Index RV>
+inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
+template <Index R>
+inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
+
+/// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
+template <class KeyValue>
+inline constexpr bool has_linear_latent =
+    is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+template <class KeyValue>
+inline constexpr bool can_mix = has_linear_latent<KeyValue>;
+template <Index R>
+inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
+/// The same scores, and keys and values that can be carried over.
+template <class From, class To>
+inline constexpr bool conversion_known =
+    is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
+        typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
+
+/// Whether two policies are one with different numbers.
+template <class, class>
+inline constexpr bool same_kind = false;
+template <template <Index...> class KeyValue, Index... A, Index... B>
+inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
+
+/// Whether the types leave room for fewer key-value heads than the source has.
+template <class To, class From>
+inline constexpr bool can_merge = true;
+template <class To, class From>
+requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
+inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
+                                            From::Heads::num_kv_heads > To::Heads::num_kv_heads;
+
+/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
+/// own.
+template <class Policy, class F>
+constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
+  if constexpr (std::is_same_v<Policy, AnyAttention>)
+    return AnyAttention::with_policy(config, std::forward<F>(f));
+  else
+    return f(std::type_identity<Policy>());
+}
+/// Types that leave the attention open are looked at here.
+template <class To, class From>
+void require_known(const AttentionConfig& to, const AttentionConfig& from) {
+  const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
+    return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
+  });
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from.attention), " to ",
+          to_name(to.attention), ")");
+}
+
+template <class Target, class Source>
+constexpr bool types_fit() {
+  static_assert(same_model<Target, Source>,
+                "laconic: convert changes a model's attention, neither its kind nor its number type");
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  if constexpr (!std::is_same_v<From, AnyAttention> && !std::is_same_v<To, AnyAttention>) {
+    constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
+    static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
+    static_assert(std::is_same_v<typename From::Position, typename To::Position>,
+                  "laconic: convert keeps the position policy");
+    static_assert(conversion_known<From, To>, "laconic: no conversion is known between these two attentions");
+    static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
+                  "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  }
+  return true;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
