@@ -1446,8 +1446,15 @@ class Parameter {
  public:
   using Scalar = T;  ///< the type of an element
 
+  // Called, not inlined: models consist of hundreds of parameters, and all of that code took a quarter of a user's time
+  // to compile.
   /// Makes a parameter without elements.
-  Parameter() = default;
+  [[gnu::noinline]] Parameter();
+  [[gnu::noinline]] Parameter(const Parameter&);
+  [[gnu::noinline]] Parameter(Parameter&&) noexcept;
+  [[gnu::noinline]] Parameter& operator=(const Parameter&);
+  [[gnu::noinline]] Parameter& operator=(Parameter&&) noexcept;
+  [[gnu::noinline]] ~Parameter();
   /// Makes a parameter of zeros on the host. Allocates.
   explicit Parameter(std::initializer_list<Index> shape, Role role = Role::weight) : shape_(shape), role_(role) {
     value_.setZero(rows(), cols());
@@ -1533,6 +1540,19 @@ class Parameter {
   mutable Matrix<T> gradient_;
   detail::ResidentPointer resident_;
 };
+
+template <class T>
+Parameter<T>::Parameter() = default;
+template <class T>
+Parameter<T>::Parameter(const Parameter&) = default;
+template <class T>
+Parameter<T>::Parameter(Parameter&&) noexcept = default;
+template <class T>
+Parameter<T>& Parameter<T>::operator=(const Parameter&) = default;
+template <class T>
+Parameter<T>& Parameter<T>::operator=(Parameter&&) noexcept = default;
+template <class T>
+Parameter<T>::~Parameter() = default;
 
 /// Says whether a weight is rounded if weights are stored as `weights`. Weights of matrix products are, except that
 /// int8 leaves out convolutions of fewer than 64 values for each output: their largest value would cost the others too
@@ -10016,8 +10036,273 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// A context that also keeps what flows into chosen linear layers, as host matrices: `Recorder<Cpu<float>> cpu;`
+///
+///     cpu.record(layer.weight);
+///     model(cpu, features, sequences);
+///     const Matrix<float>& rows = cpu.input_of(layer.weight);
+template <class Context>
+class Recorder : public Context {
+ public:
+  using typename Context::Tensor;
+  using T = typename Context::Scalar;
+  using Context::Context;
+
+  /// From now on, keeps the last rows that are multiplied by this weight.
+  void record(const Parameter<T>& weight) {
+    if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
+  }
+  /// Returns the last rows that were multiplied by this recorded weight; no rows where there were none.
+  Matrix<T>& input_of(const Parameter<T>& weight) {
+    const auto found = find(weight);
+    require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
+            ") given that is not recorded");
+    return found->second;
+  }
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    if (const auto found = find(weight); found != inputs_.end()) found->second = this->output(x);
+    return Context::linear(x, weight, bias, activation);
+  }
+
+ private:
+  using Inputs = std::vector<std::pair<const Parameter<T>*, Matrix<T>>>;
+  typename Inputs::iterator find(const Parameter<T>& weight) {
+    return std::find_if(inputs_.begin(), inputs_.end(), [&](const auto& one) { return one.first == &weight; });
+  }
+
+  Inputs inputs_;
+};
+
+/// Shows a model or a layer whose values are on the host as a context can run it: itself, or a copy that is prepared.
+/// The original must live as long.
+template <class Context, class Model>
+class Runnable {
+ public:
+  Runnable(Context& context, const Model& model) : model_(&model) {
+    if constexpr (!Context::computes_on_host) {
+      copy_ = std::make_unique<Model>(model);
+      context.prepare(*copy_);
+      model_ = copy_.get();
+    }
+  }
+  const Model& operator*() const { return *model_; }
+
+ private:
+  const Model* model_;
+  std::unique_ptr<Model> copy_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>
+
+// Dense linear algebra of conversions: whole matrices of double in, whole matrices out. Eigen's expressions of products
+// and solvers take long to compile, so each of its kernels is instantiated in one function here and nowhere else. All
+// are templates, although `T` is always double, so that only programs that convert compile them.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Returns the same values as double.
+template <class T>
+Matrix<double> to_double(const Matrix<T>& values) {
+  Matrix<double> out(values.rows(), values.cols());
+  std::copy_n(values.data(), values.size(), out.data());
+  return out;
+}
+/// Overwrites `values` by what is wanted, rounded to its type.
+template <class T>
+void round_to(Matrix<T>& values, const Matrix<double>& wanted) {
+  values.resize(wanted.rows(), wanted.cols());
+  std::transform(wanted.data(), wanted.data() + wanted.size(), values.data(),
+                 [](double x) { return static_cast<T>(x); });
+}
+
+/// Returns `count` rows of a matrix from row `begin` on.
+template <class T>
+Matrix<T> rows_of(const Matrix<T>& matrix, Index begin, Index count) {
+  Matrix<T> out(count, matrix.cols());
+  std::copy_n(matrix.data() + begin * matrix.cols(), out.size(), out.data());
+  return out;
+}
+/// Overwrites rows of a matrix from row `begin` on by all rows of `values`.
+template <class T>
+void set_rows(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
+  std::copy_n(values.data(), values.size(), matrix.data() + begin * matrix.cols());
+}
+/// Returns `count` columns of a matrix from column `begin` on.
+template <class T>
+Matrix<T> columns_of(const Matrix<T>& matrix, Index begin, Index count) {
+  Matrix<T> out(matrix.rows(), count);
+  for (Index r = 0; r < matrix.rows(); ++r)
+    std::copy_n(matrix.data() + r * matrix.cols() + begin, count, out.data() + r * count);
+  return out;
+}
+/// Overwrites columns of a matrix from column `begin` on by all columns of `values`.
+template <class T>
+void set_columns(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
+  for (Index r = 0; r < matrix.rows(); ++r)
+    std::copy_n(values.data() + r * values.cols(), values.cols(), matrix.data() + r * matrix.cols() + begin);
+}
+/// Returns the rows of both matrices, those of `first` above.
+template <class T>
+Matrix<T> above(const Matrix<T>& first, const Matrix<T>& second) {
+  Matrix<T> out(first.rows() + second.rows(), first.cols());
+  set_rows(out, 0, first);
+  set_rows(out, first.rows(), second);
+  return out;
+}
+template <class T>
+Matrix<T> transposed(const Matrix<T>& matrix) {
+  Matrix<T> out(matrix.cols(), matrix.rows());
+  for (Index r = 0; r < matrix.rows(); ++r)
+    for (Index c = 0; c < matrix.cols(); ++c) out.data()[c * matrix.rows() + r] = matrix.data()[r * matrix.cols() + c];
+  return out;
+}
+/// Returns factor * matrix.
+template <class T>
+Matrix<T> scaled(T factor, Matrix<T> matrix) {
+  std::for_each_n(matrix.data(), matrix.size(), [=](T& x) { x *= factor; });
+  return matrix;
+}
+/// Returns a matrix whose column i is multiplied by factor i.
+template <class T>
+Matrix<T> scaled_columns(Matrix<T> matrix, const Matrix<T>& factors) {
+  for (Index r = 0; r < matrix.rows(); ++r)
+    for (Index c = 0; c < matrix.cols(); ++c) matrix.data()[r * matrix.cols() + c] *= factors.data()[c];
+  return matrix;
+}
+
+/// Adds factor * a * b to `sum`, which must not be a or b.
+template <std::same_as<double> T>
+void add_product(Matrix<T>& sum, double factor, const Matrix<T>& a, const Matrix<T>& b) {
+  sum.noalias() += (factor * a) * b;
+}
+/// Returns a * b.
+template <std::same_as<double> T>
+Matrix<T> product(const Matrix<T>& a, const Matrix<T>& b) {
+  Matrix<T> out(a.rows(), b.cols());
+  out.setZero();
+  add_product(out, 1, a, b);
+  return out;
+}
+/// Returns (a * b)^T as Eigen computes a * b for a matrix stored by columns. The order of its sums is another than that
+/// of `product`, so the last bits differ.
+template <std::same_as<double> T>
+Matrix<T> transposed_product(const Matrix<T>& a, const Matrix<T>& b) {
+  if (a.rows() == 1 || b.cols() == 1) return transposed(product(a, b));
+  return product(transposed(b), transposed(a));
+}
+/// Returns a * b, summed in the order of `transposed_product`.
+template <std::same_as<double> T>
+Matrix<T> product_by_columns(const Matrix<T>& a, const Matrix<T>& b) {
+  return transposed(transposed_product(a, b));
+}
+/// Returns matrix^T * matrix.
+template <std::same_as<double> T>
+Matrix<T> gram(const Matrix<T>& matrix) {
+  return product(transposed(matrix), matrix);
+}
+template <std::same_as<double> T>
+Matrix<T> gram_by_columns(const Matrix<T>& matrix) {
+  return product_by_columns(transposed(matrix), matrix);
+}
+/// Returns a - b * c.
+template <std::same_as<double> T>
+Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
+  add_product(a, -1, b, c);
+  return a;
+}
+
+/// Shows the transpose of a matrix, as one that is stored by columns.
+template <class T>
+auto by_columns(const Matrix<T>& transpose) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  return Eigen::Map<const Columns>(transpose.data(), transpose.cols(), transpose.rows());
+}
+
+/// Returns tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of second moment G. An empty G
+/// means white inputs.
+template <std::same_as<double> T>
+T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
+  if (second_moment.size() == 0) return weight.squaredNorm();
+  const Matrix<T> seen = transposed_product(weight, second_moment);
+  return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
+}
+
+/// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
+template <class T>
+struct SymmetricEigen {
+  std::vector<T> values;
+  Matrix<T> vectors;
+};
+template <std::same_as<double> T>
+SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  const Eigen::SelfAdjointEigenSolver<Columns> eigen(symmetric);
+  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
+          symmetric.cols(), ") Gram matrix did not converge");
+  const auto& values = eigen.eigenvalues();
+  return {{values.data(), values.data() + values.size()}, eigen.eigenvectors()};
+}
+/// Returns the eigenvectors of a symmetric matrix in columns, those of the largest eigenvalues first.
+template <std::same_as<double> T>
+Matrix<T> principal_directions(const Matrix<T>& symmetric) {
+  Matrix<T> out = eigenvectors(symmetric).vectors;
+  for (Index r = 0; r < out.rows(); ++r) std::reverse(out.data() + r * out.cols(), out.data() + (r + 1) * out.cols());
+  return out;
+}
+
+/// Returns the square root of a symmetric matrix of positive eigenvalues, and the inverse of that root.
+template <std::same_as<double> T>
+std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
+  const SymmetricEigen<T> eigen = eigenvectors(symmetric);
+  const Index size = symmetric.rows();
+  Matrix<T> lengths(1, size), inverses(1, size);
+  for (Index i = 0; i < size; ++i) {
+    lengths(0, i) = std::sqrt(eigen.values[static_cast<std::size_t>(i)]);
+    inverses(0, i) = std::sqrt(1 / eigen.values[static_cast<std::size_t>(i)]);
+  }
+  const auto combined = [&](const Matrix<T>& factors) {
+    return product_by_columns(scaled_columns(eigen.vectors, factors), transposed(eigen.vectors));
+  };
+  return {combined(lengths), combined(inverses)};
+}
+
+/// Returns as many orthonormal columns, which span at least what these columns span.
+template <std::same_as<double> T>
+Matrix<T> orthonormal(const Matrix<T>& columns) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
+}
+
+/// Returns the square of the length of column i.
+template <std::same_as<double> T>
+T column_energy(const Matrix<T>& matrix, Index i) {
+  return matrix.col(i).squaredNorm();
+}
+/// Appends the lengths of all columns.
+template <std::same_as<double> T>
+void append_column_lengths(std::vector<T>& out, const Matrix<T>& matrix) {
+  for (Index i = 0; i < matrix.cols(); ++i) out.push_back(std::sqrt(column_energy(matrix, i)));
+}
+/// Multiplies column i by a factor.
+template <class T>
+void scale_column(Matrix<T>& matrix, Index i, T factor) {
+  for (Index r = 0; r < matrix.rows(); ++r) matrix.data()[r * matrix.cols() + i] *= factor;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -10053,60 +10338,29 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
           " inputs given, equal numbers expected");
   require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
-  Matrix<T> out(k.rows() + v.rows(), d_model);
-  out << k, v;
+  Matrix<T> out = above(k, v);
   require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
   return out;
-}
-
-template <class T>
-using Eigenvectors = Eigen::SelfAdjointEigenSolver<Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>>;
-
-template <std::same_as<double> T>
-Eigenvectors<T> eigenvectors(const Matrix<T>& gram) {
-  Eigenvectors<T> eigen(gram);
-  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", gram.rows(), ", ", gram.cols(),
-          ") Gram matrix did not converge");
-  return eigen;
-}
-/// Those of the largest eigenvalues first, in columns.
-template <std::same_as<double> T>
-Matrix<T> principal_directions(const Matrix<T>& gram) {
-  return eigenvectors(gram).eigenvectors().rowwise().reverse();
-}
-
-/// As many orthonormal columns, which span at least what these columns span.
-template <std::same_as<double> T>
-Matrix<T> orthonormal(const Matrix<T>& columns) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
 }
 
 /// The singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
 template <std::same_as<double> T>
 JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
-  const Matrix<T> rows = orthonormal<T>(down.transpose()), core = up * (down * rows);
-  const Matrix<T> turn = principal_directions<T>(core.transpose() * core), turned = core * turn;
+  const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
+  const Matrix<T> turn = principal_directions(gram(core)), turned = product(core, turn);
   JointFactors out;
-  out.down = (rows * turn).transpose();
-  out.k_up = turned.topRows(k_rows);
-  out.v_up = turned.bottomRows(up.rows() - k_rows);
+  out.down = transposed_product(rows, turn);
+  out.k_up = rows_of(turned, 0, k_rows);
+  out.v_up = rows_of(turned, k_rows, up.rows() - k_rows);
   return out;
-}
-
-/// tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of the second moment G. None: white
-/// inputs.
-template <std::same_as<double> T>
-double output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
-  if (second_moment.size() == 0) return weight.squaredNorm();
-  return std::max((weight * second_moment).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
 }
 
 /// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
 template <std::same_as<double> T>
 void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
              const Matrix<T>& value_input) {
-  const Matrix<T> of_keys = k - factors.k_up * factors.down, of_values = v - factors.v_up * factors.down;
+  const Matrix<T> of_keys = difference(k, factors.k_up, factors.down),
+                  of_values = difference(v, factors.v_up, factors.down);
   factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
   const double all = output_energy(k, key_input) + output_energy(v, value_input);
   factors.predicted_error = factors.discarded > 0 ? std::sqrt(factors.discarded / all) : 0;
@@ -10117,16 +10371,15 @@ template <std::same_as<double> T>
 void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
   if (where == SingularValues::up) return;
   std::vector<T> lengths;
-  for (Index i = 0; i < down.rows(); ++i)
-    lengths.push_back(std::sqrt(k_up.col(i).squaredNorm() + v_up.col(i).squaredNorm()));
+  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(column_energy(k_up, i) + column_energy(v_up, i)));
   const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
   for (Index i = 0; i < down.rows(); ++i) {
     const T length = lengths[static_cast<std::size_t>(i)],
             moved = where == SingularValues::both ? std::sqrt(length) : length;
     if (length <= least) continue;  // holds nothing; as it is, it can learn
-    down.row(i) *= moved;
-    k_up.col(i) /= moved;
-    v_up.col(i) /= moved;
+    for (Index c = 0; c < down.cols(); ++c) down(i, c) *= moved;
+    for (Matrix<T>* up : {&k_up, &v_up})
+      for (Index r = 0; r < up->rows(); ++r) (*up)(r, i) /= moved;
   }
 }
 
@@ -10136,17 +10389,17 @@ void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues whe
 template <std::same_as<double> T>
 void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
   const Index rank = down.rows(), block = rank & -rank;
-  const auto mix = [&](auto&& row, auto&& other) {
-    const Matrix<T> sum = (row + other) / std::sqrt(T{2}), difference = (row - other) / std::sqrt(T{2});
-    row = sum;
+  const auto mix = [](T& one, T& other) {
+    const T sum = (one + other) / std::sqrt(T{2}), difference = (one - other) / std::sqrt(T{2});
+    one = sum;
     other = difference;
   };
   for (Index step = 1; step < block; step *= 2)
     for (Index i = 0; i < rank; ++i)
       if ((i & step) == 0) {
-        mix(down.row(i), down.row(i + step));
-        mix(k_up.col(i), k_up.col(i + step));
-        mix(v_up.col(i), v_up.col(i + step));
+        for (Index c = 0; c < down.cols(); ++c) mix(down(i, c), down(i + step, c));
+        for (Matrix<T>* up : {&k_up, &v_up})
+          for (Index r = 0; r < up->rows(); ++r) mix((*up)(r, i), (*up)(r, i + step));
       }
 }
 
@@ -10163,15 +10416,14 @@ struct JointSvd {
     const Index d_model = k.cols();
     // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
     // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
-    const Matrix<T> basis = detail::principal_directions<T>(stacked.transpose() * stacked);
-    const Matrix<T> up = stacked * basis;
+    const Matrix<T> basis = detail::principal_directions(detail::gram(stacked));
+    const Matrix<T> up = detail::product(stacked, basis), kept = detail::columns_of(up, 0, rank);
 
     JointFactors out;
-    out.down = basis.leftCols(rank).transpose();
-    out.k_up = up.topLeftCorner(k.rows(), rank);
-    out.v_up = up.bottomLeftCorner(v.rows(), rank);
-    out.singular_values.reserve(static_cast<std::size_t>(d_model));
-    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(up.col(i).norm());
+    out.down = detail::transposed(detail::columns_of(basis, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
     out.discarded = up.rightCols(d_model - rank).squaredNorm();
     if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
     return out;
@@ -10203,17 +10455,18 @@ struct RandomizedSvd {
     for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
     // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
     // the rest.
-    Matrix<T> rows = detail::orthonormal<T>(stacked.transpose() * noise);
+    const Matrix<T> columns = detail::transposed(stacked);
+    Matrix<T> rows = detail::orthonormal(detail::product(columns, noise));
     for (Index i = 0; i < power_iterations; ++i)
-      rows = detail::orthonormal<T>(stacked.transpose() * detail::orthonormal<T>(stacked * rows));
+      rows = detail::orthonormal(detail::product(columns, detail::orthonormal(detail::product(stacked, rows))));
 
-    const Matrix<T> core = stacked * rows;
-    const Matrix<T> turn = detail::principal_directions<T>(core.transpose() * core), up = core * turn;
+    const Matrix<T> core = detail::product(stacked, rows), turn = detail::principal_directions(detail::gram(core)),
+                    up = detail::product(core, turn), kept = detail::columns_of(up, 0, rank);
     JointFactors out;
-    out.down = (rows * turn.leftCols(rank)).transpose();
-    out.k_up = up.topLeftCorner(k.rows(), rank);
-    out.v_up = up.bottomLeftCorner(v.rows(), rank);
-    for (Index i = 0; i < up.cols(); ++i) out.singular_values.push_back(up.col(i).norm());
+    out.down = detail::transposed_product(rows, detail::columns_of(turn, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
     detail::measure(out, k, v, {}, {});
     return out;
   }
@@ -10258,11 +10511,15 @@ class HeadWeights {
     const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
     root_ = inverse_ = Matrix<T>(metric.rows(), dim);
     for (Index h = 0; h < heads; ++h) {
-      const auto eigen = eigenvectors<T>(metric.middleRows(h * dim, dim));
-      const Matrix<T> vectors = eigen.eigenvectors();
-      const Matrix<T> values = (eigen.eigenvalues().cwiseMax(0).array() + least).sqrt().matrix();
-      root_.middleRows(h * dim, dim) = vectors * values.asDiagonal() * vectors.transpose();
-      inverse_.middleRows(h * dim, dim) = vectors * values.cwiseInverse().asDiagonal() * vectors.transpose();
+      const SymmetricEigen<T> eigen = eigenvectors(rows_of(metric, h * dim, dim));
+      const Matrix<T> rows = transposed(eigen.vectors);
+      Matrix<T> values(1, dim), inverses(1, dim);
+      for (Index i = 0; i < dim; ++i) {
+        values(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], T{0}) + least);
+        inverses(0, i) = 1 / values(0, i);
+      }
+      set_rows(root_, h * dim, product_by_columns(scaled_columns(eigen.vectors, values), rows));
+      set_rows(inverse_, h * dim, product_by_columns(scaled_columns(eigen.vectors, inverses), rows));
     }
   }
 
@@ -10273,8 +10530,9 @@ class HeadWeights {
     if (root_.size() == 0) return;
     const T energy = output_energy(apply(rows), second_moment);
     if (!(energy > 0)) return;
-    root_ /= std::sqrt(energy);
-    inverse_ *= std::sqrt(energy);
+    const T length = std::sqrt(energy);
+    std::for_each_n(root_.data(), root_.size(), [=](T& x) { x /= length; });
+    inverse_ = scaled(length, std::move(inverse_));
   }
 
  private:
@@ -10282,7 +10540,7 @@ class HeadWeights {
     const Index dim = blocks.cols();
     Matrix<T> out(rows.rows(), rows.cols());
     for (Index at = 0; at < rows.rows(); at += dim)
-      out.middleRows(at, dim) = blocks.middleRows(at % blocks.rows(), dim) * rows.middleRows(at, dim);
+      set_rows(out, at, product_by_columns(rows_of(blocks, at % blocks.rows(), dim), rows_of(rows, at, dim)));
     return out;
   }
 
@@ -10326,30 +10584,189 @@ struct ActivationPca {
     Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
     if (outputs > d_model) {
       axes = detail::orthonormal(weighted);
-      coordinates = axes.transpose() * weighted;
+      coordinates = detail::product_by_columns(detail::transposed(axes), weighted);
     } else {
-      coordinates.topRows(outputs) = weighted;
+      detail::set_rows(coordinates, 0, weighted);
     }
-    const Matrix<T> gram = coordinates * input * coordinates.transpose();
+    const Matrix<T> rows = detail::transposed(coordinates),
+                    moment = detail::product(detail::product_by_columns(coordinates, input), rows);
     // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
-    const T little = 1e-10 * input.trace() / static_cast<T>(d_model);
-    const Matrix<T> directions =
-        detail::principal_directions<T>(gram + little * (coordinates * coordinates.transpose()));
+    Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
+    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
+    const Matrix<T> directions = detail::principal_directions<T>(moment + little),
+                    kept = detail::columns_of(directions, 0, rank);
 
     // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
     // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
-    const Matrix<T> components = axes * directions.leftCols(rank),
-                    down = directions.leftCols(rank).transpose() * coordinates;
-    Matrix<T> up(outputs, rank);
-    up << of_keys.undo(components.topRows(k.rows())), of_values.undo(components.bottomRows(v.rows()));
+    const Matrix<T> components = detail::product(axes, kept),
+                    down = detail::product(detail::transposed(kept), coordinates);
+    const Matrix<T> up = detail::above(of_keys.undo(detail::rows_of(components, 0, k.rows())),
+                                       of_values.undo(detail::rows_of(components, k.rows(), v.rows())));
     JointFactors out = detail::product_svd(up, down, k.rows());
-    const Matrix<T> squares = (gram * directions).cwiseProduct(directions).colwise().sum();
+    const Matrix<T> energies = detail::transposed_product(moment, directions),
+                    squares = detail::by_columns(energies).cwiseProduct(directions).colwise().sum();
     for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(std::sqrt(std::max(squares(0, i), T{0})));
     detail::measure(out, k, v, input, input);
     return out;
   }
 };
 
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+template <class Layer, class F>
+decltype(auto) with_layer(Layer& layer, F&& f) {
+  if constexpr (requires { layer.layer; })
+    return std::visit(std::forward<F>(f), layer.layer);
+  else
+    return f(layer);
+}
+
+/// The configuration with the ranks that these numbers say.
+template <class Config, class Numbers>
+Config with_ranks(Config config, const Numbers& numbers) {
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  config.kv_lora_ranks = numbers.kv_lora_ranks;
+  config.v_lora_ranks = numbers.v_lora_ranks;
+  return config;
+}
+
+/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
+/// shape there.
+template <class Target, class Source>
+void copy_parameters(Target& target, const Source& source) {
+  require_on_host(source, "convert");
+  using P = Parameter<typename Source::Scalar>;
+  std::vector<std::pair<std::string, const P*>> from;
+  source.parameters([&](std::string_view name, const P& p) { from.emplace_back(name, &p); });
+  std::sort(from.begin(), from.end());
+  std::vector<const P*> converted;
+  Target::each_attention(target, [&](std::string_view, const auto& any) {
+    with_layer(any, [&](const auto& layer) {
+      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+      if constexpr (requires { layer.query.linear_q_rope; })
+        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+    });
+  });
+  target.parameters([&](std::string_view name, P& p) {
+    const auto found = std::lower_bound(from.begin(), from.end(), name,
+                                        [](const auto& one, std::string_view wanted) { return one.first < wanted; });
+    if (found != from.end() && found->first == name && found->second->shape() == p.shape())
+      p.host() = found->second->host();
+    else
+      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
+              "convert: the source has no parameter ", name, " of the target's shape");
+  });
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Adds x^T x.
+template <class T>
+void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
+  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
+  const Matrix<double> rows = to_double(x);
+  add_product(sum, 1, transposed(rows), rows);
+}
+
+/// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
+template <class Context, class Policy, class T>
+Matrix<T> key_input(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                    const Sequences& sequences) {
+  if constexpr (Policy::Position::turns_input) {
+    Pass<typename Context::Tensor> pass{sequences, {}};
+    pass.table = layer.table(context, pass);
+    return context.output(context.rotate(context.input(x), pass.table, Policy::Position::pairs));
+  }
+  return x;
+}
+
+/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
+template <class Context, class Policy, class T>
+void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
+             bool queries, LayerStatistics& sums) {
+  using Position = typename Policy::Position;
+  const Matrix<T> turned = key_input(context, layer, x, sequences);
+  add_second_moment(sums.value_input, x);
+  if (Position::turns_input) add_second_moment(sums.key_input, turned);
+  if (!queries) return;
+  auto q = layer.query(context, context.input(turned)).content;
+  if constexpr (Position::is_relative) q = context.add_row(q, layer.position.pos_bias_u);
+  const AttentionDims& d = layer.dims();
+  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
+  const Matrix<double> rows = to_double(context.output(q));
+  for (Index h = 0; h < d.num_heads; ++h) {
+    const Matrix<double> head = gram_by_columns(columns_of(rows, h * d.head_dim, d.head_dim));
+    for (Index i = 0; i < head.size(); ++i) sums.key_metric.data()[h * head.size() + i] += head.data()[i];
+  }
+}
+
+/// Returns what the attention layers of this model get from this speech. Goes utterance by utterance, so that it takes
+/// little memory.
+template <class Context, class Source, class T>
+std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Calibration<T>& speech,
+                                       bool score_aware) {
+  require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
+          " rows of features given, their sequences have ", speech.sequences.rows());
+  const Runnable run(recorder, source);
+  std::vector<LayerStatistics> out;
+  Source::each_attention(*run, [&](std::string_view, const auto& layer) {
+    out.emplace_back();
+    recorder.record(layer.input_weight());
+  });
+  Index frames = 0;
+  for (Index n = 0; n < speech.sequences.size(); ++n) {
+    const Matrix<T> features = rows_of(speech.features, speech.sequences.begin(n), speech.sequences.length(n));
+    const Sequences sequences = (*run)(recorder, features, Sequences{features.rows()}).sequences;
+    if (sequences.rows() == 0) continue;
+    frames += sequences.rows();
+    auto sums = out.begin();
+    Source::each_attention(*run, [&](std::string_view, const auto& any) {
+      const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
+      with_layer(any, [&](const auto& layer) { observe(recorder, layer, x, sequences, score_aware, *sums); });
+      ++sums;
+    });
+  }
+  require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
+          " sequences, of which the subsampling leaves none");
+
+  auto sums = out.begin();
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    LayerStatistics& s = *sums++;
+    if (s.key_input.size() == 0) s.key_input = s.value_input;
+    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
+      std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+            " has inputs or queries that are not finite");
+    if (!score_aware) return;
+    const Matrix<double> weight =
+        with_layer(any, [](const auto& layer) { return to_double(layer.linear_out.weight.host()); });
+    const Index dim = s.key_metric.cols();
+    s.value_metric.resize(weight.cols(), dim);
+    for (Index at = 0; at < weight.cols(); at += dim)
+      set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
+  });
+  return out;
+}
+template <class Source, class T>
+std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
+  Recorder<Cpu<T>> recorder;
+  return calibrate(recorder, source, speech, score_aware);
+}
+
+}  // namespace detail
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -10391,628 +10808,32 @@ struct ConversionReport {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
-/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
-struct Deviation {
-  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
-  Index count = 0;
-
-  void add(double value, double expected) {
-    error += (value - expected) * (value - expected);
-    reference += expected * expected;
-    absolute += std::abs(value - expected);
-    square += value * value;
-    product += value * expected;
-    ++count;
-  }
-  Deviation& operator+=(const Deviation& other) {
-    error += other.error;
-    reference += other.reference;
-    absolute += other.absolute;
-    square += other.square;
-    product += other.product;
-    count += other.count;
-    return *this;
-  }
-  /// |value - expected| / |expected| (Frobenius).
-  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
-  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
-  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
-  /// Of the angle between both. It does not see the scale: the relative error does.
-  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
+/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
+/// key-value head for every head.
+struct ConversionConfig {
+  Index num_kv_heads = 0;
+  Index kv_lora_rank = 0;
+  Index v_lora_rank = 0;
+  AttentionName attention = AttentionName::by_type;
+  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
+  IndexList kv_lora_ranks{}, v_lora_ranks{};
+  /// Of whatever latents are made.
+  SingularValues singular_values = SingularValues::up;
+  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
+  /// Else the stronger of the two takes the latent for itself.
+  bool balance = false;
+  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
+  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  bool hadamard = false;
 };
 
-/// Every number of `value` against that of `expected`.
-template <class A, class B>
-Deviation deviation(const A& value, const B& expected) {
-  Deviation out;
-  for (Index r = 0; r < expected.rows(); ++r)
-    for (Index c = 0; c < expected.cols(); ++c)
-      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
-template <class T>
-Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
-  const Random random(Seed(), name);
-  Matrix<T> out(rows, cols);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// What a layer's report, or that of all, says of outputs.
-void set_output(auto& report, const Deviation& of_output) {
-  report.output_error = of_output.relative();
-  report.output_mse = of_output.mean_squared();
-  report.output_mae = of_output.mean_absolute();
-  report.output_cosine = of_output.cosine();
-}
-
-/// The CPU, keeping what flows into chosen linear layers: `inputs[&layer.weight]` is filled where it exists.
-template <class T>
-class InputRecorder : public Cpu<T> {
- public:
-  using typename Cpu<T>::Tensor;
-
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                std::optional<Activation> activation = {}) {
-    if (const auto at = inputs.find(&weight); at != inputs.end()) at->second = x.view();
-    return Cpu<T>::linear(x, weight, bias, activation);
-  }
-
-  std::map<const Parameter<T>*, Matrix<T>> inputs;
+/// `auto [small, report] = convert<Small>(model);`
+template <class Target>
+struct Conversion {
+  Target model;
+  ConversionReport report;
 };
 
-/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
-template <class T>
-struct KeyValueRows {
-  Matrix<T> k, v;
-};
-
-/// Those that a layer computes from rows x (rows, d_model); keys are computed from rows of their own where positions
-/// turn these. Biases are left out, for a conversion may move them: one on the keys changes no probability, one on the
-/// values is one on the output.
-template <class Policy, class T>
-KeyValueRows<T> key_value_rows(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
-                               const Matrix<T>& turned) {
-  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
-    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
-    rows.topRows(from.rows()) = from;
-    return rows;
-  };
-  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
-  const auto all = layer.key_value.expand(cpu, layer.key_value.remember(cpu, cpu.input(of_keys), cpu.input(of_values)));
-  const AttentionDims& d = layer.dims();
-  const auto of_heads = [&](const auto& rows) {
-    Matrix<T> out(x.rows(), d.q_dim());
-    for (Index h = 0; h < d.num_heads; ++h) {
-      const auto head = rows.view().middleCols(h / (d.num_heads / d.num_kv_heads) * d.head_dim, d.head_dim);
-      out.middleCols(h * d.head_dim, d.head_dim) = head.topRows(x.rows()).rowwise() - head.row(x.rows());
-    }
-    return out;
-  };
-  return {of_heads(all.k), of_heads(all.v)};
-}
-template <class T>
-Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
-  Deviation out = deviation(value.k, expected.k);
-  return out += deviation(value.v, expected.v);
-}
-
-/// Keys and values of both layers for the same rows x (rows, d_model).
-template <class To, class From, class T>
-Deviation key_value_deviation(Cpu<T>& cpu, const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source,
-                              const Matrix<T>& x) {
-  return deviation(key_value_rows(cpu, target, x, x), key_value_rows(cpu, source, x, x));
-}
-
-/// Outputs of both attention layers for the same rows x (rows, d_model) of these sequences.
-template <class To, class From, class T>
-Deviation output_deviation(Cpu<T>& cpu, const To& target, const From& source, const Matrix<T>& x,
-                           const Sequences& sequences, const Mask& mask) {
-  const auto rows = cpu.input(x);
-  const auto output_of = [&](const auto& layer) {
-    Pass<Tensor<T>> pass{sequences, mask};
-    pass.table = layer.table(cpu, pass);
-    return layer(cpu, rows, pass);
-  };
-  return deviation(output_of(target).view(), output_of(source).view());
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
-template <class Layer, class F>
-decltype(auto) with_layer(Layer& layer, F&& f) {
-  if constexpr (requires { layer.layer; })
-    return std::visit(std::forward<F>(f), layer.layer);
-  else
-    return f(layer);
-}
-
-template <class Values>
-void add_second_moment(Matrix<double>& sum, const Values& values) {
-  const Matrix<double> x = values.template cast<double>();
-  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
-  sum.noalias() += x.transpose() * x;
-}
-
-/// What queries and keys of this layer are computed from: x, or x as its position turns it.
-template <class Policy, class T>
-Matrix<T> key_input(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
-                    const Sequences& sequences) {
-  if constexpr (Policy::Position::turns_input) {
-    Pass<Tensor<T>> pass{sequences, {}};
-    pass.table = layer.table(cpu, pass);
-    return cpu.rotate(cpu.input(x), pass.table, Policy::Position::pairs).view();
-  }
-  return x;
-}
-
-/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
-template <class Policy, class T>
-void observe(Cpu<T>& cpu, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
-             bool queries, LayerStatistics& sums) {
-  using Position = typename Policy::Position;
-  const Matrix<T> turned = key_input(cpu, layer, x, sequences);
-  add_second_moment(sums.value_input, x);
-  if (Position::turns_input) add_second_moment(sums.key_input, turned);
-  if (!queries) return;
-  auto q = layer.query(cpu, cpu.input(turned)).content;
-  if constexpr (Position::is_relative) q = cpu.add_row(q, layer.position.pos_bias_u);
-  const AttentionDims& d = layer.dims();
-  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
-  for (Index h = 0; h < d.num_heads; ++h) {
-    const Matrix<double> head = q.view().middleCols(h * d.head_dim, d.head_dim).template cast<double>();
-    sums.key_metric.middleRows(h * d.head_dim, d.head_dim) += head.transpose() * head;
-  }
-}
-
-/// What the attention layers of this model get from this speech. Utterance by utterance, so that it takes little
-/// memory.
-template <class Source, class T>
-std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
-  require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
-          " rows of features given, their sequences have ", speech.sequences.rows());
-  InputRecorder<T> cpu;
-  std::vector<LayerStatistics> out;
-  Source::each_attention(source, [&](std::string_view, const auto& layer) {
-    out.emplace_back();
-    cpu.inputs[&layer.input_weight()];
-  });
-  Index frames = 0;
-  for (Index n = 0; n < speech.sequences.size(); ++n) {
-    const Matrix<T> features = speech.features.middleRows(speech.sequences.begin(n), speech.sequences.length(n));
-    const Sequences sequences = source(cpu, features, Sequences{features.rows()}).sequences;
-    if (sequences.rows() == 0) continue;
-    frames += sequences.rows();
-    auto sums = out.begin();
-    Source::each_attention(source, [&](std::string_view, const auto& any) {
-      with_layer(any, [&](const auto& layer) {
-        observe(cpu, layer, cpu.inputs[&any.input_weight()], sequences, score_aware, *sums);
-      });
-      ++sums;
-    });
-  }
-  require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
-          " sequences, of which the subsampling leaves none");
-
-  auto sums = out.begin();
-  Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    LayerStatistics& s = *sums++;
-    if (s.key_input.size() == 0) s.key_input = s.value_input;
-    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric}) *sum /= static_cast<double>(frames);
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
-            " has inputs or queries that are not finite");
-    if (!score_aware) return;
-    const Matrix<double> weight = with_layer(
-        any, [](const auto& layer) { return layer.linear_out.weight.host().template cast<double>().eval(); });
-    const Index dim = s.key_metric.cols();
-    s.value_metric.resize(weight.cols(), dim);
-    for (Index at = 0; at < weight.cols(); at += dim)
-      s.value_metric.middleRows(at, dim) = weight.middleCols(at, dim).transpose() * weight.middleCols(at, dim);
-  });
-  return out;
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <functional>
-
-// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
-struct KeyValueMap {
-  Matrix<double> k, v;
-  auto k_weight() const { return k.leftCols(k.cols() - 1); }
-  auto v_weight() const { return v.leftCols(v.cols() - 1); }
-  auto v_bias() const { return v.rightCols(1); }
-};
-
-template <class T>
-Matrix<double> with_bias(const Linear<T>& linear) {
-  Matrix<double> out(linear.out(), linear.in() + 1);
-  out.leftCols(linear.in()) = linear.weight.host().template cast<double>();
-  out.rightCols(1).setZero();
-  if (linear.has_bias()) out.rightCols(1) = linear.bias.host().transpose().template cast<double>();
-  return out;
-}
-template <class T>
-void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  linear.weight.host() = with_bias.leftCols(linear.in()).template cast<T>();
-  if (linear.has_bias()) linear.bias.host() = with_bias.rightCols(1).transpose().template cast<T>();
-}
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  linear.weight.host() = weight.template cast<T>();
-  if (linear.has_bias()) linear.bias.host().setZero();
-}
-
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
-/// of `first`, each after its block.
-inline Matrix<double> composed(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  Matrix<double> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b) {
-    both.middleRows(b * out, out) = second.block(b * out, 0, out, in) * first.middleRows(b * in, in);
-    both.block(b * out, first.cols() - 1, out, 1) += second.block(b * out, in, out, 1);
-  }
-  return both;
-}
-/// The same where every block of rows of `first` meets all of `second`.
-inline Matrix<double> composed_each(const Matrix<double>& second, const Matrix<double>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<double> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) both.middleRows(b * out, out) = composed(second, first.middleRows(b * in, in));
-  return both;
-}
-
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
-}
-template <class Layer>
-KeyValueMap key_value_map(InputLatent, const Layer& layer) {
-  return key_value_map(FullRank(), layer);
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
-          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
-}
-template <Index RK, Index RV, class Layer>
-KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
-          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
-          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
-}
-
-/// Every head's rows from those of the key-value head that it reads.
-inline Matrix<double> repeat_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h * dim, dim) = rows.middleRows(h / group * dim, dim);
-  return out;
-}
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-inline Matrix<double> mean_heads(const Matrix<double>& rows, const AttentionDims& d) {
-  Matrix<double> out = Matrix<double>::Zero(d.kv_dim(), rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) out.middleRows(h / group * dim, dim) += rows.middleRows(h * dim, dim);
-  return out / static_cast<double>(group);
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// How keys and values of one layer are factorized.
-struct Fitting {
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
-                             const LayerStatistics& statistics)>
-      factorize;
-  SingularValues singular_values;
-  bool balance, hadamard;
-  LayerStatistics statistics;
-};
-
-/// Keys and values by one latent.
-template <std::same_as<double> T>
-JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
-  const LayerStatistics& s = how.statistics;
-  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
-  JointFactors out;
-  if (how.balance && of_k > 0 && of_v > 0) {
-    const T rho = std::sqrt(of_k / of_v);
-    const JointFactors balanced = how.factorize(k / rho, v, rank, s);
-    Matrix<T> up(k.rows() + v.rows(), rank);
-    up << rho * balanced.k_up, balanced.v_up;
-    out = product_svd(up, balanced.down, k.rows());
-    measure(out, k, v, s.key_input, s.value_input);
-  } else {
-    out = how.factorize(k, v, rank, s);
-  }
-  place(out.down, out.k_up, out.v_up, how.singular_values);
-  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
-  return out;
-}
-
-/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error that this costs.
-template <class Layer>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
-  assign(layer.linear_k, wanted.k);
-  assign(layer.linear_v, wanted.v);
-  return 0;
-}
-template <class Layer>
-double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  return fit(FullRank(), layer, wanted, how);
-}
-template <Index R, class Layer>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-template <Index R, class Layer>
-double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  const Index dim = layer.linear_k_b.in();
-  const Matrix<double> identities = Matrix<double>::Identity(dim, dim).replicate(k.rows() / dim, 1);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_a, factors.k_up);
-  assign_weight(layer.linear_k_b, identities);
-  assign_weight(layer.linear_v_a, factors.v_up);
-  assign_weight(layer.linear_v_b, identities);
-  return factors.discarded;
-}
-template <Index RK, Index RV, class Layer>
-double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
-  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
-  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
-  assign_weight(layer.linear_k_down, keys.down);
-  assign_weight(layer.linear_k_up, keys.k_up);
-  assign_weight(layer.linear_v_down, values.down);
-  assign_weight(layer.linear_v_up, values.v_up);
-  return keys.discarded + values.discarded;
-}
-
-/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by
-/// a root of the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can
-/// heed no more than one.
-template <class T, std::same_as<double> D>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
-                 const Matrix<D>& metric, const Fitting& how) {
-  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<D> mean = metric.topRows(std::min(dim, metric.rows()));
-  for (Index at = dim; at < metric.rows(); at += dim) mean += metric.middleRows(at, dim);
-  const HeadWeights<D> weights(mean);
-  const Matrix<D> weighted = weights.apply(weight);
-  Matrix<D> seen = weighted;
-  if (input.size() > 0) {
-    const auto eigen = eigenvectors(input);
-    seen *= Matrix<D>(eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal());
-  }
-  Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h)
-    stacked.middleRows(h * d_model, d_model) = seen.middleRows(h * dim, dim).transpose();
-  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
-
-  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(factors.down.transpose());
-  for (Index h = 0; h < heads; ++h)
-    latents.middleRows(h * rank, rank) = factors.down * weighted.middleRows(h * dim, dim);
-  double discarded = factors.discarded;
-  if (input.size() > 0) {
-    discarded = 0;
-    for (Index h = 0; h < heads; ++h)
-      discarded +=
-          output_energy<D>(weight.middleRows(h * dim, dim) - expansion * latents.middleRows(h * rank, rank), input);
-  }
-
-  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
-  // can learn.)
-  std::vector<D> squares(static_cast<std::size_t>(rank));
-  for (Index i = 0; i < heads * rank; ++i)
-    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
-  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
-  for (Index i = 0; i < heads * rank; ++i) {
-    const D square = squares[static_cast<std::size_t>(i % rank)];
-    if (how.singular_values == SingularValues::down || square <= least) continue;
-    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
-    latents.row(i) /= moved;
-    if (i < rank) expansion.col(i) *= moved;
-  }
-  assign_weight(down, latents);
-  assign_weight(expand, expansion);
-  return discarded;
-}
-template <Index R, class Layer>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const LayerStatistics& s = how.statistics;
-  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
-         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-// Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
-/// where each has them as they are.
-struct HeadMerge {
-  KeyValueMap wanted;
-  Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
-
-  bool turns() const { return k_turn.size() > 0; }
-  /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
-  static Matrix<double> spread(const Matrix<double>& turn, const Matrix<double>& merged, const AttentionDims& d) {
-    Matrix<double> out = repeat_heads(merged, d);
-    if (turn.size() == 0) return out;
-    for (Index at = 0; at < out.rows(); at += d.head_dim)
-      out.middleRows(at, d.head_dim) = (turn.middleRows(at, d.head_dim) * out.middleRows(at, d.head_dim)).eval();
-    return out;
-  }
-};
-
-/// The orthogonal matrix nearest to this one.
-template <std::same_as<double> D>
-Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
-  // With V from M^T M, the columns of M V are those of U, as long as their singular values.
-  const Matrix<D> v = principal_directions<D>(matrix.transpose() * matrix), columns = matrix * v;
-  Matrix<D> u = orthonormal(columns);
-  for (Index i = 0; i < u.cols(); ++i)
-    if (u.col(i).dot(columns.col(i)) < 0) u.col(i) = -u.col(i);
-  return u * v.transpose();
-}
-
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
-/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
-/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
-/// group's are projected to the head_dim principal components of its outputs.
-template <std::same_as<double> D>
-HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
-                      const Matrix<D>& output_weight) {
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
-  const Matrix<D> k = before.k_weight(), v = before.v_weight();
-  HeadMerge out;
-  out.wanted.k = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
-  out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
-  out.k_turn.resize(d.q_dim(), dim);
-  out.v_turn.resize(d.q_dim(), dim);
-  for (Index g = 0; g < d.num_kv_heads; ++g) {
-    const Index first = g * group * dim;
-    const auto head = [&](Index i) { return k.middleRows(first + i * dim, dim); };
-    const auto turn = [&](Index i) { return out.k_turn.middleRows(first + i * dim, dim); };
-    Matrix<D> mean = head(0);
-    double error = -1;
-    for (Index round = 0; round < 100; ++round) {
-      Matrix<D> next = Matrix<D>::Zero(dim, inputs);
-      double rest = 0;
-      const Matrix<D> met = seen.key_input * mean.transpose();
-      for (Index i = 0; i < group; ++i) {
-        turn(i) = nearest_orthogonal<D>(head(i) * met);
-        next += turn(i).transpose() * head(i) / static_cast<D>(group);
-      }
-      mean = next;
-      for (Index i = 0; i < group; ++i) rest += output_energy<D>(head(i) - turn(i) * mean, seen.key_input);
-      if (round > 0 && error - rest <= 1e-9 * error) break;
-      error = rest;
-    }
-    out.wanted.k.block(g * dim, 0, dim, inputs) = mean;
-
-    // Errors of values count behind the output projection.
-    const Index rows = group * dim;
-    Matrix<D> metric(rows, dim);
-    for (Index i = 0; i < group; ++i) {
-      const auto columns = output_weight.middleCols(first + i * dim, dim);
-      metric.middleRows(i * dim, dim) = columns.transpose() * columns;
-    }
-    const HeadWeights<D> weights(metric);
-    const Matrix<D> weighted = weights.apply(v.middleRows(first, rows));
-    const Matrix<D> components =
-        principal_directions<D>(weighted * seen.value_input * weighted.transpose()).leftCols(dim);
-    const Matrix<D> spread = weights.undo(components), merged = components.transpose() * weighted;
-    // In units in which the output projection keeps its size, so that training goes on as before.
-    const auto eigen = eigenvectors<D>(spread.transpose() * spread / static_cast<D>(group));
-    const Matrix<D> root = eigen.operatorSqrt(), inverse = eigen.operatorInverseSqrt();
-    out.v_turn.middleRows(first, rows) = spread * inverse;
-    out.wanted.v.block(g * dim, 0, dim, inputs) = root * merged;
-  }
-  return out;
-}
-
-/// Whether queries, positions and the output can follow when keys and values are turned.
-template <class Policy>
-inline constexpr bool can_turn_heads =
-    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
-
-/// Turns queries, positions and output of a layer as keys and values of its heads are turned.
-template <class Policy, class T>
-void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
-  const Index dim = layer.dims().head_dim;
-  const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
-    for (Index at = 0; at < merge.k_turn.rows(); at += dim)
-      rows.host().middleRows(at, dim) =
-          (merge.k_turn.middleRows(at, dim).transpose() * rows.host().middleRows(at, dim).template cast<double>())
-              .template cast<T>()
-              .eval();
-  };
-  const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
-    for (Index h = 0; h < merge.k_turn.rows() / dim; ++h) {
-      Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>> one(numbers.data() + h * dim, dim);
-      one = (one.template cast<double>() * merge.k_turn.middleRows(h * dim, dim)).template cast<T>().eval();
-    }
-  };
-  auto& query = [&]() -> auto& {
-    if constexpr (requires { layer.query.up; })
-      return layer.query.up;
-    else
-      return layer.query;
-  }
-  ();
-  turn(query.linear_q.weight);
-  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
-  if constexpr (Policy::Position::is_relative) {
-    turn(layer.position.linear_pos.weight);
-    turn_each(layer.position.pos_bias_u.host());
-    turn_each(layer.position.pos_bias_v.host());
-  }
-  Matrix<T>& out = layer.linear_out.weight.host();
-  for (Index at = 0; at < merge.v_turn.rows(); at += dim)
-    out.middleCols(at, dim) =
-        (out.middleCols(at, dim).template cast<double>() * merge.v_turn.middleRows(at, dim)).template cast<T>().eval();
-}
-
-}  // namespace detail
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -11777,35 +11598,10 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+// Which attentions can be converted into which.
+
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
-/// key-value head for every head.
-struct ConversionConfig {
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;
-  AttentionName attention = AttentionName::by_type;
-  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
-  IndexList kv_lora_ranks{}, v_lora_ranks{};
-  /// Of whatever latents are made.
-  SingularValues singular_values = SingularValues::up;
-  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
-  /// Else the stronger of the two takes the latent for itself.
-  bool balance = false;
-  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
-  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
-  bool hadamard = false;
-};
-
-/// `auto [small, report] = convert<Small>(model);`
-template <class Target>
-struct Conversion {
-  Target model;
-  ConversionReport report;
-};
-
 namespace detail {
 
 template <class Target, class Source>
@@ -11838,16 +11634,6 @@ inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
 inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
 
-/// The configuration with the ranks that these numbers say.
-template <class Config, class Numbers>
-Config with_ranks(Config config, const Numbers& numbers) {
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  config.v_lora_rank = numbers.v_lora_rank;
-  config.kv_lora_ranks = numbers.kv_lora_ranks;
-  config.v_lora_ranks = numbers.v_lora_ranks;
-  return config;
-}
-
 /// The same scores, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
@@ -11860,112 +11646,13 @@ inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Keys and values of a layer for every head; nothing where they are no linear functions of its input.
-template <class Policy, class T>
-KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
-  if constexpr (is_linear_map<typename Policy::KeyValue>) {
-    const KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-    require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
-            " have weights that are not finite");
-    return out;
-  }
-  return {};
-}
-
-/// What is to be done with one layer. Pairs of policies are looked at here alone: all else is compiled once for each
-/// policy.
-struct LayerPair {
-  bool is_known = false, is_copied = false, is_merged = false;
-};
-template <class To, class From, class T>
-LayerPair pair_of(const AttentionLayer<To, T>& target, const AttentionLayer<From, T>& source) {
-  const AttentionDims &to = target.dims(), &from = source.dims();
-  const bool same_latent = same_kind<typename To::KeyValue, typename From::KeyValue> && from.kv_lora_rank > 0 &&
-                           from.kv_lora_rank == to.kv_lora_rank && from.v_lora_rank == to.v_lora_rank;
-  return {conversion_known<From, To>, same_latent && from.num_kv_heads == to.num_kv_heads,
-          from.num_kv_heads > to.num_kv_heads};
-}
-
-/// The predicted deviation of a layer, and how its heads were merged.
-struct ConvertedLayer {
-  Deviation deviation;
-  HeadMerge merge;
-  double k_factor_error = 0, v_factor_error = 0;
-};
-
-/// Fits keys and values of one layer to what they were `before`; its other parameters are already copied, and where
-/// `is_copied`, these too.
-template <class To, class T>
-ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const KeyValueMap& before, const LayerPair& pair,
-                             Fitting how) {
-  const AttentionDims& to = target.dims();
-  LayerStatistics& seen = how.statistics;
-  const auto output_weight = [&]() -> Matrix<double> {
-    return target.linear_out.weight.host().template cast<double>();
-  };
-  const Matrix<double> of_bias = output_weight() * before.v_bias();
-  ConvertedLayer out;
-  if (can_turn_heads<To> && pair.is_merged && seen.key_input.size() > 0)
-    out.merge = align_heads(before, to, seen, output_weight());
-  else
-    out.merge.wanted = mean_heads(before, to);
-  const HeadMerge& merge = out.merge;
-  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
-    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
-  };
-  const auto error_of = [&](const KeyValueMap& merged) {
-    const Index inputs = before.k.cols() - 1;
-    return energies((HeadMerge::spread(merge.k_turn, merged.k, to) - before.k).leftCols(inputs),
-                    (HeadMerge::spread(merge.v_turn, merged.v, to) - before.v).leftCols(inputs));
-  };
-  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  require(can_mix<typename To::KeyValue> || !how.hadamard,
-          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
-  if (pair.is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
-
-  for (const auto& [metric, turn] :
-       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
-    if (metric->size() == 0) continue;
-    for (Index at = 0; merge.turns() && at < metric->rows(); at += to.head_dim) {
-      const auto one = turn->middleRows(at, to.head_dim);
-      metric->middleRows(at, to.head_dim) = (one.transpose() * metric->middleRows(at, to.head_dim) * one).eval();
-    }
-    *metric = mean_heads(*metric, to);
-  }
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
-  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  // What heads that were turned lose is not.
-  out.deviation.error = merge.turns()
-                            ? error_of(now)
-                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
-
-  const auto factor_error = [&](const Matrix<double>& turn, const Matrix<double>& merged, const auto& expected) {
-    const double norm = expected.norm();
-    return norm > 0 ? (HeadMerge::spread(turn, merged, to).leftCols(expected.cols()) - expected).norm() / norm : 0;
-  };
-  out.k_factor_error = factor_error(merge.k_turn, now.k, before.k_weight());
-  out.v_factor_error = factor_error(merge.v_turn, now.v, before.v_weight());
-
-  if constexpr (can_turn_heads<To>) {
-    if (merge.turns()) turn_heads(target, merge);
-  }
-  // Probabilities sum to 1, so a bias on the values is one on the output.
-  const Matrix<double> moved = of_bias - output_weight() * repeat_heads(now, to).v_bias();
-  if (target.linear_out.has_bias()) target.linear_out.bias.host() += moved.transpose().template cast<T>();
-  return out;
-}
-
-/// Keys and values of the source's heads from those of merged ones.
-template <class T>
-void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
-  if (!merge.turns()) return;
-  const Index dim = merge.k_turn.cols();
-  for (const auto& [numbers, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
-    for (Index at = 0; at < turn->rows(); at += dim)
-      numbers->middleCols(at, dim) =
-          (numbers->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
-}
+/// Whether the types leave room for fewer key-value heads than the source has.
+template <class To, class From>
+inline constexpr bool can_merge = true;
+template <class To, class From>
+requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
+inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
+                                            From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
 /// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
 /// own.
@@ -11986,32 +11673,6 @@ void require_known(const AttentionConfig& to, const AttentionConfig& from) {
           to_name(to.attention), ")");
 }
 
-/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
-/// shape there.
-template <class Target, class Source>
-void copy_parameters(Target& target, const Source& source) {
-  require_on_host(source, "convert");
-  using P = Parameter<typename Source::Scalar>;
-  std::map<std::string, const P*, std::less<>> from;
-  source.parameters([&](std::string_view name, const P& p) { from.emplace(name, &p); });
-  std::vector<const P*> converted;
-  Target::each_attention(target, [&](std::string_view, const auto& any) {
-    with_layer(any, [&](const auto& layer) {
-      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
-      if constexpr (requires { layer.query.linear_q_rope; })
-        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
-    });
-  });
-  target.parameters([&](std::string_view name, P& p) {
-    const auto found = from.find(name);
-    if (found != from.end() && found->second->shape() == p.shape())
-      p.host() = found->second->host();
-    else
-      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
-              "convert: the source has no parameter ", name, " of the target's shape");
-  });
-}
-
 template <class Target, class Source>
 constexpr bool types_fit() {
   static_assert(same_model<Target, Source>,
@@ -12030,82 +11691,696 @@ constexpr bool types_fit() {
   return true;
 }
 
-/// `measure_on_noise`: the attention layers are measured on white noise, not on what they get from these features.
-/// `statistics` are those of the layers where the method is calibrated. The method is no template argument: so another
-/// one compiles nothing of this again.
-template <class Target, class Source>
-Conversion<Target> convert(const Source& source, Fitting how, const std::vector<LayerStatistics>& statistics,
-                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
-                           const Sequences& sequences, bool measure_on_noise) {
-  static_assert(types_fit<Target, Source>());
-  using T = typename Source::Scalar;
-  using From = typename Source::Policy::template Layer<T>;
-  using To = typename Target::Policy::template Layer<T>;
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
 
-  auto config = with_ranks(source.config(), numbers);
-  config.num_kv_heads = numbers.num_kv_heads;
-  config.attention = numbers.attention;
-  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
-                                                                  source.config().attention_config());
-  Conversion<Target> out{Target(config, Seed()), {}};
-  copy_parameters(out.model, source);
+#include <functional>
 
-  InputRecorder<T> cpu;
-  std::vector<const From*> layers;
-  Source::each_attention(source, [&](std::string_view, const From& layer) {
-    layers.push_back(&layer);
-    cpu.inputs[&layer.input_weight()];
-  });
-  const auto logits = source(cpu, features, sequences);
-  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
-          " sequences, of which the subsampling leaves none");
+// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
 
-  Deviation predicted, key_value, output;
-  auto next = layers.begin();
-  Target::each_attention(out.model, [&](std::string_view name, To& to) {
-    const From& from = **next++;
-    Matrix<T>& x = cpu.inputs[&from.input_weight()];
-    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
-    if (!statistics.empty()) how.statistics = statistics[out.report.layers.size()];
-    Deviation of_key_value;
-    ConvertedLayer converted;
-    const LayerPair pair =
-        with_layer(to, [&](const auto& a) { return with_layer(from, [&](const auto& b) { return pair_of(a, b); }); });
-    if (pair.is_known) {
-      const KeyValueMap before = with_layer(from, [&](const auto& layer) { return full_map(name, layer); });
-      const Matrix<T> turned =
-          with_layer(from, [&](const auto& layer) { return key_input(cpu, layer, x, logits.sequences); });
-      const auto rows = [&](const auto& any) {
-        return with_layer(any, [&](const auto& layer) { return key_value_rows(cpu, layer, x, turned); });
-      };
-      with_layer(to, [&]<class A>(AttentionLayer<A, T>& layer) {
-        if constexpr (is_linear_map<typename A::KeyValue>) converted = convert_layer(layer, before, pair, how);
-      });
-      KeyValueRows<T> of_target = rows(to);
-      turn_back(of_target, converted.merge);
-      of_key_value = deviation(of_target, rows(from));
-    }
-    const Deviation of_output = output_deviation(cpu, to, from, x, logits.sequences, source.config().mask());
-    LayerReport& layer = out.report.layers.emplace_back();
-    layer.layer = name;
-    layer.num_kv_heads = to.dims().num_kv_heads;
-    layer.kv_lora_rank = to.dims().kv_lora_rank;
-    layer.k_factor_error = converted.k_factor_error;
-    layer.v_factor_error = converted.v_factor_error;
-    layer.predicted_error = converted.deviation.relative();
-    layer.key_value_error = of_key_value.relative();
-    set_output(layer, of_output);
-    predicted += converted.deviation;
-    key_value += of_key_value;
-    output += of_output;
-  });
-  out.report.input = measure_on_noise ? "white noise" : "features";
-  out.report.predicted_error = predicted.relative();
-  out.report.key_value_error = key_value.relative();
-  set_output(out.report, output);
-  out.report.logits_error = deviation(out.model(cpu, features, sequences).rows.view(), logits.rows.view()).relative();
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+struct KeyValueMap {
+  Matrix<double> k, v;
+  Matrix<double> k_weight() const { return columns_of(k, 0, k.cols() - 1); }
+  Matrix<double> v_weight() const { return columns_of(v, 0, v.cols() - 1); }
+  Matrix<double> v_bias() const { return columns_of(v, v.cols() - 1, 1); }
+};
+
+template <class T>
+Matrix<double> with_bias(const Linear<T>& linear) {
+  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
+  set_columns(out, 0, to_double(linear.weight.host()));
+  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
+    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
   return out;
 }
+template <class T>
+void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
+  round_to(linear.weight.host(), columns_of(with_bias, 0, linear.in()));
+  if (linear.has_bias()) round_to(linear.bias.host(), transposed(columns_of(with_bias, linear.in(), 1)));
+}
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  round_to(linear.weight.host(), weight);
+  if (linear.has_bias()) linear.bias.host().setZero();
+}
+/// Adds (out, 1) to the bias of a layer, if it has one.
+template <class T>
+void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
+  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
+}
+
+/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
+/// of `first`, each after its block.
+template <std::same_as<double> T>
+Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  const Matrix<T> weight = columns_of(second, 0, in);
+  Matrix<T> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b)
+    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
+  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
+  return both;
+}
+/// The same where every block of rows of `first` meets all of `second`.
+template <std::same_as<double> T>
+Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<T> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
+  return both;
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
+}
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = with_bias(layer.linear_kv_down);
+  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
+          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
+          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
+          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
+}
+
+/// Every head's rows from those of the key-value head that it reads.
+template <std::same_as<double> T>
+Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
+  return out;
+}
+/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+template <std::same_as<double> T>
+Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
+  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
+  for (Index h = 0; h < d.num_heads; ++h)
+    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
+  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
+  return out;
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// How keys and values of one layer are factorized.
+struct Fitting {
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
+  SingularValues singular_values;
+  bool balance, hadamard;
+  LayerStatistics statistics;
+};
+
+/// Keys and values by one latent.
+template <std::same_as<double> T>
+JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
+  const LayerStatistics& s = how.statistics;
+  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
+  JointFactors out;
+  if (how.balance && of_k > 0 && of_v > 0) {
+    const T rho = std::sqrt(of_k / of_v);
+    Matrix<T> keys = k;
+    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
+    const JointFactors balanced = how.factorize(keys, v, rank, s);
+    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
+    measure(out, k, v, s.key_input, s.value_input);
+  } else {
+    out = how.factorize(k, v, rank, s);
+  }
+  place(out.down, out.k_up, out.v_up, how.singular_values);
+  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
+  return out;
+}
+
+/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error that this costs.
+template <class Layer>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
+  assign(layer.linear_k, wanted.k);
+  assign(layer.linear_v, wanted.v);
+  return 0;
+}
+template <class Layer>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  return fit(FullRank(), layer, wanted, how);
+}
+template <Index R, class Layer>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+template <Index R, class Layer>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  const Index dim = layer.linear_k_b.in();
+  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
+  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
+  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+
+/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
+/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by
+/// a root of the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can
+/// heed no more than one.
+template <class T, std::same_as<double> D>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
+                 const Matrix<D>& metric, const Fitting& how) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
+  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
+  const HeadWeights<D> weights(mean);
+  const Matrix<D> weighted = weights.apply(weight);
+  Matrix<D> seen = weighted;
+  if (input.size() > 0) {
+    const SymmetricEigen<D> eigen = eigenvectors(input);
+    Matrix<D> lengths(1, d_model);
+    for (Index i = 0; i < d_model; ++i)
+      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
+    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
+  }
+  Matrix<D> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
+  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
+
+  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
+  for (Index h = 0; h < heads; ++h)
+    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
+  double discarded = factors.discarded;
+  if (input.size() > 0) {
+    discarded = 0;
+    for (Index h = 0; h < heads; ++h)
+      discarded +=
+          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
+  }
+
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
+  // can learn.)
+  std::vector<D> squares(static_cast<std::size_t>(rank));
+  for (Index i = 0; i < heads * rank; ++i)
+    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
+  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
+  for (Index i = 0; i < heads * rank; ++i) {
+    const D square = squares[static_cast<std::size_t>(i % rank)];
+    if (how.singular_values == SingularValues::down || square <= least) continue;
+    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
+    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
+    if (i < rank) scale_column(expansion, i, moved);
+  }
+  assign_weight(down, latents);
+  assign_weight(expand, expansion);
+  return discarded;
+}
+template <Index R, class Layer>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const LayerStatistics& s = how.statistics;
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
+         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
+/// where each has them as they are.
+struct HeadMerge {
+  KeyValueMap wanted;
+  Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
+
+  bool turns() const { return k_turn.size() > 0; }
+  /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
+  template <std::same_as<double> T>
+  static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
+    Matrix<T> out = repeat_heads(merged, d);
+    for (Index at = 0; turn.size() > 0 && at < out.rows(); at += d.head_dim)
+      set_rows(out, at, product_by_columns(rows_of(turn, at, d.head_dim), rows_of(out, at, d.head_dim)));
+    return out;
+  }
+};
+
+/// The orthogonal matrix nearest to this one.
+template <std::same_as<double> D>
+Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
+  // With V from M^T M, the columns of M V are those of U, as long as their singular values.
+  const Matrix<D> v = principal_directions(gram(matrix)), columns = product(matrix, v);
+  Matrix<D> u = orthonormal(columns);
+  for (Index i = 0; i < u.cols(); ++i) {
+    D cosine = 0;
+    for (Index r = 0; r < u.rows(); ++r) cosine += u(r, i) * columns(r, i);
+    if (cosine < 0) scale_column(u, i, D{-1});
+  }
+  return product(u, transposed(v));
+}
+
+/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
+/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
+/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
+/// group's are projected to the head_dim principal components of its outputs.
+template <std::same_as<double> D>
+HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
+                      const Matrix<D>& output_weight) {
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
+  const Matrix<D> k = before.k_weight(), v = before.v_weight();
+  HeadMerge out;
+  out.wanted.k = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.k_turn.resize(d.q_dim(), dim);
+  out.v_turn.resize(d.q_dim(), dim);
+  const auto set_weight = [&](Matrix<D>& wanted, Index g, const Matrix<D>& weight) {
+    for (Index r = 0; r < dim; ++r)
+      std::copy_n(weight.data() + r * inputs, inputs, wanted.data() + (g * dim + r) * (inputs + 1));
+  };
+  for (Index g = 0; g < d.num_kv_heads; ++g) {
+    const Index first = g * group * dim;
+    std::vector<Matrix<D>> heads, turns(static_cast<std::size_t>(group));
+    for (Index i = 0; i < group; ++i) heads.push_back(rows_of(k, first + i * dim, dim));
+    Matrix<D> mean = heads[0];
+    double error = -1;
+    for (Index round = 0; round < 100; ++round) {
+      Matrix<D> next = Matrix<D>::Zero(dim, inputs);
+      double rest = 0;
+      const Matrix<D> met = product(seen.key_input, transposed(mean));
+      for (std::size_t i = 0; i < heads.size(); ++i) {
+        turns[i] = nearest_orthogonal(product(heads[i], met));
+        const Matrix<D> turned = product_by_columns(transposed(turns[i]), heads[i]);
+        for (Index n = 0; n < next.size(); ++n) next.data()[n] += turned.data()[n] / static_cast<D>(group);
+      }
+      mean = next;
+      for (std::size_t i = 0; i < heads.size(); ++i)
+        rest += output_energy(difference(heads[i], turns[i], mean), seen.key_input);
+      if (round > 0 && error - rest <= 1e-9 * error) break;
+      error = rest;
+    }
+    for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
+    set_weight(out.wanted.k, g, mean);
+
+    // Errors of values count behind the output projection.
+    const Index rows = group * dim;
+    Matrix<D> metric(rows, dim);
+    for (Index i = 0; i < group; ++i)
+      set_rows(metric, i * dim, gram_by_columns(columns_of(output_weight, first + i * dim, dim)));
+    const HeadWeights<D> weights(metric);
+    const Matrix<D> weighted = weights.apply(rows_of(v, first, rows));
+    const Matrix<D> components = columns_of(
+        principal_directions(product(product_by_columns(weighted, seen.value_input), transposed(weighted))), 0, dim);
+    const Matrix<D> spread = weights.undo(components), merged = product(transposed(components), weighted);
+    // In units in which the output projection keeps its size, so that training goes on as before.
+    Matrix<D> scale = gram_by_columns(spread);
+    std::for_each_n(scale.data(), scale.size(), [=](D& x) { x /= static_cast<D>(group); });
+    const auto [root, inverse] = square_roots(scale);
+    set_rows(out.v_turn, first, product_by_columns(spread, inverse));
+    set_weight(out.wanted.v, g, product_by_columns(root, merged));
+  }
+  return out;
+}
+
+/// Whether queries, positions and the output can follow when keys and values are turned.
+template <class Policy>
+inline constexpr bool can_turn_heads =
+    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
+
+/// Turns queries, positions and output of a layer as keys and values of its heads are turned.
+template <class Policy, class T>
+void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
+  const Index dim = layer.dims().head_dim;
+  const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
+    Matrix<double> turned = to_double(rows.host());
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim)
+      set_rows(turned, at, product_by_columns(transposed(rows_of(merge.k_turn, at, dim)), rows_of(turned, at, dim)));
+    round_to(rows.host(), turned);
+  };
+  const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim) {
+      Matrix<double> one(1, dim);
+      std::copy_n(numbers.data() + at, dim, one.data());
+      one = product(one, rows_of(merge.k_turn, at, dim));
+      for (Index i = 0; i < dim; ++i) numbers.data()[at + i] = static_cast<T>(one(0, i));
+    }
+  };
+  auto& query = [&]() -> auto& {
+    if constexpr (requires { layer.query.up; })
+      return layer.query.up;
+    else
+      return layer.query;
+  }
+  ();
+  turn(query.linear_q.weight);
+  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
+  if constexpr (Policy::Position::is_relative) {
+    turn(layer.position.linear_pos.weight);
+    turn_each(layer.position.pos_bias_u.host());
+    turn_each(layer.position.pos_bias_v.host());
+  }
+  Matrix<double> out = to_double(layer.linear_out.weight.host());
+  for (Index at = 0; at < merge.v_turn.rows(); at += dim)
+    set_columns(out, at, product_by_columns(columns_of(out, at, dim), rows_of(merge.v_turn, at, dim)));
+  round_to(layer.linear_out.weight.host(), out);
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
+/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
+struct Deviation {
+  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
+  Index count = 0;
+
+  void add(double value, double expected) {
+    error += (value - expected) * (value - expected);
+    reference += expected * expected;
+    absolute += std::abs(value - expected);
+    square += value * value;
+    product += value * expected;
+    ++count;
+  }
+  Deviation& operator+=(const Deviation& other) {
+    error += other.error;
+    reference += other.reference;
+    absolute += other.absolute;
+    square += other.square;
+    product += other.product;
+    count += other.count;
+    return *this;
+  }
+  /// |value - expected| / |expected| (Frobenius).
+  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
+  /// Of the angle between both. It does not see the scale: the relative error does.
+  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
+};
+
+/// Every number of `value` against that of `expected`.
+template <class A, class B>
+Deviation deviation(const A& value, const B& expected) {
+  Deviation out;
+  for (Index r = 0; r < expected.rows(); ++r)
+    for (Index c = 0; c < expected.cols(); ++c)
+      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
+template <class T>
+Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
+  const Random random(Seed(), name);
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Fills in what a layer's report, or that of a whole conversion, says of outputs.
+void set_output(auto& report, const Deviation& of_output) {
+  report.output_error = of_output.relative();
+  report.output_mse = of_output.mean_squared();
+  report.output_mae = of_output.mean_absolute();
+  report.output_cosine = of_output.cosine();
+}
+
+/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
+template <class T>
+struct KeyValueRows {
+  Matrix<T> k, v;
+};
+
+/// Returns keys and values that a layer computes from rows x (rows, d_model); keys are computed from rows of their own
+/// where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes no
+/// probability, one on the values is one on the output.
+template <class Context, class Policy, class T>
+KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>& on_host, const Matrix<T>& x,
+                               const Matrix<T>& turned) {
+  const Runnable run(context, on_host);
+  const auto& key_value = (*run).key_value;
+  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
+    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
+    std::copy_n(from.data(), from.size(), rows.data());
+    return rows;
+  };
+  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
+  const auto all =
+      key_value.expand(context, key_value.remember(context, context.input(of_keys), context.input(of_values)));
+  const AttentionDims& d = on_host.dims();
+  const auto of_heads = [&](const Matrix<T>& rows) {
+    Matrix<T> out(x.rows(), d.q_dim());
+    for (Index r = 0; r < out.rows(); ++r)
+      for (Index h = 0; h < d.num_heads; ++h) {
+        const Index begin = h / (d.num_heads / d.num_kv_heads) * d.head_dim;
+        for (Index c = 0; c < d.head_dim; ++c)
+          out(r, h * d.head_dim + c) = rows(r, begin + c) - rows(x.rows(), begin + c);
+      }
+    return out;
+  };
+  return {of_heads(context.output(all.k)), of_heads(context.output(all.v))};
+}
+template <class T>
+Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
+  Deviation out = deviation(value.k, expected.k);
+  return out += deviation(value.v, expected.v);
+}
+
+/// Compares keys and values of both layers for the same rows x (rows, d_model).
+template <class Context, class To, class From, class T>
+Deviation key_value_deviation(Context& context, const AttentionLayer<To, T>& target,
+                              const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+  return deviation(key_value_rows(context, target, x, x), key_value_rows(context, source, x, x));
+}
+
+/// Returns the output of an attention layer for rows x (rows, d_model) of these sequences.
+template <class Context, class Layer, class T>
+Matrix<T> attention_output(Context& context, const Layer& on_host, const Matrix<T>& x, const Sequences& sequences,
+                           const Mask& mask) {
+  const Runnable run(context, on_host);
+  const Layer& layer = *run;
+  Pass<typename Context::Tensor> pass{sequences, mask};
+  pass.table = layer.table(context, pass);
+  return context.output(layer(context, context.input(x), pass));
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Identifies a key-value policy whatever its numbers are.
+template <template <Index...> class KeyValue>
+inline constexpr char family_of_numbers = 0;
+template <class>
+inline constexpr const char* key_value_family = nullptr;
+template <template <Index...> class KeyValue, Index... Numbers>
+inline constexpr const char* key_value_family<KeyValue<Numbers...>> = &family_of_numbers<KeyValue>;
+
+/// What a conversion needs of a source's layer. Its policy is forgotten here, so that a conversion compiles what
+/// follows once for each policy, not once for each pair of them.
+template <class T>
+struct SourceLayer {
+  AttentionDims dims{};
+  const char* family = nullptr;
+  KeyValueMap map;       ///< for every query head
+  Matrix<T> turned;      ///< what keys are computed from
+  KeyValueRows<T> rows;  ///< keys and values of the rows that are measured
+  Matrix<T> output;      ///< of the layer for these rows
+};
+/// Reads keys and values of a layer for every query head.
+template <class Policy, class T>
+KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
+  KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+  require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+          " have weights that are not finite");
+  return out;
+}
+/// Reads a source's layer, and measures it on rows x (rows, d_model) of these sequences.
+template <class Context, class Policy, class T>
+SourceLayer<T> open_layer(Context& context, std::string_view name, const AttentionLayer<Policy, T>& layer,
+                          const Matrix<T>& x, const Sequences& sequences, const Mask& mask) {
+  SourceLayer<T> out;
+  out.dims = layer.dims();
+  out.family = key_value_family<typename Policy::KeyValue>;
+  if constexpr (is_linear_map<typename Policy::KeyValue>) {
+    out.map = full_map(name, layer);
+    out.turned = key_input(context, *Runnable(context, layer), x, sequences);
+    out.rows = key_value_rows(context, layer, x, out.turned);
+  }
+  out.output = attention_output(context, layer, x, sequences, mask);
+  return out;
+}
+
+/// The predicted deviation of a layer, and how its heads were merged.
+struct ConvertedLayer {
+  Deviation deviation;
+  HeadMerge merge;
+  double k_factor_error = 0, v_factor_error = 0;
+};
+
+/// Returns |merged rows for every query head - expected| / |expected| of weights; the last column holds biases.
+template <std::same_as<double> T>
+T weight_error(const Matrix<T>& turn, const Matrix<T>& merged, const Matrix<T>& expected, const AttentionDims& d) {
+  const Index inputs = expected.cols() - 1;
+  const T norm = expected.leftCols(inputs).norm();
+  return norm > 0 ? (HeadMerge::spread(turn, merged, d).leftCols(inputs) - expected.leftCols(inputs)).norm() / norm : 0;
+}
+
+/// Fits keys and values of one layer to those of the source; its other parameters are already copied, and where both
+/// have the same latent, these too. `may_merge`: whether the types leave room for fewer key-value heads than the source
+/// has.
+template <bool may_merge, class To, class T>
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const SourceLayer<T>& source, Fitting how) {
+  const AttentionDims &to = target.dims(), &from = source.dims;
+  const KeyValueMap& before = source.map;
+  LayerStatistics& seen = how.statistics;
+  const auto output_bias = [&](const KeyValueMap& map) {  // what biases of values come to in the output
+    return product(to_double(target.linear_out.weight.host()), map.v_bias());
+  };
+  const Matrix<double> of_bias = output_bias(before);
+  ConvertedLayer out;
+  HeadMerge& merge = out.merge;
+  if constexpr (may_merge && can_turn_heads<To>)
+    if (from.num_kv_heads > to.num_kv_heads && seen.key_input.size() > 0)
+      merge = align_heads(before, to, seen, to_double(target.linear_out.weight.host()));
+  if (!merge.turns()) merge.wanted = mean_heads(before, to);
+  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
+    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
+  };
+  const auto error_of = [&](const KeyValueMap& merged) {
+    const auto error = [&](const Matrix<double>& turn, const Matrix<double>& now, const Matrix<double>& expected) {
+      Matrix<double> all = HeadMerge::spread(turn, now, to);
+      for (Index i = 0; i < all.size(); ++i) all.data()[i] -= expected.data()[i];
+      return columns_of(all, 0, all.cols() - 1);
+    };
+    return energies(error(merge.k_turn, merged.k, before.k), error(merge.v_turn, merged.v, before.v));
+  };
+  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
+  require(can_mix<typename To::KeyValue> || !how.hadamard,
+          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  const bool is_copied = source.family != nullptr && source.family == key_value_family<typename To::KeyValue> &&
+                         from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank &&
+                         from.v_lora_rank == to.v_lora_rank && from.num_kv_heads == to.num_kv_heads;
+  if (is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
+
+  for (const auto& [metric, turn] :
+       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+    if (metric->size() == 0) continue;
+    for (Index at = 0; may_merge && merge.turns() && at < metric->rows(); at += to.head_dim) {
+      const Matrix<double> one = rows_of(*turn, at, to.head_dim);
+      set_rows(*metric, at,
+               product_by_columns(product_by_columns(transposed(one), rows_of(*metric, at, to.head_dim)), one));
+    }
+    *metric = mean_heads(*metric, to);
+  }
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
+  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  // What heads that were turned lose is not.
+  out.deviation.error = merge.turns()
+                            ? error_of(now)
+                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  out.k_factor_error = weight_error(merge.k_turn, now.k, before.k, to);
+  out.v_factor_error = weight_error(merge.v_turn, now.v, before.v, to);
+
+  if constexpr (may_merge && can_turn_heads<To>)
+    if (merge.turns()) turn_heads(target, merge);
+  // Probabilities sum to 1, so a bias on the values is one on the output.
+  if (target.linear_out.has_bias()) {
+    const Matrix<double> of_new_bias = output_bias(repeat_heads(now, to));
+    Matrix<double> moved = of_bias;
+    for (Index i = 0; i < moved.size(); ++i) moved.data()[i] -= of_new_bias.data()[i];
+    add_to_bias(target.linear_out, moved);
+  }
+  return out;
+}
+
+/// Returns keys and values of the source's heads from those of merged ones.
+template <class T>
+void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
+  const Index dim = merge.k_turn.cols();
+  for (const auto& [values, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
+    for (Index at = 0; at < turn->rows(); at += dim)
+      values->middleCols(at, dim) =
+          (values->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
 
 template <class Method>
 JointFactors factorize(const Method& method, const Matrix<double>& k, const Matrix<double>& v, Index rank,
@@ -12115,26 +12390,140 @@ JointFactors factorize(const Method& method, const Matrix<double>& k, const Matr
   else
     return method.factorize(k, v, rank);
 }
-/// Of each layer; none where the method needs none.
-template <class Source, class Method>
-std::vector<LayerStatistics> statistics_of(const Source& source, const Method& method) {
+/// Returns the statistics of each layer that a method needs; none where it needs none.
+template <class Context, class Source, class Method>
+std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const Source& source, const Method& method) {
   if constexpr (requires { method.calibration; })
-    return calibrate(source, method.calibration, method.score_aware);
+    return calibrate(recorder, source, method.calibration, method.score_aware);
   else
     return {};
 }
 
-template <class Target, class Method, class Source>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+}  // namespace detail
+
+/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
+/// By them `allocate_ranks` gives each layer its rank:
+///
+///     ConversionConfig numbers;
+///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
+///       numbers.kv_lora_ranks.push_back(rank);
+template <class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
+std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  require_on_host(source, "key_value_spectra");
+  Recorder<Context> recorder;
+  const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
+  std::vector<std::vector<double>> out;
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
+      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+      if constexpr (is_known) {
+        const detail::KeyValueMap map =
+            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+        const Matrix<double> k = map.k_weight(), v = map.v_weight();
+        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Converts with a method that is no template argument: so another one compiles nothing of this again. `statistics` are
+/// those of the layers where the method is calibrated. With `measure_on_noise`, the attention layers are measured on
+/// white noise, not on what they get from these features.
+template <class Target, class Context, class Source>
+Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fitting how,
+                           const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
                            bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy::template Layer<T>;
+  using To = typename Target::Policy::template Layer<T>;
+  constexpr bool may_merge = can_merge<typename Target::Policy, typename Source::Policy>;
+
+  auto config = with_ranks(source.config(), numbers);
+  config.num_kv_heads = numbers.num_kv_heads;
+  config.attention = numbers.attention;
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
+                                                                  source.config().attention_config());
+  Conversion<Target> out{Target(config, Seed()), {}};
+  copy_parameters(out.model, source);
+
+  Context& context = recorder;
+  std::vector<const From*> layers;
+  std::vector<Matrix<T>*> inputs;
+  Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
+  const Runnable run(recorder, source);
+  Source::each_attention(*run, [&](std::string_view, const From& layer) { recorder.record(layer.input_weight()); });
+  Source::each_attention(
+      *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
+  const auto logits = (*run)(recorder, features, sequences);
+  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
+          " sequences, of which the subsampling leaves none");
+
+  const Mask mask = source.config().mask();
+  Deviation predicted, key_value, output;
+  Target::each_attention(out.model, [&](std::string_view name, To& any_target) {
+    const std::size_t l = out.report.layers.size();
+    const From& any_source = *layers[l];
+    Matrix<T> x = std::move(*inputs[l]);
+    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    if (!statistics.empty()) how.statistics = statistics[l];
+    const SourceLayer<T> from = with_layer(
+        any_source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, logits.sequences, mask); });
+    LayerReport& layer = out.report.layers.emplace_back();
+    layer.layer = name;
+    with_layer(any_target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
+      if constexpr (is_linear_map<typename Policy::KeyValue>) {
+        const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
+        KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
+        if constexpr (may_merge) turn_back(rows, converted.merge);
+        const Deviation of_key_value = deviation(rows, from.rows);
+        layer.k_factor_error = converted.k_factor_error;
+        layer.v_factor_error = converted.v_factor_error;
+        layer.predicted_error = converted.deviation.relative();
+        layer.key_value_error = of_key_value.relative();
+        predicted += converted.deviation;
+        key_value += of_key_value;
+      }
+      const Deviation of_output = deviation(attention_output(context, to, x, logits.sequences, mask), from.output);
+      layer.num_kv_heads = to.dims().num_kv_heads;
+      layer.kv_lora_rank = to.dims().kv_lora_rank;
+      set_output(layer, of_output);
+      output += of_output;
+    });
+  });
+  out.report.input = measure_on_noise ? "white noise" : "features";
+  out.report.predicted_error = predicted.relative();
+  out.report.key_value_error = key_value.relative();
+  set_output(out.report, output);
+  const Runnable converted(context, out.model);
+  const auto converted_logits = (*converted)(context, features, sequences);
+  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
+  return out;
+}
+
+template <class Target, class Context, class Method, class Source>
+Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, const Method& method,
+                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                           const Sequences& sequences, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
                     numbers.hadamard,
                     {}};
-  return convert<Target>(source, how, statistics_of(source, method), numbers, features, sequences, measure_on_noise);
+  return convert<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, features, sequences,
+                         measure_on_noise);
 }
 
 }  // namespace detail
@@ -12155,46 +12544,34 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
 /// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
 /// into every attention layer. Throws `Error` where the numbers do not fit (a
 /// latent larger than d_model) or weights are not finite. Allocates.
-template <class Target, class Source, class Method = JointSvd>
+template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
-  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
-  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
-  return detail::convert<Target>(source, method, numbers, noise, Sequences{noise.rows()}, true);
+  Recorder<Context> recorder;
+  return convert<Target>(recorder, source, method, numbers);
 }
 
 /// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
 /// layer on the input that it has in the source model.
-template <class Target, class Source, class Method>
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
-  return detail::convert<Target>(source, method, numbers, features, sequences, false);
+  Recorder<Context> recorder;
+  return convert<Target>(recorder, source, method, numbers, features, sequences);
 }
 
-/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
-/// By them `allocate_ranks` gives each layer its rank:
-///
-///     ConversionConfig numbers;
-///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
-///       numbers.kv_lora_ranks.push_back(rank);
-template <class Source, class Method = JointSvd>
-std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
-  require_on_host(source, "key_value_spectra");
-  const std::vector<LayerStatistics> statistics = detail::statistics_of(source, method);
-  std::vector<std::vector<double>> out;
-  Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
-      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
-      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
-      if constexpr (is_known) {
-        const auto map =
-            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-        const Matrix<double> k = map.k_weight(), v = map.v_weight();
-        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
-        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
-      }
-    });
-  });
-  return out;
+/// Converts as the functions above do; forward passes of calibration and report run in this context.
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers) {
+  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
+  return detail::convert<Target>(context, source, method, numbers, noise, Sequences{noise.rows()}, true);
+}
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                           const Sequences& sequences) {
+  return detail::convert<Target>(context, source, method, numbers, features, sequences, false);
 }
 
 }  // namespace LACONIC_ABI
