@@ -1,9 +1,8 @@
-// Lesson 5: a model folder, from a trained model to words. It holds all that is needed to use the model again; this is
-// what `laconic train` writes and `laconic transcribe` reads, here with a model that was never trained.
-#include <laconic/decode/greedy_ctc.hpp>
-#include <laconic/io/folder.hpp>
-#include <laconic/laconic.hpp>
-#include <laconic/recognition/dataset.hpp>
+// Lesson 5: from a model folder to words. `laconic train` writes such folders, and Hugging Face's wav2vec2-conformer is
+// one, too. Here the model was never trained, so what it hears in a tone is nonsense.
+#include <laconic/recognition/recognizer.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/vocabulary.hpp>
 
 #include <cmath>
 #include <cstdio>
@@ -11,41 +10,26 @@
 using namespace laconic;
 namespace fs = std::filesystem;
 
-using Model = Conformer<MlaSimple<4, 16>>;
-
-void write_folder(const fs::path& folder) {
+/// Writes a model with random weights, and a second of a tone.
+void write_files(const fs::path& folder) {
+  RecognizerConfig config;
+  config.encoder = {.num_mels = 40, .d_model = 32, .num_layers = 2, .num_heads = 4};
+  config.encoder = with_attention(config.encoder, {AttentionName::mla_simple, 0, 16});
+  config.features.fbank.num_mels = 40;
   const std::vector<std::string> texts{"one two three"};
-  const Vocabulary vocabulary = Vocabulary::words(texts);
-  FeatureConfig features;
-  features.fbank.num_mels = 40;
-  const Model model({.num_mels = 40, .d_model = 32, .num_layers = 2, .vocab_size = vocabulary.size()}, Seed(1));
-  save_model_folder(folder, model,
-                    {{"encoder", to_json(model.config())}, {"features", to_json(features)}, {"tokens", "words"}},
-                    vocabulary.to_json());
-}
-
-std::string transcribe(const fs::path& folder, const fs::path& audio) {
-  const std::string where = (folder / "config.json").string();  // for messages
-  const nlohmann::json config = read_model_config(folder);
-  const auto features = json_member<FeatureConfig>(config, "features", where);
-  const auto vocabulary = Vocabulary::from_json(json_member<Tokens>(config, "tokens", where), read_model_vocab(folder));
-  Model model(json_member<EncoderConfig>(config, "encoder", where), Seed());
-  load_parameters(model, open_model_tensors(folder));
-
-  const Audio sound = read_audio(audio, features.fbank.sample_rate);  // resampled if need be
-  const Matrix<float> x = FeatureExtractor(features)(sound.samples);
-  Cpu cpu;
-  const auto logits = model(cpu, x, Sequences{x.rows()});
-  return vocabulary.decode(greedy_ctc(logits.rows.view(), logits.sequences)[0]);
+  Recognizer::create(config, Vocabulary::words(texts), Seed(1)).save(folder / "model");
+  Audio tone{std::vector<float>(16000), 16000};
+  for (std::size_t i = 0; i < tone.samples.size(); ++i) tone.samples[i] = 0.3F * std::sin(0.2F * static_cast<float>(i));
+  write_wav(folder / "tone.wav", tone);
 }
 
 int main() {
   const fs::path folder = fs::temp_directory_path() / "laconic-lesson-5";
-  write_folder(folder / "model");
-  Audio tone{std::vector<float>(16000), 16000};
-  for (std::size_t i = 0; i < tone.samples.size(); ++i) tone.samples[i] = 0.3F * std::sin(0.2F * static_cast<float>(i));
-  write_wav(folder / "tone.wav", tone);
-  std::printf("%s says: \"%s\" (it was never trained)\n", folder.c_str(),
-              transcribe(folder / "model", folder / "tone.wav").c_str());
+  write_files(folder);
+
+  const Recognizer recognizer = Recognizer::load(folder / "model");
+  for (const Word& word : recognizer.transcribe(folder / "tone.wav").words) std::printf("%s ", word.text.c_str());
+  std::printf("(the model was never trained)\n");
+
   fs::remove_all(folder);
 }

@@ -1,8 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic compare: results of `laconic eval` in one table, and which of them are told apart from the first.
-#include "cli.hpp"
-#include "gnuplot.hpp"
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/table.hpp"
 
 #include <laconic/speech/wer.hpp>
 
@@ -25,7 +27,7 @@ struct CompareOptions : CommonOptions {
 struct Result {
   std::string file, name, attention;
   Index parameters = 0, utterances = 0, reference_words = 0;
-  Index peak_memory_bytes = -1;                  ///< -1: an older file, which does not say
+  std::optional<Index> peak_memory_bytes;        ///< empty: an older file, which does not say
   double wer = 0, low = 0, high = 0;             ///< percent
   double cache_bytes_per_second = 0, speed = 0;  ///< the latter in times real time
   bool streamed = false;
@@ -200,7 +202,7 @@ nlohmann::json result_json(const Result& r, const std::optional<Difference>& d) 
                      {"wer_low", r.low},
                      {"wer_high", r.high},
                      {"times_real_time", r.speed}};
-  if (r.peak_memory_bytes >= 0) out["peak_memory_bytes"] = r.peak_memory_bytes;
+  if (r.peak_memory_bytes) out["peak_memory_bytes"] = *r.peak_memory_bytes;
   if (d) out["difference"] = {{"wer", d->wer}, {"wer_low", d->interval.low}, {"wer_high", d->interval.high}};
   if (d && d->loss)
     out["difference"].update(
@@ -209,28 +211,23 @@ nlohmann::json result_json(const Result& r, const std::optional<Difference>& d) 
 }
 
 void print_table(const std::vector<Result>& results, const std::vector<std::optional<Difference>>& differences) {
-  std::size_t name = 4, attention = 9;
-  for (const Result& r : results) {
-    name = std::max(name, r.name.size());
-    attention = std::max(attention, r.attention.size());
-  }
-  const auto row = [&](const std::string& n, const std::string& a, const std::string& parameters,
-                       const std::string& cache, const std::string& wer, const std::string& speed,
-                       const std::string& memory, const std::string& d) {
-    std::printf("%-*s  %-*s %12s %14s  %-24s %12s %10s  %s\n", static_cast<int>(name), n.c_str(),
-                static_cast<int>(attention), a.c_str(), parameters.c_str(), cache.c_str(), wer.c_str(), speed.c_str(),
-                memory.c_str(), d.c_str());
-  };
-  row("name", "attention", "parameters", "cache, bytes/s", "WER, %", "x real time", "peak, MiB", "difference, points");
+  Table table({{"name", 0, true, 0},
+               {"attention", 0, true, 2},
+               {"parameters", 12},
+               {"cache, bytes/s", 14},
+               {"WER, %", 24, true, 2},
+               {"x real time", 12},
+               {"peak, MiB", 10},
+               {"difference, points", 0, true, 2}});
   for (std::size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
     const auto& d = differences[i];
-    row(r.name, r.attention, text(r.parameters), fixed(r.cache_bytes_per_second, 0), shown(r.wer, r.low, r.high),
-        fixed(r.speed, 0),
-        r.peak_memory_bytes < 0 ? "-" : fixed(static_cast<double>(r.peak_memory_bytes) / (1024 * 1024), 1),
-        d ? shown(d->wer, d->interval.low, d->interval.high) : "-");
+    table.add({r.name, r.attention, text(r.parameters), fixed(r.cache_bytes_per_second, 0), shown(r.wer, r.low, r.high),
+               fixed(r.speed, 0),
+               r.peak_memory_bytes ? fixed(static_cast<double>(*r.peak_memory_bytes) / (1024 * 1024), 1) : "-",
+               d ? shown(d->wer, d->interval.low, d->interval.high) : "-"});
   }
-  std::printf("\n");
+  std::printf("%s\n", table.lines().c_str());
 }
 
 /// A point with its interval for each result. Those of equal caches are set apart a little so that intervals do not
@@ -319,7 +316,7 @@ void add_compare_command(CLI::App& app) {
                    "compared with")
       ->required()
       ->type_name("FILE");
-  command->add_option("--names", o->names, "of the results, in their order; default: the files' own")
+  command->add_option("--names", o->names, "names of the results, in their order; default: the names of the files")
       ->type_name("A,B,...")
       ->delimiter(',')
       ->allow_extra_args(false);

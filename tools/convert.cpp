@@ -1,15 +1,25 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic convert: gives a trained model another attention.
-#include "cli.hpp"
-#include "gnuplot.hpp"
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/table.hpp"
+#include "conversion_json.hpp"
+
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/speech/corpus.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
 
 namespace {
 
 using namespace laconic;
 
 struct ConvertOptions : CommonOptions {
-  std::string input, output, speech, method = "svd", calibration, variant, allocation = "uniform", plots;
+  std::string input, output, speech, method = "svd", calibration, allocation = "uniform", plots;
   AttentionOptions attention{"mla-simple"};
   bool export_mha = false, hadamard = false;
 };
@@ -22,7 +32,7 @@ SpeechBatch first_utterances(const std::string& corpus, std::size_t most, const 
   require(!utterances.empty(), corpus, ": no utterances in it");
   utterances.resize(std::min(utterances.size(), most));
   const Dataset data =
-      load_dataset(utterances, model.config.features, with_texts ? &model.vocabulary : nullptr, threads);
+      load_dataset(utterances, model.config().features, with_texts ? &model.vocabulary() : nullptr, threads);
   say_notes(data.notes);
   std::vector<Index> all(utterances.size());
   std::iota(all.begin(), all.end(), Index{0});
@@ -83,7 +93,6 @@ void convert(ConvertOptions& o) {
   require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method,
           " looks at the weights alone, so --calibration has no use");
   if (o.export_mha) o.attention.attention = "mha";
-  if (!o.variant.empty()) o.attention.attention = o.variant == "full" ? "mla" : "mla-" + o.variant;
   if (!o.plots.empty()) {
     const AttentionName attention = o.attention.chosen().attention;
     require(attention == AttentionName::mla || attention == AttentionName::mla_simple, "--plots: ", to_name(attention),
@@ -94,11 +103,12 @@ void convert(ConvertOptions& o) {
   const Recognizer source = Recognizer::load(o.input);
   const SpeechBatch batch = first_utterances(o.speech, 32, source, false, o.threads);
   const SpeechBatch calibration = first_utterances(o.calibration, 256, source, minds_texts, o.threads);
-  nlohmann::json report;
+  o.attention.applied_to(source.config().encoder);  // before anything is computed
   const ConversionChoice how{method,     o.calibration.empty() ? nullptr : &calibration,
                              allocation, Seed(static_cast<std::uint64_t>(o.seed)),
                              o.hadamard, o.threads};
-  const Recognizer target = source.convert(o.attention.chosen(), o.speech.empty() ? nullptr : &batch, report, how);
+  const auto [target, what] = source.convert(o.attention.chosen(), how, o.speech.empty() ? nullptr : &batch);
+  nlohmann::json report = conversion_json(what);
   o.export_mha ? target.export_hugging_face(o.output) : target.save(o.output);
   report["model"] = o.output;
   report["method"] = o.method;
@@ -115,28 +125,33 @@ void convert(ConvertOptions& o) {
       "relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of "
       "the weights\n",
       report["measured_on"].get<std::string>().c_str());
-  int width = 0;
-  for (const auto& layer : report["layers"])
-    width = std::max(width, static_cast<int>(layer["layer"].get_ref<const std::string&>().size()));
-  std::printf("%-*s %5s %7s %7s %10s %11s %10s %10s %10s %8s\n", width, "layer", "rank", "K", "V", "predicted",
-              "keys+values", "output", "squared", "absolute", "cosine");
-  const auto row = [&](const std::string& name, const std::string& rank, const nlohmann::json& r) {
-    const auto of_weights = [&](const char* key) {
-      return r.contains(key) ? fixed(r[key].get<double>(), 4) : std::string();
-    };
-    std::printf("%-*s %5s %7s %7s %10.4f %11.4f %10.4f %10.3g %10.3g %8.5f\n", width, name.c_str(), rank.c_str(),
-                of_weights("k_factor_error").c_str(), of_weights("v_factor_error").c_str(),
-                r["predicted_error"].get<double>(), r["key_value_error"].get<double>(), r["output_error"].get<double>(),
-                r["output_mse"].get<double>(), r["output_mae"].get<double>(), r["output_cosine"].get<double>());
+  Table table({{"layer", 0, true, 0},
+               {"rank", 5},
+               {"K", 7},
+               {"V", 7},
+               {"predicted", 10},
+               {"keys+values", 11},
+               {"output", 10},
+               {"squared", 10},
+               {"absolute", 10},
+               {"cosine", 8}});
+  const auto add = [&](const std::string& name, const std::string& rank, const std::string& k, const std::string& v,
+                       const auto& r) {
+    table.add({name, rank, k, v, fixed(r.predicted_error, 4), fixed(r.key_value_error, 4), fixed(r.output_error, 4),
+               general(r.output_mse, 3), general(r.output_mae, 3), fixed(r.output_cosine, 5)});
   };
-  for (const auto& layer : report["layers"]) {
-    const Index rank = layer["kv_lora_rank"];
-    row(layer["layer"], rank > 0 ? text(rank) : "", layer);
+  std::size_t width = 0;
+  for (const LayerReport& layer : what.layers) {
+    width = std::max(width, layer.layer.size());
+    add(layer.layer, layer.kv_lora_rank > 0 ? text(layer.kv_lora_rank) : "", fixed(layer.k_factor_error, 4),
+        fixed(layer.v_factor_error, 4), layer);
   }
-  row("all layers", "", report);
-  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", width + 49,
-              report["logits_error"].get<double>(), source.cache_bytes_per_second(), target.cache_bytes_per_second(),
-              100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(), o.output.c_str());
+  add("all layers", "", "", "", what);
+  std::printf("%s", table.lines().c_str());
+  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n",
+              static_cast<int>(width) + 49, what.logits_error, source.cache_bytes_per_second(),
+              target.cache_bytes_per_second(), 100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(),
+              o.output.c_str());
   if (!o.plots.empty()) std::printf("plots: %s/{spectra,error_by_rank,ranks}.png\n", o.plots.c_str());
 }
 
@@ -150,16 +165,11 @@ void add_convert_command(CLI::App& app) {
   command->add_option("--input", o->input, "model folder")->required()->type_name("DIR");
   command->add_option("--output", o->output, "model folder to write")->required()->type_name("DIR");
   CLI::Option* attention = o->attention.add_to(*command).front();
-  CLI::Option* variant =
-      command
-          ->add_option("--variant", o->variant, "short for --attention mla-simple, mla (full), mla-split or mla-head")
-          ->check(CLI::IsMember({"simple", "full", "split", "head"}))
-          ->excludes(attention);
   command
-      ->add_flag("--export-mha", o->export_mha,
-                 "with full attention again, as a folder that Hugging Face transformers loads (wav2vec2-conformer)")
-      ->excludes(attention)
-      ->excludes(variant);
+      ->add_flag(
+          "--export-mha", o->export_mha,
+          "convert back to full attention and write a folder that Hugging Face transformers loads (wav2vec2-conformer)")
+      ->excludes(attention);
   command
       ->add_option("--speech", o->speech,
                    "measure the error on the first 32 utterances of this corpus; default: on white noise")

@@ -1,16 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include "cli.hpp"
-
-#include <laconic/speech/digits.hpp>
-#include <laconic/speech/speak.hpp>
-
-#include <unistd.h>
+//
+// laconic data: makes corpora.
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/digits.hpp"
+#include "common/speak.hpp"
+#include "common/status_line.hpp"
 
 #include <cstdio>
 #include <memory>
 #include <string>
-
-// laconic data: makes corpora.
 
 namespace {
 
@@ -24,14 +23,15 @@ struct DataOptions {
 
 void add_options(CLI::App& command, DataOptions& options, ConnectedDigitsConfig& config) {
   command.add_option("--out", options.out, "folder to make; must not exist or be empty")->required()->type_name("DIR");
-  command.add_option("--tokens", options.tokens, "what a recogniser of it shall write: whole words or characters")
+  command.add_option("--tokens", options.tokens, "tokens of a recogniser trained on it: whole words or characters")
       ->check(CLI::IsMember({"word", "char"}))
       ->capture_default_str();
   command.add_option("--train", config.train_utterances, "utterances to train on")->capture_default_str();
   command.add_option("--valid", config.valid_utterances, "utterances to choose a model by")->capture_default_str();
   command.add_option("--test", config.test_utterances, "utterances to test on; held-out speakers get as many")
       ->capture_default_str();
-  command.add_option("--sample-rate", config.sample_rate, "of the files written, in Hz")->capture_default_str();
+  command.add_option("--sample-rate", config.sample_rate, "sample rate of the files written, in Hz")
+      ->capture_default_str();
   options.common.add_to(command);
 }
 
@@ -42,16 +42,11 @@ void apply(const DataOptions& options, ConnectedDigitsConfig& config) {
   config.tokens = options.tokens == "char" ? Tokens::characters : Tokens::words;
 }
 
-/// A progress line on stderr: rewritten in place on a terminal, elsewhere one line for each tenth.
+/// Shows how far the making of a corpus is.
 Progress progress_line() {
-  return [terminal = ::isatty(STDERR_FILENO) == 1, shown = Index{-1}, last = std::string()](
-             std::string_view stage, Index done, Index total) mutable {
-    const Index step = done * (terminal ? 100 : 10) / total;
-    if (last == stage && step == shown) return;
-    last = stage;
-    shown = step;
-    std::fprintf(stderr, terminal ? "\r%s: %td of %td " : "%s: %td of %td\n", last.c_str(), done, total);
-    if (terminal && done == total) std::fputc('\n', stderr);
+  return [line = std::make_shared<StatusLine>()](std::string_view stage, Index done, Index total) {
+    if (done == total || line->due()) line->show(text(stage, ": ", done, " of ", total));
+    if (done == total) line->end();
   };
 }
 
@@ -82,7 +77,9 @@ void add_digits(CLI::App& data) {
       ->required()
       ->type_name("DIR");
   add_options(*command, *options, *config);
-  command->add_option("--holdout-speaker", config->holdout_speaker, "speaker who is only tested on, in holdout.jsonl")
+  command
+      ->add_option("--holdout-speaker", config->holdout_speaker,
+                   "speaker who is used only for testing, in holdout.jsonl")
       ->type_name("NAME");
   command->footer(
       "An utterance is 3 to 7 digits of one speaker with gaps of 0 to 200 ms.\n"

@@ -1,10 +1,22 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic eval: word error rate of a model, whole utterances or streamed.
-#include "progress.hpp"
+#include "commands.hpp"
+#include "common/status_line.hpp"
 #include "stream_options.hpp"
 
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/recognition/fingerprint.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/corpus.hpp>
+#include <laconic/speech/wer.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
 #include <numeric>
+#include <optional>
 #include <span>
 
 namespace {
@@ -62,6 +74,11 @@ struct Findings {
   }
 };
 
+/// Returns null for an option that was not given.
+nlohmann::json optional_json(const std::optional<Index>& value) {
+  return value ? nlohmann::json(*value) : nlohmann::json();
+}
+
 /// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
 class PartialFile {
  public:
@@ -70,13 +87,13 @@ class PartialFile {
     // Beside a pipe or a device there is no place.
     if (o.json.empty() || (std::filesystem::exists(o.json) && !std::filesystem::is_regular_file(o.json))) return;
     path_ = o.json + ".partial";
-    run_ = {{"model", to_json(recognizer.config)},
+    run_ = {{"model", to_json(recognizer.config())},
             {"parameters", recognizer.fingerprint()},
-            {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary.to_json().dump()})}};
+            {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary().to_json().dump()})}};
     if (streaming_)
       run_["streaming"] = {{"streams", o.streams},
-                           {"chunk", o.stream.chunk.value_or(0)},
-                           {"left_context", o.stream.left_context.value_or(-2)},
+                           {"chunk", optional_json(o.stream.chunk)},
+                           {"left_context", optional_json(o.stream.left_context)},
                            {"cache", o.stream.cache},
                            {"block_ms", o.stream.block_ms}};
   }
@@ -136,21 +153,21 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   Findings found = partial.read();
   const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
   const auto longest_frames =
-      static_cast<Index>(std::ceil(longest * recognizer.config.frames_per_second())) + 2;  // resampling rounds up
+      static_cast<Index>(std::ceil(longest * recognizer.config().frames_per_second())) + 2;  // resampling rounds up
   const StreamConfig stream = o.stream.config(o.streams, longest_frames, o.threads);
   const double all = corpus.seconds_from(0), ahead = corpus.seconds_from(found.done());
   const auto start = std::chrono::steady_clock::now();
   StatusLine line;
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
-    Dataset data =
-        load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config.features, nullptr, o.threads);
-    add_labels(data, recognizer.vocabulary);
+    Dataset data = load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config().features,
+                                nullptr, o.threads);
+    add_labels(data, recognizer.vocabulary());
     notes.insert(notes.end(), data.notes.begin(), data.notes.end());
-    Cpu<float> cpu(o.threads);  // its memory goes with the portion, for the next one has other shapes
-    found.whole += recognizer.evaluate(cpu, data);
+    Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
+    found.whole += recognizer.evaluate(data, workspace);
     if (o.stream.streaming)
-      found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config));
+      found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()));
     if (found.done() == corpus.size()) break;
     partial.write(found);
     if (!line.due()) continue;
@@ -179,7 +196,7 @@ void write_transcripts(const std::filesystem::path& path, const Recognizer& reco
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     const Utterance& u = corpus.utterances[i];
     out += to_text({{"name", Corpus::name(u)},
-                    {"text", recognizer.vocabulary.written(u.text)},
+                    {"text", recognizer.vocabulary().written(u.text)},
                     {"hypothesis", evaluation.hypotheses[i]}},
                    -1);
   }
@@ -202,7 +219,7 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
   return {{"streams", e.streams},
           {"chunk", e.chunk},
           {"left_context", e.left_context},
-          {"chunk_seconds", static_cast<double>(e.chunk) / recognizer.config.frames_per_second()},
+          {"chunk_seconds", static_cast<double>(e.chunk) / recognizer.config().frames_per_second()},
           {"attention_bytes", e.attention_bytes},
           {"convolution_bytes", e.convolution_bytes},
           {"feature_bytes", e.feature_bytes},
@@ -214,11 +231,11 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 
 void eval(const EvalOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
-  if (o.stream.streaming) recognizer.config.features.require_streamable();
+  if (o.stream.streaming) recognizer.config().features.require_streamable();
   const Corpus corpus(o.data);
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
-  recognizer.pack(o.threads);
+  recognizer.prepare(o.threads);
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
@@ -243,8 +260,8 @@ void eval(const EvalOptions& o) {
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   nlohmann::json result{{"model", o.model},
                         {"data", o.data},
-                        {"encoder", to_name(recognizer.config.model)},
-                        {"attention", to_name(recognizer.config.encoder.attention)},
+                        {"encoder", to_name(recognizer.config().model)},
+                        {"attention", to_name(recognizer.config().encoder.attention)},
                         {"utterances", corpus.size()},
                         {"wer", 100 * errors.rate()},
                         {"wer_low", 100 * interval.low},
@@ -281,7 +298,7 @@ void eval(const EvalOptions& o) {
   std::printf(
       "%s%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
       "real time, %d threads)\n",
-      loss_line.c_str(), std::string(to_name(recognizer.config.encoder.attention)).c_str(),
+      loss_line.c_str(), std::string(to_name(recognizer.config().encoder.attention)).c_str(),
       recognizer.count_parameters(), recognizer.cache_bytes_per_second(), corpus.seconds_from(0),
       evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
   std::printf("%s", streaming_lines.c_str());
@@ -305,10 +322,11 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str()
       ->check(between(0.001, 1e6));
   command->get_option("--json")->description(
-      "write the result to this file, too; FILE.partial keeps what is done until then, and the same command goes on "
+      "also write the result to this file, as JSON; FILE.partial keeps what is done until then, and the same command "
+      "goes on "
       "from it");
-  o->stream.add_to(*command, "as speech that comes block by block to many streams at once");
-  command->add_option("--streams", o->streams, "utterances at once, streamed")
+  o->stream.add_to(*command, "evaluate speech that comes block by block to many streams at once");
+  command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   command->footer(

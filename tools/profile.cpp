@@ -2,19 +2,24 @@
 //
 // laconic profile: what a model costs, in parameters, cache, operations, memory and time, whole utterances and
 // streamed.
-#include "cli.hpp"
-#include "gnuplot.hpp"
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/table.hpp"
 #include "profile_report.hpp"
 
-#include <laconic/convert/report.hpp>
+#include <laconic/core/white_noise.hpp>
 #include <laconic/model/published.hpp>
-#include <laconic/model/stream.hpp>
+#include <laconic/recognition/encoder_costs.hpp>
+#include <laconic/speech/vocabulary.hpp>
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <fstream>
+#include <optional>
 
 namespace {
 
@@ -26,7 +31,7 @@ constexpr double enough_seconds = 10;  // that one length is measured for, where
 struct ProfileOptions : CommonOptions {
   std::string name, model, plot, cache = "float", weights = "float";
   Index frames = 1000, repeats = 5;
-  std::optional<Index> chunk, left_context;
+  std::optional<Index> chunk, left_context;  // as the model says; a left context of -1 is all
   bool list = false;
 };
 
@@ -54,57 +59,30 @@ Index available_bytes() {
   return static_cast<Index>(::sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(::sysconf(_SC_PAGESIZE));
 }
 
-/// Roughly what encoding or streaming takes beside the weights: the widest of the subsampling and of a block; or what a
-/// stream keeps that keeps all, with its tables of positions.
-Index working_bytes(const EncoderConfig& c, Index n) {
-  const WaveformConfig& w = c.waveform;
-  const Index half = w.empty() ? c.subsampling / 2 * n * Conv2dShape{1, c.channels(), c.num_mels, 2}.out_cols()
-                               : 2 * n * c.subsampling / w.conv_stride[0] * w.conv_dim[0];
-  const Index quarter =
-      w.empty() ? n * Conv2dSubsampling<float>::out_length(c.num_mels, c.subsampling) * c.channels() : 0;
-  const Index block = n * (10 * c.d_model + 2 * std::max(c.feed_forward_width(), c.cgmlp_expansion * c.d_model));
-  const Index kept = c.over_layers(
-      [&](const AttentionConfig& a) { return AnyAttention::cache_bytes(a, frames(n)) / 4 + 2 * n * c.d_model; });
-  return 6 * std::max({half + quarter, block, kept});  // blocks of the arena are up to a quarter larger
-}
-
 /// Refuses a model that would be killed for its memory half way.
-void require_memory(const std::string& name, const EncoderConfig& config, Index weight_bytes, Index n) {
+void require_memory(const std::string& name, const EncoderCosts& costs, Index weight_bytes, Index n) {
   const auto gib = [](Index bytes) { return fixed(static_cast<double>(bytes) / (1 << 30), 1); };
-  const Index needed = weight_bytes + working_bytes(config, n), available = available_bytes();
+  const Index needed = weight_bytes + costs.working_bytes(n), available = available_bytes();
   const std::string weights =
       weight_bytes > 0 ? text(" (", gib(weight_bytes), " for its weights)") : " beside its weights";
   require(needed < available, name, " with ", n, " frames needs about ", gib(needed), " GiB of memory", weights, "; ",
           gib(available), " GiB are available");
 }
 
-/// The path that attention takes by its costs, over whole utterances or with so many frames kept; empty where it has
-/// one only.
-std::string attention_path(const EncoderConfig& c, const Mask& mask, Index kept = -1) {
-  const AttentionConfig config = AnyAttention::named(c.attention_config());
-  return AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) -> std::string {
-    if (!P::KeyValue::is_latent) return "";
-    const auto work = kept < 0 ? P::whole_work(mask) : P::stream_work(mask.chunk, kept);
-    return P::absorbing_is_cheaper(P::dims(config), work) ? "absorbed" : "expanded";
-  });
-}
+EncoderCosts costs_of(const RecognizerConfig& config) { return {config.model, config.encoder}; }
 
-/// What follows from the numbers of a model.
+/// Fills in what follows from the numbers of a model.
 void count_costs(Profile& p) {
-  const EncoderConfig& c = p.config.encoder;
-  with_model(p.config.model, [&]<class M>(std::type_identity<M>) {
-    p.parameters = M::parameter_count(c);
-    p.subsampling_parameters = M::front_parameter_count(c);
-    p.flops = M::flops(c, frames(p.frames));
-    for (const auto& entry : enum_names(Storage()))
-      p.cache.push_back(
-          {entry.value, M::cache_bytes(c, frames(1), entry.value), M::cache_bytes(c, frames(p.frames), entry.value)});
-  });
+  const EncoderCosts costs = costs_of(p.config);
+  p.parameters = costs.parameters();
+  p.subsampling_parameters = costs.subsampling_parameters();
+  p.attention_parameters = costs.attention_parameters();
+  p.flops = costs.flops(p.frames);
+  p.attention_flops = costs.attention_flops(p.frames);
+  for (const auto& entry : enum_names(Storage()))
+    p.cache.push_back({entry.value, costs.cache_bytes(1, entry.value), costs.cache_bytes(p.frames, entry.value)});
   if (p.has_state()) p.cache.resize(1);
-  p.attention_parameters = c.over_layers([](const AttentionConfig& a) { return AnyAttention::parameter_count(a); });
-  p.attention_flops =
-      c.over_layers([&](const AttentionConfig& a) { return AnyAttention::flops(a, frames(p.frames), c.mask()); });
-  p.attention_path = attention_path(c, c.mask());
+  p.attention_path = costs.attention_path(p.config.encoder.mask());
 }
 
 /// `once` gives seconds. Repeated until that is enough.
@@ -118,37 +96,36 @@ Latency measure(Index repeats, F&& once) {
   return out;
 }
 
-template <class Model>
-void measure_encoding(const Model& model, const ProfileOptions& o, Profile& p) {
+void measure_encoding(const Recognizer& recognizer, const ProfileOptions& o, Profile& p) {
+  const EncoderCosts costs = costs_of(p.config);
   for (const Index part : {8, 4, 2, 1}) {
-    const Index n = p.frames / part, rows = model.subsampling.window() + (n - 1) * model.subsampling.factor();
+    const Index n = p.frames / part;
     say("encoding ", n, " frames ...");
-    const auto features = white_noise<float>(rows, model.config().num_mels, "features");
-    const Sequences one{rows};
-    Cpu<float> cpu(o.threads);
+    const auto features = white_noise<float>(costs.rows_of(n), p.config.encoder.num_mels, "features");
+    Workspace workspace(o.threads);
     const auto once = [&] {
       const auto start = Clock::now();
-      const auto logits = model(cpu, features, one);
+      const auto logits = recognizer.logits(features, workspace);
       return since(start);
     };
     const double first = once();  // takes memory, which is nothing to a pass that is slow
     const Latency latency = first < enough_seconds ? measure(o.repeats, once) : Latency{{first}};
-    p.encoding.push_back(
-        {n, latency, Model::flops(model.config(), frames(n)), static_cast<Index>(cpu.arena().peak_bytes())});
+    p.encoding.push_back({n, latency, costs.flops(n), static_cast<Index>(workspace.peak_bytes())});
   }
 }
 
-template <class Model>
-Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o, const Profile& p,
+Profile::Streaming measure_streaming(const Recognizer& recognizer, const ProfileOptions& o, const Profile& p,
                                      Index left_context) {
-  say("streaming ", p.frames, " frames, ", left_context < 0 ? "all kept" : text("left context ", left_context), " ...");
-  Streams streams(model, {.chunk = p.chunk,
-                          .left_context = left_context,
-                          .max_frames = p.frames + p.chunk * (4 * o.repeats + 4),
-                          .storage = p.storage,
-                          .threads = o.threads});
+  say("streaming ", p.frames, " frames, ",
+      left_context == Mask::unlimited ? "all kept" : text("left context ", left_context), " ...");
+  FeatureStreams streams = recognizer.feature_streams({.chunk = p.chunk,
+                                                       .left_context = left_context,
+                                                       .max_frames = p.frames + p.chunk * (4 * o.repeats + 4),
+                                                       .storage = p.storage,
+                                                       .threads = o.threads});
+  const EncoderCosts costs = costs_of(p.config);
   Profile::Streaming out{left_context, streams.convolution_bytes(), streams.feature_bytes(), {}};
-  const auto features = white_noise<float>(streams.first_rows(), model.config().num_mels, "features");
+  const auto features = white_noise<float>(streams.first_rows(), p.config.encoder.num_mels, "features");
   const Matrix<float> later = features.topRows(streams.chunk_rows());
   const auto push = [&](Index stream, const Matrix<float>& rows) {
     const std::array<Index, 1> one{stream};
@@ -161,9 +138,9 @@ Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o
     return seconds;
   };
   const auto add = [&](Index before, auto&& once) {
-    const Index seen = left_context < 0 ? before : std::min(before, left_context);
-    out.pushes.push_back({before, Model::cache_bytes(model.config(), frames(seen), p.storage), measure(o.repeats, once),
-                          attention_path(model.config(), streams.mask(), streams.kept_frames())});
+    const Index seen = left_context == Mask::unlimited ? before : std::min(before, left_context);
+    out.pushes.push_back({before, costs.cache_bytes(seen, p.storage), measure(o.repeats, once),
+                          costs.attention_path(streams.mask(), streams.kept_frames())});
   };
   add(0, [&] {
     const Index fresh = streams.open();
@@ -186,28 +163,28 @@ Profile::Streaming measure_streaming(const Model& model, const ProfileOptions& o
 }
 
 void list_models() {
-  std::printf("%-28s%14s%26s\n", "name", "parameters, M", "cache a frame, bytes");
-  for (const PublishedModel& m : published_models)
-    with_model(m.encoder, [&]<class M>(std::type_identity<M>) {
-      const Index bytes = M::cache_bytes(m.config, frames(1));
-      std::printf(
-          "%-28s%14.2f%26s\n", std::string(m.name).c_str(), 1e-6 * static_cast<double>(M::parameter_count(m.config)),
-          m.config.attention == AttentionName::linear ? text("a state of ", bytes).c_str() : text(bytes).c_str());
-    });
+  Table table({{"name", 28, true, 0}, {"parameters, M", 14, false, 0}, {"cache a frame, bytes", 26, false, 0}});
+  for (const PublishedModel& m : published_models) {
+    const EncoderCosts costs{m.encoder, m.config};
+    const Index bytes = costs.cache_bytes(1);
+    table.add({std::string(m.name), fixed(1e-6 * static_cast<double>(costs.parameters()), 2),
+               m.config.attention == AttentionName::linear ? text("a state of ", bytes) : text(bytes)});
+  }
+  std::printf("%s", table.lines().c_str());
 }
 
-/// The model that was asked for, and what it is.
-AnyModel load(const ProfileOptions& o, Profile& p) {
+/// Loads or makes the model to profile, and says what it is.
+Recognizer load(const ProfileOptions& o, Profile& p) {
   const auto start = Clock::now();
   if (o.name.empty()) {
     Recognizer recognizer = Recognizer::load(o.model);
     p.name = o.model;
-    p.config = recognizer.config;
-    p.weights = recognizer.storage;
+    p.config = recognizer.config();
+    p.weights = recognizer.storage();
     count_costs(p);
-    require_memory(p.name, p.config.encoder, 0, o.frames);
+    require_memory(p.name, costs_of(p.config), 0, o.frames);
     p.start_seconds = since(start);
-    return std::move(recognizer.model);
+    return recognizer;
   }
   const PublishedModel& published = published_model(o.name);
   p.name = o.name;
@@ -217,13 +194,16 @@ AnyModel load(const ProfileOptions& o, Profile& p) {
       ConvolutionContext::chunk;  // which streams, and is the centred one for whole utterances
   p.config.features.fbank.num_mels = static_cast<int>(published.config.num_mels);
   count_costs(p);
-  require_memory(p.name, published.config, 4 * p.parameters, o.frames);
+  require_memory(p.name, costs_of(p.config), 4 * p.parameters, o.frames);
   say("making ", p.parameters, " random weights ...");
-  AnyModel model = make_model(published.encoder, p.config.encoder, Seed(static_cast<std::uint64_t>(o.seed)));
-  p.config.encoder = std::visit([](const auto& m) { return m.config(); }, model);
+  std::vector<std::string> tokens;
+  for (Index i = 1; i < published.config.vocab_size; ++i) tokens.push_back(text(i));
+  Recognizer recognizer =
+      Recognizer::create(p.config, Vocabulary::words(tokens), Seed(static_cast<std::uint64_t>(o.seed)));
+  p.config.encoder = recognizer.config().encoder;
   p.start_seconds = since(start);
   say("made in ", fixed(p.start_seconds, 1), " s");
-  return model;
+  return recognizer;
 }
 
 void profile(const ProfileOptions& o) {
@@ -235,34 +215,22 @@ void profile(const ProfileOptions& o) {
   p.threads = o.threads;
   p.storage = from_name<Storage>(o.cache).value();
   p.weights = from_name<Storage>(o.weights).value();
-  AnyModel any = load(o, p);
-  std::visit(
-      [&](auto& model) {
-        Cpu<float>(o.threads).prepare(model, p.weights);
-        model.parameters([&](std::string_view, const auto& one) {
-          if (one.role() != Role::weight) return;
-          const Storage storage = one.is_resident() ? one.resident()->storage() : Storage::full;
-          p.weight_bytes += cache_row_bytes(storage, one.size()) - (storage == Storage::int8 ? 4 : 0);
-        });
-      },
-      any);
+  Recognizer recognizer = load(o, p);
+  recognizer.prepare(p.weights, o.threads);
+  p.weight_bytes = recognizer.weight_bytes();
   const EncoderConfig& c = p.config.encoder;
   p.chunk = o.chunk.value_or(c.chunk > 0 ? c.chunk : default_chunk);
   Index left = o.left_context.value_or(c.chunk > 0 ? c.left_context : default_left_context);
-  if (p.has_state()) left = -1;  // which cannot forget
-  std::visit(
-      [&](const auto& model) {
-        measure_encoding(model, o, p);
-        try {
-          model.require_streamable();
-        } catch (const Error& e) {
-          p.not_streamed = text(e.what(), " (`laconic train --convolution chunk` makes one).");
-          return;
-        }
-        p.streaming.push_back(measure_streaming(model, o, p, left));
-        if (left >= 0) p.streaming.push_back(measure_streaming(model, o, p, -1));
-      },
-      any);
+  if (p.has_state()) left = Mask::unlimited;  // which cannot forget
+  measure_encoding(recognizer, o, p);
+  try {
+    recognizer.require_streamable();
+    p.streaming.push_back(measure_streaming(recognizer, o, p, left));
+    if (left != Mask::unlimited) p.streaming.push_back(measure_streaming(recognizer, o, p, Mask::unlimited));
+  } catch (const Error& e) {
+    if (!p.streaming.empty()) throw;
+    p.not_streamed = text(e.what(), " (`laconic train --convolution chunk` makes one).");
+  }
   p.resident_bytes = peak_resident_bytes();
   o.write(profile_json(p));
   if (!o.plot.empty()) plot_profile(o.plot, p);
@@ -277,32 +245,35 @@ void add_profile_command(CLI::App& app) {
   const auto o = std::make_shared<ProfileOptions>();
   o->add_to(*command);
   CLI::Option* name =
-      command->add_option("--name", o->name, "a published model, with random weights, as --list names them");
+      command->add_option("--name", o->name, "a published model by its name, as --list prints it, with random weights");
   CLI::Option* model =
-      command->add_option("--model", o->model, "model folder, instead")->type_name("DIR")->excludes(name);
+      command->add_option("--model", o->model, "model folder to profile instead")->type_name("DIR")->excludes(name);
   command->add_flag("--list", o->list, "list the published models, and measure nothing")
       ->excludes(name)
       ->excludes(model);
   command
-      ->add_option("--frames", o->frames,
-                   "encoder frames, of 40 ms as a rule; an eighth, a quarter and half as many are measured, too")
+      ->add_option(
+          "--frames", o->frames,
+          "length in encoder frames (40 ms each in most models); an eighth, a quarter and half of it are measured, too")
       ->capture_default_str()
       ->check(CLI::Range(8, 1'000'000));
   command
       ->add_option("--repeats", o->repeats,
-                   text("measurements of each length; fewer where they take ", enough_seconds, " s"))
+                   text("measurements of each length; fewer once they have taken ", enough_seconds, " s"))
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   command
       ->add_option("--chunk", o->chunk,
-                   text("encoder frames of a push; default: as the model says, else ", default_chunk))
+                   text("encoder frames of a push; default: the model's chunk, else ", default_chunk))
       ->check(CLI::Range(1, 1 << 20));
   command
-      ->add_option(
-          "--left-context", o->left_context,
-          text("encoder frames kept, beside all; -1: all only; default: as --chunk, else ", default_left_context))
+      ->add_option("--left-context", o->left_context,
+                   text("encoder frames kept, measured in addition to all; -1: only all; default: the model's, else ",
+                        default_left_context))
       ->check(CLI::Range(-1, 1 << 20));
-  command->add_option("--weights", o->weights, "how weights are stored, of --name; a --model's are as it has them")
+  command
+      ->add_option("--weights", o->weights,
+                   "how the weights of --name are stored; those of --model are stored as in its folder")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<Storage>()))
       ->excludes(model);

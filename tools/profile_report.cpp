@@ -1,8 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include "profile_report.hpp"
 
-#include "cli.hpp"
-#include "gnuplot.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/table.hpp"
 
 #include <algorithm>
 
@@ -18,8 +19,8 @@ double gflops_per_second(const Profile::Encoding& e) {
 
 nlohmann::json latency_json(const Latency& latency) {
   return {{"seconds_median", latency.median()},
-          {"seconds_min", latency.least()},
-          {"seconds_max", latency.most()},
+          {"seconds_min", latency.min()},
+          {"seconds_max", latency.max()},
           {"repeats", latency.seconds.size()}};
 }
 
@@ -44,15 +45,17 @@ std::string description(const EncoderConfig& c) {
 
 /// "left context 32" or "all kept"
 std::string kept(const Profile& p, const Profile::Streaming& s) {
-  return p.has_state() ? "state" : s.left_context < 0 ? "all kept" : text("left context ", s.left_context);
+  return p.has_state()                       ? "state"
+         : s.left_context == Mask::unlimited ? "all kept"
+                                             : text("left context ", s.left_context);
 }
 
 std::string threads(const Profile& p) { return text(p.threads, p.threads == 1 ? " thread" : " threads"); }
 
 /// A line of data: x, and milliseconds.
 std::string point(Index x, const Latency& latency) {
-  return text(x, ' ', fixed(1e3 * latency.median(), 4), ' ', fixed(1e3 * latency.least(), 4), ' ',
-              fixed(1e3 * latency.most(), 4), '\n');
+  return text(x, ' ', fixed(1e3 * latency.median(), 4), ' ', fixed(1e3 * latency.min(), 4), ' ',
+              fixed(1e3 * latency.max(), 4), '\n');
 }
 
 }  // namespace
@@ -138,30 +141,42 @@ void print_profile(const Profile& p) {
   if (!p.streaming.empty())
     std::printf("%-28s%10.3f\n", "state of convolutions, MiB", mib(p.streaming.front().convolution_bytes));
 
-  constexpr const char* times = "median ms    min ms    max ms  repeats  real-time factor";
-  const auto print_times = [&](const Latency& l, Index n) {
-    std::printf("%12.2f%10.2f%10.2f%9zu%18.4f", 1e3 * l.median(), 1e3 * l.least(), 1e3 * l.most(), l.seconds.size(),
-                l.median() / p.speech_seconds(n));
+  const std::vector<Table::Column> times{{"median ms", 12, false, 0},
+                                         {"min ms", 10, false, 0},
+                                         {"max ms", 10, false, 0},
+                                         {"repeats", 9, false, 0},
+                                         {"real-time factor", 18, false, 0}};
+  const auto cells = [&](const Latency& l, Index n) {
+    return std::vector<std::string>{fixed(1e3 * l.median(), 2), fixed(1e3 * l.min(), 2), fixed(1e3 * l.max(), 2),
+                                    text(l.seconds.size()), fixed(l.median() / p.speech_seconds(n), 4)};
   };
-  std::printf("\n%-17s%13s   %s   GFLOP/s  activations MiB\n", "encoding", "frames", times);
-  for (const auto& e : p.encoding) {
-    std::printf("%30td", e.frames);
-    print_times(e.latency, e.frames);
-    std::printf("%10.1f%17.2f\n", gflops_per_second(e), mib(e.activation_bytes));
-  }
+  const auto joined = [](auto first, const auto& middle, const auto& last) {
+    first.insert(first.end(), middle.begin(), middle.end());
+    first.insert(first.end(), last.begin(), last.end());
+    return first;
+  };
+  using Columns = std::vector<Table::Column>;
+  using Cells = std::vector<std::string>;
+  Table encoding(joined(Columns{{"encoding", 17, true, 0}, {"frames", 13, false, 0}}, times,
+                        Columns{{"GFLOP/s", 10, false, 0}, {"activations MiB", 17, false, 0}}));
+  for (const auto& e : p.encoding)
+    encoding.add(joined(Cells{"", text(e.frames)}, cells(e.latency, e.frames),
+                        Cells{fixed(gflops_per_second(e), 1), fixed(mib(e.activation_bytes), 2)}));
+  std::printf("\n%s", encoding.lines().c_str());
   if (!p.not_streamed.empty()) {
     std::printf("\nstreaming: not measured. %s\n", p.not_streamed.c_str());
     return;
   }
-  std::printf("\n%-17s%13s   %s  cache MiB%s\n", text("pushes of ", p.chunk).c_str(), "frames before", times,
-              p.attention_path.empty() ? "" : "  path");
+  const bool has_paths = !p.attention_path.empty();
+  Table pushes(joined(
+      Columns{{text("pushes of ", p.chunk), 17, true, 0}, {"frames before", 13, false, 0}}, times,
+      has_paths ? Columns{{"cache MiB", 11, false, 0}, {"path", 0, true, 2}} : Columns{{"cache MiB", 11, false, 0}}));
   for (const auto& s : p.streaming)
-    for (const auto& push : s.pushes) {
-      std::printf("%-17s%13td", kept(p, s).c_str(), push.before);
-      print_times(push.latency, p.chunk);
-      std::printf("%11.3f%s%s\n", mib(push.cache_bytes), push.attention_path.empty() ? "" : "  ",
-                  push.attention_path.c_str());
-    }
+    for (const auto& push : s.pushes)
+      pushes.add(joined(Cells{kept(p, s), text(push.before)}, cells(push.latency, p.chunk),
+                        has_paths ? Cells{fixed(mib(push.cache_bytes), 3), push.attention_path}
+                                  : Cells{fixed(mib(push.cache_bytes), 3)}));
+  std::printf("\n%s", pushes.lines().c_str());
 }
 
 void plot_profile(const std::string& path, const Profile& p) {

@@ -1,21 +1,22 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include "recognizer.hpp"
+#include <laconic/io/json.hpp>
+#include <laconic/recognition/recognizer.hpp>
 
 #include <string>
 #include <vector>
 
-/// How long one thing took, again and again, in the order of size.
+/// The times that one thing took, in the order of size.
 struct Latency {
   std::vector<double> seconds;
 
   double median() const { return (seconds[(seconds.size() - 1) / 2] + seconds[seconds.size() / 2]) / 2; }
-  double least() const { return seconds.front(); }
-  double most() const { return seconds.back(); }
+  double min() const { return seconds.front(); }
+  double max() const { return seconds.back(); }
 };
 
-/// What `laconic profile` finds out of a model.
+/// What `laconic profile` measures of a model.
 struct Profile {
   std::string name;
   laconic::RecognizerConfig config;
@@ -49,7 +50,7 @@ struct Profile {
     std::string attention_path;
   };
   struct Streaming {
-    laconic::Index left_context;                      ///< -1: all
+    laconic::Index left_context;                      ///< Mask::unlimited: all
     laconic::Index convolution_bytes, feature_bytes;  ///< of one stream
     std::vector<Push> pushes;
   };
@@ -64,8 +65,9 @@ struct Profile {
   double speech_seconds(laconic::Index n) const { return static_cast<double>(n) / config.frames_per_second(); }
 };
 
+/// Returns all that was measured, for --json.
 nlohmann::json profile_json(const Profile& profile);
-/// A table on standard output.
+/// Prints tables to standard output.
 void print_profile(const Profile& profile);
-/// Latency of encoding and of streaming by length, as a .png or .svg; throws where gnuplot fails.
+/// Draws latency of encoding and of streaming by length as a .png or .svg. Throws where gnuplot fails.
 void plot_profile(const std::string& path, const Profile& profile);

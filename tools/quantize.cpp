@@ -1,11 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic quantize: a model with its weights rounded, and what that changes.
-#include "progress.hpp"
+#include "commands.hpp"
+#include "common/cli.hpp"
 
-#include <laconic/convert/report.hpp>
-
-#include <chrono>
+#include <laconic/convert/deviation.hpp>
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/speech/corpus.hpp>
 
 namespace {
 
@@ -22,20 +23,14 @@ std::uintmax_t weight_bytes(const std::filesystem::path& folder) {
   return sum;
 }
 
-/// Of all logits, as a part of those of the model as it was.
-double logits_error(Cpu<float>& cpu, const Recognizer& rounded, const Recognizer& exact, const Dataset& data) {
-  Deviation deviation;
+/// Returns the relative error of all logits.
+double logits_error(Workspace& workspace, const Recognizer& rounded, const Recognizer& exact, const Dataset& data) {
+  Deviation sum;
   for (const Example& e : data.examples) {
-    const auto logits = [&](const Recognizer& r) {
-      return std::visit(
-          [&](const auto& m) -> Matrix<float> { return m(cpu, e.features, Sequences{e.features.rows()}).rows.view(); },
-          r.model);
-    };
-    const Matrix<float> of_rounded = logits(rounded), of_exact = logits(exact);
-    for (Index i = 0; i < of_exact.size(); ++i)
-      deviation.add(static_cast<double>(of_rounded.data()[i]), static_cast<double>(of_exact.data()[i]));
+    const Matrix<float> of_rounded = rounded.logits(e.features, workspace);
+    sum += deviation(of_rounded, exact.logits(e.features, workspace));
   }
-  return deviation.relative();
+  return sum.relative();
 }
 
 void quantize(const QuantizeOptions& o) {
@@ -51,18 +46,18 @@ void quantize(const QuantizeOptions& o) {
              after = weight_bytes(o.output);
   nlohmann::json result{{"model", o.output},    {"weights", o.weights},
                         {"bytes", after},       {"source_bytes", before},
-                        {"threads", o.threads}, {"attention", to_name(exact.config.encoder.attention)}};
+                        {"threads", o.threads}, {"attention", to_name(exact.config().encoder.attention)}};
   std::printf("weights: %s, %.2f to %.2f MB (%.1f%%)\n", o.weights.c_str(), static_cast<double>(before) / 1e6,
               static_cast<double>(after) / 1e6, 100 * static_cast<double>(after) / static_cast<double>(before));
   if (!o.data.empty()) {
     say("reading ", o.data, " ...");
-    const Dataset data = load_dataset(read_corpus(o.data), exact.config.features, nullptr, o.threads);
+    const Dataset data = load_dataset(read_corpus(o.data), exact.config().features, nullptr, o.threads);
     say_notes(data.notes);
-    Cpu<float> cpu(o.threads);
-    exact.pack(o.threads);
-    rounded.pack(o.threads);
-    const double error = logits_error(cpu, rounded, exact, data);  // and both are warm
-    const Evaluation of_exact = exact.evaluate(cpu, data), of_rounded = rounded.evaluate(cpu, data);
+    Workspace workspace(o.threads);
+    exact.prepare(o.threads);
+    rounded.prepare(o.threads);
+    const double error = logits_error(workspace, rounded, exact, data);  // and both are warm
+    const Evaluation of_exact = exact.evaluate(data, workspace), of_rounded = rounded.evaluate(data, workspace);
     Index changed = 0;
     for (std::size_t i = 0; i < data.examples.size(); ++i)
       changed += of_exact.hypotheses[i] != of_rounded.hypotheses[i];

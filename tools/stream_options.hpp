@@ -1,15 +1,16 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include "cli.hpp"
+#include "common/cli.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
 /// How a model is streamed.
 struct StreamOptions {
   bool streaming = false;
-  std::optional<laconic::Index> chunk, left_context;
+  std::optional<laconic::Index> chunk, left_context;  // empty: as the model says; a left context of -1 is all
   std::string cache = "float";
   double block_ms = 100;
 
@@ -22,13 +23,13 @@ struct StreamOptions {
           command.add_option("--cache", cache, "how keys and values are stored")
               ->capture_default_str()
               ->check(CLI::IsMember({"float", "bf16", "int8"})),
-          command.add_option("--block-ms", block_ms, "of speech that come with each push")
+          command.add_option("--block-ms", block_ms, "milliseconds of speech that come with each push")
               ->capture_default_str()
               ->check(between(1.0, 1e6))})
       option->needs(flag);
   }
 
-  /// Feature frames of a block.
+  /// Returns the feature frames of a block.
   laconic::Index block_frames(const laconic::RecognizerConfig& c) const {
     return std::max<laconic::Index>(1, std::lround(block_ms / c.features.fbank.frame_shift_ms));
   }

@@ -1,12 +1,17 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic train: trains a recogniser, or fine-tunes one.
-#include "progress.hpp"
+#include "commands.hpp"
+#include "common/training_line.hpp"
 
 #include <laconic/model/published.hpp>
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/recognition/encoder_costs.hpp>
+#include <laconic/speech/corpus.hpp>
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 
@@ -46,10 +51,23 @@ struct TrainOptions : CommonOptions {
   }
 };
 
+/// Says how many utterances have labels that cannot fit their frames: their loss is infinite and they teach nothing.
+void say_infeasible(const Dataset& data, const RecognizerConfig& config) {
+  Index count = 0;
+  for (const Example& e : data.examples) {
+    Index needed = static_cast<Index>(e.labels.size());
+    for (std::size_t i = 1; i < e.labels.size(); ++i) needed += e.labels[i] == e.labels[i - 1] ? 1 : 0;
+    count += needed > EncoderCosts{config.model, config.encoder}.frames_of(e.frames()) ? 1 : 0;
+  }
+  if (count > 0)
+    say("note: ", count, " of ", data.size(),
+        " utterances have more labels than frames after subsampling and teach nothing");
+}
+
 Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
   RecognizerConfig config;
   config.model = from_name<EncoderName>(o.encoder_name).value();
-  config.encoder = with_attention(o.encoder, o.attention.chosen());
+  config.encoder = o.attention.applied_to(o.encoder);
   config.encoder.merge = from_name<BranchMerge>(o.merge).value();
   // Chunks need a convolution that stays in them, and features that need no whole utterance.
   const bool chunks = o.encoder.chunk > 0 || o.training.dynamic_chunks;
@@ -86,30 +104,30 @@ void train(TrainOptions& o) {
   std::optional<Recognizer> teacher;
   if (!o.teacher.empty()) {
     teacher = Recognizer::load(o.teacher);
-    recognizer.check_teacher(*teacher, o.training.dynamic_chunks || recognizer.config.encoder.chunk > 0);
+    recognizer.check_teacher(*teacher, o.training.dynamic_chunks || recognizer.config().encoder.chunk > 0);
   }
   recognizer.check_ranks(o.ranks);
   say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
   const Dataset train_set =
-      load_dataset(training, recognizer.config.features, &recognizer.vocabulary, o.threads, o.feature_bytes());
-  const Dataset valid_set = load_dataset(validation, recognizer.config.features, &recognizer.vocabulary, o.threads);
+      load_dataset(training, recognizer.config().features, &recognizer.vocabulary(), o.threads, o.feature_bytes());
+  const Dataset valid_set = load_dataset(validation, recognizer.config().features, &recognizer.vocabulary(), o.threads);
   say_notes(train_set.notes);
   say_notes(valid_set.notes);
-  say_infeasible(train_set, recognizer.config);
+  say_infeasible(train_set, recognizer.config());
   const auto unkept = std::ranges::count_if(train_set.examples, [](const Example& e) { return e.in_file.has_value(); });
   if (unkept > 0)
     say("note: features of ", unkept, " of ", train_set.size(), " utterances do not fit ",
         fixed(static_cast<double>(o.feature_bytes()) * 0x1p-30, 2),
         " GiB (--feature-memory); they are made again for each batch, in the background");
 
-  Cpu<float> cpu(o.threads);
-  say(to_name(recognizer.config.model), " with ", to_name(recognizer.config.encoder.attention), ", ",
+  Workspace workspace(o.threads);
+  say(to_name(recognizer.config().model), " with ", to_name(recognizer.config().encoder.attention), ", ",
       recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ", o.threads,
       " threads");
-  ProgressLine line;
+  TrainingLine line;
   const auto model_folder = out / "model";
   const TrainState state =
-      recognizer.train(cpu, train_set, valid_set, o.training,
+      recognizer.train(train_set, valid_set, o.training,
                        {.progress = std::ref(line),
                         .better = [&] { recognizer.save(model_folder); },
                         .folder = out,
@@ -119,10 +137,11 @@ void train(TrainOptions& o) {
                         .cut =
                             [](Index rank, double error) {
                               say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off");
-                            }});
+                            }},
+                       workspace);
   recognizer.save(model_folder);
-  const double working_mib = static_cast<double>(cpu.arena().peak_bytes()) * 0x1p-20;
-  const Evaluation evaluation = recognizer.evaluate(cpu, valid_set);
+  const double working_mib = static_cast<double>(workspace.peak_bytes()) * 0x1p-20;
+  const Evaluation evaluation = recognizer.evaluate(valid_set, workspace);
   o.write({{"model", model_folder.string()},
            {"steps", state.step},
            {"epochs", state.epoch},
@@ -162,30 +181,38 @@ void add_train_command(CLI::App& app) {
   CLI::Option* init =
       command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
   CLI::Option* name =
-      command->add_option("--name", o->name, "a published model, as `laconic profile --list` names them");
+      command->add_option("--name", o->name, "a published model by its name, as `laconic profile --list` prints it");
   std::vector<CLI::Option*> of_named_models = o->attention.add_to(*command), of_new_models{name};
   for (CLI::Option* option : {
-           command->add_option("--encoder", o->encoder_name, "encoder")
+           command->add_option("--encoder", o->encoder_name, "kind of encoder")
                ->capture_default_str()
                ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"})),
-           command->add_option("--merge", o->merge, "of a Branchformer's branches")
+           command->add_option("--merge", o->merge, "how a Branchformer joins its two branches")
                ->capture_default_str()
                ->check(CLI::IsMember({"concat", "fixed-average", "learned-average"})),
-           command->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion, "width of the cgMLP over d-model")
+           command
+               ->add_option("--cgmlp-expansion", o->encoder.cgmlp_expansion,
+                            "width of the cgMLP, in multiples of d-model")
                ->capture_default_str(),
-           command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "of the cgMLP in a fixed average")
+           command->add_option("--cgmlp-weight", o->encoder.cgmlp_weight, "weight of the cgMLP in a fixed average")
                ->capture_default_str()
                ->check(between(0.0, 1.0)),
            command
-               ->add_option("--merge-kernel", o->encoder.merge_kernel, "frames of the merge of an E-Branchformer, odd")
+               ->add_option("--merge-kernel", o->encoder.merge_kernel,
+                            "kernel of an E-Branchformer's merge in frames, odd")
                ->capture_default_str(),
            command->add_option("--heads", o->encoder.num_heads, "query heads")->capture_default_str(),
            command->add_option("--d-model", o->encoder.d_model, "width of the model")->capture_default_str(),
            command->add_option("--layers", o->encoder.num_layers, "blocks")->capture_default_str(),
-           command->add_option("--conv-kernel", o->encoder.conv_kernel, "frames of the depthwise convolutions, odd")
+           command
+               ->add_option("--conv-kernel", o->encoder.conv_kernel,
+                            "kernel of the depthwise convolutions in frames, odd")
                ->capture_default_str(),
-           command->add_option("--subsampling", o->encoder.subsampling, "2 or 4")->capture_default_str(),
-           command->add_option("--subsampling-channels", o->encoder.subsampling_channels, "0: as d-model")
+           command->add_option("--subsampling", o->encoder.subsampling, "factor of time subsampling, 2 or 4")
+               ->capture_default_str(),
+           command
+               ->add_option("--subsampling-channels", o->encoder.subsampling_channels,
+                            "channels of the subsampling convolutions; 0: as d-model")
                ->capture_default_str(),
            command->add_option("--mels", o->num_mels, "mel channels")->capture_default_str(),
        })
@@ -193,7 +220,7 @@ void add_train_command(CLI::App& app) {
   for (CLI::Option* option : {
            command
                ->add_option("--convolution", o->convolution,
-                            "what convolutions see; default: centred, with chunks chunk")
+                            "context of the convolutions; default: centred, or chunk in training with chunks")
                ->check(CLI::IsMember({"centred", "causal", "chunk"})),
            command
                ->add_option("--chunk", o->encoder.chunk, "encoder frames that are seen together; 0: whole utterances")
@@ -202,7 +229,7 @@ void add_train_command(CLI::App& app) {
                ->add_option("--left-context", o->encoder.left_context,
                             "encoder frames seen before the own chunk; -1: all")
                ->capture_default_str(),
-           command->add_option("--dropout", o->encoder.dropout, "probability")
+           command->add_option("--dropout", o->encoder.dropout, "dropout probability")
                ->capture_default_str()
                ->check(between(0.0, 0.9)),
            command->add_option("--sample-rate", o->sample_rate, "Hz; 0: that of the first training file")
@@ -222,27 +249,31 @@ void add_train_command(CLI::App& app) {
   command->add_flag("--dynamic-chunks", o->training.dynamic_chunks,
                     "train each batch with chunks of another size, so that one model serves all");
   command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
-  command->add_option("--lr", o->training.learning_rate, "learning rate at its peak")->capture_default_str();
-  command->add_option("--warmup", o->training.warmup, "part of all steps")
+  command->add_option("--lr", o->training.learning_rate, "peak learning rate")->capture_default_str();
+  command->add_option("--warmup", o->training.warmup, "fraction of all steps in which the learning rate rises")
       ->capture_default_str()
       ->check(between(0.0, 1.0));
-  command->add_option("--decay", o->decay, "of the learning rate")
+  command->add_option("--decay", o->decay, "how the learning rate falls")
       ->capture_default_str()
       ->check(CLI::IsMember({"cosine", "noam"}));
-  command->add_option("--weight-decay", o->training.adamw.weight_decay, "of AdamW")->capture_default_str();
-  command->add_option("--clip-norm", o->training.adamw.clip_norm, "of the gradient; 0: none")->capture_default_str();
-  command->add_option("--batch-frames", o->training.batch_frames, "feature frames a batch")->capture_default_str();
-  command->add_option("--accumulate", o->training.accumulate, "batches an update")->capture_default_str();
+  command->add_option("--weight-decay", o->training.adamw.weight_decay, "weight decay of AdamW")->capture_default_str();
+  command->add_option("--clip-norm", o->training.adamw.clip_norm, "max norm of the gradient; 0: no limit")
+      ->capture_default_str();
+  command->add_option("--batch-frames", o->training.batch_frames, "max feature frames in a batch")
+      ->capture_default_str();
+  command->add_option("--accumulate", o->training.accumulate, "batches whose gradients are summed for an update")
+      ->capture_default_str();
   command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")
       ->capture_default_str();
-  command->add_option("--teacher", o->teacher, "model folder of a model to learn from, beside the texts")
+  command->add_option("--teacher", o->teacher, "model folder of a teacher to learn from, in addition to the texts")
       ->type_name("DIR");
   command
-      ->add_option("--distill", o->training.distillation.weight,
-                   "part of the loss that is the teacher's probabilities; the rest is the texts'")
+      ->add_option(
+          "--distill", o->training.distillation.weight,
+          "fraction of the loss that compares probabilities with the teacher's; the rest is the CTC loss of the texts")
       ->capture_default_str()
       ->check(between(0.0, 1.0));
-  command->add_option("--temperature", o->training.distillation.temperature, "of these probabilities")
+  command->add_option("--temperature", o->training.distillation.temperature, "temperature of these probabilities")
       ->capture_default_str();
   command
       ->add_option("--distill-blocks", o->training.distillation.layer_weight,
@@ -263,7 +294,7 @@ void add_train_command(CLI::App& app) {
       ->add_option("--freeze", o->training.freeze, "keep parameters fixed whose name contains this (may be repeated)")
       ->type_name("NAME");
   command->add_flag("--recompute", o->training.recompute,
-                    "keep of each block its input alone and compute the rest again in the backward pass: less memory, "
+                    "keep only the input of each block and compute the rest again in the backward pass: less memory, "
                     "up to a third more time, the same results");
   command
       ->add_option("--feature-memory", o->feature_memory,

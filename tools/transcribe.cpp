@@ -1,10 +1,15 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic transcribe: what a model hears in audio files, or in speech as it comes.
-#include "progress.hpp"
+#include "commands.hpp"
 #include "stream_options.hpp"
 
-#include <laconic/recognition/feature_stream.hpp>
+#include <laconic/decode/greedy_ctc.hpp>
+#include <laconic/io/safetensors.hpp>
+#include <laconic/recognition/dataset.hpp>
+
+#include <array>
+#include <chrono>
 
 namespace {
 
@@ -18,18 +23,16 @@ struct TranscribeOptions : CommonOptions {
   double max_seconds = 600;
 };
 
-/// What every file says, and its logits (frames, tokens) as safetensors, under its path.
+/// Returns what every file says, and writes its logits (frames, tokens) as safetensors, under its path.
 std::vector<std::string> write_logits(const TranscribeOptions& o, const Recognizer& recognizer, const Dataset& data) {
-  Cpu<float> cpu(o.threads);
+  Workspace workspace(o.threads);
   std::vector<Matrix<float>> logits;
   std::vector<std::string> hypotheses;
   SafetensorsWriter writer;
   logits.reserve(data.examples.size());  // the writer borrows them
   for (std::size_t i = 0; i < data.examples.size(); ++i) {
-    const Matrix<float>& x = data.examples[i].features;
-    const auto& one = logits.emplace_back(std::visit(
-        [&](const auto& m) -> Matrix<float> { return m(cpu, x, Sequences{x.rows()}).rows.view(); }, recognizer.model));
-    hypotheses.push_back(recognizer.vocabulary.decode(greedy_ctc(view(one))));
+    const auto& one = logits.emplace_back(recognizer.logits(data.examples[i].features, workspace));
+    hypotheses.push_back(recognizer.vocabulary().decode(greedy_ctc(view(one))));
     writer.add(o.files[i], std::array{one.rows(), one.cols()},
                std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
   }
@@ -40,11 +43,11 @@ std::vector<std::string> write_logits(const TranscribeOptions& o, const Recogniz
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
   std::vector<Utterance> utterances;
   for (const std::string& file : o.files) utterances.push_back({file, 0, "", ""});
-  const Dataset data = load_dataset(utterances, recognizer.config.features, nullptr, o.threads);
+  const Dataset data = load_dataset(utterances, recognizer.config().features, nullptr, o.threads);
   say_notes(data.notes);
-  Cpu<float> cpu(o.threads);
+  Workspace workspace(o.threads);
   const auto hypotheses =
-      o.logits.empty() ? recognizer.evaluate(cpu, data).hypotheses : write_logits(o, recognizer, data);
+      o.logits.empty() ? recognizer.evaluate(data, workspace).hypotheses : write_logits(o, recognizer, data);
   nlohmann::json result = nlohmann::json::array();
   for (std::size_t i = 0; i < o.files.size(); ++i) {
     std::printf("%s: %s\n", o.files[i].c_str(), hypotheses[i].c_str());
@@ -89,33 +92,29 @@ class SampleSource {
 /// Prints words as they become final.
 class TextLine {
  public:
-  explicit TextLine(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {}
-  void show(const std::vector<int>& tokens) {
-    text = vocabulary_.decode(tokens);
-    if (text.size() <= shown_) return;
-    std::printf("%s", text.c_str() + shown_);
-    std::fflush(stdout);
-    shown_ = text.size();
+  void show(std::string text) {
+    if (text.size() > shown_) {
+      std::printf("%s", text.c_str() + shown_);
+      std::fflush(stdout);
+      shown_ = text.size();
+    }
+    text_ = std::move(text);
   }
-  std::string text;
+  const std::string& text() const { return text_; }
 
  private:
-  const Vocabulary& vocabulary_;
+  std::string text_;
   std::size_t shown_ = 0;
 };
 
-template <class Model>
-nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const Model& model,
-                           const std::string& file) {
-  const RecognizerConfig& config = recognizer.config;
+nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const std::string& file) {
+  const RecognizerConfig& config = recognizer.config();
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
-  FeatureStream features(config.features);
-  Streams streams(model, o.stream.config(1, static_cast<Index>(o.max_seconds * config.frames_per_second()), o.threads));
-  const std::array<Index, 1> id{streams.open()};
-  GreedyCtc decoder;
-  TextLine line(recognizer.vocabulary);
-  std::vector<int> tokens;
+  SpeechStream stream =
+      recognizer.stream(o.stream.config(1, static_cast<Index>(o.max_seconds * config.frames_per_second()), o.threads));
+  const FeatureStreams& streams = stream.streams();
+  TextLine line;
   std::vector<double> pushes;
   double compute = 0, seconds = 0;
   if (o.files.size() > 1) std::printf("%s: ", file.c_str());
@@ -125,14 +124,12 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     more = samples.size() == block;
     seconds += static_cast<double>(samples.size()) / rate;
     const auto start = Clock::now();
-    const Matrix<float> rows = features.push(samples);
-    const auto logits = streams.push(id, rows, Sequences{rows.rows()});
-    decoder(logits.rows.view(), tokens);
-    if (!more) decoder(streams.finish(id).rows.view(), tokens);
+    const Index final_frames = stream.push(samples);
+    if (!more) stream.finish();
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
-    if (logits.rows.rows() > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
+    if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;
-    line.show(tokens);
+    line.show(stream.text());
   }
   std::printf("\n");
   std::sort(pushes.begin(), pushes.end());
@@ -145,7 +142,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
   return {{"audio_filepath", file},
-          {"text", line.text},
+          {"text", line.text()},
           {"seconds", seconds},
           {"compute_seconds", compute},
           {"push_seconds_median", pushes[pushes.size() / 2]},
@@ -158,15 +155,13 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
 
 void transcribe(const TranscribeOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
-  recognizer.pack(o.threads);
+  recognizer.prepare(o.threads);
   if (!o.stream.streaming) {
     for (const auto& file : o.files) require(file != "-", "transcribe: standard input needs --streaming");
     return transcribe_files(o, recognizer);
   }
   nlohmann::json result = nlohmann::json::array();
-  for (const auto& file : o.files)
-    result.push_back(
-        std::visit([&](const auto& model) { return stream_file(o, recognizer, model, file); }, recognizer.model));
+  for (const auto& file : o.files) result.push_back(stream_file(o, recognizer, file));
   o.write(result);
 }
 
@@ -190,7 +185,7 @@ void add_transcribe_command(CLI::App& app) {
           ->type_name("FILE");
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
   logits->excludes("--streaming");
-  command->add_option("--max-seconds", o->max_seconds, "of a stream that keeps all it heard")
+  command->add_option("--max-seconds", o->max_seconds, "max seconds of a stream that keeps all frames")
       ->capture_default_str()
       ->check(between(1.0, 1e6));
   command->footer(

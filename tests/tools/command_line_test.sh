@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The program `laconic` from outside: a corpus, a model, its conversions, and every bad input.
-#   usage: command_line_test.sh PROGRAM
+# The programs `laconic` and `laconic-study` from outside: a corpus, a model, its conversions, and every bad input.
+#   usage: command_line_test.sh LACONIC LACONIC_STUDY
 set -uo pipefail
 export LC_ALL=C
 laconic=$(realpath "$1")
+study=$(realpath "$2")
+program=$laconic  # the one that is tested
 work=$(mktemp -d)
 mounted=
 cleanup() {
@@ -21,7 +23,7 @@ fail() {
 }
 # ok ARGUMENTS...: laconic does its job. One thread: tests run beside others.
 ok() {
-  "$laconic" "$@" --threads 1 >out 2>err || fail "laconic $* (exit code $?)"
+  "$program" "$@" --threads 1 >out 2>err || fail "laconic $* (exit code $?)"
   checks=$((checks + 1))
 }
 says() { grep -qF -- "$2" "$1" || fail "std$1 does not say: $2"; }
@@ -35,14 +37,14 @@ refused() {
   done
   shift
   before=$(find . -path ./out -o -path ./err -o -print | sort)
-  "$laconic" "$@" --threads 1 >out 2>err
+  "$program" "$@" --threads 1 >out 2>err
   code=$?
   [ "$code" -ne 0 ] || fail "accepted: laconic $*"
   [ "$code" -lt 126 ] || fail "crashed with exit code $code: laconic $*"
   [ "$(grep -vc -e '^reading ' -e '^making ' -e '^note: ' -e ' parameters, ' -e '^epoch ' err)" -eq 1 ] || fail "not one line: laconic $*"
-  [ "$(grep -c '^laconic: ' err)" -eq 1 ] || fail "no line 'laconic: ...': laconic $*"
+  [ "$(grep -c "^$(basename "$program"): " err)" -eq 1 ] || fail "no line with the program's name: laconic $*"
   for offender in "${offenders[@]}"; do
-    grep '^laconic: ' err | grep -qF -- "$offender" || fail "does not name '$offender': laconic $*"
+    grep "^$(basename "$program"): " err | grep -qF -- "$offender" || fail "does not name '$offender': laconic $*"
   done
   [ "$before" = "$(find . -path ./out -o -path ./err -o -print | sort)" ] || fail "left something: laconic $*: $(find . -newer out)"
   checks=$((checks + 1))
@@ -51,7 +53,7 @@ refused() {
 misused() {
   local text=$1
   shift
-  "$laconic" "$@" >out 2>err && fail "accepted: laconic $*"
+  "$program" "$@" >out 2>err && fail "accepted: laconic $*"
   says err "$text"
   says err 'Run with --help'
   checks=$((checks + 1))
@@ -81,9 +83,14 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
-for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile study; do
+for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
+  says out 'Example:'
+done
+for command in "" conversion streaming; do
+  # shellcheck disable=SC2086
+  "$study" $command --help >out 2>err || fail "laconic-study $command --help"
   says out 'Example:'
 done
 misused 'subcommand is required'
@@ -347,7 +354,8 @@ done
 refused tuned initial_parameters -- train --data corpus --init gqa --out tuned --epochs 1 --freeze subsampling --accumulate 2
 
 # --- The study: all of it, on the same few tones; again, it only reports.
-ok study --data corpus --out study --json study.json
+program=$study
+ok conversion --data corpus --out study --json study.json
 for file in results.json report.md wer_cache.png wer_cache.svg conversion_error.png models/seed1/mha/model/model.safetensors; do
   [ -s "study/$file" ] || fail "no study/$file"
 done
@@ -359,20 +367,21 @@ for stage in baseline converted finetuned; do says study/results.json "\"$stage\
 errors=$(sed -n 's/.*"logits_error": \([^,]*\),/\1/p' study/results.json)
 echo $errors | awk '{ exit !($3 < 1e-4 && $9 > 1e-2) }' || fail "R = d is not exact, or R = d/8 is: $errors"
 cp study/results.json before.json
-ok study --data corpus --out study
+ok conversion --data corpus --out study
 cmp before.json study/results.json || fail "a finished study changed"
-ok study --data corpus --out study --attentions mla-simple,mqa --methods svd,activation,activation+water-filling --caches 12.5 \
+ok conversion --data corpus --out study --attentions mla-simple,mqa --methods svd,activation,activation+water-filling --caches 12.5 \
   --strategies finetuned,distilled,progressive,attention-only
 for stage in distilled progressive attention-only; do says study/results.json "\"$stage\""; done
 # In addition to the latent and the one head that were there: 2 latents (one cannot progress) and 1 head.
 rows=$(grep -c '"stage":' study/results.json)
 [ "$rows" -eq $((16 + 3 + 5 + 4 + 2 + 4)) ] || fail "a study that was widened has $rows rows"
 grep -qE '^\| .* \| 12.50% \| distilled \| mla-simple R=[0-9]+, activation \| mqa' study/report.md || fail "latents are not compared with groups"
-refused study.json -- study --data corpus --out study --preset full
-refused nowhere -- study --data nowhere --out new
+refused study.json -- conversion --data corpus --out study --preset full
+refused nowhere -- conversion --data nowhere --out new
 touch file
-refused file -- study --data corpus --out file
-refused nobody -- study --data recordings --out new --holdout-speaker nobody
+refused file -- conversion --data corpus --out file
+refused nobody -- conversion --data recordings --out new --holdout-speaker nobody
+program=$laconic
 
 # --- Model folders that are not whole.
 # broken MODEL COMMAND...: the model refused by eval.

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu.hpp>
 #include <laconic/model/encoder.hpp>
+#include <laconic/model/stream_config.hpp>
 
 #include <algorithm>
 #include <optional>
@@ -11,17 +12,6 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
-
-/// Holds the settings of streams. Chunk and left context are the model's own where none is given; a model trained with
-/// chunks of many sizes takes others.
-struct StreamConfig {
-  Index capacity = 1;                   ///< streams at once
-  std::optional<Index> chunk{};         ///< encoder frames that become final together
-  std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
-  Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
-  Storage storage = Storage::full;      ///< how keys, values and latents are stored
-  int threads = 0;                      ///< 0: all that the machine offers
-};
 
 /// Runs many streams of one encoder together: each takes features as they come, and returns the logits of the frames
 /// that became final. The logits equal those of the whole utterance under the mask of the same chunks.

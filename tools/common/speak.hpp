@@ -1,27 +1,19 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/speech/digits.hpp>
-
-#include <fcntl.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "digits.hpp"
+#include "process.hpp"
 
 #include <array>
-#include <cerrno>
 #include <cmath>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
-// Corpora of connected digits spoken by the program espeak-ng. POSIX.
-
-extern "C" char** environ;  // declared by <unistd.h> on Linux only
+// Corpora of connected digits spoken by the program espeak-ng.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -41,60 +33,8 @@ struct SpeakConfig : ConnectedDigitsConfig {
 
 namespace detail {
 
-/// Runs a program until `finish` or the destructor has waited for its end. Arguments are passed as they are: no shell
-/// reads them.
-class Process {
- public:
-  /// Starts a program on PATH. Throws `Error` if it is not found or cannot be started.
-  explicit Process(std::vector<std::string> arguments) : name_(arguments.at(0)) {
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);  // Error says it in one line
-    const int failure = posix_spawnp(&id_, argv[0], &actions, nullptr, argv.data(), environ);
-    posix_spawn_file_actions_destroy(&actions);
-    require(failure != ENOENT, name_, ": program not found on PATH (Debian, Ubuntu: apt-get install ", name_, ')');
-    require(failure == 0, name_, ": cannot start: ", std::generic_category().message(failure));
-    running_ = true;
-  }
-  /// Not copyable.
-  Process(const Process&) = delete;
-  /// Not assignable.
-  Process& operator=(const Process&) = delete;
-  /// Waits for the end of the program.
-  ~Process() {
-    if (running_) wait();
-  }
-
-  /// Waits for the end of the program. Throws `Error`, which says what it failed to do, unless it exits with 0.
-  void finish(std::string_view doing) {
-    const int status = wait();
-    require(WIFEXITED(status) && WEXITSTATUS(status) == 0, name_, ": failed to ", doing,
-            WIFEXITED(status) ? " (exit code " : " (signal ",
-            WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status), ')');
-  }
-
- private:
-  /// Waits for the end of the program and returns its status.
-  int wait() {
-    int status = 0;
-    while (::waitpid(id_, &status, 0) < 0 && errno == EINTR) {
-    }
-    running_ = false;
-    return status;
-  }
-
-  std::string name_;
-  pid_t id_ = -1;
-  bool running_ = false;
-};
-
-/// Returns the pieces of sound between pauses of at least `pause` samples. Samples below 1/300 of the peak (-50 dB) are
-/// quiet.
+/// The pieces of sound between pauses of at least `pause` samples. Quiet is what stays below 1/300 of the peak (-50
+/// dB).
 inline std::vector<std::span<const float>> cut_at_pauses(std::span<const float> x, std::size_t pause) {
   float peak = 0;
   for (const float value : x) peak = std::max(peak, std::abs(value));
@@ -119,9 +59,9 @@ inline DigitSpeaker render_digits(const std::string& voice, Index words_per_minu
   std::string all;
   for (const std::string_view word : digit_words) all += text(word, ".\n\n");
   const std::string doing = text("say the digits with the voice ", voice);
-  Process({"espeak-ng", "-v", voice, "-s", text(words_per_minute), "-p", text(pitch), "-w", file.string(), all})
-      .finish(doing);
-  require(is_file(file), "espeak-ng: wrote no audio when asked to ", doing);  // espeak-ng exits with 0 on a full disk
+  run_or_throw({"espeak-ng", "-v", voice, "-s", text(words_per_minute), "-p", text(pitch), "-w", file.string(), all},
+               doing);
+  require(is_file(file), "espeak-ng: wrote no audio when asked to ", doing);  // it exits with 0 on a full disk
   const Audio audio = read_audio(file);
   std::filesystem::remove(file);
   const auto pieces = cut_at_pauses(audio.samples, static_cast<std::size_t>(audio.sample_rate) * 150 / 1000);

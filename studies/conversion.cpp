@@ -1,14 +1,21 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic study: trains an MHA baseline, converts it to smaller caches by one or several methods, trains on by one or
-// several strategies, and reports WER against cache size.
-#include "gnuplot.hpp"
-#include "progress.hpp"
-#include "study_report.hpp"
-#include "study_setup.hpp"
+// laconic-study conversion: trains an MHA baseline, converts it to smaller caches by one or several methods, trains on
+// by one or several strategies, and reports WER against cache size.
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/training_line.hpp"
+#include "report.hpp"
+#include "setup.hpp"
+
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/recognition/fingerprint.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -76,7 +83,7 @@ class Study {
       : o_(options),
         out_(options.out),
         preset_(study_preset(options.preset)),
-        cpu_(options.threads),
+        workspace_(options.threads),
         results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
@@ -95,13 +102,13 @@ class Study {
     const auto start = std::chrono::steady_clock::now();
     const std::vector<Variant> all = variants();
     for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i, all);
-    write_report(
-        out_, results_.rows(),
-        text("`laconic study", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ", preset_.name, " --seeds ",
-             preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder, " --attentions ", joined(o_.attentions),
-             " --methods ", joined(o_.methods), " --strategies ", joined(o_.strategies), " --caches ",
-             joined(o_.caches), o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"),
-        o_.threads);
+    write_report(out_, results_.rows(),
+                 text("`laconic-study conversion", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ",
+                      preset_.name, " --seeds ", preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder,
+                      " --attentions ", joined(o_.attentions), " --methods ", joined(o_.methods), " --strategies ",
+                      joined(o_.strategies), " --caches ", joined(o_.caches),
+                      o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"),
+                 o_.threads);
     o_.write(results_.rows());
     say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1),
         " min");
@@ -233,14 +240,14 @@ class Study {
     const auto folder = out_ / "models" / text("seed", seed);
     Recognizer baseline =
         new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
-    load_data(baseline.config, baseline.vocabulary);
+    load_data(baseline.config(), baseline.vocabulary());
     full_bytes_ = baseline.cache_bytes_per_second();
     train(baseline, folder / "mha", preset_.baseline, seed, "mha");
-    measure(baseline, seed, {"mha", "", {}, {"", {}}}, "baseline", nlohmann::json::object(), seconds_);
+    measure(baseline, seed, {"mha", "", {}, {"", {}}}, "baseline", {}, seconds_);
     // The control: what the same fine-tuning does where nothing was converted.
     Recognizer control = baseline;
     train(control, folder / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
-    measure(control, seed, {"mha", "", {}, {"", {}}}, "finetuned", nlohmann::json::object(), seconds_);
+    measure(control, seed, {"mha", "", {}, {"", {}}}, "finetuned", {}, seconds_);
     for (const Variant& v : all)
       if (!is_finished(v, seed)) run_variant(baseline, folder, seed, v);
   }
@@ -251,14 +258,13 @@ class Study {
     const SpeechBatch speech = some_of(valid_, 32), calibration = some_of(train_, 128);
     const ConversionChoice how{
         v.method.method, &calibration, v.method.allocation, Seed(static_cast<std::uint64_t>(seed)), false, o_.threads};
-    nlohmann::json report;
-    Recognizer model = baseline.convert(v.choice, &speech, report, how);
+    const auto [model, report] = baseline.convert(v.choice, how, &speech);
     measure(model, seed, v, "converted", report, 0);
     for (const Strategy strategy : strategies(v)) {
       const std::string stage(to_name(strategy));
       Recognizer tuned = model;
       TrainConfig config = preset_.finetune;
-      Recognizer::Training with;
+      RecognizerTraining with;
       if (strategy == Strategy::attention_only) config.train_only = {"attn."};
       if (strategy == Strategy::distilled) {
         config.distillation.weight = 0.5;
@@ -268,8 +274,7 @@ class Study {
         const Index d = preset_.encoder.d_model, last = v.choice.latent_dim;
         AttentionChoice all = v.choice;
         all.latent_dim = d;
-        nlohmann::json unused;
-        tuned = baseline.convert(all, nullptr, unused, how);
+        tuned = baseline.convert(all, how).recognizer;
         const Index middle = static_cast<Index>(std::lround(std::sqrt(static_cast<double>(d * last)) / 8)) * 8;
         if (middle > last && middle < d) with.ranks.push_back(middle);
         with.ranks.push_back(last);
@@ -289,17 +294,17 @@ class Study {
 
   /// Trains, or takes the model that an earlier run of this study finished.
   void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed,
-             const std::string& name, Recognizer::Training with = {}) {
+             const std::string& name, RecognizerTraining with = {}) {
     config.seed = seed;
     if (std::filesystem::exists(folder / "finished.json")) {
       model = Recognizer::load(folder / "model");
       seconds_ = read_json(folder / "finished.json").at("seconds").get<double>();
       return;
     }
-    ProgressLine line(text("seed ", seed, "  ", name));
+    TrainingLine line(text("seed ", seed, "  ", name));
     with.progress = std::ref(line);
     with.folder = folder;
-    const TrainState state = model.train(cpu_, train_, valid_, config, with);
+    const TrainState state = model.train(train_, valid_, config, with, workspace_);
     model.save(folder / "model");
     seconds_ = state.seconds;
     write_json(folder / "finished.json",
@@ -311,12 +316,12 @@ class Study {
 
   /// A row for each test set.
   void measure(const Recognizer& model, std::int64_t seed, const Variant& v, const std::string& stage,
-               const nlohmann::json& report, double train_seconds) {
+               const ConversionReport& report, double train_seconds) {
     const std::string& name = v.name;
     const bool has_groups = v.choice.attention == AttentionName::gqa || v.choice.attention == AttentionName::mqa;
-    const EncoderConfig& encoder = model.config.encoder;
+    const EncoderConfig& encoder = model.config().encoder;
     for (const TestSet& test : tests_) {
-      const Evaluation evaluation = model.evaluate(cpu_, test.data);
+      const Evaluation evaluation = model.evaluate(test.data, workspace_);
       if (stage == "baseline") baseline_hypotheses_[test.name] = evaluation.hypotheses;
       Index changed = 0;
       for (std::size_t i = 0; i < evaluation.hypotheses.size(); ++i)
@@ -329,7 +334,7 @@ class Study {
         words_by_utterance.push_back(e.reference_words);
       }
       results_.put({{"name", name},
-                    {"attention", to_name(model.config.encoder.attention)},
+                    {"attention", to_name(model.config().encoder.attention)},
                     {"method", has_groups && v.method.name == "svd" ? "mean" : v.method.name},
                     {"stage", stage},
                     {"rank", encoder.kv_lora_rank},
@@ -349,10 +354,10 @@ class Study {
                     {"utterances", test.data.size()},
                     {"errors_by_utterance", by_utterance},
                     {"words_by_utterance", words_by_utterance},
-                    {"predicted_error", report.value("predicted_error", 0.0)},
-                    {"key_value_error", report.value("key_value_error", 0.0)},
-                    {"output_error", report.value("output_error", 0.0)},
-                    {"logits_error", report.value("logits_error", 0.0)},
+                    {"predicted_error", report.predicted_error},
+                    {"key_value_error", report.key_value_error},
+                    {"output_error", report.output_error},
+                    {"logits_error", report.logits_error},
                     {"train_seconds", train_seconds},
                     {"test_set", test.name},
                     {"seed", seed}});
@@ -365,7 +370,7 @@ class Study {
   StudyOptions o_;
   std::filesystem::path out_, corpus_;
   Preset preset_;
-  Cpu<float> cpu_;
+  Workspace workspace_;
   StudyResults results_;
   Dataset train_, valid_;
   std::vector<TestSet> tests_;
@@ -375,9 +380,9 @@ class Study {
 
 }  // namespace
 
-void add_study_command(CLI::App& app) {
+void add_conversion_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
-      "study", "word error rate against cache size: MHA, converted to MLA and GQA, before and after fine-tuning");
+      "conversion", "word error rate against cache size: MHA, converted to MLA and GQA, before and after fine-tuning");
   const auto o = std::make_shared<StudyOptions>();
   o->add_to(*command);
   command
@@ -391,7 +396,7 @@ void add_study_command(CLI::App& app) {
   command->add_option("--preset", o->preset, "quick: one seed, a small model; full: three seeds")
       ->capture_default_str()
       ->check(CLI::IsMember({"quick", "full"}));
-  command->add_option("--encoder", o->encoder, "encoder")
+  command->add_option("--encoder", o->encoder, "kind of encoder")
       ->capture_default_str()
       ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
   command->add_option("--attentions", o->attentions, "what MHA is converted to, with commas between")
@@ -413,13 +418,14 @@ void add_study_command(CLI::App& app) {
       ->delimiter(',')
       ->check(between(0.1, 50.0));
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
-  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is only tested on")
+  command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is used only for testing")
       ->type_name("NAME");
   command->footer(
-      "Example:\n  laconic study --out study --preset quick\n"
-      "  laconic study --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study --preset "
+      "Example:\n  laconic-study conversion --out study --preset quick\n"
+      "  laconic-study conversion --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study "
+      "--preset "
       "full\n"
-      "  laconic study --out study --methods svd,activation+water-filling --strategies "
+      "  laconic-study conversion --out study --methods svd,activation+water-filling --strategies "
       "finetuned,distilled,progressive");
   command->callback([=] { Study(*o).run(); });
 }

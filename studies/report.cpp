@@ -1,8 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include "study_report.hpp"
+#include "report.hpp"
 
-#include "cli.hpp"
-#include "gnuplot.hpp"
+#include "common/cli.hpp"
+#include "common/gnuplot.hpp"
+#include "common/table.hpp"
 
 #include <laconic/speech/wer.hpp>
 
@@ -75,15 +76,6 @@ std::vector<Summary> summarize_all(const nlohmann::json& rows) {
   std::vector<Summary> out;
   for (const auto& group : groups) out.push_back(summarize(group));
   return out;
-}
-
-void plot(const std::filesystem::path& folder, const std::string& name, const std::string& body,
-          bool is_large = false) {
-  for (const std::string format : {"png", "svg"}) {
-    const auto script = folder / (name + ".gp"), image = folder / (name + '.' + format);
-    write_file(script, gnuplot_output(image, is_large) + body);
-    run_gnuplot(script);
-  }
 }
 
 /// "MHA", "MLA" or "GQA".
@@ -171,7 +163,7 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
     }
   }
   write_file(folder / "wer_cache.dat", data);
-  plot(folder, "wer_cache", body + "unset multiplot\n", true);
+  draw_with_script(folder, "wer_cache", body + "unset multiplot\n", true);
 }
 
 /// Relative error of keys and values after conversion.
@@ -188,11 +180,12 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
   }
   if (list.empty()) return;
   write_file(folder / "conversion_error.dat", data);
-  plot(folder, "conversion_error",
-       text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
-            "\nset yrange [0:1]\nset key below\n",
-            "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ",
-            list, '\n'));
+  draw_with_script(
+      folder, "conversion_error",
+      text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
+           "\nset yrange [0:1]\nset key below\n",
+           "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ",
+           list, '\n'));
 }
 
 std::string percent(double fraction) {
@@ -201,7 +194,7 @@ std::string percent(double fraction) {
 
 /// Each latent against the grouped queries of its cache, stage and test set that have the lowest WER.
 std::string latents_against_groups(const std::vector<Summary>& all) {
-  std::string rows;
+  Table table = Table::of_titles({"test set", "cache", "stage", "latent", "against", "points", "95% interval"});
   for (const Summary& latent : all) {
     if (family(latent) != "MLA") continue;
     const Summary* best = nullptr;
@@ -211,16 +204,15 @@ std::string latents_against_groups(const std::vector<Summary>& all) {
         best = &s;
     if (best == nullptr) continue;
     const Interval interval = bootstrap_difference(best->errors, latent.errors);
-    rows += text("| ", latent.test_set, " | ", percent(latent.cache_fraction), " | ", latent.stage, " | ", latent.name,
-                 " | ", best->name, " | ", fixed(latent.wer - best->wer, 2), " | ", fixed(100 * interval.low, 2),
-                 " to ", fixed(100 * interval.high, 2), " |\n");
+    table.add({latent.test_set, percent(latent.cache_fraction), latent.stage, latent.name, best->name,
+               fixed(latent.wer - best->wer, 2),
+               text(fixed(100 * interval.low, 2), " to ", fixed(100 * interval.high, 2))});
   }
-  if (rows.empty()) return "";
+  if (table.empty()) return "";
   return "\n## Latents against grouped queries\n\nWER of a latent less that of the grouped queries of its cache, stage "
          "and test set that have the lowest, in points: below 0\nthe latent is better. The 95% interval draws the same "
-         "utterances for both.\n\n"
-         "| test set | cache | stage | latent | against | points | 95% interval |\n|---|---|---|---|---|---|---|\n" +
-         rows;
+         "utterances for both.\n\n" +
+         table.markdown();
 }
 
 }  // namespace
@@ -273,25 +265,23 @@ void write_report(const std::filesystem::path& folder, const nlohmann::json& row
                        "from the baseline's.\n"),
               summary;
   for (const std::string& set : sets) {
-    report += text("\n## Test set: ", set,
-                   "\n\n| attention | stage | cache | bytes/s | parameters | WER % | 95% interval | sd | error | "
-                   "changed | training s |\n"
-                   "|---|---|---|---|---|---|---|---|---|---|---|\n");
-    summary += text(set, '\n');
+    Table full = Table::of_titles({"attention", "stage", "cache", "bytes/s", "parameters", "WER %", "95% interval",
+                                   "sd", "error", "changed", "training s"});
+    Table brief({{"", 36, true, 2}, {"", 14, true}, {"", 13}, {"", 13, false, 3}, {"", 0, true, 2}});
     for (const Summary& s : all) {
       if (s.test_set != set) continue;
       const std::string cache = percent(s.cache_fraction);
-      report +=
-          text("| ", s.name, " | ", s.stage, " | ", cache, " | ", fixed(s.cache_bytes_per_second, 0), " | ",
-               s.parameters, " | ", fixed(s.wer, 2), " | ", fixed(s.low, 2), " to ", fixed(s.high, 2), " | ",
-               s.seeds > 1 ? fixed(s.spread, 2) : "", " | ", s.stage == "baseline" ? "" : fixed(s.key_value_error, 4),
-               " | ", s.stage == "baseline" ? "" : text(s.changed, " of ", s.utterances), " | ",
-               s.train_seconds > 0 ? fixed(s.train_seconds, 0) : "", " |\n");
-      char line[200];
-      std::snprintf(line, sizeof line, "  %-36s %-14s cache %7s   WER %6.2f%%  [%.2f, %.2f]\n", s.name.c_str(),
-                    s.stage.c_str(), cache.c_str(), s.wer, s.low, s.high);
-      summary += line;
+      const bool is_baseline = s.stage == "baseline";
+      full.add({s.name, s.stage, cache, fixed(s.cache_bytes_per_second, 0), text(s.parameters), fixed(s.wer, 2),
+                text(fixed(s.low, 2), " to ", fixed(s.high, 2)), s.seeds > 1 ? fixed(s.spread, 2) : "",
+                is_baseline ? "" : fixed(s.key_value_error, 4),
+                is_baseline ? "" : text(s.changed, " of ", s.utterances),
+                s.train_seconds > 0 ? fixed(s.train_seconds, 0) : ""});
+      brief.add({s.name, s.stage, "cache " + cache, text("WER ", fixed(s.wer, 2), '%'),
+                 text('[', fixed(s.low, 2), ", ", fixed(s.high, 2), ']')});
     }
+    report += text("\n## Test set: ", set, "\n\n", full.markdown());
+    summary += text(set, '\n', brief.lines());
   }
   report += latents_against_groups(all) +
             "\n![WER against cache](wer_cache.png)\n\n![Conversion error against cache](conversion_error.png)\n";

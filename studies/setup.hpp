@@ -1,7 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include "cli.hpp"
+#include <laconic/recognition/recognizer.hpp>
+#include <laconic/recognition/train_config.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
 
 // What the studies on connected digits share: how much they do, their corpus and their models.
 
@@ -16,7 +21,7 @@ struct Preset {
 
 inline constexpr laconic::Index study_heads = 8;  ///< so that GQA can meet 50, 25 and 12.5%
 
-/// quick or full.
+/// Returns the preset "quick" or "full".
 Preset study_preset(const std::string& name);
 
 /// Where a study's speech comes from.
@@ -26,10 +31,11 @@ struct CorpusSource {
   std::int64_t seed;
 };
 
-/// The folder of the corpus: `data` itself if it is one; else one made at `made`, from recordings or by espeak-ng.
+/// Returns the folder of the corpus: `data` itself if it is one; else one made at `made`, from recordings or by
+/// espeak-ng.
 std::filesystem::path find_corpus(const CorpusSource& source, const std::filesystem::path& made, const Preset& preset);
 
-/// A model for the corpus, randomly initialised. Its features are normalised as the configuration says: with chunks,
-/// globally.
+/// Returns a model for the corpus, randomly initialised. Its features are normalised as the configuration says: with
+/// chunks, globally.
 laconic::Recognizer new_recognizer(const std::filesystem::path& corpus, laconic::EncoderName encoder,
                                    const laconic::EncoderConfig& config, std::int64_t seed, int threads);

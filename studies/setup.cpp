@@ -1,8 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include "study_setup.hpp"
+#include "setup.hpp"
 
-#include <laconic/speech/digits.hpp>
-#include <laconic/speech/speak.hpp>
+#include "common/cli.hpp"
+#include "common/digits.hpp"
+#include "common/speak.hpp"
+
+#include <laconic/recognition/dataset.hpp>
 
 using namespace laconic;
 

@@ -1,8 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <laconic/speech/digits.hpp>
-#include <laconic/speech/speak.hpp>
-
+#include "common/digits.hpp"
 #include "catch.hpp"
+#include "common/speak.hpp"
 #include "temporary_folder.hpp"
 
 #include <cmath>

@@ -1,12 +1,21 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// laconic stream-study: trains a streaming encoder with every attention and reports what its streams cost and get
+// laconic-study streaming: trains a streaming encoder with every attention and reports what its streams cost and get
 // wrong.
-#include "progress.hpp"
-#include "study_setup.hpp"
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/table.hpp"
+#include "common/training_line.hpp"
+#include "setup.hpp"
 
-#include <laconic/convert/report.hpp>
+#include <laconic/convert/deviation.hpp>
 #include <laconic/model/published.hpp>
+#include <laconic/recognition/dataset.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
 
 namespace {
 
@@ -21,7 +30,7 @@ struct StreamStudyOptions : CommonOptions {
 class StreamStudy {
  public:
   explicit StreamStudy(const StreamStudyOptions& o)
-      : o_(o), out_(o.out), preset_(study_preset(o.preset)), cpu_(o.threads) {
+      : o_(o), out_(o.out), preset_(study_preset(o.preset)), workspace_(o.threads) {
     preset_.encoder.convolution = from_name<ConvolutionContext>(o.convolution).value();
     preset_.encoder.chunk = o.chunk;
     preset_.encoder.left_context = o.left_context;
@@ -65,7 +74,7 @@ class StreamStudy {
     Recognizer model = new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), config, seed, o_.threads);
     if (train_.size() == 0) {
       const auto load = [&](const char* file) {
-        return load_dataset(read_corpus(corpus_ / file), model.config.features, &model.vocabulary, o_.threads);
+        return load_dataset(read_corpus(corpus_ / file), model.config().features, &model.vocabulary(), o_.threads);
       };
       train_ = load("train.jsonl");
       valid_ = load("valid.jsonl");
@@ -85,8 +94,9 @@ class StreamStudy {
     }
     TrainConfig training = preset_.baseline;
     training.seed = seed;
-    ProgressLine line(text("seed ", seed, "  ", name));
-    const TrainState state = model.train(cpu_, train_, valid_, training, {std::ref(line), [] {}, folder, 0});
+    TrainingLine line(text("seed ", seed, "  ", name));
+    const TrainState state =
+        model.train(train_, valid_, training, {.progress = std::ref(line), .folder = folder}, workspace_);
     model.save(folder / "model");
     write_json(folder / "finished.json",
                {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
@@ -99,12 +109,14 @@ class StreamStudy {
     for (const Example& e : test_.examples) longest = std::max(longest, e.features.rows());
     const auto config = [&](Index capacity, Storage storage) {
       return StreamConfig{.capacity = capacity,
-                          .max_frames = longest / model.config.encoder.subsampling + 1,
+                          .chunk = {},
+                          .left_context = {},
+                          .max_frames = longest / model.config().encoder.subsampling + 1,
                           .storage = storage,
                           .threads = o_.threads};
     };
-    const Index block = std::lround(o_.block_ms / model.config.features.fbank.frame_shift_ms);
-    const Evaluation masked = model.evaluate(cpu_, test_);
+    const Index block = std::lround(o_.block_ms / model.config().features.fbank.frame_shift_ms);
+    const Evaluation masked = model.evaluate(test_, workspace_);
     const auto changed = [&](const Evaluation& e) {
       Index count = 0;
       for (std::size_t i = 0; i < masked.hypotheses.size(); ++i) count += e.hypotheses[i] != masked.hypotheses[i];
@@ -143,59 +155,52 @@ class StreamStudy {
     return row;
   }
 
-  /// How far the logits of the first test utterances move when the cache is stored so: relative (Frobenius).
+  /// Returns how far the logits of the first test utterances move when the cache is stored so: relative (Frobenius).
   double logits_error(const Recognizer& recognizer, const StreamConfig& stored) {
-    return std::visit(
-        [&](const auto& model) {
-          StreamConfig exact = stored;
-          exact.storage = Storage::full;
-          Streams a(model, stored), b(model, exact);
-          Deviation sum;
-          for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {
-            const auto& features = test_.examples[static_cast<std::size_t>(i)].features;
-            const std::array<Index, 1> in_a{a.open()}, in_b{b.open()};
-            sum += deviation(a.push(in_a, features, Sequences{features.rows()}).rows.view(),
-                             b.push(in_b, features, Sequences{features.rows()}).rows.view());
-            sum += deviation(a.finish(in_a).rows.view(), b.finish(in_b).rows.view());
-          }
-          return sum.relative();
-        },
-        recognizer.model);
+    StreamConfig exact = stored;
+    exact.storage = Storage::full;
+    FeatureStreams a = recognizer.feature_streams(stored), b = recognizer.feature_streams(exact);
+    Deviation sum;
+    for (Index i = 0; i < std::min<Index>(50, test_.size()); ++i) {
+      const auto& features = test_.examples[static_cast<std::size_t>(i)].features;
+      const std::array<Index, 1> in_a{a.open()}, in_b{b.open()};
+      const Sequences one{features.rows()};
+      sum += deviation(a.push(in_a, features, one).rows, b.push(in_b, features, one).rows);
+      sum += deviation(a.finish(in_a).rows, b.finish(in_b).rows);
+    }
+    return sum.relative();
   }
 
   void write_report() const {
-    std::string out =
-        text("`laconic stream-study --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR",
-             " --out DIR --preset ", o_.preset, " --chunk ", o_.chunk, " --left-context ", o_.left_context, " --seeds ",
-             o_.seeds, " --seed ", o_.seed, " --threads ", o_.threads, "`\n\n");
-    out += text(
-        "| attention | seed | parameters | WER % | 95% interval | changed | keys and values, bytes | convolutions, "
-        "bytes | push, ms | 95% | real-time factor | of ",
-        o_.streams, " streams |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
-    const auto number = [](const nlohmann::json& row, const char* key) { return row.at(key).get<double>(); };
-    for (const auto& r : rows_)
-      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>(), " | ",
-                  r.at("parameters").get<Index>(), " | ", fixed(number(r, "wer"), 2), " | ",
-                  fixed(number(r, "wer_low"), 2), " to ", fixed(number(r, "wer_high"), 2), " | ",
-                  r.at("transcripts_changed").get<Index>(), " of ", r.at("utterances").get<Index>(), " | ",
-                  r.at("attention_bytes").get<Index>(), " | ", r.at("convolution_bytes").get<Index>(), " | ",
-                  fixed(1e3 * number(r, "push_seconds_median"), 2), " | ", fixed(1e3 * number(r, "push_seconds_95"), 2),
-                  " | ", fixed(number(r, "real_time_factor"), 4), " | ", fixed(number(r, "real_time_factor_many"), 4),
-                  " |\n");
-    out +=
-        "\n| attention | seed | bf16, bytes | WER % | changed | logits error | int8, bytes | WER % | changed | logits "
-        "error |\n|---|---|---|---|---|---|---|---|---|---|\n";
+    Table costs = Table::of_titles({"attention", "seed", "parameters", "WER %", "95% interval", "changed",
+                                    "keys and values, bytes", "convolutions, bytes", "push, ms", "95%",
+                                    "real-time factor", text("of ", o_.streams, " streams")});
+    Table stored = Table::of_titles({"attention", "seed", "bf16, bytes", "WER %", "changed", "logits error",
+                                     "int8, bytes", "WER %", "changed", "logits error"});
     for (const auto& r : rows_) {
-      out += text("| ", r.at("name").get<std::string>(), " | ", r.at("seed").get<std::int64_t>());
-      for (const char* storage : {"bf16", "int8"}) {
-        const auto key = [&](const char* what) { return r.at(text(storage, what)).get<double>(); };
+      const auto name = r.at("name").get<std::string>(), seed = text(r.at("seed").get<std::int64_t>());
+      const auto count = [&](const std::string& key) { return text(static_cast<Index>(r.at(key).get<double>())); };
+      const auto number = [&](const std::string& key, double unit, int digits) {
+        return fixed(unit * r.at(key).get<double>(), digits);
+      };
+      costs.add({name, seed, count("parameters"), number("wer", 1, 2),
+                 text(number("wer_low", 1, 2), " to ", number("wer_high", 1, 2)),
+                 text(count("transcripts_changed"), " of ", count("utterances")), count("attention_bytes"),
+                 count("convolution_bytes"), number("push_seconds_median", 1e3, 2), number("push_seconds_95", 1e3, 2),
+                 number("real_time_factor", 1, 4), number("real_time_factor_many", 1, 4)});
+      std::vector<std::string> cells{name, seed};
+      for (const std::string storage : {"bf16", "int8"}) {
         char error[32];
-        std::snprintf(error, sizeof error, "%.1e", key("_logits_error"));
-        out += text(" | ", static_cast<Index>(key("_bytes")), " | ", fixed(key("_wer"), 2), " | ",
-                    static_cast<Index>(key("_changed")), " | ", error);
+        std::snprintf(error, sizeof error, "%.1e", r.at(storage + "_logits_error").get<double>());
+        cells.insert(cells.end(),
+                     {count(storage + "_bytes"), number(storage + "_wer", 1, 2), count(storage + "_changed"), error});
       }
-      out += " |\n";
+      stored.add(cells);
     }
+    const std::string out = text(
+        "`laconic-study streaming --encoder ", o_.encoder, o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ",
+        o_.preset, " --chunk ", o_.chunk, " --left-context ", o_.left_context, " --seeds ", o_.seeds, " --seed ",
+        o_.seed, " --threads ", o_.threads, "`\n\n", costs.markdown(), '\n', stored.markdown());
     write_file(out_ / "streaming.md", out);
     std::printf("%s\n", out.c_str());
   }
@@ -203,16 +208,16 @@ class StreamStudy {
   StreamStudyOptions o_;
   std::filesystem::path out_, corpus_;
   Preset preset_;
-  Cpu<float> cpu_;
+  Workspace workspace_;
   nlohmann::json rows_ = nlohmann::json::array();
   Dataset train_, valid_, test_;
 };
 
 }  // namespace
 
-void add_stream_study_command(CLI::App& app) {
+void add_streaming_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
-      "stream-study", "a streaming encoder with every attention: word errors, cache, latency, real-time factor");
+      "streaming", "a streaming encoder with every attention: word errors, cache, latency, real-time factor");
   const auto o = std::make_shared<StreamStudyOptions>();
   o->add_to(*command);
   command
@@ -224,10 +229,10 @@ void add_stream_study_command(CLI::App& app) {
   command->add_option("--preset", o->preset, "quick: a small model; full: a larger one")
       ->capture_default_str()
       ->check(CLI::IsMember({"quick", "full"}));
-  command->add_option("--encoder", o->encoder, "encoder")
+  command->add_option("--encoder", o->encoder, "kind of encoder")
       ->capture_default_str()
       ->check(CLI::IsMember({"conformer", "branchformer", "e-branchformer"}));
-  command->add_option("--convolution", o->convolution, "what convolutions see")
+  command->add_option("--convolution", o->convolution, "context of the convolutions")
       ->capture_default_str()
       ->check(CLI::IsMember({"causal", "chunk"}));
   command->add_option("--chunk", o->chunk, "encoder frames of 40 ms that become final together")
@@ -236,15 +241,15 @@ void add_stream_study_command(CLI::App& app) {
   command->add_option("--left-context", o->left_context, "encoder frames kept")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--streams", o->streams, "streams at once, beside one alone")
+  command->add_option("--streams", o->streams, "number of streams at once, measured in addition to a single stream")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->add_option("--block-ms", o->block_ms, "of speech that come with each push")
+  command->add_option("--block-ms", o->block_ms, "milliseconds of speech that come with each push")
       ->capture_default_str()
       ->check(between(10.0, 1e4));
   command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")
       ->type_name("NAME");
-  command->footer("Example:\n  laconic stream-study --data free-spoken-digit-dataset/recordings --out live");
+  command->footer("Example:\n  laconic-study streaming --data free-spoken-digit-dataset/recordings --out live");
   command->callback([=] { StreamStudy(*o).run(); });
 }

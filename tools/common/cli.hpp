@@ -3,8 +3,7 @@
 
 #include <laconic/core/parallel.hpp>
 #include <laconic/io/json.hpp>
-
-#include "recognizer.hpp"
+#include <laconic/recognition/recognizer.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -17,20 +16,12 @@
 #include <string>
 #include <vector>
 
-// What the subcommands of `laconic` share. Results go to stdout, progress and notes to stderr.
+// What the subcommands of `laconic` and `laconic-study` share. Results go to stdout, progress and notes to stderr.
 
-void add_data_command(CLI::App& app);
-void add_train_command(CLI::App& app);
-void add_convert_command(CLI::App& app);
-void add_eval_command(CLI::App& app);
-void add_compare_command(CLI::App& app);
-void add_quantize_command(CLI::App& app);
-void add_transcribe_command(CLI::App& app);
-void add_profile_command(CLI::App& app);
-void add_study_command(CLI::App& app);
-void add_stream_study_command(CLI::App& app);
+/// Parses the command line and runs what it names. Returns the exit code: 0 only when the job was done.
+int run_app(CLI::App& app, int argc, char** argv);
 
-/// Throws unless a file may be written there; before the work is done, not after. Gives the absolute path.
+/// Returns the absolute path of a file to write. Throws, before the work is done, unless it may be written there.
 inline std::string output_file(const std::string& file) {
   const auto path = std::filesystem::absolute(file);
   laconic::require(std::filesystem::is_directory(path.parent_path()), path.string(), ": no such folder");
@@ -38,7 +29,7 @@ inline std::string output_file(const std::string& file) {
   return path.string();
 }
 
-/// A number from min to max, which nan is not; for CLI::Range it is.
+/// Accepts a number from min to max. CLI::Range would accept nan, too.
 inline CLI::Validator between(double min, double max) {
   return {[=](const std::string& given) {
             double value = 0;
@@ -55,11 +46,13 @@ struct CommonOptions {
   std::string json;
 
   void add_to(CLI::App& command) {
-    command.add_option("--threads", threads, "CPU threads")->capture_default_str()->check(CLI::PositiveNumber);
-    command.add_option("--seed", seed, "all random choices follow from it")
+    command.add_option("--threads", threads, "number of CPU threads")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    command.add_option("--seed", seed, "seed of all random choices")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
-    command.add_option("--json", json, "write the result to this file, too")->type_name("FILE");
+    command.add_option("--json", json, "also write the result to this file, as JSON")->type_name("FILE");
     command.parse_complete_callback([this] {
       if (!json.empty()) json = output_file(json);
     });
@@ -80,33 +73,45 @@ struct AttentionOptions {
     for (const auto& entry : laconic::enum_names(laconic::AttentionName()))
       if (entry.value != laconic::AttentionName::by_type) names.emplace_back(entry.name);
     return {
-        command.add_option("--attention", attention, "attention")->capture_default_str()->check(CLI::IsMember(names)),
+        command.add_option("--attention", attention, "kind of attention")
+            ->capture_default_str()
+            ->check(CLI::IsMember(names)),
         command.add_option("--kv-heads", choice.kv_heads, "key-value heads of gqa"),
         command.add_option(
             "--latent-dim", choice.latent_dim,
-            "numbers cached a frame and layer by a latent; of mla-split for keys, of mla-head for each head"),
-        command.add_option("--v-latent-dim", choice.v_latent_dim, "of mla-split for values; 0: as --latent-dim"),
+            "latent rank: values cached per frame and layer; for mla-split of keys, for mla-head of each head"),
+        command.add_option("--v-latent-dim", choice.v_latent_dim,
+                           "latent rank of mla-split for values; 0: as --latent-dim"),
         command.add_option("--rope-dim", choice.rope_dim, "width of the rotary key of mla-decoupled; 0: half a head")};
   }
   const laconic::AttentionChoice& chosen() {
     choice.attention = laconic::from_name<laconic::AttentionName>(attention).value();
     return choice;
   }
+  /// Returns the encoder with this attention. Throws where the options contradict each other.
+  laconic::EncoderConfig applied_to(const laconic::EncoderConfig& encoder) {
+    try {
+      return laconic::with_attention(encoder, chosen());
+    } catch (const laconic::Error& error) {
+      throw laconic::Error(
+          laconic::text(error.what(), " (--heads, --kv-heads, --latent-dim, --v-latent-dim, --rope-dim)"));
+    }
+  }
 };
 
-/// A note for a person, on stderr.
+/// Prints a note for a person on stderr.
 template <class... Parts>
 void say(const Parts&... parts) {
   std::fprintf(stderr, "%s\n", laconic::text(parts...).c_str());
 }
 
-/// What had to be converted to be read: the first few files, and how many more.
+/// Prints what had to be converted to be read: the first few files, and how many more.
 inline void say_notes(const std::vector<std::string>& notes) {
   for (std::size_t i = 0; i < notes.size() && i < 3; ++i) say("note: ", notes[i]);
   if (notes.size() > 3) say("note: and ", notes.size() - 3, " more such files");
 }
 
-/// All names of an enumeration, for options.
+/// Returns all names of an enumeration, for options.
 template <laconic::NamedEnum Enum>
 std::vector<std::string> names_of() {
   std::vector<std::string> out;
@@ -114,7 +119,7 @@ std::vector<std::string> names_of() {
   return out;
 }
 
-/// Of memory that the process has held, the most at once.
+/// Returns the most memory that the process has held at once.
 inline laconic::Index peak_resident_bytes() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
@@ -126,7 +131,14 @@ inline laconic::Index peak_resident_bytes() {
   return unit * static_cast<laconic::Index>(usage.ru_maxrss);
 }
 
-/// A number with some digits after the point.
+/// Returns a number with so many significant digits, as printf's %g.
+inline std::string general(double value, int digits) {
+  char out[64];
+  std::snprintf(out, sizeof out, "%.*g", digits, value);
+  return out;
+}
+
+/// Returns a number with so many digits after the point.
 inline std::string fixed(double value, int digits) {
   char out[64];
   std::snprintf(out, sizeof out, "%.*f", digits, value);

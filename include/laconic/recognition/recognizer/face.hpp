@@ -1,0 +1,377 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/attention/any.hpp>
+#include <laconic/decode/greedy_ctc.hpp>
+#include <laconic/io/folder.hpp>
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/recognition/dataset.hpp>
+#include <laconic/recognition/encoder_costs.hpp>
+#include <laconic/recognition/feature_stream.hpp>
+#include <laconic/recognition/fingerprint.hpp>
+#include <laconic/recognition/recognizer/inline.hpp>
+#include <laconic/recognition/recognizer/model.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/vocabulary.hpp>
+#include <laconic/speech/words.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string_view>
+
+// The members of Recognizer and of what it gives. Nothing here sees a model.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+namespace detail {
+
+inline std::unique_ptr<RecognizerModel> make_recognizer_model(EncoderName name, const EncoderConfig& config,
+                                                              Seed seed) {
+  using enum EncoderName;
+  switch (name) {
+    case branchformer:
+      return make_recognizer_model<branchformer>(config, seed);
+    case e_branchformer:
+      return make_recognizer_model<e_branchformer>(config, seed);
+    case wav2vec2_conformer:
+      return make_recognizer_model<wav2vec2_conformer>(config, seed);
+    default:
+      return make_recognizer_model<conformer>(config, seed);
+  }
+}
+
+/// Throws where model, features and vocabulary do not go together.
+inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabulary) {
+  require(vocabulary.size() == config.encoder.vocab_size, "vocab_size is ", config.encoder.vocab_size,
+          ", the vocabulary has ", vocabulary.size(), " tokens");
+  require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ",
+          config.encoder.num_mels, ", the features have ", config.features.fbank.num_mels);
+}
+
+/// Returns what a folder of Hugging Face says of its model.
+inline RecognizerConfig hugging_face_recognizer(const std::filesystem::path& folder, const nlohmann::json& config,
+                                                const std::string& where) {
+  RecognizerConfig out;
+  out.model = EncoderName::wav2vec2_conformer;
+  out.encoder = wav2vec2_conformer_config(config, where);
+  out.tokens = Tokens::characters;
+  const auto path = folder / "preprocessor_config.json";
+  const nlohmann::json features = std::filesystem::exists(path) ? read_json(path) : nlohmann::json::object();
+  const int rate =
+      features.contains("sampling_rate") ? json_member<int>(features, "sampling_rate", path.string()) : 16000;
+  const bool normalize =
+      !features.contains("do_normalize") || json_member<bool>(features, "do_normalize", path.string());
+  require(rate > 0, path.string(), ": 'sampling_rate' is ", rate, ", more than 0 expected");
+  out.features = FeatureConfig::samples(rate, normalize ? Normalization::utterance : Normalization::none);
+  return out;
+}
+
+}  // namespace detail
+
+LACONIC_RECOGNIZER_INLINE EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& c) {
+  encoder.attention = c.attention;
+  encoder.num_kv_heads = c.kv_heads;
+  encoder.kv_lora_rank = c.latent_dim;
+  encoder.v_lora_rank = c.v_latent_dim;
+  encoder.qk_rope_head_dim = c.rope_dim;
+  if (c.attention == AttentionName::mla_decoupled && c.rope_dim == 0)
+    encoder.qk_rope_head_dim = std::max<Index>(2, encoder.d_model / std::max<Index>(1, encoder.num_heads) / 4 * 2);
+  try {
+    AnyAttention::dims(encoder.attention_config());
+  } catch (const Error& error) {
+    throw Error(text(to_name(c.attention), ": ", error.what()));
+  }
+  return encoder;
+}
+
+LACONIC_RECOGNIZER_INLINE Tokens corpus_tokens(const std::filesystem::path& folder) {
+  const auto path = folder / "corpus.json";
+  return std::filesystem::exists(path) ? json_member<Tokens>(read_json(path), "tokens", path.string())
+                                       : Tokens::characters;
+}
+
+LACONIC_RECOGNIZER_INLINE Workspace::Workspace(int threads) : context_(new Context{Cpu<float>(threads)}) {}
+LACONIC_RECOGNIZER_INLINE Workspace::Workspace(Workspace&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE Workspace& Workspace::operator=(Workspace&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE Workspace::~Workspace() = default;
+LACONIC_RECOGNIZER_INLINE int Workspace::threads() const { return context_->cpu.threads(); }
+LACONIC_RECOGNIZER_INLINE std::size_t Workspace::peak_bytes() const { return context_->cpu.arena().peak_bytes(); }
+
+LACONIC_RECOGNIZER_INLINE FeatureStreams::FeatureStreams(std::unique_ptr<detail::StreamsOfModel> streams)
+    : streams_(std::move(streams)) {}
+LACONIC_RECOGNIZER_INLINE FeatureStreams::FeatureStreams(FeatureStreams&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE FeatureStreams& FeatureStreams::operator=(FeatureStreams&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE FeatureStreams::~FeatureStreams() = default;
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::open() { return streams_->open(); }
+LACONIC_RECOGNIZER_INLINE void FeatureStreams::close(Index stream) { streams_->close(stream); }
+LACONIC_RECOGNIZER_INLINE FrameLogits FeatureStreams::push(std::span<const Index> streams,
+                                                           const Matrix<float>& features, const Sequences& blocks) {
+  return streams_->push(streams, features, blocks);
+}
+LACONIC_RECOGNIZER_INLINE FrameLogits FeatureStreams::finish(std::span<const Index> streams) {
+  return streams_->finish(streams);
+}
+LACONIC_RECOGNIZER_INLINE const Mask& FeatureStreams::mask() const { return streams_->mask(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::kept_frames() const { return streams_->kept_frames(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::first_rows() const { return streams_->first_rows(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::chunk_rows() const { return streams_->chunk_rows(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::attention_bytes() const { return streams_->attention_bytes(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::convolution_bytes() const { return streams_->convolution_bytes(); }
+LACONIC_RECOGNIZER_INLINE Index FeatureStreams::feature_bytes() const { return streams_->feature_bytes(); }
+
+struct SpeechStream::Parts {
+  FeatureStreams streams;
+  FeatureStream features;
+  Vocabulary vocabulary;
+  std::array<Index, 1> stream;
+  GreedyCtc decoder{};
+  std::vector<int> tokens{};
+};
+LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const FeatureConfig& features,
+                                                     const Vocabulary& vocabulary) {
+  const Index stream = streams.open();
+  parts_.reset(new Parts{std::move(streams), FeatureStream(features), vocabulary, {stream}});
+}
+LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(SpeechStream&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE SpeechStream& SpeechStream::operator=(SpeechStream&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE SpeechStream::~SpeechStream() = default;
+LACONIC_RECOGNIZER_INLINE Index SpeechStream::push(std::span<const float> samples) {
+  const Matrix<float> rows = parts_->features.push(samples);
+  const FrameLogits logits = parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()});
+  parts_->decoder(view(logits.rows), parts_->tokens);
+  return logits.rows.rows();
+}
+LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
+  const FrameLogits logits = parts_->streams.finish(parts_->stream);
+  parts_->decoder(view(logits.rows), parts_->tokens);
+  return logits.rows.rows();
+}
+LACONIC_RECOGNIZER_INLINE std::string SpeechStream::text() const { return parts_->vocabulary.decode(parts_->tokens); }
+LACONIC_RECOGNIZER_INLINE const FeatureStreams& SpeechStream::streams() const { return parts_->streams; }
+
+struct Recognizer::Parts {
+  RecognizerConfig config;
+  Vocabulary vocabulary;
+  std::unique_ptr<detail::RecognizerModel> model;
+  Storage storage = Storage::full;
+
+  Parts(RecognizerConfig c, Vocabulary v, std::unique_ptr<detail::RecognizerModel> m)
+      : config(std::move(c)), vocabulary(std::move(v)), model(std::move(m)) {}
+  Parts(const Parts& other)
+      : config(other.config), vocabulary(other.vocabulary), model(other.model->clone()), storage(other.storage) {}
+};
+LACONIC_RECOGNIZER_INLINE Recognizer::Recognizer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+LACONIC_RECOGNIZER_INLINE Recognizer::Recognizer(const Recognizer& other) : parts_(new Parts(*other.parts_)) {}
+LACONIC_RECOGNIZER_INLINE Recognizer::Recognizer(Recognizer&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE Recognizer& Recognizer::operator=(const Recognizer& other) {
+  return *this = Recognizer(other);
+}
+LACONIC_RECOGNIZER_INLINE Recognizer& Recognizer::operator=(Recognizer&&) noexcept = default;
+LACONIC_RECOGNIZER_INLINE Recognizer::~Recognizer() = default;
+
+LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::create(RecognizerConfig config, const Vocabulary& vocabulary,
+                                                        Seed seed) {
+  config.encoder.vocab_size = vocabulary.size();
+  detail::check_parts(config, vocabulary);
+  auto model = detail::make_recognizer_model(config.model, config.encoder, seed);
+  config.encoder = model->config();
+  return Recognizer(std::make_unique<Parts>(std::move(config), vocabulary, std::move(model)));
+}
+
+LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::path& folder) {
+  const bool is_run =
+      !std::filesystem::exists(folder / "config.json") && std::filesystem::exists(folder / "model" / "config.json");
+  const auto path = is_run ? folder / "model" : folder;
+  const std::string where = (path / "config.json").string();
+  const nlohmann::json json = read_model_config(path);
+  const bool is_foreign = is_hugging_face_config(json);
+  const auto config =
+      is_foreign ? detail::hugging_face_recognizer(path, json, where) : json_value<RecognizerConfig>(json, where);
+  auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
+  const Tensors tensors = open_model_tensors(path);
+  try {
+    detail::check_parts(config, vocabulary);
+    // Before memory is taken for a model that the file cannot fill.
+    const Index described = EncoderCosts{config.model, config.encoder}.parameters();
+    require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but ",
+            tensors.path(), " holds ", tensors.count_values());
+  } catch (const Error& error) {
+    throw Error(text(where, ": ", error.what()));
+  }
+  auto parts = std::make_unique<Parts>(config, std::move(vocabulary),
+                                       detail::make_recognizer_model(config.model, config.encoder, Seed()));
+  parts->storage = parts->model->load(tensors, is_foreign);
+  return Recognizer(std::move(parts));
+}
+
+LACONIC_RECOGNIZER_INLINE const RecognizerConfig& Recognizer::config() const { return parts_->config; }
+LACONIC_RECOGNIZER_INLINE const Vocabulary& Recognizer::vocabulary() const { return parts_->vocabulary; }
+LACONIC_RECOGNIZER_INLINE Storage Recognizer::storage() const { return parts_->storage; }
+
+LACONIC_RECOGNIZER_INLINE void Recognizer::save(const std::filesystem::path& folder, Storage weights) const {
+  require(!std::filesystem::exists(folder / "model" / "config.json"), folder.string(),
+          ": is the folder of a training run, which has a model in it; choose another for this one");
+  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(), {}, weights);
+}
+
+LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {
+  const nlohmann::json features{{"feature_extractor_type", "Wav2Vec2FeatureExtractor"},
+                                {"feature_size", 1},
+                                {"sampling_rate", config().features.fbank.sample_rate},
+                                {"padding_value", 0},
+                                {"do_normalize", config().features.normalization == Normalization::utterance},
+                                {"return_attention_mask", true}};
+  parts_->model->save(folder, hugging_face_config(config().encoder), parts_->vocabulary.to_json(),
+                      {{"preprocessor_config.json", features}}, Storage::full);
+}
+
+LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads) { prepare(parts_->storage, threads); }
+LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(Storage weights, int threads) {
+  parts_->model->prepare(weights, threads);
+}
+
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
+                                                            Workspace& workspace) const {
+  const int rate = config().features.fbank.sample_rate;
+  std::vector<float> resampled;
+  if (sample_rate != rate) resampled = resample(samples, sample_rate, rate);
+  const std::span<const float> heard = sample_rate != rate ? std::span<const float>(resampled) : samples;
+  const Matrix<float> rows = logits(FeatureExtractor(config().features)(heard), workspace);
+  Transcript out;
+  out.text = parts_->vocabulary.decode(greedy_ctc(view(rows)));
+  for (const std::string_view word : detail::split_words(out.text))
+    out.words.push_back({std::string(word), {}, {}, {}});
+  out.seconds = static_cast<double>(heard.size()) / rate;
+  return out;
+}
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate) const {
+  Workspace workspace;
+  return transcribe(samples, sample_rate, workspace);
+}
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path,
+                                                            Workspace& workspace) const {
+  const Audio audio = read_audio(path, config().features.fbank.sample_rate);
+  return transcribe(audio.samples, audio.sample_rate, workspace);
+}
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path) const {
+  Workspace workspace;
+  return transcribe(path, workspace);
+}
+LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& features, Workspace& workspace) const {
+  return parts_->model->logits(workspace.context().cpu, features);
+}
+
+LACONIC_RECOGNIZER_INLINE SpeechStream Recognizer::stream(const StreamConfig& streaming) const {
+  config().features.require_streamable();
+  return SpeechStream(feature_streams(streaming), config().features, vocabulary());
+}
+LACONIC_RECOGNIZER_INLINE FeatureStreams Recognizer::feature_streams(const StreamConfig& streaming) const {
+  return FeatureStreams(parts_->model->streams(streaming));
+}
+LACONIC_RECOGNIZER_INLINE void Recognizer::require_streamable() const { parts_->model->require_streamable(); }
+
+LACONIC_RECOGNIZER_INLINE Evaluation Recognizer::evaluate(const Dataset& data, Workspace& workspace) const {
+  const auto rows = static_cast<Index>(80e3 / config().features.fbank.frame_shift_ms);  // 80 s of speech at once
+  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows);
+}
+LACONIC_RECOGNIZER_INLINE StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data,
+                                                                           const StreamConfig& streaming,
+                                                                           Index block_frames) const {
+  config().features.require_streamable();
+  return parts_->model->evaluate_streamed(data, vocabulary(), streaming, block_frames);
+}
+
+LACONIC_RECOGNIZER_INLINE Index Recognizer::count_parameters() const { return parts_->model->count_parameters(); }
+LACONIC_RECOGNIZER_INLINE Index Recognizer::weight_bytes() const { return parts_->model->weight_bytes(); }
+LACONIC_RECOGNIZER_INLINE std::string Recognizer::fingerprint() const { return parts_->model->fingerprint(); }
+LACONIC_RECOGNIZER_INLINE double Recognizer::cache_bytes_per_second() const {
+  const Index frame = EncoderCosts{config().model, parts_->model->config()}.cache_bytes(1);
+  return static_cast<double>(frame) * config().frames_per_second();
+}
+
+LACONIC_RECOGNIZER_INLINE RecognizerConversion Recognizer::convert(const AttentionChoice& choice,
+                                                                   const ConversionChoice& how,
+                                                                   const SpeechBatch* speech) const {
+  auto [model, report] = parts_->model->convert(choice, how, speech);
+  auto parts = std::make_unique<Parts>(config(), vocabulary(), std::move(model));
+  parts->config.encoder = parts->model->config();
+  return {Recognizer(std::move(parts)), std::move(report)};
+}
+LACONIC_RECOGNIZER_INLINE std::vector<std::vector<double>> Recognizer::spectra(const ConversionChoice& how) const {
+  return parts_->model->spectra(how);
+}
+
+LACONIC_RECOGNIZER_INLINE void Recognizer::check_ranks(const std::vector<Index>& ranks) const {
+  const EncoderConfig& encoder = config().encoder;
+  Index before = std::numeric_limits<Index>::max();
+  for (const Index rank : ranks) {
+    require(rank > 0 && rank < before, "ranks: ", rank, " given",
+            before == std::numeric_limits<Index>::max() ? "" : text(" after ", before),
+            ", falling numbers of at least 1 expected");
+    before = rank;
+  }
+  for (Index i = 0; i < encoder.num_layers && !ranks.empty(); ++i) {
+    const EncoderConfig of_layer = encoder.for_layer(i);
+    require(of_layer.kv_lora_rank > 0, "ranks: a model with ", to_name(encoder.attention),
+            " given, which has no latent to cut");
+    const Index least =
+        of_layer.v_lora_rank > 0 ? std::min(of_layer.kv_lora_rank, of_layer.v_lora_rank) : of_layer.kv_lora_rank;
+    require(ranks.front() <= least, "ranks: ", ranks.front(), " given, but layer ", i, " has a latent of ", least);
+  }
+}
+
+LACONIC_RECOGNIZER_INLINE void Recognizer::check_teacher(const Recognizer& teacher, bool chunks) const {
+  require(teacher.config().model == config().model, "teacher: a ", to_name(teacher.config().model), " given, a ",
+          to_name(config().model), " expected");
+  require(teacher.vocabulary().to_json() == vocabulary().to_json(), "teacher: has ", teacher.vocabulary().size(),
+          " tokens, and not the ", vocabulary().size(), " that the model to train has");
+  require(to_json(teacher.config().features) == to_json(config().features),
+          "teacher: hears other features than the model to train (see 'features' in their config.json)");
+  require(teacher.config().encoder.num_layers == config().encoder.num_layers, "teacher: has ",
+          teacher.config().encoder.num_layers, " blocks, ", config().encoder.num_layers, " expected");
+  try {
+    if (chunks) teacher.require_streamable();
+  } catch (const Error& error) {
+    throw Error(text("teacher: ", error.what()));
+  }
+}
+
+LACONIC_RECOGNIZER_INLINE TrainState Recognizer::train(const Dataset& training, const Dataset& validation,
+                                                       const TrainConfig& settings, const RecognizerTraining& how,
+                                                       Workspace& workspace) {
+  TrainConfig used = settings;
+  if (config().features.kind ==
+      FeatureKind::samples) {  // rows are samples: masks of time and frequency have no meaning there
+    used.batch_frames *= std::max<Index>(1, std::lround(10 / config().features.fbank.frame_shift_ms));
+    used.spec_augment.num_time_masks = used.spec_augment.num_freq_masks = 0;
+  }
+  check_ranks(how.ranks);
+  if (how.teacher != nullptr) check_teacher(*how.teacher, settings.dynamic_chunks || config().encoder.chunk > 0);
+  // A run in steps has its checkpoints elsewhere than one without, and both must know of each other.
+  if (const auto plan = how.folder / "ranks.json"; !how.folder.empty()) {
+    if (how.ranks.empty()) {
+      require(!std::filesystem::exists(plan), how.folder.string(),
+              ": belongs to a run with ranks; choose another folder, or delete it to start anew");
+    } else {
+      require(!std::filesystem::exists(how.folder / "losses.csv"), how.folder.string(),
+              ": belongs to a run without ranks; choose another folder, or delete it to start anew");
+      const nlohmann::json now{{"ranks", how.ranks}, {"initial_parameters", fingerprint()}};
+      if (std::filesystem::exists(plan)) require_same_run(read_json(plan), now, plan.string(), "folder");
+      make_folder(how.folder);
+      write_json(plan, now);
+    }
+  }
+  RecognizerTraining shown = how;
+  shown.cut = [&](Index rank, double error) {
+    parts_->config.encoder = parts_->model->config();  // before anyone saves the smaller model
+    how.cut(rank, error);
+  };
+  return parts_->model->train(workspace.context().cpu, training, validation, vocabulary(), used, shown,
+                              how.teacher != nullptr ? how.teacher->parts_->model.get() : nullptr);
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,162 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/io/folder.hpp>
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/model/branchformer.hpp>
+#include <laconic/model/conformer.hpp>
+#include <laconic/model/e_branchformer.hpp>
+#include <laconic/model/stream.hpp>
+#include <laconic/model/wav2vec2_conformer.hpp>
+#include <laconic/recognition/evaluate_streamed.hpp>
+#include <laconic/recognition/fingerprint.hpp>
+#include <laconic/recognition/recognizer/attention.hpp>
+#include <laconic/recognition/recognizer/model.hpp>
+
+// Models behind Recognizer, and all that runs them. Conversion and training are declared here and defined in
+// convert.hpp and train.hpp, so that each can be compiled in a source of its own.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// The encoder of a name. Its attention is known at run time.
+template <EncoderName Name>
+struct NamedEncoder;
+template <>
+struct NamedEncoder<EncoderName::conformer> {
+  using type = Conformer<AnyAttention>;
+};
+template <>
+struct NamedEncoder<EncoderName::branchformer> {
+  using type = Branchformer<AnyAttention>;
+};
+template <>
+struct NamedEncoder<EncoderName::e_branchformer> {
+  using type = EBranchformer<AnyAttention>;
+};
+template <>
+struct NamedEncoder<EncoderName::wav2vec2_conformer> {
+  using type = Wav2Vec2Conformer<AnyAttention>;
+};
+
+/// A model that was converted, and the report of that.
+template <class Model>
+struct ConvertedModel {
+  Model model;
+  ConversionReport report;
+};
+template <class Model>
+ConvertedModel<Model> convert_model(const Model& source, const AttentionChoice& choice, const ConversionChoice& how,
+                                    const SpeechBatch* speech);
+template <class Model>
+std::vector<std::vector<double>> model_spectra(const Model& model, const ConversionChoice& how);
+/// Returns how much the loss of the calibration speech depends on errors in each layer.
+template <class Model>
+std::vector<double> layer_information(const Model& model, const SpeechBatch& speech, int threads);
+template <class Model>
+TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, const Dataset& validation,
+                       const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
+                       const Model* teacher);
+
+template <class Model>
+class StreamsOf final : public StreamsOfModel {
+ public:
+  StreamsOf(const Model& model, const StreamConfig& config) : streams_(model, config) {}
+
+  Index open() override { return streams_.open(); }
+  void close(Index stream) override { streams_.close(stream); }
+  FrameLogits push(std::span<const Index> streams, const Matrix<float>& features, const Sequences& blocks) override {
+    return on_host(streams_.push(streams, features, blocks));
+  }
+  FrameLogits finish(std::span<const Index> streams) override { return on_host(streams_.finish(streams)); }
+  const Mask& mask() const override { return streams_.mask(); }
+  Index kept_frames() const override { return streams_.kept_frames(); }
+  Index first_rows() const override { return streams_.first_rows(); }
+  Index chunk_rows() const override { return streams_.chunk_rows(); }
+  Index attention_bytes() const override { return streams_.attention_bytes(); }
+  Index convolution_bytes() const override { return streams_.convolution_bytes(); }
+  Index feature_bytes() const override { return streams_.feature_bytes(); }
+
+ private:
+  FrameLogits on_host(const auto& logits) { return {streams_.context().output(logits.rows), logits.sequences}; }
+
+  Streams<Model> streams_;
+};
+
+template <class Model>
+class ModelOf final : public RecognizerModel {
+ public:
+  explicit ModelOf(Model model) : model_(std::move(model)) {}
+
+  std::unique_ptr<RecognizerModel> clone() const override { return std::make_unique<ModelOf>(model_); }
+  const EncoderConfig& config() const override { return model_.config(); }
+
+  Storage load(const Tensors& tensors, bool is_foreign) override {
+    load_parameters(model_, tensors, "",
+                    [&](std::string_view name) { return is_foreign && is_unused_hugging_face_tensor(name); });
+    return stored_weights(model_, tensors);
+  }
+  void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
+            const std::map<std::string, nlohmann::json>& others, Storage weights) const override {
+    save_model_folder(folder, model_, config, vocab, others, weights);
+  }
+  void prepare(Storage weights, int threads) override { Cpu<float>(threads).prepare(model_, weights); }
+
+  Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const override {
+    return cpu.output(model_(cpu, features, Sequences{features.rows()}).rows);
+  }
+  Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary,
+                      Index batch_frames) const override {
+    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames);
+  }
+  StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary, const StreamConfig& config,
+                                       Index block_frames) const override {
+    return laconic::evaluate_streamed(model_, data, vocabulary, config, block_frames);
+  }
+  std::unique_ptr<StreamsOfModel> streams(const StreamConfig& config) const override {
+    return std::make_unique<StreamsOf<Model>>(model_, config);
+  }
+  void require_streamable() const override { model_.require_streamable(); }
+
+  Index count_parameters() const override { return model_.count_parameters(); }
+  Index weight_bytes() const override {
+    Index sum = 0;
+    model_.parameters([&](std::string_view, const auto& one) {
+      if (one.role() != Role::weight) return;
+      const Storage storage = one.is_resident() ? one.resident()->storage() : Storage::full;
+      sum += cache_row_bytes(storage, one.size()) - (storage == Storage::int8 ? 4 : 0);
+    });
+    return sum;
+  }
+  std::string fingerprint() const override { return Fingerprint::of_parameters(model_); }
+
+  std::pair<std::unique_ptr<RecognizerModel>, ConversionReport> convert(const AttentionChoice& choice,
+                                                                        const ConversionChoice& how,
+                                                                        const SpeechBatch* speech) const override {
+    ConvertedModel<Model> out = convert_model(model_, choice, how, speech);
+    return {std::make_unique<ModelOf>(std::move(out.model)), std::move(out.report)};
+  }
+  std::vector<std::vector<double>> spectra(const ConversionChoice& how) const override {
+    return model_spectra(model_, how);
+  }
+
+  TrainState train(Cpu<float>& cpu, const Dataset& training, const Dataset& validation, const Vocabulary& vocabulary,
+                   const TrainConfig& config, const RecognizerTraining& how, const RecognizerModel* teacher) override {
+    return train_model(model_, cpu, training, validation, vocabulary, config, how,
+                       teacher != nullptr ? &static_cast<const ModelOf*>(teacher)->model_ : nullptr);
+  }
+
+ private:
+  Model model_;
+};
+
+template <EncoderName Name>
+std::unique_ptr<RecognizerModel> make_recognizer_model(const EncoderConfig& config, Seed seed) {
+  using Model = typename NamedEncoder<Name>::type;
+  return std::make_unique<ModelOf<Model>>(Model(config, seed));
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,52 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/recognition/recognizer/run.hpp>
+#include <laconic/recognition/trainer.hpp>
+
+#include <functional>
+
+// Training of the models behind Recognizer.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Cuts the latents of a model to a rank, best for the calibration speech if that is given, and returns the predicted
+/// error. What the optimiser has learnt goes along. Defined in cut.hpp.
+template <class Model>
+double cut_latents(Model& model, Index rank, OptimizerState<float>& learnt, const SpeechBatch* calibration);
+
+template <class Model>
+TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, const Dataset& validation,
+                       const Vocabulary& vocabulary, const TrainConfig& config, const RecognizerTraining& how,
+                       const Model* teacher) {
+  Teacher<Cpu<float>> follows;
+  if (teacher != nullptr) follows = teacher_of(*teacher);
+  const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better,
+                        OptimizerState<float>& learnt) {
+    Trainer trainer(model, cpu, training, validation, vocabulary, config, folder, follows, std::move(learnt));
+    trainer.run(
+        how.progress, better, [](const TrainState&) { return false; }, how.checkpoint_steps);
+    learnt = trainer.optimizer();
+    return trainer.state();
+  };
+  OptimizerState<float> learnt;
+  if (how.ranks.empty()) return once(how.folder, how.better, learnt);
+  TrainState last;
+  double seconds = 0;
+  for (const Index rank : how.ranks) {
+    const double error = cut_latents(model, rank, learnt, how.calibration);
+    how.cut(rank, error);
+    last = once(
+        how.folder.empty() ? how.folder : how.folder / text("rank-", rank),
+        rank == how.ranks.back() ? how.better : [] {}, learnt);
+    seconds += last.seconds;
+  }
+  last.seconds = seconds;
+  return last;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

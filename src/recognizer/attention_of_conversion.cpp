@@ -1,0 +1,21 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/recognition/recognizer/attention.hpp>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+LACONIC_ATTENTION_OF_CONVERSION(0);
+LACONIC_ATTENTION_OF_CONVERSION(1);
+LACONIC_ATTENTION_OF_CONVERSION(2);
+LACONIC_ATTENTION_OF_CONVERSION(3);
+LACONIC_ATTENTION_OF_CONVERSION(4);
+LACONIC_ATTENTION_OF_CONVERSION(5);
+LACONIC_ATTENTION_OF_CONVERSION(6);
+LACONIC_ATTENTION_OF_CONVERSION(7);
+LACONIC_ATTENTION_OF_CONVERSION(8);
+LACONIC_ATTENTION_OF_CONVERSION(9);
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic

@@ -1,0 +1,5 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/recognition/recognizer/run.hpp>
+
+template std::unique_ptr<laconic::detail::RecognizerModel>
+laconic::detail::make_recognizer_model<laconic::EncoderName::e_branchformer>(const EncoderConfig&, Seed);

@@ -1,0 +1,3 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#define LACONIC_RECOGNIZER_INLINE
+#include <laconic/recognition/recognizer/costs.hpp>

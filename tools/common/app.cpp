@@ -1,0 +1,40 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include "cli.hpp"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+/// libgomp's waiting threads spin for long by default, which costs a busy machine dearly, and sleep at once if told to,
+/// which costs a quiet one (docs/architecture.md has the numbers). The library reads its settings before main, so the
+/// program starts itself again with one.
+void let_threads_wait_shortly(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  ::setenv("GOMP_SPINCOUNT", "300", 1);
+  ::execv("/proc/self/exe", argv);  // where that fails, the job is done all the same
+}
+
+}  // namespace
+
+int run_app(CLI::App& app, int argc, char** argv) {
+  let_threads_wait_shortly(argv);
+  app.set_version_flag("--version",
+                       laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
+  app.require_subcommand(1);
+  try {
+    app.parse(argc, argv);
+    laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+                     "standard output: cannot write the result");  // a full disk
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "%s: out of memory\n", app.get_name().c_str());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), error.what());
+  }
+  return 1;
+}
