@@ -4007,6 +4007,16 @@ class AnyAttentionLayer;
 
 namespace detail {
 
+/// Returns what an attention layer gives. A function of its own, neither a member nor inline, so that a program can
+/// compile each attention once (`extern template`) and not again for every encoder.
+template <class Layer, class Context, class Tensor, class S>
+Tensor layer_output(const Layer& layer, Context& context, const Tensor& x, const Pass<Tensor>& pass, S state) {
+  if constexpr (has_state<S>)
+    return layer(context, x, pass, state);
+  else
+    return layer(context, x, pass);
+}
+
 /// Pairs a policy with the names that mean it, for rotary positions before the projections or for none.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
@@ -4189,9 +4199,9 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
     return std::visit(
         [&](const auto& l) {
           if constexpr (has_state<S>)
-            return l(context, x, pass, state->of(l));
+            return detail::layer_output(l, context, x, pass, state->of(l));
           else
-            return l(context, x, pass);
+            return detail::layer_output(l, context, x, pass, nullptr);
         },
         layer);
   }
@@ -13356,6 +13366,12 @@ struct StreamConfig {
   Storage storage = Storage::full;      ///< how keys, values and latents are stored
   int threads = 0;                      ///< 0: all that the machine offers
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
 
 /// Runs many streams of one encoder together: each takes features as they come, and returns the logits of the frames
 /// that became final. The logits equal those of the whole utterance under the mask of the same chunks.
