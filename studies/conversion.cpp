@@ -53,7 +53,7 @@ struct Method {
   }
 };
 
-/// What happens to a converted model.
+/// Says how a converted model is trained.
 enum class Strategy { finetuned, attention_only, distilled, progressive };
 constexpr auto enum_names(Strategy) {
   using enum Strategy;
@@ -158,13 +158,13 @@ class Study {
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
-  /// What is compared: name, folder, the attention and how it is found.
+  /// Names one row of the comparison: an attention, and the method that finds it.
   struct Variant {
     std::string name, folder;
     AttentionChoice choice;
     Method method;
   };
-  /// Each attention by each method with the caches that are asked for, of MHA's.
+  /// Returns each attention by each method at each cache size of the options, a fraction of MHA's.
   std::vector<Variant> variants() const {
     using enum AttentionName;
     std::vector<Variant> out;

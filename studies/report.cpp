@@ -25,7 +25,7 @@ struct Summary {
   double cache_fraction = 0, cache_bytes_per_second = 0, key_value_error = 0, train_seconds = 0;
   double wer = 0, low = 0, high = 0, spread = 0;  ///< percent; pooled over seeds; sd of the seeds' WERs
   Index parameters = 0, changed = 0, utterances = 0, seeds = 0;
-  std::vector<WordErrors> errors{};  ///< of each utterance, by all seeds
+  std::vector<WordErrors> errors{};  ///< errors of each utterance, summed over seeds
 };
 
 /// WER of all seeds together. Its interval resamples utterances, each with its errors of all seeds, as the seeds are

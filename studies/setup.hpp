@@ -14,7 +14,7 @@
 struct Preset {
   std::string name;
   laconic::Index seeds;
-  laconic::Index train_utterances, valid_utterances, test_utterances;  ///< of a corpus that the study makes
+  laconic::Index train_utterances, valid_utterances, test_utterances;  ///< sizes of a corpus that the study makes
   laconic::EncoderConfig encoder;
   laconic::TrainConfig baseline, finetune;
 };
@@ -24,7 +24,7 @@ inline constexpr laconic::Index study_heads = 8;  ///< so that GQA can meet 50, 
 /// Returns the preset "quick" or "full".
 Preset study_preset(const std::string& name);
 
-/// Where a study's speech comes from.
+/// Holds the source of a study's speech.
 struct CorpusSource {
   std::string data, holdout_speaker;
   int threads;

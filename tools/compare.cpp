@@ -23,7 +23,7 @@ struct CompareOptions : CommonOptions {
   std::string plot;
 };
 
-/// What a file says that `laconic eval --json` wrote.
+/// Holds the contents of a file that `laconic eval --json` wrote.
 struct Result {
   std::string file, name, attention;
   Index parameters = 0, utterances = 0, reference_words = 0;

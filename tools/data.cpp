@@ -15,7 +15,7 @@ namespace {
 
 using namespace laconic;
 
-/// What both subcommands ask.
+/// Holds the options that both subcommands have.
 struct DataOptions {
   CommonOptions common;
   std::string out, tokens = "word";

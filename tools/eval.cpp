@@ -37,7 +37,7 @@ struct EvalOptions : CommonOptions {
 struct Corpus {
   std::vector<Utterance> utterances;
   std::vector<double> seconds;          ///< as the files say, not the manifest
-  std::vector<std::string> identities;  ///< what tells an utterance from others
+  std::vector<std::string> identities;  ///< texts that tell an utterance from others
 
   explicit Corpus(const std::string& data) : utterances(read_corpus(data)) {
     require(!utterances.empty(), data, ": no utterances");
@@ -48,9 +48,9 @@ struct Corpus {
     }
   }
   Index size() const { return static_cast<Index>(utterances.size()); }
-  /// Of the utterances from `begin` on.
+  /// Returns the duration of the utterances from `begin` on, in seconds.
   double seconds_from(Index begin) const { return std::accumulate(seconds.begin() + begin, seconds.end(), 0.0); }
-  /// As many utterances from `begin` on as fill so many seconds, but at least one.
+  /// Returns as many utterances from `begin` on as fill so many seconds, but at least one.
   std::span<const Utterance> portion(Index begin, double most) const {
     Index end = begin;
     for (double sum = 0; end < size(); ++end)
@@ -60,7 +60,7 @@ struct Corpus {
   static std::string name(const Utterance& u) { return u.audio_filepath.stem().string(); }
 };
 
-/// What was found for the first utterances of a corpus.
+/// Holds the results for the first utterances of a corpus.
 struct Findings {
   Evaluation whole;             ///< whole utterances
   StreamedEvaluation streamed;  ///< empty unless they are streamed, too
@@ -122,7 +122,7 @@ class PartialFile {
   }
 
  private:
-  /// What a run that goes on must share with the one that was stopped, of which `done` utterances are done.
+  /// Returns the description that a resumed run must share with the stopped one, of which `done` utterances are done.
   nlohmann::json run(Index done) const {
     nlohmann::json out = run_;
     out["utterances_done"] = done;
@@ -136,7 +136,7 @@ class PartialFile {
   nlohmann::json run_;
 };
 
-/// Where the vocabulary can write the text: others have no loss, but errors in their words.
+/// Adds labels to the examples whose text the vocabulary can write. The others have no loss, but errors in their words.
 void add_labels(Dataset& data, const Vocabulary& vocabulary) {
   for (Example& e : data.examples) {
     try {
@@ -203,7 +203,7 @@ void write_transcripts(const std::filesystem::path& path, const Recognizer& reco
   write_file(path, out);
 }
 
-/// What each utterance cost, for `laconic compare`.
+/// Adds the name, errors and loss of each utterance, for `laconic compare`.
 void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluation& evaluation,
                     std::span<const double> losses) {
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
@@ -214,7 +214,7 @@ void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluati
   }
 }
 
-/// What a stream costs beside its errors.
+/// Returns the costs of streaming: memory, latency, and transcripts that changed.
 nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recognizer, Index changed) {
   return {{"streams", e.streams},
           {"chunk", e.chunk},

@@ -38,7 +38,8 @@ struct ProfileOptions : CommonOptions {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// What follows the colon in the first such line of a file of the system; empty if there is none.
+/// Returns the text after the colon in the first line of a system file that begins with `key`; empty without such a
+/// line.
 std::string system_value(const char* path, const std::string& key) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {

@@ -16,14 +16,14 @@ struct Latency {
   double max() const { return seconds.back(); }
 };
 
-/// What `laconic profile` measures of a model.
+/// Holds the measurements of a model by `laconic profile`.
 struct Profile {
   std::string name;
   laconic::RecognizerConfig config;
-  laconic::Index frames = 0;  ///< of the encoder
+  laconic::Index frames = 0;  ///< encoder frames of the profiled utterance
   std::string cpu;
   int threads = 1;
-  double start_seconds = 0;  ///< of making or reading the model
+  double start_seconds = 0;  ///< time to make or read the model
 
   /// From its numbers alone.
   struct Storage {
@@ -51,7 +51,7 @@ struct Profile {
   };
   struct Streaming {
     laconic::Index left_context;                      ///< Mask::unlimited: all
-    laconic::Index convolution_bytes, feature_bytes;  ///< of one stream
+    laconic::Index convolution_bytes, feature_bytes;  ///< bytes of one stream
     std::vector<Push> pushes;
   };
   laconic::Index chunk = 0;
@@ -59,7 +59,7 @@ struct Profile {
   std::vector<Streaming> streaming;
   std::string not_streamed;  ///< why, where it cannot be
 
-  laconic::Index resident_bytes = 0;  ///< of the process, at most at once
+  laconic::Index resident_bytes = 0;  ///< max resident memory of the process
 
   bool has_state() const { return config.encoder.attention == laconic::AttentionName::linear; }
   double speech_seconds(laconic::Index n) const { return static_cast<double>(n) / config.frames_per_second(); }

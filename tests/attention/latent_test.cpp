@@ -164,8 +164,8 @@ double difference(const Gradients& got, const Gradients& expected) {
   return worst;
 }
 
-/// What streams give that push their frames in random pieces of whole chunks, random ones in random order at a time,
-/// put together as the whole pass has them: first of -x, in new slots, then of x, in slots used before.
+/// Returns the outputs of streams in the order of rows: first for -x, in new slots, then for x, in slots used before.
+/// Each push takes a random set of streams in random order, and of each a random number of whole chunks.
 template <class Policy, class T>
 std::array<Matrix<T>, 2> stream(Case<Policy, T>& c, const Mask& mask, Storage storage, AttentionPath path = by_cost) {
   const Index most = std::max<Index>(1, 4 / mask.chunk), count = c.sequences.size();

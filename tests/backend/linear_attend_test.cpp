@@ -28,7 +28,7 @@ struct Operands {
   Matrix<T> no_states() const { return Matrix<T>::Zero(sequences.size(), num_kv_heads * raw().state_size()); }
 };
 
-/// Where nothing is written, it shows.
+/// Returns a matrix of NaN, so that rows that are not written show.
 template <class T>
 Matrix<T> blank(Index rows, Index cols) {
   return Matrix<T>::Constant(rows, cols, std::numeric_limits<T>::quiet_NaN());
@@ -92,7 +92,8 @@ double difference(const A& got, const B& expected) {
   return d.size() == 0 ? 0 : d.cwiseAbs().maxCoeff() / e.cwiseAbs().maxCoeff();
 }
 
-/// For each sequence, the lengths of its pieces: multiples of `unit`, but the last. A piece may have no rows.
+/// Returns, for each step, the length of every sequence's piece: a multiple of `unit`, except for the last piece. A
+/// piece may have no rows.
 std::vector<std::vector<Index>> random_pieces(const Sequences& sequences, Index unit, std::uint64_t seed) {
   std::vector<std::vector<Index>> steps;
   for (Index n = 0; n < sequences.size(); ++n) {
@@ -108,7 +109,7 @@ std::vector<std::vector<Index>> random_pieces(const Sequences& sequences, Index 
   return steps;
 }
 
-/// The same in pieces, with states in between.
+/// Runs the operands in pieces, with states in between, and returns the outputs in the order of the whole.
 template <class T>
 Matrix<T> run_in_pieces(const Operands<T>& whole, const std::vector<std::vector<Index>>& steps, Matrix<T>& states) {
   Matrix<T> out = blank<T>(whole.sequences.rows(), whole.num_heads * whole.value_width);

@@ -29,8 +29,7 @@ namespace fuzz {
 
 using namespace laconic;
 
-/// What a reader must never do, thrown where only a look at the result shows it. Not an `Error`, which would be a
-/// refusal.
+/// Reports a result that a reader must never return. It is no `Error`, which would be a refusal.
 struct Violation : std::logic_error {
   using std::logic_error::logic_error;
 };
@@ -72,7 +71,7 @@ inline const Folder& folder() {
   return out;
 }
 
-/// What has been accepted can be read to the last byte, and is as long as its shape says.
+/// Reads an accepted tensor to its last byte, and demands that it is as long as its shape says.
 inline void use(const TensorInfo& tensor) {
   Index size = 0;
   demand(detail::checked_size(tensor.shape, size), "a shape whose size overflows");

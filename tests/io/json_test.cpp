@@ -47,7 +47,7 @@ std::string parse_message(std::string_view source) {
   return message_of([&] { parse_json(source, "f.json"); });
 }
 
-/// What is said of a valid configuration after `member` (a JSON pointer) has been set to `value`.
+/// Returns the message for a valid configuration in which `member` (a JSON pointer) has been set to `value`.
 std::string config_message(const std::string& member, nlohmann::json value) {
   nlohmann::json json = to_json(ModelConfig{});
   json[nlohmann::json::json_pointer(member)] = std::move(value);

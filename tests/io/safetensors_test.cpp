@@ -29,7 +29,7 @@ std::size_t touch(const SafetensorsFile& file) {
   return sum;
 }
 
-/// What opening a file with these bytes says, without its name.
+/// Returns the message of opening a file with these bytes, without the file's name.
 std::string open_message(std::string_view bytes) {
   const TemporaryFolder folder;
   const auto path = folder / "f";

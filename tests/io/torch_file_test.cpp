@@ -24,7 +24,7 @@ std::size_t touch(const Tensors& file) {
   return sum;
 }
 
-/// What opening a file with these bytes says, without its name.
+/// Returns the message of opening a file with these bytes, without the file's name.
 std::string open_message(std::string_view bytes) {
   const TemporaryFolder folder;
   const auto path = folder / "f";
@@ -38,14 +38,15 @@ std::string open_message(std::string_view bytes) {
   return "no error";
 }
 
-/// What opening a file with these instructions in its pickle says, and with a state dict of one such value.
+/// Returns the message of opening a file with these instructions in its pickle.
 std::string pickle_message(const std::string& instructions) {
   return open_message(parts::file(parts::program(instructions)));
 }
+/// Returns the message of opening a file with a state dict of one value, made by these instructions.
 std::string tensor_message(const std::string& instructions) {
   return pickle_message(parts::dict({{"w", instructions}}));
 }
-/// Without the place in the pickle.
+/// Returns a message without the place in the pickle.
 std::string without_place(const std::string& message) {
   const std::string start = "data.pkl byte ";
   return message.starts_with(start) ? message.substr(message.find(": ") + 2) : "no place: " + message;

@@ -12,7 +12,7 @@ using U16 = std::uint16_t;
 using U32 = std::uint32_t;
 using U64 = std::uint64_t;
 
-/// What reading the directory says, without the name given for the file.
+/// Returns the message of reading the directory, without the name given for the file.
 std::string zip_message(std::string_view bytes) {
   try {
     const std::string where = "f";
@@ -28,7 +28,7 @@ std::string zip_message(std::string_view bytes) {
   }
 }
 
-/// Where the entry of this number begins, in the directory or in the file.
+/// Returns the offset of the entry of this number, in the directory or in the file as `mark` says.
 std::size_t place(const std::string& zip, std::string_view mark, int number) {
   std::size_t at = zip.find(mark);
   for (; number > 0; --number) at = zip.find(mark, at + 1);

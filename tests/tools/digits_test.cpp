@@ -45,7 +45,7 @@ struct Heard {
   int speaker, digit, index;
 };
 
-/// Which recordings are in an utterance, told by their amplitudes; also checks the gaps between them.
+/// Returns the recordings in an utterance, which their amplitudes identify, and checks the gaps between them.
 std::vector<Heard> listen(const fs::path& file, double max_gap_ms) {
   const Audio audio = read_audio(file);
   REQUIRE(audio.sample_rate == 8000);

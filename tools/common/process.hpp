@@ -7,10 +7,10 @@
 
 // Other programs, run from this one. POSIX.
 
-/// What becomes of a program's own output.
+/// Says whether a program's own output is shown.
 enum class ProgramOutput { shown, hidden };
 
-/// How a program ended.
+/// Holds how a program ended.
 struct ProgramEnd {
   int start_error = 0;  ///< errno where it could not be started; else 0
   int status = 0;       ///< as waitpid gives it

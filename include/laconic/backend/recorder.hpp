@@ -12,7 +12,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A context that also keeps what flows into chosen linear layers, as host matrices: `Recorder<Cpu<float>> cpu;`
+/// Decorates a context: it also keeps the input of chosen linear layers, as host matrices. `Recorder<Cpu<float>> cpu;`
 ///
 ///     cpu.record(layer.weight);
 ///     model(cpu, features, sequences);
@@ -21,14 +21,15 @@ template <class Context>
 class Recorder : public Context {
  public:
   using typename Context::Tensor;
-  using T = typename Context::Scalar;
+  using T = typename Context::Scalar;  ///< the type of an element
   using Context::Context;
 
-  /// From now on, keeps the last rows that are multiplied by this weight.
+  /// Makes the context keep, from now on, the last rows that are multiplied by this weight.
   void record(const Parameter<T>& weight) {
     if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
   }
-  /// Returns the last rows that were multiplied by this recorded weight; no rows where there were none.
+  /// Returns the last rows (rows, in) that were multiplied by this weight; an empty matrix before the first. Throws
+  /// `Error` for a weight that is not recorded.
   Matrix<T>& input_of(const Parameter<T>& weight) {
     const auto found = find(weight);
     require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
@@ -51,11 +52,12 @@ class Recorder : public Context {
   Inputs inputs_;
 };
 
-/// Shows a model or a layer whose values are on the host as a context can run it: itself, or a copy that is prepared.
+/// Shows a model or a layer whose values are on the host in a form that a context can run: itself, or a prepared copy.
 /// The original must live as long.
 template <class Context, class Model>
 class Runnable {
  public:
+  /// Keeps a reference to the model, and makes a copy unless the context computes on the host.
   Runnable(Context& context, const Model& model) : model_(&model) {
     if constexpr (!Context::computes_on_host) {
       copy_ = std::make_unique<Model>(model);
@@ -63,6 +65,7 @@ class Runnable {
       model_ = copy_.get();
     }
   }
+  /// Returns the model or layer to run.
   const Model& operator*() const { return *model_; }
 
  private:

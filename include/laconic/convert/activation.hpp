@@ -12,25 +12,25 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
-/// wanted.
+/// Holds the statistics of one layer on calibration speech. All matrices are empty without calibration; the metrics are
+/// also empty unless the method is score-aware.
 struct LayerStatistics {
-  Matrix<double> key_input,
-      value_input;  ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
-  Matrix<double> key_metric,
-      value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
+  Matrix<double> key_input,   ///< mean of x^T x over the rows x that keys are computed from, (d_model, d_model)
+      value_input;            ///< mean of x^T x over the rows x that values are computed from, (d_model, d_model)
+  Matrix<double> key_metric,  ///< weights of the errors of each head's keys, (heads * head_dim, head_dim)
+      value_metric;           ///< weights of the errors of each head's values, (heads * head_dim, head_dim)
 };
 
-/// Speech to calibrate on: features (rows, num_mels), sequences packed.
+/// Holds speech to calibrate on.
 template <class T>
 struct Calibration {
-  Matrix<T> features;
-  Sequences sequences;
+  Matrix<T> features;   ///< packed rows, (rows, num_mels)
+  Sequences sequences;  ///< the utterances of the rows
 };
 
 namespace detail {
 
-/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
+/// Weighs the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
 /// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
 template <std::same_as<double> T>
 class HeadWeights {
@@ -59,7 +59,7 @@ class HeadWeights {
 
   Matrix<T> apply(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(root_, rows); }
   Matrix<T> undo(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(inverse_, rows); }
-  /// From now on, these rows have energy 1 for such inputs.
+  /// Scales the weights so that these rows have energy 1 for inputs of this second moment.
   void normalise(const Matrix<T>& rows, const Matrix<T>& second_moment) {
     if (root_.size() == 0) return;
     const T energy = output_energy(apply(rows), second_moment);
@@ -83,24 +83,25 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the
+/// Finds the best latent of its size for the inputs that a layer has in calibration speech: principal components of the
 /// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
-/// but there is nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the
-/// strongest weights are kept where there is room. With `score_aware`, errors count by what comes of them: those of
-/// keys in scores, by the energy of the queries that meet them, M = mean of (q + u)^T (q + u) for each head; those of
-/// values behind the output projection, M = W_O^T W_O. Since the two have different units, each then counts in
-/// proportion to its whole energy.
+/// but nothing is inverted, so fewer frames than d_model suffice: in directions without input the strongest weights are
+/// kept if the rank leaves room. With `score_aware`, errors count by their effect. Errors of keys count in the scores,
+/// by the energy of the queries that meet them: M = mean of (q + u)^T (q + u) for each head. Errors of values count
+/// after the output projection: M = W_O^T W_O. The two have different units, so each is divided by its total energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
 template <class Scalar = float>
 struct ActivationPca {
-  Calibration<Scalar> calibration;
-  bool score_aware = false;
+  Calibration<Scalar> calibration;  ///< speech of the domain in which the model will be used
+  bool score_aware = false;         ///< weigh errors by their effect on scores and output
 
-  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of
-  /// principal components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error`
-  /// are those of keys and values for such inputs, not weighted. Without statistics it is JointSvd.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
+  /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal
+  /// components of the outputs, weighted if `score_aware`. `discarded` and `predicted_error` are those of keys and
+  /// values for such inputs, not weighted. Without statistics it calls JointSvd. Allocates. Throws `Error` for other
+  /// ranks, weights that are not finite, and statistics of another width.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
     const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;

@@ -11,23 +11,25 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
-/// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
-/// energy, for which the largest squares of all get their numbers first, wherever they are; or so that the least is
-/// lost of the energies that are weighed by what the loss minds errors in each layer (its Fisher information).
-enum class RankAllocation { uniform, energy, water_filling, fisher };
+/// Says how layers share the floats that may be cached of a frame. Energy is the sum of squared singular values.
+enum class RankAllocation {
+  uniform,        ///< evenly
+  energy,         ///< so that each layer keeps an equal fraction of its energy, as X-EcoMLA does by a threshold
+  water_filling,  ///< min loss of energy over all layers: the largest squares of all layers come first
+  fisher          ///< as water-filling, with energies weighed by the layers' Fisher information
+};
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
   return std::to_array<EnumName<RankAllocation>>(
       {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
-/// The latent's rank of each layer. `spectra` are the layers' singular values, falling
-/// (`JointFactors::singular_values`); their squares are multiplied by the layers' `weights`, if there are any, which
-/// `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together may cache of a
-/// frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and at
-/// most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error`
-/// where the numbers leave no such ranks.
+/// Returns the rank of each layer's latent. `spectra` are the layers' singular values, falling
+/// (`JointFactors::singular_values`). Their squares are multiplied by the layers' `weights`, which `fisher` needs
+/// (`fisher_information`) and the others do not take. `budget` is the number of floats that all layers together may
+/// cache of a frame; it is never exceeded. Ranks are positive multiples of `multiple` (which suits vector registers),
+/// and at most the number of singular values. Channels that would hold no energy are not allocated. Allocates memory.
+/// Throws `Error` unless such ranks exist and the values are finite and at least 0.
 inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
                                          RankAllocation how, std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());

@@ -16,7 +16,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Adds x^T x.
+/// Adds x^T x to `sum`, which is empty before the first rows.
 template <class T>
 void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
   if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
@@ -56,8 +56,8 @@ void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Mat
   }
 }
 
-/// Returns what the attention layers of this model get from this speech. Goes utterance by utterance, so that it takes
-/// little memory.
+/// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
+/// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
 template <class Context, class Source, class T>
 std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Calibration<T>& speech,
                                        bool score_aware) {
@@ -103,6 +103,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
   });
   return out;
 }
+/// Returns the same statistics, computed on the CPU with all threads.
 template <class Source, class T>
 std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
   Recorder<Cpu<T>> recorder;

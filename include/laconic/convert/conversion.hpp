@@ -9,30 +9,29 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
-/// key-value head for every head.
+/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
+/// size of 0 means "as the type says".
 struct ConversionConfig {
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;
-  AttentionName attention = AttentionName::by_type;
-  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
-  IndexList kv_lora_ranks{}, v_lora_ranks{};
-  /// Of whatever latents are made.
-  SingularValues singular_values = SingularValues::up;
-  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
-  /// Else the stronger of the two takes the latent for itself.
+  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
+  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
+  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
+  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
+  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
+      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
+  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
+  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
+  /// the stronger of the two takes most of the latent.
   bool balance = false;
-  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
-  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
+  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
   bool hadamard = false;
 };
 
-/// `auto [small, report] = convert<Small>(model);`
+/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
 template <class Target>
 struct Conversion {
-  Target model;
-  ConversionReport report;
+  Target model;             ///< the converted model, its parameters on the host
+  ConversionReport report;  ///< predicted and measured errors
 };
 
 }  // namespace LACONIC_ABI

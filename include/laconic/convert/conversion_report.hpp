@@ -9,33 +9,33 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
+/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
+/// unless their note says otherwise.
 struct LayerReport {
-  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;  ///< of the converted layer
-  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
-  double k_factor_error = 0,
-         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
-  double predicted_error =
-      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
-  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
-  double output_error = 0;     ///< of the layer's output, measured by a forward pass
-  double output_mse = 0;       ///< mean squared error of the same
-  double output_mae = 0;       ///< mean absolute error
-  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
+  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
+  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
+      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
+  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
+  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the output
+  double output_mae = 0;       ///< mean absolute error of the output
+  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
 };
 
-/// What a conversion did.
+/// Compares a converted model with its source.
 struct ConversionReport {
-  std::string input;                ///< what was measured on: "white noise" or "features"
+  std::string input;                ///< "white noise" or "features": the input of the forward passes
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< these six: all layers together
-  double key_value_error = 0;
-  double output_error = 0;
-  double output_mse = 0;
-  double output_mae = 0;
-  double output_cosine = 1;
-  double logits_error = 0;  ///< of the whole model's output
+  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
+  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
+  double output_error = 0;          ///< LayerReport::output_error over all layers
+  double output_mse = 0;            ///< LayerReport::output_mse over all layers
+  double output_mae = 0;            ///< LayerReport::output_mae over all layers
+  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
+  double logits_error = 0;          ///< relative error of the model's logits
 };
 
 }  // namespace LACONIC_ABI

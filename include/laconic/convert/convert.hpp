@@ -15,9 +15,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Converts with a method that is no template argument: so another one compiles nothing of this again. `statistics` are
-/// those of the layers where the method is calibrated. With `measure_on_noise`, the attention layers are measured on
-/// white noise, not on what they get from these features.
+/// Converts with a method that is no template argument, so that another method compiles nothing of this again.
+/// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
+/// attention layers are measured on white noise instead of their inputs for these features.
 template <class Target, class Context, class Source>
 Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fitting how,
                            const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
@@ -107,30 +107,30 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, co
 
 }  // namespace detail
 
-/// The model with another attention: what both have in common is copied, keys and values are converted.
+/// Returns the model with another attention: parameters that both have are copied, keys and values are converted.
 ///
 ///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
-/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all
-/// heads together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and
-/// `RandomizedSvd` look at the weights alone, `ActivationPca` also at speech; any class will do that has their
-/// `factorize`. More key-value heads to fewer: the mean of those that become one (Ainslie et al. 2023), after they were
-/// turned to agree where the method is calibrated; fewer to more: repeated. Where nothing is lost (rank = d_model,
-/// equal heads, a number that moves between type and configuration) the outputs are those of the source up to rounding.
-/// A latent gets no biases: softmax ignores one on the keys, and one on the values goes to `linear_out`.
+/// All attentions can be converted whose keys and values are linear functions of the input. `method` makes latents, in
+/// the form that the target has: joint, split into keys and values, or per head. `JointSvd` and `RandomizedSvd` look at
+/// the weights only, `ActivationPca` also at speech; any class with their `factorize` is a method. Key-value heads
+/// that are merged become their mean (Ainslie et al. 2023), and a calibrated method first rotates them to agree; fewer
+/// heads are repeated to give more. A conversion that loses nothing (rank = d_model, equal heads, a size that moves
+/// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
+/// ignores one on the keys, and one on the values goes to `linear_out`.
 ///
 /// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
-/// into every attention layer. Throws `Error` where the numbers do not fit (a
-/// latent larger than d_model) or weights are not finite. Allocates.
+/// into every attention layer. Allocates. Throws `Error` where the sizes do not fit (a latent larger than d_model),
+/// weights are not finite, or parameters are not on the host.
 template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
   Recorder<Context> recorder;
   return convert<Target>(recorder, source, method, numbers);
 }
 
-/// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
-/// layer on the input that it has in the source model.
+/// Converts as above. The report compares both models on these features (rows, num_mels) of packed sequences, every
+/// attention layer on the input that it has in the source model.
 template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
@@ -138,7 +138,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return convert<Target>(recorder, source, method, numbers, features, sequences);
 }
 
-/// Converts as the functions above do; forward passes of calibration and report run in this context.
+/// Converts as the first function does; forward passes of calibration and report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers) {
@@ -146,6 +146,8 @@ Conversion<Target> convert(Recorder<Context>& context, const Source& source, con
   const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
   return detail::convert<Target>(context, source, method, numbers, noise, Sequences{noise.rows()}, true);
 }
+/// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
+/// report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,

@@ -21,16 +21,16 @@ inline constexpr const char* key_value_family = nullptr;
 template <template <Index...> class KeyValue, Index... Numbers>
 inline constexpr const char* key_value_family<KeyValue<Numbers...>> = &family_of_numbers<KeyValue>;
 
-/// What a conversion needs of a source's layer. Its policy is forgotten here, so that a conversion compiles what
-/// follows once for each policy, not once for each pair of them.
+/// Holds the part of a source's layer that a conversion needs, without the layer's policy: a conversion then compiles
+/// the steps that follow once for each policy, not once for each pair of policies.
 template <class T>
 struct SourceLayer {
   AttentionDims dims{};
   const char* family = nullptr;
-  KeyValueMap map;       ///< for every query head
-  Matrix<T> turned;      ///< what keys are computed from
+  KeyValueMap map;       ///< keys and values of every query head
+  Matrix<T> turned;      ///< rows that keys are computed from, (rows, d_model)
   KeyValueRows<T> rows;  ///< keys and values of the rows that are measured
-  Matrix<T> output;      ///< of the layer for these rows
+  Matrix<T> output;      ///< outputs of the layer for these rows, (rows, d_model)
 };
 /// Reads keys and values of a layer for every query head.
 template <class Policy, class T>
@@ -56,7 +56,7 @@ SourceLayer<T> open_layer(Context& context, std::string_view name, const Attenti
   return out;
 }
 
-/// The predicted deviation of a layer, and how its heads were merged.
+/// Holds the predicted deviation of a converted layer, and how its heads were merged.
 struct ConvertedLayer {
   Deviation deviation;
   HeadMerge merge;

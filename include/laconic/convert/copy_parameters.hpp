@@ -15,7 +15,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+/// Calls f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
 template <class Layer, class F>
 decltype(auto) with_layer(Layer& layer, F&& f) {
   if constexpr (requires { layer.layer; })
@@ -24,7 +24,7 @@ decltype(auto) with_layer(Layer& layer, F&& f) {
     return f(layer);
 }
 
-/// The configuration with the ranks that these numbers say.
+/// Returns the configuration with the ranks of these numbers.
 template <class Config, class Numbers>
 Config with_ranks(Config config, const Numbers& numbers) {
   config.kv_lora_rank = numbers.kv_lora_rank;
@@ -34,8 +34,8 @@ Config with_ranks(Config config, const Numbers& numbers) {
   return config;
 }
 
-/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
-/// shape there.
+/// Copies parameters by name. Only keys and values, and a rotary part of queries, may be missing in the source or have
+/// another shape there; throws `Error` for any other.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   require_on_host(source, "convert");

@@ -8,12 +8,17 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
-/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
+/// Holds how far values are from expected ones, as sums, so that deviations add up over layers. A deviation that is
+/// computed from weights has `error` and `reference` only.
 struct Deviation {
-  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
-  Index count = 0;
+  double error = 0,   ///< sum of (value - expected)^2
+      reference = 0,  ///< sum of expected^2
+      absolute = 0,   ///< sum of |value - expected|
+      square = 0,     ///< sum of value^2
+      product = 0;    ///< sum of value * expected
+  Index count = 0;    ///< compared pairs
 
+  /// Adds one pair to all sums.
   void add(double value, double expected) {
     error += (value - expected) * (value - expected);
     reference += expected * expected;
@@ -22,6 +27,7 @@ struct Deviation {
     product += value * expected;
     ++count;
   }
+  /// Adds the sums of another deviation.
   Deviation& operator+=(const Deviation& other) {
     error += other.error;
     reference += other.reference;
@@ -31,15 +37,18 @@ struct Deviation {
     count += other.count;
     return *this;
   }
-  /// |value - expected| / |expected| (Frobenius).
+  /// Returns |value - expected| / |expected| (Frobenius), 0 without any error.
   double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  /// Returns the mean squared error, 0 without pairs.
   double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  /// Returns the mean absolute error, 0 without pairs.
   double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
-  /// Of the angle between both. It does not see the scale: the relative error does.
+  /// Returns the cosine of the angle between both, each as one vector; 1 without any error. It is blind to a scale,
+  /// which the relative error shows.
   double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
 };
 
-/// Every number of `value` against that of `expected`.
+/// Compares every element of `value` with that of `expected`, which has the same shape.
 template <class A, class B>
 Deviation deviation(const A& value, const B& expected) {
   Deviation out;

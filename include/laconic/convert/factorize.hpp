@@ -14,31 +14,35 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
-/// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
-/// storage in 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the
-/// scale of its input, and also channels of singular value 0 (as of repeated heads) can learn, for their way down is
+/// Says where the singular values S of W = U S V^T go. The product is the same, but the scale of the latent is not, on
+/// which a norm, storage in 8 bits and the learning rate of fine-tuning depend. By default the latent has the scale of
+/// its input, and channels of singular value 0 (as of repeated heads) can still learn, because their down-projection is
 /// not 0.
-enum class SingularValues { up, down, both };
+enum class SingularValues {
+  up,    ///< into the up-projections
+  down,  ///< into the down-projection
+  both   ///< square roots into each
+};
 constexpr auto enum_names(SingularValues) {
   using enum SingularValues;
   return std::to_array<EnumName<SingularValues>>({{up, "up"}, {down, "down"}, {both, "both"}});
 }
 
-/// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
+/// Holds a factorization of keys and values through one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
-  Matrix<double> down;        ///< (rank, d_model), orthonormal rows
-  Matrix<double> k_up, v_up;  ///< (key or value channels, rank), all singular values in them
-  std::vector<double>
-      singular_values;         ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
-  double discarded = 0;        ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
-  double predicted_error = 0;  ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
+  Matrix<double> down;                  ///< down-projection, (rank, d_model), orthonormal rows
+  Matrix<double> k_up,                  ///< up-projection of keys, (key channels, rank), scaled by singular values
+      v_up;                             ///< up-projection of values, (value channels, rank), scaled alike
+  std::vector<double> singular_values;  ///< falling, also those beyond the rank; JointSvd: all d_model of [W_K; W_V]
+  double discarded = 0;                 ///< |W - up down|^2: the sum of squared singular values beyond the rank
+  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): the error of K and V for white inputs
 };
 
-// What methods have in common. Templates, so that only who converts compiles them.
+// Functions that all methods share. They are templates, so that only programs that convert compile them.
 namespace detail {
 
-/// Keys above values, after a look at all of it.
+/// Returns keys above values, (key and value channels, d_model). Throws `Error` for a rank out of range and for weights
+/// that are not finite.
 template <std::same_as<double> T>
 Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   const Index d_model = k.cols();
@@ -50,7 +54,7 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   return out;
 }
 
-/// The singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
+/// Returns the singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
 template <std::same_as<double> T>
 JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
   const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
@@ -62,7 +66,8 @@ JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_row
   return out;
 }
 
-/// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
+/// Sets the error of a factorization of k and v for inputs of these second moments (empty: white). It is computed from
+/// the factors, whatever method made them.
 template <std::same_as<double> T>
 void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
              const Matrix<T>& value_input) {
@@ -112,11 +117,12 @@ void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
 
 }  // namespace detail
 
-/// Truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best latent of its size
-/// for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs no calibration.
+/// Computes the truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best
+/// latent of its size for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs
+/// no calibration.
 struct JointSvd {
-  /// k (key channels, d_model), v (value channels, d_model), rank 1 .. d_model. Allocates. Throws `Error` for other
-  /// ranks and for weights that are not finite.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model. Allocates.
+  /// Throws `Error` for other ranks and for weights that are not finite.
   template <std::same_as<double> T>
   static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
     const Matrix<T> stacked = detail::stacked(k, v, rank);
@@ -137,17 +143,18 @@ struct JointSvd {
   }
 };
 
-/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4
-/// and 5.1): it looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The
-/// error is within 1% of the least, also where singular values hardly fall, as those of random matrices
-/// (docs/conversion.md). Equal seeds, equal factors.
+/// Computes the decomposition of JointSvd from a few products with random vectors (Halko, Martinsson and Tropp 2011,
+/// algorithms 4.4 and 5.1). It works with rank + oversampling columns instead of d_model, and pays where the rank is
+/// far below d_model. The error is within 1% of the optimum, even if singular values hardly fall, as those of random
+/// matrices (docs/conversion.md). Equal seeds give equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;  ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
-  Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
-  Seed seed{};
+  Index oversampling = 10;     ///< columns of the sketch beyond the rank; an eighth of the rank if that is more
+  Index power_iterations = 4;  ///< power iterations, each of which damps small singular values against large ones
+  Seed seed{};                 ///< seed of the random vectors
 
-  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an
-  /// estimate.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model.
+  /// `singular_values` are those of the sketch, and the error is that of the factors, not an estimate. Allocates.
+  /// Throws `Error` for other ranks, weights that are not finite, and negative settings.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
     require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",

@@ -14,7 +14,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
+/// column.
 struct KeyValueMap {
   Matrix<double> k, v;
   Matrix<double> k_weight() const { return columns_of(k, 0, k.cols() - 1); }
@@ -46,8 +47,8 @@ void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
   for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
 }
 
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
-/// of `first`, each after its block.
+/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
+/// rows of `first`, each follows its own block.
 template <std::same_as<double> T>
 Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
@@ -58,7 +59,7 @@ Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
   for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
   return both;
 }
-/// The same where every block of rows of `first` meets all of `second`.
+/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
 template <std::same_as<double> T>
 Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
@@ -97,7 +98,7 @@ KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
           composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
 }
 
-/// Every head's rows from those of the key-value head that it reads.
+/// Returns the rows of every query head, copied from the key-value head that it reads.
 template <std::same_as<double> T>
 Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
   Matrix<T> out(d.d_model, rows.cols());
@@ -105,7 +106,7 @@ Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
   for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
   return out;
 }
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
 template <std::same_as<double> T>
 Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
   Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());

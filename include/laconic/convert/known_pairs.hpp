@@ -18,7 +18,7 @@ inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
 
-/// Whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+/// Says whether keys and values are linear functions of the layer's input, which can be read off and fitted.
 template <class KeyValue>
 inline constexpr bool is_linear_map = false;
 template <>
@@ -34,28 +34,29 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
-/// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
+/// Says whether keys and values come out of a latent by linear maps.
 template <class KeyValue>
 inline constexpr bool has_linear_latent =
     is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+/// Says whether the channels of the latent can be mixed by a Hadamard matrix.
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
 inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
 
-/// The same scores, and keys and values that can be carried over.
+/// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
     is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
         typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
 
-/// Whether two policies are one with different numbers.
+/// Says whether two policies are one template with different numbers.
 template <class, class>
 inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Whether the types leave room for fewer key-value heads than the source has.
+/// Says whether the types leave room for fewer key-value heads than the source has.
 template <class To, class From>
 inline constexpr bool can_merge = true;
 template <class To, class From>
@@ -63,8 +64,8 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
-/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
-/// own.
+/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
+/// type's own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
@@ -72,7 +73,7 @@ constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   else
     return f(std::type_identity<Policy>());
 }
-/// Types that leave the attention open are looked at here.
+/// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
 template <class To, class From>
 void require_known(const AttentionConfig& to, const AttentionConfig& from) {
   const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {

@@ -15,14 +15,14 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
-/// where each has them as they are.
+/// Holds keys and values of fewer heads, and the matrices by which every query head has them: k_i = k_turn_i k', v_i =
+/// v_turn_i v'. The matrices are empty if each head has them as they are.
 struct HeadMerge {
   KeyValueMap wanted;
   Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
 
   bool turns() const { return k_turn.size() > 0; }
-  /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
+  /// Returns the rows of every query head (num_heads * head_dim, n) from those of the merged heads.
   template <std::same_as<double> T>
   static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
     Matrix<T> out = repeat_heads(merged, d);
@@ -32,7 +32,7 @@ struct HeadMerge {
   }
 };
 
-/// The orthogonal matrix nearest to this one.
+/// Returns the orthogonal matrix nearest to this one (Frobenius).
 template <std::same_as<double> D>
 Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   // With V from M^T M, the columns of M V are those of U, as long as their singular values.
@@ -46,10 +46,10 @@ Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   return product(u, transposed(v));
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
-/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
-/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
-/// group's are projected to the head_dim principal components of its outputs.
+/// Merges heads for the inputs that the layer has in calibration speech. Keys are rotated by orthogonal matrices, which
+/// positions can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for
+/// attention Jin et al. 2024); rotations and mean are computed in alternation. Values are free, because the output
+/// projection can undo any matrix: a group's are projected to the head_dim principal components of its outputs.
 template <std::same_as<double> D>
 HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
                       const Matrix<D>& output_weight) {
@@ -88,7 +88,7 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
     for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
     set_weight(out.wanted.k, g, mean);
 
-    // Errors of values count behind the output projection.
+    // Errors of values count after the output projection.
     const Index rows = group * dim;
     Matrix<D> metric(rows, dim);
     for (Index i = 0; i < group; ++i)
@@ -108,12 +108,12 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
   return out;
 }
 
-/// Whether queries, positions and the output can follow when keys and values are turned.
+/// Says whether queries, positions and the output can follow when keys and values are rotated.
 template <class Policy>
 inline constexpr bool can_turn_heads =
     !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
 
-/// Turns queries, positions and output of a layer as keys and values of its heads are turned.
+/// Rotates queries, positions and output of a layer as keys and values of its heads are rotated.
 template <class Policy, class T>
 void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;

@@ -12,7 +12,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Fills in what a layer's report, or that of a whole conversion, says of outputs.
+/// Sets the errors of outputs in the report of a layer or of a whole conversion.
 void set_output(auto& report, const Deviation& of_output) {
   report.output_error = of_output.relative();
   report.output_mse = of_output.mean_squared();
@@ -20,15 +20,16 @@ void set_output(auto& report, const Deviation& of_output) {
   report.output_cosine = of_output.cosine();
 }
 
-/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
+/// Holds keys and values of some rows as each query head reads them.
 template <class T>
 struct KeyValueRows {
-  Matrix<T> k, v;
+  Matrix<T> k,  ///< keys, (rows, num_heads * head_dim)
+      v;        ///< values, (rows, num_heads * head_dim)
 };
 
-/// Returns keys and values that a layer computes from rows x (rows, d_model); keys are computed from rows of their own
-/// where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes no
-/// probability, one on the values is one on the output.
+/// Returns the keys that a layer computes from rows `turned` (rows, d_model), which differ from x if positions rotate
+/// inputs, and the values that it computes from rows x (rows, d_model). Biases are left out, because a conversion may
+/// move them: one on the keys changes no probability, one on the values is one on the output. Allocates.
 template <class Context, class Policy, class T>
 KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>& on_host, const Matrix<T>& x,
                                const Matrix<T>& turned) {
@@ -55,6 +56,7 @@ KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>
   };
   return {of_heads(context.output(all.k)), of_heads(context.output(all.v))};
 }
+/// Compares keys and values with expected ones of the same shape.
 template <class T>
 Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
   Deviation out = deviation(value.k, expected.k);

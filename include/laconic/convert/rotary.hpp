@@ -12,24 +12,29 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Which of the pairs that rotary positions turn keep their position: those that turn fastest, slowest, every so many,
-/// or those with the largest product of queries' and keys' lengths (2-norm; Ji et al. 2025, "Towards economical
+/// Says which of the pairs that rotary positions rotate keep their position (Ji et al. 2025, "Towards economical
 /// inference", section 3.1).
-enum class RotaryChoice { high, low, uniform, norm };
+enum class RotaryChoice {
+  high,     ///< pairs that rotate fastest
+  low,      ///< pairs that rotate slowest
+  uniform,  ///< pairs at equal distances
+  norm      ///< pairs with the largest product of the 2-norms of queries and keys
+};
 
-/// Numbers of the decoupled latent that its type leaves open (`dyn`).
+/// Holds the sizes of the decoupled latent that its type leaves open (`dyn`); 0 means "as the type says".
 struct DecouplingConfig {
-  Index kv_lora_rank = 0, qk_rope_head_dim = 0;
+  Index kv_lora_rank = 0,    ///< rank of the latent
+      qk_rope_head_dim = 0;  ///< channels of the rotary key that all heads share
 };
 
 namespace detail {
 
-/// Where a head of this width has the real and the imaginary part of a pair.
+/// Returns the channels of a head of this width that hold the real and the imaginary part of a pair.
 inline std::pair<Index, Index> pair_places(RotaryPairs layout, Index width, Index pair) {
   return layout == RotaryPairs::interleaved ? std::pair(2 * pair, 2 * pair + 1) : std::pair(pair, pair + width / 2);
 }
 
-/// Real and imaginary rows of one pair of every head, (heads, inputs + 1) each: biases are the last column.
+/// Holds the real and imaginary rows of one pair of every head, (heads, inputs + 1) each: biases are the last column.
 struct PairRows {
   Matrix<double> real, imaginary;
 };
@@ -46,25 +51,25 @@ PairRows pair_rows(const Linear& linear, RotaryPairs layout, Index head_dim, Ind
   return out;
 }
 
-/// The mean squares of each head's pair, for inputs of this second moment.
+/// Returns the mean squares of each head's pair, (heads, 1), for inputs of this second moment.
 inline Matrix<double> pair_energies(const PairRows& rows, const Matrix<double>& moment) {
   return (rows.real * moment).cwiseProduct(rows.real).rowwise().sum() +
          (rows.imaginary * moment).cwiseProduct(rows.imaginary).rowwise().sum();
 }
 
-/// The inputs' second moment with the constant that biases meet; inputs behind a norm are taken as of mean 0.
+/// Returns the inputs' second moment with the constant that biases meet; inputs after a norm are taken as of mean 0.
 inline Matrix<double> with_constant(const Matrix<double>& moment, Index inputs) {
   Matrix<double> out = Matrix<double>::Identity(inputs + 1, inputs + 1);
   if (moment.size() > 0) out.topLeftCorner(inputs, inputs) = moment;
   return out;
 }
 
-/// One pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with turning, so z is what is
+/// Holds one pair for all heads, k_g = c_g z for key-value head g. Complex numbers commute with rotations, so z is
 /// cached, and the queries of head g take conj(c_g). The best z is the first principal component over heads, each of
-/// which counts by the energy of the queries that meet it (TransMLA's RoRoPE turns heads alike, Meng et al. 2025).
+/// which counts by the energy of the queries that meet it (TransMLA's RoRoPE rotates heads alike, Meng et al. 2025).
 struct SharedPair {
   Matrix<double> key;              ///< (2, inputs + 1): real and imaginary part of z
-  Matrix<double> real, imaginary;  ///< of c, (kv_heads, 1)
+  Matrix<double> real, imaginary;  ///< parts of c, (kv_heads, 1)
 };
 template <std::same_as<double> D>
 SharedPair shared_pair(const PairRows& keys, const Matrix<D>& query_energies, const Matrix<D>& moment) {
@@ -93,8 +98,8 @@ inline constexpr bool is_decoupled = false;
 template <Index R, Index RopeDim, template <class> class Norm>
 inline constexpr bool is_decoupled<DecoupledLatent<R, RopeDim, Norm>> = true;
 
-/// The pairs that keep their position, in order: one choice for all layers, for they share the table of positions.
-/// `moments` are the inputs' second moments by layer, with the constant.
+/// Returns the pairs that keep their position, in order: one choice for all layers, because they share the table of
+/// positions. `moments` are the inputs' second moments by layer, with the constant.
 template <class Source>
 std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index chosen,
                                 const std::vector<Matrix<double>>& moments) {
@@ -129,8 +134,8 @@ std::vector<Index> choose_pairs(const Source& source, RotaryChoice choice, Index
   return order;
 }
 
-/// Queries, keys and values of one layer of decoupled latents from one of rotary positions that keeps these pairs.
-/// `moment` is the inputs' second moment with the constant.
+/// Sets queries, keys and values of one layer of decoupled latents from a layer with rotary positions, of which these
+/// pairs keep their position. `moment` is the inputs' second moment with the constant.
 template <class To, class From, class T, class Method>
 void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& from, const std::vector<Index>& pairs,
                     const Matrix<double>& moment, const Method& method, const LayerStatistics& statistics) {
@@ -179,17 +184,17 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
 
 }  // namespace detail
 
-/// A model with rotary positions (`Attention<Heads, FullRank, Rotary>`) as one with decoupled latents (`MlaDecoupled`):
-/// the chosen pairs of all heads become one rotary key by principal components; of the other pairs position is dropped,
-/// and with the values they become the latent, by `method`. Scores keep their scale. Lossless where heads' keys differ
-/// by complex factors, all pairs are chosen and the latent holds the values; otherwise for fine-tuning. A norm on the
-/// latent gets the gain that keeps its mean square.
+/// Converts a model with rotary positions (`Attention<Heads, FullRank, Rotary>`) to one with decoupled latents
+/// (`MlaDecoupled`). The chosen pairs of all heads become one rotary key by principal components. The other pairs lose
+/// their position, and with the values they become the latent, by `method`. Scores keep their scale. The conversion is
+/// lossless if the heads' keys differ by complex factors, all pairs are chosen and the latent holds the values;
+/// otherwise the model needs fine-tuning. A norm on the latent gets the gain that keeps its mean square.
 ///
 ///     using Small = Conformer<MlaDecoupled<8, 64, 16, FullQuery, NoNorm>>;  // or numbers in the configuration
 ///     auto [small, report] = decouple_rotary<Small>(model, JointSvd(), RotaryChoice::norm, {}, features, sequences);
 ///
-/// The report has the errors of outputs on these features (rows, num_mels). Allocates. Throws `Error` where numbers do
-/// not fit.
+/// The report has the errors of outputs on these features (rows, num_mels) of packed sequences. Allocates. Throws
+/// `Error` where the sizes do not fit.
 template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
                                    const DecouplingConfig& numbers, const Matrix<typename Source::Scalar>& features,

@@ -31,8 +31,9 @@ std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const So
 
 }  // namespace detail
 
-/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
-/// By them `allocate_ranks` gives each layer its rank:
+/// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
+/// falling. `allocate_ranks` gives each layer its rank by them. Allocates. Throws `Error` where keys and values are no
+/// linear functions of a layer's input or parameters are not on the host.
 ///
 ///     ConversionConfig numbers;
 ///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))

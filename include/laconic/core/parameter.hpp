@@ -107,7 +107,9 @@ class Parameter {
   // to compile.
   /// Makes a parameter without elements.
   [[gnu::noinline]] Parameter();
+  /// Copies the values and the gradient; resident values as their `ResidentWeight::copy` says. Allocates.
   [[gnu::noinline]] Parameter(const Parameter&);
+  /// Takes over the other's values, gradient and resident form.
   [[gnu::noinline]] Parameter(Parameter&&) noexcept;
   [[gnu::noinline]] Parameter& operator=(const Parameter&);
   [[gnu::noinline]] Parameter& operator=(Parameter&&) noexcept;

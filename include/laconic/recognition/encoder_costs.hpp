@@ -9,17 +9,21 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// The costs of an encoder with any attention, from its configuration alone: no model is made. As <recognizer.hpp>,
-/// this needs laconic::recognizer or the implementation's header.
+/// Computes the costs of an encoder with any attention from its configuration only: no model is made. Like
+/// <recognizer.hpp>, it needs laconic::recognizer or the implementation's header.
 struct EncoderCosts {
-  EncoderName encoder;
-  EncoderConfig config;
+  EncoderName encoder;   ///< kind of the encoder
+  EncoderConfig config;  ///< sizes of the encoder
 
+  /// Returns the number of parameters.
   Index parameters() const;
+  /// Returns the number of parameters of all attention layers.
   Index attention_parameters() const;
+  /// Returns the number of parameters before the first block.
   Index subsampling_parameters() const;
   /// Returns the floating-point operations for an utterance of so many encoder frames.
   Index flops(Index frames) const;
+  /// Returns the floating-point operations of all attention layers for an utterance of so many encoder frames.
   Index attention_flops(Index frames) const;
   /// Returns the bytes of keys and values, or latents, of so many encoder frames.
   Index cache_bytes(Index frames, Storage storage = Storage::full) const;
@@ -27,8 +31,8 @@ struct EncoderCosts {
   Index frames_of(Index rows) const;
   /// Returns the feature rows of so many encoder frames.
   Index rows_of(Index frames) const;
-  /// Returns roughly what encoding so many frames takes besides the weights: the widest of subsampling and blocks, or
-  /// what a stream holds that keeps all frames.
+  /// Returns a rough estimate of the bytes that encoding so many frames takes in addition to the weights: the max of
+  /// subsampling, blocks, and a stream that keeps all frames.
   Index working_bytes(Index frames) const;
   /// Returns the evaluation order that the cost rule of a latent takes, "absorbed" or "expanded", over whole utterances
   /// or for a chunk with so many frames kept; empty where the attention has one order only.

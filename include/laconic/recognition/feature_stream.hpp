@@ -10,8 +10,8 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Makes features of audio that comes in pieces of any length. The features of all pieces together are those of the
-/// whole.
+/// Computes the features of audio that comes in pieces of any length. The features of all pieces together are those of
+/// the whole.
 class FeatureStream {
  public:
   /// Throws `Error` for features that need the whole utterance.

@@ -37,12 +37,12 @@ class RecognizerModel;
 class StreamsOfModel;
 }  // namespace detail
 
-/// config.json of a model folder: all that is needed to build the model and its features again.
+/// Holds the config.json of a model folder: all settings that the model and its features are built from.
 struct RecognizerConfig {
-  EncoderName model = EncoderName::conformer;
-  EncoderConfig encoder;
-  FeatureConfig features;
-  Tokens tokens = Tokens::words;
+  EncoderName model = EncoderName::conformer;  ///< kind of the encoder
+  EncoderConfig encoder;                       ///< sizes of the encoder
+  FeatureConfig features;                      ///< inputs of the encoder, computed from audio
+  Tokens tokens = Tokens::words;               ///< kind of the vocabulary's tokens
 
   static constexpr void fields(auto& self, auto&& visit) {
     visit("model", self.model);
@@ -57,130 +57,153 @@ struct RecognizerConfig {
   }
 };
 
-/// A word of a transcript. Times and confidence are empty: no decoder measures them yet.
+/// Holds a word of a transcript. Times and confidence are empty: no decoder measures them yet.
 struct Word {
-  std::string text;
-  std::optional<double> begin, end;  ///< seconds from the beginning of the speech
+  std::string text;                  ///< the word in UTF-8
+  std::optional<double> begin,       ///< start in seconds from the beginning of the speech
+      end;                           ///< end in seconds from the beginning of the speech
   std::optional<double> confidence;  ///< the probability that the word was said, 0 to 1
 };
 
-/// What a recogniser understood.
+/// Holds the result of recognising one utterance.
 struct Transcript {
-  std::string text;
-  std::vector<Word> words;
-  double seconds = 0;  ///< of speech
+  std::string text;         ///< the whole text in UTF-8
+  std::vector<Word> words;  ///< the words of the text, in order
+  double seconds = 0;       ///< duration of the speech in seconds
 };
 
-/// An attention by its name and the numbers that it needs; those that are 0 follow from the name and the encoder.
+/// Holds an attention's name and sizes. A size of 0 follows from the name and the encoder.
 struct AttentionChoice {
-  AttentionName attention = AttentionName::mha;
-  Index kv_heads = 0, latent_dim = 0, v_latent_dim = 0, rope_dim = 0;
+  AttentionName attention = AttentionName::mha;  ///< the attention by name
+  Index kv_heads = 0,                            ///< key-value heads (`num_kv_heads`)
+      latent_dim = 0,                            ///< rank of the latent (`kv_lora_rank`)
+      v_latent_dim = 0,                          ///< rank of the values' latent (`v_lora_rank`)
+      rope_dim = 0;                              ///< channels of the decoupled rotary key (`qk_rope_head_dim`)
 };
 
-/// Returns the encoder's configuration with this attention. Throws where the numbers contradict the attention's name.
+/// Returns the encoder's configuration with this attention. Throws `Error` if the sizes contradict the attention's
+/// name.
 EncoderConfig with_attention(EncoderConfig encoder, const AttentionChoice& choice);
 
-/// How a conversion finds its latents. `svd` and `randomized` look at the weights alone, exactly or by random
-/// projections. `activation` and `score_aware` are calibrated on speech: errors of keys and values count as they are,
-/// or by what they change in scores and output.
-enum class ConversionMethod { svd, randomized, activation, score_aware };
+/// Says how a conversion finds its latents.
+enum class ConversionMethod {
+  svd,         ///< JointSvd: from the weights, exactly
+  randomized,  ///< RandomizedSvd: from the weights, by random projections
+  activation,  ///< ActivationPca: calibrated on speech, errors of keys and values count alike
+  score_aware  ///< ActivationPca: calibrated on speech, errors count by their effect on scores and output
+};
 constexpr auto enum_names(ConversionMethod) {
   using enum ConversionMethod;
   return std::to_array<EnumName<ConversionMethod>>(
       {{svd, "svd"}, {randomized, "randomized"}, {activation, "activation"}, {score_aware, "score-aware"}});
 }
 
-/// The settings of a conversion.
+/// Holds the settings of a conversion.
 struct ConversionChoice {
-  ConversionMethod method = ConversionMethod::svd;
-  /// Speech to calibrate on, which the methods that are calibrated need; with labels where layers are weighed by their
-  /// Fisher information.
+  ConversionMethod method = ConversionMethod::svd;  ///< the method that finds latents
+  /// Gives speech to calibrate on. Calibrated methods and Fisher information need it, the latter with labels.
   const SpeechBatch* calibration = nullptr;
-  RankAllocation allocation = RankAllocation::uniform;  ///< how the layers of mla and mla-simple share their ranks' sum
-  Seed seed{};
-  bool hadamard = false;  ///< mix the channels of latents, so that a cache in 8 bits loses less
-  int threads = 1;
+  RankAllocation allocation = RankAllocation::uniform;  ///< how layers of mla and mla-simple share their sum of ranks
+  Seed seed{};                                          ///< seed of random projections
+  bool hadamard = false;                                ///< mix channels of latents, so that 8 bits lose less
+  int threads = 1;                                      ///< threads that compute Fisher information; 0: all
 };
 
-/// Where a recogniser computes: threads, and memory that is taken once and used again from call to call. One thread at
-/// a time may use a workspace.
+/// Holds the resources that a recogniser computes with: threads, and memory that is taken once and reused from call to
+/// call. One thread at a time may use a workspace.
 class Workspace {
  public:
-  /// `threads` = 0 takes all that the machine offers.
+  /// Makes a workspace with `threads` threads; 0 takes all that the machine offers. Throws `Error` unless 0 <= threads
+  /// <= 4096.
   explicit Workspace(int threads = 0);
+  /// Takes over the other's threads and memory.
   Workspace(Workspace&&) noexcept;
   Workspace& operator=(Workspace&&) noexcept;
   ~Workspace();
 
+  /// Returns the number of threads.
   int threads() const;
-  /// Returns the most bytes that tensors have taken at once.
+  /// Returns the max bytes that tensors have taken at once.
   std::size_t peak_bytes() const;
 
-  /// The context that computes, for the implementation.
   struct Context;
+  /// Returns the context that computes. For the implementation only.
   Context& context() { return *context_; }
 
  private:
   std::unique_ptr<Context> context_;
 };
 
-/// Logits (rows, tokens) of several sequences, one after the other.
+/// Holds the logits of several sequences, one after the other.
 struct FrameLogits {
-  Matrix<float> rows;
-  Sequences sequences;
+  Matrix<float> rows;   ///< packed logits, (encoder frames, tokens)
+  Sequences sequences;  ///< the sequences of the rows
 };
 
-/// Many streams of one model that are pushed together. Features come in, the logits of frames that became final come
-/// out. The recogniser must outlive its streams and stay as it is.
+/// Runs many streams of one model together. Each takes features, and returns the logits of the frames that became
+/// final. The recogniser must outlive its streams and must not change meanwhile. `Recognizer::feature_streams` makes
+/// them.
 class FeatureStreams {
  public:
+  /// Takes over the streams of a model. For the implementation only.
   explicit FeatureStreams(std::unique_ptr<detail::StreamsOfModel> streams);
+  /// Takes over the other's streams.
   FeatureStreams(FeatureStreams&&) noexcept;
   FeatureStreams& operator=(FeatureStreams&&) noexcept;
   ~FeatureStreams();
 
-  /// Returns a new stream's number, less than the capacity. Throws where all streams are in use.
+  /// Opens a stream and returns its number, 0 to capacity - 1. Throws `Error` if all are in use.
   Index open();
+  /// Closes a stream and drops what it has not returned yet. Throws `Error` if it is not open.
   void close(Index stream);
   /// Takes features (rows, num_mels): those of streams[0], then those of streams[1], and so on, as `blocks` says.
+  /// Returns the logits of the frames that became final, in the same order. Throws `Error` if the sizes do not fit, or
+  /// a stream is not open or is named twice.
   FrameLogits push(std::span<const Index> streams, const Matrix<float>& features, const Sequences& blocks);
-  /// Returns the frames that are left of streams to which nothing will be added, and closes these streams.
+  /// Returns the logits of the frames that are left, and closes the streams. Throws `Error` if one is not open.
   FrameLogits finish(std::span<const Index> streams);
 
-  /// Returns what each frame sees.
+  /// Returns the mask of the streams: the frames that each frame sees.
   const Mask& mask() const;
-  /// Returns the most frames that attention keeps of a stream.
+  /// Returns the max number of encoder frames that attention keeps of a stream.
   Index kept_frames() const;
-  /// Returns the rows of features that the first chunk needs, and those of every later one.
+  /// Returns the rows of features that the first chunk needs.
   Index first_rows() const;
+  /// Returns the rows of features that every later chunk needs.
   Index chunk_rows() const;
-  /// Returns the bytes that all streams hold for keys and values, for convolutions and for features.
+  /// Returns the bytes that keys and values, or latents, take, all streams.
   Index attention_bytes() const;
+  /// Returns the bytes that convolutions keep, all streams.
   Index convolution_bytes() const;
+  /// Returns the bytes of the features that wait for their chunk, all streams.
   Index feature_bytes() const;
 
  private:
   std::unique_ptr<detail::StreamsOfModel> streams_;
 };
 
-/// One utterance that is transcribed while it is spoken.
+/// Transcribes one utterance while it is spoken.
 ///
 ///     SpeechStream stream = recognizer.stream({.threads = 1});
 ///     while (read(samples)) if (stream.push(samples) > 0) show(stream.text());
 ///     stream.finish();
 class SpeechStream {
  public:
+  /// Opens one of the streams. Throws `Error` for features that need the whole utterance, and if no stream is free.
   SpeechStream(FeatureStreams streams, const FeatureConfig& features, const Vocabulary& vocabulary);
+  /// Takes over the other's utterance.
   SpeechStream(SpeechStream&&) noexcept;
   SpeechStream& operator=(SpeechStream&&) noexcept;
   ~SpeechStream();
 
-  /// Takes samples in [-1, 1] at the model's sample rate. Returns the number of encoder frames that became final.
+  /// Takes samples in [-1, 1] at the model's sample rate and returns the number of encoder frames that became final.
+  /// Allocates, for features and text.
   Index push(std::span<const float> samples);
   /// Ends the utterance. Returns the number of encoder frames that were left.
   Index finish();
-  /// Returns the text of all frames that are final. Text that was returned once stays as it is, and more follows it.
+  /// Returns the text of all final frames. Later texts begin with the earlier ones.
   std::string text() const;
+  /// Returns the streams that compute the utterance, for their sizes.
   const FeatureStreams& streams() const;
 
  private:
@@ -188,13 +211,10 @@ class SpeechStream {
   std::unique_ptr<Parts> parts_;
 };
 
-/// A conversion's model and what it cost.
 struct RecognizerConversion;
-
-/// What a training run reports while it goes on, and what it learns from besides the labels.
 struct RecognizerTraining;
 
-/// A speech recogniser: a model of any encoder and attention, with its features and its vocabulary.
+/// Recognises speech: a model of any encoder and attention, with its features and its vocabulary.
 ///
 ///     const Recognizer recognizer = Recognizer::load("model");
 ///     for (const Word& word : recognizer.transcribe("speech.flac").words) std::cout << word.text << '\n';
@@ -202,77 +222,87 @@ struct RecognizerTraining;
 /// Const members may be called by several threads at once, each with a workspace of its own.
 class Recognizer {
  public:
-  /// Makes a new recogniser with random weights. Fills in the numbers that follow from the attention's name, and throws
-  /// where the configuration contradicts it.
+  /// Makes a new recogniser with random weights. Fills in the sizes that follow from the attention's name, and throws
+  /// `Error` if the configuration contradicts it.
   static Recognizer create(RecognizerConfig config, const Vocabulary& vocabulary, Seed seed);
   /// Reads a model folder, the folder of a training run (which has a folder "model" in it), or a folder of Hugging
   /// Face's `Wav2Vec2ConformerForCTC`. Throws `Error` naming the file where something does not fit.
   static Recognizer load(const std::filesystem::path& folder);
 
+  /// Copies the recogniser and its model. Weights that can only be run are shared. Allocates.
   Recognizer(const Recognizer&);
+  /// Takes over the other's model.
   Recognizer(Recognizer&&) noexcept;
   Recognizer& operator=(const Recognizer&);
   Recognizer& operator=(Recognizer&&) noexcept;
   ~Recognizer();
 
+  /// Returns the settings, as in config.json of the model's folder.
   const RecognizerConfig& config() const;
+  /// Returns the vocabulary that the logits refer to.
   const Vocabulary& vocabulary() const;
-  /// Returns how the weights lay in the file that was loaded.
+  /// Returns how the weights are rounded in the file that was loaded; `full` for a new recogniser.
   Storage storage() const;
 
-  /// Writes a model folder, its weights rounded as `weights` says. Throws for the folder of a training run, where the
-  /// model would lie next to another one.
+  /// Writes a model folder, its weights rounded as `weights` says. Throws `Error` for the folder of a training run,
+  /// where the model would lie next to another one.
   void save(const std::filesystem::path& folder, Storage weights = Storage::full) const;
-  /// Writes a folder that Hugging Face transformers loads. Throws unless the model is a wav2vec2-conformer with full
-  /// attention.
+  /// Writes a folder that Hugging Face transformers loads. Throws `Error` unless the model is a wav2vec2-conformer with
+  /// full attention.
   void export_hugging_face(const std::filesystem::path& folder) const;
 
-  /// Lays out the weights as products read them, stored as in the file, or as `weights` says. From then on the model is
-  /// faster and can only be run. `threads` = 0 takes all that the machine offers.
+  /// Packs the weights as products read them, rounded as in the file. From then on the model is faster and can only be
+  /// run. `threads` = 0 takes all that the machine offers. Allocates.
   void prepare(int threads = 0);
+  /// Packs the weights as products read them, rounded as `weights` says, with so many threads. Allocates.
   void prepare(Storage weights, int threads);
 
   /// Transcribes an audio file that libsndfile reads (WAV, FLAC, Ogg and others). Channels are averaged and samples are
-  /// resampled to the model's rate.
+  /// resampled to the model's rate. Computes in a workspace of its own, with all threads. Throws `Error` if the file
+  /// cannot be read.
   Transcript transcribe(const std::filesystem::path& audio) const;
+  /// Transcribes an audio file in this workspace.
   Transcript transcribe(const std::filesystem::path& audio, Workspace& workspace) const;
-  /// Transcribes samples in [-1, 1] at this rate in Hz.
+  /// Transcribes samples in [-1, 1] at this rate in Hz, in a workspace of its own with all threads.
   Transcript transcribe(std::span<const float> samples, int sample_rate) const;
+  /// Transcribes samples in [-1, 1] at this rate in Hz in this workspace.
   Transcript transcribe(std::span<const float> samples, int sample_rate, Workspace& workspace) const;
 
   /// Returns the logits (frames, tokens) of one utterance's features (rows, num_mels).
   Matrix<float> logits(const Matrix<float>& features, Workspace& workspace) const;
 
-  /// Begins an utterance that comes piece by piece. Throws where model or features need the whole utterance.
+  /// Begins an utterance that comes piece by piece. Throws `Error` if model or features need the whole utterance.
   SpeechStream stream(const StreamConfig& config = {}) const;
-  /// Makes streams that take features and give logits, for those who decode themselves.
+  /// Makes streams that take features and return logits, for a decoder outside the library. Throws `Error` if the model
+  /// needs the whole utterance.
   FeatureStreams feature_streams(const StreamConfig& config = {}) const;
-  /// Throws where the model needs the whole utterance.
+  /// Throws `Error` if the model needs the whole utterance.
   void require_streamable() const;
 
   /// Transcribes a dataset in batches and counts word errors.
   Evaluation evaluate(const Dataset& data, Workspace& workspace) const;
-  /// Transcribes a dataset that comes to many streams at once, `block_frames` feature frames with every push.
+  /// Transcribes a dataset in many streams at once, `block_frames` feature frames with every push.
   StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
 
+  /// Returns the number of parameters.
   Index count_parameters() const;
   /// Returns the bytes of the weights as they are stored, without scales and padding.
   Index weight_bytes() const;
-  /// Returns the bytes of keys and values, or latents, for each second of speech, in single precision.
+  /// Returns the bytes of keys and values, or latents, for each second of speech, stored as float.
   double cache_bytes_per_second() const;
-  /// Returns a text that tells the values of all parameters from others.
+  /// Returns a hash of the values of all parameters, as text.
   std::string fingerprint() const;
 
-  /// Returns the same recogniser with another attention. The report compares both models on `speech`, or on white noise
-  /// where that is null.
+  /// Returns the recogniser with another attention. The report compares both models on `speech`, or on white noise if
+  /// that is null. Throws `Error` if the sizes do not fit, or a calibrated method has no calibration speech.
   RecognizerConversion convert(const AttentionChoice& choice, const ConversionChoice& how = {},
                                const SpeechBatch* speech = nullptr) const;
-  /// Returns the singular values of keys and values of each layer, as the conversion method has them.
+  /// Returns the singular values of keys and values of each layer by the conversion method (`key_value_spectra`).
   std::vector<std::vector<double>> spectra(const ConversionChoice& how = {}) const;
 
-  /// Throws where latents cannot be cut to these ranks.
+  /// Throws `Error` unless the ranks are falling and all latents can be cut to them.
   void check_ranks(const std::vector<Index>& ranks) const;
-  /// Throws where `teacher` cannot be this model's teacher, in training with chunks or without.
+  /// Throws `Error` if `teacher` cannot be this model's teacher, in training with chunks or without.
   void check_teacher(const Recognizer& teacher, bool chunks) const;
   /// Trains in place and returns where training ended (see `Trainer`, `truncate`). With ranks, training goes through
   /// them in turn: the state is that of the last one, in seconds of all, and each has a folder of its own in that of
@@ -286,15 +316,17 @@ class Recognizer {
   std::unique_ptr<Parts> parts_;
 };
 
+/// Holds a converted recogniser and the report on its conversion.
 struct RecognizerConversion {
-  Recognizer recognizer;
-  ConversionReport report;
+  Recognizer recognizer;    ///< the recogniser with the new attention
+  ConversionReport report;  ///< predicted and measured errors
 };
 
+/// Holds the callbacks of a training run, the folder that it writes, and its sources of learning besides the labels.
 struct RecognizerTraining {
-  std::function<void(const TrainProgress&)> progress = [](const TrainProgress&) {};
+  std::function<void(const TrainProgress&)> progress = [](const TrainProgress&) {};  ///< called as training goes on
   std::function<void()> better = [] {};  ///< called when the model, as it then is, is the best so far
-  std::filesystem::path folder{};        ///< of losses and checkpoints; empty: none are written
+  std::filesystem::path folder{};        ///< folder for losses and checkpoints; empty: none are written
   std::int64_t checkpoint_steps = 0;     ///< updates between checkpoints within an epoch; 0: at its end only
   const Recognizer* teacher = nullptr;   ///< a model of the same kind
   std::vector<Index> ranks{};  ///< falling: latents are cut to each in turn, and trained for all epochs after each cut
@@ -302,7 +334,8 @@ struct RecognizerTraining {
   std::function<void(Index rank, double error)> cut = [](Index, double) {};  ///< called after each cut
 };
 
-/// Returns the tokens that a corpus was made for, if a corpus.json in its folder says so; else characters.
+/// Returns the tokens that a corpus was made for, if a corpus.json in its folder says so; else characters. Throws
+/// `Error` if that file cannot be read.
 Tokens corpus_tokens(const std::filesystem::path& folder);
 
 }  // namespace LACONIC_ABI

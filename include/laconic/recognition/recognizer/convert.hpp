@@ -21,8 +21,9 @@ auto with_method(const ConversionChoice& how, F&& f) {
   return f(ActivationPca<float>{{how.calibration->features, how.calibration->sequences}, how.method == score_aware});
 }
 
-/// The weights of layers for their ranks' allocation. The calibrated method's spectra are those of outputs, so the
-/// weights' information is divided by the energy of inputs; score-aware ones are in units of each layer's own.
+/// Returns the weights of layers for the allocation of ranks. A calibrated method's spectra are those of outputs, so
+/// the weights' information is divided by the energy of inputs. Throws `Error` for the score-aware method, whose
+/// spectra are in different units for each layer, and without labelled calibration speech.
 template <class Model>
 std::vector<double> layer_weights(const Model& model, const ConversionChoice& how) {
   require(how.method != ConversionMethod::score_aware,

@@ -7,7 +7,7 @@
 
 #include <optional>
 
-// What training and conversion of the models behind Recognizer need for ranks: cuts of latents, weights of layers.
+// Ranks in training and conversion of the models behind Recognizer: cuts of latents, weights of layers.
 
 namespace laconic {
 inline namespace LACONIC_ABI {

@@ -21,7 +21,7 @@
 #include <limits>
 #include <string_view>
 
-// The members of Recognizer and of what it gives. Nothing here sees a model.
+// The members of Recognizer and of the classes that it returns. Nothing here sees a model.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -43,7 +43,7 @@ inline std::unique_ptr<RecognizerModel> make_recognizer_model(EncoderName name, 
   }
 }
 
-/// Throws where model, features and vocabulary do not go together.
+/// Throws `Error` unless model, features and vocabulary fit each other.
 inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabulary) {
   require(vocabulary.size() == config.encoder.vocab_size, "vocab_size is ", config.encoder.vocab_size,
           ", the vocabulary has ", vocabulary.size(), " tokens");
@@ -51,7 +51,7 @@ inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabu
           config.encoder.num_mels, ", the features have ", config.features.fbank.num_mels);
 }
 
-/// Returns what a folder of Hugging Face says of its model.
+/// Returns the configuration of a model in a folder of Hugging Face, from its two JSON files.
 inline RecognizerConfig hugging_face_recognizer(const std::filesystem::path& folder, const nlohmann::json& config,
                                                 const std::string& where) {
   RecognizerConfig out;
@@ -122,13 +122,14 @@ LACONIC_RECOGNIZER_INLINE Index FeatureStreams::attention_bytes() const { return
 LACONIC_RECOGNIZER_INLINE Index FeatureStreams::convolution_bytes() const { return streams_->convolution_bytes(); }
 LACONIC_RECOGNIZER_INLINE Index FeatureStreams::feature_bytes() const { return streams_->feature_bytes(); }
 
+/// Holds the members of a SpeechStream, out of the sight of its header.
 struct SpeechStream::Parts {
-  FeatureStreams streams;
-  FeatureStream features;
-  Vocabulary vocabulary;
-  std::array<Index, 1> stream;
-  GreedyCtc decoder{};
-  std::vector<int> tokens{};
+  FeatureStreams streams;       ///< streams of the model
+  FeatureStream features;       ///< samples to features
+  Vocabulary vocabulary;        ///< tokens to text
+  std::array<Index, 1> stream;  ///< the one open stream
+  GreedyCtc decoder{};          ///< logits to tokens, with the last token as its state
+  std::vector<int> tokens{};    ///< tokens of all final frames
 };
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const FeatureConfig& features,
                                                      const Vocabulary& vocabulary) {
@@ -152,14 +153,17 @@ LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
 LACONIC_RECOGNIZER_INLINE std::string SpeechStream::text() const { return parts_->vocabulary.decode(parts_->tokens); }
 LACONIC_RECOGNIZER_INLINE const FeatureStreams& SpeechStream::streams() const { return parts_->streams; }
 
+/// Holds the members of a Recognizer, out of the sight of its header.
 struct Recognizer::Parts {
-  RecognizerConfig config;
-  Vocabulary vocabulary;
-  std::unique_ptr<detail::RecognizerModel> model;
-  Storage storage = Storage::full;
+  RecognizerConfig config;                         ///< settings, as in config.json
+  Vocabulary vocabulary;                           ///< tokens of the logits
+  std::unique_ptr<detail::RecognizerModel> model;  ///< the model behind virtual functions
+  Storage storage = Storage::full;                 ///< rounding of the weights in the file that was loaded
 
+  /// Takes these parts.
   Parts(RecognizerConfig c, Vocabulary v, std::unique_ptr<detail::RecognizerModel> m)
       : config(std::move(c)), vocabulary(std::move(v)), model(std::move(m)) {}
+  /// Copies the parts, the model by `clone`.
   Parts(const Parts& other)
       : config(other.config), vocabulary(other.vocabulary), model(other.model->clone()), storage(other.storage) {}
 };

@@ -14,19 +14,20 @@
 #include <utility>
 #include <vector>
 
-// What lies behind Recognizer: a model of any encoder behind virtual functions, so that only the sources that compile
-// an encoder see it.
+// The model behind Recognizer: any encoder behind virtual functions, so that only the sources that compile an encoder
+// see it.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Holds the context that a workspace computes with.
 struct Workspace::Context {
-  Cpu<float> cpu;
+  Cpu<float> cpu;  ///< threads and memory
 };
 
 namespace detail {
 
-/// Streams of one model; see FeatureStreams.
+/// Runs streams of one model; see FeatureStreams.
 class StreamsOfModel {
  public:
   virtual ~StreamsOfModel() = default;
@@ -43,14 +44,15 @@ class StreamsOfModel {
   virtual Index feature_bytes() const = 0;
 };
 
-/// A model of any encoder with any attention; see Recognizer.
+/// Holds a model of any encoder with any attention; see Recognizer.
 class RecognizerModel {
  public:
   virtual ~RecognizerModel() = default;
   virtual std::unique_ptr<RecognizerModel> clone() const = 0;
   virtual const EncoderConfig& config() const = 0;
 
-  /// Fills the model and returns how its weights lie in the files. A foreign folder may hold tensors that take no part.
+  /// Fills the model and returns how its weights are rounded in the files. A foreign folder may hold tensors that the
+  /// model does not use.
   virtual Storage load(const Tensors& tensors, bool is_foreign) = 0;
   virtual void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
                     const std::map<std::string, nlohmann::json>& others, Storage weights) const = 0;

@@ -20,7 +20,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// The encoder of a name. Its attention is known at run time.
+/// Maps a name to the type of its encoder. The attention is chosen at run time.
 template <EncoderName Name>
 struct NamedEncoder;
 template <>
@@ -40,7 +40,7 @@ struct NamedEncoder<EncoderName::wav2vec2_conformer> {
   using type = Wav2Vec2Conformer<AnyAttention>;
 };
 
-/// A model that was converted, and the report of that.
+/// Holds a converted model and the report on its conversion.
 template <class Model>
 struct ConvertedModel {
   Model model;
