@@ -1450,7 +1450,9 @@ class Parameter {
   // to compile.
   /// Makes a parameter without elements.
   [[gnu::noinline]] Parameter();
+  /// Copies the values and the gradient; resident values as their `ResidentWeight::copy` says. Allocates.
   [[gnu::noinline]] Parameter(const Parameter&);
+  /// Takes over the other's values, gradient and resident form.
   [[gnu::noinline]] Parameter(Parameter&&) noexcept;
   [[gnu::noinline]] Parameter& operator=(const Parameter&);
   [[gnu::noinline]] Parameter& operator=(Parameter&&) noexcept;
@@ -9966,23 +9968,25 @@ class Cpu : public CpuCore<T>,
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How layers share the numbers that may be cached of a frame: evenly; so that each keeps the same part of its energy
-/// (of the squares of its singular values), as X-EcoMLA does by a threshold; so that all layers together lose the least
-/// energy, for which the largest squares of all get their numbers first, wherever they are; or so that the least is
-/// lost of the energies that are weighed by what the loss minds errors in each layer (its Fisher information).
-enum class RankAllocation { uniform, energy, water_filling, fisher };
+/// Says how layers share the floats that may be cached of a frame. Energy is the sum of squared singular values.
+enum class RankAllocation {
+  uniform,        ///< evenly
+  energy,         ///< so that each layer keeps an equal fraction of its energy, as X-EcoMLA does by a threshold
+  water_filling,  ///< min loss of energy over all layers: the largest squares of all layers come first
+  fisher          ///< as water-filling, with energies weighed by the layers' Fisher information
+};
 constexpr auto enum_names(RankAllocation) {
   using enum RankAllocation;
   return std::to_array<EnumName<RankAllocation>>(
       {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
 }
 
-/// The latent's rank of each layer. `spectra` are the layers' singular values, falling
-/// (`JointFactors::singular_values`); their squares are multiplied by the layers' `weights`, if there are any, which
-/// `fisher` needs (`fisher_information`). `budget` is the number of floats that all layers together may cache of a
-/// frame; it is never exceeded. Ranks are multiples of `multiple` (which hardware likes), at least one of them and at
-/// most as many as there are singular values. What would hold nothing is not given away. Allocates. Throws `Error`
-/// where the numbers leave no such ranks.
+/// Returns the rank of each layer's latent. `spectra` are the layers' singular values, falling
+/// (`JointFactors::singular_values`). Their squares are multiplied by the layers' `weights`, which `fisher` needs
+/// (`fisher_information`) and the others do not take. `budget` is the number of floats that all layers together may
+/// cache of a frame; it is never exceeded. Ranks are positive multiples of `multiple` (which suits vector registers),
+/// and at most the number of singular values. Channels that would hold no energy are not allocated. Allocates memory.
+/// Throws `Error` unless such ranks exist and the values are finite and at least 0.
 inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
                                          RankAllocation how, std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
@@ -10049,7 +10053,7 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// A context that also keeps what flows into chosen linear layers, as host matrices: `Recorder<Cpu<float>> cpu;`
+/// Decorates a context: it also keeps the input of chosen linear layers, as host matrices. `Recorder<Cpu<float>> cpu;`
 ///
 ///     cpu.record(layer.weight);
 ///     model(cpu, features, sequences);
@@ -10058,14 +10062,15 @@ template <class Context>
 class Recorder : public Context {
  public:
   using typename Context::Tensor;
-  using T = typename Context::Scalar;
+  using T = typename Context::Scalar;  ///< the type of an element
   using Context::Context;
 
-  /// From now on, keeps the last rows that are multiplied by this weight.
+  /// Makes the context keep, from now on, the last rows that are multiplied by this weight.
   void record(const Parameter<T>& weight) {
     if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
   }
-  /// Returns the last rows that were multiplied by this recorded weight; no rows where there were none.
+  /// Returns the last rows (rows, in) that were multiplied by this weight; an empty matrix before the first. Throws
+  /// `Error` for a weight that is not recorded.
   Matrix<T>& input_of(const Parameter<T>& weight) {
     const auto found = find(weight);
     require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
@@ -10088,11 +10093,12 @@ class Recorder : public Context {
   Inputs inputs_;
 };
 
-/// Shows a model or a layer whose values are on the host as a context can run it: itself, or a copy that is prepared.
+/// Shows a model or a layer whose values are on the host in a form that a context can run: itself, or a prepared copy.
 /// The original must live as long.
 template <class Context, class Model>
 class Runnable {
  public:
+  /// Keeps a reference to the model, and makes a copy unless the context computes on the host.
   Runnable(Context& context, const Model& model) : model_(&model) {
     if constexpr (!Context::computes_on_host) {
       copy_ = std::make_unique<Model>(model);
@@ -10100,6 +10106,7 @@ class Runnable {
       model_ = copy_.get();
     }
   }
+  /// Returns the model or layer to run.
   const Model& operator*() const { return *model_; }
 
  private:
@@ -10317,31 +10324,35 @@ void scale_column(Matrix<T>& matrix, Index i, T factor) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Where the singular values of W = U S V^T go: into the way up from the latent, into the way down to it, or their
-/// square roots into both. The function is the same; the scale of the latent is not, and with it what a norm on it, its
-/// storage in 8 bits or a learning rate of fine-tuning make of it. By default all goes up: then the latent has the
-/// scale of its input, and also channels of singular value 0 (as of repeated heads) can learn, for their way down is
+/// Says where the singular values S of W = U S V^T go. The product is the same, but the scale of the latent is not, on
+/// which a norm, storage in 8 bits and the learning rate of fine-tuning depend. By default the latent has the scale of
+/// its input, and channels of singular value 0 (as of repeated heads) can still learn, because their down-projection is
 /// not 0.
-enum class SingularValues { up, down, both };
+enum class SingularValues {
+  up,    ///< into the up-projections
+  down,  ///< into the down-projection
+  both   ///< square roots into each
+};
 constexpr auto enum_names(SingularValues) {
   using enum SingularValues;
   return std::to_array<EnumName<SingularValues>>({{up, "up"}, {down, "down"}, {both, "both"}});
 }
 
-/// Keys and values by way of one latent: K = x (k_up down)^T, V = x (v_up down)^T.
+/// Holds a factorization of keys and values through one latent: K = x (k_up down)^T, V = x (v_up down)^T.
 struct JointFactors {
-  Matrix<double> down;        ///< (rank, d_model), orthonormal rows
-  Matrix<double> k_up, v_up;  ///< (key or value channels, rank), all singular values in them
-  std::vector<double>
-      singular_values;         ///< of what is cut at the rank, falling: by JointSvd all d_model of the stacked weights
-  double discarded = 0;        ///< |W - up down|^2: the sum of squares of the singular values beyond the rank
-  double predicted_error = 0;  ///< |W - up down| / |W| (Frobenius): that of K and V for white inputs
+  Matrix<double> down;                  ///< down-projection, (rank, d_model), orthonormal rows
+  Matrix<double> k_up,                  ///< up-projection of keys, (key channels, rank), scaled by singular values
+      v_up;                             ///< up-projection of values, (value channels, rank), scaled alike
+  std::vector<double> singular_values;  ///< falling, also those beyond the rank; JointSvd: all d_model of [W_K; W_V]
+  double discarded = 0;                 ///< |W - up down|^2: the sum of squared singular values beyond the rank
+  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): the error of K and V for white inputs
 };
 
-// What methods have in common. Templates, so that only who converts compiles them.
+// Functions that all methods share. They are templates, so that only programs that convert compile them.
 namespace detail {
 
-/// Keys above values, after a look at all of it.
+/// Returns keys above values, (key and value channels, d_model). Throws `Error` for a rank out of range and for weights
+/// that are not finite.
 template <std::same_as<double> T>
 Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   const Index d_model = k.cols();
@@ -10353,7 +10364,7 @@ Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
   return out;
 }
 
-/// The singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
+/// Returns the singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
 template <std::same_as<double> T>
 JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
   const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
@@ -10365,7 +10376,8 @@ JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_row
   return out;
 }
 
-/// Sets what a factorization is worth for such inputs; it looks at the factors, not at where they came from.
+/// Sets the error of a factorization of k and v for inputs of these second moments (empty: white). It is computed from
+/// the factors, whatever method made them.
 template <std::same_as<double> T>
 void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
              const Matrix<T>& value_input) {
@@ -10415,11 +10427,12 @@ void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
 
 }  // namespace detail
 
-/// Truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best latent of its size
-/// for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs no calibration.
+/// Computes the truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best
+/// latent of its size for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs
+/// no calibration.
 struct JointSvd {
-  /// k (key channels, d_model), v (value channels, d_model), rank 1 .. d_model. Allocates. Throws `Error` for other
-  /// ranks and for weights that are not finite.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model. Allocates.
+  /// Throws `Error` for other ranks and for weights that are not finite.
   template <std::same_as<double> T>
   static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
     const Matrix<T> stacked = detail::stacked(k, v, rank);
@@ -10440,17 +10453,18 @@ struct JointSvd {
   }
 };
 
-/// The same decomposition from a few products with random vectors (Halko, Martinsson and Tropp 2011, algorithms 4.4
-/// and 5.1): it looks at rank + oversampling numbers instead of d_model, and pays where the rank is far below. The
-/// error is within 1% of the least, also where singular values hardly fall, as those of random matrices
-/// (docs/conversion.md). Equal seeds, equal factors.
+/// Computes the decomposition of JointSvd from a few products with random vectors (Halko, Martinsson and Tropp 2011,
+/// algorithms 4.4 and 5.1). It works with rank + oversampling columns instead of d_model, and pays where the rank is
+/// far below d_model. The error is within 1% of the optimum, even if singular values hardly fall, as those of random
+/// matrices (docs/conversion.md). Equal seeds give equal factors.
 struct RandomizedSvd {
-  Index oversampling = 10;  ///< numbers more than the rank that the sketch has; an eighth of the rank if that is more
-  Index power_iterations = 4;  ///< each makes small singular values smaller against large ones
-  Seed seed{};
+  Index oversampling = 10;     ///< columns of the sketch beyond the rank; an eighth of the rank if that is more
+  Index power_iterations = 4;  ///< power iterations, each of which damps small singular values against large ones
+  Seed seed{};                 ///< seed of the random vectors
 
-  /// As JointSvd has it; `singular_values` are those of the sketch, and the error is that of the factors, not an
-  /// estimate.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model.
+  /// `singular_values` are those of the sketch, and the error is that of the factors, not an estimate. Allocates.
+  /// Throws `Error` for other ranks, weights that are not finite, and negative settings.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
     require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",
@@ -10488,25 +10502,25 @@ struct RandomizedSvd {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// What calibration says of one layer. All of it is empty where there was none; the metrics also where they are not
-/// wanted.
+/// Holds the statistics of one layer on calibration speech. All matrices are empty without calibration; the metrics are
+/// also empty unless the method is score-aware.
 struct LayerStatistics {
-  Matrix<double> key_input,
-      value_input;  ///< mean of x^T x (d_model, d_model) of what keys and what values are computed from
-  Matrix<double> key_metric,
-      value_metric;  ///< how much an error of each head weighs, (heads * head_dim, head_dim): see ActivationPca
+  Matrix<double> key_input,   ///< mean of x^T x over the rows x that keys are computed from, (d_model, d_model)
+      value_input;            ///< mean of x^T x over the rows x that values are computed from, (d_model, d_model)
+  Matrix<double> key_metric,  ///< weights of the errors of each head's keys, (heads * head_dim, head_dim)
+      value_metric;           ///< weights of the errors of each head's values, (heads * head_dim, head_dim)
 };
 
-/// Speech to calibrate on: features (rows, num_mels), sequences packed.
+/// Holds speech to calibrate on.
 template <class T>
 struct Calibration {
-  Matrix<T> features;
-  Sequences sequences;
+  Matrix<T> features;   ///< packed rows, (rows, num_mels)
+  Sequences sequences;  ///< the utterances of the rows
 };
 
 namespace detail {
 
-/// Weights of the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
+/// Weighs the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
 /// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
 template <std::same_as<double> T>
 class HeadWeights {
@@ -10535,7 +10549,7 @@ class HeadWeights {
 
   Matrix<T> apply(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(root_, rows); }
   Matrix<T> undo(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(inverse_, rows); }
-  /// From now on, these rows have energy 1 for such inputs.
+  /// Scales the weights so that these rows have energy 1 for inputs of this second moment.
   void normalise(const Matrix<T>& rows, const Matrix<T>& second_moment) {
     if (root_.size() == 0) return;
     const T energy = output_energy(apply(rows), second_moment);
@@ -10559,24 +10573,25 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// The best latent of its size for the inputs that a layer has in calibration speech: principal components of the
+/// Finds the best latent of its size for the inputs that a layer has in calibration speech: principal components of the
 /// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
-/// but there is nothing to invert, so that fewer frames than d_model will do: of what they say nothing of, the
-/// strongest weights are kept where there is room. With `score_aware`, errors count by what comes of them: those of
-/// keys in scores, by the energy of the queries that meet them, M = mean of (q + u)^T (q + u) for each head; those of
-/// values behind the output projection, M = W_O^T W_O. Since the two have different units, each then counts in
-/// proportion to its whole energy.
+/// but nothing is inverted, so fewer frames than d_model suffice: in directions without input the strongest weights are
+/// kept if the rank leaves room. With `score_aware`, errors count by their effect. Errors of keys count in the scores,
+/// by the energy of the queries that meet them: M = mean of (q + u)^T (q + u) for each head. Errors of values count
+/// after the output projection: M = W_O^T W_O. The two have different units, so each is divided by its total energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
 template <class Scalar = float>
 struct ActivationPca {
-  Calibration<Scalar> calibration;
-  bool score_aware = false;
+  Calibration<Scalar> calibration;  ///< speech of the domain in which the model will be used
+  bool score_aware = false;         ///< weigh errors by their effect on scores and output
 
-  /// As JointSvd has it, for inputs of these second moments: `singular_values` are the roots of the mean squares of
-  /// principal components of the outputs (weighted ones, if so), all d_model of them; `discarded` and `predicted_error`
-  /// are those of keys and values for such inputs, not weighted. Without statistics it is JointSvd.
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
+  /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal
+  /// components of the outputs, weighted if `score_aware`. `discarded` and `predicted_error` are those of keys and
+  /// values for such inputs, not weighted. Without statistics it calls JointSvd. Allocates. Throws `Error` for other
+  /// ranks, weights that are not finite, and statistics of another width.
   template <std::same_as<double> T>
   JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
     const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
@@ -10628,7 +10643,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+/// Calls f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
 template <class Layer, class F>
 decltype(auto) with_layer(Layer& layer, F&& f) {
   if constexpr (requires { layer.layer; })
@@ -10637,7 +10652,7 @@ decltype(auto) with_layer(Layer& layer, F&& f) {
     return f(layer);
 }
 
-/// The configuration with the ranks that these numbers say.
+/// Returns the configuration with the ranks of these numbers.
 template <class Config, class Numbers>
 Config with_ranks(Config config, const Numbers& numbers) {
   config.kv_lora_rank = numbers.kv_lora_rank;
@@ -10647,8 +10662,8 @@ Config with_ranks(Config config, const Numbers& numbers) {
   return config;
 }
 
-/// Copies by name. Only keys and values, and a rotary part of queries, may be missing in the source or have another
-/// shape there.
+/// Copies parameters by name. Only keys and values, and a rotary part of queries, may be missing in the source or have
+/// another shape there; throws `Error` for any other.
 template <class Target, class Source>
 void copy_parameters(Target& target, const Source& source) {
   require_on_host(source, "convert");
@@ -10683,7 +10698,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Adds x^T x.
+/// Adds x^T x to `sum`, which is empty before the first rows.
 template <class T>
 void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
   if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
@@ -10723,8 +10738,8 @@ void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Mat
   }
 }
 
-/// Returns what the attention layers of this model get from this speech. Goes utterance by utterance, so that it takes
-/// little memory.
+/// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
+/// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
 template <class Context, class Source, class T>
 std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Calibration<T>& speech,
                                        bool score_aware) {
@@ -10770,6 +10785,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
   });
   return out;
 }
+/// Returns the same statistics, computed on the CPU with all threads.
 template <class Source, class T>
 std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
   Recorder<Cpu<T>> recorder;
@@ -10783,33 +10799,33 @@ std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// One attention layer before and after; errors are relative (Frobenius) where nothing else is said.
+/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
+/// unless their note says otherwise.
 struct LayerReport {
-  std::string layer;       ///< its name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;  ///< of the converted layer
-  Index kv_lora_rank = 0;  ///< of the converted layer, 0 where it has no latent
-  double k_factor_error = 0,
-         v_factor_error = 0;  ///< of the weights of keys and of values, |W - up down| / |W|, as others print them
-  double predicted_error =
-      0;  ///< of keys and values, from the weights: right for white inputs, or for those of the calibration
-  double key_value_error = 0;  ///< of keys and values without their biases, measured by a forward pass
-  double output_error = 0;     ///< of the layer's output, measured by a forward pass
-  double output_mse = 0;       ///< mean squared error of the same
-  double output_mae = 0;       ///< mean absolute error
-  double output_cosine = 1;    ///< of the angle between both outputs, as one vector each
+  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
+  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
+      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
+  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
+  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the output
+  double output_mae = 0;       ///< mean absolute error of the output
+  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
 };
 
-/// What a conversion did.
+/// Compares a converted model with its source.
 struct ConversionReport {
-  std::string input;                ///< what was measured on: "white noise" or "features"
+  std::string input;                ///< "white noise" or "features": the input of the forward passes
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< these six: all layers together
-  double key_value_error = 0;
-  double output_error = 0;
-  double output_mse = 0;
-  double output_mae = 0;
-  double output_cosine = 1;
-  double logits_error = 0;  ///< of the whole model's output
+  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
+  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
+  double output_error = 0;          ///< LayerReport::output_error over all layers
+  double output_mse = 0;            ///< LayerReport::output_mse over all layers
+  double output_mae = 0;            ///< LayerReport::output_mae over all layers
+  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
+  double logits_error = 0;          ///< relative error of the model's logits
 };
 
 }  // namespace LACONIC_ABI
@@ -10818,30 +10834,29 @@ struct ConversionReport {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Numbers of the converted attention that its type leaves open (`dyn`). 0 means "as the type says", and otherwise a
-/// key-value head for every head.
+/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
+/// size of 0 means "as the type says".
 struct ConversionConfig {
-  Index num_kv_heads = 0;
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;
-  AttentionName attention = AttentionName::by_type;
-  /// Of each layer its own (`allocate_ranks`); empty: the one above for all.
-  IndexList kv_lora_ranks{}, v_lora_ranks{};
-  /// Of whatever latents are made.
-  SingularValues singular_values = SingularValues::up;
-  /// In a latent for both, errors of keys and of values count in proportion to the energy of each (Meng et al. 2025).
-  /// Else the stronger of the two takes the latent for itself.
+  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
+  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
+  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
+  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
+  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
+      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
+  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
+  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
+  /// the stronger of the two takes most of the latent.
   bool balance = false;
-  /// Channels of a latent are mixed by a Hadamard matrix: SVD gives the first most of the energy, which wastes the
-  /// range of 8 bits on the others. It costs nothing, for it lies in the weights. Not of mla-head.
+  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
+  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
   bool hadamard = false;
 };
 
-/// `auto [small, report] = convert<Small>(model);`
+/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
 template <class Target>
 struct Conversion {
-  Target model;
-  ConversionReport report;
+  Target model;             ///< the converted model, its parameters on the host
+  ConversionReport report;  ///< predicted and measured errors
 };
 
 }  // namespace LACONIC_ABI
@@ -11619,7 +11634,7 @@ inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
 
-/// Whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+/// Says whether keys and values are linear functions of the layer's input, which can be read off and fitted.
 template <class KeyValue>
 inline constexpr bool is_linear_map = false;
 template <>
@@ -11635,28 +11650,29 @@ inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
 template <Index R>
 inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
 
-/// Whether keys and values come out of a latent by linear maps; and whether that latent's channels can be mixed.
+/// Says whether keys and values come out of a latent by linear maps.
 template <class KeyValue>
 inline constexpr bool has_linear_latent =
     is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+/// Says whether the channels of the latent can be mixed by a Hadamard matrix.
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
 template <Index R>
 inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
 
-/// The same scores, and keys and values that can be carried over.
+/// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
 template <class From, class To>
 inline constexpr bool conversion_known =
     is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
         typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
 
-/// Whether two policies are one with different numbers.
+/// Says whether two policies are one template with different numbers.
 template <class, class>
 inline constexpr bool same_kind = false;
 template <template <Index...> class KeyValue, Index... A, Index... B>
 inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
 
-/// Whether the types leave room for fewer key-value heads than the source has.
+/// Says whether the types leave room for fewer key-value heads than the source has.
 template <class To, class From>
 inline constexpr bool can_merge = true;
 template <class To, class From>
@@ -11664,8 +11680,8 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
-/// f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the type's
-/// own.
+/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
+/// type's own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   if constexpr (std::is_same_v<Policy, AnyAttention>)
@@ -11673,7 +11689,7 @@ constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
   else
     return f(std::type_identity<Policy>());
 }
-/// Types that leave the attention open are looked at here.
+/// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
 template <class To, class From>
 void require_known(const AttentionConfig& to, const AttentionConfig& from) {
   const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
@@ -11713,7 +11729,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more column.
+/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
+/// column.
 struct KeyValueMap {
   Matrix<double> k, v;
   Matrix<double> k_weight() const { return columns_of(k, 0, k.cols() - 1); }
@@ -11745,8 +11762,8 @@ void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
   for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
 }
 
-/// `second` after `first`, both with a bias as their last column; where `second` has a matrix for every block of rows
-/// of `first`, each after its block.
+/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
+/// rows of `first`, each follows its own block.
 template <std::same_as<double> T>
 Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
@@ -11757,7 +11774,7 @@ Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
   for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
   return both;
 }
-/// The same where every block of rows of `first` meets all of `second`.
+/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
 template <std::same_as<double> T>
 Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
   const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
@@ -11796,7 +11813,7 @@ KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
           composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
 }
 
-/// Every head's rows from those of the key-value head that it reads.
+/// Returns the rows of every query head, copied from the key-value head that it reads.
 template <std::same_as<double> T>
 Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
   Matrix<T> out(d.d_model, rows.cols());
@@ -11804,7 +11821,7 @@ Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
   for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
   return out;
 }
-/// The mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
 template <std::same_as<double> T>
 Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
   Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
@@ -11968,14 +11985,14 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Keys and values of fewer heads, and how every query head has them: k_i = k_turn_i k', v_i = v_turn_i v'. No matrices
-/// where each has them as they are.
+/// Holds keys and values of fewer heads, and the matrices by which every query head has them: k_i = k_turn_i k', v_i =
+/// v_turn_i v'. The matrices are empty if each head has them as they are.
 struct HeadMerge {
   KeyValueMap wanted;
   Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
 
   bool turns() const { return k_turn.size() > 0; }
-  /// Rows of every query head (num_heads * head_dim, n) from those of the merged heads.
+  /// Returns the rows of every query head (num_heads * head_dim, n) from those of the merged heads.
   template <std::same_as<double> T>
   static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
     Matrix<T> out = repeat_heads(merged, d);
@@ -11985,7 +12002,7 @@ struct HeadMerge {
   }
 };
 
-/// The orthogonal matrix nearest to this one.
+/// Returns the orthogonal matrix nearest to this one (Frobenius).
 template <std::same_as<double> D>
 Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   // With V from M^T M, the columns of M V are those of U, as long as their singular values.
@@ -11999,10 +12016,10 @@ Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
   return product(u, transposed(v));
 }
 
-/// Merges heads for what the layer gets in calibration speech. Keys are turned by orthogonal matrices, which positions
-/// can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for attention
-/// Jin et al. 2024): turn and mean take turns. Values are free, for the output projection can undo any matrix: a
-/// group's are projected to the head_dim principal components of its outputs.
+/// Merges heads for the inputs that the layer has in calibration speech. Keys are rotated by orthogonal matrices, which
+/// positions can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for
+/// attention Jin et al. 2024); rotations and mean are computed in alternation. Values are free, because the output
+/// projection can undo any matrix: a group's are projected to the head_dim principal components of its outputs.
 template <std::same_as<double> D>
 HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
                       const Matrix<D>& output_weight) {
@@ -12041,7 +12058,7 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
     for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
     set_weight(out.wanted.k, g, mean);
 
-    // Errors of values count behind the output projection.
+    // Errors of values count after the output projection.
     const Index rows = group * dim;
     Matrix<D> metric(rows, dim);
     for (Index i = 0; i < group; ++i)
@@ -12061,12 +12078,12 @@ HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const L
   return out;
 }
 
-/// Whether queries, positions and the output can follow when keys and values are turned.
+/// Says whether queries, positions and the output can follow when keys and values are rotated.
 template <class Policy>
 inline constexpr bool can_turn_heads =
     !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
 
-/// Turns queries, positions and output of a layer as keys and values of its heads are turned.
+/// Rotates queries, positions and output of a layer as keys and values of its heads are rotated.
 template <class Policy, class T>
 void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
   const Index dim = layer.dims().head_dim;
@@ -12111,12 +12128,17 @@ void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// How far one thing is from another, as sums, so that deviations add up over layers: of squared errors and squares of
-/// what was expected; and, where numbers were compared one by one, of absolute errors, squares and products of both.
+/// Holds how far values are from expected ones, as sums, so that deviations add up over layers. A deviation that is
+/// computed from weights has `error` and `reference` only.
 struct Deviation {
-  double error = 0, reference = 0, absolute = 0, square = 0, product = 0;
-  Index count = 0;
+  double error = 0,   ///< sum of (value - expected)^2
+      reference = 0,  ///< sum of expected^2
+      absolute = 0,   ///< sum of |value - expected|
+      square = 0,     ///< sum of value^2
+      product = 0;    ///< sum of value * expected
+  Index count = 0;    ///< compared pairs
 
+  /// Adds one pair to all sums.
   void add(double value, double expected) {
     error += (value - expected) * (value - expected);
     reference += expected * expected;
@@ -12125,6 +12147,7 @@ struct Deviation {
     product += value * expected;
     ++count;
   }
+  /// Adds the sums of another deviation.
   Deviation& operator+=(const Deviation& other) {
     error += other.error;
     reference += other.reference;
@@ -12134,15 +12157,18 @@ struct Deviation {
     count += other.count;
     return *this;
   }
-  /// |value - expected| / |expected| (Frobenius).
+  /// Returns |value - expected| / |expected| (Frobenius), 0 without any error.
   double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  /// Returns the mean squared error, 0 without pairs.
   double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  /// Returns the mean absolute error, 0 without pairs.
   double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
-  /// Of the angle between both. It does not see the scale: the relative error does.
+  /// Returns the cosine of the angle between both, each as one vector; 1 without any error. It is blind to a scale,
+  /// which the relative error shows.
   double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
 };
 
-/// Every number of `value` against that of `expected`.
+/// Compares every element of `value` with that of `expected`, which has the same shape.
 template <class A, class B>
 Deviation deviation(const A& value, const B& expected) {
   Deviation out;
@@ -12173,7 +12199,7 @@ Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Fills in what a layer's report, or that of a whole conversion, says of outputs.
+/// Sets the errors of outputs in the report of a layer or of a whole conversion.
 void set_output(auto& report, const Deviation& of_output) {
   report.output_error = of_output.relative();
   report.output_mse = of_output.mean_squared();
@@ -12181,15 +12207,16 @@ void set_output(auto& report, const Deviation& of_output) {
   report.output_cosine = of_output.cosine();
 }
 
-/// Keys and values of some rows as each query head reads them, (rows, num_heads * head_dim).
+/// Holds keys and values of some rows as each query head reads them.
 template <class T>
 struct KeyValueRows {
-  Matrix<T> k, v;
+  Matrix<T> k,  ///< keys, (rows, num_heads * head_dim)
+      v;        ///< values, (rows, num_heads * head_dim)
 };
 
-/// Returns keys and values that a layer computes from rows x (rows, d_model); keys are computed from rows of their own
-/// where positions turn these. Biases are left out, for a conversion may move them: one on the keys changes no
-/// probability, one on the values is one on the output.
+/// Returns the keys that a layer computes from rows `turned` (rows, d_model), which differ from x if positions rotate
+/// inputs, and the values that it computes from rows x (rows, d_model). Biases are left out, because a conversion may
+/// move them: one on the keys changes no probability, one on the values is one on the output. Allocates.
 template <class Context, class Policy, class T>
 KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>& on_host, const Matrix<T>& x,
                                const Matrix<T>& turned) {
@@ -12216,6 +12243,7 @@ KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>
   };
   return {of_heads(context.output(all.k)), of_heads(context.output(all.v))};
 }
+/// Compares keys and values with expected ones of the same shape.
 template <class T>
 Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
   Deviation out = deviation(value.k, expected.k);
@@ -12255,16 +12283,16 @@ inline constexpr const char* key_value_family = nullptr;
 template <template <Index...> class KeyValue, Index... Numbers>
 inline constexpr const char* key_value_family<KeyValue<Numbers...>> = &family_of_numbers<KeyValue>;
 
-/// What a conversion needs of a source's layer. Its policy is forgotten here, so that a conversion compiles what
-/// follows once for each policy, not once for each pair of them.
+/// Holds the part of a source's layer that a conversion needs, without the layer's policy: a conversion then compiles
+/// the steps that follow once for each policy, not once for each pair of policies.
 template <class T>
 struct SourceLayer {
   AttentionDims dims{};
   const char* family = nullptr;
-  KeyValueMap map;       ///< for every query head
-  Matrix<T> turned;      ///< what keys are computed from
+  KeyValueMap map;       ///< keys and values of every query head
+  Matrix<T> turned;      ///< rows that keys are computed from, (rows, d_model)
   KeyValueRows<T> rows;  ///< keys and values of the rows that are measured
-  Matrix<T> output;      ///< of the layer for these rows
+  Matrix<T> output;      ///< outputs of the layer for these rows, (rows, d_model)
 };
 /// Reads keys and values of a layer for every query head.
 template <class Policy, class T>
@@ -12290,7 +12318,7 @@ SourceLayer<T> open_layer(Context& context, std::string_view name, const Attenti
   return out;
 }
 
-/// The predicted deviation of a layer, and how its heads were merged.
+/// Holds the predicted deviation of a converted layer, and how its heads were merged.
 struct ConvertedLayer {
   Deviation deviation;
   HeadMerge merge;
@@ -12411,8 +12439,9 @@ std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const So
 
 }  // namespace detail
 
-/// What a latent for both keys and values has to hold of each layer: the singular values that the method cuts, falling.
-/// By them `allocate_ranks` gives each layer its rank:
+/// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
+/// falling. `allocate_ranks` gives each layer its rank by them. Allocates. Throws `Error` where keys and values are no
+/// linear functions of a layer's input or parameters are not on the host.
 ///
 ///     ConversionConfig numbers;
 ///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
@@ -12446,9 +12475,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-/// Converts with a method that is no template argument: so another one compiles nothing of this again. `statistics` are
-/// those of the layers where the method is calibrated. With `measure_on_noise`, the attention layers are measured on
-/// white noise, not on what they get from these features.
+/// Converts with a method that is no template argument, so that another method compiles nothing of this again.
+/// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
+/// attention layers are measured on white noise instead of their inputs for these features.
 template <class Target, class Context, class Source>
 Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fitting how,
                            const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
@@ -12538,30 +12567,30 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, co
 
 }  // namespace detail
 
-/// The model with another attention: what both have in common is copied, keys and values are converted.
+/// Returns the model with another attention: parameters that both have are copied, keys and values are converted.
 ///
 ///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
 ///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
 ///
-/// Between all attentions whose keys and values are linear functions of the input. To a latent: by `method`, for all
-/// heads together, or for keys and values, or for what heads have in common, as the latent has it. `JointSvd` and
-/// `RandomizedSvd` look at the weights alone, `ActivationPca` also at speech; any class will do that has their
-/// `factorize`. More key-value heads to fewer: the mean of those that become one (Ainslie et al. 2023), after they were
-/// turned to agree where the method is calibrated; fewer to more: repeated. Where nothing is lost (rank = d_model,
-/// equal heads, a number that moves between type and configuration) the outputs are those of the source up to rounding.
-/// A latent gets no biases: softmax ignores one on the keys, and one on the values goes to `linear_out`.
+/// All attentions can be converted whose keys and values are linear functions of the input. `method` makes latents, in
+/// the form that the target has: joint, split into keys and values, or per head. `JointSvd` and `RandomizedSvd` look at
+/// the weights only, `ActivationPca` also at speech; any class with their `factorize` is a method. Key-value heads
+/// that are merged become their mean (Ainslie et al. 2023), and a calibrated method first rotates them to agree; fewer
+/// heads are repeated to give more. A conversion that loses nothing (rank = d_model, equal heads, a size that moves
+/// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
+/// ignores one on the keys, and one on the values goes to `linear_out`.
 ///
 /// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
-/// into every attention layer. Throws `Error` where the numbers do not fit (a
-/// latent larger than d_model) or weights are not finite. Allocates.
+/// into every attention layer. Allocates. Throws `Error` where the sizes do not fit (a latent larger than d_model),
+/// weights are not finite, or parameters are not on the host.
 template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
   Recorder<Context> recorder;
   return convert<Target>(recorder, source, method, numbers);
 }
 
-/// The same, and the report compares both models on these features (rows, num_mels), sequences packed: every attention
-/// layer on the input that it has in the source model.
+/// Converts as above. The report compares both models on these features (rows, num_mels) of packed sequences, every
+/// attention layer on the input that it has in the source model.
 template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
@@ -12569,7 +12598,7 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return convert<Target>(recorder, source, method, numbers, features, sequences);
 }
 
-/// Converts as the functions above do; forward passes of calibration and report run in this context.
+/// Converts as the first function does; forward passes of calibration and report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers) {
@@ -12577,6 +12606,8 @@ Conversion<Target> convert(Recorder<Context>& context, const Source& source, con
   const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
   return detail::convert<Target>(context, source, method, numbers, noise, Sequences{noise.rows()}, true);
 }
+/// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
+/// report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
