@@ -11838,7 +11838,7 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
   return {mean_heads(map.k, d), mean_heads(map.v, d)};
 }
 
-/// How keys and values of one layer are factorized.
+/// Holds the method and the settings by which keys and values of one layer are factorized.
 struct Fitting {
   std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
                              const LayerStatistics& statistics)>
@@ -11848,7 +11848,7 @@ struct Fitting {
   LayerStatistics statistics;
 };
 
-/// Keys and values by one latent.
+/// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
 template <std::same_as<double> T>
 JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
   const LayerStatistics& s = how.statistics;
@@ -11869,7 +11869,8 @@ JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fit
   return out;
 }
 
-/// Makes the layer's keys and values as near to `wanted` as it can; returns the squared error that this costs.
+/// Makes the layer's keys and values as near to `wanted` as its policy allows, and returns the squared error that is
+/// left.
 template <class Layer>
 double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
   assign(layer.linear_k, wanted.k);
@@ -11915,10 +11916,11 @@ double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const F
   return keys.discarded + values.discarded;
 }
 
-/// The heads' matrices side by side, (head_dim, heads * d_model): their best common column space is spanned by the left
-/// singular vectors, with which each head's latent is its projection. Calibrated, each is multiplied from the right by
-/// a root of the second moment of the inputs, and from the left by that of the heads' mean metric: one expansion can
-/// heed no more than one.
+/// Fits one expansion (head_dim, rank) for all heads and a latent of each head, and returns the squared error that is
+/// left. The left singular vectors of the heads' matrices side by side, (head_dim, heads * d_model), span their best
+/// common column space, and each head's latent is its projection to that space. Calibrated, each matrix is multiplied
+/// from the right by a root of the second moment of the inputs, and from the left by a root of the heads' mean metric,
+/// because one expansion can depend on one metric only.
 template <class T, std::same_as<double> D>
 double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
                  const Matrix<D>& metric, const Fitting& how) {
