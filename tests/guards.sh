@@ -112,7 +112,7 @@ else
 fi
 
 plant tests/consumer/new.txt ''
-cp -r "$project/cmake" "$project/CMakeLists.txt" "$work/copy/"
+cp -r "$project/cmake" "$project/src" "$project/CMakeLists.txt" "$work/copy/"
 cp -r "$project/tests/consumer" "$work/copy/tests/"
 echo 'target_compile_options(laconic INTERFACE -march=native)' >>"$work/copy/CMakeLists.txt"
 caught 'laconic brings flags:  -march' bash "$project/tests/consumer/check.sh" add_subdirectory "$cmake" "$compiler" \
