@@ -9,6 +9,7 @@ using Model = Conformer<AnyAttention>;
 template ConvertedModel<Model> convert_model(const Model&, const AttentionChoice&, const ConversionChoice&,
                                              const SpeechBatch*);
 template std::vector<std::vector<double>> model_spectra(const Model&, const ConversionChoice&);
+template double cut_latents(Model&, Index, OptimizerState<float>&, const SpeechBatch*);
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

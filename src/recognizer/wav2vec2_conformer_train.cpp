@@ -8,6 +8,7 @@ namespace detail {
 using Model = Wav2Vec2Conformer<AnyAttention>;
 template TrainState train_model(Model&, Cpu<float>&, const Dataset&, const Dataset&, const Vocabulary&,
                                 const TrainConfig&, const RecognizerTraining&, const Model*);
+template std::vector<double> layer_information(const Model&, const SpeechBatch&, int);
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

@@ -7,7 +7,6 @@
 
 #include <laconic/recognition/recognizer/convert.hpp>
 #include <laconic/recognition/recognizer/costs.hpp>
-#include <laconic/recognition/recognizer/cut.hpp>
 #include <laconic/recognition/recognizer/face.hpp>
 #include <laconic/recognition/recognizer/run.hpp>
 #include <laconic/recognition/recognizer/train.hpp>

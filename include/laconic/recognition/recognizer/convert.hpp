@@ -4,8 +4,11 @@
 #include <laconic/convert/convert.hpp>
 #include <laconic/convert/spectra.hpp>
 #include <laconic/recognition/recognizer/run.hpp>
+#include <laconic/train/progressive.hpp>
 
-// Conversion of the models behind Recognizer.
+#include <optional>
+
+// Conversion of the models behind Recognizer, at once or in steps.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -69,6 +72,16 @@ ConvertedModel<Model> convert_model(const Model& source, const AttentionChoice& 
 template <class Model>
 std::vector<std::vector<double>> model_spectra(const Model& model, const ConversionChoice& how) {
   return with_method(how, [&](const auto& method) { return key_value_spectra(model, method); });
+}
+
+template <class Model>
+double cut_latents(Model& model, Index rank, OptimizerState<float>& learnt, const SpeechBatch* calibration) {
+  std::optional<Calibration<float>> speech;
+  if (calibration != nullptr) speech = Calibration<float>{calibration->features, calibration->sequences};
+  auto cut = truncate<Model>(model, {.kv_lora_rank = rank}, learnt, speech ? &*speech : nullptr);
+  model = std::move(cut.model);
+  learnt = std::move(cut.optimizer);
+  return cut.predicted_error;
 }
 
 }  // namespace detail

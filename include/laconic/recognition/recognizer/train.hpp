@@ -3,6 +3,7 @@
 
 #include <laconic/recognition/recognizer/run.hpp>
 #include <laconic/recognition/trainer.hpp>
+#include <laconic/train/fisher.hpp>
 
 #include <functional>
 
@@ -13,7 +14,8 @@ inline namespace LACONIC_ABI {
 namespace detail {
 
 /// Cuts the latents of a model to a rank, best for the calibration speech if that is given, and returns the predicted
-/// error. What the optimiser has learnt goes along. Defined in cut.hpp.
+/// error. What the optimiser has learnt goes along. Defined in convert.hpp, whose source has the forward passes that
+/// calibration records.
 template <class Model>
 double cut_latents(Model& model, Index rank, OptimizerState<float>& learnt, const SpeechBatch* calibration);
 
@@ -45,6 +47,12 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
   }
   last.seconds = seconds;
   return last;
+}
+
+template <class Model>
+std::vector<double> layer_information(const Model& model, const SpeechBatch& speech, int threads) {
+  Cpu<float> cpu(threads);
+  return fisher_information(model, cpu, speech.features, speech.sequences, speech.labels);
 }
 
 }  // namespace detail
