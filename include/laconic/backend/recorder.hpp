@@ -2,6 +2,8 @@
 #pragma once
 
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/matrix.hpp>
+#include <laconic/core/parameter.hpp>
 
 #include <algorithm>
 #include <memory>

@@ -1,7 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/attention/heads.hpp>
+#include <laconic/attention/config.hpp>
 #include <laconic/convert/conversion_report.hpp>
 #include <laconic/convert/factorize.hpp>
 #include <laconic/core/index_list.hpp>
