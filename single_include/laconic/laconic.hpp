@@ -5487,8 +5487,8 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
 }
 
 /// Divides a product of m rows, `cols` columns and this depth among all threads: calls body(rows, cols) for each tile.
-/// It cuts by rows as long as there are enough of them, since each panel of B that is read then meets more rows, and
-/// otherwise by columns, too.
+/// Tiles are cut by rows as long as there are enough of them, since each panel of B that is read then meets more rows,
+/// and otherwise by columns, too.
 template <class T, class Body>
 void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
@@ -6836,11 +6836,7 @@ class CpuCore {
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
   /// Returns a tensor (rows, cols) of zeros.
-  Tensor zeros(Index rows, Index cols) {
-    Tensor out = make(rows, cols);
-    std::fill_n(out.data(), out.size(), T(0));
-    return out;
-  }
+  Tensor zeros(Index rows, Index cols) { return fill(rows, cols, 0); }
   /// Returns a tensor that borrows a matrix, which must outlive everything that is computed from it.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
   /// Returns a tensor that copies a temporary matrix.
@@ -10784,12 +10780,6 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
       set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
   });
   return out;
-}
-/// Returns the same statistics, computed on the CPU with all threads.
-template <class Source, class T>
-std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
-  Recorder<Cpu<T>> recorder;
-  return calibrate(recorder, source, speech, score_aware);
 }
 
 }  // namespace detail

@@ -1,6 +1,6 @@
 // The contract of contexts, and when a primitive may work in place.
-#include "gradient_check.hpp"
 #include "../../bench/cpu_with.hpp"
+#include "gradient_check.hpp"
 
 #include <laconic/laconic.hpp>
 

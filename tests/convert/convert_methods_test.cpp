@@ -143,7 +143,8 @@ TEST_CASE("with every method, what is predicted of calibration speech is measure
 
 TEST_CASE("calibrated latents are the optimum on their speech, and better on other speech", "[convert]") {
   const Model model = full_model(4);
-  const auto statistics = detail::calibrate(model, heard, false);
+  Recorder<Cpu<double>> recorder;
+  const auto statistics = detail::calibrate(recorder, model, heard, false);
   REQUIRE(statistics.size() == 2);
   const auto seen = [&](const auto& linear, std::size_t layer) {
     return Matrix<double>(linear.weight.host() * root(statistics[layer].value_input));
@@ -177,8 +178,8 @@ TEST_CASE("calibrated latents are the optimum on their speech, and better on oth
 
 TEST_CASE("statistics are those of the layer's input, its queries and its output", "[convert]") {
   Model model = full_model(5);
-  const auto statistics = detail::calibrate(model, heard, true);
-  Recorder<Cpu<double>> cpu;
+  Recorder<Cpu<double>> recorder, cpu;
+  const auto statistics = detail::calibrate(recorder, model, heard, true);
   for (const auto& block : model.layers) cpu.record(block.self_attn.input_weight());
   const Sequences sequences = model(cpu, heard.features, heard.sequences).sequences;
   for (std::size_t i = 0; i < 2; ++i) {
@@ -197,7 +198,7 @@ TEST_CASE("statistics are those of the layer's input, its queries and its output
       CHECK((rows(statistics[i].value_metric) - out.transpose() * out).norm() < 1e-12 * out.squaredNorm());
     }
   }
-  CHECK(detail::calibrate(model, heard, false)[1].key_metric.size() == 0);
+  CHECK(detail::calibrate(recorder, model, heard, false)[1].key_metric.size() == 0);
   const auto calibrate = [&](Calibration<double> c) {
     convert_to(model, ActivationPca<double>{std::move(c)}, Wanted{Names::mla, 9}.config());
   };

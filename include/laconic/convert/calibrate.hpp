@@ -103,12 +103,6 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
   });
   return out;
 }
-/// Returns the same statistics, computed on the CPU with all threads.
-template <class Source, class T>
-std::vector<LayerStatistics> calibrate(const Source& source, const Calibration<T>& speech, bool score_aware) {
-  Recorder<Cpu<T>> recorder;
-  return calibrate(recorder, source, speech, score_aware);
-}
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

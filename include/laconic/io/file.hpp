@@ -92,7 +92,7 @@ std::filesystem::path make_partial(const std::filesystem::path& path, Make&& mak
 }  // namespace detail
 
 /// Writes a file whole or not at all. Bytes go to a temporary name next to it, and `commit` puts that in its place.
-/// Without `commit` (after an exception, say) nothing is left and an older file of that name stays as it was; a program
+/// Leaves nothing without `commit` (after an exception, say): an older file of that name stays as it was; a program
 /// that is killed leaves the temporary file. Devices and pipes (`/dev/stdout`) are written directly. Every failed
 /// write, a full disk too, throws `Error` with the file and the reason. Nothing is buffered: pass large pieces.
 class FileWriter {

@@ -174,7 +174,7 @@ struct LatentRanks {
 /// model stays the same function. The attentions mla, mla-simple, mla-split and mla-head can be cut; others throw
 /// `Error`. The up-projections carry the singular values, and channels that were mixed (`ConversionConfig::hadamard`)
 /// are mixed no longer. Allocates.
-template <class Target, class Source>
+template <class Target, class Source, class Context = Cpu<typename Source::Scalar>>
 Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
                             const OptimizerState<typename Source::Scalar>& learnt = {},
                             const Calibration<typename Source::Scalar>* calibration = nullptr) {
@@ -187,8 +187,11 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
   Truncation<Target> out{Target(config, Seed()), {}};
   detail::copy_parameters(out.model, source);
 
-  const std::vector<LayerStatistics> statistics =
-      calibration == nullptr ? std::vector<LayerStatistics>() : detail::calibrate(source, *calibration, false);
+  std::vector<LayerStatistics> statistics;
+  if (calibration != nullptr) {
+    Recorder<Context> recorder;
+    statistics = detail::calibrate(recorder, source, *calibration, false);
+  }
   std::vector<const From*> layers;
   Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
 

@@ -40,11 +40,7 @@ class CpuCore {
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
   /// Returns a tensor (rows, cols) of zeros.
-  Tensor zeros(Index rows, Index cols) {
-    Tensor out = make(rows, cols);
-    std::fill_n(out.data(), out.size(), T(0));
-    return out;
-  }
+  Tensor zeros(Index rows, Index cols) { return fill(rows, cols, 0); }
   /// Returns a tensor that borrows a matrix, which must outlive everything that is computed from it.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
   /// Returns a tensor that copies a temporary matrix.

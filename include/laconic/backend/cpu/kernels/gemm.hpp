@@ -320,8 +320,8 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
 }
 
 /// Divides a product of m rows, `cols` columns and this depth among all threads: calls body(rows, cols) for each tile.
-/// It cuts by rows as long as there are enough of them, since each panel of B that is read then meets more rows, and
-/// otherwise by columns, too.
+/// Tiles are cut by rows as long as there are enough of them, since each panel of B that is read then meets more rows,
+/// and otherwise by columns, too.
 template <class T, class Body>
 void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   using Tile = GemmTile<T>;
