@@ -1,5 +1,5 @@
 # Headers, targets and the files that let `find_package(laconic)` work. Component `laconic`: all but the
-# program and the compiled recogniser.
+# program and what is compiled.
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/laconic)
 
@@ -12,12 +12,13 @@ foreach(part laconic laconic_io laconic_speech)
   install(EXPORT ${part}Targets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT laconic)
 endforeach()
 
-# The recogniser is compiled, so it has a component of its own: whoever installs it must have built it.
-if(TARGET laconic_recognizer)
-  install(TARGETS laconic_recognizer EXPORT laconic_recognizerTargets COMPONENT laconic_recognizer EXCLUDE_FROM_ALL)
-  install(EXPORT laconic_recognizerTargets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT laconic_recognizer
-          EXCLUDE_FROM_ALL)
-endif()
+# What is compiled has components of its own: whoever installs them must have built them.
+foreach(part laconic_compiled laconic_recognizer)
+  if(TARGET ${part})
+    install(TARGETS ${part} EXPORT ${part}Targets COMPONENT ${part} EXCLUDE_FROM_ALL)
+    install(EXPORT ${part}Targets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT ${part} EXCLUDE_FROM_ALL)
+  endif()
+endforeach()
 
 configure_package_config_file(cmake/laconicConfig.cmake.in laconicConfig.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(laconicConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)

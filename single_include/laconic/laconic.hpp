@@ -1606,25 +1606,61 @@ struct ParameterWalk {
   }
 };
 
+/// Calls a function of the caller with every parameter, whatever its type: a model is walked by one type of visitor,
+/// and not compiled again for each.
+template <class P>
+struct ParameterVisit {
+  void* visit;                                ///< the caller's function
+  void (*call)(void*, std::string_view, P&);  ///< calls it
+
+  /// Passes a parameter on.
+  void operator()(std::string_view name, P& parameter) const { call(visit, name, parameter); }
+};
+
+/// Calls `visit(dotted_name, parameter)` for every parameter below a module, of type P unless its numbers are unknown.
+template <class P, class Module, class Visit>
+void walk_parameters(Module& module, Visit& visit) {
+  using Self = std::remove_const_t<Module>;
+  if constexpr (std::is_void_v<P>) {
+    ParameterWalk<Visit> walk{visit, {}};
+    Self::each_parameter(module, walk);
+  } else {
+    const auto call = [](void* erased, std::string_view name, P& p) { (*static_cast<Visit*>(erased))(name, p); };
+    const ParameterVisit<P> passed{const_cast<std::remove_const_t<Visit>*>(&visit), call};
+    ParameterWalk<const ParameterVisit<P>> walk{passed, {}};
+    Self::each_parameter(module, walk);
+  }
+}
+
+/// Names the type of a module's parameters, or void if the module does not say it (`Scalar`).
+template <class Self>
+struct ParameterOf {
+  using type = void;
+};
+template <class Self>
+requires requires { typename Self::Scalar; }
+struct ParameterOf<Self> {
+  using type = Parameter<typename Self::Scalar>;
+};
+
 }  // namespace detail
 
 /// Serves as the base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in `static
 /// void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`. Loading, saving, counting,
-/// optimising and converting all go through it.
+/// optimising and converting all go through it. A `Self` that names its type of number (`using Scalar = T`) compiles
+/// faster.
 template <class Self>
 class Module {
  public:
   /// Calls `visit(std::string_view dotted_name, Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) {
-    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
-    Self::each_parameter(static_cast<Self&>(*this), walk);
+    detail::walk_parameters<typename detail::ParameterOf<Self>::type>(static_cast<Self&>(*this), visit);
   }
   /// Calls `visit(std::string_view dotted_name, const Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) const {
-    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
-    Self::each_parameter(static_cast<const Self&>(*this), walk);
+    detail::walk_parameters<const typename detail::ParameterOf<Self>::type>(static_cast<const Self&>(*this), visit);
   }
 
   /// Returns the number of elements of all parameters that have gradients; statistics of batch norm do not count.
@@ -3763,6 +3799,7 @@ inline namespace LACONIC_ABI {
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
+  using Scalar = T;                                            ///< the type of its parameters
   using Policy = Policy_;                                      ///< the `Attention` that it computes
   using KeyValue = typename Policy::KeyValue;                  ///< its key-value policy
   using Position = typename Policy::Position;                  ///< its position policy
@@ -4122,6 +4159,7 @@ struct AnyAttention {
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
+  using Scalar = T;  ///< the type of its parameters
   /// One of the layers.
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 
@@ -4927,7 +4965,7 @@ inline Batch<float> exp<float>(const Batch<float>& x) {
   const auto number = [](float value) { return _mm512_set1_ps(value); };
   // NaN stays NaN: min and max return their second operand then.
   const __m512 bounded = _mm512_max_ps(number(-104.0f), _mm512_min_ps(number(89.0f), x));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, number(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  const __m512 n = xsimd::nearbyint(Batch<float>(_mm512_mul_ps(bounded, number(1.44269504f))));
   __m512 r = _mm512_fnmadd_ps(n, number(0.693359375f), bounded);
   r = _mm512_fnmadd_ps(n, number(-2.12194440e-4f), r);
   __m512 p = number(1.9875691500e-4f);
@@ -4985,6 +5023,33 @@ Batch<T> sigmoid(const Batch<T>& x) {
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
+
+// What laconic::compiled holds: kernels, the slices of `Cpu` and solvers, compiled once for float and double. Who links
+// it has LACONIC_COMPILED defined and compiles none of them again. Its sources in src/compiled define
+// LACONIC_COMPILED_NUMBER, the type that they compile for. With neither, these macros do nothing.
+
+/// LACONIC_COMPILE(name, ...), after a function template, says that laconic::compiled holds name<float, ...> and
+/// name<double, ...>. LACONIC_COMPILE_CLASS says it of the members of a class template, and LACONIC_COMPILE_DOUBLE of
+/// name<double> alone.
+#define LACONIC_COMPILE_FOR(number, name, ...) \
+  template decltype(name<number __VA_OPT__(, ) __VA_ARGS__>) name<number __VA_OPT__(, ) __VA_ARGS__>
+#if defined(LACONIC_COMPILED_NUMBER)
+#define LACONIC_COMPILE(...) LACONIC_COMPILE_FOR(LACONIC_COMPILED_NUMBER, __VA_ARGS__)
+#define LACONIC_COMPILE_DOUBLE(name) LACONIC_COMPILE_FOR(double, name)
+#define LACONIC_COMPILE_CLASS(name) template class name<LACONIC_COMPILED_NUMBER>
+#elif defined(LACONIC_COMPILED)
+#define LACONIC_COMPILE(...)                      \
+  extern LACONIC_COMPILE_FOR(float, __VA_ARGS__); \
+  extern LACONIC_COMPILE_FOR(double, __VA_ARGS__)
+#define LACONIC_COMPILE_DOUBLE(name) extern LACONIC_COMPILE_FOR(double, name)
+#define LACONIC_COMPILE_CLASS(name)  \
+  extern template class name<float>; \
+  extern template class name<double>
+#else
+#define LACONIC_COMPILE(...) static_assert(true)
+#define LACONIC_COMPILE_DOUBLE(name) static_assert(true)
+#define LACONIC_COMPILE_CLASS(name) static_assert(true)
+#endif
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -5088,6 +5153,11 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
     mask.apply(end - begin, static_cast<std::uint64_t>(begin), x + begin, y + begin);
   });
 }
+
+LACONIC_COMPILE(glu);
+LACONIC_COMPILE(glu_backward);
+LACONIC_COMPILE(add_column_sums);
+LACONIC_COMPILE(dropout);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -5508,8 +5578,8 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
 /// Computes C (m x n) = A B with B in panels, as `gemm_panels` with all its rows and columns, on several threads. No
 /// allocation; call it from one thread.
 template <class T, class Number, class Epilogue = NoEpilogue>
-void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
-          const T* bias, const Epilogue& epilogue = {}) {
+void gemm_packed(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+                 const T* bias, const Epilogue& epilogue = {}) {
   share_product<T>(threads, m, b.cols, b.depth, [&](Range rows, Range cols) {
     gemm_panels(rows.size(), Operand<T>{a.at(rows.begin, 0), a.row_stride, a.col_stride}, b, {0, b.depth}, cols,
                 c + rows.begin * c_stride + cols.begin, c_stride, accumulate,
@@ -5559,8 +5629,11 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
   if (m == 0 || n == 0) return;
   const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
   const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
-  gemm(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
+  gemm_packed(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
+
+LACONIC_COMPILE(pack);
+LACONIC_COMPILE(gemm, NoEpilogue);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -5802,6 +5875,13 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
               {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
               dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
 }
+
+LACONIC_COMPILE(depthwise_conv);
+LACONIC_COMPILE(depthwise_conv_backward_taps);
+LACONIC_COMPILE(conv2d_backward_weight);
+LACONIC_COMPILE(conv2d_backward_input);
+LACONIC_COMPILE(conv1d_backward_weight);
+LACONIC_COMPILE(conv1d_backward_input);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -6103,10 +6183,12 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
               const T* bias, T* y, const Epilogue& epilogue) {
   const std::byte* data = weight.data;
   if (weight.storage == Storage::full)
-    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
+    return gemm_packed(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias,
+                       epilogue);
   if constexpr (std::is_same_v<T, float>) {
     if (weight.storage == Storage::bf16)
-      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
+      gemm_packed(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias,
+                  epilogue);
     else if (m > 0)
       multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
   }
@@ -6141,6 +6223,13 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 #endif
   }
 }
+
+LACONIC_COMPILE(pack_weight);
+LACONIC_COMPILE(unpack_weight);
+LACONIC_COMPILE(gemm, ActivationEpilogue);
+LACONIC_COMPILE(multiply, NoEpilogue);
+LACONIC_COMPILE(multiply, ActivationEpilogue);
+LACONIC_COMPILE(multiply_rows, ActivationEpilogue);
 
 }  // namespace kernels
 
@@ -6615,6 +6704,14 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
   }
 }
 
+LACONIC_COMPILE(tile_weights);
+LACONIC_COMPILE(add_tile_weights);
+LACONIC_COMPILE(pack_tile_weights);
+LACONIC_COMPILE(untile_weights);
+LACONIC_COMPILE(conv2d_tiles);
+LACONIC_COMPILE(conv2d_tiles_backward_weights);
+LACONIC_COMPILE(conv2d_tiles_backward_input);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -6805,6 +6902,9 @@ void fetch_weight(Parameter<T>& p) {
   p.make_host(std::move(values));
 }
 
+LACONIC_COMPILE(prepare_weight);
+LACONIC_COMPILE(fetch_weight);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -6945,6 +7045,8 @@ class CpuCore {
   Arena arena_;
   std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
 };
+
+LACONIC_COMPILE_CLASS(CpuCore);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -7506,6 +7608,8 @@ struct AttendTile {
   }
 };
 
+LACONIC_COMPILE(pack_table);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -7654,6 +7758,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
   }
 }
+
+LACONIC_COMPILE(attend_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -7849,6 +7955,8 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
   });
   splits.merge(threads, out, logsumexp);
 }
+
+LACONIC_COMPILE(attend);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -8173,6 +8281,9 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
   });
 }
 
+LACONIC_COMPILE(linear_attend);
+LACONIC_COMPILE(linear_attend_backward);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -8379,6 +8490,8 @@ class CpuAttention {
   CpuCore<T>& core_;
 };
 
+LACONIC_COMPILE_CLASS(CpuAttention);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -8491,6 +8604,8 @@ class CpuCaches {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuCaches);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -8718,6 +8833,8 @@ class CpuConvolution {
   CpuCore<T>& core_;
 };
 
+LACONIC_COMPILE_CLASS(CpuConvolution);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -8861,6 +8978,12 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
       }
   });
 }
+
+LACONIC_COMPILE(head_linear);
+LACONIC_COMPILE(head_linear_backward_weight);
+LACONIC_COMPILE(rotate);
+LACONIC_COMPILE(concat);
+LACONIC_COMPILE(concat_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -9050,6 +9173,8 @@ class CpuElementwise {
   CpuCore<T>& core_;
 };
 
+LACONIC_COMPILE_CLASS(CpuElementwise);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -9150,6 +9275,8 @@ class CpuLinear {
   CpuCore<T>& core_;
 };
 
+LACONIC_COMPILE_CLASS(CpuLinear);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -9218,6 +9345,8 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
   }
   return -log_likelihood;
 }
+
+LACONIC_COMPILE(ctc);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI
@@ -9445,6 +9574,16 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
   });
 }
 
+LACONIC_COMPILE(layer_norm);
+LACONIC_COMPILE(layer_norm_backward);
+LACONIC_COMPILE(rms_norm);
+LACONIC_COMPILE(rms_norm_backward);
+LACONIC_COMPILE(column_moments);
+LACONIC_COMPILE(batch_norm);
+LACONIC_COMPILE(batch_norm_backward);
+LACONIC_COMPILE(log_softmax);
+LACONIC_COMPILE(log_softmax_backward);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -9554,6 +9693,8 @@ class CpuLosses {
  private:
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuLosses);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -9707,6 +9848,8 @@ class CpuNorms {
   CpuCore<T>& core_;
 };
 
+LACONIC_COMPILE_CLASS(CpuNorms);
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
@@ -9767,6 +9910,9 @@ void rotary_table(int threads, const RowPositions& at, Index width, const double
   });
 }
 
+LACONIC_COMPILE(sinusoids);
+LACONIC_COMPILE(rotary_table);
+
 }  // namespace kernels
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -9816,6 +9962,8 @@ class CpuPositions {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuPositions);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -9902,6 +10050,8 @@ class CpuTraining {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuTraining);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -10312,6 +10462,17 @@ template <class T>
 void scale_column(Matrix<T>& matrix, Index i, T factor) {
   for (Index r = 0; r < matrix.rows(); ++r) matrix.data()[r * matrix.cols() + i] *= factor;
 }
+
+LACONIC_COMPILE_DOUBLE(add_product);
+LACONIC_COMPILE_DOUBLE(product);
+LACONIC_COMPILE_DOUBLE(transposed_product);
+LACONIC_COMPILE_DOUBLE(output_energy);
+LACONIC_COMPILE_DOUBLE(eigenvectors);
+LACONIC_COMPILE_DOUBLE(principal_directions);
+LACONIC_COMPILE_DOUBLE(square_roots);
+LACONIC_COMPILE_DOUBLE(orthonormal);
+LACONIC_COMPILE_DOUBLE(column_energy);
+LACONIC_COMPILE_DOUBLE(append_column_lengths);
 
 }  // namespace detail
 }  // namespace LACONIC_ABI
@@ -10734,6 +10895,13 @@ void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Mat
   }
 }
 
+/// Adds the same for a layer that may hold any attention.
+template <class Context, class Layer, class T>
+void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
+                       LayerStatistics& sums) {
+  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
+}
+
 /// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
 /// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
 template <class Context, class Source, class T>
@@ -10756,8 +10924,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
     auto sums = out.begin();
     Source::each_attention(*run, [&](std::string_view, const auto& any) {
       const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
-      with_layer(any, [&](const auto& layer) { observe(recorder, layer, x, sequences, score_aware, *sums); });
-      ++sums;
+      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
     });
   }
   require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
@@ -12404,6 +12571,43 @@ void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
           (values->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
+/// Holds a layer's line of the report, and the deviations that add up over layers.
+struct LayerConversion {
+  LayerReport report;
+  Deviation predicted, key_value, output;
+};
+/// Converts one attention layer, or one that holds any attention, and compares it with the source's on rows x (rows,
+/// d_model) of these sequences. It does not depend on the encoder, which compiles nothing of this.
+template <bool may_merge, class To, class From, class Context, class T>
+LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view name, To& target, const From& source,
+                                  const Matrix<T>& x, const Sequences& sequences, const Mask& mask,
+                                  const Fitting& how) {
+  Context& context = recorder;
+  const SourceLayer<T> from =
+      with_layer(source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, sequences, mask); });
+  LayerConversion out;
+  LayerReport& report = out.report;
+  report.layer = name;
+  with_layer(target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
+    if constexpr (is_linear_map<typename Policy::KeyValue>) {
+      const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
+      KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
+      if constexpr (may_merge) turn_back(rows, converted.merge);
+      out.predicted = converted.deviation;
+      out.key_value = deviation(rows, from.rows);
+      report.k_factor_error = converted.k_factor_error;
+      report.v_factor_error = converted.v_factor_error;
+      report.predicted_error = out.predicted.relative();
+      report.key_value_error = out.key_value.relative();
+    }
+    out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
+    report.num_kv_heads = to.dims().num_kv_heads;
+    report.kv_lora_rank = to.dims().kv_lora_rank;
+    set_output(report, out.output);
+  });
+  return out;
+}
+
 }  // namespace detail
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -12429,6 +12633,19 @@ std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const So
     return {};
 }
 
+/// Returns keys and values of a layer, which may hold any attention, for every query head.
+template <class Layer>
+KeyValueMap map_of_attention(std::string_view name, const Layer& any) {
+  return with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+    constexpr bool is_known = is_linear_map<typename Policy::KeyValue>;
+    require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+    if constexpr (is_known)
+      return repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+    else
+      return KeyValueMap();
+  });
+}
+
 }  // namespace detail
 
 /// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
@@ -12445,17 +12662,10 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
   const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
-      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
-      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
-      if constexpr (is_known) {
-        const detail::KeyValueMap map =
-            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-        const Matrix<double> k = map.k_weight(), v = map.v_weight();
-        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
-        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
-      }
-    });
+    const detail::KeyValueMap map = detail::map_of_attention(name, any);
+    const Matrix<double> k = map.k_weight(), v = map.v_weight();
+    const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+    out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
   });
   return out;
 }
@@ -12509,29 +12719,12 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
     Matrix<T> x = std::move(*inputs[l]);
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[l];
-    const SourceLayer<T> from = with_layer(
-        any_source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, logits.sequences, mask); });
-    LayerReport& layer = out.report.layers.emplace_back();
-    layer.layer = name;
-    with_layer(any_target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
-      if constexpr (is_linear_map<typename Policy::KeyValue>) {
-        const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
-        KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
-        if constexpr (may_merge) turn_back(rows, converted.merge);
-        const Deviation of_key_value = deviation(rows, from.rows);
-        layer.k_factor_error = converted.k_factor_error;
-        layer.v_factor_error = converted.v_factor_error;
-        layer.predicted_error = converted.deviation.relative();
-        layer.key_value_error = of_key_value.relative();
-        predicted += converted.deviation;
-        key_value += of_key_value;
-      }
-      const Deviation of_output = deviation(attention_output(context, to, x, logits.sequences, mask), from.output);
-      layer.num_kv_heads = to.dims().num_kv_heads;
-      layer.kv_lora_rank = to.dims().kv_lora_rank;
-      set_output(layer, of_output);
-      output += of_output;
-    });
+    const LayerConversion layer =
+        convert_attention<may_merge>(recorder, name, any_target, any_source, x, logits.sequences, mask, how);
+    out.report.layers.push_back(layer.report);
+    predicted += layer.predicted;
+    key_value += layer.key_value;
+    output += layer.output;
   });
   out.report.input = measure_on_noise ? "white noise" : "features";
   out.report.predicted_error = predicted.relative();

@@ -128,6 +128,7 @@ struct AnyAttention {
 template <class T>
 class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
  public:
+  using Scalar = T;  ///< the type of its parameters
   /// One of the layers.
   using Variant = typename AnyAttention::Policies::template Variant<T>;
 

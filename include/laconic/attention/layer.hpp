@@ -20,6 +20,7 @@ inline namespace LACONIC_ABI {
 template <class Policy_, class T>
 class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
  public:
+  using Scalar = T;                                            ///< the type of its parameters
   using Policy = Policy_;                                      ///< the `Attention` that it computes
   using KeyValue = typename Policy::KeyValue;                  ///< its key-value policy
   using Position = typename Policy::Position;                  ///< its position policy

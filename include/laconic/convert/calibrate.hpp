@@ -56,6 +56,13 @@ void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Mat
   }
 }
 
+/// Adds the same for a layer that may hold any attention.
+template <class Context, class Layer, class T>
+void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
+                       LayerStatistics& sums) {
+  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
+}
+
 /// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
 /// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
 template <class Context, class Source, class T>
@@ -78,8 +85,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
     auto sums = out.begin();
     Source::each_attention(*run, [&](std::string_view, const auto& any) {
       const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
-      with_layer(any, [&](const auto& layer) { observe(recorder, layer, x, sequences, score_aware, *sums); });
-      ++sums;
+      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
     });
   }
   require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),

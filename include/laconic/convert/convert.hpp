@@ -57,29 +57,12 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
     Matrix<T> x = std::move(*inputs[l]);
     if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
     if (!statistics.empty()) how.statistics = statistics[l];
-    const SourceLayer<T> from = with_layer(
-        any_source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, logits.sequences, mask); });
-    LayerReport& layer = out.report.layers.emplace_back();
-    layer.layer = name;
-    with_layer(any_target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
-      if constexpr (is_linear_map<typename Policy::KeyValue>) {
-        const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
-        KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
-        if constexpr (may_merge) turn_back(rows, converted.merge);
-        const Deviation of_key_value = deviation(rows, from.rows);
-        layer.k_factor_error = converted.k_factor_error;
-        layer.v_factor_error = converted.v_factor_error;
-        layer.predicted_error = converted.deviation.relative();
-        layer.key_value_error = of_key_value.relative();
-        predicted += converted.deviation;
-        key_value += of_key_value;
-      }
-      const Deviation of_output = deviation(attention_output(context, to, x, logits.sequences, mask), from.output);
-      layer.num_kv_heads = to.dims().num_kv_heads;
-      layer.kv_lora_rank = to.dims().kv_lora_rank;
-      set_output(layer, of_output);
-      output += of_output;
-    });
+    const LayerConversion layer =
+        convert_attention<may_merge>(recorder, name, any_target, any_source, x, logits.sequences, mask, how);
+    out.report.layers.push_back(layer.report);
+    predicted += layer.predicted;
+    key_value += layer.key_value;
+    output += layer.output;
   });
   out.report.input = measure_on_noise ? "white noise" : "features";
   out.report.predicted_error = predicted.relative();

@@ -150,6 +150,43 @@ void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
           (values->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
 }
 
+/// Holds a layer's line of the report, and the deviations that add up over layers.
+struct LayerConversion {
+  LayerReport report;
+  Deviation predicted, key_value, output;
+};
+/// Converts one attention layer, or one that holds any attention, and compares it with the source's on rows x (rows,
+/// d_model) of these sequences. It does not depend on the encoder, which compiles nothing of this.
+template <bool may_merge, class To, class From, class Context, class T>
+LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view name, To& target, const From& source,
+                                  const Matrix<T>& x, const Sequences& sequences, const Mask& mask,
+                                  const Fitting& how) {
+  Context& context = recorder;
+  const SourceLayer<T> from =
+      with_layer(source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, sequences, mask); });
+  LayerConversion out;
+  LayerReport& report = out.report;
+  report.layer = name;
+  with_layer(target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
+    if constexpr (is_linear_map<typename Policy::KeyValue>) {
+      const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
+      KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
+      if constexpr (may_merge) turn_back(rows, converted.merge);
+      out.predicted = converted.deviation;
+      out.key_value = deviation(rows, from.rows);
+      report.k_factor_error = converted.k_factor_error;
+      report.v_factor_error = converted.v_factor_error;
+      report.predicted_error = out.predicted.relative();
+      report.key_value_error = out.key_value.relative();
+    }
+    out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
+    report.num_kv_heads = to.dims().num_kv_heads;
+    report.kv_lora_rank = to.dims().kv_lora_rank;
+    set_output(report, out.output);
+  });
+  return out;
+}
+
 }  // namespace detail
 }  // namespace LACONIC_ABI
 }  // namespace laconic

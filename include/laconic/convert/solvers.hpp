@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/error.hpp>
 #include <laconic/core/matrix.hpp>
 
@@ -209,6 +210,17 @@ template <class T>
 void scale_column(Matrix<T>& matrix, Index i, T factor) {
   for (Index r = 0; r < matrix.rows(); ++r) matrix.data()[r * matrix.cols() + i] *= factor;
 }
+
+LACONIC_COMPILE_DOUBLE(add_product);
+LACONIC_COMPILE_DOUBLE(product);
+LACONIC_COMPILE_DOUBLE(transposed_product);
+LACONIC_COMPILE_DOUBLE(output_energy);
+LACONIC_COMPILE_DOUBLE(eigenvectors);
+LACONIC_COMPILE_DOUBLE(principal_directions);
+LACONIC_COMPILE_DOUBLE(square_roots);
+LACONIC_COMPILE_DOUBLE(orthonormal);
+LACONIC_COMPILE_DOUBLE(column_energy);
+LACONIC_COMPILE_DOUBLE(append_column_lengths);
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

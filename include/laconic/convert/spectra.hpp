@@ -29,6 +29,19 @@ std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const So
     return {};
 }
 
+/// Returns keys and values of a layer, which may hold any attention, for every query head.
+template <class Layer>
+KeyValueMap map_of_attention(std::string_view name, const Layer& any) {
+  return with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+    constexpr bool is_known = is_linear_map<typename Policy::KeyValue>;
+    require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+    if constexpr (is_known)
+      return repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+    else
+      return KeyValueMap();
+  });
+}
+
 }  // namespace detail
 
 /// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
@@ -45,17 +58,10 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
   const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    detail::with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
-      constexpr bool is_known = detail::is_linear_map<typename Policy::KeyValue>;
-      require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
-      if constexpr (is_known) {
-        const detail::KeyValueMap map =
-            detail::repeat_heads(detail::key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-        const Matrix<double> k = map.k_weight(), v = map.v_weight();
-        const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
-        out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
-      }
-    });
+    const detail::KeyValueMap map = detail::map_of_attention(name, any);
+    const Matrix<double> k = map.k_weight(), v = map.v_weight();
+    const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+    out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
   });
   return out;
 }

@@ -263,25 +263,61 @@ struct ParameterWalk {
   }
 };
 
+/// Calls a function of the caller with every parameter, whatever its type: a model is walked by one type of visitor,
+/// and not compiled again for each.
+template <class P>
+struct ParameterVisit {
+  void* visit;                                ///< the caller's function
+  void (*call)(void*, std::string_view, P&);  ///< calls it
+
+  /// Passes a parameter on.
+  void operator()(std::string_view name, P& parameter) const { call(visit, name, parameter); }
+};
+
+/// Calls `visit(dotted_name, parameter)` for every parameter below a module, of type P unless its numbers are unknown.
+template <class P, class Module, class Visit>
+void walk_parameters(Module& module, Visit& visit) {
+  using Self = std::remove_const_t<Module>;
+  if constexpr (std::is_void_v<P>) {
+    ParameterWalk<Visit> walk{visit, {}};
+    Self::each_parameter(module, walk);
+  } else {
+    const auto call = [](void* erased, std::string_view name, P& p) { (*static_cast<Visit*>(erased))(name, p); };
+    const ParameterVisit<P> passed{const_cast<std::remove_const_t<Visit>*>(&visit), call};
+    ParameterWalk<const ParameterVisit<P>> walk{passed, {}};
+    Self::each_parameter(module, walk);
+  }
+}
+
+/// Names the type of a module's parameters, or void if the module does not say it (`Scalar`).
+template <class Self>
+struct ParameterOf {
+  using type = void;
+};
+template <class Self>
+requires requires { typename Self::Scalar; }
+struct ParameterOf<Self> {
+  using type = Parameter<typename Self::Scalar>;
+};
+
 }  // namespace detail
 
 /// Serves as the base of every layer and model. `Self` lists its parameters and sub-layers once, by name, in `static
 /// void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); ... }`. Loading, saving, counting,
-/// optimising and converting all go through it.
+/// optimising and converting all go through it. A `Self` that names its type of number (`using Scalar = T`) compiles
+/// faster.
 template <class Self>
 class Module {
  public:
   /// Calls `visit(std::string_view dotted_name, Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) {
-    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
-    Self::each_parameter(static_cast<Self&>(*this), walk);
+    detail::walk_parameters<typename detail::ParameterOf<Self>::type>(static_cast<Self&>(*this), visit);
   }
   /// Calls `visit(std::string_view dotted_name, const Parameter<T>&)` for every parameter, in a fixed order.
   template <class Visit>
   void parameters(Visit&& visit) const {
-    detail::ParameterWalk<std::remove_reference_t<Visit>> walk{visit, {}};
-    Self::each_parameter(static_cast<const Self&>(*this), walk);
+    detail::walk_parameters<const typename detail::ParameterOf<Self>::type>(static_cast<const Self&>(*this), visit);
   }
 
   /// Returns the number of elements of all parameters that have gradients; statistics of batch norm do not count.

@@ -153,6 +153,62 @@ struct ParameterChange {
   }
 };
 
+/// Gathers how the parameters of a model change when its latents are cut, and the energy that is lost.
+template <class T>
+struct LatentCut {
+  std::map<const Parameter<T>*, ParameterChange> changes{};  ///< by parameter of the target
+  double discarded = 0, energy = 0;
+};
+/// Cuts the latents of one attention layer to the ranks of `small`. Returns whether it has latents that can be cut.
+template <class A, class B, class T>
+bool cut_layer(std::string_view name, AttentionLayer<A, T>& small, const AttentionLayer<B, T>& large,
+               const LayerStatistics& seen, LatentCut<T>& cut) {
+  if constexpr (!has_linear_latent<typename A::KeyValue> || !same_kind<typename A::KeyValue, typename B::KeyValue>) {
+    return false;
+  } else {
+    const Matrix<double> before = full_map(name, large).v_bias();
+    const auto old = latent_places(typename B::KeyValue(), large.key_value);
+    auto now = latent_places(typename A::KeyValue(), small.key_value);
+    for (std::size_t i = 0; i < old.size(); ++i) {
+      const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
+      const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(),
+                  blocks = old[i].down->out() / r;
+      const Matrix<double> down = to_double(old[i].down->weight.host()),
+                           root = input.size() > 0 ? input_root(input) : input;
+      Matrix<double> columns(blocks * inputs, r);
+      for (Index b = 0; b < blocks; ++b) {
+        const Matrix<double> block = transposed(rows_of(down, b * r, r));
+        set_rows(columns, b * inputs, root.size() > 0 ? product(root, block) : block);
+      }
+      require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r, old[i].of_keys ? " for its keys" : "",
+              ", ", rank, " asked for");
+      const LatentBasis basis = truncated_basis(old[i].map, columns, rank);
+      const Matrix<double> widen = transposed(basis.widen);
+      cut.discarded += basis.discarded;
+      cut.energy += basis.energy;
+      const auto change = [&](Parameter<T>& p, const Parameter<T>& was, ParameterChange by) {
+        round_to(p.host(), by.apply(by.of_value, to_double(was.host())));
+        cut.changes.emplace(&p, std::move(by));
+      };
+      change(now[i].down->weight, old[i].down->weight, {basis.narrow, widen, true});
+      if (old[i].down->has_bias()) change(now[i].down->bias, old[i].down->bias, {basis.narrow, widen, true, true});
+      for (std::size_t u = 0; u < old[i].up.size(); ++u)
+        change(now[i].up[u]->weight, old[i].up[u]->weight, {widen, basis.narrow, false});
+    }
+    // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
+    const Matrix<double> lost = before - full_map(name, small).v_bias();
+    add_to_bias(small.linear_out, product(to_double(small.linear_out.weight.host()), lost));
+    return true;
+  }
+}
+/// Cuts the latents of a layer that may hold any attention.
+template <class To, class From, class T>
+bool cut_attention(std::string_view name, To& to, const From& from, const LayerStatistics& seen, LatentCut<T>& cut) {
+  return with_layer(to, [&](auto& small) {
+    return with_layer(from, [&](const auto& large) { return cut_layer(name, small, large, seen, cut); });
+  });
+}
+
 }  // namespace detail
 
 /// Lists ranks as an EncoderConfig has them: one for all layers, or one for each.
@@ -195,57 +251,16 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
   std::vector<const From*> layers;
   Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
 
-  std::map<const Parameter<T>*, detail::ParameterChange> changes;  // by parameter of the target
-  double discarded = 0, energy = 0;
+  detail::LatentCut<T> cut;
   std::size_t l = 0;
   Target::each_attention(out.model, [&](std::string_view name, To& to) {
     const From& from = *layers[l];
     const LayerStatistics seen = statistics.empty() ? LayerStatistics() : statistics[l];
     ++l;
-    bool is_done = false;
-    const auto cut = [&]<class A, class B>(AttentionLayer<A, T>& small, const AttentionLayer<B, T>& large) {
-      if constexpr (detail::has_linear_latent<typename A::KeyValue> &&
-                    detail::same_kind<typename A::KeyValue, typename B::KeyValue>) {
-        is_done = true;
-        const Matrix<double> before = detail::full_map(name, large).v_bias();
-        const auto old = detail::latent_places(typename B::KeyValue(), large.key_value);
-        auto now = detail::latent_places(typename A::KeyValue(), small.key_value);
-        for (std::size_t i = 0; i < old.size(); ++i) {
-          const Matrix<double>& input = old[i].of_keys ? seen.key_input : seen.value_input;
-          const Index r = old[i].map.cols(), rank = now[i].map.cols(), inputs = old[i].down->in(),
-                      blocks = old[i].down->out() / r;
-          const Matrix<double> down = detail::to_double(old[i].down->weight.host()),
-                               root = input.size() > 0 ? detail::input_root(input) : input;
-          Matrix<double> columns(blocks * inputs, r);
-          for (Index b = 0; b < blocks; ++b) {
-            const Matrix<double> block = detail::transposed(detail::rows_of(down, b * r, r));
-            detail::set_rows(columns, b * inputs, root.size() > 0 ? detail::product(root, block) : block);
-          }
-          require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r,
-                  old[i].of_keys ? " for its keys" : "", ", ", rank, " asked for");
-          const detail::LatentBasis basis = detail::truncated_basis(old[i].map, columns, rank);
-          const Matrix<double> widen = detail::transposed(basis.widen);
-          discarded += basis.discarded;
-          energy += basis.energy;
-          const auto change = [&](Parameter<T>& p, const Parameter<T>& was, detail::ParameterChange by) {
-            detail::round_to(p.host(), by.apply(by.of_value, detail::to_double(was.host())));
-            changes.emplace(&p, std::move(by));
-          };
-          change(now[i].down->weight, old[i].down->weight, {basis.narrow, widen, true});
-          if (old[i].down->has_bias()) change(now[i].down->bias, old[i].down->bias, {basis.narrow, widen, true, true});
-          for (std::size_t u = 0; u < old[i].up.size(); ++u)
-            change(now[i].up[u]->weight, old[i].up[u]->weight, {widen, basis.narrow, false});
-        }
-        // Probabilities sum to 1, so what is lost of the values' bias goes to the output.
-        const Matrix<double> lost = before - detail::full_map(name, small).v_bias();
-        detail::add_to_bias(small.linear_out, detail::product(detail::to_double(small.linear_out.weight.host()), lost));
-      }
-    };
-    detail::with_layer(to,
-                       [&](auto& small) { detail::with_layer(from, [&](const auto& large) { cut(small, large); }); });
+    const bool is_done = detail::cut_attention(name, to, from, seen, cut);
     require(is_done, "truncate: ", name, " has no latent that is known to be cut (", to_name(config.attention), ')');
   });
-  out.predicted_error = energy > 0 ? std::sqrt(discarded / energy) : 0;
+  out.predicted_error = cut.energy > 0 ? std::sqrt(cut.discarded / cut.energy) : 0;
 
   out.optimizer.steps = learnt.steps;
   learnt.require_of(source, "truncate");
@@ -254,8 +269,8 @@ Truncation<Target> truncate(const Source& source, const LatentRanks& ranks,
     if (i >= learnt.moments.size()) return;
     const auto& was = learnt.moments[i++];
     auto& m = out.optimizer.moments.emplace_back(was);
-    const auto found = changes.find(&p);
-    if (was.first.size() == 0 || found == changes.end()) return;
+    const auto found = cut.changes.find(&p);
+    if (was.first.size() == 0 || found == cut.changes.end()) return;
     const detail::ParameterChange& by = found->second;
     const Matrix<double> squares = by.of_gradient.cwiseAbs2();
     detail::round_to(m.first, by.apply(by.of_gradient, detail::to_double(was.first)));

@@ -7,6 +7,7 @@
 #include <laconic/backend/cpu/kernels/linear_attention.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -209,6 +210,8 @@ class CpuAttention {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuAttention);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <algorithm>
 #include <span>
@@ -117,6 +118,8 @@ class CpuCaches {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuCaches);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

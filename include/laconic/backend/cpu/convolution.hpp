@@ -6,6 +6,7 @@
 #include <laconic/backend/cpu/kernels/packed_gemm.hpp>
 #include <laconic/backend/cpu/kernels/winograd_conv2d.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <optional>
 #include <utility>
@@ -232,6 +233,8 @@ class CpuConvolution {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuConvolution);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/parallel.hpp>
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/tensor.hpp>
@@ -149,6 +150,8 @@ class CpuCore {
   Arena arena_;
   std::map<std::shared_ptr<const ResidentWeight>, Kept> kept_;
 };
+
+LACONIC_COMPILE_CLASS(CpuCore);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

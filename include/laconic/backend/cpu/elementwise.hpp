@@ -5,6 +5,7 @@
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/heads.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <cmath>
 #include <utility>
@@ -192,6 +193,8 @@ class CpuElementwise {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuElementwise);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

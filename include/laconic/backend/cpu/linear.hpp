@@ -5,6 +5,7 @@
 #include <laconic/backend/cpu/kernels/heads.hpp>
 #include <laconic/backend/cpu/kernels/packed_gemm.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <optional>
 
@@ -104,6 +105,8 @@ class CpuLinear {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuLinear);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -5,6 +5,7 @@
 #include <laconic/backend/cpu/kernels/ctc.hpp>
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/norm.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -115,6 +116,8 @@ class CpuLosses {
  private:
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuLosses);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/norm.hpp>
 #include <laconic/backend/cpu/weights.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <algorithm>
 #include <utility>
@@ -156,6 +157,8 @@ class CpuNorms {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuNorms);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/cpu/kernels/positions.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <cstddef>
 
@@ -51,6 +52,8 @@ class CpuPositions {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuPositions);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/core.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <cmath>
 #include <span>
@@ -89,6 +90,8 @@ class CpuTraining {
 
   CpuCore<T>& core_;
 };
+
+LACONIC_COMPILE_CLASS(CpuTraining);
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/kernels/convolution.hpp>
 #include <laconic/backend/cpu/kernels/packed_gemm.hpp>
 #include <laconic/backend/cpu/kernels/winograd_conv2d.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/memory.hpp>
 #include <laconic/core/parameter.hpp>
 
@@ -197,6 +198,9 @@ void fetch_weight(Parameter<T>& p) {
   }
   p.make_host(std::move(values));
 }
+
+LACONIC_COMPILE(prepare_weight);
+LACONIC_COMPILE(fetch_weight);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

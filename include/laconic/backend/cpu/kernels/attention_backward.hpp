@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/kernels/attention_tile.hpp>
+#include <laconic/core/compiled.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -147,6 +148,8 @@ void attend_backward(int threads, Arena& arena, const AttendOperands<T>& in, con
     for (Index c = 0; to.du != nullptr && c < cols; ++c) to.du[c] += sums[p_cols + c];
   }
 }
+
+LACONIC_COMPILE(attend_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

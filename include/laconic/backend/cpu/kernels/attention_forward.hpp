@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/kernels/attention_tile.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -197,6 +198,8 @@ void attend(int threads, Arena& arena, const AttendOperands<T>& in, T* out, T* l
   });
   splits.merge(threads, out, logsumexp);
 }
+
+LACONIC_COMPILE(attend);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

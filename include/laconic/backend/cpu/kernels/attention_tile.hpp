@@ -5,6 +5,7 @@
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/cpu/row_cache.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
@@ -418,6 +419,8 @@ struct AttendTile {
     return sum_lanes<T>(total);
   }
 };
+
+LACONIC_COMPILE(pack_table);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

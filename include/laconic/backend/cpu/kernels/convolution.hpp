@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <type_traits>
@@ -243,6 +244,13 @@ void conv1d_backward_input(int threads, Arena& arena, const Conv1dShape& s, cons
               {dy + to.begin(n) * s.out_channels, s.out_channels}, {ordered + k * s.in_channels, s.patch()},
               dx + (from.begin(n) + k) * s.in_channels, s.stride * s.in_channels, true, nullptr);
 }
+
+LACONIC_COMPILE(depthwise_conv);
+LACONIC_COMPILE(depthwise_conv_backward_taps);
+LACONIC_COMPILE(conv2d_backward_weight);
+LACONIC_COMPILE(conv2d_backward_input);
+LACONIC_COMPILE(conv1d_backward_weight);
+LACONIC_COMPILE(conv1d_backward_input);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

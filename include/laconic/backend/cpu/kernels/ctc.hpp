@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/parallel.hpp>
 #include <laconic/core/sequences.hpp>
 
@@ -73,6 +74,8 @@ double ctc(Index frames, Index vocab, const T* log_probs, std::span<const int> l
   }
   return -log_likelihood;
 }
+
+LACONIC_COMPILE(ctc);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/random.hpp>
 
@@ -112,6 +113,11 @@ void dropout(int threads, Index n, const DropoutMask& mask, const T* x, T* y) {
     mask.apply(end - begin, static_cast<std::uint64_t>(begin), x + begin, y + begin);
   });
 }
+
+LACONIC_COMPILE(glu);
+LACONIC_COMPILE(glu_backward);
+LACONIC_COMPILE(add_column_sums);
+LACONIC_COMPILE(dropout);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/kernels/simd.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/memory.hpp>
 #include <laconic/core/rounding.hpp>
@@ -341,8 +342,8 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
 /// Computes C (m x n) = A B with B in panels, as `gemm_panels` with all its rows and columns, on several threads. No
 /// allocation; call it from one thread.
 template <class T, class Number, class Epilogue = NoEpilogue>
-void gemm(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
-          const T* bias, const Epilogue& epilogue = {}) {
+void gemm_packed(int threads, Index m, Operand<T> a, const Panels<T, Number>& b, T* c, Index c_stride, bool accumulate,
+                 const T* bias, const Epilogue& epilogue = {}) {
   share_product<T>(threads, m, b.cols, b.depth, [&](Range rows, Range cols) {
     gemm_panels(rows.size(), Operand<T>{a.at(rows.begin, 0), a.row_stride, a.col_stride}, b, {0, b.depth}, cols,
                 c + rows.begin * c_stride + cols.begin, c_stride, accumulate,
@@ -392,8 +393,11 @@ void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Op
   if (m == 0 || n == 0) return;
   const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
   const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
-  gemm(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
+  gemm_packed(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
+
+LACONIC_COMPILE(pack);
+LACONIC_COMPILE(gemm, NoEpilogue);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

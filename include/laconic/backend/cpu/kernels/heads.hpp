@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <algorithm>
 
@@ -147,6 +148,12 @@ void concat_backward(int threads, Index rows, Index num_heads, Index a_width, In
       }
   });
 }
+
+LACONIC_COMPILE(head_linear);
+LACONIC_COMPILE(head_linear_backward_weight);
+LACONIC_COMPILE(rotate);
+LACONIC_COMPILE(concat);
+LACONIC_COMPILE(concat_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

@@ -3,6 +3,7 @@
 
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/sequences.hpp>
 
 namespace laconic {
@@ -323,6 +324,9 @@ void linear_attend_backward(int threads, Arena& arena, const LinearAttendOperand
       map_span(kw, dk + sweep.k_at(j), by_feature, dk + sweep.k_at(j), in.k + sweep.k_at(j));
   });
 }
+
+LACONIC_COMPILE(linear_attend);
+LACONIC_COMPILE(linear_attend_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
+#include <laconic/core/compiled.hpp>
 
 #include <cmath>
 
@@ -226,6 +227,16 @@ void log_softmax_backward(int threads, Index rows, Index cols, const T* dy, cons
     }
   });
 }
+
+LACONIC_COMPILE(layer_norm);
+LACONIC_COMPILE(layer_norm_backward);
+LACONIC_COMPILE(rms_norm);
+LACONIC_COMPILE(rms_norm_backward);
+LACONIC_COMPILE(column_moments);
+LACONIC_COMPILE(batch_norm);
+LACONIC_COMPILE(batch_norm_backward);
+LACONIC_COMPILE(log_softmax);
+LACONIC_COMPILE(log_softmax_backward);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

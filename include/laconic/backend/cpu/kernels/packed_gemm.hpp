@@ -1,7 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/rounding.hpp>
 
 #include <cmath>
@@ -305,10 +307,12 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
               const T* bias, T* y, const Epilogue& epilogue) {
   const std::byte* data = weight.data;
   if (weight.storage == Storage::full)
-    return gemm(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias, epilogue);
+    return gemm_packed(threads, m, x, Panels<T>{reinterpret_cast<const T*>(data), in, out}, y, out, false, bias,
+                       epilogue);
   if constexpr (std::is_same_v<T, float>) {
     if (weight.storage == Storage::bf16)
-      gemm(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias, epilogue);
+      gemm_packed(threads, m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, y, out, false, bias,
+                  epilogue);
     else if (m > 0)
       multiply_int8(threads, arena, m, x, {weight.storage, out, in}, data, bias, y, epilogue);
   }
@@ -343,6 +347,13 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 #endif
   }
 }
+
+LACONIC_COMPILE(pack_weight);
+LACONIC_COMPILE(unpack_weight);
+LACONIC_COMPILE(gemm, ActivationEpilogue);
+LACONIC_COMPILE(multiply, NoEpilogue);
+LACONIC_COMPILE(multiply, ActivationEpilogue);
+LACONIC_COMPILE(multiply_rows, ActivationEpilogue);
 
 }  // namespace kernels
 

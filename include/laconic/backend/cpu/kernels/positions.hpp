@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/index_list.hpp>
 #include <laconic/core/parallel.hpp>
 
@@ -63,6 +64,9 @@ void rotary_table(int threads, const RowPositions& at, Index width, const double
     for (Index i = 0; i < half; ++i) out[half + i] = static_cast<T>(std::sin(position * rates[i]));
   });
 }
+
+LACONIC_COMPILE(sinusoids);
+LACONIC_COMPILE(rotary_table);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

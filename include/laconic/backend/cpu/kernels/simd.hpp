@@ -117,7 +117,7 @@ inline Batch<float> exp<float>(const Batch<float>& x) {
   const auto number = [](float value) { return _mm512_set1_ps(value); };
   // NaN stays NaN: min and max return their second operand then.
   const __m512 bounded = _mm512_max_ps(number(-104.0f), _mm512_min_ps(number(89.0f), x));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, number(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  const __m512 n = xsimd::nearbyint(Batch<float>(_mm512_mul_ps(bounded, number(1.44269504f))));
   __m512 r = _mm512_fnmadd_ps(n, number(0.693359375f), bounded);
   r = _mm512_fnmadd_ps(n, number(-2.12194440e-4f), r);
   __m512 p = number(1.9875691500e-4f);

@@ -4,6 +4,7 @@
 #include <laconic/backend/cpu/kernels/elementwise.hpp>
 #include <laconic/backend/cpu/kernels/gemm.hpp>
 #include <laconic/backend/shapes.hpp>
+#include <laconic/core/compiled.hpp>
 #include <laconic/core/sequences.hpp>
 
 #include <algorithm>
@@ -478,6 +479,14 @@ void conv2d_tiles_backward_input(int threads, Arena& arena, const Conv2dShape& s
     });
   }
 }
+
+LACONIC_COMPILE(tile_weights);
+LACONIC_COMPILE(add_tile_weights);
+LACONIC_COMPILE(pack_tile_weights);
+LACONIC_COMPILE(untile_weights);
+LACONIC_COMPILE(conv2d_tiles);
+LACONIC_COMPILE(conv2d_tiles_backward_weights);
+LACONIC_COMPILE(conv2d_tiles_backward_input);
 
 }  // namespace kernels
 }  // namespace LACONIC_ABI

@@ -1,13 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include <laconic/recognition/recognizer/attention.hpp>
+#include <laconic/recognition/recognizer/convert.hpp>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 namespace detail {
 
-LACONIC_ATTENTION_OF_TRAINING(7);
-LACONIC_ATTENTION_OF_TRAINING(8);
-LACONIC_ATTENTION_OF_TRAINING(9);
+LACONIC_CONVERSIONS_OF_ATTENTION();
 
 }  // namespace detail
 }  // namespace LACONIC_ABI

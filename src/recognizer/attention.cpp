@@ -1,0 +1,26 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/recognition/recognizer/attention.hpp>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+#define LACONIC_COMPILE_ATTENTION(I) \
+  LACONIC_ATTENTION_OF_WHOLE(I);     \
+  LACONIC_ATTENTION_OF_STREAM(I);    \
+  LACONIC_ATTENTION_OF_TRAINING(I);  \
+  LACONIC_ATTENTION_OF_CONVERSION(I)
+LACONIC_COMPILE_ATTENTION(0);
+LACONIC_COMPILE_ATTENTION(1);
+LACONIC_COMPILE_ATTENTION(2);
+LACONIC_COMPILE_ATTENTION(3);
+LACONIC_COMPILE_ATTENTION(4);
+LACONIC_COMPILE_ATTENTION(5);
+LACONIC_COMPILE_ATTENTION(6);
+LACONIC_COMPILE_ATTENTION(7);
+LACONIC_COMPILE_ATTENTION(8);
+LACONIC_COMPILE_ATTENTION(9);
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
