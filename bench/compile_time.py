@@ -4,9 +4,9 @@
     python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
     python3 bench/compile_time.py --build build/release [--slowest 10]
 
-First the README's example with -O2, then at -O0 a source that only includes <laconic/laconic.hpp>, one that only
-includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the repetitions. With --build, a folder
-that `cmake --preset release` has configured, every source of the program `laconic` is then compiled once with that
+First the README's example with -O2, header-only and with laconic::compiled, then at -O0 a source that only includes
+<laconic/laconic.hpp>, one that only includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the
+repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic` is then compiled once with that
 folder's flags, without a compiler cache, and the slowest are printed.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import shlex
 import statistics
 import sys
@@ -35,16 +36,16 @@ def compile_once(command, folder):
 
 
 def sources(build):
-    """Yields the name and the compiler's command line of every source of the program."""
+    """Yields the name and the compiler's command line of every source, or group of sources, of the program."""
     for entry in json.loads((build / "compile_commands.json").read_text()):
-        path = pathlib.Path(entry["file"])
-        if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in ("src", "tools"):
+        output = pathlib.Path(entry["output"])
+        if output.parts[0] not in ("src", "tools"):
             continue
         command = shlex.split(entry["command"])
         if pathlib.Path(command[0]).name == "ccache":
             command = command[1:]
         command[command.index("-o") + 1] = os.devnull
-        yield str(path.relative_to(ROOT)), command, entry["directory"]
+        yield re.sub(r"CMakeFiles/|\.dir|\.o$", "", str(output)), command, entry["directory"]
 
 
 def main():
@@ -64,17 +65,18 @@ def main():
         (folder / "eigen.cpp").write_text("#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n")
         cases = [
             ("README's example, -O2", "-O2", ROOT / "examples/01_conformer.cpp"),
+            ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/01_conformer.cpp"),
             ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
             ("<Eigen/Core> and <xsimd/xsimd.hpp>, -O0", "-O0", folder / "eigen.cpp"),
         ]
         flags = ["-std=c++20", f"-I{ROOT}/include", "-isystem", "/usr/include/eigen3", "-c", "-o", os.devnull]
         seconds = {}
         for name, optimisation, source in cases:
-            command = [options.compiler, optimisation, *flags, str(source)]
+            command = [options.compiler, *optimisation.split(), *flags, str(source)]
             runs = [compile_once(command, ROOT) for _ in range(options.repetitions)]
             seconds[name] = statistics.median(run[0] for run in runs)
             print(f"{name:48} {seconds[name]:7.1f} {max(run[1] for run in runs):6.0f}", flush=True)
-        print(f"{'laconic.hpp over Eigen with xsimd':48} {seconds[cases[1][0]] / seconds[cases[2][0]]:7.2f}")
+        print(f"{'laconic.hpp over Eigen with xsimd':48} {seconds[cases[-2][0]] / seconds[cases[-1][0]]:7.2f}")
 
     if options.build:
         results = [(compile_once(command, folder), name) for name, command, folder in sources(options.build)]
