@@ -10137,8 +10137,7 @@ inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> sp
                                          RankAllocation how, std::span<const double> weights = {}) {
   const auto layers = static_cast<Index>(spectra.size());
   require(layers > 0, "allocate_ranks: no layers given");
-  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple,
-          " asked for, a positive number expected");
+  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " given, positive numbers expected");
   require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
           " layers, at least ", multiple, " each expected");
   require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(),

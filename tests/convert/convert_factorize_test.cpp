@@ -268,8 +268,7 @@ TEST_CASE("equal layers share evenly, and nothing is spent on nothing", "[conver
         "allocate_ranks: a budget of 15 floats a frame given for 2 layers, at least 8 each expected");
   CHECK(refused(-1, 1, {falling}) ==
         "allocate_ranks: a budget of -1 floats a frame given for 1 layers, at least 1 each expected");
-  CHECK(refused(9, 0, {falling}) ==
-        "allocate_ranks: ranks that are multiples of 0 asked for, a positive number expected");
+  CHECK(refused(9, 0, {falling}) == "allocate_ranks: ranks that are multiples of 0 given, positive numbers expected");
   CHECK(refused(90, 9, {falling}) == "allocate_ranks: layer 0 has 8 singular values, at least 9 expected");
   CHECK(refused(9, 1, {}) == "allocate_ranks: no layers given");
   CHECK(refused(9, 1, {{1, -2}}) ==

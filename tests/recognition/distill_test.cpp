@@ -246,7 +246,7 @@ TEST_CASE("a teacher goes with its weights, and a run with its teacher", "[disti
                     "train: a teacher given, but its weight and layer_weight are 0; one must be more");
   config.distillation.layer_weight = 0.5;
   CHECK_THROWS_WITH(Trainer(student, s.cpu, s.train, s.valid, s.vocabulary, config),
-                    "train: distillation with weight 0 and layer_weight 0.5 asked for, but no teacher given");
+                    "train: distillation with weight 0 and layer_weight 0.5 given without a teacher, which it needs");
   const TemporaryFolder folder;
   Model stopped = student;
   Trainer trainer(stopped, s.cpu, s.train, s.valid, s.vocabulary, config, folder / "run", teacher_of(teacher));

@@ -185,7 +185,7 @@ TEST_CASE("audio that is none, or not whole", "[audio]") {
 
   write_wav(path, {tone(440, 16000, 0.5), 16000});
   const std::string whole = bytes_of(path);
-  CHECK(error_of(path, -1) == name + ": a sample rate of -1 Hz asked for, 0 or more expected");
+  CHECK(error_of(path, -1) == name + ": a sample rate of -1 Hz given, 0 or more expected");
   CHECK(contains(error_of(path, 16000 * 300),
                  ": resample: from 16000 Hz to 4800000 Hz given, a ratio from 1/256 to 256"));
   write_file(path, whole.substr(0, 9044));

@@ -25,8 +25,8 @@ TEST_CASE("a vocabulary of words", "[vocabulary]") {
                     "vocabulary: unknown token \"four\" in \"one four\"; known words: one three two");
   CHECK_THROWS_WITH(words.encode("<blank>"),
                     Catch::Matchers::StartsWith("vocabulary: unknown token \"<blank>\" in \"<blank>\"; "));
-  CHECK_THROWS_WITH(words.decode(Labels{4}), "vocabulary: token 4 asked for, 4 are known");
-  CHECK_THROWS_WITH(words.decode(Labels{-1}), "vocabulary: token -1 asked for, 4 are known");
+  CHECK_THROWS_WITH(words.decode(Labels{4}), "vocabulary: token 4 given, 0 to 3 expected");
+  CHECK_THROWS_WITH(words.decode(Labels{-1}), "vocabulary: token -1 given, 0 to 3 expected");
   CHECK_THROWS_WITH(Vocabulary::words(Texts{"a <blank>"}),
                     "vocabulary: token \"<blank>\" occurs twice or is the blank's name");
 }

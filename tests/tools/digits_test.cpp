@@ -253,14 +253,13 @@ TEST_CASE("a corpus of digits that cannot be made leaves nothing", "[digits]") {
   }
   SECTION("numbers that make no sense") {
     config.max_digits = 2;
-    CHECK(message() == out + ": 3 to 2 digits asked for, 1 to 1000 expected");
+    CHECK(message() == out + ": 3 to 2 digits given, 1 to 1000 expected");
     config.max_digits = 3;
     config.test_utterances = 0;
-    CHECK(message() ==
-          out + ": 60 training, 21 validation and 0 test utterances asked for, at least 1 of each expected");
+    CHECK(message() == out + ": 60 training, 21 validation and 0 test utterances given, at least 1 of each expected");
     config.test_utterances = 1;
     config.max_gap_ms = -1;
-    CHECK(message() == out + ": gaps to -1 ms asked for, 0 to 10000 expected");
+    CHECK(message() == out + ": gaps to -1 ms given, 0 to 10000 expected");
   }
   SECTION("a folder that is not empty stays as it is") {
     fs::create_directory(config.out);

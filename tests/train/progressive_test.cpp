@@ -93,7 +93,7 @@ TEST_CASE("layers may be cut to ranks of their own", "[progressive]") {
   CHECK(cut.model.layers[0].self_attn.dims().kv_lora_rank == 8);
   CHECK(cut.model.layers[1].self_attn.dims().kv_lora_rank == 16);
   CHECK_THROWS_WITH(truncate<Model>(model, {.kv_lora_rank = 25}),
-                    "truncate: layers.0.self_attn has a latent of 24, 25 asked for");
+                    "truncate: layers.0.self_attn: a rank of 25 given, 1 to 24 expected");
 }
 
 TEST_CASE("latents of keys and of values may be cut to ranks of their own, and hold channels that are empty",

@@ -154,14 +154,14 @@ inline void check(const ConnectedDigitsConfig& config) {
             ": exists and is not an empty folder; give another or remove it");
   require(config.train_utterances > 0 && config.valid_utterances > 0 && config.test_utterances > 0, out, ": ",
           config.train_utterances, " training, ", config.valid_utterances, " validation and ", config.test_utterances,
-          " test utterances asked for, at least 1 of each expected");
+          " test utterances given, at least 1 of each expected");
   require(1 <= config.min_digits && config.min_digits <= config.max_digits && config.max_digits <= 1000, out, ": ",
-          config.min_digits, " to ", config.max_digits, " digits asked for, 1 to 1000 expected");
+          config.min_digits, " to ", config.max_digits, " digits given, 1 to 1000 expected");
   require(0 <= config.max_gap_ms && config.max_gap_ms <= 10000, out, ": gaps to ", config.max_gap_ms,
-          " ms asked for, 0 to 10000 expected");
+          " ms given, 0 to 10000 expected");
   require(4000 <= config.sample_rate && config.sample_rate <= 192000, out, ": ", config.sample_rate,
-          " Hz asked for, 4000 to 192000 expected");
-  require(config.threads > 0, out, ": ", config.threads, " threads asked for, at least 1 expected");
+          " Hz given, 4000 to 192000 expected");
+  require(config.threads > 0, out, ": ", config.threads, " threads given, at least 1 expected");
 }
 
 /// Counts what several threads have done, and shows it.

@@ -83,7 +83,7 @@ inline void make_spoken_corpus(const SpeakConfig& config, const Progress& progre
   detail::check(config);
   for (const Index styles : {config.train_styles, config.valid_styles, config.test_styles})
     require(1 <= styles && styles <= 1000, config.out.string(), ": ", styles,
-            " ways of speaking asked for, 1 to 1000 expected");
+            " ways of speaking given, 1 to 1000 expected");
   std::vector<DigitSplit> splits{{"train", config.train_utterances, {}},
                                  {"valid", config.valid_utterances, {}},
                                  {"test", config.test_utterances, {}},

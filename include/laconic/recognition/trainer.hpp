@@ -76,7 +76,7 @@ class Trainer {
     require(!teacher_ || config.distillation.any(),
             "train: a teacher given, but its weight and layer_weight are 0; one must be more");
     require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight,
-            " and layer_weight ", config.distillation.layer_weight, " asked for, but no teacher given");
+            " and layer_weight ", config.distillation.layer_weight, " given without a teacher, which it needs");
     freeze(model_, config_.freeze, config_.train_only);
     optimizer.require_of(model_, "train");
     optimizer_.set_state(std::move(optimizer));

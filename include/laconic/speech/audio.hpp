@@ -141,7 +141,7 @@ inline std::vector<float> read_mono(SNDFILE* file, const SF_INFO& info, const st
 /// `Error` for a file that is missing, empty, not audio or not whole (an Ogg file cut at the end of a page is not
 /// noticed), and for samples that are not finite. May be called from several threads.
 inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, std::string* note = nullptr) {
-  require(sample_rate >= 0, path.string(), ": a sample rate of ", sample_rate, " Hz asked for, 0 or more expected");
+  require(sample_rate >= 0, path.string(), ": a sample rate of ", sample_rate, " Hz given, 0 or more expected");
   const detail::Descriptor descriptor(
       ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // opening a pipe does not block
   if (descriptor.get() < 0) detail::fail_system(path, "open");

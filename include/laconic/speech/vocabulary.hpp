@@ -69,7 +69,7 @@ class Vocabulary {
   Index size() const { return static_cast<Index>(tokens_.size()); }
   /// Returns the token of class i. Throws `Error` if there is none.
   const std::string& token(Index i) const {
-    require(i >= 0 && i < size(), "vocabulary: token ", i, " asked for, ", size(), " are known");
+    require(i >= 0 && i < size(), "vocabulary: token ", i, " given, 0 to ", size() - 1, " expected");
     return tokens_[static_cast<std::size_t>(i)];
   }
 

@@ -180,8 +180,8 @@ bool cut_layer(std::string_view name, AttentionLayer<A, T>& small, const Attenti
         const Matrix<double> block = transposed(rows_of(down, b * r, r));
         set_rows(columns, b * inputs, root.size() > 0 ? product(root, block) : block);
       }
-      require(rank > 0 && rank <= r, "truncate: ", name, " has a latent of ", r, old[i].of_keys ? " for its keys" : "",
-              ", ", rank, " asked for");
+      require(rank > 0 && rank <= r, "truncate: ", name, ": a rank of ", rank, old[i].of_keys ? " for keys" : "",
+              " given, 1 to ", r, " expected");
       const LatentBasis basis = truncated_basis(old[i].map, columns, rank);
       const Matrix<double> widen = transposed(basis.widen);
       cut.discarded += basis.discarded;
