@@ -316,7 +316,7 @@ TEST_CASE("balanced, weak keys or values keep their place in the latent", "[conv
       const auto map = detail::with_layer(conversion.model.layers[0].self_attn, [](const auto& layer) {
         using KeyValue = typename std::remove_cvref_t<decltype(layer)>::KeyValue;
         if constexpr (detail::is_linear_map<KeyValue>) return detail::key_value_map(KeyValue(), layer.key_value);
-        return detail::KeyValueMap();
+        return KeyValueMap();
       });
       return std::pair((map.k_weight() - k).norm() / k.norm(), (map.v_weight() - v).norm() / v.norm());
     };

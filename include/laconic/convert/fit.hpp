@@ -12,30 +12,52 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
-namespace detail {
-
 /// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
 /// column.
 struct KeyValueMap {
-  Matrix<double> k, v;
-  Matrix<double> k_weight() const { return columns_of(k, 0, k.cols() - 1); }
-  Matrix<double> v_weight() const { return columns_of(v, 0, v.cols() - 1); }
-  Matrix<double> v_bias() const { return columns_of(v, v.cols() - 1, 1); }
+  Matrix<double> k;  ///< keys
+  Matrix<double> v;  ///< values
+  /// Returns the weights of keys, without the biases.
+  Matrix<double> k_weight() const { return detail::columns_of(k, 0, k.cols() - 1); }
+  /// Returns the weights of values, without the biases.
+  Matrix<double> v_weight() const { return detail::columns_of(v, 0, v.cols() - 1); }
+  /// Returns the biases of values (rows, 1).
+  Matrix<double> v_bias() const { return detail::columns_of(v, v.cols() - 1, 1); }
 };
 
+/// Holds the method and the settings by which keys and values of one layer are fitted.
+struct Fitting {
+  /// Factorizes keys and values through one latent of this rank, by the method of the conversion.
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
+  SingularValues singular_values;  ///< which factor the singular values go to
+  bool balance;                    ///< whether keys and values are scaled to weigh the same
+  bool hadamard;                   ///< whether the channels of the latent are mixed
+  LayerStatistics statistics;      ///< what the layer computes on calibration speech, empty without
+};
+
+/// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
+/// if its parameters are not on the host.
 template <class T>
-Matrix<double> with_bias(const Linear<T>& linear) {
+Matrix<double> weight_and_bias(const Linear<T>& linear) {
   Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
-  set_columns(out, 0, to_double(linear.weight.host()));
+  detail::set_columns(out, 0, detail::to_double(linear.weight.host()));
   for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
     out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
   return out;
 }
+/// Sets a linear layer to a matrix (out, in + 1), whose last column is the bias; a layer without bias ignores it.
+/// Throws `Error` if its parameters are not on the host.
 template <class T>
-void assign(Linear<T>& linear, const Matrix<double>& with_bias) {
-  round_to(linear.weight.host(), columns_of(with_bias, 0, linear.in()));
-  if (linear.has_bias()) round_to(linear.bias.host(), transposed(columns_of(with_bias, linear.in(), 1)));
+void set_weight_and_bias(Linear<T>& linear, const Matrix<double>& values) {
+  detail::round_to(linear.weight.host(), detail::columns_of(values, 0, linear.in()));
+  if (linear.has_bias())
+    detail::round_to(linear.bias.host(), detail::transposed(detail::columns_of(values, linear.in(), 1)));
 }
+
+namespace detail {
+
 template <class T>
 void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
   round_to(linear.weight.host(), weight);
@@ -70,7 +92,7 @@ Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
 
 template <class Layer>
 KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {with_bias(layer.linear_k), with_bias(layer.linear_v)};
+  return {weight_and_bias(layer.linear_k), weight_and_bias(layer.linear_v)};
 }
 template <class Layer>
 KeyValueMap key_value_map(InputLatent, const Layer& layer) {
@@ -78,24 +100,24 @@ KeyValueMap key_value_map(InputLatent, const Layer& layer) {
 }
 template <Index R, class Layer>
 KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_up), down), composed(with_bias(layer.linear_v_up), down)};
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_up), down), composed(weight_and_bias(layer.linear_v_up), down)};
 }
 template <Index R, class Layer>
 KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = with_bias(layer.linear_kv_down);
-  return {composed(with_bias(layer.linear_k_b), composed(with_bias(layer.linear_k_a), down)),
-          composed(with_bias(layer.linear_v_b), composed(with_bias(layer.linear_v_a), down))};
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_b), composed(weight_and_bias(layer.linear_k_a), down)),
+          composed(weight_and_bias(layer.linear_v_b), composed(weight_and_bias(layer.linear_v_a), down))};
 }
 template <Index RK, Index RV, class Layer>
 KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(with_bias(layer.linear_k_up), with_bias(layer.linear_k_down)),
-          composed(with_bias(layer.linear_v_up), with_bias(layer.linear_v_down))};
+  return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
+          composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
 }
 template <Index R, class Layer>
 KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(with_bias(layer.k_expand), with_bias(layer.linear_k_down)),
-          composed_each(with_bias(layer.v_expand), with_bias(layer.linear_v_down))};
+  return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
+          composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
 }
 
 /// Returns the rows of every query head, copied from the key-value head that it reads.
@@ -123,16 +145,6 @@ inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
   return {mean_heads(map.k, d), mean_heads(map.v, d)};
 }
 
-/// Holds the method and the settings by which keys and values of one layer are factorized.
-struct Fitting {
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
-                             const LayerStatistics& statistics)>
-      factorize;
-  SingularValues singular_values;
-  bool balance, hadamard;
-  LayerStatistics statistics;
-};
-
 /// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
 template <std::same_as<double> T>
 JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
@@ -158,8 +170,8 @@ JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fit
 /// left.
 template <class Layer>
 double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
-  assign(layer.linear_k, wanted.k);
-  assign(layer.linear_v, wanted.v);
+  set_weight_and_bias(layer.linear_k, wanted.k);
+  set_weight_and_bias(layer.linear_v, wanted.v);
   return 0;
 }
 template <class Layer>

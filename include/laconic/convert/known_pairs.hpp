@@ -2,8 +2,10 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/convert/fit.hpp>
 #include <laconic/model/encoder.hpp>
 
+#include <concepts>
 #include <type_traits>
 #include <utility>
 
@@ -18,21 +20,14 @@ inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
 
-/// Says whether keys and values are linear functions of the layer's input, which can be read off and fitted.
+/// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
+/// sets them. Those of other policies are found in the policy's namespace.
 template <class KeyValue>
-inline constexpr bool is_linear_map = false;
-template <>
-inline constexpr bool is_linear_map<FullRank> = true;
-template <>
-inline constexpr bool is_linear_map<InputLatent> = true;
-template <Index R>
-inline constexpr bool is_linear_map<SharedLatent<R>> = true;
-template <Index R>
-inline constexpr bool is_linear_map<TwoStageLatent<R>> = true;
-template <Index RK, Index RV>
-inline constexpr bool is_linear_map<SplitLatent<RK, RV>> = true;
-template <Index R>
-inline constexpr bool is_linear_map<HeadLatent<R, 0>> = true;
+inline constexpr bool is_linear_map = requires(typename KeyValue::template Layer<float>& layer,
+                                               const KeyValueMap& wanted, const Fitting& how) {
+  { key_value_map(KeyValue{}, std::as_const(layer)) } -> std::same_as<KeyValueMap>;
+  { fit(KeyValue{}, layer, wanted, how) } -> std::same_as<double>;
+};
 
 /// Says whether keys and values come out of a latent by linear maps.
 template <class KeyValue>

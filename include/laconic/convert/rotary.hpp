@@ -40,7 +40,7 @@ struct PairRows {
 };
 template <class Linear>
 PairRows pair_rows(const Linear& linear, RotaryPairs layout, Index head_dim, Index pair) {
-  const Matrix<double> all = with_bias(linear);
+  const Matrix<double> all = weight_and_bias(linear);
   const Index heads = all.rows() / head_dim;
   const auto [first, second] = pair_places(layout, head_dim, pair);
   PairRows out{Matrix<double>(heads, all.cols()), Matrix<double>(heads, all.cols())};
@@ -163,9 +163,9 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
       without_position.k.row(h * head_dim + imaginary).setZero();
     }
   }
-  assign(to.query.linear_q, scale * with_bias(from.query.linear_q));
-  assign(to.query.linear_q_rope, rope_queries);
-  assign(to.key_value.linear_k_rope, rope_keys);
+  set_weight_and_bias(to.query.linear_q, scale * weight_and_bias(from.query.linear_q));
+  set_weight_and_bias(to.query.linear_q_rope, rope_queries);
+  set_weight_and_bias(to.key_value.linear_k_rope, rope_keys);
 
   // Without its position, a bias on the keys changes no probability; one on the values is one on the output.
   const JointFactors factors = factorize(method, without_position.k_weight(), without_position.v_weight(),

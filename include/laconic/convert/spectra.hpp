@@ -58,7 +58,7 @@ std::vector<std::vector<double>> key_value_spectra(const Source& source, const M
   const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
   std::vector<std::vector<double>> out;
   Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    const detail::KeyValueMap map = detail::map_of_attention(name, any);
+    const KeyValueMap map = detail::map_of_attention(name, any);
     const Matrix<double> k = map.k_weight(), v = map.v_weight();
     const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
     out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);

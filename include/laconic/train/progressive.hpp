@@ -103,8 +103,8 @@ auto latent_places(SharedLatent<R>, Layer& layer) {
 template <Index R, class Layer>
 auto latent_places(TwoStageLatent<R>, Layer& layer) {
   using Place = LatentPlace<decltype(&layer.linear_kv_down)>;
-  const Matrix<double> k = composed(with_bias(layer.linear_k_b), with_bias(layer.linear_k_a)),
-                       v = composed(with_bias(layer.linear_v_b), with_bias(layer.linear_v_a));
+  const Matrix<double> k = composed(weight_and_bias(layer.linear_k_b), weight_and_bias(layer.linear_k_a)),
+                       v = composed(weight_and_bias(layer.linear_v_b), weight_and_bias(layer.linear_v_a));
   return std::vector<Place>{
       {&layer.linear_kv_down, {&layer.linear_k_a, &layer.linear_v_a}, columns_of(above(k, v), 0, k.cols() - 1)}};
 }
