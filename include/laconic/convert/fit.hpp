@@ -31,10 +31,10 @@ struct Fitting {
   std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
                              const LayerStatistics& statistics)>
       factorize;
-  SingularValues singular_values;  ///< which factor the singular values go to
+  SingularValues singular_values;  ///< the factor that the singular values go to
   bool balance;                    ///< whether keys and values are scaled to weigh the same
   bool hadamard;                   ///< whether the channels of the latent are mixed
-  LayerStatistics statistics;      ///< what the layer computes on calibration speech, empty without
+  LayerStatistics statistics;      ///< statistics of the layer on calibration speech; empty without any
 };
 
 /// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
