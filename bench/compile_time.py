@@ -6,8 +6,8 @@
 
 First the README's example with -O2, header-only and with laconic::compiled, then at -O0 a source that only includes
 <laconic/laconic.hpp>, one that only includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the
-repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic` is then compiled once with that
-folder's flags, without a compiler cache, and the slowest are printed.
+repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
+is then compiled once with that folder's flags, without a compiler cache, and the slowest are printed.
 """
 
 import argparse

@@ -1,44 +1,11 @@
 // Lesson 7: a key-value policy of your own. This one caches only keys and uses them as values too, so a stream keeps
-// half as much. Training, streams and costs follow from the policy.
-#include <laconic/laconic.hpp>
+// half as much. Training, streams and costs follow from the policy, which is keys_as_values.hpp.
+#include "keys_as_values.hpp"
 
 #include <cstdio>
-#include <optional>
 
 using namespace laconic;
-
-struct KeysAsValues {
-  static constexpr bool is_latent = false, one_input = true;
-  static constexpr Index num_parts = 1;
-  static constexpr std::optional<Index> rotary_part = std::nullopt;
-  static constexpr void set_ranks(const AttentionConfig& config, AttentionDims& dims) {
-    FullRank::set_ranks(config, dims);
-  }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_dim()}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) { return d.kv_dim() * (d.d_model + 1); }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_dim() * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims&) { return 0; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed) : linear_k(d.d_model, d.kv_dim(), seed / "linear_k") {}
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context& context, const Tensor& key_input, const Tensor&) const {
-      return {linear_k(context, key_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    const Parameter<T>& value_weight() const { return linear_k.weight; }
-    static void each_parameter(auto& self, auto&& visit) { visit("linear_k", self.linear_k); }
-
-    Linear<T> linear_k;
-  };
-};
-static_assert(KeyValuePolicy<KeysAsValues>);
+using lesson::KeysAsValues;
 
 int main() {
   constexpr EncoderConfig config{.num_mels = 20,

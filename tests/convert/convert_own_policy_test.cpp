@@ -1,61 +1,14 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // A policy outside of laconic converts if its namespace says how (docs/conversion.md).
+#include "../../examples/keys_as_values.hpp"
 #include "small_models.hpp"
 
 using namespace laconic;
 using namespace laconic::small;
 
-namespace mine {
-
-/// Caches keys and takes them as values, as examples/07_policy.cpp does.
-struct KeysAsValues {
-  static constexpr bool is_latent = false, one_input = true;
-  static constexpr Index num_parts = 1;
-  static constexpr std::optional<Index> rotary_part = std::nullopt;
-  static constexpr void set_ranks(const AttentionConfig& config, AttentionDims& dims) {
-    FullRank::set_ranks(config, dims);
-  }
-  static constexpr std::array<CachePart, 1> parts(const AttentionDims& d) { return {{{d.kv_dim()}}}; }
-  static constexpr Index parameter_count(const AttentionDims& d) { return d.kv_dim() * (d.d_model + 1); }
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * d.kv_dim() * d.d_model; }
-  static constexpr Index expand_flops(const AttentionDims&) { return 0; }
-
-  template <class T>
-  class Layer : public Module<Layer<T>> {
-   public:
-    Layer(const AttentionDims& d, Seed seed) : linear_k(d.d_model, d.kv_dim(), seed / "linear_k") {}
-
-    template <class Context, class Tensor>
-    std::array<Tensor, 1> remember(Context& context, const Tensor& key_input, const Tensor&) const {
-      return {linear_k(context, key_input)};
-    }
-    template <class Context, class Tensor>
-    KeysAndValues<Tensor> expand(Context&, const std::array<Tensor, 1>& memory) const {
-      return {memory[0], memory[0]};
-    }
-    const Parameter<T>& value_weight() const { return linear_k.weight; }
-    static void each_parameter(auto& self, auto&& visit) { visit("linear_k", self.linear_k); }
-
-    Linear<T> linear_k;
-  };
-};
-
-template <class Layer>
-KeyValueMap key_value_map(KeysAsValues, const Layer& layer) {
-  const Matrix<double> keys = weight_and_bias(layer.linear_k);
-  return {keys, keys};
-}
-template <class Layer>
-double fit(KeysAsValues, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
-  set_weight_and_bias(layer.linear_k, (wanted.k + wanted.v) / 2);
-  return (wanted.k_weight() - wanted.v_weight()).squaredNorm() / 2;
-}
-
-}  // namespace mine
-
 TEST_CASE("a policy of another namespace converts", "[convert]") {
-  using Mine = Model<Attention<Heads<heads>, mine::KeysAsValues>>;
-  static_assert(detail::is_linear_map<mine::KeysAsValues> && !detail::is_linear_map<DecoupledLatent<8, 4>>);
+  using Mine = Model<Attention<Heads<heads>, lesson::KeysAsValues>>;
+  static_assert(detail::is_linear_map<lesson::KeysAsValues> && !detail::is_linear_map<DecoupledLatent<8, 4>>);
   const auto full = random_model<Model<Mha<heads>>>(1);
   check_prediction(convert<Mine>(full), full);
   check_lossless<Model<Mha<heads>>>(random_model<Mine>(2));
