@@ -68,16 +68,31 @@ static_assert(KeyValuePolicy<TiedLatent<64>>);
 template <Index R>
 struct TiedByHand : TiedLatent<R> {
   template <class T>
-  class Layer : public TiedLatent<R>::template Layer<T> {
+  class Layer : public Module<Layer<T>> {
    public:
     Layer(const AttentionDims& d, Seed seed)
-        : TiedLatent<R>::template Layer<T>(d, seed), expand_head{d.num_heads, d.num_kv_heads} {}
+        : linear_down(d.d_model, d.kv_lora_rank, seed / "linear_down", bias_if(d.bias)),
+          linear_up(d.kv_lora_rank, d.kv_dim(), seed / "linear_up", Bias::no),
+          expand_head{d.num_heads, d.num_kv_heads} {
+      used_by_heads(linear_up);  // `prepare` then keeps it in a form that single heads can be multiplied by
+    }
+
+    template <class Context, class Tensor>
+    std::array<Tensor, 1> remember(Context& context, const Tensor&, const Tensor& value_input) const {
+      return {linear_down(context, value_input)};
+    }
+    template <class Context, class Tensor>
+    KeysAndValues<Tensor> expand(Context& context, const std::array<Tensor, 1>& memory) const {
+      const Tensor both = linear_up(context, memory[0]);
+      return {both, both};
+    }
+    const Parameter<T>& value_weight() const { return linear_down.weight; }
 
     // q . (c B^T) = (q B) . c: from queries (rows, num_heads * head_dim) to (rows, num_heads * R).
     template <class Context, class Tensor>
     Tensor absorb(Context& context, const Tensor& q) const {
       const HeadShape transposed{expand_head.num_heads, expand_head.num_blocks, true};
-      return context.head_linear(q, this->linear_up.weight, nullptr, transposed);
+      return context.head_linear(q, linear_up.weight, nullptr, transposed);
     }
     // Keys and values of attention over the latents, each (rows, R): the cached matrix itself.
     template <class Context, class Tensor>
@@ -87,10 +102,16 @@ struct TiedByHand : TiedLatent<R> {
     // From what attention over the latents returns, (rows, num_heads * R), to (rows, num_heads * head_dim).
     template <class Context, class Tensor>
     Tensor release(Context& context, const Tensor& out) const {
-      return context.head_linear(out, this->linear_up.weight, nullptr, expand_head);
+      return context.head_linear(out, linear_up.weight, nullptr, expand_head);
     }
 
-    HeadShape expand_head;  // query heads, and how many matrices they share
+    static void each_parameter(auto& self, auto&& visit) {
+      visit("linear_down", self.linear_down);
+      visit("linear_up", self.linear_up);
+    }
+
+    Linear<T> linear_down, linear_up;
+    HeadShape expand_head;  // query heads, and how many matrices they share: head h takes matrix h / (heads / matrices)
   };
 };
 
@@ -107,9 +128,8 @@ TEST_CASE("a policy's derivatives are those of finite differences") {
   randomize(layer, 2);
   const double error =
       GradientCheck{}({random_matrix(11, 8, 3)}, weights_of(layer), [&](auto& tape, const auto& inputs) {
-        const Pass<std::decay_t<decltype(inputs[0])>> first{sequences, Mask::chunked(2, 3)};
-        auto pass = first;
-        pass.table = layer.table(tape, first);
+        Pass<std::decay_t<decltype(inputs[0])>> pass{sequences, Mask::chunked(2, 3)};
+        pass.table = layer.table(tape, pass);
         return layer(tape, inputs[0], pass);
       });
   CHECK(error < 1e-6);
@@ -125,12 +145,15 @@ TEMPLATE_TEST_CASE("a latent's two paths agree", "", TiedLatent<4>, TiedByHand<4
   AttentionLayer<Attention<Heads<4, 2>, TestType>, double> layer(config, 0, Seed(1));
   randomize(layer, 2);
   const auto x = cpu.input(random_matrix(11, 8, 3));
-  const auto out = [&](AttentionPath path) {
-    Pass<Cpu<double>::Tensor> pass{sequences};
-    pass.table = layer.table(cpu, pass);
-    return cpu.output(layer(cpu, x, pass, nullptr, path));
-  };
-  CHECK((out(AttentionPath::absorbed) - out(AttentionPath::expanded)).cwiseAbs().maxCoeff() < 1e-12);
+  for (const bool prepared : {false, true}) {
+    if (prepared) cpu.prepare(layer);
+    const auto out = [&](AttentionPath path) {
+      Pass<Cpu<double>::Tensor> pass{sequences};
+      pass.table = layer.table(cpu, pass);
+      return cpu.output(layer(cpu, x, pass, nullptr, path));
+    };
+    CHECK((out(AttentionPath::absorbed) - out(AttentionPath::expanded)).cwiseAbs().maxCoeff() < 1e-12);
+  }
 }
 
 TEST_CASE("a stream gives what the whole utterance gives") {
@@ -143,6 +166,11 @@ TEST_CASE("a stream gives what the whole utterance gives") {
                             .convolution = ConvolutionContext::causal,
                             .chunk = 4,
                             .left_context = 8};
+  // These sizes run both orders: the whole utterance expands the latents, the stream absorbs.
+  const AttentionDims dims = Tied::dims(config);
+  CHECK(!Tied::absorbing_is_cheaper(dims, Tied::whole_work(Mask::chunked(4, 8))));
+  CHECK(Tied::absorbing_is_cheaper(dims, Tied::stream_work(4, 8)));
+
   const Conformer<Tied> model(small, Seed(1));
   const Matrix<float> features = random_matrix<float>(100, 20, 4);
   Cpu cpu;
