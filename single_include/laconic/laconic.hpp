@@ -1774,7 +1774,7 @@ inline namespace LACONIC_ABI {
 /// Describes one matrix that a key-value policy caches.
 struct CachePart {
   Index width;              ///< elements a frame
-  bool positional = false;  ///< whether the elements depend on the frame's position: those are never stored rounded
+  bool positional = false;  ///< whether it is stored as computed, also where the cache is rounded
 };
 
 /// Holds keys (rows, num_kv_heads * key width) and values (rows, num_kv_heads * value width).
