@@ -67,6 +67,7 @@ class Fenced {
   Tensor input(Matrix<Scalar>&& x) { return backend_.input(std::move(x)); }
   Tensor input(Tensor x) { return x; }
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value_); }
+  void read(const Tensor& x, std::span<Scalar> values) { backend_.read(x.value_, values); }
   double number(const Tensor& x) { return backend_.number(x.value_); }
   void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value_, columns); }
   Tensor fill(Index rows, Index cols, double value) { return backend_.fill(rows, cols, value); }
@@ -125,6 +126,10 @@ class Fenced {
   Tensor head_linear_backward(const Tensor& dy, const Tensor& x, const P& weight, const P* bias, const HeadShape& shape,
                               bool needs_dx) {
     return backend_.head_linear_backward(dy.value_, x.value_, here(weight), here(bias), shape, needs_dx);
+  }
+  Tensor embed(std::span<const int> ids, const P& weight) { return backend_.embed(ids, here(weight)); }
+  void embed_backward(const Tensor& dy, std::span<const int> ids, const P& weight) {
+    backend_.embed_backward(dy.value_, ids, here(weight));
   }
 
   // -- elementwise --------------------------------------------------------------------------------------------------
@@ -286,6 +291,14 @@ class Fenced {
   }
   Tensor ctc_backward(const Tensor& dlosses, const Sequences& sequences, const Tensor& derivative) {
     return backend_.ctc_backward(dlosses.value_, sequences, derivative.value_);
+  }
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape,
+                       Tensor* log_probs = nullptr) {
+    return backend_.cross_entropy(logits.value_, targets, shape, value_of(log_probs));
+  }
+  Tensor cross_entropy_backward(const Tensor& dlosses, const Tensor& log_probs, std::span<const int> targets,
+                                const CrossEntropyShape& shape) {
+    return backend_.cross_entropy_backward(dlosses.value_, log_probs.value_, targets, shape);
   }
   Tensor mean_finite(const Tensor& x) { return backend_.mean_finite(x.value_); }
   Tensor mean_finite_backward(const Tensor& dy, const Tensor& x) {

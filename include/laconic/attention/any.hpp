@@ -10,8 +10,8 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-template <class T>
-class AnyAttentionLayer;
+template <class Any, class T>
+class AnyLayer;
 
 namespace detail {
 
@@ -25,14 +25,16 @@ Tensor layer_output(const Layer& layer, Context& context, const Tensor& x, const
     return layer(context, x, pass);
 }
 
-/// Pairs a policy with the names that mean it, for rotary positions before the projections or for none.
+/// Pairs a policy with the names that mean it. A rotary position has to be named, too; a decoupled latent has its own.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;  ///< the policy
+  /// Says whether the configuration has to name a rotary position.
+  static constexpr bool rotates =
+      Policy::Position::turns_input || (Policy::Position::turns_keys && !Policy::KeyValue::is_latent);
   /// Returns whether the configuration names it.
   static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
-           ((c.attention == Names) || ...);
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates && ((c.attention == Names) || ...);
   }
 };
 
@@ -56,26 +58,14 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// Takes the attention that the configuration names, as `dyn` takes sizes: one compiled model then serves them all.
-/// Positions are relative, except where an attention has its own (rotary for a decoupled latent, none for linear
-/// attention) and where the configuration says rotary, with which full, grouped and split attention go.
-struct AnyAttention {
+/// Takes the attention of a list that the configuration names, as `dyn` takes sizes: one compiled model then serves
+/// them all. `AnyAttention` and `AnyCausalAttention` derive from it.
+template <class Self, class Policies_>
+struct AnyAttentionOf {
+  using Policies = Policies_;  ///< the policies that a configuration can name
   /// The layer that computes it in numbers of type T.
   template <class T>
-  using Layer = AnyAttentionLayer<T>;
-
-  /// The policies that a configuration can name.
-  using Policies = detail::NamedPolicies<
-      detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-      detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
-      detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
-      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-      detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
-      detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
-      detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-      detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
-      detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
+  using Layer = AnyLayer<Self, T>;
 
   /// Returns f(std::type_identity<Policy>()) for the policy that is named. Throws Error where none is.
   template <class F>
@@ -124,18 +114,50 @@ struct AnyAttention {
   }
 };
 
-/// Holds the attention layer of the policy that the configuration names, and forwards to it.
-template <class T>
-class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
+/// Names the attention of an encoder. Positions are relative, except where an attention has its own (rotary for a
+/// decoupled latent, none for linear attention) and where the configuration says rotary, with which full, grouped and
+/// split attention go.
+struct AnyAttention
+    : AnyAttentionOf<AnyAttention,
+                     detail::NamedPolicies<
+                         detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa,
+                                             AttentionName::mqa>,
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>> {};
+
+/// Names the attention of a decoder. It adds no positions by itself, except where it has its own (rotary for a
+/// decoupled latent) and where the configuration says rotary, with which full and grouped attention go.
+struct AnyCausalAttention
+    : AnyAttentionOf<
+          AnyCausalAttention,
+          detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn, NoPosition>, AttentionName::mha, AttentionName::gqa,
+                                                    AttentionName::mqa>,
+                                detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>,
+                                detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, NoPosition>, AttentionName::mla_split>,
+                                detail::NamedPolicy<MlaHead<dyn, dyn, 0, NoPosition>, AttentionName::mla_head>,
+                                detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                                detail::NamedPolicy<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>, AttentionName::mha,
+                                                    AttentionName::gqa, AttentionName::mqa>>> {};
+
+/// Holds the attention layer of the policy that the configuration names among those of Any, and forwards to it.
+template <class Any, class T>
+class AnyLayer : public Module<AnyLayer<Any, T>> {
  public:
   using Scalar = T;  ///< the type of its parameters
   /// One of the layers.
-  using Variant = typename AnyAttention::Policies::template Variant<T>;
+  using Variant = typename Any::Policies::template Variant<T>;
 
   /// Makes the layer that the configuration names. Allocates. Throws Error where the sizes do not fit.
-  AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
-          return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
+  AnyLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : layer(Any::with_policy(config, [&]<class P>(std::type_identity<P>) {
+          return Variant(std::in_place_type<AttentionLayer<P, T>>, Any::named(config), dropout, seed);
         })) {}
 
   /// Returns all sizes.
@@ -159,7 +181,7 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
    public:
     /// Makes the state of `shape.slots` streams. Allocates.
-    State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
+    State(Context& context, const AnyLayer& any, const StateShape& shape)
         : state_(std::visit(
               [&]<class L>(const L& l) {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
@@ -226,6 +248,10 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
   Variant layer;  ///< the layer
 };
+
+/// The layer of an encoder whose attention the configuration names.
+template <class T>
+using AnyAttentionLayer = AnyLayer<AnyAttention, T>;
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

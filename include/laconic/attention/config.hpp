@@ -40,12 +40,15 @@ constexpr auto enum_names(AttentionName) {
 /// Names the position that a configuration chooses where the type leaves it open (`AnyAttention`).
 enum class PositionEmbeddings {
   relative,  ///< Transformer-XL's relative positions
-  rotary     ///< rotation before the projections, as the Hugging Face Conformer computes it
+  rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
+             ///< a decoder's queries and keys after them
+  learned    ///< a decoder's trained vector for each position, added to the embeddings
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(PositionEmbeddings) {
-  return std::to_array<EnumName<PositionEmbeddings>>(
-      {{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
+                                                      {PositionEmbeddings::rotary, "rotary"},
+                                                      {PositionEmbeddings::learned, "learned"}});
 }
 
 /// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".

@@ -98,6 +98,8 @@ class Autodiff {
   }
   /// Returns the values as a matrix of the host. Allocates.
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  /// Writes the values, row by row, to memory of the host.
+  void read(const Tensor& x, std::span<Scalar> values) { backend_.read(x.value, values); }
   /// Returns the value of a (1, 1) tensor.
   double number(const Tensor& x) { return backend_.number(x.value); }
   /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
@@ -284,6 +286,13 @@ class Autodiff {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
   }
+  /// Returns row ids[r] of a weight in row r, and records its derivative.
+  Tensor embed(std::span<const int> ids, const P& weight) {
+    return op(backend_.embed(ids, weight), trains(weight),
+              [this, kept = std::vector<int>(ids.begin(), ids.end()), &weight](const Value& dy) {
+                backend_.embed_backward(dy, kept, weight);
+              });
+  }
   /// Returns x rotated by a table of angles, and records its derivative by x.
   Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
     return op(backend_.rotate(x.value, table.value, pairs), needs(x),
@@ -370,6 +379,15 @@ class Autodiff {
               [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
                 give(xn, backend_.ctc_backward(dy, sequences, derivative));
               });
+  }
+  /// Returns the cross entropies (rows, 1), and records their derivative.
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape) {
+    Value log_probs;
+    Value losses = backend_.cross_entropy(logits.value, targets, shape, &log_probs);
+    return op(
+        std::move(losses), needs(logits),
+        [this, xn = Tensor(Value(), logits.node), log_probs, kept = std::vector<int>(targets.begin(), targets.end()),
+         shape](const Value& dy) { give(xn, backend_.cross_entropy_backward(dy, log_probs, kept, shape)); });
   }
   /// Returns the mean of all elements with infinite ones as 0, and records its derivative.
   Tensor mean_finite(const Tensor& x) {

@@ -48,7 +48,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
              const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
-             const IndexList& pair_list) {
+             const IndexList& pair_list, std::span<typename C::Scalar> values, std::span<const int> tokens,
+             const CrossEntropyShape& entropy) {
   // -- tensors ------------------------------------------------------------------------------------------------------
   // rows: the number of rows of a tensor.
   { x.rows() } -> std::convertible_to<Index>;
@@ -72,6 +73,9 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.input(x) } -> std::same_as<typename C::Tensor>;
   // output: returns the values as a matrix of the host. Waits until they are computed. Allocates.
   { c.output(x) } -> std::same_as<Matrix<typename C::Scalar>>;
+  // read: writes the values, row by row, to memory of the host. Waits until they are computed. Throws `Error` unless
+  // there is room for exactly all of them.
+  {c.read(x, values)};
   // number: returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   { c.number(x) } -> std::same_as<double>;
   // argmax: writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN. Throws
@@ -109,9 +113,12 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // result (rows, num_heads * out). Transposed, it returns y_h = x_h W_h without a bias, from (rows, num_heads * out)
   // to (rows, num_heads * in).
   { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
+  // embed: returns row ids[r] of a weight (vocabulary, channels) in row r, (ids, channels). The weight may also be that
+  // of a linear layer. Throws `Error` for an id that the weight has no row of.
+  { c.embed(tokens, weight) } -> std::same_as<typename C::Tensor>;
 
   // -- elementwise --------------------------------------------------------------------------------------------------
-  // activation: returns ReLU, SiLU or exact GELU of each element (see Activation).
+  // activation: returns ReLU, SiLU or a GELU of each element (see Activation).
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   // glu: returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels) (Dauphin et al. 2017).
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
@@ -186,6 +193,10 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // et al. 2006). A loss is +infinity if the labels do not fit into the frames. Throws `Error` for a label that is the
   // blank or no class.
   { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy: returns -log softmax(x)[target] of each row, in nats, (rows, 1), of unnormalised logits (rows,
+  // classes). With label smoothing s, the target distribution is 1 - s on the target plus s / classes on every class.
+  // An ignored target gives 0. Throws `Error` for any other target that is no class.
+  { c.cross_entropy(x, tokens, entropy) } -> std::same_as<typename C::Tensor>;
   // mean_finite: returns the mean (1, 1) of all elements, where infinite ones count as 0, so that one target without a
   // path does not spoil a batch. NaN stays NaN.
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
@@ -287,8 +298,8 @@ concept TrainingContext = Context<C> &&
              const Conv1dShape& conv1d, const Labels& labels,
              const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              const BatchNormParameters<typename C::Scalar>& norm, const DropoutMask& mask, double number, Index count,
-             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs,
-             std::span<const Parameter<typename C::Scalar>* const> parameters,
+             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs, std::span<const int> tokens,
+             const CrossEntropyShape& entropy, std::span<const Parameter<typename C::Scalar>* const> parameters,
              std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
@@ -311,6 +322,8 @@ concept TrainingContext = Context<C> &&
   { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
   // head_linear_backward: returns dx, and adds the derivatives by weight and bias to their gradients.
   { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
+  // embed_backward: adds each row of dy to the gradient of the weight's row that it came from.
+  {c.embed_backward(x, tokens, weight)};
   // activation_backward: returns dy times the derivative of the activation at x. For ReLU, x may also be the result.
   { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
   // glu_backward: returns dx (rows, 2 * channels) from dy (rows, channels) and x.
@@ -377,6 +390,10 @@ concept TrainingContext = Context<C> &&
   { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
   // ctc_backward: returns the `out` of `ctc`, scaled by the derivative by each loss.
   { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy: writes the log softmax of each row to `out` (rows, classes), for the derivative.
+  { c.cross_entropy(x, tokens, entropy, &out) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy_backward: returns the derivative by the logits from that by the losses (rows, 1) and from `out`.
+  { c.cross_entropy_backward(x, x, tokens, entropy) } -> std::same_as<typename C::Tensor>;
   // mean_finite_backward: returns dy / size for finite elements of x and NaN, and 0 for infinite ones.
   { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;
 };

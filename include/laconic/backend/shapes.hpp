@@ -66,12 +66,15 @@ struct Mask {
   }
 };
 
-/// Names the activation functions. SiLU is also called swish; GELU is the exact one, with erf.
-enum class Activation { relu, silu, gelu };
+/// Names the activation functions. SiLU is also called swish; `gelu` is the exact one, with erf; `gelu_new` is GPT-2's
+/// approximation by a hyperbolic tangent (Hendrycks and Gimpel 2016, section 2).
+enum class Activation { relu, silu, gelu, gelu_new };
 /// Returns the activations with their names in configuration files.
 constexpr auto enum_names(Activation) {
-  return std::to_array<EnumName<Activation>>(
-      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"},
+                                              {Activation::silu, "silu"},
+                                              {Activation::gelu, "gelu"},
+                                              {Activation::gelu_new, "gelu_new"}});
 }
 
 /// Describes a 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency,
@@ -210,6 +213,18 @@ struct AdamWUpdate {
 struct Labels {
   std::vector<int> tokens;  ///< the labels of all sequences
   Sequences sequences;      ///< the offsets of each sequence in `tokens`
+};
+
+/// Holds the tokens of packed sequences, one id a row. The ids are borrowed.
+struct TokenRows {
+  std::span<const int> ids;  ///< the id of each row's token
+  Sequences sequences;       ///< the rows of each sequence
+};
+
+/// Describes a cross entropy over integer targets.
+struct CrossEntropyShape {
+  double label_smoothing = 0;  ///< probability that is spread evenly over all classes (Szegedy et al. 2016, section 7)
+  int ignored = -100;          ///< a target that is not predicted: its row has loss 0 and no derivative
 };
 
 /// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is

@@ -59,12 +59,17 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
+/// Says whether a configuration names the policy, as with AnyAttention.
+template <class Policy>
+inline constexpr bool names_its_policy = requires {
+  typename Policy::Policies;
+};
 /// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
 /// type's own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
-  if constexpr (std::is_same_v<Policy, AnyAttention>)
-    return AnyAttention::with_policy(config, std::forward<F>(f));
+  if constexpr (names_its_policy<Policy>)
+    return Policy::with_policy(config, std::forward<F>(f));
   else
     return f(std::type_identity<Policy>());
 }
@@ -84,7 +89,7 @@ constexpr bool types_fit() {
                 "laconic: convert changes a model's attention, neither its kind nor its number type");
   using From = typename Source::Policy;
   using To = typename Target::Policy;
-  if constexpr (!std::is_same_v<From, AnyAttention> && !std::is_same_v<To, AnyAttention>) {
+  if constexpr (!names_its_policy<From> && !names_its_policy<To>) {
     constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
     static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
     static_assert(std::is_same_v<typename From::Position, typename To::Position>,

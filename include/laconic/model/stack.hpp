@@ -15,7 +15,8 @@ inline namespace LACONIC_ABI {
 /// it, add the blocks, and name its parameters. A block has
 ///   attention()                          its self-attention, of the same policy in all blocks
 ///   operator()(context, x, pass, state)  what it computes, with `nullptr` for the state of whole sequences
-///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes
+///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes, and
+///                                        fork where sequences are decoded by a beam
 template <class Block_, class Norm>
 class Stack {
  public:
@@ -36,6 +37,10 @@ class Stack {
     /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) {
       for (auto& layer : layers) layer.fill_zeros(context, slot);
+    }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) {
+      for (auto& layer : layers) layer.fork(context, from, to);
     }
     /// Returns the bytes that the attention of all blocks holds, all slots.
     Index attention_bytes() const {

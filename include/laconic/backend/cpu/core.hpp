@@ -54,6 +54,12 @@ class CpuCore {
   Tensor input(Tensor x) { return x; }
   /// Returns the values as a matrix. Allocates.
   Matrix<T> output(const Tensor& x) { return x.view(); }
+  /// Writes the values, row by row, to memory of the host. Throws `Error` unless there is room for exactly all of them.
+  void read(const Tensor& x, std::span<T> values) {
+    require(static_cast<Index>(values.size()) == x.size(), "read: room for ", values.size(), " values given, (",
+            x.rows(), ", ", x.cols(), ") expected");
+    std::copy_n(x.data(), x.size(), values.data());
+  }
   /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
     require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");

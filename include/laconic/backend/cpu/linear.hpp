@@ -7,7 +7,9 @@
 #include <laconic/backend/cpu/weights.hpp>
 #include <laconic/core/compiled.hpp>
 
+#include <cstddef>
 #include <optional>
+#include <span>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -41,6 +43,25 @@ class CpuLinear {
                        kernels::Operand<T>{kernels::values_of(weight), in}.transposed(), y.data(), out, false, start,
                        kernels::ActivationEpilogue{activation});
     return y;
+  }
+  /// Returns row ids[r] of a weight (vocabulary, channels) in row r. Throws `Error` for an id that it has no row of.
+  Tensor embed(std::span<const int> ids, const Parameter<T>& weight) {
+    for (const int id : ids)
+      require(id >= 0 && id < weight.rows(), "embed: id ", id, " given, 0 to ", weight.rows() - 1, " expected");
+    Tensor y = core_.make(static_cast<Index>(ids.size()), weight.cols());
+    kernels::gather_rows(core_.threads(), weight, ids, y.data());
+    return y;
+  }
+  /// Adds each row of dy to the gradient of the weight's row that it came from. The order of each sum is that of the
+  /// rows, whatever the number of threads.
+  void embed_backward(const Tensor& dy, std::span<const int> ids, const Parameter<T>& weight) {
+    T* gradient = kernels::gradient_of(weight);
+    if (gradient == nullptr) return;
+    const Index cols = weight.cols();
+    kernels::parallel_blocks(core_.threads(), cols, 64, [&](Index begin, Index end) {
+      for (Index r = 0; r < dy.rows(); ++r)
+        for (Index c = begin; c < end; ++c) gradient[ids[static_cast<std::size_t>(r)] * cols + c] += dy.row(r)[c];
+    });
   }
   /// Returns dx = dy W, or nothing if `needs_dx` is false, and adds dy^T x and the column sums of dy to the gradients
   /// of weight and bias.

@@ -93,6 +93,49 @@ class CpuLosses {
     return dx;
   }
 
+  /// Returns the cross entropies (rows, 1) of logits (rows, classes) with targets, in nats, and writes the log softmax
+  /// if `log_probs` is not null. Throws `Error` for a target that is no class and not ignored.
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape,
+                       Tensor* log_probs = nullptr) {
+    require(static_cast<Index>(targets.size()) == logits.rows(), "cross_entropy: ", targets.size(),
+            " targets given for ", logits.rows(), " rows of logits");
+    require(shape.label_smoothing >= 0 && shape.label_smoothing < 1, "cross_entropy: label_smoothing ",
+            shape.label_smoothing, " given, expected from 0 to less than 1");
+    for (const int target : targets)
+      require(target == shape.ignored || (target >= 0 && target < logits.cols()), "cross_entropy: target ", target,
+              " given, expected 0 .. ", logits.cols() - 1, ", or ", shape.ignored, ", which is ignored");
+    Tensor y = log_softmax(logits), losses = core_.make(logits.rows(), 1);
+    const T on_target = static_cast<T>(1 - shape.label_smoothing),
+            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(logits.cols()));
+    for (Index r = 0; r < logits.rows(); ++r) {
+      const int target = targets[static_cast<std::size_t>(r)];
+      T& loss = losses.row(r)[0];
+      loss = target == shape.ignored ? T(0) : -on_target * y.row(r)[target];
+      if (on_all > 0 && target != shape.ignored) loss -= on_all * y.view().row(r).sum();
+    }
+    if (log_probs != nullptr) *log_probs = std::move(y);
+    return losses;
+  }
+  /// Returns the derivative of `cross_entropy` by the logits, from that by the losses (rows, 1) and the log softmax.
+  Tensor cross_entropy_backward(const Tensor& dlosses, const Tensor& log_probs, std::span<const int> targets,
+                                const CrossEntropyShape& shape) {
+    Tensor dx = core_.make(log_probs.rows(), log_probs.cols());
+    const T on_target = static_cast<T>(1 - shape.label_smoothing),
+            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(log_probs.cols()));
+    kernels::parallel_blocks(core_.threads(), dx.rows(), 16, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const int target = targets[static_cast<std::size_t>(r)];
+        const T d = target == shape.ignored ? T(0) : dlosses.row(r)[0];
+        const kernels::Batch<T> factor(d), all(on_all);
+        kernels::map_span(
+            dx.cols(), dx.row(r), [factor, all](auto l) { return factor * (kernels::exp<T>(l) - all); },
+            log_probs.row(r));
+        if (d != 0) dx.row(r)[target] -= d * on_target;
+      }
+    });
+    return dx;
+  }
+
   /// Returns the mean (1, 1) of all elements, where infinite ones count as 0.
   Tensor mean_finite(const Tensor& x) {
     double sum = 0;

@@ -8,8 +8,10 @@
 #include <laconic/core/memory.hpp>
 #include <laconic/core/parameter.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -113,6 +115,26 @@ const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   return weight.form == WeightForm::plain ? nullptr : &weight;
 }
 
+/// Copies row ids[r] of a weight (vocabulary, channels), packed for products or not, to row r of `to`. Parallel over
+/// rows; no allocation. Throws `Error` for the packed weight of a convolution.
+template <class T>
+void gather_rows(int threads, const Parameter<T>& p, std::span<const int> ids, T* to) {
+  const CpuWeight<T>* packed = packed_form_of(p);
+  require(packed == nullptr || packed->form == WeightForm::panels,
+          "embed: the packed weight of a convolution given, a matrix expected");
+  const T* values = packed == nullptr ? values_of(p) : nullptr;
+  const Index cols = p.cols();
+  parallel_blocks(threads, static_cast<Index>(ids.size()), 16, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const Index id = ids[static_cast<std::size_t>(r)];
+      if (packed == nullptr)
+        std::copy_n(values + id * cols, cols, to + r * cols);
+      else
+        unpack_row(PackedWeight{packed->storage(), packed->data.get()}, p.rows(), cols, id, to + r * cols);
+    }
+  });
+}
+
 /// Allocates memory for the weights of a model end to end, in blocks of large pages. Each piece keeps its block alive.
 class WeightMemory {
  public:
@@ -199,6 +221,7 @@ void fetch_weight(Parameter<T>& p) {
   p.make_host(std::move(values));
 }
 
+LACONIC_COMPILE(gather_rows);
 LACONIC_COMPILE(prepare_weight);
 LACONIC_COMPILE(fetch_weight);
 

@@ -10,14 +10,24 @@
 #include <cstdint>
 #include <numbers>
 #include <optional>
+#include <utility>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// Returns ReLU max(x, 0), SiLU x sigmoid(x), or GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016) of a
-/// vector.
+/// Returns 2 u and its derivative by x, where GPT-2's approximation of GELU is x sigmoid(2 u): u = sqrt(2 / pi) (x +
+/// 0.044715 x^3) (Hendrycks and Gimpel 2016, section 2).
+template <class T>
+std::pair<Batch<T>, Batch<T>> gelu_new_argument(const Batch<T>& x) {
+  using B = Batch<T>;
+  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715)), square = x * x;
+  return {factor * x * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
+}
+
+/// Returns ReLU max(x, 0), SiLU x sigmoid(x), GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or GPT-2's
+/// approximation of GELU, of a vector.
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
@@ -25,6 +35,8 @@ Batch<T> activate(Activation kind, const Batch<T>& x) {
       return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // NaN stays NaN
     case Activation::silu:
       return x * sigmoid(x);
+    case Activation::gelu_new:
+      return x * sigmoid(gelu_new_argument<T>(x).first);
     default:
       return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
@@ -40,6 +52,11 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
     case Activation::silu: {
       const B s = sigmoid(x);
       return dy * s * (B(T(1)) + x * (B(T(1)) - s));
+    }
+    case Activation::gelu_new: {
+      const auto [argument, slope] = gelu_new_argument<T>(x);
+      const B s = sigmoid(argument);
+      return dy * s * (B(T(1)) + x * (B(T(1)) - s) * slope);
     }
     default: {
       const B cdf = B(T(0.5)) * (B(T(1)) + xsimd::erf(x * B(T(0.5 * std::numbers::sqrt2))));

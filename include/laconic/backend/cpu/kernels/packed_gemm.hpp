@@ -61,7 +61,7 @@ struct PackedWeight {
 template <class T>
 void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
   constexpr Index max_inputs = 1 << 17;  // products of bytes that a sum of 32 bits can hold
-  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at max_abs ", max_inputs,
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
   if (storage == Storage::full) {
@@ -93,27 +93,28 @@ void pack_weight(int threads, Storage storage, Index out, Index in, const T* wei
   });
 }
 
-/// Writes a packed weight back to `weight` (out, in): the original values in full storage, otherwise the rounded ones.
-/// One thread; no allocation.
+/// Writes one row of a packed weight (out, in) to `to` (in): the original values in full storage, otherwise the rounded
+/// ones. No allocation.
+template <class T>
+void unpack_row(const PackedWeight& packed, Index out, Index in, Index row, T* to) {
+  const bool full = packed.storage == Storage::full;
+  const PackedLayout layout{packed.storage, out, in};
+  const Index cols = full ? GemmTile<T>::cols : GemmTile<float>::cols, j = row / cols * cols, o = row - j;
+  const Index width = full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
+  for (Index i = 0; i < in; ++i)
+    if (full)
+      to[i] = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
+    else if (packed.storage == Storage::bf16)
+      to[i] = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
+    else
+      to[i] = static_cast<T>(layout.scales(packed.data)[row] *
+                             static_cast<float>(reinterpret_cast<const std::int8_t*>(
+                                 packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
+}
+/// Writes a packed weight back to `weight` (out, in). One thread; no allocation.
 template <class T>
 void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
-  constexpr Index cols = GemmTile<T>::cols;
-  const PackedLayout layout{packed.storage, out, in};
-  for (Index j = 0; j < out; j += packed.storage == Storage::full ? cols : GemmTile<float>::cols) {
-    const Index width = packed.storage == Storage::full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
-    for (Index o = 0; o < std::min(width, out - j); ++o)
-      for (Index i = 0; i < in; ++i) {
-        T& value = weight[(j + o) * in + i];
-        if (packed.storage == Storage::full)
-          value = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
-        else if (packed.storage == Storage::bf16)
-          value = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
-        else
-          value = static_cast<T>(layout.scales(packed.data)[j + o] *
-                                 static_cast<float>(reinterpret_cast<const std::int8_t*>(
-                                     packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
-      }
-  }
+  for (Index row = 0; row < out; ++row) unpack_row(packed, out, in, row, weight + row * in);
 }
 
 #if !LACONIC_VNNI
@@ -349,6 +350,7 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 }
 
 LACONIC_COMPILE(pack_weight);
+LACONIC_COMPILE(unpack_row);
 LACONIC_COMPILE(unpack_weight);
 LACONIC_COMPILE(gemm, ActivationEpilogue);
 LACONIC_COMPILE(multiply, NoEpilogue);
