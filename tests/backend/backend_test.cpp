@@ -152,9 +152,12 @@ TEST_CASE("activations by their numbers") {
   CHECK(value(Activation::relu, -1.5) == 0);
   CHECK(value(Activation::silu, 1.5) == Approx(1.5 / (1 + std::exp(-1.5))).epsilon(1e-12));
   CHECK(value(Activation::silu, -40) == Approx(0).margin(1e-12));
-  for (const double x : {-3.0, -0.5, 0.0, 1.0, 2.5})
+  for (const double x : {-3.0, -0.5, 0.0, 1.0, 2.5}) {
     CHECK(value(Activation::gelu, x) == Approx(x * 0.5 * std::erfc(-x / std::sqrt(2.0))).margin(1e-10));
-  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu})
+    const double tanh = std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x));
+    CHECK(value(Activation::gelu_new, x) == Approx(x * 0.5 * (1 + tanh)).margin(1e-12));
+  }
+  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu, Activation::gelu_new})
     CHECK(std::isnan(value(kind, std::numeric_limits<double>::quiet_NaN())));
 }
 

@@ -101,10 +101,28 @@ TEMPLATE_LIST_TEST_CASE("derivatives of linear layers", "[gradient]", Backends<d
 
 TEMPLATE_LIST_TEST_CASE("derivatives of activations", "[gradient]", Backends<double>) {
   const std::vector<Matrix<double>> x{random_matrix(5, 22, 1, 2)};
-  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu})
+  for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu, Activation::gelu_new})
     CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.activation(kind, v[0]); }) < tolerance);
   CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.glu(v[0]); }) < tolerance);
   CHECK(on<TestType>(x, {}, [&](auto& tape, const auto& v) { return tape.log_softmax(v[0]); }) < tolerance);
+}
+
+TEMPLATE_LIST_TEST_CASE("derivatives of embeddings and cross entropies", "[gradient]", Backends<double>) {
+  Parameter<double> weight = random_parameter({6, 70}, 1);
+  const std::vector<int> ids{2, 5, 2, 0, 2, 2, 1}, targets{3, 0, -100, 69, 12, 3, 3};
+  // The weight is read by rows and as a product, as tied embeddings are; row 3 and 4 have no derivative by the first.
+  CHECK(on<TestType>({}, {&weight}, [&](auto& tape, const auto&) { return tape.embed(ids, weight); }) < tolerance);
+  CHECK(on<TestType>({}, {&weight}, [&](auto& tape, const auto&) {
+          return tape.linear(tape.embed(ids, weight), weight, nullptr);
+        }) < tolerance);
+  for (const CrossEntropyShape& shape :
+       {CrossEntropyShape{}, CrossEntropyShape{.label_smoothing = 0.2, .ignored = 12}}) {
+    std::vector<int> counted = targets;
+    counted[2] = shape.ignored;
+    CHECK(on<TestType>({random_matrix(7, 70, 3)}, {}, [&](auto& tape, const auto& v) {
+            return tape.cross_entropy(v[0], counted, shape);
+          }) < tolerance);
+  }
 }
 
 TEMPLATE_LIST_TEST_CASE("derivatives of norms", "[gradient]", Backends<double>) {

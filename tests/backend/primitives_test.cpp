@@ -96,6 +96,65 @@ TEMPLATE_LIST_TEST_CASE("primitives are their formulas", "[primitives]", AllBack
   CHECK(error(cpu, cpu.mix(cpu.input(x), cpu.input(y), cpu.input(gate), uneven), mixed) < close);
 }
 
+TEMPLATE_LIST_TEST_CASE("embeddings are rows of their weight, packed or not", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
+  const std::vector<int> ids{3, 0, 99, 3, 64, 47, 48};
+  for (const int threads : {1, 3}) {
+    TestType backend(threads);
+    ParameterList<T> list({});
+    Parameter<T> weight = random_parameter<T>({100, 13}, 1);
+    Matrix<T> expected(7, 13);
+    for (std::size_t r = 0; r < 7; ++r) expected.row(static_cast<Index>(r)) = weight.host().row(ids[r]);
+    const Matrix<T> none = backend.output(backend.embed(std::span<const int>(), resident(backend, weight)));
+    CHECK((none.rows() == 0 && none.cols() == 13));
+    CHECK(backend.output(backend.embed(ids, resident(backend, weight))) == expected);
+    weight.use = WeightUse::linear;
+    list.all = {&weight};
+    backend.prepare(list);
+    const auto rows = backend.embed(ids, weight);
+    CHECK(backend.output(rows) == expected);
+    std::vector<T> values(7 * 13);
+    backend.read(rows, std::span<T>(values));
+    CHECK(std::equal(values.begin(), values.end(), expected.data()));
+  }
+}
+
+TEST_CASE("embeddings read rounded weights as products do") {
+  for (const Storage storage : {Storage::bf16, Storage::int8}) {
+    Cpu cpu;
+    Parameter<float> weight = random_parameter<float>({100, 70}, 1);
+    weight.use = WeightUse::linear;
+    ParameterList<float> list({&weight});
+    cpu.prepare(list, storage);
+    const std::vector<int> ids{99, 0, 50};
+    const Matrix<float> rows = cpu.output(cpu.embed(ids, weight));
+    cpu.fetch(list);
+    for (std::size_t r = 0; r < 3; ++r) CHECK(rows.row(static_cast<Index>(r)) == weight.host().row(ids[r]));
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("cross entropies are their formula", "[primitives]", AllBackends) {
+  using T = typename TestType::Scalar;
+  for (const int threads : {1, 3})
+    for (const Index classes : {1, 9, 100}) {
+      TestType backend(threads);
+      const Matrix<T> logits = random_matrix<T>(5, classes, 1, 3);
+      const std::vector<int> targets{0, static_cast<int>(classes) - 1, -100, 0, static_cast<int>(classes / 2)};
+      for (const double smoothing : {0.0, 0.3}) {
+        Matrix<double> expected = Matrix<double>::Zero(5, 1);
+        for (Index r = 0; r < 5; ++r) {
+          const auto row = logits.row(r).template cast<double>();
+          const double logsumexp = std::log(row.array().exp().sum());
+          const int target = targets[static_cast<std::size_t>(r)];
+          if (target >= 0)
+            expected(r, 0) = (1 - smoothing) * (logsumexp - row(target)) + smoothing * (logsumexp - row.mean());
+        }
+        CHECK(error(backend, backend.cross_entropy(backend.input(logits), targets, {.label_smoothing = smoothing}),
+                    expected) < 2e-6);
+      }
+    }
+}
+
 TEMPLATE_LIST_TEST_CASE("a row of heads times their matrices is the same in any company", "[primitives]", AllBackends) {
   using T = typename TestType::Scalar;
   TestType cpu(2);
@@ -306,6 +365,16 @@ TEST_CASE("primitives refuse operands that do not fit", "[primitives]") {
   const Parameter<double> seven = random_parameter({7}, 1);
   CHECK_THROWS_WITH(cpu.add_row(x, seven), "add_row: input has 8 channels, the row has 7");
   CHECK_THROWS_WITH(cpu.rms_norm(x, seven, 0), "rms_norm: input has 8 channels, the weight expects 7");
+  const std::vector<int> ids{0, 6, 2}, negative{-1};
+  CHECK_THROWS_WITH(cpu.embed(ids, parameter(6, 4)), "embed: id 6 given, 0 to 5 expected");
+  CHECK_THROWS_WITH(cpu.embed(negative, parameter(6, 4)), "embed: id -1 given, 0 to 5 expected");
+  CHECK_THROWS_WITH(cpu.cross_entropy(x, ids, {}), "cross_entropy: 3 targets given for 6 rows of logits");
+  CHECK_THROWS_WITH(cpu.cross_entropy(of(1, 8), negative, {}),
+                    "cross_entropy: target -1 given, expected 0 .. 7, or -100, which is ignored");
+  CHECK_THROWS_WITH(cpu.cross_entropy(of(3, 8), ids, {.label_smoothing = 1}),
+                    "cross_entropy: label_smoothing 1 given, expected from 0 to less than 1");
+  std::vector<double> room(47);
+  CHECK_THROWS_WITH(cpu.read(x, std::span<double>(room)), "read: room for 47 values given, (6, 8) expected");
   CHECK_THROWS_WITH(cpu.multiply(x, of(6, 7)), "multiply: (6, 8) and (6, 7) given, equal shapes expected");
   CHECK_THROWS_WITH(cpu.multiply(x, of(5, 8)), "multiply: (6, 8) and (5, 8) given, equal shapes expected");
   CHECK_THROWS_WITH(cpu.columns(x, 3, 6), "columns: 3 to 9 of 8 wanted");

@@ -1,0 +1,135 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/io/hugging_face.hpp>
+#include <laconic/io/parameters.hpp>
+#include <laconic/model/gpt_config.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+// Model folders of Hugging Face transformers: `GPT2LMHeadModel` and `GPT2Model`.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns the configuration of the GPT that a config.json of GPT-2 describes. Throws `Error`, naming `where` and the
+/// member, for what laconic does not compute.
+inline GptConfig gpt2_config(const nlohmann::json& config, const std::string& where) {
+  const auto number = [&](std::string_view key, Index otherwise) {
+    return detail::hugging_face_member<Index>(config, key, where, otherwise);
+  };
+  const auto is = [&](std::string_view key, bool otherwise, bool expected) {
+    const bool given = detail::hugging_face_member(config, key, where, otherwise);
+    require(given == expected, where, ": ", detail::in_quotes(key), " is ", given ? "true" : "false", ", ",
+            expected ? "true" : "false", " expected");
+  };
+  const auto type = json_member<std::string>(config, "model_type", where);
+  require(type == "gpt2", where, ": 'model_type' is ", detail::in_quotes(type), ", 'gpt2' expected");
+  is("scale_attn_weights", true, true);
+  is("scale_attn_by_inverse_layer_idx", false, false);
+  is("add_cross_attention", false, false);
+
+  GptConfig out;
+  out.vocab_size = number("vocab_size", 50257);
+  out.max_positions = number("n_positions", 1024);
+  out.d_model = number("n_embd", 768);
+  out.num_layers = number("n_layer", 12);
+  out.attention = AttentionName::mha;
+  out.num_heads = number("n_head", 12);
+  const bool has_width = config.contains("n_inner") && !config["n_inner"].is_null();
+  out.intermediate_size = has_width ? number("n_inner", 0) : 0;
+  out.hidden_act = config.contains("activation_function")
+                       ? detail::hugging_face_activation(config, "activation_function", where)
+                       : Activation::gelu_new;
+  out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_epsilon", where, 1e-5);
+  out.tied_embeddings = detail::hugging_face_member(config, "tie_word_embeddings", where, true);
+  out.dropout = detail::hugging_face_member(config, "resid_pdrop", where, 0.1);
+  try {
+    return out.checked();
+  } catch (const Error& error) {
+    throw Error(text(where, ": ", error.what()));
+  }
+}
+
+namespace detail {
+
+/// Says where GPT-2 has a parameter: in a tensor of its own, or next to others; as laconic stores it, or transposed.
+struct Gpt2Place {
+  std::string name;         ///< name of the tensor
+  Index parts = 1;          ///< parameters that lie side by side in it
+  Index part = 0;           ///< number of this one
+  bool transposed = false;  ///< whether it is stored (in, out)
+};
+
+/// Returns where GPT-2 has the parameter of a Gpt with learned positions and full attention.
+inline Gpt2Place gpt2_place(std::string_view name) {
+  constexpr std::pair<std::string_view, std::string_view> same[] = {
+      {"wte.", "wte."}, {"wpe.", "wpe."}, {"layer_norm.", "ln_f."}};
+  for (const auto& [ours, theirs] : same)
+    if (name.starts_with(ours)) return {text(theirs, name.substr(ours.size()))};
+  if (!name.starts_with("layers.")) return {std::string(name)};  // lm_head
+  const std::size_t dot = name.find('.', 7);
+  const std::string block = text("h.", name.substr(7, dot - 7), '.');
+  const std::string_view rest = name.substr(dot + 1), last = rest.substr(rest.rfind('.') + 1);
+  constexpr std::string_view projections[] = {"attn.linear_q.", "attn.linear_k.", "attn.linear_v."};
+  for (Index i = 0; i < 3; ++i)
+    if (rest.starts_with(projections[i])) return {text(block, "attn.c_attn.", last), 3, i, true};
+  constexpr std::pair<std::string_view, std::string_view> linear[] = {{"attn.linear_out.", "attn.c_proj."},
+                                                                      {"mlp.intermediate_dense.", "mlp.c_fc."},
+                                                                      {"mlp.output_dense.", "mlp.c_proj."}};
+  for (const auto& [ours, theirs] : linear)
+    if (rest.starts_with(ours)) return {text(block, theirs, last), 1, 0, true};
+  return {text(block, rest)};
+}
+
+}  // namespace detail
+
+/// Fills a Gpt with learned positions and full attention from the files of a GPT-2 of transformers. Every parameter
+/// must be there with the model's shape, all values finite, and no tensor may be unknown but the masks of old files.
+/// Otherwise throws `Error` and leaves the model as it was. Allocates.
+template <class Model>
+void load_gpt2_parameters(Model& model, const Tensors& tensors) {
+  using T = typename Model::Scalar;
+  require_on_host(model, "load_gpt2_parameters");
+  const std::string prefix = tensors.contains("transformer.wte.weight") ? "transformer." : "";
+  std::unordered_set<std::string> known;
+  std::vector<Matrix<T>> values;
+  model.parameters([&](std::string_view name, const Parameter<T>& p) {
+    const detail::Gpt2Place place = detail::gpt2_place(name);
+    const std::string full = name.starts_with("lm_head") ? place.name : prefix + place.name;
+    require(tensors.contains(full), tensors.path(), ": no tensor ", detail::in_quotes(full), ", which the model needs");
+    known.insert(full);
+    const bool matrix = p.shape().size() > 1;
+    std::vector<Index> shape = p.shape();
+    if (place.transposed && matrix) std::swap(shape[0], shape[1]);
+    shape.back() *= place.parts;
+    detail::check_loadable(tensors, full, shape);
+    Matrix<T> stored(matrix ? shape[0] : 1, shape.back());
+    tensors.read(full, std::span<T>(stored.data(), static_cast<std::size_t>(stored.size())));
+    require(stored.allFinite(), tensors.path(full), ": tensor ", detail::in_quotes(full),
+            " holds numbers that are not finite");
+    const Index width = stored.cols() / place.parts;
+    const Matrix<T> part = stored.middleCols(place.part * width, width);
+    values.push_back(place.transposed && matrix ? Matrix<T>(part.transpose()) : part);
+  });
+  std::vector<std::string> unknown;
+  const auto unused = [&](const std::string& name) {
+    return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
+           (name == "lm_head.weight" && model.config().tied_embeddings);
+  };
+  for (const std::string& name : tensors.names())
+    if (!known.contains(name) && !unused(name)) unknown.push_back(name);
+  require(unknown.empty(), tensors.path(), ": ", unknown.size(),
+          " tensors that the model does not have: ", detail::some_names(unknown));
+  std::size_t i = 0;
+  model.parameters([&](std::string_view, Parameter<T>& p) { p.host() = std::move(values[i++]); });
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
