@@ -22,5 +22,6 @@ int main(int argc, char** argv) {
   add_compare_command(app);
   add_transcribe_command(app);
   add_profile_command(app);
+  add_gpt_command(app);
   return run_app(app, argc, argv);
 }

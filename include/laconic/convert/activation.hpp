@@ -8,6 +8,7 @@
 #include <cmath>
 #include <concepts>
 #include <utility>
+#include <vector>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -26,6 +27,12 @@ template <class T>
 struct Calibration {
   Matrix<T> features;   ///< packed rows, (rows, num_mels)
   Sequences sequences;  ///< the utterances of the rows
+};
+
+/// Holds a text to calibrate a language model on.
+struct CalibrationTokens {
+  std::vector<int> ids;  ///< packed tokens, one a row
+  Sequences sequences;   ///< the sequences of the rows, each at most as long as the model sees at a time
 };
 
 namespace detail {
@@ -83,19 +90,22 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// Finds the best latent of its size for the inputs that a layer has in calibration speech: principal components of the
-/// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
-/// but nothing is inverted, so fewer frames than d_model suffice: in directions without input the strongest weights are
-/// kept if the rank leaves room. With `score_aware`, errors count by their effect. Errors of keys count in the scores,
-/// by the energy of the queries that meet them: M = mean of (q + u)^T (q + u) for each head. Errors of values count
-/// after the output projection: M = W_O^T W_O. The two have different units, so each is divided by its total energy.
+/// Finds the best latent of its size for the inputs that a layer has in calibration speech, or, with
+/// CalibrationTokens, in a text: principal components of the outputs Y = x W^T (as TransMLA does, Meng et al. 2025).
+/// The optimum is that of whitening the inputs (SVD-LLM, Palu), but nothing is inverted, so fewer frames than d_model
+/// suffice: in directions without input the strongest weights are kept if the rank leaves room. With `score_aware`,
+/// errors count by their effect. Errors of keys count in the scores, by the energy of the queries that meet them: M =
+/// mean of (q + u)^T (q + u) for each head. Errors of values count after the output projection: M = W_O^T W_O. The two
+/// have different units, so each is divided by its total energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
-template <class Scalar = float>
+///
+///     auto gpt = convert<Small>(model, ActivationPca<float, CalibrationTokens>{{ids, {1024, 1024}}}).model;
+template <class Scalar = float, class Input = Calibration<Scalar>>
 struct ActivationPca {
-  Calibration<Scalar> calibration;  ///< speech of the domain in which the model will be used
-  bool score_aware = false;         ///< weigh errors by their effect on scores and output
+  Input calibration;         ///< speech or text of the domain in which the model will be used
+  bool score_aware = false;  ///< weigh errors by their effect on scores and output
 
   /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
   /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal

@@ -6,8 +6,11 @@
 #include <laconic/backend/recorder.hpp>
 #include <laconic/convert/activation.hpp>
 #include <laconic/convert/copy_parameters.hpp>
+#include <laconic/model/encoder.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -63,13 +66,45 @@ void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, c
   with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
 }
 
-/// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
-/// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
-template <class Context, class Source, class T>
-std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Calibration<T>& speech,
+/// Refers to speech that a model is run on.
+template <class T>
+struct SpeechInput {
+  const Matrix<T>& features;   ///< packed rows, (rows, num_mels)
+  const Sequences& sequences;  ///< the utterances of the rows
+};
+
+/// Returns the logits of a model for speech, which has `features`, or for tokens, which have `ids`.
+template <class Context, class Model, class Input>
+auto run_on(Context& context, const Model& model, const Input& input) {
+  if constexpr (requires { input.features; })
+    return model(context, input.features, input.sequences);
+  else
+    return Logits<typename Context::Tensor>{model(context, TokenRows{input.ids, input.sequences}), input.sequences};
+}
+/// Returns the input's rows: of features, or tokens.
+template <class Input>
+Index rows_of_input(const Input& input) {
+  if constexpr (requires { input.features; })
+    return input.features.rows();
+  else
+    return static_cast<Index>(input.ids.size());
+}
+/// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
+template <class Input>
+void require_rows(const char* who, const Input& input, Index rows) {
+  require(rows > 0, who, ": ", rows_of_input(input), " rows of features given in ", input.sequences.size(),
+          " sequences, of which the subsampling leaves none");
+}
+
+/// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
+/// sequence, so that it takes little memory. Throws `Error` if the model has no rows for it or a statistic is not
+/// finite.
+template <class Context, class Source, class Input>
+std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
                                        bool score_aware) {
-  require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
-          " rows of features given, their sequences have ", speech.sequences.rows());
+  using T = typename Source::Scalar;
+  require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
+          " rows of features given, their sequences have ", input.sequences.rows());
   const Runnable run(recorder, source);
   std::vector<LayerStatistics> out;
   Source::each_attention(*run, [&](std::string_view, const auto& layer) {
@@ -77,9 +112,17 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
     recorder.record(layer.input_weight());
   });
   Index frames = 0;
-  for (Index n = 0; n < speech.sequences.size(); ++n) {
-    const Matrix<T> features = rows_of(speech.features, speech.sequences.begin(n), speech.sequences.length(n));
-    const Sequences sequences = (*run)(recorder, features, Sequences{features.rows()}).sequences;
+  for (Index n = 0; n < input.sequences.size(); ++n) {
+    const Index begin = input.sequences.begin(n), length = input.sequences.length(n);
+    const Sequences one{length};
+    Sequences sequences;
+    if constexpr (requires { input.features; }) {
+      const Matrix<T> features = rows_of(input.features, begin, length);
+      sequences = run_on(recorder, *run, SpeechInput<T>{features, one}).sequences;
+    } else {
+      const auto ids = std::span(input.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(length));
+      sequences = run_on(recorder, *run, TokenRows{ids, one}).sequences;
+    }
     if (sequences.rows() == 0) continue;
     frames += sequences.rows();
     auto sums = out.begin();
@@ -88,8 +131,7 @@ std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source
       observe_attention(recorder, any, x, sequences, score_aware, *sums++);
     });
   }
-  require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
-          " sequences, of which the subsampling leaves none");
+  require_rows("calibration", input, frames);
 
   auto sums = out.begin();
   Source::each_attention(source, [&](std::string_view name, const auto& any) {

@@ -7,7 +7,10 @@
 #include <laconic/convert/convert_layer.hpp>
 #include <laconic/convert/copy_parameters.hpp>
 #include <laconic/convert/spectra.hpp>
+#include <laconic/core/random.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 #include <vector>
 
@@ -17,12 +20,11 @@ namespace detail {
 
 /// Converts with a method that is no template argument, so that another method compiles nothing of this again.
 /// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
-/// attention layers are measured on white noise instead of their inputs for these features.
-template <class Target, class Context, class Source>
-Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fitting how,
-                           const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
-                           bool measure_on_noise) {
+/// attention layers are measured on white noise instead of their inputs for this speech or text.
+template <class Target, class Context, class Source, class Input>
+Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& source, Fitting how,
+                                 const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
+                                 const Input& input, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
@@ -45,9 +47,8 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
   Source::each_attention(*run, [&](std::string_view, const From& layer) { recorder.record(layer.input_weight()); });
   Source::each_attention(
       *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
-  const auto logits = (*run)(recorder, features, sequences);
-  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
-          " sequences, of which the subsampling leaves none");
+  const auto logits = run_on(recorder, *run, input);
+  require_rows("convert", input, logits.rows.rows());
 
   const Mask mask = source.config().mask();
   Deviation predicted, key_value, output;
@@ -64,28 +65,28 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
     key_value += layer.key_value;
     output += layer.output;
   });
-  out.report.input = measure_on_noise ? "white noise" : "features";
+  constexpr bool is_speech = requires { input.features; };
+  out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
   set_output(out.report, output);
   const Runnable converted(context, out.model);
-  const auto converted_logits = (*converted)(context, features, sequences);
+  const auto converted_logits = run_on(context, *converted, input);
   out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
   return out;
 }
 
-template <class Target, class Context, class Method, class Source>
-Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, const Method& method,
-                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
-                           const Sequences& sequences, bool measure_on_noise) {
+template <class Target, class Context, class Method, class Source, class Input>
+Conversion<Target> convert_on(Recorder<Context>& recorder, const Source& source, const Method& method,
+                              const ConversionConfig& numbers, const Input& input, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
                     numbers.hadamard,
                     {}};
-  return convert<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, features, sequences,
-                         measure_on_noise);
+  return convert_model<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, input,
+                               measure_on_noise);
 }
 
 }  // namespace detail
@@ -103,9 +104,9 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, co
 /// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
 /// ignores one on the keys, and one on the values goes to `linear_out`.
 ///
-/// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
-/// into every attention layer. Allocates. Throws `Error` where the sizes do not fit (a latent larger than d_model),
-/// weights are not finite, or parameters are not on the host.
+/// The report compares both models by forward passes on white noise: features for 64 frames (a language model: 64
+/// random tokens), and as many rows of noise into every attention layer. Allocates. Throws `Error` where the sizes do
+/// not fit (a latent larger than d_model), weights are not finite, or parameters are not on the host.
 template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
   Recorder<Context> recorder;
@@ -121,13 +122,33 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return convert<Target>(recorder, source, method, numbers, features, sequences);
 }
 
+/// Converts a language model. The report compares both models on this text, every attention layer on the input that it
+/// has in the source model.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const TokenRows& tokens) {
+  Recorder<Context> recorder;
+  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
+}
+
 /// Converts as the first function does; forward passes of calibration and report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers) {
-  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
-  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
-  return detail::convert<Target>(context, source, method, numbers, noise, Sequences{noise.rows()}, true);
+  static_assert(detail::types_fit<Target, Source>());
+  if constexpr (requires { source.subsampling; }) {
+    const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+    const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
+    const Sequences one{noise.rows()};
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      detail::SpeechInput<typename Source::Scalar>{noise, one}, true);
+  } else {
+    const Random random(Seed(), "tokens");
+    std::vector<int> ids(static_cast<std::size_t>(std::min<Index>(64, source.config().max_positions)));
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int>(random.below(source.config().vocab_size, i));
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
+  }
 }
 /// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
 /// report run in this context.
@@ -135,7 +156,8 @@ template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
                            const Sequences& sequences) {
-  return detail::convert<Target>(context, source, method, numbers, features, sequences, false);
+  return detail::convert_on<Target>(context, source, method, numbers,
+                                    detail::SpeechInput<typename Source::Scalar>{features, sequences}, false);
 }
 
 }  // namespace LACONIC_ABI

@@ -29,8 +29,13 @@ template <class Config, class Numbers>
 Config with_ranks(Config config, const Numbers& numbers) {
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
-  config.kv_lora_ranks = numbers.kv_lora_ranks;
-  config.v_lora_ranks = numbers.v_lora_ranks;
+  if constexpr (requires { config.kv_lora_ranks; }) {
+    config.kv_lora_ranks = numbers.kv_lora_ranks;
+    config.v_lora_ranks = numbers.v_lora_ranks;
+  } else {
+    require(numbers.kv_lora_ranks.size() == 0 && numbers.v_lora_ranks.size() == 0,
+            "convert: ranks of each layer given for a model whose layers have equal ranks");
+  }
   return config;
 }
 

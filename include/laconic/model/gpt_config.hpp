@@ -48,6 +48,8 @@ struct GptConfig {
             .attention = attention,
             .position_embeddings_type = position_embeddings_type};
   }
+  /// Returns the mask under which a token sees itself and the tokens before it.
+  static constexpr Mask mask() { return Mask::causal(); }
   /// Returns the width of the feed-forward modules.
   constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
 

@@ -1,0 +1,284 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic gpt: a language model over the characters of a text. Trains, evaluates and samples it.
+#include "commands.hpp"
+#include "common/cli.hpp"
+#include "common/status_line.hpp"
+
+#include <laconic/decode/generate.hpp>
+#include <laconic/io/folder.hpp>
+#include <laconic/model/gpt.hpp>
+#include <laconic/speech/characters.hpp>
+#include <laconic/train/language_model.hpp>
+
+#include <cmath>
+#include <numbers>
+
+namespace {
+
+using namespace laconic;
+
+using Model = Gpt<AnyCausalAttention>;
+
+/// What a folder of such a model holds.
+struct GptFolderConfig {
+  GptConfig gpt;
+  std::string model_type = "laconic-gpt";
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("model_type", self.model_type);
+    visit("gpt", self.gpt);
+  }
+};
+
+struct Loaded {
+  Model model;
+  Characters characters;
+};
+
+void save(const std::filesystem::path& folder, const Model& model, const Characters& characters) {
+  save_model_folder(folder, model, to_json(GptFolderConfig{model.config()}), characters.to_json());
+}
+Loaded load(const std::filesystem::path& folder) {
+  const std::string where = (folder / "config.json").string();
+  const auto config = json_value<GptFolderConfig>(read_model_config(folder), where);
+  require(config.model_type == GptFolderConfig().model_type, where, ": 'model_type' is ",
+          detail::in_quotes(config.model_type), ", ", detail::in_quotes(GptFolderConfig().model_type), " expected");
+  Loaded out{Model(config.gpt, Seed()),
+             Characters::from_json(read_model_vocab(folder), (folder / "vocab.json").string())};
+  require(out.characters.size() == config.gpt.vocab_size, folder.string(), ": vocab.json has ", out.characters.size(),
+          " characters, config.json says ", config.gpt.vocab_size);
+  load_parameters(out.model, open_model_tensors(folder));
+  return out;
+}
+
+/// A text, the end of which is kept to measure on.
+struct Text {
+  std::vector<int> train, valid;
+};
+std::string text_of(const std::string& path) {
+  const std::string text = read_file(path, std::size_t{1} << 30);
+  require(!text.empty(), path, ": the text is empty");
+  return text;
+}
+Text split(std::vector<int> tokens, double valid_fraction) {
+  const auto kept =
+      static_cast<std::ptrdiff_t>(std::llround((1 - valid_fraction) * static_cast<double>(tokens.size())));
+  return {{tokens.begin(), tokens.begin() + kept}, {tokens.begin() + kept, tokens.end()}};
+}
+
+struct TrainOptions : CommonOptions {
+  std::string text, out, init;
+  AttentionOptions attention{"mha"};
+  bool rotary = false;
+  double valid_fraction = 0.1;
+  GptConfig gpt{.max_positions = 128, .d_model = 192, .num_layers = 6, .num_heads = 6, .dropout = 0.1};
+  LanguageModelTraining training;
+};
+
+/// Returns the configuration that the options describe. Latents of heads are half as wide as a head by default.
+GptConfig config_of(TrainOptions& o, Index vocab_size) {
+  GptConfig c = o.gpt;
+  const AttentionChoice& choice = o.attention.chosen();
+  c.vocab_size = vocab_size;
+  c.attention = choice.attention;
+  c.num_kv_heads = choice.kv_heads;
+  c.kv_lora_rank = choice.latent_dim;
+  c.v_lora_rank = choice.v_latent_dim;
+  c.qk_rope_head_dim = choice.rope_dim;
+  const Index head = c.d_model / std::max<Index>(1, c.num_heads);
+  if (c.attention == AttentionName::mla_head && choice.latent_dim == 0) c.kv_lora_rank = std::max<Index>(1, head / 2);
+  if (c.attention == AttentionName::mla_decoupled && choice.rope_dim == 0)
+    c.qk_rope_head_dim = std::max<Index>(2, head / 4 * 2);
+  if (o.rotary) c.position_embeddings_type = PositionEmbeddings::rotary;
+  try {
+    AnyCausalAttention::dims(c.attention_config());
+  } catch (const Error& error) {
+    throw Error(text(error.what(), " (--attention, --heads, --kv-heads, --latent-dim, --v-latent-dim, --rope-dim)"));
+  }
+  return c;
+}
+
+Index bytes_of_cache(const GptConfig& c) { return Model::cache_bytes(c, frames(c.max_positions)); }
+
+void train(TrainOptions& o) {
+  const std::string text_file = text_of(o.text);
+  o.training.seed = Seed(static_cast<std::uint64_t>(o.seed));
+  Loaded loaded = [&]() -> Loaded {
+    if (!o.init.empty()) return load(o.init);
+    Characters characters = Characters::of(text_file);
+    return {Model(config_of(o, characters.size()), o.training.seed), std::move(characters)};
+  }();
+  const Text text = split(loaded.characters.encode(text_file), o.valid_fraction);
+  const GptConfig& c = loaded.model.config();
+  say(to_name(c.attention), ", ", loaded.model.count_parameters(), " parameters, ", loaded.characters.size(),
+      " characters; cache of ", c.max_positions, " characters: ", bytes_of_cache(c), " bytes; ", text.train.size(),
+      " characters to train on, ", text.valid.size(), " to choose a model by, ", o.threads, " threads");
+  StatusLine line;
+  Cpu cpu(o.threads);
+  const LanguageModelResult result =
+      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, [&](const LanguageModelProgress& p) {
+        const bool valid = !std::isnan(p.valid_loss);
+        if (p.skipped) {
+          line.end();
+          say("step ", p.step, ": the gradient was not finite; this step changed nothing");
+        }
+        if (!valid && !line.due()) return;
+        std::string now = laconic::text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 3));
+        now += valid ? laconic::text("  validation ", fixed(p.valid_loss, 4), p.best ? " (best)" : "")
+                     : laconic::text("  ", fixed(p.tokens_per_second, 0), " characters/s");
+        line.show(laconic::text(now, "  ", fixed(p.seconds_left, 0), " s left"));
+        if (valid) line.end();
+      });
+  save(o.out, loaded.model, loaded.characters);
+  o.write({{"model", o.out},
+           {"attention", to_name(c.attention)},
+           {"parameters", loaded.model.count_parameters()},
+           {"cache_bytes", bytes_of_cache(c)},
+           {"valid_loss", result.valid_loss},
+           {"best_step", result.best_step},
+           {"steps", o.training.steps},
+           {"seconds", result.seconds},
+           {"characters_per_second", result.tokens_per_second}});
+  std::printf("validation loss %s nats a character (step %lld of %lld, %s s of training, %s characters/s)\nmodel: %s\n",
+              fixed(result.valid_loss, 4).c_str(), static_cast<long long>(result.best_step),
+              static_cast<long long>(o.training.steps), fixed(result.seconds, 0).c_str(),
+              fixed(result.tokens_per_second, 0).c_str(), o.out.c_str());
+}
+
+struct EvalOptions : CommonOptions {
+  std::string model, text;
+  double valid_fraction = 0.1;
+};
+
+void evaluate(const EvalOptions& o) {
+  Loaded loaded = load(o.model);
+  const Text text = split(loaded.characters.encode(text_of(o.text)), o.valid_fraction);
+  Cpu cpu(o.threads);
+  cpu.prepare(loaded.model);
+  const double loss = evaluate_language_model(cpu, loaded.model, text.valid);
+  o.write({{"model", o.model},
+           {"characters", text.valid.size()},
+           {"loss", loss},
+           {"bits", loss / std::numbers::ln2},
+           {"perplexity", std::exp(loss)}});
+  std::printf("%zu characters: %s nats a character, %s bits, perplexity %s\n", text.valid.size(),
+              fixed(loss, 4).c_str(), fixed(loss / std::numbers::ln2, 4).c_str(), fixed(std::exp(loss), 3).c_str());
+}
+
+struct SampleOptions : CommonOptions {
+  std::string model, prompt = "\n";
+  Index length = 500, count = 1;
+  SamplingConfig sampling{.temperature = 0.8};
+};
+
+/// Returns a text without characters that a terminal would obey: all control characters but line ends and tabs.
+std::string without_controls(std::string text) {
+  for (char& c : text)
+    if ((c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f) c = '?';
+  return text;
+}
+
+/// Continues the prompts. The model sees no more than max_positions: at the end of these, it goes on from the last
+/// half.
+void sample(const SampleOptions& o) {
+  Loaded loaded = load(o.model);
+  const std::vector<int> prompt = loaded.characters.encode(o.prompt);
+  require(!prompt.empty(), "--prompt: an empty text given, at least one character expected");
+  const auto positions = static_cast<std::size_t>(loaded.model.config().max_positions);
+  Cpu cpu(o.threads);
+  cpu.prepare(loaded.model);
+  TokenDecoder decoder(cpu, loaded.model, {.slots = o.count});
+  std::vector<std::vector<int>> texts(static_cast<std::size_t>(o.count), prompt);
+  const std::size_t end = prompt.size() + static_cast<std::size_t>(o.length);
+  for (Index part = 0; texts.front().size() < end; ++part) {
+    std::vector<std::vector<int>> prompts;
+    for (const auto& one : texts) {
+      const std::size_t kept = one.size() < positions ? one.size() : positions / 2 + 1;
+      prompts.emplace_back(one.end() - static_cast<std::ptrdiff_t>(kept), one.end());
+    }
+    const GenerationConfig config{.max_new_tokens = static_cast<Index>(end - texts.front().size()),
+                                  .sampling = o.sampling,
+                                  .seed = Seed(static_cast<std::uint64_t>(o.seed)) / part};
+    const auto more = generate(decoder, std::span<const std::vector<int>>(prompts), config);
+    for (std::size_t n = 0; n < texts.size(); ++n) texts[n].insert(texts[n].end(), more[n].begin(), more[n].end());
+  }
+  nlohmann::json all = nlohmann::json::array();
+  for (const auto& one : texts) all.push_back(loaded.characters.decode(one));
+  o.write({{"model", o.model}, {"texts", all}});
+  for (const auto& one : texts)
+    std::printf("%s\n%s", without_controls(loaded.characters.decode(one)).c_str(), texts.size() > 1 ? "---\n" : "");
+}
+
+void add_text(CLI::App& command, std::string& path, double& valid_fraction) {
+  command.add_option("--text", path, "text file, in UTF-8")->required()->type_name("FILE");
+  command.add_option("--valid-fraction", valid_fraction, "part of the text, at its end, that is kept to measure on")
+      ->capture_default_str()
+      ->check(between(0.0, 1.0));
+}
+
+void add_train(CLI::App& gpt) {
+  CLI::App* command = gpt.add_subcommand("train", "train a language model on the characters of a text");
+  const auto o = std::make_shared<TrainOptions>();
+  o->add_to(*command);
+  add_text(*command, o->text, o->valid_fraction);
+  command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
+  CLI::Option* init =
+      command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
+  std::vector<CLI::Option*> of_new_models = o->attention.add_to(*command);
+  for (CLI::Option* option : {
+           command->add_flag("--rotary", o->rotary, "rotary positions in place of learned ones (mha, gqa, mqa)"),
+           command->add_option("--heads", o->gpt.num_heads, "query heads")->capture_default_str(),
+           command->add_option("--d-model", o->gpt.d_model, "width of the model")->capture_default_str(),
+           command->add_option("--layers", o->gpt.num_layers, "blocks")->capture_default_str(),
+           command->add_option("--context", o->gpt.max_positions, "characters that the model sees at a time")
+               ->capture_default_str(),
+           command->add_option("--dropout", o->gpt.dropout, "dropout probability")
+               ->capture_default_str()
+               ->check(between(0.0, 0.9)),
+       })
+    of_new_models.push_back(option);
+  for (CLI::Option* option : of_new_models) option->excludes(init);
+  command->add_option("--steps", o->training.steps, "updates")->capture_default_str();
+  command->add_option("--batch", o->training.batch, "windows of an update")->capture_default_str();
+  command->add_option("--lr", o->training.learning_rate, "peak learning rate")->capture_default_str();
+  command->add_option("--warmup", o->training.warmup, "fraction of all steps in which the learning rate rises")
+      ->capture_default_str()
+      ->check(between(0.0, 1.0));
+  command->add_option("--weight-decay", o->training.adamw.weight_decay, "weight decay of AdamW")->capture_default_str();
+  command->add_option("--valid-steps", o->training.valid_steps, "updates between two validations")
+      ->capture_default_str();
+  command->callback([o] { train(*o); });
+}
+
+}  // namespace
+
+void add_gpt_command(CLI::App& app) {
+  CLI::App* gpt = app.add_subcommand("gpt", "train, evaluate and sample a language model over characters");
+  gpt->require_subcommand(1);
+  gpt->footer(
+      "Example:\n  laconic gpt train --text input.txt --out gpt --attention mla-head\n"
+      "  laconic gpt eval --model gpt --text input.txt\n  laconic gpt sample --model gpt --prompt 'ROMEO:'");
+  add_train(*gpt);
+
+  CLI::App* command = gpt->add_subcommand("eval", "measure the loss of a model on the end of a text");
+  const auto e = std::make_shared<EvalOptions>();
+  e->add_to(*command);
+  command->add_option("--model", e->model, "model folder")->required()->type_name("DIR");
+  add_text(*command, e->text, e->valid_fraction);
+  command->callback([e] { evaluate(*e); });
+
+  command = gpt->add_subcommand("sample", "continue a text");
+  const auto s = std::make_shared<SampleOptions>();
+  s->add_to(*command);
+  command->add_option("--model", s->model, "model folder")->required()->type_name("DIR");
+  command->add_option("--prompt", s->prompt, "text to continue; default: a line end");
+  command->add_option("--length", s->length, "characters to add")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--count", s->count, "texts")->capture_default_str()->check(CLI::Range(1, 1024));
+  command->add_option("--temperature", s->sampling.temperature, "divides the logits; 0: the most probable character")
+      ->capture_default_str();
+  command->add_option("--top-k", s->sampling.top_k, "draw from the k most probable characters; 0: from all")
+      ->capture_default_str();
+  command->add_option("--top-p", s->sampling.top_p, "draw from the most probable characters of this total probability")
+      ->capture_default_str();
+  command->callback([s] { sample(*s); });
+}
