@@ -20,7 +20,7 @@ using namespace laconic;
 
 using Model = Gpt<AnyCausalAttention>;
 
-/// What a folder of such a model holds.
+/// Lists what config.json of a model folder holds.
 struct GptFolderConfig {
   GptConfig gpt;
   std::string model_type = "laconic-gpt";
@@ -51,7 +51,7 @@ Loaded load(const std::filesystem::path& folder) {
   return out;
 }
 
-/// A text, the end of which is kept to measure on.
+/// Holds the tokens of a text, the end of which is kept to measure on.
 struct Text {
   std::vector<int> train, valid;
 };

@@ -8,12 +8,16 @@
 #include <laconic/backend/cpu.hpp>
 #include <laconic/convert/convert.hpp>
 #include <laconic/core/hash.hpp>
+#include <laconic/decode/beam_search.hpp>
+#include <laconic/decode/generate.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
+#include <laconic/model/gpt.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
+#include <laconic/train/language_model.hpp>
 #include <laconic/train/schedule.hpp>

@@ -493,12 +493,15 @@ constexpr auto enum_names(AttentionName) {
 /// Names the position that a configuration chooses where the type leaves it open (`AnyAttention`).
 enum class PositionEmbeddings {
   relative,  ///< Transformer-XL's relative positions
-  rotary     ///< rotation before the projections, as the Hugging Face Conformer computes it
+  rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
+             ///< a decoder's queries and keys after them
+  learned    ///< a decoder's trained vector for each position, added to the embeddings
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(PositionEmbeddings) {
-  return std::to_array<EnumName<PositionEmbeddings>>(
-      {{PositionEmbeddings::relative, "relative"}, {PositionEmbeddings::rotary, "rotary"}});
+  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
+                                                      {PositionEmbeddings::rotary, "rotary"},
+                                                      {PositionEmbeddings::learned, "learned"}});
 }
 
 /// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".
@@ -1086,12 +1089,15 @@ struct Mask {
   }
 };
 
-/// Names the activation functions. SiLU is also called swish; GELU is the exact one, with erf.
-enum class Activation { relu, silu, gelu };
+/// Names the activation functions. SiLU is also called swish; `gelu` is the exact one, with erf; `gelu_new` is GPT-2's
+/// approximation by a hyperbolic tangent (Hendrycks and Gimpel 2016, section 2).
+enum class Activation { relu, silu, gelu, gelu_new };
 /// Returns the activations with their names in configuration files.
 constexpr auto enum_names(Activation) {
-  return std::to_array<EnumName<Activation>>(
-      {{Activation::relu, "relu"}, {Activation::silu, "silu"}, {Activation::gelu, "gelu"}});
+  return std::to_array<EnumName<Activation>>({{Activation::relu, "relu"},
+                                              {Activation::silu, "silu"},
+                                              {Activation::gelu, "gelu"},
+                                              {Activation::gelu_new, "gelu_new"}});
 }
 
 /// Describes a 3 x 3 convolution over (time, frequency) without padding. Rows are frames; columns are (frequency,
@@ -1230,6 +1236,18 @@ struct AdamWUpdate {
 struct Labels {
   std::vector<int> tokens;  ///< the labels of all sequences
   Sequences sequences;      ///< the offsets of each sequence in `tokens`
+};
+
+/// Holds the tokens of packed sequences, one id a row. The ids are borrowed.
+struct TokenRows {
+  std::span<const int> ids;  ///< the id of each row's token
+  Sequences sequences;       ///< the rows of each sequence
+};
+
+/// Describes a cross entropy over integer targets.
+struct CrossEntropyShape {
+  double label_smoothing = 0;  ///< probability that is spread evenly over all classes (Szegedy et al. 2016, section 7)
+  int ignored = -100;          ///< a target that is not predicted: its row has loss 0 and no derivative
 };
 
 /// Decides which elements survive dropout. Each random block gives eight decisions of 16 bits, so the probability is
@@ -2847,7 +2865,8 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative, const HeadShape& heads,
              const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
-             const IndexList& pair_list) {
+             const IndexList& pair_list, std::span<typename C::Scalar> values, std::span<const int> tokens,
+             const CrossEntropyShape& entropy) {
   // -- tensors ------------------------------------------------------------------------------------------------------
   // rows: the number of rows of a tensor.
   { x.rows() } -> std::convertible_to<Index>;
@@ -2871,6 +2890,9 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   { c.input(x) } -> std::same_as<typename C::Tensor>;
   // output: returns the values as a matrix of the host. Waits until they are computed. Allocates.
   { c.output(x) } -> std::same_as<Matrix<typename C::Scalar>>;
+  // read: writes the values, row by row, to memory of the host. Waits until they are computed. Throws `Error` unless
+  // there is room for exactly all of them.
+  {c.read(x, values)};
   // number: returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   { c.number(x) } -> std::same_as<double>;
   // argmax: writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN. Throws
@@ -2908,9 +2930,12 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // result (rows, num_heads * out). Transposed, it returns y_h = x_h W_h without a bias, from (rows, num_heads * out)
   // to (rows, num_heads * in).
   { c.head_linear(x, weight, bias, heads) } -> std::same_as<typename C::Tensor>;
+  // embed: returns row ids[r] of a weight (vocabulary, channels) in row r, (ids, channels). The weight may also be that
+  // of a linear layer. Throws `Error` for an id that the weight has no row of.
+  { c.embed(tokens, weight) } -> std::same_as<typename C::Tensor>;
 
   // -- elementwise --------------------------------------------------------------------------------------------------
-  // activation: returns ReLU, SiLU or exact GELU of each element (see Activation).
+  // activation: returns ReLU, SiLU or a GELU of each element (see Activation).
   { c.activation(Activation::silu, x) } -> std::same_as<typename C::Tensor>;
   // glu: returns a * sigmoid(b) (rows, channels) of x = [a, b] (rows, 2 * channels) (Dauphin et al. 2017).
   { c.glu(x) } -> std::same_as<typename C::Tensor>;
@@ -2985,6 +3010,10 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // et al. 2006). A loss is +infinity if the labels do not fit into the frames. Throws `Error` for a label that is the
   // blank or no class.
   { c.ctc(x, sequences, labels, 0) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy: returns -log softmax(x)[target] of each row, in nats, (rows, 1), of unnormalised logits (rows,
+  // classes). With label smoothing s, the target distribution is 1 - s on the target plus s / classes on every class.
+  // An ignored target gives 0. Throws `Error` for any other target that is no class.
+  { c.cross_entropy(x, tokens, entropy) } -> std::same_as<typename C::Tensor>;
   // mean_finite: returns the mean (1, 1) of all elements, where infinite ones count as 0, so that one target without a
   // path does not spoil a batch. NaN stays NaN.
   { c.mean_finite(x) } -> std::same_as<typename C::Tensor>;
@@ -3086,8 +3115,8 @@ concept TrainingContext = Context<C> &&
              const Conv1dShape& conv1d, const Labels& labels,
              const RelativeTerm<typename C::Tensor, typename C::Scalar>& relative,
              const BatchNormParameters<typename C::Scalar>& norm, const DropoutMask& mask, double number, Index count,
-             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs,
-             std::span<const Parameter<typename C::Scalar>* const> parameters,
+             const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs, std::span<const int> tokens,
+             const CrossEntropyShape& entropy, std::span<const Parameter<typename C::Scalar>* const> parameters,
              std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
@@ -3110,6 +3139,8 @@ concept TrainingContext = Context<C> &&
   { c.linear_backward(x, x, weight, bias, true) } -> std::same_as<typename C::Tensor>;
   // head_linear_backward: returns dx, and adds the derivatives by weight and bias to their gradients.
   { c.head_linear_backward(x, x, weight, bias, heads, true) } -> std::same_as<typename C::Tensor>;
+  // embed_backward: adds each row of dy to the gradient of the weight's row that it came from.
+  {c.embed_backward(x, tokens, weight)};
   // activation_backward: returns dy times the derivative of the activation at x. For ReLU, x may also be the result.
   { c.activation_backward(Activation::silu, x, x) } -> std::same_as<typename C::Tensor>;
   // glu_backward: returns dx (rows, 2 * channels) from dy (rows, channels) and x.
@@ -3176,6 +3207,10 @@ concept TrainingContext = Context<C> &&
   { c.ctc(x, sequences, labels, 0, &out) } -> std::same_as<typename C::Tensor>;
   // ctc_backward: returns the `out` of `ctc`, scaled by the derivative by each loss.
   { c.ctc_backward(x, sequences, x) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy: writes the log softmax of each row to `out` (rows, classes), for the derivative.
+  { c.cross_entropy(x, tokens, entropy, &out) } -> std::same_as<typename C::Tensor>;
+  // cross_entropy_backward: returns the derivative by the logits from that by the losses (rows, 1) and from `out`.
+  { c.cross_entropy_backward(x, x, tokens, entropy) } -> std::same_as<typename C::Tensor>;
   // mean_finite_backward: returns dy / size for finite elements of x and NaN, and 0 for infinite ones.
   { c.mean_finite_backward(x, x) } -> std::same_as<typename C::Tensor>;
 };
@@ -4041,8 +4076,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-template <class T>
-class AnyAttentionLayer;
+template <class Any, class T>
+class AnyLayer;
 
 namespace detail {
 
@@ -4056,14 +4091,16 @@ Tensor layer_output(const Layer& layer, Context& context, const Tensor& x, const
     return layer(context, x, pass);
 }
 
-/// Pairs a policy with the names that mean it, for rotary positions before the projections or for none.
+/// Pairs a policy with the names that mean it. A rotary position has to be named, too; a decoupled latent has its own.
 template <class Policy_, AttentionName... Names>
 struct NamedPolicy {
   using Policy = Policy_;  ///< the policy
+  /// Says whether the configuration has to name a rotary position.
+  static constexpr bool rotates =
+      Policy::Position::turns_input || (Policy::Position::turns_keys && !Policy::KeyValue::is_latent);
   /// Returns whether the configuration names it.
   static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == Policy::Position::turns_input &&
-           ((c.attention == Names) || ...);
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates && ((c.attention == Names) || ...);
   }
 };
 
@@ -4087,26 +4124,14 @@ struct NamedPolicies {
 
 }  // namespace detail
 
-/// Takes the attention that the configuration names, as `dyn` takes sizes: one compiled model then serves them all.
-/// Positions are relative, except where an attention has its own (rotary for a decoupled latent, none for linear
-/// attention) and where the configuration says rotary, with which full, grouped and split attention go.
-struct AnyAttention {
+/// Takes the attention of a list that the configuration names, as `dyn` takes sizes: one compiled model then serves
+/// them all. `AnyAttention` and `AnyCausalAttention` derive from it.
+template <class Self, class Policies_>
+struct AnyAttentionOf {
+  using Policies = Policies_;  ///< the policies that a configuration can name
   /// The layer that computes it in numbers of type T.
   template <class T>
-  using Layer = AnyAttentionLayer<T>;
-
-  /// The policies that a configuration can name.
-  using Policies = detail::NamedPolicies<
-      detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-      detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
-      detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
-      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-      detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
-      detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
-      detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
-      detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
-      detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
-      detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>;
+  using Layer = AnyLayer<Self, T>;
 
   /// Returns f(std::type_identity<Policy>()) for the policy that is named. Throws Error where none is.
   template <class F>
@@ -4155,18 +4180,50 @@ struct AnyAttention {
   }
 };
 
-/// Holds the attention layer of the policy that the configuration names, and forwards to it.
-template <class T>
-class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
+/// Names the attention of an encoder. Positions are relative, except where an attention has its own (rotary for a
+/// decoupled latent, none for linear attention) and where the configuration says rotary, with which full, grouped and
+/// split attention go.
+struct AnyAttention
+    : AnyAttentionOf<AnyAttention,
+                     detail::NamedPolicies<
+                         detail::NamedPolicy<Gqa<dyn, dyn>, AttentionName::mha, AttentionName::gqa, AttentionName::mqa>,
+                         detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
+                         detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
+                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                         detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                         detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
+                         detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
+                         detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa,
+                                             AttentionName::mqa>,
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>> {};
+
+/// Names the attention of a decoder. It adds no positions by itself, except where it has its own (rotary for a
+/// decoupled latent) and where the configuration says rotary, with which full and grouped attention go.
+struct AnyCausalAttention
+    : AnyAttentionOf<
+          AnyCausalAttention,
+          detail::NamedPolicies<detail::NamedPolicy<Gqa<dyn, dyn, NoPosition>, AttentionName::mha, AttentionName::gqa,
+                                                    AttentionName::mqa>,
+                                detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>,
+                                detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, NoPosition>, AttentionName::mla_split>,
+                                detail::NamedPolicy<MlaHead<dyn, dyn, 0, NoPosition>, AttentionName::mla_head>,
+                                detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
+                                detail::NamedPolicy<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>, AttentionName::mha,
+                                                    AttentionName::gqa, AttentionName::mqa>>> {};
+
+/// Holds the attention layer of the policy that the configuration names among those of Any, and forwards to it.
+template <class Any, class T>
+class AnyLayer : public Module<AnyLayer<Any, T>> {
  public:
   using Scalar = T;  ///< the type of its parameters
   /// One of the layers.
-  using Variant = typename AnyAttention::Policies::template Variant<T>;
+  using Variant = typename Any::Policies::template Variant<T>;
 
   /// Makes the layer that the configuration names. Allocates. Throws Error where the sizes do not fit.
-  AnyAttentionLayer(const AttentionConfig& config, double dropout, Seed seed)
-      : layer(AnyAttention::with_policy(config, [&]<class P>(std::type_identity<P>) {
-          return Variant(std::in_place_type<AttentionLayer<P, T>>, AnyAttention::named(config), dropout, seed);
+  AnyLayer(const AttentionConfig& config, double dropout, Seed seed)
+      : layer(Any::with_policy(config, [&]<class P>(std::type_identity<P>) {
+          return Variant(std::in_place_type<AttentionLayer<P, T>>, Any::named(config), dropout, seed);
         })) {}
 
   /// Returns all sizes.
@@ -4190,7 +4247,7 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
    public:
     /// Makes the state of `shape.slots` streams. Allocates.
-    State(Context& context, const AnyAttentionLayer& any, const StateShape& shape)
+    State(Context& context, const AnyLayer& any, const StateShape& shape)
         : state_(std::visit(
               [&]<class L>(const L& l) {
                 return States(std::in_place_type<typename L::template State<Context>>, context, l, shape);
@@ -4257,6 +4314,10 @@ class AnyAttentionLayer : public Module<AnyAttentionLayer<T>> {
 
   Variant layer;  ///< the layer
 };
+
+/// The layer of an encoder whose attention the configuration names.
+template <class T>
+using AnyAttentionLayer = AnyLayer<AnyAttention, T>;
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -4350,6 +4411,8 @@ class Autodiff {
   }
   /// Returns the values as a matrix of the host. Allocates.
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
+  /// Writes the values, row by row, to memory of the host.
+  void read(const Tensor& x, std::span<Scalar> values) { backend_.read(x.value, values); }
   /// Returns the value of a (1, 1) tensor.
   double number(const Tensor& x) { return backend_.number(x.value); }
   /// Writes, for each row, the first column of its max, or -1 - c where c is the column of its first NaN.
@@ -4536,6 +4599,13 @@ class Autodiff {
                 give(x, backend_.head_linear_backward(dy, x.value, weight, bias, shape, needs(x)));
               });
   }
+  /// Returns row ids[r] of a weight in row r, and records its derivative.
+  Tensor embed(std::span<const int> ids, const P& weight) {
+    return op(backend_.embed(ids, weight), trains(weight),
+              [this, kept = std::vector<int>(ids.begin(), ids.end()), &weight](const Value& dy) {
+                backend_.embed_backward(dy, kept, weight);
+              });
+  }
   /// Returns x rotated by a table of angles, and records its derivative by x.
   Tensor rotate(const Tensor& x, const Tensor& table, RotaryPairs pairs) {
     return op(backend_.rotate(x.value, table.value, pairs), needs(x),
@@ -4622,6 +4692,15 @@ class Autodiff {
               [this, xn = Tensor(Value(), logits.node), sequences, derivative](const Value& dy) {
                 give(xn, backend_.ctc_backward(dy, sequences, derivative));
               });
+  }
+  /// Returns the cross entropies (rows, 1), and records their derivative.
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape) {
+    Value log_probs;
+    Value losses = backend_.cross_entropy(logits.value, targets, shape, &log_probs);
+    return op(
+        std::move(losses), needs(logits),
+        [this, xn = Tensor(Value(), logits.node), log_probs, kept = std::vector<int>(targets.begin(), targets.end()),
+         shape](const Value& dy) { give(xn, backend_.cross_entropy_backward(dy, log_probs, kept, shape)); });
   }
   /// Returns the mean of all elements with infinite ones as 0, and records its derivative.
   Tensor mean_finite(const Tensor& x) {
@@ -5056,8 +5135,17 @@ inline namespace LACONIC_ABI {
 
 namespace kernels {
 
-/// Returns ReLU max(x, 0), SiLU x sigmoid(x), or GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016) of a
-/// vector.
+/// Returns 2 u and its derivative by x, where GPT-2's approximation of GELU is x sigmoid(2 u): u = sqrt(2 / pi) (x +
+/// 0.044715 x^3) (Hendrycks and Gimpel 2016, section 2).
+template <class T>
+std::pair<Batch<T>, Batch<T>> gelu_new_argument(const Batch<T>& x) {
+  using B = Batch<T>;
+  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715)), square = x * x;
+  return {factor * x * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
+}
+
+/// Returns ReLU max(x, 0), SiLU x sigmoid(x), GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or GPT-2's
+/// approximation of GELU, of a vector.
 template <class T>
 Batch<T> activate(Activation kind, const Batch<T>& x) {
   switch (kind) {
@@ -5065,6 +5153,8 @@ Batch<T> activate(Activation kind, const Batch<T>& x) {
       return xsimd::select(x < Batch<T>(T(0)), Batch<T>(T(0)), x);  // NaN stays NaN
     case Activation::silu:
       return x * sigmoid(x);
+    case Activation::gelu_new:
+      return x * sigmoid(gelu_new_argument<T>(x).first);
     default:
       return Batch<T>(T(0.5)) * x * (Batch<T>(T(1)) + xsimd::erf(x * Batch<T>(T(0.5 * std::numbers::sqrt2))));
   }
@@ -5080,6 +5170,11 @@ Batch<T> activate_backward(Activation kind, const Batch<T>& dy, const Batch<T>& 
     case Activation::silu: {
       const B s = sigmoid(x);
       return dy * s * (B(T(1)) + x * (B(T(1)) - s));
+    }
+    case Activation::gelu_new: {
+      const auto [argument, slope] = gelu_new_argument<T>(x);
+      const B s = sigmoid(argument);
+      return dy * s * (B(T(1)) + x * (B(T(1)) - s) * slope);
     }
     default: {
       const B cdf = B(T(0.5)) * (B(T(1)) + xsimd::erf(x * B(T(0.5 * std::numbers::sqrt2))));
@@ -5937,7 +6032,7 @@ struct PackedWeight {
 template <class T>
 void pack_weight(int threads, Storage storage, Index out, Index in, const T* weight, std::byte* to) {
   constexpr Index max_inputs = 1 << 17;  // products of bytes that a sum of 32 bits can hold
-  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at max_abs ", max_inputs,
+  require(storage != Storage::int8 || in <= max_inputs, "prepare: ", in, " inputs given, at most ", max_inputs,
           " expected for int8");
   const PackedLayout layout{storage, out, in};
   if (storage == Storage::full) {
@@ -5969,27 +6064,28 @@ void pack_weight(int threads, Storage storage, Index out, Index in, const T* wei
   });
 }
 
-/// Writes a packed weight back to `weight` (out, in): the original values in full storage, otherwise the rounded ones.
-/// One thread; no allocation.
+/// Writes one row of a packed weight (out, in) to `to` (in): the original values in full storage, otherwise the rounded
+/// ones. No allocation.
+template <class T>
+void unpack_row(const PackedWeight& packed, Index out, Index in, Index row, T* to) {
+  const bool full = packed.storage == Storage::full;
+  const PackedLayout layout{packed.storage, out, in};
+  const Index cols = full ? GemmTile<T>::cols : GemmTile<float>::cols, j = row / cols * cols, o = row - j;
+  const Index width = full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
+  for (Index i = 0; i < in; ++i)
+    if (full)
+      to[i] = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
+    else if (packed.storage == Storage::bf16)
+      to[i] = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
+    else
+      to[i] = static_cast<T>(layout.scales(packed.data)[row] *
+                             static_cast<float>(reinterpret_cast<const std::int8_t*>(
+                                 packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
+}
+/// Writes a packed weight back to `weight` (out, in). One thread; no allocation.
 template <class T>
 void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
-  constexpr Index cols = GemmTile<T>::cols;
-  const PackedLayout layout{packed.storage, out, in};
-  for (Index j = 0; j < out; j += packed.storage == Storage::full ? cols : GemmTile<float>::cols) {
-    const Index width = packed.storage == Storage::full ? padded_cols<T>(std::min(cols, out - j)) : layout.width(j);
-    for (Index o = 0; o < std::min(width, out - j); ++o)
-      for (Index i = 0; i < in; ++i) {
-        T& value = weight[(j + o) * in + i];
-        if (packed.storage == Storage::full)
-          value = reinterpret_cast<const T*>(packed.data)[j * in + i * width + o];
-        else if (packed.storage == Storage::bf16)
-          value = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
-        else
-          value = static_cast<T>(layout.scales(packed.data)[j + o] *
-                                 static_cast<float>(reinterpret_cast<const std::int8_t*>(
-                                     packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
-      }
-  }
+  for (Index row = 0; row < out; ++row) unpack_row(packed, out, in, row, weight + row * in);
 }
 
 #if !LACONIC_VNNI
@@ -6225,6 +6321,7 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
 }
 
 LACONIC_COMPILE(pack_weight);
+LACONIC_COMPILE(unpack_row);
 LACONIC_COMPILE(unpack_weight);
 LACONIC_COMPILE(gemm, ActivationEpilogue);
 LACONIC_COMPILE(multiply, NoEpilogue);
@@ -6816,6 +6913,26 @@ const CpuWeight<T>* packed_form_of(const Parameter<T>& p) {
   return weight.form == WeightForm::plain ? nullptr : &weight;
 }
 
+/// Copies row ids[r] of a weight (vocabulary, channels), packed for products or not, to row r of `to`. Parallel over
+/// rows; no allocation. Throws `Error` for the packed weight of a convolution.
+template <class T>
+void gather_rows(int threads, const Parameter<T>& p, std::span<const int> ids, T* to) {
+  const CpuWeight<T>* packed = packed_form_of(p);
+  require(packed == nullptr || packed->form == WeightForm::panels,
+          "embed: the packed weight of a convolution given, a matrix expected");
+  const T* values = packed == nullptr ? values_of(p) : nullptr;
+  const Index cols = p.cols();
+  parallel_blocks(threads, static_cast<Index>(ids.size()), 16, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r) {
+      const Index id = ids[static_cast<std::size_t>(r)];
+      if (packed == nullptr)
+        std::copy_n(values + id * cols, cols, to + r * cols);
+      else
+        unpack_row(PackedWeight{packed->storage(), packed->data.get()}, p.rows(), cols, id, to + r * cols);
+    }
+  });
+}
+
 /// Allocates memory for the weights of a model end to end, in blocks of large pages. Each piece keeps its block alive.
 class WeightMemory {
  public:
@@ -6902,6 +7019,7 @@ void fetch_weight(Parameter<T>& p) {
   p.make_host(std::move(values));
 }
 
+LACONIC_COMPILE(gather_rows);
 LACONIC_COMPILE(prepare_weight);
 LACONIC_COMPILE(fetch_weight);
 
@@ -6949,6 +7067,12 @@ class CpuCore {
   Tensor input(Tensor x) { return x; }
   /// Returns the values as a matrix. Allocates.
   Matrix<T> output(const Tensor& x) { return x.view(); }
+  /// Writes the values, row by row, to memory of the host. Throws `Error` unless there is room for exactly all of them.
+  void read(const Tensor& x, std::span<T> values) {
+    require(static_cast<Index>(values.size()) == x.size(), "read: room for ", values.size(), " values given, (",
+            x.rows(), ", ", x.cols(), ") expected");
+    std::copy_n(x.data(), x.size(), values.data());
+  }
   /// Returns the value of a (1, 1) tensor. Throws `Error` for any other shape.
   double number(const Tensor& x) {
     require(x.size() == 1, "number: (", x.rows(), ", ", x.cols(), ") given, (1, 1) expected");
@@ -9211,6 +9335,25 @@ class CpuLinear {
                        kernels::ActivationEpilogue{activation});
     return y;
   }
+  /// Returns row ids[r] of a weight (vocabulary, channels) in row r. Throws `Error` for an id that it has no row of.
+  Tensor embed(std::span<const int> ids, const Parameter<T>& weight) {
+    for (const int id : ids)
+      require(id >= 0 && id < weight.rows(), "embed: id ", id, " given, 0 to ", weight.rows() - 1, " expected");
+    Tensor y = core_.make(static_cast<Index>(ids.size()), weight.cols());
+    kernels::gather_rows(core_.threads(), weight, ids, y.data());
+    return y;
+  }
+  /// Adds each row of dy to the gradient of the weight's row that it came from. The order of each sum is that of the
+  /// rows, whatever the number of threads.
+  void embed_backward(const Tensor& dy, std::span<const int> ids, const Parameter<T>& weight) {
+    T* gradient = kernels::gradient_of(weight);
+    if (gradient == nullptr) return;
+    const Index cols = weight.cols();
+    kernels::parallel_blocks(core_.threads(), cols, 64, [&](Index begin, Index end) {
+      for (Index r = 0; r < dy.rows(); ++r)
+        for (Index c = begin; c < end; ++c) gradient[ids[static_cast<std::size_t>(r)] * cols + c] += dy.row(r)[c];
+    });
+  }
   /// Returns dx = dy W, or nothing if `needs_dx` is false, and adds dy^T x and the column sums of dy to the gradients
   /// of weight and bias.
   Tensor linear_backward(const Tensor& dy, const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
@@ -9667,6 +9810,49 @@ class CpuLosses {
           sequences.length(n) * dx.cols(), dx.row(sequences.begin(n)), [factor](auto a) { return factor * a; },
           derivative.row(sequences.begin(n)));
     }
+    return dx;
+  }
+
+  /// Returns the cross entropies (rows, 1) of logits (rows, classes) with targets, in nats, and writes the log softmax
+  /// if `log_probs` is not null. Throws `Error` for a target that is no class and not ignored.
+  Tensor cross_entropy(const Tensor& logits, std::span<const int> targets, const CrossEntropyShape& shape,
+                       Tensor* log_probs = nullptr) {
+    require(static_cast<Index>(targets.size()) == logits.rows(), "cross_entropy: ", targets.size(),
+            " targets given for ", logits.rows(), " rows of logits");
+    require(shape.label_smoothing >= 0 && shape.label_smoothing < 1, "cross_entropy: label_smoothing ",
+            shape.label_smoothing, " given, expected from 0 to less than 1");
+    for (const int target : targets)
+      require(target == shape.ignored || (target >= 0 && target < logits.cols()), "cross_entropy: target ", target,
+              " given, expected 0 .. ", logits.cols() - 1, ", or ", shape.ignored, ", which is ignored");
+    Tensor y = log_softmax(logits), losses = core_.make(logits.rows(), 1);
+    const T on_target = static_cast<T>(1 - shape.label_smoothing),
+            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(logits.cols()));
+    for (Index r = 0; r < logits.rows(); ++r) {
+      const int target = targets[static_cast<std::size_t>(r)];
+      T& loss = losses.row(r)[0];
+      loss = target == shape.ignored ? T(0) : -on_target * y.row(r)[target];
+      if (on_all > 0 && target != shape.ignored) loss -= on_all * y.view().row(r).sum();
+    }
+    if (log_probs != nullptr) *log_probs = std::move(y);
+    return losses;
+  }
+  /// Returns the derivative of `cross_entropy` by the logits, from that by the losses (rows, 1) and the log softmax.
+  Tensor cross_entropy_backward(const Tensor& dlosses, const Tensor& log_probs, std::span<const int> targets,
+                                const CrossEntropyShape& shape) {
+    Tensor dx = core_.make(log_probs.rows(), log_probs.cols());
+    const T on_target = static_cast<T>(1 - shape.label_smoothing),
+            on_all = static_cast<T>(shape.label_smoothing / static_cast<double>(log_probs.cols()));
+    kernels::parallel_blocks(core_.threads(), dx.rows(), 16, [&](Index begin, Index end) {
+      for (Index r = begin; r < end; ++r) {
+        const int target = targets[static_cast<std::size_t>(r)];
+        const T d = target == shape.ignored ? T(0) : dlosses.row(r)[0];
+        const kernels::Batch<T> factor(d), all(on_all);
+        kernels::map_span(
+            dx.cols(), dx.row(r), [factor, all](auto l) { return factor * (kernels::exp<T>(l) - all); },
+            log_probs.row(r));
+        if (d != 0) dx.row(r)[target] -= d * on_target;
+      }
+    });
     return dx;
   }
 
@@ -10674,6 +10860,12 @@ struct Calibration {
   Sequences sequences;  ///< the utterances of the rows
 };
 
+/// Holds a text to calibrate a language model on.
+struct CalibrationTokens {
+  std::vector<int> ids;  ///< packed tokens, one a row
+  Sequences sequences;   ///< the sequences of the rows, each at most as long as the model sees at a time
+};
+
 namespace detail {
 
 /// Weighs the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
@@ -10729,19 +10921,22 @@ class HeadWeights {
 
 }  // namespace detail
 
-/// Finds the best latent of its size for the inputs that a layer has in calibration speech: principal components of the
-/// outputs Y = x W^T (as TransMLA does, Meng et al. 2025). The optimum is that of whitening the inputs (SVD-LLM, Palu),
-/// but nothing is inverted, so fewer frames than d_model suffice: in directions without input the strongest weights are
-/// kept if the rank leaves room. With `score_aware`, errors count by their effect. Errors of keys count in the scores,
-/// by the energy of the queries that meet them: M = mean of (q + u)^T (q + u) for each head. Errors of values count
-/// after the output projection: M = W_O^T W_O. The two have different units, so each is divided by its total energy.
+/// Finds the best latent of its size for the inputs that a layer has in calibration speech, or, with
+/// CalibrationTokens, in a text: principal components of the outputs Y = x W^T (as TransMLA does, Meng et al. 2025).
+/// The optimum is that of whitening the inputs (SVD-LLM, Palu), but nothing is inverted, so fewer frames than d_model
+/// suffice: in directions without input the strongest weights are kept if the rank leaves room. With `score_aware`,
+/// errors count by their effect. Errors of keys count in the scores, by the energy of the queries that meet them: M =
+/// mean of (q + u)^T (q + u) for each head. Errors of values count after the output projection: M = W_O^T W_O. The two
+/// have different units, so each is divided by its total energy.
 ///
 ///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
 ///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
-template <class Scalar = float>
+///
+///     auto gpt = convert<Small>(model, ActivationPca<float, CalibrationTokens>{{ids, {1024, 1024}}}).model;
+template <class Scalar = float, class Input = Calibration<Scalar>>
 struct ActivationPca {
-  Calibration<Scalar> calibration;  ///< speech of the domain in which the model will be used
-  bool score_aware = false;         ///< weigh errors by their effect on scores and output
+  Input calibration;         ///< speech or text of the domain in which the model will be used
+  bool score_aware = false;  ///< weigh errors by their effect on scores and output
 
   /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
   /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal
@@ -10813,8 +11008,13 @@ template <class Config, class Numbers>
 Config with_ranks(Config config, const Numbers& numbers) {
   config.kv_lora_rank = numbers.kv_lora_rank;
   config.v_lora_rank = numbers.v_lora_rank;
-  config.kv_lora_ranks = numbers.kv_lora_ranks;
-  config.v_lora_ranks = numbers.v_lora_ranks;
+  if constexpr (requires { config.kv_lora_ranks; }) {
+    config.kv_lora_ranks = numbers.kv_lora_ranks;
+    config.v_lora_ranks = numbers.v_lora_ranks;
+  } else {
+    require(numbers.kv_lora_ranks.size() == 0 && numbers.v_lora_ranks.size() == 0,
+            "convert: ranks of each layer given for a model whose layers have equal ranks");
+  }
   return config;
 }
 
@@ -10844,446 +11044,6 @@ void copy_parameters(Target& target, const Source& source) {
       require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
               "convert: the source has no parameter ", name, " of the target's shape");
   });
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Adds x^T x to `sum`, which is empty before the first rows.
-template <class T>
-void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
-  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
-  const Matrix<double> rows = to_double(x);
-  add_product(sum, 1, transposed(rows), rows);
-}
-
-/// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
-template <class Context, class Policy, class T>
-Matrix<T> key_input(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
-                    const Sequences& sequences) {
-  if constexpr (Policy::Position::turns_input) {
-    Pass<typename Context::Tensor> pass{sequences, {}};
-    pass.table = layer.table(context, pass);
-    return context.output(context.rotate(context.input(x), pass.table, Policy::Position::pairs));
-  }
-  return x;
-}
-
-/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
-template <class Context, class Policy, class T>
-void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
-             bool queries, LayerStatistics& sums) {
-  using Position = typename Policy::Position;
-  const Matrix<T> turned = key_input(context, layer, x, sequences);
-  add_second_moment(sums.value_input, x);
-  if (Position::turns_input) add_second_moment(sums.key_input, turned);
-  if (!queries) return;
-  auto q = layer.query(context, context.input(turned)).content;
-  if constexpr (Position::is_relative) q = context.add_row(q, layer.position.pos_bias_u);
-  const AttentionDims& d = layer.dims();
-  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
-  const Matrix<double> rows = to_double(context.output(q));
-  for (Index h = 0; h < d.num_heads; ++h) {
-    const Matrix<double> head = gram_by_columns(columns_of(rows, h * d.head_dim, d.head_dim));
-    for (Index i = 0; i < head.size(); ++i) sums.key_metric.data()[h * head.size() + i] += head.data()[i];
-  }
-}
-
-/// Adds the same for a layer that may hold any attention.
-template <class Context, class Layer, class T>
-void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
-                       LayerStatistics& sums) {
-  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
-}
-
-/// Returns the statistics of each attention layer of this model on this speech. Runs the model utterance by utterance,
-/// so that it takes little memory. Throws `Error` if the speech has no encoder frames or a statistic is not finite.
-template <class Context, class Source, class T>
-std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Calibration<T>& speech,
-                                       bool score_aware) {
-  require(speech.features.rows() == speech.sequences.rows(), "calibration: ", speech.features.rows(),
-          " rows of features given, their sequences have ", speech.sequences.rows());
-  const Runnable run(recorder, source);
-  std::vector<LayerStatistics> out;
-  Source::each_attention(*run, [&](std::string_view, const auto& layer) {
-    out.emplace_back();
-    recorder.record(layer.input_weight());
-  });
-  Index frames = 0;
-  for (Index n = 0; n < speech.sequences.size(); ++n) {
-    const Matrix<T> features = rows_of(speech.features, speech.sequences.begin(n), speech.sequences.length(n));
-    const Sequences sequences = (*run)(recorder, features, Sequences{features.rows()}).sequences;
-    if (sequences.rows() == 0) continue;
-    frames += sequences.rows();
-    auto sums = out.begin();
-    Source::each_attention(*run, [&](std::string_view, const auto& any) {
-      const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
-      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
-    });
-  }
-  require(frames > 0, "calibration: ", speech.features.rows(), " rows of features given in ", speech.sequences.size(),
-          " sequences, of which the subsampling leaves none");
-
-  auto sums = out.begin();
-  Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    LayerStatistics& s = *sums++;
-    if (s.key_input.size() == 0) s.key_input = s.value_input;
-    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
-      std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
-            " has inputs or queries that are not finite");
-    if (!score_aware) return;
-    const Matrix<double> weight =
-        with_layer(any, [](const auto& layer) { return to_double(layer.linear_out.weight.host()); });
-    const Index dim = s.key_metric.cols();
-    s.value_metric.resize(weight.cols(), dim);
-    for (Index at = 0; at < weight.cols(); at += dim)
-      set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
-  });
-  return out;
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
-/// unless their note says otherwise.
-struct LayerReport {
-  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
-  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
-  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
-      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
-  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
-  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
-  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
-  double output_mse = 0;       ///< mean squared error of the output
-  double output_mae = 0;       ///< mean absolute error of the output
-  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
-};
-
-/// Compares a converted model with its source.
-struct ConversionReport {
-  std::string input;                ///< "white noise" or "features": the input of the forward passes
-  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
-  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
-  double output_error = 0;          ///< LayerReport::output_error over all layers
-  double output_mse = 0;            ///< LayerReport::output_mse over all layers
-  double output_mae = 0;            ///< LayerReport::output_mae over all layers
-  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
-  double logits_error = 0;          ///< relative error of the model's logits
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
-/// size of 0 means "as the type says".
-struct ConversionConfig {
-  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
-  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
-  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
-  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
-  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
-      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
-  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
-  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
-  /// the stronger of the two takes most of the latent.
-  bool balance = false;
-  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
-  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
-  bool hadamard = false;
-};
-
-/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
-template <class Target>
-struct Conversion {
-  Target model;             ///< the converted model, its parameters on the host
-  ConversionReport report;  ///< predicted and measured errors
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <functional>
-
-// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
-/// column.
-struct KeyValueMap {
-  Matrix<double> k;  ///< keys
-  Matrix<double> v;  ///< values
-  /// Returns the weights of keys, without the biases.
-  Matrix<double> k_weight() const { return detail::columns_of(k, 0, k.cols() - 1); }
-  /// Returns the weights of values, without the biases.
-  Matrix<double> v_weight() const { return detail::columns_of(v, 0, v.cols() - 1); }
-  /// Returns the biases of values (rows, 1).
-  Matrix<double> v_bias() const { return detail::columns_of(v, v.cols() - 1, 1); }
-};
-
-/// Holds the method and the settings by which keys and values of one layer are fitted.
-struct Fitting {
-  /// Factorizes keys and values through one latent of this rank, by the method of the conversion.
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
-                             const LayerStatistics& statistics)>
-      factorize;
-  SingularValues singular_values;  ///< the factor that the singular values go to
-  bool balance;                    ///< whether keys and values are scaled to weigh the same
-  bool hadamard;                   ///< whether the channels of the latent are mixed
-  LayerStatistics statistics;      ///< statistics of the layer on calibration speech; empty without any
-};
-
-/// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
-/// if its parameters are not on the host.
-template <class T>
-Matrix<double> weight_and_bias(const Linear<T>& linear) {
-  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
-  detail::set_columns(out, 0, detail::to_double(linear.weight.host()));
-  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
-    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
-  return out;
-}
-/// Sets a linear layer to a matrix (out, in + 1), whose last column is the bias; a layer without bias ignores it.
-/// Throws `Error` if its parameters are not on the host.
-template <class T>
-void set_weight_and_bias(Linear<T>& linear, const Matrix<double>& values) {
-  detail::round_to(linear.weight.host(), detail::columns_of(values, 0, linear.in()));
-  if (linear.has_bias())
-    detail::round_to(linear.bias.host(), detail::transposed(detail::columns_of(values, linear.in(), 1)));
-}
-
-namespace detail {
-
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  round_to(linear.weight.host(), weight);
-  if (linear.has_bias()) linear.bias.host().setZero();
-}
-/// Adds (out, 1) to the bias of a layer, if it has one.
-template <class T>
-void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
-  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
-}
-
-/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
-/// rows of `first`, each follows its own block.
-template <std::same_as<double> T>
-Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  const Matrix<T> weight = columns_of(second, 0, in);
-  Matrix<T> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b)
-    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
-  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
-  return both;
-}
-/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
-template <std::same_as<double> T>
-Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<T> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
-  return both;
-}
-
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {weight_and_bias(layer.linear_k), weight_and_bias(layer.linear_v)};
-}
-template <class Layer>
-KeyValueMap key_value_map(InputLatent, const Layer& layer) {
-  return key_value_map(FullRank(), layer);
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
-  return {composed(weight_and_bias(layer.linear_k_up), down), composed(weight_and_bias(layer.linear_v_up), down)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
-  return {composed(weight_and_bias(layer.linear_k_b), composed(weight_and_bias(layer.linear_k_a), down)),
-          composed(weight_and_bias(layer.linear_v_b), composed(weight_and_bias(layer.linear_v_a), down))};
-}
-template <Index RK, Index RV, class Layer>
-KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
-          composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
-          composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
-}
-
-/// Returns the rows of every query head, copied from the key-value head that it reads.
-template <std::same_as<double> T>
-Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
-  Matrix<T> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
-  return out;
-}
-/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-template <std::same_as<double> T>
-Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
-  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
-  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
-  for (Index h = 0; h < d.num_heads; ++h)
-    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
-  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
-  return out;
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
-template <std::same_as<double> T>
-JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
-  const LayerStatistics& s = how.statistics;
-  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
-  JointFactors out;
-  if (how.balance && of_k > 0 && of_v > 0) {
-    const T rho = std::sqrt(of_k / of_v);
-    Matrix<T> keys = k;
-    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
-    const JointFactors balanced = how.factorize(keys, v, rank, s);
-    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
-    measure(out, k, v, s.key_input, s.value_input);
-  } else {
-    out = how.factorize(k, v, rank, s);
-  }
-  place(out.down, out.k_up, out.v_up, how.singular_values);
-  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
-  return out;
-}
-
-/// Makes the layer's keys and values as near to `wanted` as its policy allows, and returns the squared error that is
-/// left.
-template <class Layer>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
-  set_weight_and_bias(layer.linear_k, wanted.k);
-  set_weight_and_bias(layer.linear_v, wanted.v);
-  return 0;
-}
-template <class Layer>
-double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  return fit(FullRank(), layer, wanted, how);
-}
-template <Index R, class Layer>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-template <Index R, class Layer>
-double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  const Index dim = layer.linear_k_b.in();
-  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
-  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_a, factors.k_up);
-  assign_weight(layer.linear_k_b, identities);
-  assign_weight(layer.linear_v_a, factors.v_up);
-  assign_weight(layer.linear_v_b, identities);
-  return factors.discarded;
-}
-template <Index RK, Index RV, class Layer>
-double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
-  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
-  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
-  assign_weight(layer.linear_k_down, keys.down);
-  assign_weight(layer.linear_k_up, keys.k_up);
-  assign_weight(layer.linear_v_down, values.down);
-  assign_weight(layer.linear_v_up, values.v_up);
-  return keys.discarded + values.discarded;
-}
-
-/// Fits one expansion (head_dim, rank) for all heads and a latent of each head, and returns the squared error that is
-/// left. The left singular vectors of the heads' matrices side by side, (head_dim, heads * d_model), span their best
-/// common column space, and each head's latent is its projection to that space. Calibrated, each matrix is multiplied
-/// from the right by a root of the second moment of the inputs, and from the left by a root of the heads' mean metric,
-/// because one expansion can depend on one metric only.
-template <class T, std::same_as<double> D>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
-                 const Matrix<D>& metric, const Fitting& how) {
-  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
-  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
-  const HeadWeights<D> weights(mean);
-  const Matrix<D> weighted = weights.apply(weight);
-  Matrix<D> seen = weighted;
-  if (input.size() > 0) {
-    const SymmetricEigen<D> eigen = eigenvectors(input);
-    Matrix<D> lengths(1, d_model);
-    for (Index i = 0; i < d_model; ++i)
-      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
-    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
-  }
-  Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
-  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
-
-  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
-  for (Index h = 0; h < heads; ++h)
-    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
-  double discarded = factors.discarded;
-  if (input.size() > 0) {
-    discarded = 0;
-    for (Index h = 0; h < heads; ++h)
-      discarded +=
-          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
-  }
-
-  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
-  // can learn.)
-  std::vector<D> squares(static_cast<std::size_t>(rank));
-  for (Index i = 0; i < heads * rank; ++i)
-    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
-  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
-  for (Index i = 0; i < heads * rank; ++i) {
-    const D square = squares[static_cast<std::size_t>(i % rank)];
-    if (how.singular_values == SingularValues::down || square <= least) continue;
-    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
-    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
-    if (i < rank) scale_column(expansion, i, moved);
-  }
-  assign_weight(down, latents);
-  assign_weight(expand, expansion);
-  return discarded;
-}
-template <Index R, class Layer>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const LayerStatistics& s = how.statistics;
-  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
-         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
 }
 
 }  // namespace detail
@@ -11590,6 +11350,8 @@ struct EncoderConfig {
     within(d_model, 1, 1 << 16, "d_model");
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
+    require(position_embeddings_type != PositionEmbeddings::learned,
+            "encoder: position_embeddings_type learned given, relative or rotary expected");
     within(num_heads, 0, 1 << 16, "num_heads");
     within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
     within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
@@ -11646,7 +11408,8 @@ inline namespace LACONIC_ABI {
 /// it, add the blocks, and name its parameters. A block has
 ///   attention()                          its self-attention, of the same policy in all blocks
 ///   operator()(context, x, pass, state)  what it computes, with `nullptr` for the state of whole sequences
-///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes
+///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes, and
+///                                        fork where sequences are decoded by a beam
 template <class Block_, class Norm>
 class Stack {
  public:
@@ -11667,6 +11430,10 @@ class Stack {
     /// Fills a slot as if frames of zeros had come before, as many as are kept.
     void fill_zeros(Context& context, Index slot) {
       for (auto& layer : layers) layer.fill_zeros(context, slot);
+    }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) {
+      for (auto& layer : layers) layer.fork(context, from, to);
     }
     /// Returns the bytes that the attention of all blocks holds, all slots.
     Index attention_bytes() const {
@@ -12051,16 +11818,501 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Adds x^T x to `sum`, which is empty before the first rows.
+template <class T>
+void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
+  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
+  const Matrix<double> rows = to_double(x);
+  add_product(sum, 1, transposed(rows), rows);
+}
+
+/// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
+template <class Context, class Policy, class T>
+Matrix<T> key_input(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                    const Sequences& sequences) {
+  if constexpr (Policy::Position::turns_input) {
+    Pass<typename Context::Tensor> pass{sequences, {}};
+    pass.table = layer.table(context, pass);
+    return context.output(context.rotate(context.input(x), pass.table, Policy::Position::pairs));
+  }
+  return x;
+}
+
+/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
+template <class Context, class Policy, class T>
+void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
+             bool queries, LayerStatistics& sums) {
+  using Position = typename Policy::Position;
+  const Matrix<T> turned = key_input(context, layer, x, sequences);
+  add_second_moment(sums.value_input, x);
+  if (Position::turns_input) add_second_moment(sums.key_input, turned);
+  if (!queries) return;
+  auto q = layer.query(context, context.input(turned)).content;
+  if constexpr (Position::is_relative) q = context.add_row(q, layer.position.pos_bias_u);
+  const AttentionDims& d = layer.dims();
+  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
+  const Matrix<double> rows = to_double(context.output(q));
+  for (Index h = 0; h < d.num_heads; ++h) {
+    const Matrix<double> head = gram_by_columns(columns_of(rows, h * d.head_dim, d.head_dim));
+    for (Index i = 0; i < head.size(); ++i) sums.key_metric.data()[h * head.size() + i] += head.data()[i];
+  }
+}
+
+/// Adds the same for a layer that may hold any attention.
+template <class Context, class Layer, class T>
+void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
+                       LayerStatistics& sums) {
+  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
+}
+
+/// Refers to speech that a model is run on.
+template <class T>
+struct SpeechInput {
+  const Matrix<T>& features;   ///< packed rows, (rows, num_mels)
+  const Sequences& sequences;  ///< the utterances of the rows
+};
+
+/// Returns the logits of a model for speech, which has `features`, or for tokens, which have `ids`.
+template <class Context, class Model, class Input>
+auto run_on(Context& context, const Model& model, const Input& input) {
+  if constexpr (requires { input.features; })
+    return model(context, input.features, input.sequences);
+  else
+    return Logits<typename Context::Tensor>{model(context, TokenRows{input.ids, input.sequences}), input.sequences};
+}
+/// Returns the input's rows: of features, or tokens.
+template <class Input>
+Index rows_of_input(const Input& input) {
+  if constexpr (requires { input.features; })
+    return input.features.rows();
+  else
+    return static_cast<Index>(input.ids.size());
+}
+/// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
+template <class Input>
+void require_rows(const char* who, const Input& input, Index rows) {
+  require(rows > 0, who, ": ", rows_of_input(input), " rows of features given in ", input.sequences.size(),
+          " sequences, of which the subsampling leaves none");
+}
+
+/// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
+/// sequence, so that it takes little memory. Throws `Error` if the model has no rows for it or a statistic is not
+/// finite.
+template <class Context, class Source, class Input>
+std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
+                                       bool score_aware) {
+  using T = typename Source::Scalar;
+  require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
+          " rows of features given, their sequences have ", input.sequences.rows());
+  const Runnable run(recorder, source);
+  std::vector<LayerStatistics> out;
+  Source::each_attention(*run, [&](std::string_view, const auto& layer) {
+    out.emplace_back();
+    recorder.record(layer.input_weight());
+  });
+  Index frames = 0;
+  for (Index n = 0; n < input.sequences.size(); ++n) {
+    const Index begin = input.sequences.begin(n), length = input.sequences.length(n);
+    const Sequences one{length};
+    Sequences sequences;
+    if constexpr (requires { input.features; }) {
+      const Matrix<T> features = rows_of(input.features, begin, length);
+      sequences = run_on(recorder, *run, SpeechInput<T>{features, one}).sequences;
+    } else {
+      const auto ids = std::span(input.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(length));
+      sequences = run_on(recorder, *run, TokenRows{ids, one}).sequences;
+    }
+    if (sequences.rows() == 0) continue;
+    frames += sequences.rows();
+    auto sums = out.begin();
+    Source::each_attention(*run, [&](std::string_view, const auto& any) {
+      const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
+      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
+    });
+  }
+  require_rows("calibration", input, frames);
+
+  auto sums = out.begin();
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    LayerStatistics& s = *sums++;
+    if (s.key_input.size() == 0) s.key_input = s.value_input;
+    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
+      std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+            " has inputs or queries that are not finite");
+    if (!score_aware) return;
+    const Matrix<double> weight =
+        with_layer(any, [](const auto& layer) { return to_double(layer.linear_out.weight.host()); });
+    const Index dim = s.key_metric.cols();
+    s.value_metric.resize(weight.cols(), dim);
+    for (Index at = 0; at < weight.cols(); at += dim)
+      set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
+  });
+  return out;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
+/// unless their note says otherwise.
+struct LayerReport {
+  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
+  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
+      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
+  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
+  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the output
+  double output_mae = 0;       ///< mean absolute error of the output
+  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
+};
+
+/// Compares a converted model with its source.
+struct ConversionReport {
+  std::string input;                ///< "white noise" or "features": the input of the forward passes
+  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
+  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
+  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
+  double output_error = 0;          ///< LayerReport::output_error over all layers
+  double output_mse = 0;            ///< LayerReport::output_mse over all layers
+  double output_mae = 0;            ///< LayerReport::output_mae over all layers
+  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
+  double logits_error = 0;          ///< relative error of the model's logits
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
+/// size of 0 means "as the type says".
+struct ConversionConfig {
+  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
+  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
+  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
+  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
+  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
+      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
+  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
+  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
+  /// the stronger of the two takes most of the latent.
+  bool balance = false;
+  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
+  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
+  bool hadamard = false;
+};
+
+/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
+template <class Target>
+struct Conversion {
+  Target model;             ///< the converted model, its parameters on the host
+  ConversionReport report;  ///< predicted and measured errors
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <functional>
+
+// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
+/// column.
+struct KeyValueMap {
+  Matrix<double> k;  ///< keys
+  Matrix<double> v;  ///< values
+  /// Returns the weights of keys, without the biases.
+  Matrix<double> k_weight() const { return detail::columns_of(k, 0, k.cols() - 1); }
+  /// Returns the weights of values, without the biases.
+  Matrix<double> v_weight() const { return detail::columns_of(v, 0, v.cols() - 1); }
+  /// Returns the biases of values (rows, 1).
+  Matrix<double> v_bias() const { return detail::columns_of(v, v.cols() - 1, 1); }
+};
+
+/// Holds the method and the settings by which keys and values of one layer are fitted.
+struct Fitting {
+  /// Factorizes keys and values through one latent of this rank, by the method of the conversion.
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
+  SingularValues singular_values;  ///< the factor that the singular values go to
+  bool balance;                    ///< whether keys and values are scaled to weigh the same
+  bool hadamard;                   ///< whether the channels of the latent are mixed
+  LayerStatistics statistics;      ///< statistics of the layer on calibration speech; empty without any
+};
+
+/// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
+/// if its parameters are not on the host.
+template <class T>
+Matrix<double> weight_and_bias(const Linear<T>& linear) {
+  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
+  detail::set_columns(out, 0, detail::to_double(linear.weight.host()));
+  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
+    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
+  return out;
+}
+/// Sets a linear layer to a matrix (out, in + 1), whose last column is the bias; a layer without bias ignores it.
+/// Throws `Error` if its parameters are not on the host.
+template <class T>
+void set_weight_and_bias(Linear<T>& linear, const Matrix<double>& values) {
+  detail::round_to(linear.weight.host(), detail::columns_of(values, 0, linear.in()));
+  if (linear.has_bias())
+    detail::round_to(linear.bias.host(), detail::transposed(detail::columns_of(values, linear.in(), 1)));
+}
+
+namespace detail {
+
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  round_to(linear.weight.host(), weight);
+  if (linear.has_bias()) linear.bias.host().setZero();
+}
+/// Adds (out, 1) to the bias of a layer, if it has one.
+template <class T>
+void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
+  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
+}
+
+/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
+/// rows of `first`, each follows its own block.
+template <std::same_as<double> T>
+Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  const Matrix<T> weight = columns_of(second, 0, in);
+  Matrix<T> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b)
+    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
+  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
+  return both;
+}
+/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
+template <std::same_as<double> T>
+Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<T> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
+  return both;
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {weight_and_bias(layer.linear_k), weight_and_bias(layer.linear_v)};
+}
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_up), down), composed(weight_and_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_b), composed(weight_and_bias(layer.linear_k_a), down)),
+          composed(weight_and_bias(layer.linear_v_b), composed(weight_and_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
+          composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
+          composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
+}
+
+/// Returns the rows of every query head, copied from the key-value head that it reads.
+template <std::same_as<double> T>
+Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
+  return out;
+}
+/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+template <std::same_as<double> T>
+Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
+  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
+  for (Index h = 0; h < d.num_heads; ++h)
+    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
+  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
+  return out;
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
+template <std::same_as<double> T>
+JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
+  const LayerStatistics& s = how.statistics;
+  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
+  JointFactors out;
+  if (how.balance && of_k > 0 && of_v > 0) {
+    const T rho = std::sqrt(of_k / of_v);
+    Matrix<T> keys = k;
+    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
+    const JointFactors balanced = how.factorize(keys, v, rank, s);
+    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
+    measure(out, k, v, s.key_input, s.value_input);
+  } else {
+    out = how.factorize(k, v, rank, s);
+  }
+  place(out.down, out.k_up, out.v_up, how.singular_values);
+  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
+  return out;
+}
+
+/// Makes the layer's keys and values as near to `wanted` as its policy allows, and returns the squared error that is
+/// left.
+template <class Layer>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
+  set_weight_and_bias(layer.linear_k, wanted.k);
+  set_weight_and_bias(layer.linear_v, wanted.v);
+  return 0;
+}
+template <class Layer>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  return fit(FullRank(), layer, wanted, how);
+}
+template <Index R, class Layer>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+template <Index R, class Layer>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  const Index dim = layer.linear_k_b.in();
+  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
+  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
+  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+
+/// Fits one expansion (head_dim, rank) for all heads and a latent of each head, and returns the squared error that is
+/// left. The left singular vectors of the heads' matrices side by side, (head_dim, heads * d_model), span their best
+/// common column space, and each head's latent is its projection to that space. Calibrated, each matrix is multiplied
+/// from the right by a root of the second moment of the inputs, and from the left by a root of the heads' mean metric,
+/// because one expansion can depend on one metric only.
+template <class T, std::same_as<double> D>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
+                 const Matrix<D>& metric, const Fitting& how) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
+  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
+  const HeadWeights<D> weights(mean);
+  const Matrix<D> weighted = weights.apply(weight);
+  Matrix<D> seen = weighted;
+  if (input.size() > 0) {
+    const SymmetricEigen<D> eigen = eigenvectors(input);
+    Matrix<D> lengths(1, d_model);
+    for (Index i = 0; i < d_model; ++i)
+      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
+    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
+  }
+  Matrix<D> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
+  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
+
+  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
+  for (Index h = 0; h < heads; ++h)
+    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
+  double discarded = factors.discarded;
+  if (input.size() > 0) {
+    discarded = 0;
+    for (Index h = 0; h < heads; ++h)
+      discarded +=
+          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
+  }
+
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
+  // can learn.)
+  std::vector<D> squares(static_cast<std::size_t>(rank));
+  for (Index i = 0; i < heads * rank; ++i)
+    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
+  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
+  for (Index i = 0; i < heads * rank; ++i) {
+    const D square = squares[static_cast<std::size_t>(i % rank)];
+    if (how.singular_values == SingularValues::down || square <= least) continue;
+    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
+    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
+    if (i < rank) scale_column(expansion, i, moved);
+  }
+  assign_weight(down, latents);
+  assign_weight(expand, expansion);
+  return discarded;
+}
+template <Index R, class Layer>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const LayerStatistics& s = how.statistics;
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
+         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 // Which attentions can be converted into which.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+template <class AttentionPolicy, class T>
+class Gpt;
+
 namespace detail {
 
 template <class Target, class Source>
 inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
+template <class To, class From, class T>
+inline constexpr bool same_model<Gpt<To, T>, Gpt<From, T>> = true;
 
 /// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
 /// sets them. Those of other policies are found in the policy's namespace.
@@ -12101,12 +12353,17 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
+/// Says whether a configuration names the policy, as with AnyAttention.
+template <class Policy>
+inline constexpr bool names_its_policy = requires {
+  typename Policy::Policies;
+};
 /// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
 /// type's own.
 template <class Policy, class F>
 constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
-  if constexpr (std::is_same_v<Policy, AnyAttention>)
-    return AnyAttention::with_policy(config, std::forward<F>(f));
+  if constexpr (names_its_policy<Policy>)
+    return Policy::with_policy(config, std::forward<F>(f));
   else
     return f(std::type_identity<Policy>());
 }
@@ -12126,7 +12383,7 @@ constexpr bool types_fit() {
                 "laconic: convert changes a model's attention, neither its kind nor its number type");
   using From = typename Source::Policy;
   using To = typename Target::Policy;
-  if constexpr (!std::is_same_v<From, AnyAttention> && !std::is_same_v<To, AnyAttention>) {
+  if constexpr (!names_its_policy<From> && !names_its_policy<To>) {
     constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
     static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
     static_assert(std::is_same_v<typename From::Position, typename To::Position>,
@@ -12683,12 +12940,11 @@ namespace detail {
 
 /// Converts with a method that is no template argument, so that another method compiles nothing of this again.
 /// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
-/// attention layers are measured on white noise instead of their inputs for these features.
-template <class Target, class Context, class Source>
-Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fitting how,
-                           const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences,
-                           bool measure_on_noise) {
+/// attention layers are measured on white noise instead of their inputs for this speech or text.
+template <class Target, class Context, class Source, class Input>
+Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& source, Fitting how,
+                                 const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
+                                 const Input& input, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   using T = typename Source::Scalar;
   using From = typename Source::Policy::template Layer<T>;
@@ -12711,9 +12967,8 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
   Source::each_attention(*run, [&](std::string_view, const From& layer) { recorder.record(layer.input_weight()); });
   Source::each_attention(
       *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
-  const auto logits = (*run)(recorder, features, sequences);
-  require(logits.rows.rows() > 0, "convert: ", features.rows(), " rows of features given in ", sequences.size(),
-          " sequences, of which the subsampling leaves none");
+  const auto logits = run_on(recorder, *run, input);
+  require_rows("convert", input, logits.rows.rows());
 
   const Mask mask = source.config().mask();
   Deviation predicted, key_value, output;
@@ -12730,28 +12985,28 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, Fi
     key_value += layer.key_value;
     output += layer.output;
   });
-  out.report.input = measure_on_noise ? "white noise" : "features";
+  constexpr bool is_speech = requires { input.features; };
+  out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
   out.report.predicted_error = predicted.relative();
   out.report.key_value_error = key_value.relative();
   set_output(out.report, output);
   const Runnable converted(context, out.model);
-  const auto converted_logits = (*converted)(context, features, sequences);
+  const auto converted_logits = run_on(context, *converted, input);
   out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
   return out;
 }
 
-template <class Target, class Context, class Method, class Source>
-Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, const Method& method,
-                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
-                           const Sequences& sequences, bool measure_on_noise) {
+template <class Target, class Context, class Method, class Source, class Input>
+Conversion<Target> convert_on(Recorder<Context>& recorder, const Source& source, const Method& method,
+                              const ConversionConfig& numbers, const Input& input, bool measure_on_noise) {
   static_assert(types_fit<Target, Source>());
   const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
                     numbers.singular_values,
                     numbers.balance,
                     numbers.hadamard,
                     {}};
-  return convert<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, features, sequences,
-                         measure_on_noise);
+  return convert_model<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, input,
+                               measure_on_noise);
 }
 
 }  // namespace detail
@@ -12769,9 +13024,9 @@ Conversion<Target> convert(Recorder<Context>& recorder, const Source& source, co
 /// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
 /// ignores one on the keys, and one on the values goes to `linear_out`.
 ///
-/// The report compares both models by forward passes on white noise: features for 64 frames, and as many rows of noise
-/// into every attention layer. Allocates. Throws `Error` where the sizes do not fit (a latent larger than d_model),
-/// weights are not finite, or parameters are not on the host.
+/// The report compares both models by forward passes on white noise: features for 64 frames (a language model: 64
+/// random tokens), and as many rows of noise into every attention layer. Allocates. Throws `Error` where the sizes do
+/// not fit (a latent larger than d_model), weights are not finite, or parameters are not on the host.
 template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
 Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
   Recorder<Context> recorder;
@@ -12787,13 +13042,33 @@ Conversion<Target> convert(const Source& source, const Method& method, const Con
   return convert<Target>(recorder, source, method, numbers, features, sequences);
 }
 
+/// Converts a language model. The report compares both models on this text, every attention layer on the input that it
+/// has in the source model.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const TokenRows& tokens) {
+  Recorder<Context> recorder;
+  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
+}
+
 /// Converts as the first function does; forward passes of calibration and report run in this context.
 template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers) {
-  const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
-  const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
-  return detail::convert<Target>(context, source, method, numbers, noise, Sequences{noise.rows()}, true);
+  static_assert(detail::types_fit<Target, Source>());
+  if constexpr (requires { source.subsampling; }) {
+    const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+    const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
+    const Sequences one{noise.rows()};
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      detail::SpeechInput<typename Source::Scalar>{noise, one}, true);
+  } else {
+    const Random random(Seed(), "tokens");
+    std::vector<int> ids(static_cast<std::size_t>(std::min<Index>(64, source.config().max_positions)));
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int>(random.below(source.config().vocab_size, i));
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
+  }
 }
 /// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
 /// report run in this context.
@@ -12801,7 +13076,8 @@ template <class Target, class Context, class Source, class Method>
 Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
                            const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
                            const Sequences& sequences) {
-  return detail::convert<Target>(context, source, method, numbers, features, sequences, false);
+  return detail::convert_on<Target>(context, source, method, numbers,
+                                    detail::SpeechInput<typename Source::Scalar>{features, sequences}, false);
 }
 
 }  // namespace LACONIC_ABI
@@ -12835,6 +13111,425 @@ class Hash {
  private:
   std::uint64_t value_ = 0xcbf29ce484222325;
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Requires what greedy decoding, sampling and beam search need: the logits that follow the tokens of a slot.
+///   append(tokens, slots)   appends the tokens of sequence n to slots[n] and returns the logits (slots, vocab_size) of
+///                           the token after the last of each
+///   clear(slot), fork(from, to)   empties a slot; makes one hold what another holds
+///   slots(), vocab_size(), room(slot)   the number of slots, of tokens, and of tokens that a slot can still take
+///   context()               the context of the logits
+template <class D>
+concept TokenPredictor = requires(D& d, const D& constant, const TokenRows& tokens, std::span<const Index> slots,
+                                  Index slot) {
+  { d.append(tokens, slots) } -> std::convertible_to<typename D::Tensor>;
+  d.clear(slot);
+  d.fork(slot, slot);
+  { constant.slots() } -> std::convertible_to<Index>;
+  { constant.vocab_size() } -> std::convertible_to<Index>;
+  { constant.room(slot) } -> std::convertible_to<Index>;
+  d.context();
+};
+
+/// Holds the sizes of a TokenDecoder.
+struct TokenDecoderConfig {
+  Index slots = 1;                  ///< sequences at a time
+  Index max_tokens = 0;             ///< tokens of a sequence; 0: the model's max_positions
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
+};
+
+/// Runs a language model token by token: each slot holds the keys and values, or the latents, of one sequence, so that
+/// a token costs one pass over one row.
+///
+///     TokenDecoder decoder(cpu, model, {.slots = 2});
+///     auto logits = decoder.append({prompt, Sequences{5}}, std::array{Index{0}});   // (1, vocab_size)
+///
+/// Construction allocates. A warm `append` takes memory from the context's pool only. The logits are those of a pass
+/// over the whole sequence; with attention over latents, up to rounding.
+template <class Model, StreamingContext Context_ = Cpu<typename Model::Scalar>>
+class TokenDecoder {
+ public:
+  using Context = Context_;                 ///< the context that computes
+  using Tensor = typename Context::Tensor;  ///< the type of logits
+
+  /// Makes empty slots for a model. Context and model must outlive this. Allocates. Throws Error for sizes out of
+  /// range.
+  TokenDecoder(Context& context, const Model& model, const TokenDecoderConfig& config = {})
+      : context_(context),
+        model_(model),
+        max_tokens_(checked(model, config)),
+        state_(context, model, StateShape{config.slots, max_tokens_, 1, config.storage}),
+        counts_(static_cast<std::size_t>(config.slots)) {
+    firsts_.reserve(counts_.size());
+  }
+
+  /// Returns the context that computes.
+  Context& context() { return context_; }
+  /// Returns the number of slots.
+  Index slots() const { return static_cast<Index>(counts_.size()); }
+  /// Returns the number of tokens that the model knows.
+  Index vocab_size() const { return model_.config().vocab_size; }
+  /// Returns the tokens that a slot holds.
+  Index count(Index slot) const { return counts_[checked_slot(slot)]; }
+  /// Returns the tokens that a slot can still take.
+  Index room(Index slot) const { return max_tokens_ - count(slot); }
+  /// Returns the bytes that the slots hold, all layers.
+  Index cache_bytes() const { return state_.attention_bytes(); }
+
+  /// Empties a slot for a new sequence.
+  void clear(Index slot) {
+    counts_[checked_slot(slot)] = 0;
+    state_.clear(context_, slot);
+  }
+  /// Makes slot `to` hold what slot `from` holds.
+  void fork(Index from, Index to) {
+    counts_[checked_slot(to)] = counts_[checked_slot(from)];
+    if (from != to) state_.fork(context_, from, to);
+  }
+
+  /// Appends the tokens of sequence n, at least one, to slots[n]. Returns the logits (slots, vocab_size) of the token
+  /// that follows the last of each. Throws Error for a slot that does not exist, is named twice or has no room, for an
+  /// id that is no token, and for a sequence without tokens.
+  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
+    const Sequences& sequences = tokens.sequences;
+    require(sequences.size() == static_cast<Index>(slots.size()), "token decoder: ", sequences.size(),
+            " sequences given for ", slots.size(), " slots");
+    firsts_.clear();
+    for (std::size_t n = 0; n < slots.size(); ++n) {
+      const Index more = sequences.length(static_cast<Index>(n));
+      require(more > 0, "token decoder: no tokens given for slot ", slots[n], ", at least one expected");
+      require(more <= room(slots[n]), "token decoder: ", more, " tokens given for slot ", slots[n],
+              ", which has room for ", room(slots[n]));
+      for (std::size_t i = 0; i < n; ++i)
+        require(slots[i] != slots[n], "token decoder: slot ", slots[n], " is named twice");
+      firsts_.push_back(count(slots[n]));
+    }
+    Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+    const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+    for (std::size_t n = 0; n < slots.size(); ++n)
+      counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+    if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+    Tensor last = context_.make(sequences.size(), rows.cols());
+    for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
+    return model_.logits(context_, last);
+  }
+
+ private:
+  static Index checked(const Model& model, const TokenDecoderConfig& config) {
+    const Index max = model.config().max_positions;
+    require(config.slots > 0 && config.slots <= 1 << 24, "token decoder: ", config.slots, " slots given, 1 to ",
+            1 << 24, " expected");
+    require(config.max_tokens >= 0 && config.max_tokens <= max, "token decoder: max_tokens ", config.max_tokens,
+            " given, 1 to max_positions = ", max, " expected, or 0 for these");
+    return config.max_tokens > 0 ? config.max_tokens : max;
+  }
+  std::size_t checked_slot(Index slot) const {
+    require(slot >= 0 && slot < slots(), "token decoder: slot ", slot, " given, 0 to ", slots() - 1, " expected");
+    return static_cast<std::size_t>(slot);
+  }
+
+  Context& context_;
+  const Model& model_;
+  Index max_tokens_;
+  typename Model::template State<Context> state_;
+  std::vector<Index> counts_, firsts_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how a beam search runs.
+struct BeamConfig {
+  Index beams = 4;                 ///< hypotheses that are kept at each step
+  Index max_new_tokens = 100;      ///< tokens after the prompt
+  std::optional<int> end_token{};  ///< ends a hypothesis, and is its last token
+  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the probability itself
+};
+
+/// Holds one result of a beam search.
+struct Hypothesis {
+  std::vector<int> tokens;  ///< the tokens after the prompt
+  double score;             ///< log probability / tokens^length_penalty
+};
+
+/// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
+/// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
+/// have in common by `fork`. Allocates. Throws Error for an empty prompt and for numbers that make no sense.
+template <TokenPredictor Decoder>
+std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {}) {
+  using T = typename Decoder::Context::Scalar;
+  const Index vocab = decoder.vocab_size(), beams = config.beams;
+  require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
+          decoder.slots(), " slots expected");
+  require(config.max_new_tokens >= 0, "beam search: max_new_tokens ", config.max_new_tokens,
+          " given, at least 0 expected");
+  require(std::isfinite(config.length_penalty), "beam search: length_penalty ", config.length_penalty,
+          " given, a finite number expected");
+  require(!prompt.empty(), "beam search: an empty prompt given, at least one token expected");
+
+  struct Beam {
+    std::vector<int> tokens;
+    double log_prob;
+    Index slot;
+  };
+  struct Candidate {
+    double log_prob;
+    Index beam;
+    int token;
+  };
+  std::vector<Beam> live{{{}, 0.0, 0}};
+  std::vector<Hypothesis> done;
+  const auto score = [&](double log_prob, std::size_t length) {
+    return log_prob / std::pow(static_cast<double>(std::max<std::size_t>(1, length)), config.length_penalty);
+  };
+  const auto better = [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; };
+  const auto finish = [&](std::vector<int> tokens, double log_prob) {
+    const double s = score(log_prob, tokens.size());
+    done.insert(std::upper_bound(done.begin(), done.end(), Hypothesis{{}, s}, better), {std::move(tokens), s});
+    if (static_cast<Index>(done.size()) > beams) done.pop_back();
+  };
+
+  decoder.clear(0);
+  auto& context = decoder.context();
+  auto logits = decoder.append({prompt, Sequences{static_cast<Index>(prompt.size())}}, std::array{Index{0}});
+  std::vector<T> values;
+  std::vector<Candidate> candidates;
+  std::vector<int> ids;
+  std::vector<Index> slots;
+  for (Index step = 0; step < config.max_new_tokens; ++step) {
+    values.resize(live.size() * static_cast<std::size_t>(vocab));
+    context.read(context.log_softmax(logits), std::span<T>(values));
+    candidates.clear();
+    for (std::size_t b = 0; b < live.size(); ++b)
+      for (Index v = 0; v < vocab; ++v)
+        candidates.push_back(
+            {live[b].log_prob +
+                 static_cast<double>(values[b * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(v)]),
+             static_cast<Index>(b), static_cast<int>(v)});
+    // Twice as many as beams: as many of them may end a hypothesis.
+    const std::size_t wanted = std::min(candidates.size(), static_cast<std::size_t>(2 * beams));
+    std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(wanted), candidates.end(),
+                      [](const Candidate& a, const Candidate& b) {
+                        if (a.log_prob != b.log_prob) return a.log_prob > b.log_prob;
+                        return a.beam != b.beam ? a.beam < b.beam : a.token < b.token;
+                      });
+    std::vector<Beam> next;
+    for (std::size_t i = 0; i < wanted && static_cast<Index>(next.size()) < beams; ++i) {
+      const Candidate& c = candidates[i];
+      std::vector<int> tokens = live[static_cast<std::size_t>(c.beam)].tokens;
+      tokens.push_back(c.token);
+      if (c.token == config.end_token) {
+        if (static_cast<Index>(i) < beams) finish(std::move(tokens), c.log_prob);
+      } else {
+        next.push_back({std::move(tokens), c.log_prob, c.beam});  // its parent's number until it has a slot
+      }
+    }
+    if (next.empty()) return done;
+    const bool full = static_cast<Index>(done.size()) == beams;
+    if (full && done.back().score >= score(next.front().log_prob, next.front().tokens.size())) return done;
+
+    // The first child of a beam goes on in its slot; others get a copy in a slot that no beam goes on in.
+    std::vector<bool> used(static_cast<std::size_t>(beams), false), taken(live.size(), false);
+    std::vector<std::size_t> copies;
+    for (std::size_t i = 0; i < next.size(); ++i) {
+      const auto parent = static_cast<std::size_t>(next[i].slot);
+      next[i].slot = live[parent].slot;
+      if (taken[parent]) {
+        copies.push_back(i);
+      } else {
+        taken[parent] = true;
+        used[static_cast<std::size_t>(next[i].slot)] = true;
+      }
+    }
+    for (const std::size_t i : copies) {
+      const auto free = static_cast<Index>(std::find(used.begin(), used.end(), false) - used.begin());
+      decoder.fork(next[i].slot, free);
+      used[static_cast<std::size_t>(free)] = true;
+      next[i].slot = free;
+    }
+    live = std::move(next);
+    if (step + 1 == config.max_new_tokens || decoder.room(live.front().slot) == 0) break;
+    ids.clear();
+    slots.clear();
+    for (const Beam& beam : live) {
+      ids.push_back(beam.tokens.back());
+      slots.push_back(beam.slot);
+    }
+    const Sequences ones = Sequences::make(context.arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
+    logits = decoder.append({ids, ones}, slots);
+  }
+  for (Beam& beam : live) finish(std::move(beam.tokens), beam.log_prob);
+  return done;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <numeric>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how the next token is drawn from its logits. The steps are those of Hugging Face's `generate`, in this order.
+struct SamplingConfig {
+  double temperature = 1;  ///< divides the logits; 0 takes the most probable token (greedy)
+  Index top_k = 0;         ///< keeps the k most probable tokens (Fan et al. 2018); 0: all
+  /// Keeps the most probable tokens whose probabilities sum to at least this (nucleus sampling, Holtzman et al. 2020).
+  double top_p = 1;
+
+  /// Throws Error for a number that makes no sense.
+  void check() const {
+    require(std::isfinite(temperature) && temperature >= 0, "sampling: temperature ", temperature,
+            " given, a number of at least 0 expected");
+    require(top_k >= 0, "sampling: top_k ", top_k, " given, at least 0 expected");
+    require(top_p > 0 && top_p <= 1, "sampling: top_p ", top_p, " given, more than 0 and at most 1 expected");
+  }
+};
+
+/// Draws tokens from logits. Memory is taken at construction only.
+class Sampler {
+ public:
+  /// Makes a sampler for `vocab_size` tokens. Allocates. Throws Error for numbers that make no sense.
+  Sampler(const SamplingConfig& config, Index vocab_size)
+      : config_(config),
+        order_(static_cast<std::size_t>(vocab_size)),
+        probabilities_(static_cast<std::size_t>(vocab_size)) {
+    config.check();
+  }
+
+  /// Returns a token drawn from these logits by a number in [0, 1). Among equal logits, the lower id comes first.
+  /// Throws Error for logits of another number, and where all are NaN or infinite.
+  template <class T>
+  int operator()(std::span<const T> logits, double uniform) {
+    require(logits.size() == order_.size(), "sampler: ", logits.size(), " logits given, ", order_.size(), " expected");
+    const auto best = std::max_element(logits.begin(), logits.end());
+    const auto finite = [](T x) { return !std::isnan(x); };
+    require(std::all_of(logits.begin(), logits.end(), finite) && std::isfinite(*best),
+            "sampler: logits that are NaN or infinite given");
+    if (config_.temperature == 0) return static_cast<int>(best - logits.begin());
+
+    std::iota(order_.begin(), order_.end(), 0);
+    const auto before = [&](int a, int b) {
+      const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+      return x > y || (x == y && a < b);
+    };
+    auto end = order_.end();
+    if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
+      end = order_.begin() + config_.top_k;
+      std::nth_element(order_.begin(), end, order_.end(), before);
+    }
+    std::sort(order_.begin(), end, before);
+
+    const auto count = static_cast<std::size_t>(end - order_.begin());
+    double sum = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto logit = static_cast<double>(logits[static_cast<std::size_t>(order_[i])]);
+      sum += probabilities_[i] = std::exp((logit - static_cast<double>(*best)) / config_.temperature);
+    }
+    std::size_t kept = 0;
+    double kept_sum = 0;
+    while (kept < count && (kept == 0 || kept_sum < config_.top_p * sum)) kept_sum += probabilities_[kept++];
+    double left = uniform * kept_sum;
+    for (std::size_t i = 0; i + 1 < kept; ++i) {
+      left -= probabilities_[i];
+      if (left < 0) return order_[i];
+    }
+    return order_[kept - 1];
+  }
+
+ private:
+  SamplingConfig config_;
+  std::vector<int> order_;
+  std::vector<double> probabilities_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how sequences are continued.
+struct GenerationConfig {
+  Index max_new_tokens = 100;        ///< tokens after the prompt; a slot without room ends a sequence sooner
+  std::optional<int> end_token{};    ///< ends a sequence, and is its last token
+  SamplingConfig sampling{0, 0, 1};  ///< how each token is drawn; greedy by default
+  Seed seed{};                       ///< the source of all draws
+};
+
+/// Continues prompts by greedy decoding or sampling, as many at a time as the decoder has slots. Returns the new tokens
+/// of each. What a sequence draws depends on the seed and on its number only, not on the others. A warm decoder takes
+/// no memory for a token; the results are allocated. Throws Error for an empty prompt, and for one that has no room.
+template <TokenPredictor Decoder>
+std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::vector<int>> prompts,
+                                       const GenerationConfig& config = {}) {
+  using T = typename Decoder::Context::Scalar;
+  require(config.max_new_tokens >= 0, "generate: max_new_tokens ", config.max_new_tokens,
+          " given, at least 0 expected");
+  const auto vocab = static_cast<std::size_t>(decoder.vocab_size()), slots = static_cast<std::size_t>(decoder.slots());
+  Sampler sample(config.sampling, decoder.vocab_size());
+  std::vector<std::vector<int>> out(prompts.size());
+  std::vector<T> logits(slots * vocab);
+  std::vector<Index> live, all;  // slots in use, and all
+  std::vector<std::size_t> sequence_of(slots);
+  std::vector<int> ids;
+  live.reserve(slots);
+  ids.reserve(slots);
+  for (std::size_t s = slots; s-- > 0;) all.push_back(static_cast<Index>(s));
+  std::vector<Index> free = all;
+
+  // Takes the next token of each of these slots from the logits. goes_on(slot) is called for those that do.
+  const auto take = [&](std::span<const Index> slots_of_rows, const auto& tensor, auto&& goes_on) {
+    const std::span<T> values(logits.data(), slots_of_rows.size() * vocab);
+    decoder.context().read(tensor, values);
+    for (std::size_t r = 0; r < slots_of_rows.size(); ++r) {
+      const Index slot = slots_of_rows[r];
+      const std::size_t n = sequence_of[static_cast<std::size_t>(slot)];
+      const Random random(config.seed / static_cast<Index>(n), "generate");
+      const int token = sample(std::span<const T>(values.subspan(r * vocab, vocab)), random.uniform(out[n].size()));
+      out[n].push_back(token);
+      const bool ends = token == config.end_token || static_cast<Index>(out[n].size()) >= config.max_new_tokens ||
+                        decoder.room(slot) == 0;
+      if (ends)
+        free.push_back(slot);
+      else
+        goes_on(slot);
+    }
+  };
+
+  std::size_t next = 0;
+  while (next < prompts.size() || !live.empty()) {
+    for (; next < prompts.size() && !free.empty(); ++next) {
+      require(!prompts[next].empty(), "generate: prompt ", next, " is empty, at least one token expected");
+      if (config.max_new_tokens == 0) continue;
+      const std::array<Index, 1> slot{free.back()};
+      free.pop_back();
+      sequence_of[static_cast<std::size_t>(slot[0])] = next;
+      out[next].reserve(static_cast<std::size_t>(config.max_new_tokens));
+      decoder.clear(slot[0]);
+      const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
+      take(slot, tensor, [&](Index s) { live.push_back(s); });
+    }
+    if (live.empty()) continue;
+    ids.clear();
+    for (const Index slot : live) ids.push_back(out[sequence_of[static_cast<std::size_t>(slot)]].back());
+    const Sequences ones =
+        Sequences::make(decoder.context().arena(), static_cast<Index>(live.size()), [](Index) { return 1; });
+    const auto tensor = decoder.append({ids, ones}, live);
+    std::size_t kept = 0;
+    take(live, tensor, [&](Index s) { live[kept++] = s; });
+    live.resize(kept);
+  }
+  return out;
+}
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -13462,6 +14157,353 @@ struct EBranchformerKind : FeatureFront {
 /// Encodes log-mel features by an E-Branchformer (Kim et al. 2022) with convolutional subsampling and a CTC head.
 template <class AttentionPolicy, class T = float>
 using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
+struct GptConfig {
+  Index vocab_size = 50257;                          ///< tokens
+  Index max_positions = 1024;                        ///< tokens that the model sees at a time
+  Index d_model = 768;                               ///< channels between the blocks
+  Index num_layers = 12;                             ///< blocks
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index head_dim = 0;                                ///< channels of a head; 0: d_model / num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  Index q_lora_rank = 0;                             ///< rank of the queries
+  Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
+  IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
+  /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
+  bool attention_bias = true;                    ///< biases in the attention
+  Activation hidden_act = Activation::gelu_new;  ///< activation of the feed-forward modules
+  Index intermediate_size = 0;                   ///< width of the feed-forward modules; 0: 4 * d_model
+  double layer_norm_eps = 1e-5;                  ///< epsilon of the norms
+  bool tied_embeddings = true;                   ///< whether the logits are products with the embeddings themselves
+  double dropout = 0;                            ///< probability of dropout in training
+
+  /// Returns the sizes of the attention.
+  constexpr AttentionConfig attention_config() const {
+    return {.d_model = d_model,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .kv_lora_rank = kv_lora_rank,
+            .v_lora_rank = v_lora_rank,
+            .q_lora_rank = q_lora_rank,
+            .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
+            .head_dim = head_dim,
+            .attention_bias = attention_bias,
+            .attention = attention,
+            .position_embeddings_type = position_embeddings_type};
+  }
+  /// Returns the mask under which a token sees itself and the tokens before it.
+  static constexpr Mask mask() { return Mask::causal(); }
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("vocab_size", self.vocab_size);
+    visit("max_positions", self.max_positions);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("attention", self.attention);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("head_dim", self.head_dim);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
+    visit("position_embeddings_type", self.position_embeddings_type);
+    visit("attention_bias", self.attention_bias);
+    visit("hidden_act", self.hidden_act);
+    visit("intermediate_size", self.intermediate_size);
+    visit("layer_norm_eps", self.layer_norm_eps);
+    visit("tied_embeddings", self.tied_embeddings);
+    visit("dropout", self.dropout);
+  }
+
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const GptConfig& checked() const {
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "gpt: ", name, ' ', value, " given, ", min, " to ", max, " expected");
+    };
+    within(vocab_size, 1, 1 << 24, "vocab_size");
+    within(max_positions, 1, 1 << 24, "max_positions");
+    within(d_model, 1, 1 << 16, "d_model");
+    within(num_layers, 1, 1 << 12, "num_layers");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(head_dim, 0, 1 << 16, "head_dim");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    require(position_embeddings_type != PositionEmbeddings::relative,
+            "gpt: position_embeddings_type relative given, learned or rotary expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "gpt: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
+    require(dropout >= 0 && dropout < 1, "gpt: dropout ", dropout, " given, expected from 0 to less than 1");
+    return *this;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Looks up a row for each id: ids to (ids, width). A model may multiply by the weight, too: with the layer's `linear`,
+/// the same matrix turns rows back into logits of all ids (tied embeddings, Press and Wolf 2017). Initial values are
+/// GPT-2's: normal with a standard deviation of 0.02.
+template <class T>
+class Embedding : public Module<Embedding<T>> {
+ public:
+  /// Makes an empty layer, without parameters.
+  Embedding() = default;
+  /// Makes the layer with its initial parameters. `use` is WeightUse::linear where products read the weight, too.
+  /// Allocates.
+  Embedding(Index count, Index width, Seed seed, WeightUse use = WeightUse::elementwise) : weight({count, width}) {
+    weight.use = use;
+    const Random random(seed, "weight");
+    for (Index i = 0; i < weight.size(); ++i)
+      weight.host().data()[i] = static_cast<T>(0.02 * random.normal(static_cast<std::uint64_t>(i)));
+  }
+
+  /// Returns the number of ids.
+  Index count() const { return weight.rows(); }
+
+  /// Returns the row of each id. Throws Error for an id that has none.
+  template <class Context>
+  auto operator()(Context& context, std::span<const int> ids) const {
+    return context.embed(ids, weight);
+  }
+  /// Returns x W^T: the product of each row of x (rows, width) with the rows of all ids, (rows, count).
+  template <class Context, class Tensor>
+  auto linear(Context& context, const Tensor& x) const {
+    return context.linear(x, weight, nullptr);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) { visit("weight", self.weight); }
+
+  Parameter<T> weight;  ///< (count, width)
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes one block of GPT-2 (Radford et al. 2019, section 2.3), (rows, d_model) to (rows, d_model): x + attention(
+/// norm(x)), then x + feed-forward(norm(x)).
+template <class AttentionPolicy, class T>
+class GptBlock : public Module<GptBlock<AttentionPolicy, T>> {
+ public:
+  using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
+
+  /// Makes the layer with its initial parameters. Allocates.
+  GptBlock(const GptConfig& c, Seed seed)
+      : ln_1(c.d_model, c.layer_norm_eps),
+        attn(c.attention_config(), c.dropout, seed / "attn"),
+        ln_2(c.d_model, c.layer_norm_eps),
+        mlp(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "mlp"),
+        dropout_(c.dropout) {}
+
+  /// Returns the self-attention.
+  auto& attention() { return attn; }
+  /// Returns the self-attention.
+  const auto& attention() const { return attn; }
+
+  /// Holds what sequences keep of earlier tokens.
+  template <class Context>
+  struct State {
+    /// Makes the state of `shape.slots` sequences. Allocates.
+    State(Context& context, const GptBlock& block, const StateShape& shape) : attention(context, block.attn, shape) {}
+    /// Empties a slot for a new sequence.
+    void clear(Context& context, Index slot) { attention.clear(context, slot); }
+    /// Fills a slot as if tokens of zeros had come before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) { attention.fill_zeros(context, slot); }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) { attention.fork(context, from, to); }
+    /// Returns 0, since there are no convolutions.
+    Index convolution_bytes() const { return 0; }
+
+    typename AttentionType::template State<Context> attention;  ///< the past of attention
+  };
+
+  /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
+  template <class Context, class Tensor, class S>
+  Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    Tensor y;
+    if constexpr (has_state<S>)
+      y = attn(context, ln_1(context, x), pass, &state->attention);
+    else
+      y = attn(context, ln_1(context, x), pass);
+    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
+    y = mlp(context, ln_2(context, x));
+    return context.add(std::move(x), y);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("ln_1", self.ln_1);
+    visit("attn", self.attn);
+    visit("ln_2", self.ln_2);
+    visit("mlp", self.mlp);
+  }
+
+  LayerNorm<T> ln_1;   ///< the norm before attention
+  AttentionType attn;  ///< the attention
+  LayerNorm<T> ln_2;   ///< the norm before the feed-forward module
+  FeedForward<T> mlp;  ///< the feed-forward module
+
+ private:
+  double dropout_;
+};
+
+/// Predicts the next token of each token (GPT-2, Radford et al. 2019): embeddings, a stack of causal blocks with a
+/// norm, and logits of all tokens.
+///
+///     Gpt<Mha<12, NoPosition>> model(config, Seed(1));
+///     auto logits = model(cpu, {ids, Sequences{5, 9}});   // ids of 14 tokens; logits (14, vocab_size)
+///
+/// A token never sees a later one. With `learned` positions a vector for each position is added to the embeddings; an
+/// attention with rotary positions needs none. Construction allocates, and throws Error where the sizes do not fit; the
+/// forward pass takes memory from the context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by
+/// token.
+template <class AttentionPolicy, class T = float>
+class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<AttentionPolicy, T>, LayerNorm<T>> {
+  using Blocks = Stack<GptBlock<AttentionPolicy, T>, LayerNorm<T>>;
+
+ public:
+  using Scalar = T;                ///< the type of its parameters
+  using Policy = AttentionPolicy;  ///< the attention of its blocks
+  using Config = GptConfig;        ///< the type of its configuration
+  using Blocks::layers, Blocks::layer_norm;
+  using typename Blocks::Block;
+  /// Holds what sequences keep, block by block. Takes memory at construction only.
+  template <class Context>
+  using State = typename Blocks::template State<Context>;
+
+  /// Makes a model with random parameters. Allocates. Throws Error for sizes that do not fit.
+  Gpt(const GptConfig& config, Seed seed)
+      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
+        wte(config.vocab_size, config.d_model, seed / "wte",
+            config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
+        config_(config) {
+    const AttentionDims d = Policy::dims(config.attention_config());
+    config_.num_heads = d.num_heads;
+    config_.num_kv_heads = d.num_kv_heads;
+    config_.kv_lora_rank = d.kv_lora_rank;
+    config_.v_lora_rank = d.v_lora_rank;
+    config_.q_lora_rank = d.q_lora_rank;
+    config_.qk_rope_head_dim = d.qk_rope_head_dim;
+    layers.reserve(static_cast<std::size_t>(config.num_layers));
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
+    if (config.position_embeddings_type == PositionEmbeddings::learned)
+      wpe = Embedding<T>(config.max_positions, config.d_model, seed / "wpe");
+    if (!config.tied_embeddings) lm_head = Linear<T>(config.d_model, config.vocab_size, seed / "lm_head", Bias::no);
+  }
+
+  /// Returns the configuration with every size resolved, also those that came from the type.
+  const GptConfig& config() const { return config_; }
+  /// Says whether the order of tokens is known by learned vectors.
+  bool has_learned_positions() const { return wpe.weight.size() > 0; }
+
+  /// Returns the logits (rows, vocab_size) of the token after each token. Throws Error for an id that is no token and
+  /// for a sequence longer than max_positions.
+  template <class Context>
+  requires ContextOf<Context, T>
+  auto operator()(Context& context, const TokenRows& tokens) const {
+    Pass<typename Context::Tensor> pass{tokens.sequences, Mask::causal()};
+    return logits(context, hidden(context, tokens.ids, std::move(pass), nullptr));
+  }
+  /// Ends the compilation with a sentence where the context does not fit the model.
+  template <class Context, class... Arguments>
+  requires(!ContextOf<Context, T>) auto operator()(Context&, Arguments&&...) const {
+    static_assert(detail::is_context_of<Context, T>());
+  }
+
+  /// Returns the rows (rows, d_model) from which `logits` predicts. With a pointer to a state, the tokens follow those
+  /// that the state holds, and the pass says where.
+  template <class Context, class Tensor, class S>
+  Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, S state) const {
+    require(static_cast<Index>(ids.size()) == pass.sequences.rows(), "gpt: ", ids.size(),
+            " tokens given, their sequences have ", pass.sequences.rows());
+    for (Index n = 0; n < pass.sequences.size(); ++n)
+      require(pass.first(n) + pass.sequences.length(n) <= config_.max_positions, "gpt: sequence ", n, " of ",
+              pass.first(n) + pass.sequences.length(n),
+              " tokens given, at most max_positions = ", config_.max_positions, " expected");
+    Tensor x = wte(context, ids);
+    if (has_learned_positions()) x = context.add(std::move(x), positions(context, pass));
+    return this->run(context, context.dropout(std::move(x), config_.dropout), std::move(pass), state);
+  }
+  /// Returns the logits (rows, vocab_size) of rows that `hidden` gave.
+  template <class Context, class Tensor>
+  Tensor logits(Context& context, const Tensor& rows) const {
+    return config_.tied_embeddings ? wte.linear(context, rows) : lm_head(context, rows);
+  }
+
+  /// Returns the bytes of key-value cache for `n` tokens of one sequence, all layers.
+  static constexpr Index cache_bytes(const GptConfig& config, Frames n, Storage storage = Storage::full) {
+    return config.num_layers * Policy::cache_bytes(config.attention_config(), n, storage);
+  }
+  /// Returns the trained parameters of the whole model. Tied embeddings count once.
+  static constexpr Index parameter_count(const GptConfig& config) {
+    const GptConfig& c = config.checked();
+    const Index d = c.d_model, hidden = c.feed_forward_width();
+    const Index block = 2 * 2 * d + 2 * d * hidden + hidden + d + Policy::parameter_count(c.attention_config());
+    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + 2 * d +
+           (c.position_embeddings_type == PositionEmbeddings::learned ? c.max_positions * d : 0);
+  }
+
+  /// Visits the parts with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("wte", self.wte);
+    if (self.has_learned_positions()) visit("wpe", self.wpe);
+    visit("layers", self.layers);
+    visit("layer_norm", self.layer_norm);
+    if (!self.config_.tied_embeddings) visit("lm_head", self.lm_head);
+  }
+  /// Calls `visit(dotted_name, attention_layer)` for every layer.
+  static void each_attention(auto& self, auto&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i)
+      visit(std::string_view(text("layers.", i, ".attn")), self.layers[i].attention());
+  }
+
+  Embedding<T> wte;   ///< the embedding of each token, (vocab_size, d_model)
+  Embedding<T> wpe;   ///< the vector of each position, (max_positions, d_model), or empty
+  Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
+
+ private:
+  /// Returns the vectors of the positions of a pass, (rows, d_model).
+  template <class Context, class Tensor>
+  Tensor positions(Context& context, const Pass<Tensor>& pass) const {
+    const Buffer memory =
+        context.arena().allocate(static_cast<std::size_t>(std::max<Index>(1, pass.sequences.rows())) * sizeof(int));
+    auto* ids = static_cast<int*>(memory.data());
+    for (Index n = 0; n < pass.sequences.size(); ++n)
+      for (Index i = 0; i < pass.sequences.length(n); ++i)
+        ids[pass.sequences.begin(n) + i] = static_cast<int>(pass.first(n) + i);
+    return wpe(context, std::span<const int>(ids, static_cast<std::size_t>(pass.sequences.rows())));
+  }
+
+  GptConfig config_;
+};
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -14202,6 +15244,23 @@ auto ctc_loss(Context& context, const Logits& logits, const Labels& labels, int 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Returns the mean cross entropy, (1, 1), in nats, of the rows whose target is not ignored: `cross_entropy_loss(tape,
+/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0.
+template <class Context, class Tensor>
+auto cross_entropy_loss(Context& context, const Tensor& logits, std::span<const int> targets,
+                        const CrossEntropyShape& shape = {}) {
+  const auto ignored = std::count(targets.begin(), targets.end(), shape.ignored);
+  const auto rows = static_cast<double>(targets.size()), counted = rows - static_cast<double>(ignored);
+  const auto mean = context.mean_finite(context.cross_entropy(logits, targets, shape));
+  return ignored == 0 ? mean : context.scale(mean, rows / std::max(1.0, counted));
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Names how the learning rate falls after its linear warm-up.
 enum class Decay {
   cosine,  ///< along half a cosine to a hundredth at the last step (Loshchilov and Hutter 2017)
@@ -14237,6 +15296,154 @@ struct Schedule {
     return peak * (0.01 + 0.99 * 0.5 * (1 + std::cos(std::numbers::pi * progress)));
   }
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <chrono>
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the settings of the training of a language model.
+struct LanguageModelTraining {
+  std::int64_t steps = 2000;                   ///< updates
+  Index batch = 16;                            ///< windows of an update
+  Index window = 0;                            ///< tokens of a window; 0: the model's max_positions
+  double learning_rate = 1e-3;                 ///< peak learning rate
+  double warmup = 0.05;                        ///< fraction of the steps in which the learning rate grows
+  AdamWConfig adamw{0.9, 0.99, 1e-8, 0.1, 1};  ///< the optimiser
+  std::int64_t valid_steps = 250;              ///< updates between two validations
+  Index valid_tokens = 0;                      ///< tokens of a validation; 0: all
+  Seed seed{};                                 ///< the source of all randomness
+
+  /// Throws `Error` for a number that makes no sense.
+  void check() const {
+    const auto within = [](std::int64_t value, std::int64_t min, std::int64_t max, const char* name) {
+      require(value >= min && value <= max, "train: ", name, ' ', value, " given, ", min, " to ", max, " expected");
+    };
+    within(steps, 1, std::int64_t{1} << 40, "steps");
+    within(batch, 1, 1 << 20, "batch");
+    within(window, 0, 1 << 24, "window");
+    within(valid_steps, 1, std::int64_t{1} << 40, "valid_steps");
+    within(valid_tokens, 0, Index{1} << 40, "valid_tokens");
+    require(learning_rate >= 0 && learning_rate <= 1e3, "train: learning_rate ", learning_rate,
+            " given, 0 to 1000 expected");
+    require(warmup >= 0 && warmup <= 1, "train: warmup ", warmup, " given, 0 to 1 expected");
+    adamw.check();
+  }
+};
+
+/// Holds the values of a progress line.
+struct LanguageModelProgress {
+  std::int64_t step;      ///< updates done
+  double loss,            ///< training loss of the update, nats a token
+      valid_loss,         ///< validation loss, nats a token; NaN where there was none
+      learning_rate,      ///< learning rate of the update
+      tokens_per_second,  ///< training speed so far
+      seconds_left;       ///< estimated time to the end
+  bool best, skipped;     ///< whether this validation was the best so far; whether the gradient was not finite
+};
+
+/// Holds what a training has come to.
+struct LanguageModelResult {
+  double valid_loss = std::numeric_limits<double>::infinity();  ///< validation loss of the best model, nats a token
+  std::int64_t best_step = 0;                                   ///< its step; 0: the model as it was given
+  double seconds = 0;                                           ///< training time, without validation
+  double tokens_per_second = 0;                                 ///< training speed
+};
+
+/// Returns the mean loss, in nats, of each token but the first of every window, given the tokens before it in the
+/// window. The text is cut into windows that overlap by one token. The context must have a form of the model that it
+/// can run. Allocates. Throws `Error` for fewer than two tokens.
+template <class Model, class Context>
+double evaluate_language_model(Context& context, const Model& model, std::span<const int> tokens, Index window = 0) {
+  constexpr Index rows_together = 4096;
+  const auto count = static_cast<Index>(tokens.size());
+  require(count >= 2, "evaluate: ", count, " tokens given, at least two expected");
+  if (window == 0) window = model.config().max_positions;
+  double sum = 0;
+  std::vector<int> ids, targets;
+  std::vector<Index> lengths;
+  for (Index begin = 0; begin < count - 1; begin += window) {
+    const Index length = std::min(window, count - 1 - begin);
+    const auto from = tokens.begin() + begin;
+    ids.insert(ids.end(), from, from + length);
+    targets.insert(targets.end(), from + 1, from + length + 1);
+    lengths.push_back(length);
+    if (static_cast<Index>(ids.size()) + window <= rows_together && begin + window < count - 1) continue;
+    const auto loss = cross_entropy_loss(context, model(context, TokenRows{ids, Sequences(lengths)}), targets);
+    sum += context.number(loss) * static_cast<double>(ids.size());
+    ids.clear();
+    targets.clear();
+    lengths.clear();
+  }
+  return sum / static_cast<double>(count - 1);
+}
+
+/// Trains a language model, such as Gpt, on windows that are drawn at random from a text of tokens, and leaves the
+/// model of the lowest validation loss in `model`. `progress(LanguageModelProgress)` is called for each update. The
+/// model is on the host, before and afterwards. Allocates. Throws `Error` for a text shorter than a window, and for
+/// numbers that make no sense.
+template <class Model, TrainingContext Context, class Progress>
+LanguageModelResult train_language_model(Context& context, Model& model, std::span<const int> train,
+                                         std::span<const int> valid, const LanguageModelTraining& config,
+                                         Progress&& progress) {
+  config.check();
+  const Index window = config.window > 0 ? config.window : model.config().max_positions;
+  const Index room = static_cast<Index>(train.size()) - window;  // beginnings of a window and its targets
+  require(room > 0, "train: a text of ", train.size(), " tokens given, more than a window of ", window, " expected");
+  if (config.valid_tokens > 0)
+    valid = valid.first(std::min(valid.size(), static_cast<std::size_t>(config.valid_tokens)));
+
+  const Schedule schedule{config.learning_rate,
+                          static_cast<std::int64_t>(config.warmup * static_cast<double>(config.steps)), Decay::cosine,
+                          config.steps};
+  const Random draw(config.seed, "windows");
+  const Sequences sequences(std::vector<Index>(static_cast<std::size_t>(config.batch), window));
+  std::vector<int> ids(static_cast<std::size_t>(config.batch * window)), targets(ids.size());
+  LanguageModelResult result;
+  context.prepare_training(model);
+  AdamW<Context> optimizer(context, config.adamw);
+  Model best = model;
+  const auto seconds_since = [](auto begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  for (std::int64_t step = 1; step <= config.steps; ++step) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (Index b = 0; b < config.batch; ++b) {
+      const auto number = static_cast<std::uint64_t>((step - 1) * config.batch + b);
+      const auto from = train.begin() + draw.below(room, number);
+      std::copy_n(from, window, ids.begin() + b * window);
+      std::copy_n(from + 1, window, targets.begin() + b * window);
+    }
+    Autodiff<Context> tape(context, config.seed / "dropout" / static_cast<Index>(step));
+    const auto loss = cross_entropy_loss(tape, model(tape, TokenRows{ids, sequences}), targets);
+    tape.backward(loss);
+    const double rate = schedule(step);
+    const double norm = optimizer.step(model, rate);
+    result.seconds += seconds_since(begin);
+    result.tokens_per_second = static_cast<double>(step * config.batch * window) / result.seconds;
+
+    const double left = result.seconds / static_cast<double>(step) * static_cast<double>(config.steps - step);
+    LanguageModelProgress now{step,  tape.number(loss),        std::numeric_limits<double>::quiet_NaN(),
+                              rate,  result.tokens_per_second, left,
+                              false, !std::isfinite(norm)};
+    if (step % config.valid_steps == 0 || step == config.steps) {
+      now.valid_loss = evaluate_language_model(context, model, valid, window);
+      now.best = now.valid_loss < result.valid_loss;
+      if (now.best) {
+        result.valid_loss = now.valid_loss;
+        result.best_step = step;
+        best = model;
+      }
+    }
+    progress(now);
+  }
+  model = std::move(best);
+  context.fetch(model);
+  return result;
+}
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -37,7 +37,7 @@ class Characters {
     require(json.is_object() && !json.empty(), where, ": an object of characters and their numbers expected");
     std::vector<std::string> tokens(json.size());
     for (const auto& [character, number] : json.items()) {
-      require(number.is_number_unsigned() && number.get<std::size_t>() < tokens.size(), where, ": ",
+      require(number.is_number_integer() && number >= 0 && number < tokens.size(), where, ": ",
               detail::in_quotes(character), " has the number ", detail::shown(number), ", 0 to ", tokens.size() - 1,
               " expected");
       require(detail::split_characters(character).size() == 1, where, ": ", detail::in_quotes(character),

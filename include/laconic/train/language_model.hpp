@@ -60,9 +60,9 @@ struct LanguageModelProgress {
 
 /// Holds what a training has come to.
 struct LanguageModelResult {
-  double valid_loss = std::numeric_limits<double>::infinity();  ///< of the best model, nats a token
+  double valid_loss = std::numeric_limits<double>::infinity();  ///< validation loss of the best model, nats a token
   std::int64_t best_step = 0;                                   ///< its step; 0: the model as it was given
-  double seconds = 0;                                           ///< of training, without validation
+  double seconds = 0;                                           ///< training time, without validation
   double tokens_per_second = 0;                                 ///< training speed
 };
 
