@@ -22,7 +22,7 @@ using Model = Gpt<AnyCausalAttention>;
 
 /// Lists what config.json of a model folder holds.
 struct GptFolderConfig {
-  GptConfig gpt;
+  LanguageModelConfig gpt;
   std::string model_type = "laconic-gpt";
   static constexpr void fields(auto& self, auto&& visit) {
     visit("model_type", self.model_type);
@@ -71,13 +71,13 @@ struct TrainOptions : CommonOptions {
   AttentionOptions attention{"mha"};
   bool rotary = false;
   double valid_fraction = 0.1;
-  GptConfig gpt{.max_positions = 128, .d_model = 192, .num_layers = 6, .num_heads = 6, .dropout = 0.1};
+  LanguageModelConfig gpt{.max_positions = 128, .d_model = 192, .num_layers = 6, .num_heads = 6, .dropout = 0.1};
   LanguageModelTraining training;
 };
 
 /// Returns the configuration that the options describe. Latents of heads are half as wide as a head by default.
-GptConfig config_of(TrainOptions& o, Index vocab_size) {
-  GptConfig c = o.gpt;
+LanguageModelConfig config_of(TrainOptions& o, Index vocab_size) {
+  LanguageModelConfig c = o.gpt;
   const AttentionChoice& choice = o.attention.chosen();
   c.vocab_size = vocab_size;
   c.attention = choice.attention;
@@ -98,7 +98,7 @@ GptConfig config_of(TrainOptions& o, Index vocab_size) {
   return c;
 }
 
-Index bytes_of_cache(const GptConfig& c) { return Model::cache_bytes(c, frames(c.max_positions)); }
+Index bytes_of_cache(const LanguageModelConfig& c) { return Model::cache_bytes(c, frames(c.max_positions)); }
 
 void train(TrainOptions& o) {
   const std::string text_file = text_of(o.text);
@@ -109,7 +109,7 @@ void train(TrainOptions& o) {
     return {Model(config_of(o, characters.size()), o.training.seed), std::move(characters)};
   }();
   const Text text = split(loaded.characters.encode(text_file), o.valid_fraction);
-  const GptConfig& c = loaded.model.config();
+  const LanguageModelConfig& c = loaded.model.config();
   say(to_name(c.attention), ", ", loaded.model.count_parameters(), " parameters, ", loaded.characters.size(),
       " characters; cache of ", c.max_positions, " characters: ", bytes_of_cache(c), " bytes; ", text.train.size(),
       " characters to train on, ", text.valid.size(), " to choose a model by, ", o.threads, " threads");

@@ -14,6 +14,7 @@
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
 #include <laconic/model/gpt.hpp>
+#include <laconic/model/llama.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>

@@ -457,93 +457,6 @@ class IndexList {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Names the attention that a configuration chooses where the type leaves it open (`AnyAttention`).
-enum class AttentionName {
-  by_type,        ///< the type decides
-  mha,            ///< multi-head attention
-  gqa,            ///< grouped-query attention
-  mqa,            ///< multi-query attention
-  mla,            ///< one latent, two steps to every head (`TwoStageLatent`)
-  mla_simple,     ///< one latent, one step (`SharedLatent`)
-  mla_split,      ///< one latent for keys and one for values (`SplitLatent`)
-  mla_head,       ///< latents for every head (`HeadLatent`)
-  mla_decoupled,  ///< DeepSeek-V2's latent and rotary key (`DecoupledLatent`)
-  input_latent,   ///< the layer's input is cached (`InputLatent`)
-  linear          ///< linear attention (`LinearKernel`)
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(AttentionName) {
-  using enum AttentionName;
-  return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
-                                                 {mha, "mha"},
-                                                 {gqa, "gqa"},
-                                                 {mqa, "mqa"},
-                                                 {mla, "mla"},
-                                                 {mla_simple, "mla-simple"},
-                                                 {mla_split, "mla-split"},
-                                                 {mla_head, "mla-head"},
-                                                 {mla_decoupled, "mla-decoupled"},
-                                                 {input_latent, "input-latent"},
-                                                 {linear, "linear"}});
-}
-
-/// Names the position that a configuration chooses where the type leaves it open (`AnyAttention`).
-enum class PositionEmbeddings {
-  relative,  ///< Transformer-XL's relative positions
-  rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
-             ///< a decoder's queries and keys after them
-  learned    ///< a decoder's trained vector for each position, added to the embeddings
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(PositionEmbeddings) {
-  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
-                                                      {PositionEmbeddings::rotary, "rotary"},
-                                                      {PositionEmbeddings::learned, "learned"}});
-}
-
-/// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".
-struct AttentionConfig {
-  Index d_model = 0;       ///< channels of the layer's input and output
-  Index num_heads = 0;     ///< query heads
-  Index num_kv_heads = 0;  ///< key-value heads, a divisor of num_heads
-  /// Rank of the latent; of the keys' latent where values have their own; of each head's where heads have their own.
-  Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;       ///< rank of the values' latent; 0 where the type leaves it open: kv_lora_rank
-  Index q_lora_rank = 0;       ///< rank of the queries
-  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
-  /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.
-  IndexList rope_pairs{};
-  Index head_dim = 0;          ///< channels of a head; 0: d_model / num_heads
-  bool attention_bias = true;  ///< biases on queries, output, and where the key-value policy has them
-  AttentionName attention = AttentionName::by_type;                            ///< the attention by name
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< the position by name
-};
-
-/// Holds all sizes of one attention, resolved from type and configuration. Sizes that a policy does not have are 0.
-struct AttentionDims {
-  Index d_model;               ///< channels of the layer's input and output
-  Index num_heads;             ///< query heads, H
-  Index num_kv_heads;          ///< key-value heads, G
-  Index head_dim;              ///< channels of a head
-  bool bias;                   ///< whether the projections have biases
-  Index kv_lora_rank = 0;      ///< as in AttentionConfig
-  Index v_lora_rank = 0;       ///< as in AttentionConfig
-  Index q_lora_rank = 0;       ///< as in AttentionConfig
-  Index qk_rope_head_dim = 0;  ///< as in AttentionConfig
-  IndexList rope_pairs{};      ///< as in AttentionConfig
-
-  /// Returns the channels of all query heads together.
-  constexpr Index q_dim() const { return num_heads * head_dim; }
-  /// Returns the channels of all key heads together, which is that of all value heads, too.
-  constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -1172,6 +1085,92 @@ struct HeadShape {
 /// second, as GPT-NeoX and Hugging Face do.
 enum class RotaryPairs { interleaved, halves };
 
+/// Names how the rates of rotary positions are changed for sequences longer than those of the training.
+enum class RotaryScaling {
+  none,    ///< they are not
+  linear,  ///< all rates are divided by the factor (Chen et al. 2023)
+  llama3,  ///< slow rates are divided, fast ones are not, with a smooth transition (Llama 3.1)
+  yarn  ///< likewise, by the number of rotations in a training sequence (Peng et al. 2023), and the angles' amplitude
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(RotaryScaling) {
+  return std::to_array<EnumName<RotaryScaling>>({{RotaryScaling::none, "none"},
+                                                 {RotaryScaling::linear, "linear"},
+                                                 {RotaryScaling::llama3, "llama3"},
+                                                 {RotaryScaling::yarn, "yarn"}});
+}
+
+/// Says how fast the pairs of channels of a rotary position rotate. The members have the names and the meaning of
+/// transformers' `rope_parameters`.
+struct RotaryRates {
+  double base = 10000;                          ///< pair m of a width rotates by base^(-2 m / width) a position
+  RotaryScaling scaling = RotaryScaling::none;  ///< how these rates are changed
+  double factor = 1;                            ///< by how much, at least 1
+  double low_freq_factor = 1;                   ///< llama3: full rotations below which a rate is divided
+  double high_freq_factor = 4;                  ///< llama3: full rotations above which it is not
+  double beta_fast = 32;                        ///< yarn: full rotations above which a rate is not divided
+  double beta_slow = 1;                         ///< yarn: full rotations below which it is
+  double attention_factor = 0;                  ///< yarn: factor of cosines and sines; 0: 0.1 ln(factor) + 1
+  Index original_max_positions = 8192;          ///< llama3 and yarn: positions of the training
+
+  /// Returns the rate of pair m of `width` channels, in radians a position.
+  double rate(Index m, Index width) const {
+    const double plain = std::pow(base, -2 * static_cast<double>(m) / static_cast<double>(width));
+    constexpr double turn = 2 * std::numbers::pi;
+    const double rotations = static_cast<double>(original_max_positions) * plain / turn;
+    if (scaling == RotaryScaling::linear) return plain / factor;
+    if (scaling == RotaryScaling::llama3) {
+      const double kept = std::clamp((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0);
+      return kept * plain + (1 - kept) * plain / factor;
+    }
+    if (scaling == RotaryScaling::yarn) {
+      const auto pair_of = [&](double turns) {
+        return static_cast<double>(width) * std::log(static_cast<double>(original_max_positions) / (turns * turn)) /
+               (2 * std::log(base));
+      };
+      const double low = std::max(0.0, std::floor(pair_of(beta_fast))),
+                   high = std::min(static_cast<double>(width - 1), std::ceil(pair_of(beta_slow)));
+      const double divided = std::clamp((static_cast<double>(m) - low) / (high > low ? high - low : 0.001), 0.0, 1.0);
+      return (1 - divided) * plain + divided * plain / factor;
+    }
+    return plain;
+  }
+  /// Returns the factor of cosines and sines.
+  double amplitude() const {
+    if (scaling != RotaryScaling::yarn) return 1;
+    return attention_factor > 0 ? attention_factor : 0.1 * std::log(factor) + 1;
+  }
+
+  /// Visits each member with its name, for files.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("base", self.base);
+    visit("scaling", self.scaling);
+    visit("factor", self.factor);
+    visit("low_freq_factor", self.low_freq_factor);
+    visit("high_freq_factor", self.high_freq_factor);
+    visit("beta_fast", self.beta_fast);
+    visit("beta_slow", self.beta_slow);
+    visit("attention_factor", self.attention_factor);
+    visit("original_max_positions", self.original_max_positions);
+  }
+  /// Returns these rates if every number makes sense. Throws `Error` otherwise.
+  constexpr const RotaryRates& checked() const {
+    require(base > 1 && base <= 1e12, "rotary: base ", base, " given, more than 1 and at most 1e12 expected");
+    require(factor >= 1 && factor <= 1e6, "rotary: factor ", factor, " given, 1 to 1e6 expected");
+    require(low_freq_factor > 0 && high_freq_factor > low_freq_factor, "rotary: low_freq_factor ", low_freq_factor,
+            " and high_freq_factor ", high_freq_factor, " given, 0 < low < high expected");
+    require(beta_slow > 0 && beta_fast >= beta_slow, "rotary: beta_slow ", beta_slow, " and beta_fast ", beta_fast,
+            " given, 0 < slow <= fast expected");
+    require(attention_factor >= 0 && attention_factor <= 1e3, "rotary: attention_factor ", attention_factor,
+            " given, 0 to 1000 expected");
+    require(original_max_positions > 0, "rotary: original_max_positions ", original_max_positions,
+            " given, at least 1 expected");
+    return *this;
+  }
+  /// Says whether two have the same members.
+  friend constexpr bool operator==(const RotaryRates&, const RotaryRates&) = default;
+};
+
 /// Gives the position of packed rows in time: row i of sequence n is at first(n) + step * i, in frames.
 struct RowPositions {
   const Sequences& sequences;       ///< the sequences of the rows; must outlive this
@@ -1315,6 +1314,95 @@ class DropoutMask {
 
   std::uint32_t threshold_;
   Random random_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names the attention that a configuration chooses where the type leaves it open (`AnyAttention`).
+enum class AttentionName {
+  by_type,        ///< the type decides
+  mha,            ///< multi-head attention
+  gqa,            ///< grouped-query attention
+  mqa,            ///< multi-query attention
+  mla,            ///< one latent, two steps to every head (`TwoStageLatent`)
+  mla_simple,     ///< one latent, one step (`SharedLatent`)
+  mla_split,      ///< one latent for keys and one for values (`SplitLatent`)
+  mla_head,       ///< latents for every head (`HeadLatent`)
+  mla_decoupled,  ///< DeepSeek-V2's latent and rotary key (`DecoupledLatent`)
+  input_latent,   ///< the layer's input is cached (`InputLatent`)
+  linear          ///< linear attention (`LinearKernel`)
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(AttentionName) {
+  using enum AttentionName;
+  return std::to_array<EnumName<AttentionName>>({{by_type, "by-type"},
+                                                 {mha, "mha"},
+                                                 {gqa, "gqa"},
+                                                 {mqa, "mqa"},
+                                                 {mla, "mla"},
+                                                 {mla_simple, "mla-simple"},
+                                                 {mla_split, "mla-split"},
+                                                 {mla_head, "mla-head"},
+                                                 {mla_decoupled, "mla-decoupled"},
+                                                 {input_latent, "input-latent"},
+                                                 {linear, "linear"}});
+}
+
+/// Names the position that a configuration chooses where the type leaves it open (`AnyAttention`).
+enum class PositionEmbeddings {
+  relative,  ///< Transformer-XL's relative positions
+  rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
+             ///< a decoder's queries and keys after them
+  learned    ///< a decoder's trained vector for each position, added to the embeddings
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(PositionEmbeddings) {
+  return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
+                                                      {PositionEmbeddings::rotary, "rotary"},
+                                                      {PositionEmbeddings::learned, "learned"}});
+}
+
+/// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".
+struct AttentionConfig {
+  Index d_model = 0;       ///< channels of the layer's input and output
+  Index num_heads = 0;     ///< query heads
+  Index num_kv_heads = 0;  ///< key-value heads, a divisor of num_heads
+  /// Rank of the latent; of the keys' latent where values have their own; of each head's where heads have their own.
+  Index kv_lora_rank = 0;
+  Index v_lora_rank = 0;       ///< rank of the values' latent; 0 where the type leaves it open: kv_lora_rank
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+  /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.
+  IndexList rope_pairs{};
+  RotaryRates rope{};          ///< how fast the pairs of rotary positions rotate
+  Index head_dim = 0;          ///< channels of a head; 0: d_model / num_heads
+  bool attention_bias = true;  ///< biases on queries, output, and where the key-value policy has them
+  AttentionName attention = AttentionName::by_type;                            ///< the attention by name
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;  ///< the position by name
+};
+
+/// Holds all sizes of one attention, resolved from type and configuration. Sizes that a policy does not have are 0.
+struct AttentionDims {
+  Index d_model;               ///< channels of the layer's input and output
+  Index num_heads;             ///< query heads, H
+  Index num_kv_heads;          ///< key-value heads, G
+  Index head_dim;              ///< channels of a head
+  bool bias;                   ///< whether the projections have biases
+  Index kv_lora_rank = 0;      ///< as in AttentionConfig
+  Index v_lora_rank = 0;       ///< as in AttentionConfig
+  Index q_lora_rank = 0;       ///< as in AttentionConfig
+  Index qk_rope_head_dim = 0;  ///< as in AttentionConfig
+  IndexList rope_pairs{};      ///< as in AttentionConfig
+  RotaryRates rope{};          ///< as in AttentionConfig
+
+  /// Returns the channels of all query heads together.
+  constexpr Index q_dim() const { return num_heads * head_dim; }
+  /// Returns the channels of all key heads together, which is that of all value heads, too.
+  constexpr Index kv_dim() const { return num_kv_heads * head_dim; }
 };
 
 }  // namespace LACONIC_ABI
@@ -2866,7 +2954,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
              const IndexList& pair_list, std::span<typename C::Scalar> values, std::span<const int> tokens,
-             const CrossEntropyShape& entropy) {
+             const CrossEntropyShape& entropy, const RotaryRates& rates) {
   // -- tensors ------------------------------------------------------------------------------------------------------
   // rows: the number of rows of a tensor.
   { x.rows() } -> std::convertible_to<Index>;
@@ -2905,10 +2993,11 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // sine and cosine are computed in double. It has no derivative.
   { c.sinusoids(positions, count) } -> std::same_as<typename C::Tensor>;
   // rotary_table: returns the table (rows, width) that `rotate` reads: cos(position * r_m) of width / 2 pairs, then
-  // their sines, with r_m = 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has m = pairs[i], or m =
-  // i if no pairs are given. Angle, sine and cosine are computed in double. It has no derivative. Throws `Error` if
-  // width is odd, if rate_width is less than width, or if there are pairs but not width / 2 of them.
-  { c.rotary_table(positions, count, count, pair_list) } -> std::same_as<typename C::Tensor>;
+  // their sines, with r_m = rates.rate(m, rate_width), which is 10000^(-2 m / rate_width) by default (Su et al. 2021,
+  // section 3.2.2), both times rates.amplitude(). Pair i has m = pairs[i], or m = i if no pairs are given. Angle, sine
+  // and cosine are computed in double. It has no derivative. Throws `Error` if width is odd, if rate_width is less than
+  // width, or if there are pairs but not width / 2 of them.
+  { c.rotary_table(positions, count, count, pair_list, rates) } -> std::same_as<typename C::Tensor>;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare: moves the parameters of a model into the form that this context runs fastest. `storage` says how the
@@ -3424,7 +3513,7 @@ struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
     const Index rate_width = d.rope_pairs.size() > 0 ? d.head_dim : width;
-    return context.rotary_table({pass.sequences, pass.firsts}, width, rate_width, d.rope_pairs);
+    return context.rotary_table({pass.sequences, pass.firsts}, width, rate_width, d.rope_pairs, d.rope);
   }
 };
 
@@ -3662,6 +3751,7 @@ struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_,
             " key-value heads given, a divisor of num_heads = ", heads, " expected");
     AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads,
                     config.attention_bias};
+    d.rope = config.rope.checked();
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
     require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(),
@@ -4406,8 +4496,9 @@ class Autodiff {
   /// Returns the sinusoids of positions (rows, width) as a constant.
   Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
   /// Returns the table of `rotate` (rows, width) as a constant.
-  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs) {
-    return {backend_.rotary_table(positions, width, rate_width, pairs), -1};
+  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& rates = {}) {
+    return {backend_.rotary_table(positions, width, rate_width, pairs, rates), -1};
   }
   /// Returns the values as a matrix of the host. Allocates.
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }
@@ -10053,10 +10144,6 @@ inline double sinusoid_rate(Index m, Index width) {
 inline void sinusoid_rates(Index width, double* rates) {
   for (Index m = 0; 2 * m < width; ++m) rates[m] = sinusoid_rate(m, width);
 }
-/// Writes the rates of the given pairs of `width` channels to rates (pairs.size()).
-inline void sinusoid_rates(Index width, const IndexList& pairs, double* rates) {
-  for (Index i = 0; i < pairs.size(); ++i) rates[i] = sinusoid_rate(pairs[i], width);
-}
 
 /// Calls write(row, position) for every row, in parallel over rows. A task has 16 rows only, since a sine and a cosine
 /// take about 20 ns a column.
@@ -10084,15 +10171,15 @@ void sinusoids(int threads, const RowPositions& at, Index width, const double* r
   });
 }
 
-/// Computes y (rows, width): cos(position * rate) of width / 2 pairs, then their sines. Parallel over rows; no
-/// allocation.
+/// Computes y (rows, width): amplitude * cos(position * rate) of width / 2 pairs, then as many sines. Parallel over
+/// rows; no allocation.
 template <class T>
-void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
+void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, double amplitude, T* y) {
   const Index half = width / 2;
   each_position(threads, at, [&](Index row, double position) {
     T* out = y + row * width;
-    for (Index i = 0; i < half; ++i) out[i] = static_cast<T>(std::cos(position * rates[i]));
-    for (Index i = 0; i < half; ++i) out[half + i] = static_cast<T>(std::sin(position * rates[i]));
+    for (Index i = 0; i < half; ++i) out[i] = static_cast<T>(amplitude * std::cos(position * rates[i]));
+    for (Index i = 0; i < half; ++i) out[half + i] = static_cast<T>(amplitude * std::sin(position * rates[i]));
   });
 }
 
@@ -10123,18 +10210,17 @@ class CpuPositions {
   }
   /// Returns the table of `rotate` (rows, width): cosines of width / 2 pairs, then their sines. Throws `Error` for
   /// sizes that do not fit.
-  Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs) {
+  Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& how = {}) {
     require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
     require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
             " pairs given, none or half of the width ", width, " expected");
     require(rate_width >= width, "rotary_table: rates of width ", rate_width, " given, at least ", width, " expected");
-    const Buffer rates = room(pairs.size() > 0 ? width : rate_width);
-    if (pairs.size() > 0)
-      kernels::sinusoid_rates(rate_width, pairs, rates_of(rates));
-    else
-      kernels::sinusoid_rates(rate_width, rates_of(rates));
+    how.checked();
+    const Buffer rates = room(width);
+    for (Index i = 0; 2 * i < width; ++i) rates_of(rates)[i] = how.rate(pairs.size() > 0 ? pairs[i] : i, rate_width);
     Tensor out = core_.make(at.sequences.rows(), width);
-    kernels::rotary_table(core_.threads(), at, width, rates_of(rates), out.data());
+    kernels::rotary_table(core_.threads(), at, width, rates_of(rates), how.amplitude(), out.data());
     return out;
   }
 
@@ -12302,8 +12388,8 @@ double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitt
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-template <class AttentionPolicy, class T>
-class Gpt;
+template <class Kind, class AttentionPolicy, class T>
+class LanguageModel;
 
 namespace detail {
 
@@ -12311,8 +12397,8 @@ template <class Target, class Source>
 inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
-template <class To, class From, class T>
-inline constexpr bool same_model<Gpt<To, T>, Gpt<From, T>> = true;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<LanguageModel<Kind, To, T>, LanguageModel<Kind, From, T>> = true;
 
 /// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
 /// sets them. Those of other policies are found in the policy's namespace.
@@ -13834,6 +13920,11 @@ inline namespace LACONIC_ABI {
 template <class T>
 class FeedForward : public Module<FeedForward<T>> {
  public:
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(Index d_model, Index hidden) {
+    return 2 * d_model * hidden + hidden + d_model;
+  }
+
   /// Makes the layer with its initial parameters. Allocates.
   FeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
       : intermediate_dense(d_model, hidden, seed / "intermediate_dense"),
@@ -13856,6 +13947,45 @@ class FeedForward : public Module<FeedForward<T>> {
 
   Linear<T> intermediate_dense;  ///< from d_model to the hidden width
   Linear<T> output_dense;        ///< from the hidden width to d_model
+
+ private:
+  Activation activation_;
+  double dropout_;
+};
+
+/// Computes a gated feed-forward module (Shazeer 2020, "GLU variants"; SwiGLU with SiLU), (rows, d_model) to (rows,
+/// d_model): down(activation(gate(x)) * up(x)), without biases. Parameter names are Llama's.
+template <class T>
+class GatedFeedForward : public Module<GatedFeedForward<T>> {
+ public:
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(Index d_model, Index hidden) { return 3 * d_model * hidden; }
+
+  /// Makes the layer with its initial parameters. Allocates.
+  GatedFeedForward(Index d_model, Index hidden, Activation activation, double dropout, Seed seed)
+      : gate_proj(d_model, hidden, seed / "gate_proj", Bias::no),
+        up_proj(d_model, hidden, seed / "up_proj", Bias::no),
+        down_proj(hidden, d_model, seed / "down_proj", Bias::no),
+        activation_(activation),
+        dropout_(dropout) {}
+
+  /// Returns the output of the module.
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x) const {
+    const auto gate = gate_proj(context, x, activation_);
+    return context.dropout(down_proj(context, context.multiply(gate, up_proj(context, x))), dropout_);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("gate_proj", self.gate_proj);
+    visit("up_proj", self.up_proj);
+    visit("down_proj", self.down_proj);
+  }
+
+  Linear<T> gate_proj;  ///< from d_model to the hidden width, before the activation
+  Linear<T> up_proj;    ///< from d_model to the hidden width
+  Linear<T> down_proj;  ///< from the hidden width to d_model
 
  private:
   Activation activation_;
@@ -14165,7 +14295,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
-struct GptConfig {
+struct LanguageModelConfig {
   Index vocab_size = 50257;                          ///< tokens
   Index max_positions = 1024;                        ///< tokens that the model sees at a time
   Index d_model = 768;                               ///< channels between the blocks
@@ -14179,6 +14309,7 @@ struct GptConfig {
   Index q_lora_rank = 0;                             ///< rank of the queries
   Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
   IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
+  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
   /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
   bool attention_bias = true;                    ///< biases in the attention
@@ -14198,6 +14329,7 @@ struct GptConfig {
             .q_lora_rank = q_lora_rank,
             .qk_rope_head_dim = qk_rope_head_dim,
             .rope_pairs = rope_pairs,
+            .rope = rope,
             .head_dim = head_dim,
             .attention_bias = attention_bias,
             .attention = attention,
@@ -14223,6 +14355,7 @@ struct GptConfig {
     visit("q_lora_rank", self.q_lora_rank);
     visit("qk_rope_head_dim", self.qk_rope_head_dim);
     visit("rope_pairs", self.rope_pairs);
+    visit("rope", self.rope);
     visit("position_embeddings_type", self.position_embeddings_type);
     visit("attention_bias", self.attention_bias);
     visit("hidden_act", self.hidden_act);
@@ -14234,9 +14367,10 @@ struct GptConfig {
 
   /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
   /// and keep products from overflowing.
-  constexpr const GptConfig& checked() const {
+  constexpr const LanguageModelConfig& checked() const {
     const auto within = [](Index value, Index min, Index max, const char* name) {
-      require(value >= min && value <= max, "gpt: ", name, ' ', value, " given, ", min, " to ", max, " expected");
+      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
+              " expected");
     };
     within(vocab_size, 1, 1 << 24, "vocab_size");
     within(max_positions, 1, 1 << 24, "max_positions");
@@ -14251,10 +14385,10 @@ struct GptConfig {
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
     require(position_embeddings_type != PositionEmbeddings::relative,
-            "gpt: position_embeddings_type relative given, learned or rotary expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "gpt: layer_norm_eps ", layer_norm_eps,
+            "language model: position_embeddings_type relative given, learned or rotary expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
             " given, more than 0 and less than 1 expected");
-    require(dropout >= 0 && dropout < 1, "gpt: dropout ", dropout, " given, expected from 0 to less than 1");
+    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
     return *this;
   }
 };
@@ -14308,31 +14442,34 @@ class Embedding : public Module<Embedding<T>> {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Computes one block of GPT-2 (Radford et al. 2019, section 2.3), (rows, d_model) to (rows, d_model): x + attention(
-/// norm(x)), then x + feed-forward(norm(x)).
-template <class AttentionPolicy, class T>
-class GptBlock : public Module<GptBlock<AttentionPolicy, T>> {
+/// Computes a block with a norm before each of its parts, (rows, d_model) to (rows, d_model): x + attention(norm(x)),
+/// then x + feed-forward(norm(x)) (GPT-2, Radford et al. 2019, section 2.3; Llama, Touvron et al. 2023, section 2.2).
+/// The kind of model says which norm and which feed-forward module: see LanguageModel.
+template <class Kind, class AttentionPolicy, class T>
+class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
  public:
   using AttentionType = typename AttentionPolicy::template Layer<T>;  ///< the layer of the attention policy
+  using Norm = typename Kind::template Norm<T>;                       ///< the layer of both norms
 
   /// Makes the layer with its initial parameters. Allocates.
-  GptBlock(const GptConfig& c, Seed seed)
-      : ln_1(c.d_model, c.layer_norm_eps),
-        attn(c.attention_config(), c.dropout, seed / "attn"),
-        ln_2(c.d_model, c.layer_norm_eps),
+  PreNormBlock(const LanguageModelConfig& c, Seed seed)
+      : attention_norm(c.d_model, c.layer_norm_eps),
+        self_attn(c.attention_config(), c.dropout, seed / Kind::attention_name),
+        feed_forward_norm(c.d_model, c.layer_norm_eps),
         mlp(c.d_model, c.feed_forward_width(), c.hidden_act, c.dropout, seed / "mlp"),
         dropout_(c.dropout) {}
 
   /// Returns the self-attention.
-  auto& attention() { return attn; }
+  auto& attention() { return self_attn; }
   /// Returns the self-attention.
-  const auto& attention() const { return attn; }
+  const auto& attention() const { return self_attn; }
 
   /// Holds what sequences keep of earlier tokens.
   template <class Context>
   struct State {
     /// Makes the state of `shape.slots` sequences. Allocates.
-    State(Context& context, const GptBlock& block, const StateShape& shape) : attention(context, block.attn, shape) {}
+    State(Context& context, const PreNormBlock& block, const StateShape& shape)
+        : attention(context, block.self_attn, shape) {}
     /// Empties a slot for a new sequence.
     void clear(Context& context, Index slot) { attention.clear(context, slot); }
     /// Fills a slot as if tokens of zeros had come before, as many as are kept.
@@ -14350,26 +14487,26 @@ class GptBlock : public Module<GptBlock<AttentionPolicy, T>> {
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     Tensor y;
     if constexpr (has_state<S>)
-      y = attn(context, ln_1(context, x), pass, &state->attention);
+      y = self_attn(context, attention_norm(context, x), pass, &state->attention);
     else
-      y = attn(context, ln_1(context, x), pass);
+      y = self_attn(context, attention_norm(context, x), pass);
     x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
-    y = mlp(context, ln_2(context, x));
+    y = mlp(context, feed_forward_norm(context, x));
     return context.add(std::move(x), y);
   }
 
   /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
-    visit("ln_1", self.ln_1);
-    visit("attn", self.attn);
-    visit("ln_2", self.ln_2);
+    visit(Kind::attention_norm_name, self.attention_norm);
+    visit(Kind::attention_name, self.self_attn);
+    visit(Kind::feed_forward_norm_name, self.feed_forward_norm);
     visit("mlp", self.mlp);
   }
 
-  LayerNorm<T> ln_1;   ///< the norm before attention
-  AttentionType attn;  ///< the attention
-  LayerNorm<T> ln_2;   ///< the norm before the feed-forward module
-  FeedForward<T> mlp;  ///< the feed-forward module
+  Norm attention_norm;                         ///< the norm before attention
+  AttentionType self_attn;                     ///< the attention
+  Norm feed_forward_norm;                      ///< the norm before the feed-forward module
+  typename Kind::template FeedForward<T> mlp;  ///< the feed-forward module
 
  private:
   double dropout_;
@@ -14385,14 +14522,16 @@ class GptBlock : public Module<GptBlock<AttentionPolicy, T>> {
 /// attention with rotary positions needs none. Construction allocates, and throws Error where the sizes do not fit; the
 /// forward pass takes memory from the context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by
 /// token.
-template <class AttentionPolicy, class T = float>
-class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<AttentionPolicy, T>, LayerNorm<T>> {
-  using Blocks = Stack<GptBlock<AttentionPolicy, T>, LayerNorm<T>>;
+template <class Kind, class AttentionPolicy, class T = float>
+class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
+                      public Stack<PreNormBlock<Kind, AttentionPolicy, T>, typename Kind::template Norm<T>> {
+  using Norm = typename Kind::template Norm<T>;
+  using Blocks = Stack<PreNormBlock<Kind, AttentionPolicy, T>, Norm>;
 
  public:
-  using Scalar = T;                ///< the type of its parameters
-  using Policy = AttentionPolicy;  ///< the attention of its blocks
-  using Config = GptConfig;        ///< the type of its configuration
+  using Scalar = T;                    ///< the type of its parameters
+  using Policy = AttentionPolicy;      ///< the attention of its blocks
+  using Config = LanguageModelConfig;  ///< the type of its configuration
   using Blocks::layers, Blocks::layer_norm;
   using typename Blocks::Block;
   /// Holds what sequences keep, block by block. Takes memory at construction only.
@@ -14400,8 +14539,8 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
   using State = typename Blocks::template State<Context>;
 
   /// Makes a model with random parameters. Allocates. Throws Error for sizes that do not fit.
-  Gpt(const GptConfig& config, Seed seed)
-      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
+  LanguageModel(const LanguageModelConfig& config, Seed seed)
+      : Blocks(Norm(config.checked().d_model, config.layer_norm_eps)),
         wte(config.vocab_size, config.d_model, seed / "wte",
             config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
         config_(config) {
@@ -14420,7 +14559,7 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
   }
 
   /// Returns the configuration with every size resolved, also those that came from the type.
-  const GptConfig& config() const { return config_; }
+  const LanguageModelConfig& config() const { return config_; }
   /// Says whether the order of tokens is known by learned vectors.
   bool has_learned_positions() const { return wpe.weight.size() > 0; }
 
@@ -14442,10 +14581,10 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
   /// that the state holds, and the pass says where.
   template <class Context, class Tensor, class S>
   Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, S state) const {
-    require(static_cast<Index>(ids.size()) == pass.sequences.rows(), "gpt: ", ids.size(),
+    require(static_cast<Index>(ids.size()) == pass.sequences.rows(), "language model: ", ids.size(),
             " tokens given, their sequences have ", pass.sequences.rows());
     for (Index n = 0; n < pass.sequences.size(); ++n)
-      require(pass.first(n) + pass.sequences.length(n) <= config_.max_positions, "gpt: sequence ", n, " of ",
+      require(pass.first(n) + pass.sequences.length(n) <= config_.max_positions, "language model: sequence ", n, " of ",
               pass.first(n) + pass.sequences.length(n),
               " tokens given, at most max_positions = ", config_.max_positions, " expected");
     Tensor x = wte(context, ids);
@@ -14459,15 +14598,15 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
   }
 
   /// Returns the bytes of key-value cache for `n` tokens of one sequence, all layers.
-  static constexpr Index cache_bytes(const GptConfig& config, Frames n, Storage storage = Storage::full) {
+  static constexpr Index cache_bytes(const LanguageModelConfig& config, Frames n, Storage storage = Storage::full) {
     return config.num_layers * Policy::cache_bytes(config.attention_config(), n, storage);
   }
   /// Returns the trained parameters of the whole model. Tied embeddings count once.
-  static constexpr Index parameter_count(const GptConfig& config) {
-    const GptConfig& c = config.checked();
-    const Index d = c.d_model, hidden = c.feed_forward_width();
-    const Index block = 2 * 2 * d + 2 * d * hidden + hidden + d + Policy::parameter_count(c.attention_config());
-    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + 2 * d +
+  static constexpr Index parameter_count(const LanguageModelConfig& config) {
+    const LanguageModelConfig& c = config.checked();
+    const Index d = c.d_model, block = 2 * Norm::parameter_count(d) + Policy::parameter_count(c.attention_config()) +
+                                       Kind::template FeedForward<T>::parameter_count(d, c.feed_forward_width());
+    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + Norm::parameter_count(d) +
            (c.position_embeddings_type == PositionEmbeddings::learned ? c.max_positions * d : 0);
   }
 
@@ -14482,7 +14621,7 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
   /// Calls `visit(dotted_name, attention_layer)` for every layer.
   static void each_attention(auto& self, auto&& visit) {
     for (std::size_t i = 0; i < self.layers.size(); ++i)
-      visit(std::string_view(text("layers.", i, ".attn")), self.layers[i].attention());
+      visit(std::string_view(text("layers.", i, '.', Kind::attention_name)), self.layers[i].attention());
   }
 
   Embedding<T> wte;   ///< the embedding of each token, (vocab_size, d_model)
@@ -14502,8 +14641,56 @@ class Gpt : public Module<Gpt<AttentionPolicy, T>>, public Stack<GptBlock<Attent
     return wpe(context, std::span<const int>(ids, static_cast<std::size_t>(pass.sequences.rows())));
   }
 
-  GptConfig config_;
+  LanguageModelConfig config_;
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Describes GPT-2, for `LanguageModel`. Names are those of transformers.
+struct GptKind {
+  /// The norms in the blocks and after them.
+  template <class T>
+  using Norm = LayerNorm<T>;
+  /// The feed-forward modules.
+  template <class T>
+  using FeedForward = laconic::FeedForward<T>;
+  static constexpr const char* attention_norm_name = "ln_1";     ///< prefix of the norm before attention
+  static constexpr const char* attention_name = "attn";          ///< prefix of the attention
+  static constexpr const char* feed_forward_norm_name = "ln_2";  ///< prefix of the norm before the feed-forward module
+};
+
+/// Predicts the next token as GPT-2 does (Radford et al. 2019): layer norms, and feed-forward modules with GELU.
+template <class AttentionPolicy, class T = float>
+using Gpt = LanguageModel<GptKind, AttentionPolicy, T>;
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Describes Llama, for `LanguageModel`. Names are those of transformers.
+struct LlamaKind {
+  /// The norms in the blocks and after them.
+  template <class T>
+  using Norm = RmsNorm<T>;
+  /// The feed-forward modules.
+  template <class T>
+  using FeedForward = laconic::GatedFeedForward<T>;
+  static constexpr const char* attention_norm_name = "input_layernorm";  ///< prefix of the norm before attention
+  static constexpr const char* attention_name = "self_attn";             ///< prefix of the attention
+  static constexpr const char* feed_forward_norm_name =
+      "post_attention_layernorm";  ///< prefix of the norm before the feed-forward module
+};
+
+/// Predicts the next token as Llama does (Touvron et al. 2023): RMS norms, gated feed-forward modules, and rotary
+/// positions in the attention.
+template <class AttentionPolicy, class T = float>
+using Llama = LanguageModel<LlamaKind, AttentionPolicy, T>;
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -10,7 +10,7 @@ using namespace laconic;
 
 namespace {
 
-constexpr GptConfig config{.vocab_size = 13, .max_positions = 40, .d_model = 16, .num_layers = 2, .num_heads = 4};
+constexpr LanguageModelConfig config{.vocab_size = 13, .max_positions = 40, .d_model = 16, .num_layers = 2, .num_heads = 4};
 using Full = Gpt<Mha<4, NoPosition>, double>;
 template <Index R>
 using Simple = Gpt<MlaSimple<4, R, NoPosition>, double>;
@@ -65,7 +65,7 @@ TEST_CASE("a GPT that is calibrated on a text loses less of such a text") {
 }
 
 TEST_CASE("an open GPT converts by name") {
-  GptConfig open = config;
+  LanguageModelConfig open = config;
   open.attention = AttentionName::mha;
   Gpt<AnyCausalAttention, double> model(open, Seed(1));
   randomize(model, 3);

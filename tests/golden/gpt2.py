@@ -51,4 +51,6 @@ with torch.no_grad():
         expected[f"beam.{n}"] = model.generate(ids[n : n + 1], eos_token_id=int(expected["penalty.end"][n]), num_beams=3,
                                                length_penalty=2.0, **one)[0, 9:]
 save_file({k: v.double().contiguous() for k, v in expected.items()}, out / "expected.safetensors")
+for path in out.iterdir():
+    path.chmod(0o644)
 print({k: v.tolist() for k, v in expected.items() if k != "logits"})

@@ -14,16 +14,17 @@ namespace {
 
 using Names = AttentionName;
 
-GptConfig config_of(Names name, PositionEmbeddings position = PositionEmbeddings::learned) {
-  GptConfig c{.vocab_size = 13, .max_positions = 24, .d_model = 16, .num_layers = 2, .attention = name, .num_heads = 4};
+LanguageModelConfig config_of(Names name, PositionEmbeddings position = PositionEmbeddings::learned) {
+  LanguageModelConfig c{
+      .vocab_size = 13, .max_positions = 24, .d_model = 16, .num_layers = 2, .attention = name, .num_heads = 4};
   c.position_embeddings_type = position;
   if (name == Names::gqa) c.num_kv_heads = 2;
   if (to_name(name).starts_with("mla")) c.kv_lora_rank = name == Names::mla_head ? 2 : 6;
   if (name == Names::mla_decoupled) c.qk_rope_head_dim = 4;
   return c;
 }
-std::vector<GptConfig> all_configs() {
-  std::vector<GptConfig> out;
+std::vector<LanguageModelConfig> all_configs() {
+  std::vector<LanguageModelConfig> out;
   for (const Names name :
        {Names::mha, Names::gqa, Names::mqa, Names::mla_simple, Names::mla_split, Names::mla_head, Names::mla_decoupled})
     out.push_back(config_of(name));
@@ -32,7 +33,7 @@ std::vector<GptConfig> all_configs() {
   out.front().tied_embeddings = false;
   return out;
 }
-std::string name_of(const GptConfig& c) {
+std::string name_of(const LanguageModelConfig& c) {
   return text(to_name(c.attention), ", ", to_name(c.position_embeddings_type), " positions");
 }
 std::vector<int> some_tokens(Index count, std::uint64_t seed) {
@@ -42,18 +43,18 @@ std::vector<int> some_tokens(Index count, std::uint64_t seed) {
   return out;
 }
 template <class T>
-Gpt<AnyCausalAttention, T> model_of(const GptConfig& c) {
+Gpt<AnyCausalAttention, T> model_of(const LanguageModelConfig& c) {
   Gpt<AnyCausalAttention, T> out(c, Seed(1));
   randomize(out, 3);
   return out;
 }
 const bool exact_without_latent = true;
-bool is_exact(const GptConfig& c) { return exact_without_latent && !to_name(c.attention).starts_with("mla"); }
+bool is_exact(const LanguageModelConfig& c) { return exact_without_latent && !to_name(c.attention).starts_with("mla"); }
 
 }  // namespace
 
 TEST_CASE("a token never sees a later one") {
-  for (const GptConfig& c : all_configs()) {
+  for (const LanguageModelConfig& c : all_configs()) {
     INFO(name_of(c));
     const auto model = model_of<float>(c);
     Cpu cpu;
@@ -75,7 +76,7 @@ TEST_CASE("a token never sees a later one") {
 }
 
 TEMPLATE_LIST_TEST_CASE("derivatives of a GPT are those of finite differences", "[gpt]", Backends<double>) {
-  for (const GptConfig& c : {config_of(Names::mha), config_of(Names::mla_decoupled)}) {
+  for (const LanguageModelConfig& c : {config_of(Names::mha), config_of(Names::mla_decoupled)}) {
     INFO(name_of(c));
     auto model = model_of<double>(c);
     const std::vector<int> tokens = some_tokens(9, 2), targets{1, 5, -100, 0, 2, 12, 3, -100, 4};
@@ -87,7 +88,7 @@ TEMPLATE_LIST_TEST_CASE("derivatives of a GPT are those of finite differences", 
 }
 
 TEST_CASE("a GPT holds and caches what it says") {
-  for (const GptConfig& c : all_configs()) {
+  for (const LanguageModelConfig& c : all_configs()) {
     INFO(name_of(c));
     const auto model = model_of<float>(c);
     CHECK(model.count_parameters() == Gpt<AnyCausalAttention>::parameter_count(c));
@@ -100,7 +101,7 @@ TEST_CASE("a GPT holds and caches what it says") {
 }
 
 TEMPLATE_TEST_CASE("tokens one by one give the logits of the whole sequence", "", Cpu<float>, Fenced<Cpu<float>>) {
-  for (const GptConfig& c : all_configs()) {
+  for (const LanguageModelConfig& c : all_configs()) {
     INFO(name_of(c));
     auto model = model_of<float>(c);
     TestType context;
@@ -171,7 +172,7 @@ TEST_CASE("generation is that of each sequence alone") {
 }
 
 TEST_CASE("a beam as wide as all sequences finds the most probable one") {
-  GptConfig c = config_of(Names::mha);
+  LanguageModelConfig c = config_of(Names::mha);
   c.vocab_size = 4;
   auto model = Gpt<AnyCausalAttention>(c, Seed(1));
   randomize(model, 9);
@@ -224,10 +225,10 @@ TEST_CASE("mistakes with tokens are said") {
   CHECK(message_of([&] { model(cpu, {tokens, Sequences{3}}); }) == "embed: id 13 given, 0 to 12 expected");
   CHECK(message_of([&] {
           model(cpu, {some_tokens(25, 1), Sequences{25}});
-        }) == "gpt: sequence 0 of 25 tokens given, at most max_positions = 24 expected");
+        }) == "language model: sequence 0 of 25 tokens given, at most max_positions = 24 expected");
   CHECK(message_of([&] {
           model(cpu, {some_tokens(3, 1), Sequences{2}});
-        }) == "gpt: 3 tokens given, their sequences have 2");
+        }) == "language model: 3 tokens given, their sequences have 2");
   TokenDecoder decoder(cpu, model, {.slots = 2, .max_tokens = 4});
   CHECK(message_of([&] {
           decoder.append({some_tokens(5, 1), Sequences{5}}, std::array{Index{1}});
@@ -238,10 +239,10 @@ TEST_CASE("mistakes with tokens are said") {
   CHECK(message_of([&] {
           decoder.append({some_tokens(1, 1), Sequences{1}}, std::array{Index{2}});
         }) == "token decoder: slot 2 given, 0 to 1 expected");
-  GptConfig relative = config_of(Names::mha);
+  LanguageModelConfig relative = config_of(Names::mha);
   relative.position_embeddings_type = PositionEmbeddings::relative;
   CHECK(message_of([&] { Gpt<AnyCausalAttention>(relative, Seed(1)); }) ==
-        "gpt: position_embeddings_type relative given, learned or rotary expected");
+        "language model: position_embeddings_type relative given, learned or rotary expected");
   const std::vector<int> targets{0, 13, 1};
   CHECK(message_of([&] {
           cpu.cross_entropy(model(cpu, {some_tokens(3, 1), Sequences{3}}), targets, {});

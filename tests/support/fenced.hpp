@@ -72,8 +72,9 @@ class Fenced {
   void argmax(const Tensor& x, std::span<Index> columns) { backend_.argmax(x.value_, columns); }
   Tensor fill(Index rows, Index cols, double value) { return backend_.fill(rows, cols, value); }
   Tensor sinusoids(const RowPositions& positions, Index width) { return backend_.sinusoids(positions, width); }
-  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs) {
-    return backend_.rotary_table(positions, width, rate_width, pairs);
+  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& rates = {}) {
+    return backend_.rotary_table(positions, width, rate_width, pairs, rates);
   }
   Tensor make(Index rows, Index cols) { return backend_.make(rows, cols); }
   void copy_rows(const Tensor& from, Index first, Index count, Tensor& to, Index at) {

@@ -20,7 +20,7 @@ std::string some_text() {
 }
 const Characters characters = Characters::of(some_text());
 const std::vector<int> tokens = characters.encode(some_text());
-GptConfig config() {
+LanguageModelConfig config() {
   return {.vocab_size = characters.size(), .max_positions = 16, .d_model = 16, .num_layers = 2, .dropout = 0.1};
 }
 

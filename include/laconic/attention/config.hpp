@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/shapes.hpp>
 #include <laconic/core/enum.hpp>
 #include <laconic/core/index_list.hpp>
 
@@ -63,6 +64,7 @@ struct AttentionConfig {
   Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
   /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.
   IndexList rope_pairs{};
+  RotaryRates rope{};          ///< how fast the pairs of rotary positions rotate
   Index head_dim = 0;          ///< channels of a head; 0: d_model / num_heads
   bool attention_bias = true;  ///< biases on queries, output, and where the key-value policy has them
   AttentionName attention = AttentionName::by_type;                            ///< the attention by name
@@ -81,6 +83,7 @@ struct AttentionDims {
   Index q_lora_rank = 0;       ///< as in AttentionConfig
   Index qk_rope_head_dim = 0;  ///< as in AttentionConfig
   IndexList rope_pairs{};      ///< as in AttentionConfig
+  RotaryRates rope{};          ///< as in AttentionConfig
 
   /// Returns the channels of all query heads together.
   constexpr Index q_dim() const { return num_heads * head_dim; }

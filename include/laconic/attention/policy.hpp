@@ -69,6 +69,7 @@ struct Attention : AttentionCost<Attention<Heads_, KeyValue_, Position_, Query_,
             " key-value heads given, a divisor of num_heads = ", heads, " expected");
     AttentionDims d{config.d_model, heads, kv_heads, config.head_dim > 0 ? config.head_dim : config.d_model / heads,
                     config.attention_bias};
+    d.rope = config.rope.checked();
     KeyValue::set_ranks(config, d);
     Query::set_ranks(config, d);
     require(d.rope_pairs == config.rope_pairs, "rope_pairs: ", config.rope_pairs.size(),

@@ -180,7 +180,7 @@ struct RotaryTable : PlainPosition {
   template <class Context, class Tensor>
   static Tensor table(Context& context, const AttentionDims& d, Index width, const Pass<Tensor>& pass) {
     const Index rate_width = d.rope_pairs.size() > 0 ? d.head_dim : width;
-    return context.rotary_table({pass.sequences, pass.firsts}, width, rate_width, d.rope_pairs);
+    return context.rotary_table({pass.sequences, pass.firsts}, width, rate_width, d.rope_pairs, d.rope);
   }
 };
 

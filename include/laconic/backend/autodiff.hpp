@@ -93,8 +93,9 @@ class Autodiff {
   /// Returns the sinusoids of positions (rows, width) as a constant.
   Tensor sinusoids(const RowPositions& positions, Index width) { return {backend_.sinusoids(positions, width), -1}; }
   /// Returns the table of `rotate` (rows, width) as a constant.
-  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs) {
-    return {backend_.rotary_table(positions, width, rate_width, pairs), -1};
+  Tensor rotary_table(const RowPositions& positions, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& rates = {}) {
+    return {backend_.rotary_table(positions, width, rate_width, pairs, rates), -1};
   }
   /// Returns the values as a matrix of the host. Allocates.
   Matrix<Scalar> output(const Tensor& x) { return backend_.output(x.value); }

@@ -49,7 +49,7 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
              const DepthwiseShape& depthwise, RotaryPairs pairs, const BatchNormParameters<typename C::Scalar>& norm,
              double number, Index count, Storage storage, std::span<Index> columns, const RowPositions& positions,
              const IndexList& pair_list, std::span<typename C::Scalar> values, std::span<const int> tokens,
-             const CrossEntropyShape& entropy) {
+             const CrossEntropyShape& entropy, const RotaryRates& rates) {
   // -- tensors ------------------------------------------------------------------------------------------------------
   // rows: the number of rows of a tensor.
   { x.rows() } -> std::convertible_to<Index>;
@@ -88,10 +88,11 @@ concept Context = std::default_initializable<typename C::Tensor> && std::copyabl
   // sine and cosine are computed in double. It has no derivative.
   { c.sinusoids(positions, count) } -> std::same_as<typename C::Tensor>;
   // rotary_table: returns the table (rows, width) that `rotate` reads: cos(position * r_m) of width / 2 pairs, then
-  // their sines, with r_m = 10000^(-2 m / rate_width) (Su et al. 2021, section 3.2.2). Pair i has m = pairs[i], or m =
-  // i if no pairs are given. Angle, sine and cosine are computed in double. It has no derivative. Throws `Error` if
-  // width is odd, if rate_width is less than width, or if there are pairs but not width / 2 of them.
-  { c.rotary_table(positions, count, count, pair_list) } -> std::same_as<typename C::Tensor>;
+  // their sines, with r_m = rates.rate(m, rate_width), which is 10000^(-2 m / rate_width) by default (Su et al. 2021,
+  // section 3.2.2), both times rates.amplitude(). Pair i has m = pairs[i], or m = i if no pairs are given. Angle, sine
+  // and cosine are computed in double. It has no derivative. Throws `Error` if width is odd, if rate_width is less than
+  // width, or if there are pairs but not width / 2 of them.
+  { c.rotary_table(positions, count, count, pair_list, rates) } -> std::same_as<typename C::Tensor>;
 
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare: moves the parameters of a model into the form that this context runs fastest. `storage` says how the

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numbers>
 #include <span>
 #include <utility>
 #include <vector>
@@ -148,6 +150,92 @@ struct HeadShape {
 /// neighbours, as the paper and DeepSeek's code do. `halves` pairs channel i of the first half with channel i of the
 /// second, as GPT-NeoX and Hugging Face do.
 enum class RotaryPairs { interleaved, halves };
+
+/// Names how the rates of rotary positions are changed for sequences longer than those of the training.
+enum class RotaryScaling {
+  none,    ///< they are not
+  linear,  ///< all rates are divided by the factor (Chen et al. 2023)
+  llama3,  ///< slow rates are divided, fast ones are not, with a smooth transition (Llama 3.1)
+  yarn  ///< likewise, by the number of rotations in a training sequence (Peng et al. 2023), and the angles' amplitude
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(RotaryScaling) {
+  return std::to_array<EnumName<RotaryScaling>>({{RotaryScaling::none, "none"},
+                                                 {RotaryScaling::linear, "linear"},
+                                                 {RotaryScaling::llama3, "llama3"},
+                                                 {RotaryScaling::yarn, "yarn"}});
+}
+
+/// Says how fast the pairs of channels of a rotary position rotate. The members have the names and the meaning of
+/// transformers' `rope_parameters`.
+struct RotaryRates {
+  double base = 10000;                          ///< pair m of a width rotates by base^(-2 m / width) a position
+  RotaryScaling scaling = RotaryScaling::none;  ///< how these rates are changed
+  double factor = 1;                            ///< by how much, at least 1
+  double low_freq_factor = 1;                   ///< llama3: full rotations below which a rate is divided
+  double high_freq_factor = 4;                  ///< llama3: full rotations above which it is not
+  double beta_fast = 32;                        ///< yarn: full rotations above which a rate is not divided
+  double beta_slow = 1;                         ///< yarn: full rotations below which it is
+  double attention_factor = 0;                  ///< yarn: factor of cosines and sines; 0: 0.1 ln(factor) + 1
+  Index original_max_positions = 8192;          ///< llama3 and yarn: positions of the training
+
+  /// Returns the rate of pair m of `width` channels, in radians a position.
+  double rate(Index m, Index width) const {
+    const double plain = std::pow(base, -2 * static_cast<double>(m) / static_cast<double>(width));
+    constexpr double turn = 2 * std::numbers::pi;
+    const double rotations = static_cast<double>(original_max_positions) * plain / turn;
+    if (scaling == RotaryScaling::linear) return plain / factor;
+    if (scaling == RotaryScaling::llama3) {
+      const double kept = std::clamp((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0);
+      return kept * plain + (1 - kept) * plain / factor;
+    }
+    if (scaling == RotaryScaling::yarn) {
+      const auto pair_of = [&](double turns) {
+        return static_cast<double>(width) * std::log(static_cast<double>(original_max_positions) / (turns * turn)) /
+               (2 * std::log(base));
+      };
+      const double low = std::max(0.0, std::floor(pair_of(beta_fast))),
+                   high = std::min(static_cast<double>(width - 1), std::ceil(pair_of(beta_slow)));
+      const double divided = std::clamp((static_cast<double>(m) - low) / (high > low ? high - low : 0.001), 0.0, 1.0);
+      return (1 - divided) * plain + divided * plain / factor;
+    }
+    return plain;
+  }
+  /// Returns the factor of cosines and sines.
+  double amplitude() const {
+    if (scaling != RotaryScaling::yarn) return 1;
+    return attention_factor > 0 ? attention_factor : 0.1 * std::log(factor) + 1;
+  }
+
+  /// Visits each member with its name, for files.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("base", self.base);
+    visit("scaling", self.scaling);
+    visit("factor", self.factor);
+    visit("low_freq_factor", self.low_freq_factor);
+    visit("high_freq_factor", self.high_freq_factor);
+    visit("beta_fast", self.beta_fast);
+    visit("beta_slow", self.beta_slow);
+    visit("attention_factor", self.attention_factor);
+    visit("original_max_positions", self.original_max_positions);
+  }
+  /// Returns these rates if every number makes sense. Throws `Error` otherwise.
+  constexpr const RotaryRates& checked() const {
+    require(base > 1 && base <= 1e12, "rotary: base ", base, " given, more than 1 and at most 1e12 expected");
+    require(factor >= 1 && factor <= 1e6, "rotary: factor ", factor, " given, 1 to 1e6 expected");
+    require(low_freq_factor > 0 && high_freq_factor > low_freq_factor, "rotary: low_freq_factor ", low_freq_factor,
+            " and high_freq_factor ", high_freq_factor, " given, 0 < low < high expected");
+    require(beta_slow > 0 && beta_fast >= beta_slow, "rotary: beta_slow ", beta_slow, " and beta_fast ", beta_fast,
+            " given, 0 < slow <= fast expected");
+    require(attention_factor >= 0 && attention_factor <= 1e3, "rotary: attention_factor ", attention_factor,
+            " given, 0 to 1000 expected");
+    require(original_max_positions > 0, "rotary: original_max_positions ", original_max_positions,
+            " given, at least 1 expected");
+    return *this;
+  }
+  /// Says whether two have the same members.
+  friend constexpr bool operator==(const RotaryRates&, const RotaryRates&) = default;
+};
 
 /// Gives the position of packed rows in time: row i of sequence n is at first(n) + step * i, in frames.
 struct RowPositions {

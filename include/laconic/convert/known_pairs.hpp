@@ -14,8 +14,8 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-template <class AttentionPolicy, class T>
-class Gpt;
+template <class Kind, class AttentionPolicy, class T>
+class LanguageModel;
 
 namespace detail {
 
@@ -23,8 +23,8 @@ template <class Target, class Source>
 inline constexpr bool same_model = false;
 template <class Kind, class To, class From, class T>
 inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
-template <class To, class From, class T>
-inline constexpr bool same_model<Gpt<To, T>, Gpt<From, T>> = true;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<LanguageModel<Kind, To, T>, LanguageModel<Kind, From, T>> = true;
 
 /// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
 /// sets them. Those of other policies are found in the policy's namespace.

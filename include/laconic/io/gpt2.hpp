@@ -2,16 +2,13 @@
 #pragma once
 
 #include <laconic/io/hugging_face.hpp>
-#include <laconic/io/parameters.hpp>
-#include <laconic/model/gpt_config.hpp>
+#include <laconic/io/placed_parameters.hpp>
+#include <laconic/model/language_model_config.hpp>
 
-#include <algorithm>
-#include <cmath>
+#include <cstddef>
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
-#include <vector>
 
 // Model folders of Hugging Face transformers: `GPT2LMHeadModel` and `GPT2Model`.
 
@@ -20,7 +17,7 @@ inline namespace LACONIC_ABI {
 
 /// Returns the configuration of the GPT that a config.json of GPT-2 describes. Throws `Error`, naming `where` and the
 /// member, for what laconic does not compute.
-inline GptConfig gpt2_config(const nlohmann::json& config, const std::string& where) {
+inline LanguageModelConfig gpt2_config(const nlohmann::json& config, const std::string& where) {
   const auto number = [&](std::string_view key, Index otherwise) {
     return detail::hugging_face_member<Index>(config, key, where, otherwise);
   };
@@ -35,7 +32,7 @@ inline GptConfig gpt2_config(const nlohmann::json& config, const std::string& wh
   is("scale_attn_by_inverse_layer_idx", false, false);
   is("add_cross_attention", false, false);
 
-  GptConfig out;
+  LanguageModelConfig out;
   out.vocab_size = number("vocab_size", 50257);
   out.max_positions = number("n_positions", 1024);
   out.d_model = number("n_embd", 768);
@@ -59,16 +56,8 @@ inline GptConfig gpt2_config(const nlohmann::json& config, const std::string& wh
 
 namespace detail {
 
-/// Says where GPT-2 has a parameter: in a tensor of its own, or next to others; as laconic stores it, or transposed.
-struct Gpt2Place {
-  std::string name;         ///< name of the tensor
-  Index parts = 1;          ///< parameters that lie side by side in it
-  Index part = 0;           ///< number of this one
-  bool transposed = false;  ///< whether it is stored (in, out)
-};
-
 /// Returns where GPT-2 has the parameter of a Gpt with learned positions and full attention.
-inline Gpt2Place gpt2_place(std::string_view name) {
+inline TensorPlace gpt2_place(std::string_view name) {
   constexpr std::pair<std::string_view, std::string_view> same[] = {
       {"wte.", "wte."}, {"wpe.", "wpe."}, {"layer_norm.", "ln_f."}};
   for (const auto& [ours, theirs] : same)
@@ -95,40 +84,19 @@ inline Gpt2Place gpt2_place(std::string_view name) {
 /// Otherwise throws `Error` and leaves the model as it was. Allocates.
 template <class Model>
 void load_gpt2_parameters(Model& model, const Tensors& tensors) {
-  using T = typename Model::Scalar;
-  require_on_host(model, "load_gpt2_parameters");
   const std::string prefix = tensors.contains("transformer.wte.weight") ? "transformer." : "";
-  std::unordered_set<std::string> known;
-  std::vector<Matrix<T>> values;
-  model.parameters([&](std::string_view name, const Parameter<T>& p) {
-    const detail::Gpt2Place place = detail::gpt2_place(name);
-    const std::string full = name.starts_with("lm_head") ? place.name : prefix + place.name;
-    require(tensors.contains(full), tensors.path(), ": no tensor ", detail::in_quotes(full), ", which the model needs");
-    known.insert(full);
-    const bool matrix = p.shape().size() > 1;
-    std::vector<Index> shape = p.shape();
-    if (place.transposed && matrix) std::swap(shape[0], shape[1]);
-    shape.back() *= place.parts;
-    detail::check_loadable(tensors, full, shape);
-    Matrix<T> stored(matrix ? shape[0] : 1, shape.back());
-    tensors.read(full, std::span<T>(stored.data(), static_cast<std::size_t>(stored.size())));
-    require(stored.allFinite(), tensors.path(full), ": tensor ", detail::in_quotes(full),
-            " holds numbers that are not finite");
-    const Index width = stored.cols() / place.parts;
-    const Matrix<T> part = stored.middleCols(place.part * width, width);
-    values.push_back(place.transposed && matrix ? Matrix<T>(part.transpose()) : part);
-  });
-  std::vector<std::string> unknown;
-  const auto unused = [&](const std::string& name) {
-    return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
-           (name == "lm_head.weight" && model.config().tied_embeddings);
-  };
-  for (const std::string& name : tensors.names())
-    if (!known.contains(name) && !unused(name)) unknown.push_back(name);
-  require(unknown.empty(), tensors.path(), ": ", unknown.size(),
-          " tensors that the model does not have: ", detail::some_names(unknown));
-  std::size_t i = 0;
-  model.parameters([&](std::string_view, Parameter<T>& p) { p.host() = std::move(values[i++]); });
+  const bool tied = model.config().tied_embeddings;
+  detail::load_from_places(
+      model, tensors,
+      [&](std::string_view name) {
+        detail::TensorPlace place = detail::gpt2_place(name);
+        if (!name.starts_with("lm_head")) place.name = prefix + place.name;
+        return place;
+      },
+      [&](std::string_view name) {
+        return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
+               (tied && name == "lm_head.weight");
+      });
 }
 
 }  // namespace LACONIC_ABI

@@ -27,18 +27,17 @@ class CpuPositions {
   }
   /// Returns the table of `rotate` (rows, width): cosines of width / 2 pairs, then their sines. Throws `Error` for
   /// sizes that do not fit.
-  Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs) {
+  Tensor rotary_table(const RowPositions& at, Index width, Index rate_width, const IndexList& pairs,
+                      const RotaryRates& how = {}) {
     require(width % 2 == 0, "rotary_table: width ", width, " given, an even number expected");
     require(pairs.size() == 0 || 2 * pairs.size() == width, "rotary_table: ", pairs.size(),
             " pairs given, none or half of the width ", width, " expected");
     require(rate_width >= width, "rotary_table: rates of width ", rate_width, " given, at least ", width, " expected");
-    const Buffer rates = room(pairs.size() > 0 ? width : rate_width);
-    if (pairs.size() > 0)
-      kernels::sinusoid_rates(rate_width, pairs, rates_of(rates));
-    else
-      kernels::sinusoid_rates(rate_width, rates_of(rates));
+    how.checked();
+    const Buffer rates = room(width);
+    for (Index i = 0; 2 * i < width; ++i) rates_of(rates)[i] = how.rate(pairs.size() > 0 ? pairs[i] : i, rate_width);
     Tensor out = core_.make(at.sequences.rows(), width);
-    kernels::rotary_table(core_.threads(), at, width, rates_of(rates), out.data());
+    kernels::rotary_table(core_.threads(), at, width, rates_of(rates), how.amplitude(), out.data());
     return out;
   }
 

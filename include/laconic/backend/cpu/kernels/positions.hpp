@@ -22,10 +22,6 @@ inline double sinusoid_rate(Index m, Index width) {
 inline void sinusoid_rates(Index width, double* rates) {
   for (Index m = 0; 2 * m < width; ++m) rates[m] = sinusoid_rate(m, width);
 }
-/// Writes the rates of the given pairs of `width` channels to rates (pairs.size()).
-inline void sinusoid_rates(Index width, const IndexList& pairs, double* rates) {
-  for (Index i = 0; i < pairs.size(); ++i) rates[i] = sinusoid_rate(pairs[i], width);
-}
 
 /// Calls write(row, position) for every row, in parallel over rows. A task has 16 rows only, since a sine and a cosine
 /// take about 20 ns a column.
@@ -53,15 +49,15 @@ void sinusoids(int threads, const RowPositions& at, Index width, const double* r
   });
 }
 
-/// Computes y (rows, width): cos(position * rate) of width / 2 pairs, then their sines. Parallel over rows; no
-/// allocation.
+/// Computes y (rows, width): amplitude * cos(position * rate) of width / 2 pairs, then as many sines. Parallel over
+/// rows; no allocation.
 template <class T>
-void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, T* y) {
+void rotary_table(int threads, const RowPositions& at, Index width, const double* rates, double amplitude, T* y) {
   const Index half = width / 2;
   each_position(threads, at, [&](Index row, double position) {
     T* out = y + row * width;
-    for (Index i = 0; i < half; ++i) out[i] = static_cast<T>(std::cos(position * rates[i]));
-    for (Index i = 0; i < half; ++i) out[half + i] = static_cast<T>(std::sin(position * rates[i]));
+    for (Index i = 0; i < half; ++i) out[i] = static_cast<T>(amplitude * std::cos(position * rates[i]));
+    for (Index i = 0; i < half; ++i) out[half + i] = static_cast<T>(amplitude * std::sin(position * rates[i]));
   });
 }
 

@@ -10,7 +10,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
-struct GptConfig {
+struct LanguageModelConfig {
   Index vocab_size = 50257;                          ///< tokens
   Index max_positions = 1024;                        ///< tokens that the model sees at a time
   Index d_model = 768;                               ///< channels between the blocks
@@ -24,6 +24,7 @@ struct GptConfig {
   Index q_lora_rank = 0;                             ///< rank of the queries
   Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
   IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
+  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
   /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
   PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
   bool attention_bias = true;                    ///< biases in the attention
@@ -43,6 +44,7 @@ struct GptConfig {
             .q_lora_rank = q_lora_rank,
             .qk_rope_head_dim = qk_rope_head_dim,
             .rope_pairs = rope_pairs,
+            .rope = rope,
             .head_dim = head_dim,
             .attention_bias = attention_bias,
             .attention = attention,
@@ -68,6 +70,7 @@ struct GptConfig {
     visit("q_lora_rank", self.q_lora_rank);
     visit("qk_rope_head_dim", self.qk_rope_head_dim);
     visit("rope_pairs", self.rope_pairs);
+    visit("rope", self.rope);
     visit("position_embeddings_type", self.position_embeddings_type);
     visit("attention_bias", self.attention_bias);
     visit("hidden_act", self.hidden_act);
@@ -79,9 +82,10 @@ struct GptConfig {
 
   /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
   /// and keep products from overflowing.
-  constexpr const GptConfig& checked() const {
+  constexpr const LanguageModelConfig& checked() const {
     const auto within = [](Index value, Index min, Index max, const char* name) {
-      require(value >= min && value <= max, "gpt: ", name, ' ', value, " given, ", min, " to ", max, " expected");
+      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
+              " expected");
     };
     within(vocab_size, 1, 1 << 24, "vocab_size");
     within(max_positions, 1, 1 << 24, "max_positions");
@@ -96,10 +100,10 @@ struct GptConfig {
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
     require(position_embeddings_type != PositionEmbeddings::relative,
-            "gpt: position_embeddings_type relative given, learned or rotary expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "gpt: layer_norm_eps ", layer_norm_eps,
+            "language model: position_embeddings_type relative given, learned or rotary expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
             " given, more than 0 and less than 1 expected");
-    require(dropout >= 0 && dropout < 1, "gpt: dropout ", dropout, " given, expected from 0 to less than 1");
+    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
     return *this;
   }
 };
