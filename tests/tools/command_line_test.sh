@@ -83,7 +83,8 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
-for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile; do
+for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile gpt "gpt train" "gpt eval" \
+  "gpt sample"; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
   says out 'Example:'
@@ -490,6 +491,32 @@ refused odd/corpus.json -- train --train odd/train.jsonl --valid corpus/valid.js
 echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"one eleven"}' >m.jsonl
 refused '"eleven"' stereo.wav -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
 refused '"eleven"' -- train --init run --train corpus/train.jsonl --valid m.jsonl --out new
+
+# --- A language model.
+for _ in 1 2 3 4 5 6; do printf 'a traveller came along\twrapped in a warm cloak \033[31m\n'; done >rhyme.txt
+gpt=(--text rhyme.txt --d-model 16 --layers 1 --context 32 --steps 6 --batch 2 --valid-steps 3)
+ok gpt train "${gpt[@]}" --out gpt --heads 2 --attention mla-head --valid-fraction 0.4 --json gpt.json
+says gpt.json '"attention": "mla-head"'
+says gpt.json '"cache_bytes": 2048'  # 32 characters, 2 latents of 4 floats for each of 2 heads
+says out 'validation loss'
+ok gpt eval --model gpt --text rhyme.txt --json loss.json
+says loss.json '"perplexity"'
+ok gpt sample --model gpt --prompt 'a warm' --length 200 --count 2 --top-k 3 --json sample.json
+[ "$(grep -c '^---$' out)" -eq 2 ] || fail "not two texts"
+grep -q $'\033' out && fail "a control character of the text reaches the terminal"
+ok gpt train --text rhyme.txt --init gpt --out tuned --steps 3 --batch 2 --valid-steps 3
+ok gpt train "${gpt[@]}" --out rotary --heads 2 --rotary
+refused '--attention' 'latent' -- gpt train "${gpt[@]}" --out new --heads 2 --attention mla-simple
+refused linear -- gpt train "${gpt[@]}" --out new --heads 2 --attention linear
+refused 3 16 -- gpt train "${gpt[@]}" --out new --heads 3
+refused steps -- gpt train --text rhyme.txt --out new --steps 0
+refused 'more than a window' -- gpt train --text rhyme.txt --out new --context 5000
+refused nowhere.txt -- gpt train --text nowhere.txt --out new
+refused "'Z'" -- gpt sample --model gpt --prompt Zebra
+refused run/model gpt -- gpt eval --model run/model --text rhyme.txt
+sed 's/"a": /"aa": /' gpt/vocab.json >bad.json
+cp -r gpt broken && cp bad.json broken/vocab.json
+refused broken/vocab.json "'aa'" -- gpt sample --model broken
 
 # --- Numbers that do not fit.
 refused 33 32 -- convert --input run --output new --attention mla-simple --latent-dim 33
