@@ -7,6 +7,7 @@
 
 #include <laconic/decode/generate.hpp>
 #include <laconic/io/folder.hpp>
+#include <laconic/io/placed_parameters.hpp>
 #include <laconic/model/gpt.hpp>
 #include <laconic/speech/characters.hpp>
 #include <laconic/train/language_model.hpp>
@@ -43,11 +44,13 @@ Loaded load(const std::filesystem::path& folder) {
   const auto config = json_value<GptFolderConfig>(read_model_config(folder), where);
   require(config.model_type == GptFolderConfig().model_type, where, ": 'model_type' is ",
           detail::in_quotes(config.model_type), ", ", detail::in_quotes(GptFolderConfig().model_type), " expected");
-  Loaded out{Model(config.gpt, Seed()),
-             Characters::from_json(read_model_vocab(folder), (folder / "vocab.json").string())};
-  require(out.characters.size() == config.gpt.vocab_size, folder.string(), ": vocab.json has ", out.characters.size(),
+  Characters characters = Characters::from_json(read_model_vocab(folder), (folder / "vocab.json").string());
+  require(characters.size() == config.gpt.vocab_size, folder.string(), ": vocab.json has ", characters.size(),
           " characters, config.json says ", config.gpt.vocab_size);
-  load_parameters(out.model, open_model_tensors(folder));
+  const Tensors tensors = open_model_tensors(folder);
+  detail::require_enough_values(tensors, Model::parameter_count(config.gpt), where);
+  Loaded out{Model(config.gpt, Seed()), std::move(characters)};
+  load_parameters(out.model, tensors);
   return out;
 }
 
@@ -172,10 +175,15 @@ struct SampleOptions : CommonOptions {
 };
 
 /// Returns a text without characters that a terminal would obey: all control characters but line ends and tabs.
-std::string without_controls(std::string text) {
-  for (char& c : text)
-    if ((c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f) c = '?';
-  return text;
+std::string without_controls(const std::string& text) {
+  std::string out;
+  for (const std::string_view c : detail::split_characters(text)) {
+    const auto first = static_cast<unsigned char>(c[0]);
+    const bool c1 = first == 0xC2 && static_cast<unsigned char>(c[1]) < 0xA0;
+    const bool control = (first < ' ' && first != '\n' && first != '\t') || first == 0x7F || c1;
+    out += control ? std::string_view("?") : c;
+  }
+  return out;
 }
 
 /// Continues the prompts. The model sees no more than max_positions: at the end of these, it goes on from the last
@@ -272,7 +280,9 @@ void add_gpt_command(CLI::App& app) {
   s->add_to(*command);
   command->add_option("--model", s->model, "model folder")->required()->type_name("DIR");
   command->add_option("--prompt", s->prompt, "text to continue; default: a line end");
-  command->add_option("--length", s->length, "characters to add")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--length", s->length, "characters to add")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10'000'000));
   command->add_option("--count", s->count, "texts")->capture_default_str()->check(CLI::Range(1, 1024));
   command->add_option("--temperature", s->sampling.temperature, "divides the logits; 0: the most probable character")
       ->capture_default_str();

@@ -157,6 +157,8 @@ TEST_CASE("activations by their numbers") {
     const double tanh = std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x));
     CHECK(value(Activation::gelu_new, x) == Approx(x * 0.5 * (1 + tanh)).margin(1e-12));
   }
+  CHECK(value(Activation::gelu_new, 1e20) == 1e20);
+  CHECK(value(Activation::gelu_new, -1e20) == 0);
   for (const Activation kind : {Activation::relu, Activation::silu, Activation::gelu, Activation::gelu_new})
     CHECK(std::isnan(value(kind, std::numeric_limits<double>::quiet_NaN())));
 }

@@ -10,7 +10,8 @@ using namespace laconic;
 
 namespace {
 
-constexpr LanguageModelConfig config{.vocab_size = 13, .max_positions = 40, .d_model = 16, .num_layers = 2, .num_heads = 4};
+constexpr LanguageModelConfig config{
+    .vocab_size = 13, .max_positions = 40, .d_model = 16, .num_layers = 2, .num_heads = 4};
 using Full = Gpt<Mha<4, NoPosition>, double>;
 template <Index R>
 using Simple = Gpt<MlaSimple<4, R, NoPosition>, double>;
@@ -62,6 +63,12 @@ TEST_CASE("a GPT that is calibrated on a text loses less of such a text") {
       convert<Simple<6>>(model, ActivationPca<double, CalibrationTokens>{seen}, {}, TokenRows{seen.ids, seen.sequences})
           .report;
   CHECK(std::abs(same.key_value_error - same.predicted_error) < 1e-6);
+}
+
+TEST_CASE("a conversion without tokens is refused") {
+  CHECK(message_of([&] {
+          convert<Simple<6>>(source(), JointSvd{}, {}, TokenRows{{}, {}});
+        }) == "convert: 0 tokens given in 0 sequences, at least one expected");
 }
 
 TEST_CASE("an open GPT converts by name") {

@@ -7,6 +7,7 @@
 
 #include "golden.hpp"
 #include "message_of.hpp"
+#include "temporary_folder.hpp"
 
 using namespace laconic;
 
@@ -17,9 +18,7 @@ const std::filesystem::path folder = std::filesystem::path(LACONIC_GOLDEN_DIR) /
 nlohmann::json config_json() { return read_json(folder / "config.json"); }
 template <class T>
 Gpt<Mha<dyn, NoPosition>, T> loaded() {
-  Gpt<Mha<dyn, NoPosition>, T> out(gpt2_config(config_json(), "config.json"), Seed());
-  load_gpt2_parameters(out, SafetensorsFile(folder / "model.safetensors"));
-  return out;
+  return load_gpt2<Gpt<Mha<dyn, NoPosition>, T>>(folder);
 }
 std::vector<int> row(const Matrix<double>& m, Index r) {
   std::vector<int> out;
@@ -59,6 +58,48 @@ TEST_CASE("a GPT-2 continues texts as transformers does") {
         .beams = 3, .max_new_tokens = 12, .end_token = static_cast<int>(end(0, n)), .length_penalty = 2};
     CHECK(beam_search(decoder, prompt, ending)[0].tokens == row(tensor<double>(expected, text("beam.", n)), 0));
   }
+}
+
+TEST_CASE("a GPT-2 loads as others have saved it") {
+  const SafetensorsFile file(folder / "model.safetensors");
+  const TemporaryFolder temporary;
+  std::vector<std::vector<float>> values;
+  values.reserve(200);
+  const auto copy = [&](SafetensorsWriter& writer, const std::string& name, const std::string& as, float added) {
+    std::vector<float>& copied = values.emplace_back(file.info(name).bytes.size() / sizeof(float));
+    file.read(name, std::span(copied));
+    copied[0] += added;
+    writer.add(as, file.info(name).shape, std::span<const float>(copied));
+  };
+  // Without the prefix, with a mask of old files, and with a copy of the tied embeddings.
+  SafetensorsWriter old;
+  for (const std::string& name : file.names()) copy(old, name, name.substr(std::string("transformer.").size()), 0);
+  copy(old, "transformer.wte.weight", "lm_head.weight", 0);
+  copy(old, "transformer.ln_f.bias", "h.0.attn.masked_bias", 0);
+  old.write(temporary / "model.safetensors");
+  Gpt<Mha<dyn, NoPosition>> model(gpt2_config(config_json(), "c"), Seed());
+  load_gpt2_parameters(model, SafetensorsFile(temporary / "model.safetensors"));
+  CHECK(model.wte.weight.host() == loaded<float>().wte.weight.host());
+
+  // A number that is not finite changes nothing.
+  SafetensorsWriter infinite;
+  for (const std::string& name : file.names())
+    copy(infinite, name, name, name == "transformer.h.2.ln_1.bias" ? std::numeric_limits<float>::infinity() : 0);
+  infinite.write(temporary / "model.safetensors");
+  Gpt<Mha<dyn, NoPosition>> fresh(gpt2_config(config_json(), "c"), Seed());
+  const Matrix<float> before = fresh.wte.weight.host();
+  CHECK(message_of([&] {
+          load_gpt2_parameters(fresh, SafetensorsFile(temporary / "model.safetensors"));
+        }).ends_with("tensor 'transformer.h.2.ln_1.bias' holds numbers that are not finite"));
+  CHECK(fresh.wte.weight.host() == before);
+
+  // A config.json that describes more than the files hold takes no memory.
+  auto config = config_json();
+  config["n_layer"] = 4000;
+  config["n_embd"] = 60000;
+  write_json(temporary / "config.json", config);
+  CHECK(message_of([&] { load_gpt2<Gpt<Mha<dyn, NoPosition>>>(temporary.path); }).find("describes a model of") !=
+        std::string::npos);
 }
 
 TEST_CASE("what a GPT-2 may say and laconic does not compute is refused") {

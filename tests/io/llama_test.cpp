@@ -33,7 +33,7 @@ std::vector<int> row(const Matrix<double>& m, Index r) {
 
 TEMPLATE_TEST_CASE("a Llama gives the logits of transformers", "", float, double) {
   const SafetensorsFile expected(folder / "expected.safetensors");
-  const auto model = loaded<TestType>(config_json());
+  const auto model = load_llama<Model<TestType>>(folder);
   CHECK(model.count_parameters() == Model<TestType>::parameter_count(model.config()));
   const Matrix<double> ids = tensor<double>(expected, "ids");
   std::vector<int> tokens = row(ids, 0);
@@ -102,7 +102,11 @@ TEST_CASE("what a Llama may say and laconic does not compute is refused") {
     return message_of([&] { llama_config(config, "c"); });
   };
   CHECK(refusal("mlp_bias", true) == "c: 'mlp_bias' is true, false expected");
-  CHECK(refusal("sliding_window", 64) == "c: 'sliding_window' given, null expected");
+  CHECK(refusal("sliding_window", 64) == "c: 'sliding_window' is given, null expected");
+  CHECK(refusal("model_type", "mistral") == "c: 'sliding_window' is missing (4096), null expected");
+  CHECK(refusal("partial_rotary_factor", 0.5) == "c: 'partial_rotary_factor' is 0.5, 1 expected");
+  CHECK(refusal("rope_parameters", {{"rope_type", "yarn"}, {"truncate", false}}) ==
+        "c: 'rope_parameters': 'truncate' is false, true expected");
   CHECK(refusal("rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2.0}}) ==
         "c: 'rope_parameters': 'rope_type' is 'dynamic', one of default, linear, llama3, yarn expected");
   CHECK(refusal("rope_parameters", {{"rope_type", "linear"}, {"factor", 0.5}}) ==

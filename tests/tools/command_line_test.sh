@@ -493,7 +493,7 @@ refused '"eleven"' stereo.wav -- train --init run --train m.jsonl --valid corpus
 refused '"eleven"' -- train --init run --train corpus/train.jsonl --valid m.jsonl --out new
 
 # --- A language model.
-for _ in 1 2 3 4 5 6; do printf 'a traveller came along\twrapped in a warm cloak \033[31m\n'; done >rhyme.txt
+for _ in 1 2 3 4 5 6; do printf 'a traveller came along\twrapped in a warm cloak \033[31m\xc2\x9b\n'; done >rhyme.txt
 gpt=(--text rhyme.txt --d-model 16 --layers 1 --context 32 --steps 6 --batch 2 --valid-steps 3)
 ok gpt train "${gpt[@]}" --out gpt --heads 2 --attention mla-head --valid-fraction 0.4 --json gpt.json
 says gpt.json '"attention": "mla-head"'
@@ -503,7 +503,7 @@ ok gpt eval --model gpt --text rhyme.txt --json loss.json
 says loss.json '"perplexity"'
 ok gpt sample --model gpt --prompt 'a warm' --length 200 --count 2 --top-k 3 --json sample.json
 [ "$(grep -c '^---$' out)" -eq 2 ] || fail "not two texts"
-grep -q $'\033' out && fail "a control character of the text reaches the terminal"
+grep -q -e $'\033' -e $'\xc2\x9b' out && fail "a control character of the text reaches the terminal"
 ok gpt train --text rhyme.txt --init gpt --out tuned --steps 3 --batch 2 --valid-steps 3
 ok gpt train "${gpt[@]}" --out rotary --heads 2 --rotary
 refused '--attention' 'latent' -- gpt train "${gpt[@]}" --out new --heads 2 --attention mla-simple
@@ -511,12 +511,15 @@ refused linear -- gpt train "${gpt[@]}" --out new --heads 2 --attention linear
 refused 3 16 -- gpt train "${gpt[@]}" --out new --heads 3
 refused steps -- gpt train --text rhyme.txt --out new --steps 0
 refused 'more than a window' -- gpt train --text rhyme.txt --out new --context 5000
+refused validate -- gpt train "${gpt[@]}" --out new --heads 2 --valid-fraction 0
 refused nowhere.txt -- gpt train --text nowhere.txt --out new
 refused "'Z'" -- gpt sample --model gpt --prompt Zebra
 refused run/model gpt -- gpt eval --model run/model --text rhyme.txt
 sed 's/"a": /"aa": /' gpt/vocab.json >bad.json
 cp -r gpt broken && cp bad.json broken/vocab.json
 refused broken/vocab.json "'aa'" -- gpt sample --model broken
+cp gpt/vocab.json broken/vocab.json && sed -i 's/"d_model": 16/"d_model": 65536/' broken/config.json
+refused broken/config.json numbers -- gpt sample --model broken
 
 # --- Numbers that do not fit.
 refused 33 32 -- convert --input run --output new --attention mla-simple --latent-dim 33

@@ -83,7 +83,8 @@ TEST_CASE("a folder of Hugging Face is heard, converted and written back by the 
   CHECK(difference(logits(folder, "hf.safetensors"), expected) < 1e-4);
 
   // A latent as wide as the model loses nothing, and what is written back is what transformers would load.
-  const std::string latent = rotary ? "--attention mla-split --latent-dim 24" : "--attention mla-simple --latent-dim 16";
+  const std::string latent =
+      rotary ? "--attention mla-split --latent-dim 24" : "--attention mla-simple --latent-dim 16";
   CHECK(run(folder, "convert --input hf --output mla " + latent) == "");
   CHECK(run(folder, "transcribe --model mla --logits mla.safetensors speech.wav") == "");
   CHECK(difference(logits(folder, "mla.safetensors"), expected) < 1e-4);

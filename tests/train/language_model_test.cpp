@@ -74,6 +74,21 @@ TEST_CASE("mistakes of a training are said") {
   CHECK(train(std::span(tokens).first(16), {}) ==
         "train: a text of 16 tokens given, more than a window of 16 expected");
   CHECK(train(tokens, {.steps = 0}) == "train: steps 0 given, 1 to 1099511627776 expected");
+  CHECK(train(tokens, {.window = 17}) == "train: window 17 given, at most max_positions = 16 expected");
+  const auto none = std::span(tokens).first(1);
+  CHECK(message_of([&] {
+          train_language_model(cpu, model, std::span(tokens), none, LanguageModelTraining(), [](const auto&) {});
+        }) == "train: 1 tokens to validate on given, at least two expected");
+  CHECK(message_of([&] { evaluate_language_model(cpu, model, tokens, -5); }) ==
+        "evaluate: window -5 given, 1 to max_positions = 16 expected, or 0 for these");
+  // A loss that is not a number: the training says so, and the model is on the host.
+  Model broken = model;
+  broken.wte.weight.host()(0, 0) = std::numeric_limits<float>::quiet_NaN();
+  CHECK(message_of([&] {
+          train_language_model(cpu, broken, std::span(tokens), std::span(tokens),
+                               LanguageModelTraining{.steps = 2, .batch = 2}, [](const auto&) {});
+        }) == "train: no validation loss was finite in 2 steps; a lower learning rate may help");
+  CHECK(!broken.wte.weight.is_resident());
   CHECK(message_of([&] { evaluate_language_model(cpu, model, std::span(tokens).first(1)); }) ==
         "evaluate: 1 tokens given, at least two expected");
 }

@@ -153,10 +153,10 @@ enum class RotaryPairs { interleaved, halves };
 
 /// Names how the rates of rotary positions are changed for sequences longer than those of the training.
 enum class RotaryScaling {
-  none,    ///< they are not
+  none,    ///< not at all
   linear,  ///< all rates are divided by the factor (Chen et al. 2023)
   llama3,  ///< slow rates are divided, fast ones are not, with a smooth transition (Llama 3.1)
-  yarn  ///< likewise, by the number of rotations in a training sequence (Peng et al. 2023), and the angles' amplitude
+  yarn     ///< as llama3 by other limits, with a factor on cosines and sines (Peng et al. 2023)
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(RotaryScaling) {
@@ -170,8 +170,8 @@ constexpr auto enum_names(RotaryScaling) {
 /// transformers' `rope_parameters`.
 struct RotaryRates {
   double base = 10000;                          ///< pair m of a width rotates by base^(-2 m / width) a position
-  RotaryScaling scaling = RotaryScaling::none;  ///< how these rates are changed
-  double factor = 1;                            ///< by how much, at least 1
+  RotaryScaling scaling = RotaryScaling::none;  ///< change of these rates
+  double factor = 1;                            ///< divisor of the rates, at least 1
   double low_freq_factor = 1;                   ///< llama3: full rotations below which a rate is divided
   double high_freq_factor = 4;                  ///< llama3: full rotations above which it is not
   double beta_fast = 32;                        ///< yarn: full rotations above which a rate is not divided
@@ -182,17 +182,17 @@ struct RotaryRates {
   /// Returns the rate of pair m of `width` channels, in radians a position.
   double rate(Index m, Index width) const {
     const double plain = std::pow(base, -2 * static_cast<double>(m) / static_cast<double>(width));
-    constexpr double turn = 2 * std::numbers::pi;
-    const double rotations = static_cast<double>(original_max_positions) * plain / turn;
+    constexpr double two_pi = 2 * std::numbers::pi;
+    const double rotations = static_cast<double>(original_max_positions) * plain / two_pi;
     if (scaling == RotaryScaling::linear) return plain / factor;
     if (scaling == RotaryScaling::llama3) {
       const double kept = std::clamp((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0);
       return kept * plain + (1 - kept) * plain / factor;
     }
     if (scaling == RotaryScaling::yarn) {
-      const auto pair_of = [&](double turns) {
-        return static_cast<double>(width) * std::log(static_cast<double>(original_max_positions) / (turns * turn)) /
-               (2 * std::log(base));
+      const auto pair_of = [&](double full_rotations) {
+        return static_cast<double>(width) *
+               std::log(static_cast<double>(original_max_positions) / (full_rotations * two_pi)) / (2 * std::log(base));
       };
       const double low = std::max(0.0, std::floor(pair_of(beta_fast))),
                    high = std::min(static_cast<double>(width - 1), std::ceil(pair_of(beta_slow)));

@@ -92,8 +92,10 @@ Index rows_of_input(const Input& input) {
 /// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
 template <class Input>
 void require_rows(const char* who, const Input& input, Index rows) {
-  require(rows > 0, who, ": ", rows_of_input(input), " rows of features given in ", input.sequences.size(),
-          " sequences, of which the subsampling leaves none");
+  constexpr bool is_speech = requires { input.features; };
+  require(rows > 0, who, ": ", rows_of_input(input), is_speech ? " rows of features" : " tokens", " given in ",
+          input.sequences.size(), " sequences, ",
+          is_speech ? "of which the subsampling leaves none" : "at least one expected");
 }
 
 /// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
@@ -103,8 +105,9 @@ template <class Context, class Source, class Input>
 std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
                                        bool score_aware) {
   using T = typename Source::Scalar;
+  constexpr bool is_speech = requires { input.features; };
   require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
-          " rows of features given, their sequences have ", input.sequences.rows());
+          is_speech ? " rows of features" : " tokens", " given, their sequences have ", input.sequences.rows());
   const Runnable run(recorder, source);
   std::vector<LayerStatistics> out;
   Source::each_attention(*run, [&](std::string_view, const auto& layer) {

@@ -7,7 +7,6 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -21,7 +20,7 @@ struct BeamConfig {
   Index beams = 4;                 ///< hypotheses that are kept at each step
   Index max_new_tokens = 100;      ///< tokens after the prompt
   std::optional<int> end_token{};  ///< ends a hypothesis, and is its last token
-  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the probability itself
+  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the log probability
 };
 
 /// Holds one result of a beam search.
@@ -77,6 +76,8 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
   for (Index step = 0; step < config.max_new_tokens; ++step) {
     values.resize(live.size() * static_cast<std::size_t>(vocab));
     context.read(context.log_softmax(logits), std::span<T>(values));
+    require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
+            "beam search: logits that are NaN given, numbers expected");
     candidates.clear();
     for (std::size_t b = 0; b < live.size(); ++b)
       for (Index v = 0; v < vocab; ++v)

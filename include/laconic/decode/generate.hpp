@@ -32,17 +32,18 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
   using T = typename Decoder::Context::Scalar;
   require(config.max_new_tokens >= 0, "generate: max_new_tokens ", config.max_new_tokens,
           " given, at least 0 expected");
+  for (std::size_t n = 0; n < prompts.size(); ++n)
+    require(!prompts[n].empty(), "generate: prompt ", n, " is empty, at least one token expected");
   const auto vocab = static_cast<std::size_t>(decoder.vocab_size()), slots = static_cast<std::size_t>(decoder.slots());
   Sampler sample(config.sampling, decoder.vocab_size());
   std::vector<std::vector<int>> out(prompts.size());
   std::vector<T> logits(slots * vocab);
-  std::vector<Index> live, all;  // slots in use, and all
+  std::vector<Index> live, free;
   std::vector<std::size_t> sequence_of(slots);
   std::vector<int> ids;
   live.reserve(slots);
   ids.reserve(slots);
-  for (std::size_t s = slots; s-- > 0;) all.push_back(static_cast<Index>(s));
-  std::vector<Index> free = all;
+  for (std::size_t s = slots; s-- > 0;) free.push_back(static_cast<Index>(s));
 
   // Takes the next token of each of these slots from the logits. goes_on(slot) is called for those that do.
   const auto take = [&](std::span<const Index> slots_of_rows, const auto& tensor, auto&& goes_on) {
@@ -66,14 +67,13 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
   std::size_t next = 0;
   while (next < prompts.size() || !live.empty()) {
     for (; next < prompts.size() && !free.empty(); ++next) {
-      require(!prompts[next].empty(), "generate: prompt ", next, " is empty, at least one token expected");
       if (config.max_new_tokens == 0) continue;
       const std::array<Index, 1> slot{free.back()};
       free.pop_back();
       sequence_of[static_cast<std::size_t>(slot[0])] = next;
-      out[next].reserve(static_cast<std::size_t>(config.max_new_tokens));
       decoder.clear(slot[0]);
       const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
+      out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
       take(slot, tensor, [&](Index s) { live.push_back(s); });
     }
     if (live.empty()) continue;

@@ -3,12 +3,10 @@
 
 #include <laconic/core/error.hpp>
 #include <laconic/core/extent.hpp>
-#include <laconic/core/random.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -37,34 +35,32 @@ class Sampler {
  public:
   /// Makes a sampler for `vocab_size` tokens. Allocates. Throws Error for numbers that make no sense.
   Sampler(const SamplingConfig& config, Index vocab_size)
-      : config_(config),
-        order_(static_cast<std::size_t>(vocab_size)),
-        probabilities_(static_cast<std::size_t>(vocab_size)) {
-    config.check();
-  }
+      : config_(config), order_(checked(config, vocab_size)), probabilities_(order_.size()) {}
 
   /// Returns a token drawn from these logits by a number in [0, 1). Among equal logits, the lower id comes first.
-  /// Throws Error for logits of another number, and where all are NaN or infinite.
+  /// Throws Error for logits of another number, for one that is NaN, and where the largest is infinite.
   template <class T>
   int operator()(std::span<const T> logits, double uniform) {
     require(logits.size() == order_.size(), "sampler: ", logits.size(), " logits given, ", order_.size(), " expected");
     const auto best = std::max_element(logits.begin(), logits.end());
     const auto finite = [](T x) { return !std::isnan(x); };
     require(std::all_of(logits.begin(), logits.end(), finite) && std::isfinite(*best),
-            "sampler: logits that are NaN or infinite given");
+            "sampler: logits that are NaN or infinite given, finite numbers expected");
     if (config_.temperature == 0) return static_cast<int>(best - logits.begin());
 
     std::iota(order_.begin(), order_.end(), 0);
-    const auto before = [&](int a, int b) {
-      const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
-      return x > y || (x == y && a < b);
-    };
     auto end = order_.end();
-    if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
-      end = order_.begin() + config_.top_k;
-      std::nth_element(order_.begin(), end, order_.end(), before);
+    if (config_.top_k > 0 || config_.top_p < 1) {  // otherwise the order does not matter
+      const auto before = [&](int a, int b) {
+        const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+        return x > y || (x == y && a < b);
+      };
+      if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
+        end = order_.begin() + config_.top_k;
+        std::nth_element(order_.begin(), end, order_.end(), before);
+      }
+      std::sort(order_.begin(), end, before);
     }
-    std::sort(order_.begin(), end, before);
 
     const auto count = static_cast<std::size_t>(end - order_.begin());
     double sum = 0;
@@ -74,7 +70,8 @@ class Sampler {
     }
     std::size_t kept = 0;
     double kept_sum = 0;
-    while (kept < count && (kept == 0 || kept_sum < config_.top_p * sum)) kept_sum += probabilities_[kept++];
+    while (kept < count && (config_.top_p == 1 || kept == 0 || kept_sum < config_.top_p * sum))
+      kept_sum += probabilities_[kept++];
     double left = uniform * kept_sum;
     for (std::size_t i = 0; i + 1 < kept; ++i) {
       left -= probabilities_[i];
@@ -84,6 +81,12 @@ class Sampler {
   }
 
  private:
+  static std::size_t checked(const SamplingConfig& config, Index vocab_size) {
+    config.check();
+    require(vocab_size > 0, "sampler: ", vocab_size, " tokens given, at least 1 expected");
+    return static_cast<std::size_t>(vocab_size);
+  }
+
   SamplingConfig config_;
   std::vector<int> order_;
   std::vector<double> probabilities_;

@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/attention/cost.hpp>
 #include <laconic/backend/context.hpp>
 #include <laconic/backend/cpu.hpp>
 #include <laconic/backend/shapes.hpp>
@@ -91,7 +92,8 @@ class TokenDecoder {
 
   /// Appends the tokens of sequence n, at least one, to slots[n]. Returns the logits (slots, vocab_size) of the token
   /// that follows the last of each. Throws Error for a slot that does not exist, is named twice or has no room, for an
-  /// id that is no token, and for a sequence without tokens.
+  /// id that is no token, and for a sequence without tokens. Where computing fails, for lack of memory or for an id
+  /// that is no token, the slots are empty afterwards.
   Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
     const Sequences& sequences = tokens.sequences;
     require(sequences.size() == static_cast<Index>(slots.size()), "token decoder: ", sequences.size(),
@@ -106,14 +108,21 @@ class TokenDecoder {
         require(slots[i] != slots[n], "token decoder: slot ", slots[n], " is named twice");
       firsts_.push_back(count(slots[n]));
     }
-    Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
-    const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
-    for (std::size_t n = 0; n < slots.size(); ++n)
-      counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
-    if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
-    Tensor last = context_.make(sequences.size(), rows.cols());
-    for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
-    return model_.logits(context_, last);
+    for (const int id : tokens.ids)
+      require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
+    try {
+      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+      for (std::size_t n = 0; n < slots.size(); ++n)
+        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+      Tensor last = context_.make(sequences.size(), rows.cols());
+      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
+      return model_.logits(context_, last);
+    } catch (...) {  // some layers may hold the tokens and others not
+      for (const Index slot : slots) clear(slot);
+      throw;
+    }
   }
 
  private:
@@ -123,7 +132,11 @@ class TokenDecoder {
             1 << 24, " expected");
     require(config.max_tokens >= 0 && config.max_tokens <= max, "token decoder: max_tokens ", config.max_tokens,
             " given, 1 to max_positions = ", max, " expected, or 0 for these");
-    return config.max_tokens > 0 ? config.max_tokens : max;
+    const Index tokens = config.max_tokens > 0 ? config.max_tokens : max;
+    const Index bytes = Model::cache_bytes(model.config(), frames(tokens), config.storage);
+    require(bytes <= (Index{1} << 50) / config.slots, "token decoder: ", config.slots, " slots of ", bytes,
+            " bytes given, at most 2^50 bytes together expected");
+    return tokens;
   }
   std::size_t checked_slot(Index slot) const {
     require(slot >= 0 && slot < slots(), "token decoder: slot ", slot, " given, 0 to ", slots() - 1, " expected");

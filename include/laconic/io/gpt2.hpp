@@ -1,11 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/io/folder.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/io/placed_parameters.hpp>
 #include <laconic/model/language_model_config.hpp>
 
 #include <cstddef>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -97,6 +99,21 @@ void load_gpt2_parameters(Model& model, const Tensors& tensors) {
         return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
                (tied && name == "lm_head.weight");
       });
+}
+
+/// Returns the GPT-2 in a model folder of transformers: config.json and its tensors. Allocates. Throws `Error` for what
+/// laconic does not compute, and for files that do not fit.
+///
+///     const auto model = load_gpt2<Gpt<Mha<dyn, NoPosition>>>("gpt2");
+template <class Model>
+Model load_gpt2(const std::filesystem::path& folder) {
+  const std::string where = (folder / "config.json").string();
+  const LanguageModelConfig config = gpt2_config(read_model_config(folder), where);
+  const Tensors tensors = open_model_tensors(folder);
+  detail::require_enough_values(tensors, Model::parameter_count(config), where);
+  Model out(config, Seed());
+  load_gpt2_parameters(out, tensors);
+  return out;
 }
 
 }  // namespace LACONIC_ABI

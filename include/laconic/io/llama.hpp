@@ -1,10 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/io/folder.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/io/placed_parameters.hpp>
 #include <laconic/model/language_model_config.hpp>
 
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,6 +23,8 @@ namespace detail {
 inline RotaryRates rotary_rates(const nlohmann::json& config, Index max_positions, const std::string& where) {
   RotaryRates out;
   out.base = hugging_face_member<double>(config, "rope_theta", where, out.base);
+  const auto part = hugging_face_member<double>(config, "partial_rotary_factor", where, 1);
+  require(part == 1, where, ": 'partial_rotary_factor' is ", part, ", 1 expected");
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     if (!config.contains(key) || config[key].is_null()) continue;
     const nlohmann::json& rope = config[key];
@@ -43,6 +47,9 @@ inline RotaryRates rotary_rates(const nlohmann::json& config, Index max_position
     out.beta_slow = number("beta_slow", out.beta_slow);
     require(!rope.contains("mscale") && !rope.contains("mscale_all_dim"), at,
             ": 'mscale' given, which laconic does not compute");
+    require(hugging_face_member(rope, "truncate", at, true), at, ": 'truncate' is false, true expected");
+    require(number("partial_rotary_factor", 1) == 1, at, ": 'partial_rotary_factor' is ",
+            number("partial_rotary_factor", 1), ", 1 expected");
     out.attention_factor =
         rope.contains("attention_factor") && !rope["attention_factor"].is_null() ? number("attention_factor", 0) : 0;
     out.original_max_positions =
@@ -85,8 +92,10 @@ inline LanguageModelConfig llama_config(const nlohmann::json& config, const std:
           ", 'llama' or 'mistral' expected");
   require(!detail::hugging_face_member(config, "mlp_bias", where, false), where,
           ": 'mlp_bias' is true, false expected");
-  require(!config.contains("sliding_window") || config["sliding_window"].is_null(), where,
-          ": 'sliding_window' given, null expected");
+  // transformers gives a Mistral a sliding window of 4096 unless its file says null.
+  const bool slides = config.contains("sliding_window") ? !config["sliding_window"].is_null() : type == "mistral";
+  require(!slides, where, ": 'sliding_window' is ", config.contains("sliding_window") ? "given" : "missing (4096)",
+          ", null expected");
   LanguageModelConfig out;
   out.vocab_size = number("vocab_size", 32000);
   out.max_positions = number("max_position_embeddings", type == "llama" ? 2048 : 131072);
@@ -119,10 +128,28 @@ inline LanguageModelConfig llama_config(const nlohmann::json& config, const std:
 /// throws `Error` and leaves the model as it was. Allocates.
 template <class Model>
 void load_llama_parameters(Model& model, const Tensors& tensors) {
+  if constexpr (requires { Model::Policy::Position::pairs; })
+    static_assert(Model::Policy::Position::turns_keys && Model::Policy::Position::pairs == RotaryPairs::halves,
+                  "laconic: a Llama of transformers has Rotary<RotaryPairs::halves> positions");
   const bool tied = model.config().tied_embeddings;
   detail::load_from_places(model, tensors, detail::llama_place, [&](std::string_view name) {
     return name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
   });
+}
+
+/// Returns the Llama in a model folder of transformers: config.json and its tensors. Allocates. Throws `Error` for what
+/// laconic does not compute, and for files that do not fit.
+///
+///     const auto model = load_llama<Llama<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>>>("llama");
+template <class Model>
+Model load_llama(const std::filesystem::path& folder) {
+  const std::string where = (folder / "config.json").string();
+  const LanguageModelConfig config = llama_config(read_model_config(folder), where);
+  const Tensors tensors = open_model_tensors(folder);
+  detail::require_enough_values(tensors, Model::parameter_count(config), where);
+  Model out(config, Seed());
+  load_llama_parameters(out, tensors);
+  return out;
 }
 
 }  // namespace LACONIC_ABI

@@ -5,6 +5,8 @@
 #include <laconic/io/parameters.hpp>
 #include <laconic/io/tensors.hpp>
 
+#include <cstddef>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -30,13 +32,7 @@ template <class Model, class Place, class Unused>
 void load_from_places(Model& model, const Tensors& tensors, Place&& place_of, Unused&& unused) {
   using T = typename Model::Scalar;
   require_on_host(model, "load_parameters");
-  std::unordered_set<std::string> known;
-  std::vector<Matrix<T>> values;
-  model.parameters([&](std::string_view name, const Parameter<T>& p) {
-    const TensorPlace place = place_of(name);
-    require(tensors.contains(place.name), tensors.path(), ": no tensor ", in_quotes(place.name),
-            ", which the model needs");
-    known.insert(place.name);
+  const auto read = [&](const TensorPlace& place, const Parameter<T>& p) {
     const bool matrix = p.shape().size() > 1;
     std::vector<Index> shape = p.shape();
     if (place.transposed && matrix) std::swap(shape[0], shape[1]);
@@ -44,19 +40,33 @@ void load_from_places(Model& model, const Tensors& tensors, Place&& place_of, Un
     check_loadable(tensors, place.name, shape);
     Matrix<T> stored(matrix ? shape[0] : 1, shape.back());
     tensors.read(place.name, std::span<T>(stored.data(), static_cast<std::size_t>(stored.size())));
-    require(stored.allFinite(), tensors.path(place.name), ": tensor ", in_quotes(place.name),
-            " holds numbers that are not finite");
     const Index width = stored.cols() / place.parts;
-    const Matrix<T> part = stored.middleCols(place.part * width, width);
-    values.push_back(place.transposed && matrix ? Matrix<T>(part.transpose()) : part);
+    const auto part = stored.middleCols(place.part * width, width);
+    return place.transposed && matrix ? Matrix<T>(part.transpose()) : Matrix<T>(part);
+  };
+  // Everything is checked before anything is changed.
+  std::unordered_set<std::string> known;
+  model.parameters([&](std::string_view name, const Parameter<T>& p) {
+    const TensorPlace place = place_of(name);
+    require(tensors.contains(place.name), tensors.path(), ": no tensor ", in_quotes(place.name),
+            ", which the model needs");
+    known.insert(place.name);
+    require(read(place, p).allFinite(), tensors.path(place.name), ": tensor ", in_quotes(place.name),
+            " holds numbers that are not finite");
   });
   std::vector<std::string> unknown;
   for (const std::string& name : tensors.names())
     if (!known.contains(name) && !unused(name)) unknown.push_back(name);
   require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", some_names(unknown));
-  std::size_t i = 0;
-  model.parameters([&](std::string_view, Parameter<T>& p) { p.host() = std::move(values[i++]); });
+  model.parameters([&](std::string_view name, Parameter<T>& p) { p.host() = read(place_of(name), p); });
+}
+
+/// Throws `Error`, in the name of `where`, if the files hold fewer values than the model has parameters, before memory
+/// is taken for a model that they cannot fill.
+inline void require_enough_values(const Tensors& tensors, Index parameters, const std::string& where) {
+  require(parameters <= tensors.count_values(), where, ": describes a model of ", parameters, " numbers, but ",
+          tensors.path(), " holds ", tensors.count_values());
 }
 
 }  // namespace detail

@@ -8,7 +8,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Describes GPT-2, for `LanguageModel`. Names are those of transformers.
+/// Describes GPT-2, for `LanguageModel`. The names below are those of transformers.
 struct GptKind {
   /// The norms in the blocks and after them.
   template <class T>

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -94,10 +95,10 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
 ///     Gpt<Mha<12, NoPosition>> model(config, Seed(1));
 ///     auto logits = model(cpu, {ids, Sequences{5, 9}});   // ids of 14 tokens; logits (14, vocab_size)
 ///
-/// A token never sees a later one. With `learned` positions a vector for each position is added to the embeddings; an
-/// attention with rotary positions needs none. Construction allocates, and throws Error where the sizes do not fit; the
-/// forward pass takes memory from the context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by
-/// token.
+/// A token never sees a later one. With `learned` positions a vector for each position is added to the embeddings,
+/// unless the attention has a rotary key of its own; an attention with rotary positions goes with `rotary` only.
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by token.
 template <class Kind, class AttentionPolicy, class T = float>
 class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
                       public Stack<PreNormBlock<Kind, AttentionPolicy, T>, typename Kind::template Norm<T>> {
@@ -120,6 +121,11 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
         wte(config.vocab_size, config.d_model, seed / "wte",
             config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
         config_(config) {
+    with_attention(config, [&]<class P>(std::type_identity<P>) {
+      require((config.position_embeddings_type == PositionEmbeddings::rotary) == detail::NamedPolicy<P>::rotates,
+              "language model: position_embeddings_type ", to_name(config.position_embeddings_type), " given, ",
+              detail::NamedPolicy<P>::rotates ? "rotary" : "learned", " expected for this attention");
+    });
     const AttentionDims d = Policy::dims(config.attention_config());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
@@ -129,15 +135,18 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
-    if (config.position_embeddings_type == PositionEmbeddings::learned)
-      wpe = Embedding<T>(config.max_positions, config.d_model, seed / "wpe");
+    if (learns_positions(config)) wpe = Embedding<T>(config.max_positions, config.d_model, seed / "wpe");
     if (!config.tied_embeddings) lm_head = Linear<T>(config.d_model, config.vocab_size, seed / "lm_head", Bias::no);
   }
 
   /// Returns the configuration with every size resolved, also those that came from the type.
   const LanguageModelConfig& config() const { return config_; }
-  /// Says whether the order of tokens is known by learned vectors.
-  bool has_learned_positions() const { return wpe.weight.size() > 0; }
+  /// Says whether the order of tokens is known by learned vectors: unless it is rotary, or the attention has a rotary
+  /// key of its own (a decoupled latent).
+  static constexpr bool learns_positions(const LanguageModelConfig& config) {
+    return config.position_embeddings_type == PositionEmbeddings::learned &&
+           with_attention(config, []<class P>(std::type_identity<P>) { return !P::Position::turns_keys; });
+  }
 
   /// Returns the logits (rows, vocab_size) of the token after each token. Throws Error for an id that is no token and
   /// for a sequence longer than max_positions.
@@ -164,7 +173,7 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
               pass.first(n) + pass.sequences.length(n),
               " tokens given, at most max_positions = ", config_.max_positions, " expected");
     Tensor x = wte(context, ids);
-    if (has_learned_positions()) x = context.add(std::move(x), positions(context, pass));
+    if (wpe.count() > 0) x = context.add(std::move(x), positions(context, pass));
     return this->run(context, context.dropout(std::move(x), config_.dropout), std::move(pass), state);
   }
   /// Returns the logits (rows, vocab_size) of rows that `hidden` gave.
@@ -183,13 +192,13 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
     const Index d = c.d_model, block = 2 * Norm::parameter_count(d) + Policy::parameter_count(c.attention_config()) +
                                        Kind::template FeedForward<T>::parameter_count(d, c.feed_forward_width());
     return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + Norm::parameter_count(d) +
-           (c.position_embeddings_type == PositionEmbeddings::learned ? c.max_positions * d : 0);
+           (learns_positions(c) ? c.max_positions * d : 0);
   }
 
   /// Visits the parts with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("wte", self.wte);
-    if (self.has_learned_positions()) visit("wpe", self.wpe);
+    if (self.wpe.count() > 0) visit("wpe", self.wpe);
     visit("layers", self.layers);
     visit("layer_norm", self.layer_norm);
     if (!self.config_.tied_embeddings) visit("lm_head", self.lm_head);
@@ -205,6 +214,14 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
 
  private:
+  /// Calls f(std::type_identity<P>()) with the policy of the type, or with the one that the configuration names.
+  template <class F>
+  static constexpr decltype(auto) with_attention(const LanguageModelConfig& config, F&& f) {
+    if constexpr (requires { typename Policy::Policies; })
+      return Policy::with_policy(config.attention_config(), std::forward<F>(f));
+    else
+      return f(std::type_identity<Policy>());
+  }
   /// Returns the vectors of the positions of a pass, (rows, d_model).
   template <class Context, class Tensor>
   Tensor positions(Context& context, const Pass<Tensor>& pass) const {

@@ -99,6 +99,7 @@ struct LanguageModelConfig {
     within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
     require(position_embeddings_type != PositionEmbeddings::relative,
             "language model: position_embeddings_type relative given, learned or rotary expected");
     require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,

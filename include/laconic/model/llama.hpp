@@ -8,7 +8,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Describes Llama, for `LanguageModel`. Names are those of transformers.
+/// Describes Llama, for `LanguageModel`. The names below are those of transformers.
 struct LlamaKind {
   /// The norms in the blocks and after them.
   template <class T>

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <laconic/core/parameter.hpp>
+#include <laconic/core/random.hpp>
 
+#include <cstdint>
 #include <span>
 
 namespace laconic {

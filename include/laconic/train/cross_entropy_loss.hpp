@@ -10,7 +10,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Returns the mean cross entropy, (1, 1), in nats, of the rows whose target is not ignored: `cross_entropy_loss(tape,
-/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0.
+/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0. An
+/// infinite loss, of logits that overflowed, counts as 0.
 template <class Context, class Tensor>
 auto cross_entropy_loss(Context& context, const Tensor& logits, std::span<const int> targets,
                         const CrossEntropyShape& shape = {}) {

@@ -71,13 +71,17 @@ struct LanguageModelResult {
 /// can run. Allocates. Throws `Error` for fewer than two tokens.
 template <class Model, class Context>
 double evaluate_language_model(Context& context, const Model& model, std::span<const int> tokens, Index window = 0) {
-  constexpr Index rows_together = 4096;
+  const Index max = model.config().max_positions;
   const auto count = static_cast<Index>(tokens.size());
   require(count >= 2, "evaluate: ", count, " tokens given, at least two expected");
-  if (window == 0) window = model.config().max_positions;
+  require(window >= 0 && window <= max, "evaluate: window ", window, " given, 1 to max_positions = ", max,
+          " expected, or 0 for these");
+  if (window == 0) window = max;
+  const Index rows_together = std::min<Index>(4096, (Index{1} << 25) / model.config().vocab_size);
   double sum = 0;
   std::vector<int> ids, targets;
   std::vector<Index> lengths;
+  std::vector<typename Model::Scalar> losses;
   for (Index begin = 0; begin < count - 1; begin += window) {
     const Index length = std::min(window, count - 1 - begin);
     const auto from = tokens.begin() + begin;
@@ -85,8 +89,10 @@ double evaluate_language_model(Context& context, const Model& model, std::span<c
     targets.insert(targets.end(), from + 1, from + length + 1);
     lengths.push_back(length);
     if (static_cast<Index>(ids.size()) + window <= rows_together && begin + window < count - 1) continue;
-    const auto loss = cross_entropy_loss(context, model(context, TokenRows{ids, Sequences(lengths)}), targets);
-    sum += context.number(loss) * static_cast<double>(ids.size());
+    losses.resize(ids.size());
+    context.read(context.cross_entropy(model(context, TokenRows{ids, Sequences(lengths)}), targets, {}),
+                 std::span(losses));
+    for (const auto loss : losses) sum += static_cast<double>(loss);
     ids.clear();
     targets.clear();
     lengths.clear();
@@ -97,17 +103,20 @@ double evaluate_language_model(Context& context, const Model& model, std::span<c
 /// Trains a language model, such as Gpt, on windows that are drawn at random from a text of tokens, and leaves the
 /// model of the lowest validation loss in `model`. `progress(LanguageModelProgress)` is called for each update. The
 /// model is on the host, before and afterwards. Allocates. Throws `Error` for a text shorter than a window, and for
-/// numbers that make no sense.
+/// numbers that make no sense; and if no validation loss was finite, where the model is that of the last step.
 template <class Model, TrainingContext Context, class Progress>
 LanguageModelResult train_language_model(Context& context, Model& model, std::span<const int> train,
                                          std::span<const int> valid, const LanguageModelTraining& config,
                                          Progress&& progress) {
   config.check();
   const Index window = config.window > 0 ? config.window : model.config().max_positions;
+  require(window <= model.config().max_positions, "train: window ", window,
+          " given, at most max_positions = ", model.config().max_positions, " expected");
   const Index room = static_cast<Index>(train.size()) - window;  // beginnings of a window and its targets
   require(room > 0, "train: a text of ", train.size(), " tokens given, more than a window of ", window, " expected");
   if (config.valid_tokens > 0)
     valid = valid.first(std::min(valid.size(), static_cast<std::size_t>(config.valid_tokens)));
+  require(valid.size() >= 2, "train: ", valid.size(), " tokens to validate on given, at least two expected");
 
   const Schedule schedule{config.learning_rate,
                           static_cast<std::int64_t>(config.warmup * static_cast<double>(config.steps)), Decay::cosine,
@@ -116,7 +125,15 @@ LanguageModelResult train_language_model(Context& context, Model& model, std::sp
   const Sequences sequences(std::vector<Index>(static_cast<std::size_t>(config.batch), window));
   std::vector<int> ids(static_cast<std::size_t>(config.batch * window)), targets(ids.size());
   LanguageModelResult result;
-  context.prepare_training(model);
+  struct OnDevice {
+    Context& context;
+    Model& model;
+    OnDevice(Context& c, Model& m) : context(c), model(m) { context.prepare_training(model); }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    ~OnDevice() { context.fetch(model); }
+  };
+  const OnDevice trained(context, model);
   AdamW<Context> optimizer(context, config.adamw);
   Model best = model;
   const auto seconds_since = [](auto begin) {
@@ -153,8 +170,9 @@ LanguageModelResult train_language_model(Context& context, Model& model, std::sp
     }
     progress(now);
   }
+  require(result.best_step > 0, "train: no validation loss was finite in ", config.steps,
+          " steps; a lower learning rate may help");
   model = std::move(best);
-  context.fetch(model);
   return result;
 }
 

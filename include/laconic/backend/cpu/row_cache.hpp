@@ -101,10 +101,11 @@ class RowCache {
 
   /// Copies slot `from` to slot `to`.
   void fork(Index from, Index to) {
+    if (from == to) return;
     ring(to) = ring(from);
-    if (from != to)
-      std::copy_n(memory_.data() + from * capacity_ * row_bytes_, capacity_ * row_bytes_,
-                  memory_.data() + to * capacity_ * row_bytes_);
+    each_run(from, 0, count(from), [&](Index first, Index rows, const std::byte* stored) {
+      std::copy_n(stored, rows * row_bytes_, at(to, (ring(from).begin + first) % capacity_));
+    });
   }
 
   /// Calls visit(first, count, stored) for the rows begin .. end - 1 of a slot, oldest first, in contiguous runs:

@@ -22,8 +22,11 @@ namespace kernels {
 template <class T>
 std::pair<Batch<T>, Batch<T>> gelu_new_argument(const Batch<T>& x) {
   using B = Batch<T>;
-  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715)), square = x * x;
-  return {factor * x * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
+  // Beyond these the sigmoid is 0 or 1 and the slope does not matter, but must not overflow.
+  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715));
+  const B limited = xsimd::select(x > B(T(1e4)), B(T(1e4)), xsimd::select(x < B(T(-1e4)), B(T(-1e4)), x));
+  const B square = limited * limited;
+  return {factor * limited * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
 }
 
 /// Returns ReLU max(x, 0), SiLU x sigmoid(x), GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or GPT-2's
