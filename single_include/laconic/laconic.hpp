@@ -1087,10 +1087,10 @@ enum class RotaryPairs { interleaved, halves };
 
 /// Names how the rates of rotary positions are changed for sequences longer than those of the training.
 enum class RotaryScaling {
-  none,    ///< they are not
+  none,    ///< not at all
   linear,  ///< all rates are divided by the factor (Chen et al. 2023)
   llama3,  ///< slow rates are divided, fast ones are not, with a smooth transition (Llama 3.1)
-  yarn  ///< likewise, by the number of rotations in a training sequence (Peng et al. 2023), and the angles' amplitude
+  yarn     ///< as llama3 by other limits, with a factor on cosines and sines (Peng et al. 2023)
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(RotaryScaling) {
@@ -1104,8 +1104,8 @@ constexpr auto enum_names(RotaryScaling) {
 /// transformers' `rope_parameters`.
 struct RotaryRates {
   double base = 10000;                          ///< pair m of a width rotates by base^(-2 m / width) a position
-  RotaryScaling scaling = RotaryScaling::none;  ///< how these rates are changed
-  double factor = 1;                            ///< by how much, at least 1
+  RotaryScaling scaling = RotaryScaling::none;  ///< change of these rates
+  double factor = 1;                            ///< divisor of the rates, at least 1
   double low_freq_factor = 1;                   ///< llama3: full rotations below which a rate is divided
   double high_freq_factor = 4;                  ///< llama3: full rotations above which it is not
   double beta_fast = 32;                        ///< yarn: full rotations above which a rate is not divided
@@ -1116,17 +1116,17 @@ struct RotaryRates {
   /// Returns the rate of pair m of `width` channels, in radians a position.
   double rate(Index m, Index width) const {
     const double plain = std::pow(base, -2 * static_cast<double>(m) / static_cast<double>(width));
-    constexpr double turn = 2 * std::numbers::pi;
-    const double rotations = static_cast<double>(original_max_positions) * plain / turn;
+    constexpr double two_pi = 2 * std::numbers::pi;
+    const double rotations = static_cast<double>(original_max_positions) * plain / two_pi;
     if (scaling == RotaryScaling::linear) return plain / factor;
     if (scaling == RotaryScaling::llama3) {
       const double kept = std::clamp((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0);
       return kept * plain + (1 - kept) * plain / factor;
     }
     if (scaling == RotaryScaling::yarn) {
-      const auto pair_of = [&](double turns) {
-        return static_cast<double>(width) * std::log(static_cast<double>(original_max_positions) / (turns * turn)) /
-               (2 * std::log(base));
+      const auto pair_of = [&](double full_rotations) {
+        return static_cast<double>(width) *
+               std::log(static_cast<double>(original_max_positions) / (full_rotations * two_pi)) / (2 * std::log(base));
       };
       const double low = std::max(0.0, std::floor(pair_of(beta_fast))),
                    high = std::min(static_cast<double>(width - 1), std::ceil(pair_of(beta_slow)));
@@ -5231,8 +5231,11 @@ namespace kernels {
 template <class T>
 std::pair<Batch<T>, Batch<T>> gelu_new_argument(const Batch<T>& x) {
   using B = Batch<T>;
-  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715)), square = x * x;
-  return {factor * x * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
+  // Beyond these the sigmoid is 0 or 1 and the slope does not matter, but must not overflow.
+  const B factor(T(2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi)), cubic(T(0.044715));
+  const B limited = xsimd::select(x > B(T(1e4)), B(T(1e4)), xsimd::select(x < B(T(-1e4)), B(T(-1e4)), x));
+  const B square = limited * limited;
+  return {factor * limited * xsimd::fma(cubic, square, B(T(1))), factor * xsimd::fma(B(T(3)) * cubic, square, B(T(1)))};
 }
 
 /// Returns ReLU max(x, 0), SiLU x sigmoid(x), GELU x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016), or GPT-2's
@@ -7352,10 +7355,11 @@ class RowCache {
 
   /// Copies slot `from` to slot `to`.
   void fork(Index from, Index to) {
+    if (from == to) return;
     ring(to) = ring(from);
-    if (from != to)
-      std::copy_n(memory_.data() + from * capacity_ * row_bytes_, capacity_ * row_bytes_,
-                  memory_.data() + to * capacity_ * row_bytes_);
+    each_run(from, 0, count(from), [&](Index first, Index rows, const std::byte* stored) {
+      std::copy_n(stored, rows * row_bytes_, at(to, (ring(from).begin + first) % capacity_));
+    });
   }
 
   /// Calls visit(first, count, stored) for the rows begin .. end - 1 of a slot, oldest first, in contiguous runs:
@@ -11981,8 +11985,10 @@ Index rows_of_input(const Input& input) {
 /// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
 template <class Input>
 void require_rows(const char* who, const Input& input, Index rows) {
-  require(rows > 0, who, ": ", rows_of_input(input), " rows of features given in ", input.sequences.size(),
-          " sequences, of which the subsampling leaves none");
+  constexpr bool is_speech = requires { input.features; };
+  require(rows > 0, who, ": ", rows_of_input(input), is_speech ? " rows of features" : " tokens", " given in ",
+          input.sequences.size(), " sequences, ",
+          is_speech ? "of which the subsampling leaves none" : "at least one expected");
 }
 
 /// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
@@ -11992,8 +11998,9 @@ template <class Context, class Source, class Input>
 std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
                                        bool score_aware) {
   using T = typename Source::Scalar;
+  constexpr bool is_speech = requires { input.features; };
   require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
-          " rows of features given, their sequences have ", input.sequences.rows());
+          is_speech ? " rows of features" : " tokens", " given, their sequences have ", input.sequences.rows());
   const Runnable run(recorder, source);
   std::vector<LayerStatistics> out;
   Source::each_attention(*run, [&](std::string_view, const auto& layer) {
@@ -13280,7 +13287,8 @@ class TokenDecoder {
 
   /// Appends the tokens of sequence n, at least one, to slots[n]. Returns the logits (slots, vocab_size) of the token
   /// that follows the last of each. Throws Error for a slot that does not exist, is named twice or has no room, for an
-  /// id that is no token, and for a sequence without tokens.
+  /// id that is no token, and for a sequence without tokens. Where computing fails, for lack of memory or for an id
+  /// that is no token, the slots are empty afterwards.
   Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
     const Sequences& sequences = tokens.sequences;
     require(sequences.size() == static_cast<Index>(slots.size()), "token decoder: ", sequences.size(),
@@ -13295,14 +13303,21 @@ class TokenDecoder {
         require(slots[i] != slots[n], "token decoder: slot ", slots[n], " is named twice");
       firsts_.push_back(count(slots[n]));
     }
-    Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
-    const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
-    for (std::size_t n = 0; n < slots.size(); ++n)
-      counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
-    if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
-    Tensor last = context_.make(sequences.size(), rows.cols());
-    for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
-    return model_.logits(context_, last);
+    for (const int id : tokens.ids)
+      require(id >= 0 && id < vocab_size(), "token decoder: id ", id, " given, 0 to ", vocab_size() - 1, " expected");
+    try {
+      Pass<Tensor> pass{sequences, Mask::causal(), {}, slots, firsts_};
+      const Tensor rows = model_.hidden(context_, tokens.ids, std::move(pass), &state_);
+      for (std::size_t n = 0; n < slots.size(); ++n)
+        counts_[static_cast<std::size_t>(slots[n])] += sequences.length(static_cast<Index>(n));
+      if (rows.rows() == sequences.size()) return model_.logits(context_, rows);
+      Tensor last = context_.make(sequences.size(), rows.cols());
+      for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
+      return model_.logits(context_, last);
+    } catch (...) {  // some layers may hold the tokens and others not
+      for (const Index slot : slots) clear(slot);
+      throw;
+    }
   }
 
  private:
@@ -13312,7 +13327,11 @@ class TokenDecoder {
             1 << 24, " expected");
     require(config.max_tokens >= 0 && config.max_tokens <= max, "token decoder: max_tokens ", config.max_tokens,
             " given, 1 to max_positions = ", max, " expected, or 0 for these");
-    return config.max_tokens > 0 ? config.max_tokens : max;
+    const Index tokens = config.max_tokens > 0 ? config.max_tokens : max;
+    const Index bytes = Model::cache_bytes(model.config(), frames(tokens), config.storage);
+    require(bytes <= (Index{1} << 50) / config.slots, "token decoder: ", config.slots, " slots of ", bytes,
+            " bytes given, at most 2^50 bytes together expected");
+    return tokens;
   }
   std::size_t checked_slot(Index slot) const {
     require(slot >= 0 && slot < slots(), "token decoder: slot ", slot, " given, 0 to ", slots() - 1, " expected");
@@ -13337,7 +13356,7 @@ struct BeamConfig {
   Index beams = 4;                 ///< hypotheses that are kept at each step
   Index max_new_tokens = 100;      ///< tokens after the prompt
   std::optional<int> end_token{};  ///< ends a hypothesis, and is its last token
-  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the probability itself
+  double length_penalty = 1;       ///< a score is log probability / tokens^length_penalty; 0: the log probability
 };
 
 /// Holds one result of a beam search.
@@ -13393,6 +13412,8 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
   for (Index step = 0; step < config.max_new_tokens; ++step) {
     values.resize(live.size() * static_cast<std::size_t>(vocab));
     context.read(context.log_softmax(logits), std::span<T>(values));
+    require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
+            "beam search: logits that are NaN given, numbers expected");
     candidates.clear();
     for (std::size_t b = 0; b < live.size(); ++b)
       for (Index v = 0; v < vocab; ++v)
@@ -13485,34 +13506,32 @@ class Sampler {
  public:
   /// Makes a sampler for `vocab_size` tokens. Allocates. Throws Error for numbers that make no sense.
   Sampler(const SamplingConfig& config, Index vocab_size)
-      : config_(config),
-        order_(static_cast<std::size_t>(vocab_size)),
-        probabilities_(static_cast<std::size_t>(vocab_size)) {
-    config.check();
-  }
+      : config_(config), order_(checked(config, vocab_size)), probabilities_(order_.size()) {}
 
   /// Returns a token drawn from these logits by a number in [0, 1). Among equal logits, the lower id comes first.
-  /// Throws Error for logits of another number, and where all are NaN or infinite.
+  /// Throws Error for logits of another number, for one that is NaN, and where the largest is infinite.
   template <class T>
   int operator()(std::span<const T> logits, double uniform) {
     require(logits.size() == order_.size(), "sampler: ", logits.size(), " logits given, ", order_.size(), " expected");
     const auto best = std::max_element(logits.begin(), logits.end());
     const auto finite = [](T x) { return !std::isnan(x); };
     require(std::all_of(logits.begin(), logits.end(), finite) && std::isfinite(*best),
-            "sampler: logits that are NaN or infinite given");
+            "sampler: logits that are NaN or infinite given, finite numbers expected");
     if (config_.temperature == 0) return static_cast<int>(best - logits.begin());
 
     std::iota(order_.begin(), order_.end(), 0);
-    const auto before = [&](int a, int b) {
-      const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
-      return x > y || (x == y && a < b);
-    };
     auto end = order_.end();
-    if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
-      end = order_.begin() + config_.top_k;
-      std::nth_element(order_.begin(), end, order_.end(), before);
+    if (config_.top_k > 0 || config_.top_p < 1) {  // otherwise the order does not matter
+      const auto before = [&](int a, int b) {
+        const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+        return x > y || (x == y && a < b);
+      };
+      if (config_.top_k > 0 && config_.top_k < static_cast<Index>(order_.size())) {
+        end = order_.begin() + config_.top_k;
+        std::nth_element(order_.begin(), end, order_.end(), before);
+      }
+      std::sort(order_.begin(), end, before);
     }
-    std::sort(order_.begin(), end, before);
 
     const auto count = static_cast<std::size_t>(end - order_.begin());
     double sum = 0;
@@ -13522,7 +13541,8 @@ class Sampler {
     }
     std::size_t kept = 0;
     double kept_sum = 0;
-    while (kept < count && (kept == 0 || kept_sum < config_.top_p * sum)) kept_sum += probabilities_[kept++];
+    while (kept < count && (config_.top_p == 1 || kept == 0 || kept_sum < config_.top_p * sum))
+      kept_sum += probabilities_[kept++];
     double left = uniform * kept_sum;
     for (std::size_t i = 0; i + 1 < kept; ++i) {
       left -= probabilities_[i];
@@ -13532,6 +13552,12 @@ class Sampler {
   }
 
  private:
+  static std::size_t checked(const SamplingConfig& config, Index vocab_size) {
+    config.check();
+    require(vocab_size > 0, "sampler: ", vocab_size, " tokens given, at least 1 expected");
+    return static_cast<std::size_t>(vocab_size);
+  }
+
   SamplingConfig config_;
   std::vector<int> order_;
   std::vector<double> probabilities_;
@@ -13560,17 +13586,18 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
   using T = typename Decoder::Context::Scalar;
   require(config.max_new_tokens >= 0, "generate: max_new_tokens ", config.max_new_tokens,
           " given, at least 0 expected");
+  for (std::size_t n = 0; n < prompts.size(); ++n)
+    require(!prompts[n].empty(), "generate: prompt ", n, " is empty, at least one token expected");
   const auto vocab = static_cast<std::size_t>(decoder.vocab_size()), slots = static_cast<std::size_t>(decoder.slots());
   Sampler sample(config.sampling, decoder.vocab_size());
   std::vector<std::vector<int>> out(prompts.size());
   std::vector<T> logits(slots * vocab);
-  std::vector<Index> live, all;  // slots in use, and all
+  std::vector<Index> live, free;
   std::vector<std::size_t> sequence_of(slots);
   std::vector<int> ids;
   live.reserve(slots);
   ids.reserve(slots);
-  for (std::size_t s = slots; s-- > 0;) all.push_back(static_cast<Index>(s));
-  std::vector<Index> free = all;
+  for (std::size_t s = slots; s-- > 0;) free.push_back(static_cast<Index>(s));
 
   // Takes the next token of each of these slots from the logits. goes_on(slot) is called for those that do.
   const auto take = [&](std::span<const Index> slots_of_rows, const auto& tensor, auto&& goes_on) {
@@ -13594,14 +13621,13 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
   std::size_t next = 0;
   while (next < prompts.size() || !live.empty()) {
     for (; next < prompts.size() && !free.empty(); ++next) {
-      require(!prompts[next].empty(), "generate: prompt ", next, " is empty, at least one token expected");
       if (config.max_new_tokens == 0) continue;
       const std::array<Index, 1> slot{free.back()};
       free.pop_back();
       sequence_of[static_cast<std::size_t>(slot[0])] = next;
-      out[next].reserve(static_cast<std::size_t>(config.max_new_tokens));
       decoder.clear(slot[0]);
       const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
+      out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
       take(slot, tensor, [&](Index s) { live.push_back(s); });
     }
     if (live.empty()) continue;
@@ -14384,6 +14410,7 @@ struct LanguageModelConfig {
     within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
     require(position_embeddings_type != PositionEmbeddings::relative,
             "language model: position_embeddings_type relative given, learned or rotary expected");
     require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
@@ -14518,10 +14545,10 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
 ///     Gpt<Mha<12, NoPosition>> model(config, Seed(1));
 ///     auto logits = model(cpu, {ids, Sequences{5, 9}});   // ids of 14 tokens; logits (14, vocab_size)
 ///
-/// A token never sees a later one. With `learned` positions a vector for each position is added to the embeddings; an
-/// attention with rotary positions needs none. Construction allocates, and throws Error where the sizes do not fit; the
-/// forward pass takes memory from the context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by
-/// token.
+/// A token never sees a later one. With `learned` positions a vector for each position is added to the embeddings,
+/// unless the attention has a rotary key of its own; an attention with rotary positions goes with `rotary` only.
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only. `TokenDecoder` (decode/token_decoder.hpp) runs it token by token.
 template <class Kind, class AttentionPolicy, class T = float>
 class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
                       public Stack<PreNormBlock<Kind, AttentionPolicy, T>, typename Kind::template Norm<T>> {
@@ -14544,6 +14571,11 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
         wte(config.vocab_size, config.d_model, seed / "wte",
             config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
         config_(config) {
+    with_attention(config, [&]<class P>(std::type_identity<P>) {
+      require((config.position_embeddings_type == PositionEmbeddings::rotary) == detail::NamedPolicy<P>::rotates,
+              "language model: position_embeddings_type ", to_name(config.position_embeddings_type), " given, ",
+              detail::NamedPolicy<P>::rotates ? "rotary" : "learned", " expected for this attention");
+    });
     const AttentionDims d = Policy::dims(config.attention_config());
     config_.num_heads = d.num_heads;
     config_.num_kv_heads = d.num_kv_heads;
@@ -14553,15 +14585,18 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
     config_.qk_rope_head_dim = d.qk_rope_head_dim;
     layers.reserve(static_cast<std::size_t>(config.num_layers));
     for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_, seed / "layers" / i);
-    if (config.position_embeddings_type == PositionEmbeddings::learned)
-      wpe = Embedding<T>(config.max_positions, config.d_model, seed / "wpe");
+    if (learns_positions(config)) wpe = Embedding<T>(config.max_positions, config.d_model, seed / "wpe");
     if (!config.tied_embeddings) lm_head = Linear<T>(config.d_model, config.vocab_size, seed / "lm_head", Bias::no);
   }
 
   /// Returns the configuration with every size resolved, also those that came from the type.
   const LanguageModelConfig& config() const { return config_; }
-  /// Says whether the order of tokens is known by learned vectors.
-  bool has_learned_positions() const { return wpe.weight.size() > 0; }
+  /// Says whether the order of tokens is known by learned vectors: unless it is rotary, or the attention has a rotary
+  /// key of its own (a decoupled latent).
+  static constexpr bool learns_positions(const LanguageModelConfig& config) {
+    return config.position_embeddings_type == PositionEmbeddings::learned &&
+           with_attention(config, []<class P>(std::type_identity<P>) { return !P::Position::turns_keys; });
+  }
 
   /// Returns the logits (rows, vocab_size) of the token after each token. Throws Error for an id that is no token and
   /// for a sequence longer than max_positions.
@@ -14588,7 +14623,7 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
               pass.first(n) + pass.sequences.length(n),
               " tokens given, at most max_positions = ", config_.max_positions, " expected");
     Tensor x = wte(context, ids);
-    if (has_learned_positions()) x = context.add(std::move(x), positions(context, pass));
+    if (wpe.count() > 0) x = context.add(std::move(x), positions(context, pass));
     return this->run(context, context.dropout(std::move(x), config_.dropout), std::move(pass), state);
   }
   /// Returns the logits (rows, vocab_size) of rows that `hidden` gave.
@@ -14607,13 +14642,13 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
     const Index d = c.d_model, block = 2 * Norm::parameter_count(d) + Policy::parameter_count(c.attention_config()) +
                                        Kind::template FeedForward<T>::parameter_count(d, c.feed_forward_width());
     return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + Norm::parameter_count(d) +
-           (c.position_embeddings_type == PositionEmbeddings::learned ? c.max_positions * d : 0);
+           (learns_positions(c) ? c.max_positions * d : 0);
   }
 
   /// Visits the parts with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit("wte", self.wte);
-    if (self.has_learned_positions()) visit("wpe", self.wpe);
+    if (self.wpe.count() > 0) visit("wpe", self.wpe);
     visit("layers", self.layers);
     visit("layer_norm", self.layer_norm);
     if (!self.config_.tied_embeddings) visit("lm_head", self.lm_head);
@@ -14629,6 +14664,14 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
 
  private:
+  /// Calls f(std::type_identity<P>()) with the policy of the type, or with the one that the configuration names.
+  template <class F>
+  static constexpr decltype(auto) with_attention(const LanguageModelConfig& config, F&& f) {
+    if constexpr (requires { typename Policy::Policies; })
+      return Policy::with_policy(config.attention_config(), std::forward<F>(f));
+    else
+      return f(std::type_identity<Policy>());
+  }
   /// Returns the vectors of the positions of a pass, (rows, d_model).
   template <class Context, class Tensor>
   Tensor positions(Context& context, const Pass<Tensor>& pass) const {
@@ -14650,7 +14693,7 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Describes GPT-2, for `LanguageModel`. Names are those of transformers.
+/// Describes GPT-2, for `LanguageModel`. The names below are those of transformers.
 struct GptKind {
   /// The norms in the blocks and after them.
   template <class T>
@@ -14673,7 +14716,7 @@ using Gpt = LanguageModel<GptKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Describes Llama, for `LanguageModel`. Names are those of transformers.
+/// Describes Llama, for `LanguageModel`. The names below are those of transformers.
 struct LlamaKind {
   /// The norms in the blocks and after them.
   template <class T>
@@ -15432,7 +15475,8 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Returns the mean cross entropy, (1, 1), in nats, of the rows whose target is not ignored: `cross_entropy_loss(tape,
-/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0.
+/// model(tape, tokens), targets)`. logits (rows, classes), one target a row. Without any such row it is 0. An
+/// infinite loss, of logits that overflowed, counts as 0.
 template <class Context, class Tensor>
 auto cross_entropy_loss(Context& context, const Tensor& logits, std::span<const int> targets,
                         const CrossEntropyShape& shape = {}) {
@@ -15545,13 +15589,17 @@ struct LanguageModelResult {
 /// can run. Allocates. Throws `Error` for fewer than two tokens.
 template <class Model, class Context>
 double evaluate_language_model(Context& context, const Model& model, std::span<const int> tokens, Index window = 0) {
-  constexpr Index rows_together = 4096;
+  const Index max = model.config().max_positions;
   const auto count = static_cast<Index>(tokens.size());
   require(count >= 2, "evaluate: ", count, " tokens given, at least two expected");
-  if (window == 0) window = model.config().max_positions;
+  require(window >= 0 && window <= max, "evaluate: window ", window, " given, 1 to max_positions = ", max,
+          " expected, or 0 for these");
+  if (window == 0) window = max;
+  const Index rows_together = std::min<Index>(4096, (Index{1} << 25) / model.config().vocab_size);
   double sum = 0;
   std::vector<int> ids, targets;
   std::vector<Index> lengths;
+  std::vector<typename Model::Scalar> losses;
   for (Index begin = 0; begin < count - 1; begin += window) {
     const Index length = std::min(window, count - 1 - begin);
     const auto from = tokens.begin() + begin;
@@ -15559,8 +15607,10 @@ double evaluate_language_model(Context& context, const Model& model, std::span<c
     targets.insert(targets.end(), from + 1, from + length + 1);
     lengths.push_back(length);
     if (static_cast<Index>(ids.size()) + window <= rows_together && begin + window < count - 1) continue;
-    const auto loss = cross_entropy_loss(context, model(context, TokenRows{ids, Sequences(lengths)}), targets);
-    sum += context.number(loss) * static_cast<double>(ids.size());
+    losses.resize(ids.size());
+    context.read(context.cross_entropy(model(context, TokenRows{ids, Sequences(lengths)}), targets, {}),
+                 std::span(losses));
+    for (const auto loss : losses) sum += static_cast<double>(loss);
     ids.clear();
     targets.clear();
     lengths.clear();
@@ -15571,17 +15621,20 @@ double evaluate_language_model(Context& context, const Model& model, std::span<c
 /// Trains a language model, such as Gpt, on windows that are drawn at random from a text of tokens, and leaves the
 /// model of the lowest validation loss in `model`. `progress(LanguageModelProgress)` is called for each update. The
 /// model is on the host, before and afterwards. Allocates. Throws `Error` for a text shorter than a window, and for
-/// numbers that make no sense.
+/// numbers that make no sense; and if no validation loss was finite, where the model is that of the last step.
 template <class Model, TrainingContext Context, class Progress>
 LanguageModelResult train_language_model(Context& context, Model& model, std::span<const int> train,
                                          std::span<const int> valid, const LanguageModelTraining& config,
                                          Progress&& progress) {
   config.check();
   const Index window = config.window > 0 ? config.window : model.config().max_positions;
+  require(window <= model.config().max_positions, "train: window ", window,
+          " given, at most max_positions = ", model.config().max_positions, " expected");
   const Index room = static_cast<Index>(train.size()) - window;  // beginnings of a window and its targets
   require(room > 0, "train: a text of ", train.size(), " tokens given, more than a window of ", window, " expected");
   if (config.valid_tokens > 0)
     valid = valid.first(std::min(valid.size(), static_cast<std::size_t>(config.valid_tokens)));
+  require(valid.size() >= 2, "train: ", valid.size(), " tokens to validate on given, at least two expected");
 
   const Schedule schedule{config.learning_rate,
                           static_cast<std::int64_t>(config.warmup * static_cast<double>(config.steps)), Decay::cosine,
@@ -15590,7 +15643,15 @@ LanguageModelResult train_language_model(Context& context, Model& model, std::sp
   const Sequences sequences(std::vector<Index>(static_cast<std::size_t>(config.batch), window));
   std::vector<int> ids(static_cast<std::size_t>(config.batch * window)), targets(ids.size());
   LanguageModelResult result;
-  context.prepare_training(model);
+  struct OnDevice {
+    Context& context;
+    Model& model;
+    OnDevice(Context& c, Model& m) : context(c), model(m) { context.prepare_training(model); }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    ~OnDevice() { context.fetch(model); }
+  };
+  const OnDevice trained(context, model);
   AdamW<Context> optimizer(context, config.adamw);
   Model best = model;
   const auto seconds_since = [](auto begin) {
@@ -15627,8 +15688,9 @@ LanguageModelResult train_language_model(Context& context, Model& model, std::sp
     }
     progress(now);
   }
+  require(result.best_step > 0, "train: no validation loss was finite in ", config.steps,
+          " steps; a lower learning rate may help");
   model = std::move(best);
-  context.fetch(model);
   return result;
 }
 

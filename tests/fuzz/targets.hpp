@@ -2,16 +2,21 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/io/gpt2.hpp>
 #include <laconic/io/hugging_face.hpp>
+#include <laconic/io/llama.hpp>
 #include <laconic/io/safetensors.hpp>
 #include <laconic/io/sharded_tensors.hpp>
 #include <laconic/io/torch_file.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
+#include <laconic/model/gpt.hpp>
+#include <laconic/model/llama.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/speech/audio.hpp>
+#include <laconic/speech/characters.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/features.hpp>
 #include <laconic/speech/vocabulary.hpp>
@@ -157,11 +162,28 @@ inline void use(const EncoderConfig& config) {
   demand(Conformer<AnyAttention>::cache_bytes(config, frames(1000)) > 0, "a model without a cache");
 }
 /// config.json, as laconic or Hugging Face writes it, features.json for the features in it, or vocab.json.
+template <class Model>
+void use(const LanguageModelConfig& config) {
+  demand(Model::parameter_count(config) > 0, "a model without parameters");
+  demand(Model::cache_bytes(config, frames(config.max_positions)) > 0, "a model without a cache");
+  for (Index m = 0; m < 4; ++m) demand(std::isfinite(config.rope.rate(m, 8)), "a rate that is not finite");
+}
 inline void config(std::string_view bytes) {
   const std::string where = "f.json";
   const nlohmann::json json = parse_json(bytes, where);
-  if (is_hugging_face_config(json))
+  const auto type = is_hugging_face_config(json) && json["model_type"].is_string()
+                        ? json["model_type"].get<std::string>()
+                        : std::string();
+  if (type == "gpt2")
+    use<Gpt<Mha<dyn, NoPosition>>>(gpt2_config(json, where));
+  else if (type == "llama" || type == "mistral")
+    use<Llama<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>>>(llama_config(json, where));
+  else if (is_hugging_face_config(json))
     use(wav2vec2_conformer_config(json, where));
+  else if (json.contains("max_positions"))
+    use<Gpt<AnyCausalAttention>>(json_value<LanguageModelConfig>(json, where).checked());
+  else if (json.contains("\n"))
+    demand(Characters::from_json(json, where).size() > 0, "no characters");
   else if (json.contains("fbank"))
     FeatureExtractor(json_value<FeatureConfig>(json, where)).frame_shift();
   else if (json.contains("d_model"))
