@@ -8,6 +8,7 @@
 #include <laconic/backend/cpu.hpp>
 #include <laconic/convert/convert.hpp>
 #include <laconic/core/hash.hpp>
+#include <laconic/core/sweep.hpp>
 #include <laconic/decode/beam_search.hpp>
 #include <laconic/decode/generate.hpp>
 #include <laconic/model/branchformer.hpp>
