@@ -4,7 +4,7 @@
     python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
     python3 bench/compile_time.py --build build/release [--slowest 10]
 
-First the README's example with -O2, header-only and with laconic::compiled, then at -O0 a source that only includes
+First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 a source that only includes
 <laconic/laconic.hpp>, one that only includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the
 repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
 is then compiled once with that folder's flags, without a compiler cache, and the slowest are printed.
@@ -66,6 +66,7 @@ def main():
         cases = [
             ("README's example, -O2", "-O2", ROOT / "examples/01_conformer.cpp"),
             ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/01_conformer.cpp"),
+            ("32 attentions (bench/sweep.cpp), likewise", "-DLACONIC_COMPILED -O2", ROOT / "bench/sweep.cpp"),
             ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
             ("<Eigen/Core> and <xsimd/xsimd.hpp>, -O0", "-O0", folder / "eigen.cpp"),
         ]
