@@ -26,7 +26,7 @@ Preset study_preset(const std::string& name) {
     p.seeds = 1;
     p.train_utterances = 1200, p.valid_utterances = 100, p.test_utterances = 200;
     p.encoder.d_model = 96, p.encoder.num_layers = 3, p.encoder.subsampling_channels = 16;
-    p.baseline.epochs = 12;
+    p.baseline.epochs = 8;
     p.baseline.batch_frames = 3000;
   } else {
     p.seeds = 3;
@@ -36,7 +36,7 @@ Preset study_preset(const std::string& name) {
     p.baseline.batch_frames = 4000;
   }
   p.finetune = p.baseline;
-  p.finetune.epochs = 2;
+  p.finetune.epochs = name == "quick" ? 1 : 2;
   p.finetune.learning_rate = p.baseline.learning_rate / 10;  // more makes unseen speakers worse
   return p;
 }
