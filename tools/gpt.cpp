@@ -15,6 +15,8 @@
 #include <cmath>
 #include <numbers>
 
+// Named, since sources are compiled in groups.
+namespace gpt_command {
 namespace {
 
 using namespace laconic;
@@ -259,8 +261,10 @@ void add_train(CLI::App& gpt) {
 }
 
 }  // namespace
+}  // namespace gpt_command
 
 void add_gpt_command(CLI::App& app) {
+  using namespace gpt_command;
   CLI::App* gpt = app.add_subcommand("gpt", "train, evaluate and sample a language model over characters");
   gpt->require_subcommand(1);
   gpt->footer(
