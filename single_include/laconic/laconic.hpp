@@ -15627,7 +15627,8 @@ struct LanguageModelProgress {
       learning_rate,      ///< learning rate of the update
       tokens_per_second,  ///< training speed so far
       seconds_left;       ///< estimated time to the end
-  bool best, skipped;     ///< whether this validation was the best so far; whether the gradient was not finite
+  bool best;              ///< whether this validation was the best so far
+  bool skipped;           ///< whether the gradient was not finite and the step changed nothing
 };
 
 /// Holds what a training has come to.
