@@ -260,11 +260,7 @@ void add_train(CLI::App& gpt) {
   command->callback([o] { train(*o); });
 }
 
-}  // namespace
-}  // namespace gpt_command
-
-void add_gpt_command(CLI::App& app) {
-  using namespace gpt_command;
+void add_all(CLI::App& app) {
   CLI::App* gpt = app.add_subcommand("gpt", "train, evaluate and sample a language model over characters");
   gpt->require_subcommand(1);
   gpt->footer(
@@ -296,3 +292,8 @@ void add_gpt_command(CLI::App& app) {
       ->capture_default_str();
   command->callback([s] { sample(*s); });
 }
+
+}  // namespace
+}  // namespace gpt_command
+
+void add_gpt_command(CLI::App& app) { gpt_command::add_all(app); }
