@@ -142,7 +142,8 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
   constexpr RotaryPairs from_layout = From::Position::pairs;
   const Index heads = to.dims().num_heads, head_dim = to.dims().head_dim, rope = to.dims().qk_rope_head_dim,
               inputs = moment.rows() - 1;
-  const double scale = std::sqrt(static_cast<double>(head_dim + rope) / static_cast<double>(head_dim));
+  const double scale = std::sqrt(static_cast<double>(head_dim + rope) / static_cast<double>(head_dim)),
+               amplitude = from.dims().rope.amplitude();  // of rotated queries and keys, whatever their position
   KeyValueMap without_position = repeat_heads(key_value_map(FullRank(), from.key_value), from.dims());
   Matrix<double> rope_keys(rope, inputs + 1), rope_queries(heads * rope, inputs + 1);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
@@ -163,7 +164,7 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
       without_position.k.row(h * head_dim + imaginary).setZero();
     }
   }
-  set_weight_and_bias(to.query.linear_q, scale * weight_and_bias(from.query.linear_q));
+  set_weight_and_bias(to.query.linear_q, amplitude * amplitude * scale * weight_and_bias(from.query.linear_q));
   set_weight_and_bias(to.query.linear_q_rope, rope_queries);
   set_weight_and_bias(to.key_value.linear_k_rope, rope_keys);
 
@@ -182,30 +183,16 @@ void decouple_layer(AttentionLayer<To, T>& to, const AttentionLayer<From, T>& fr
   if (to.linear_out.has_bias()) to.linear_out.bias.host() += moved.transpose().template cast<T>();
 }
 
-}  // namespace detail
-
-/// Converts a model with rotary positions (`Attention<Heads, FullRank, Rotary>`) to one with decoupled latents
-/// (`MlaDecoupled`). The chosen pairs of all heads become one rotary key by principal components. The other pairs lose
-/// their position, and with the values they become the latent, by `method`. Scores keep their scale. The conversion is
-/// lossless if the heads' keys differ by complex factors, all pairs are chosen and the latent holds the values;
-/// otherwise the model needs fine-tuning. A norm on the latent gets the gain that keeps its mean square.
-///
-///     using Small = Conformer<MlaDecoupled<8, 64, 16, FullQuery, NoNorm>>;  // or numbers in the configuration
-///     auto [small, report] = decouple_rotary<Small>(model, JointSvd(), RotaryChoice::norm, {}, features, sequences);
-///
-/// The report has the errors of outputs on these features (rows, num_mels) of packed sequences. Allocates. Throws
-/// `Error` where the sizes do not fit.
-template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
-Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
-                                   const DecouplingConfig& numbers, const Matrix<typename Source::Scalar>& features,
-                                   const Sequences& sequences) {
+template <class Target, class Context, class Source, class Method, class Input>
+Conversion<Target> decouple(const Source& source, const Method& method, RotaryChoice choice,
+                            const DecouplingConfig& numbers, const Input& input) {
   using T = typename Source::Scalar;
   using From = typename Source::Policy;
   using To = typename Target::Policy;
-  static_assert(detail::same_model<Target, Source>,
+  static_assert(same_model<Target, Source>,
                 "laconic: decouple_rotary changes a model's attention, neither its kind nor its number type");
   static_assert(std::is_same_v<typename From::KeyValue, FullRank> && From::Position::turns_keys &&
-                    detail::is_decoupled<typename To::KeyValue>,
+                    is_decoupled<typename To::KeyValue>,
                 "laconic: decouple_rotary makes MlaDecoupled of full or grouped attention with Rotary positions");
   static_assert(std::is_same_v<typename From::Query, FullQuery> && std::is_same_v<typename To::Query, FullQuery>,
                 "laconic: decouple_rotary knows full queries alone");
@@ -229,22 +216,22 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
   Source::each_attention(*run, [&](std::string_view, const auto& layer) { recorder.record(layer.input_weight()); });
   Source::each_attention(
       *run, [&](std::string_view, const auto& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
-  std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
+  std::vector<LayerStatistics> statistics = statistics_of(recorder, source, method);
   statistics.resize(layers.size());
   std::vector<Matrix<double>> moments;
-  for (const LayerStatistics& s : statistics) moments.push_back(detail::with_constant(s.value_input, config.d_model));
-  const std::vector<Index> pairs = detail::choose_pairs(source, choice, rope / 2, moments);
+  for (const LayerStatistics& s : statistics) moments.push_back(with_constant(s.value_input, config.d_model));
+  const std::vector<Index> pairs = choose_pairs(source, choice, rope / 2, moments);
   for (const Index p : pairs) config.rope_pairs.push_back(p);
 
   Conversion<Target> out{Target(config, Seed()), {}};
-  detail::copy_parameters(out.model, source);
-  const auto logits = (*run)(recorder, features, sequences);
+  copy_parameters(out.model, source);
+  const auto logits = run_on(recorder, *run, input);
   const Mask mask = source.config().mask();
   Deviation output;
   std::size_t l = 0;
   Target::each_attention(out.model, [&](std::string_view name, AttentionLayer<To, T>& to) {
     const AttentionLayer<From, T>& from = *layers[l];
-    detail::decouple_layer(to, from, pairs, moments[l], method, statistics[l]);
+    decouple_layer(to, from, pairs, moments[l], method, statistics[l]);
     const Matrix<T> x = std::move(*inputs[l]);
     const Deviation of_output = deviation(attention_output(context, to, x, logits.sequences, mask),
                                           attention_output(recorder, from, x, logits.sequences, mask));
@@ -256,12 +243,40 @@ Conversion<Target> decouple_rotary(const Source& source, const Method& method, R
     output += of_output;
     ++l;
   });
-  out.report.input = "features";
+  constexpr bool is_speech = requires { input.features; };
+  out.report.input = is_speech ? "features" : "tokens";
   set_output(out.report, output);
   const Runnable converted(context, out.model);
-  const auto converted_logits = (*converted)(context, features, sequences);
+  const auto converted_logits = run_on(context, *converted, input);
   out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
   return out;
+}
+
+}  // namespace detail
+
+/// Converts a model with rotary positions (`Attention<Heads, FullRank, Rotary>`) to one with decoupled latents
+/// (`MlaDecoupled`). The chosen pairs of all heads become one rotary key by principal components. The other pairs lose
+/// their position, and with the values they become the latent, by `method`. Scores keep their scale. The conversion is
+/// lossless if the heads' keys differ by complex factors, all pairs are chosen and the latent holds the values;
+/// otherwise the model needs fine-tuning. A norm on the latent gets the gain that keeps its mean square.
+///
+///     using Small = Conformer<MlaDecoupled<8, 64, 16, FullQuery, NoNorm>>;  // or numbers in the configuration
+///     auto [small, report] = decouple_rotary<Small>(model, JointSvd(), RotaryChoice::norm, {}, features, sequences);
+///
+/// The report has the errors of outputs on these features (rows, num_mels) of packed sequences. Allocates. Throws
+/// `Error` where the sizes do not fit.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
+                                   const DecouplingConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                                   const Sequences& sequences) {
+  return detail::decouple<Target, Context>(source, method, choice, numbers,
+                                           detail::SpeechInput<typename Source::Scalar>{features, sequences});
+}
+/// Converts a language model, such as Llama, likewise. The report has the errors of outputs on this text.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> decouple_rotary(const Source& source, const Method& method, RotaryChoice choice,
+                                   const DecouplingConfig& numbers, const TokenRows& tokens) {
+  return detail::decouple<Target, Context>(source, method, choice, numbers, tokens);
 }
 
 }  // namespace LACONIC_ABI

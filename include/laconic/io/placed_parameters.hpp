@@ -5,7 +5,9 @@
 #include <laconic/io/parameters.hpp>
 #include <laconic/io/tensors.hpp>
 
+#include <algorithm>
 #include <cstddef>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,7 +25,30 @@ struct TensorPlace {
   Index parts = 1;          ///< parameters that lie next to each other in its last dimension
   Index part = 0;           ///< number of this one
   bool transposed = false;  ///< whether a matrix is stored (in, out)
+  // Rows of several parameters that alternate, head by head: head h has those from h * head_rows + first_row on.
+  Index heads = 0;      ///< heads of the parameter, or 0 for all rows in a piece
+  Index head_rows = 0;  ///< rows of a head in the tensor
+  Index first_row = 0;  ///< the first of them that is this parameter's
 };
+
+/// Returns the shape of the tensor that has a parameter of this shape.
+inline std::vector<Index> placed_shape(const TensorPlace& place, std::vector<Index> shape) {
+  if (place.transposed && shape.size() > 1) std::swap(shape[0], shape[1]);
+  shape.back() *= place.parts;
+  if (place.heads > 0) shape[0] = place.heads * place.head_rows;
+  return shape;
+}
+/// Calls f(block of the tensor, block of the values) for the blocks of a tensor that hold a parameter's values, which
+/// are stored transposed or not.
+template <class Stored, class Values, class F>
+void each_placed_block(const TensorPlace& place, bool transposed, Stored& stored, Values& values, F&& f) {
+  const Index width = stored.cols() / place.parts, heads = std::max<Index>(1, place.heads),
+              rows = (transposed ? values.cols() : values.rows()) / heads,
+              stride = place.heads > 0 ? place.head_rows : rows;
+  for (Index h = 0; h < heads; ++h)
+    f(stored.block(h * stride + place.first_row, place.part * width, rows, width),
+      transposed ? values.block(0, 0, values.rows(), values.cols()) : values.block(h * rows, 0, rows, values.cols()));
+}
 
 /// Fills a model from tensors that are named or stored in another way. place(name) returns the TensorPlace of a
 /// parameter, and unused(name) whether a tensor takes no part. Throws `Error`, and leaves the model as it was, for
@@ -33,16 +58,18 @@ void load_from_places(Model& model, const Tensors& tensors, Place&& place_of, Un
   using T = typename Model::Scalar;
   require_on_host(model, "load_parameters");
   const auto read = [&](const TensorPlace& place, const Parameter<T>& p) {
-    const bool matrix = p.shape().size() > 1;
-    std::vector<Index> shape = p.shape();
-    if (place.transposed && matrix) std::swap(shape[0], shape[1]);
-    shape.back() *= place.parts;
+    const std::vector<Index> shape = placed_shape(place, p.shape());
     check_loadable(tensors, place.name, shape);
-    Matrix<T> stored(matrix ? shape[0] : 1, shape.back());
+    const bool matrix = shape.size() > 1, transposed = place.transposed && matrix;
+    Matrix<T> stored(matrix ? shape[0] : 1, shape.back()), values(p.rows(), p.cols());
     tensors.read(place.name, std::span<T>(stored.data(), static_cast<std::size_t>(stored.size())));
-    const Index width = stored.cols() / place.parts;
-    const auto part = stored.middleCols(place.part * width, width);
-    return place.transposed && matrix ? Matrix<T>(part.transpose()) : Matrix<T>(part);
+    each_placed_block(place, transposed, stored, values, [&](auto from, auto to) {
+      if (transposed)
+        to = from.transpose();
+      else
+        to = from;
+    });
+    return values;
   };
   // Everything is checked before anything is changed.
   std::unordered_set<std::string> known;
@@ -60,6 +87,32 @@ void load_from_places(Model& model, const Tensors& tensors, Place&& place_of, Un
   require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", some_names(unknown));
   model.parameters([&](std::string_view name, Parameter<T>& p) { p.host() = read(place_of(name), p); });
+}
+
+/// Returns the tensors that load_from_places would fill this model from. Allocates a copy of the model. Throws `Error`
+/// if the parameters are not on the host.
+template <class Model, class Place>
+std::map<std::string, std::pair<std::vector<Index>, Matrix<typename Model::Scalar>>> tensors_of_places(
+    const Model& model, Place&& place_of) {
+  using T = typename Model::Scalar;
+  require_on_host(model, "save_parameters");
+  std::map<std::string, std::pair<std::vector<Index>, Matrix<T>>> out;
+  model.parameters([&](std::string_view name, const Parameter<T>& p) {
+    const TensorPlace place = place_of(name);
+    auto& [shape, stored] = out[place.name];
+    if (shape.empty()) {
+      shape = placed_shape(place, p.shape());
+      stored.setZero(shape.size() > 1 ? shape[0] : 1, shape.back());
+    }
+    const bool transposed = place.transposed && shape.size() > 1;
+    each_placed_block(place, transposed, stored, p.host(), [&](auto to, auto from) {
+      if (transposed)
+        to = from.transpose();
+      else
+        to = from;
+    });
+  });
+  return out;
 }
 
 /// Throws `Error`, in the name of `where`, if the files hold fewer values than the model has parameters, before memory
