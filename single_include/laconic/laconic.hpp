@@ -14626,7 +14626,8 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
             config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
         config_(config) {
     with_attention(config, [&]<class P>(std::type_identity<P>) {
-      require((config.position_embeddings_type == PositionEmbeddings::rotary) == detail::NamedPolicy<P>::rotates,
+      const bool rotary = config.position_embeddings_type == PositionEmbeddings::rotary;
+      require(rotary ? P::Position::turns_keys : !detail::NamedPolicy<P>::rotates,
               "language model: position_embeddings_type ", to_name(config.position_embeddings_type), " given, ",
               detail::NamedPolicy<P>::rotates ? "rotary" : "learned", " expected for this attention");
     });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/io/deepseek.hpp>
 #include <laconic/io/gpt2.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/io/llama.hpp>
@@ -178,6 +179,8 @@ inline void config(std::string_view bytes) {
     use<Gpt<Mha<dyn, NoPosition>>>(gpt2_config(json, where));
   else if (type == "llama" || type == "mistral")
     use<Llama<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>>>(llama_config(json, where));
+  else if (type == "deepseek_v3")
+    use<Llama<MlaDecoupled<dyn, dyn, dyn>>>(deepseek_config(json, where));
   else if (is_hugging_face_config(json))
     use(wav2vec2_conformer_config(json, where));
   else if (json.contains("max_positions"))
