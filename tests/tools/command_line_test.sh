@@ -514,7 +514,7 @@ refused 'more than a window' -- gpt train --text rhyme.txt --out new --context 5
 refused validate -- gpt train "${gpt[@]}" --out new --heads 2 --valid-fraction 0
 refused nowhere.txt -- gpt train --text nowhere.txt --out new
 refused "'Z'" -- gpt sample --model gpt --prompt Zebra
-refused run/model gpt -- gpt eval --model run/model --text rhyme.txt
+refused run/model/config.json -- gpt eval --model run/model --text rhyme.txt
 sed 's/"a": /"aa": /' gpt/vocab.json >bad.json
 cp -r gpt broken && cp bad.json broken/vocab.json
 refused broken/vocab.json "'aa'" -- gpt sample --model broken
