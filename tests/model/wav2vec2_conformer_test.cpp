@@ -181,7 +181,8 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
   };
   refused("model_type", "wav2vec2", "'model_type' is 'wav2vec2'");
   refused("position_embeddings_type", nullptr, "'position_embeddings_type'");
-  refused("hidden_act", "gelu_new", "'hidden_act'");
+  refused("position_embeddings_type", "learned", "position_embeddings_type learned given");
+  refused("hidden_act", "mish", "'hidden_act'");
   refused("intermediate_size", 0, "'intermediate_size' is 0, at least 1 expected");
   refused("intermediate_size", (1 << 22) + 1, "intermediate_size 4194305 given, 0 to 4194304 expected");
   refused("rotary_embedding_base", 500, "rotary_embedding_base");
