@@ -516,10 +516,10 @@ refused nowhere.txt -- gpt train --text nowhere.txt --out new
 refused "'Z'" -- gpt sample --model gpt --prompt Zebra
 refused run/model/config.json -- gpt eval --model run/model --text rhyme.txt
 sed 's/"a": /"aa": /' gpt/vocab.json >bad.json
-cp -r gpt broken && cp bad.json broken/vocab.json
-refused broken/vocab.json "'aa'" -- gpt sample --model broken
-cp gpt/vocab.json broken/vocab.json && sed -i 's/"d_model": 16/"d_model": 65536/' broken/config.json
-refused broken/config.json numbers -- gpt sample --model broken
+cp -r gpt odd_gpt && cp bad.json odd_gpt/vocab.json
+refused odd_gpt/vocab.json "'aa'" -- gpt sample --model odd_gpt
+cp gpt/vocab.json odd_gpt/vocab.json && sed -i 's/"d_model": 16/"d_model": 65536/' odd_gpt/config.json
+refused odd_gpt/config.json numbers -- gpt sample --model odd_gpt
 
 # --- Numbers that do not fit.
 refused 33 32 -- convert --input run --output new --attention mla-simple --latent-dim 33
