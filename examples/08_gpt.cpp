@@ -2,6 +2,7 @@
 // of half the size, and continues the rhyme from a cache of half as many bytes.
 #include <laconic/laconic.hpp>
 #include <laconic/speech/characters.hpp>
+#include <laconic/train/language_model.hpp>
 
 #include <cstdio>
 

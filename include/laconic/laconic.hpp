@@ -20,6 +20,6 @@
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/train/adamw.hpp>
+#include <laconic/train/cross_entropy_loss.hpp>
 #include <laconic/train/ctc_loss.hpp>
-#include <laconic/train/language_model.hpp>
 #include <laconic/train/schedule.hpp>
