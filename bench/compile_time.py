@@ -4,7 +4,8 @@
     python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
     python3 bench/compile_time.py --build build/release [--slowest 10]
 
-First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 a source that only includes
+First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 a source
+that only includes
 <laconic/laconic.hpp>, one that only includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the
 repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
 is then compiled once with that folder's flags, without a compiler cache, and the slowest are printed.

@@ -4212,6 +4212,21 @@ struct NamedPolicies {
   }
 };
 
+/// Says whether a configuration names the policy, as with AnyAttention.
+template <class Policy>
+inline constexpr bool names_its_policy = requires {
+  typename Policy::Policies;
+};
+/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
+/// type's own.
+template <class Policy, class F>
+constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
+  if constexpr (names_its_policy<Policy>)
+    return Policy::with_policy(config, std::forward<F>(f));
+  else
+    return f(std::type_identity<Policy>());
+}
+
 }  // namespace detail
 
 /// Takes the attention of a list that the configuration names, as `dyn` takes sizes: one compiled model then serves
@@ -12446,20 +12461,6 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
-/// Says whether a configuration names the policy, as with AnyAttention.
-template <class Policy>
-inline constexpr bool names_its_policy = requires {
-  typename Policy::Policies;
-};
-/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
-/// type's own.
-template <class Policy, class F>
-constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
-  if constexpr (names_its_policy<Policy>)
-    return Policy::with_policy(config, std::forward<F>(f));
-  else
-    return f(std::type_identity<Policy>());
-}
 /// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
 template <class To, class From>
 void require_known(const AttentionConfig& to, const AttentionConfig& from) {
@@ -14625,7 +14626,7 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
         wte(config.vocab_size, config.d_model, seed / "wte",
             config.tied_embeddings ? WeightUse::linear : WeightUse::elementwise),
         config_(config) {
-    with_attention(config, [&]<class P>(std::type_identity<P>) {
+    detail::with_policy<Policy>(config.attention_config(), [&]<class P>(std::type_identity<P>) {
       const bool rotary = config.position_embeddings_type == PositionEmbeddings::rotary;
       require(rotary ? P::Position::turns_keys : !detail::NamedPolicy<P>::rotates,
               "language model: position_embeddings_type ", to_name(config.position_embeddings_type), " given, ",
@@ -14650,7 +14651,8 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   /// key of its own (a decoupled latent).
   static constexpr bool learns_positions(const LanguageModelConfig& config) {
     return config.position_embeddings_type == PositionEmbeddings::learned &&
-           with_attention(config, []<class P>(std::type_identity<P>) { return !P::Position::turns_keys; });
+           detail::with_policy<Policy>(config.attention_config(),
+                                       []<class P>(std::type_identity<P>) { return !P::Position::turns_keys; });
   }
 
   /// Returns the logits (rows, vocab_size) of the token after each token. Throws Error for an id that is no token and
@@ -14719,14 +14721,6 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
 
  private:
-  /// Calls f(std::type_identity<P>()) with the policy of the type, or with the one that the configuration names.
-  template <class F>
-  static constexpr decltype(auto) with_attention(const LanguageModelConfig& config, F&& f) {
-    if constexpr (requires { typename Policy::Policies; })
-      return Policy::with_policy(config.attention_config(), std::forward<F>(f));
-    else
-      return f(std::type_identity<Policy>());
-  }
   /// Returns the vectors of the positions of a pass, (rows, d_model).
   template <class Context, class Tensor>
   Tensor positions(Context& context, const Pass<Tensor>& pass) const {

@@ -56,6 +56,21 @@ struct NamedPolicies {
   }
 };
 
+/// Says whether a configuration names the policy, as with AnyAttention.
+template <class Policy>
+inline constexpr bool names_its_policy = requires {
+  typename Policy::Policies;
+};
+/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
+/// type's own.
+template <class Policy, class F>
+constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
+  if constexpr (names_its_policy<Policy>)
+    return Policy::with_policy(config, std::forward<F>(f));
+  else
+    return f(std::type_identity<Policy>());
+}
+
 }  // namespace detail
 
 /// Takes the attention of a list that the configuration names, as `dyn` takes sizes: one compiled model then serves

@@ -65,20 +65,6 @@ requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
 inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
                                             From::Heads::num_kv_heads > To::Heads::num_kv_heads;
 
-/// Says whether a configuration names the policy, as with AnyAttention.
-template <class Policy>
-inline constexpr bool names_its_policy = requires {
-  typename Policy::Policies;
-};
-/// Calls f(std::type_identity<Policy>()) with the policy that the configuration names for an open type, or with the
-/// type's own.
-template <class Policy, class F>
-constexpr decltype(auto) with_policy(const AttentionConfig& config, F&& f) {
-  if constexpr (names_its_policy<Policy>)
-    return Policy::with_policy(config, std::forward<F>(f));
-  else
-    return f(std::type_identity<Policy>());
-}
 /// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
 template <class To, class From>
 void require_known(const AttentionConfig& to, const AttentionConfig& from) {

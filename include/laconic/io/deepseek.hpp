@@ -45,11 +45,7 @@ inline LanguageModelConfig deepseek_config(const nlohmann::json& config, const s
   out.qk_rope_head_dim = number("qk_rope_head_dim");
   require(out.rope.scaling == RotaryScaling::none, where, ": 'rope_parameters' has the type ",
           to_name(out.rope.scaling), ", default expected");
-  try {
-    return out.checked();
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
+  return detail::checked_in(where, out);
 }
 
 namespace detail {
@@ -95,15 +91,12 @@ inline constexpr bool
 template <class Model>
 Model load_deepseek(const std::filesystem::path& folder) {
   static_assert(detail::is_deepseek<Model>, "laconic: load_deepseek makes a Llama with MlaDecoupled and its RmsNorm");
-  const std::string where = (folder / "config.json").string();
-  const LanguageModelConfig config = deepseek_config(read_model_config(folder), where);
-  const Tensors tensors = open_model_tensors(folder);
-  detail::require_enough_values(tensors, Model::parameter_count(config), where);
-  Model out(config, Seed());
-  detail::load_from_places(
-      out, tensors, [&](std::string_view name) { return detail::deepseek_place(config, name); },
-      [&](std::string_view name) { return config.tied_embeddings && name == "lm_head.weight"; });
-  return out;
+  return detail::model_in<Model>(folder, deepseek_config, [](Model& model, const Tensors& tensors) {
+    const LanguageModelConfig& c = model.config();
+    detail::load_from_places(
+        model, tensors, [&](std::string_view name) { return detail::deepseek_place(c, name); },
+        [&](std::string_view name) { return c.tied_embeddings && name == "lm_head.weight"; });
+  });
 }
 
 /// Writes a Llama with decoupled latents as a folder of DeepSeek-V3, which transformers runs; whole or not at all.

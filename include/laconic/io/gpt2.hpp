@@ -1,7 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/io/folder.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/io/placed_parameters.hpp>
 #include <laconic/model/language_model_config.hpp>
@@ -49,11 +48,7 @@ inline LanguageModelConfig gpt2_config(const nlohmann::json& config, const std::
   out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_epsilon", where, 1e-5);
   out.tied_embeddings = detail::hugging_face_member(config, "tie_word_embeddings", where, true);
   out.dropout = detail::hugging_face_member(config, "resid_pdrop", where, 0.1);
-  try {
-    return out.checked();
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
+  return detail::checked_in(where, out);
 }
 
 namespace detail {
@@ -107,13 +102,7 @@ void load_gpt2_parameters(Model& model, const Tensors& tensors) {
 ///     const auto model = load_gpt2<Gpt<Mha<dyn, NoPosition>>>("gpt2");
 template <class Model>
 Model load_gpt2(const std::filesystem::path& folder) {
-  const std::string where = (folder / "config.json").string();
-  const LanguageModelConfig config = gpt2_config(read_model_config(folder), where);
-  const Tensors tensors = open_model_tensors(folder);
-  detail::require_enough_values(tensors, Model::parameter_count(config), where);
-  Model out(config, Seed());
-  load_gpt2_parameters(out, tensors);
-  return out;
+  return detail::model_in<Model>(folder, gpt2_config, load_gpt2_parameters<Model>);
 }
 
 }  // namespace LACONIC_ABI

@@ -31,6 +31,16 @@ inline Activation hugging_face_activation(const nlohmann::json& config, std::str
   return *found;
 }
 
+/// Returns a configuration if all of it makes sense. Throws `Error` in the name of `where` otherwise.
+template <class Config>
+Config checked_in(const std::string& where, const Config& config) {
+  try {
+    return config.checked();
+  } catch (const Error& error) {
+    throw Error(text(where, ": ", error.what()));
+  }
+}
+
 }  // namespace detail
 
 /// Says whether a config.json is one of transformers: an object with a member `model_type`.
@@ -77,11 +87,7 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   w.feat_extract_norm = detail::hugging_face_member(config, "feat_extract_norm", where, WaveformNorm::group);
   w.feat_extract_activation = detail::hugging_face_activation(config, "feat_extract_activation", where);
   out.subsampling = w.stride();
-  try {
-    return out.checked();
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
+  return detail::checked_in(where, out);
 }
 
 /// Returns the config.json with which transformers makes the same model. Throws `Error` unless the model reads

@@ -1,7 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/io/folder.hpp>
 #include <laconic/io/hugging_face.hpp>
 #include <laconic/io/placed_parameters.hpp>
 #include <laconic/model/language_model_config.hpp>
@@ -55,11 +54,7 @@ inline RotaryRates rotary_rates(const nlohmann::json& config, Index max_position
     out.original_max_positions =
         hugging_face_member<Index>(rope, "original_max_position_embeddings", at, max_positions);
   }
-  try {
-    return out.checked();
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
+  return checked_in(where, out);
 }
 
 /// Returns where Llama has the parameter of a Llama with full attention.
@@ -116,11 +111,7 @@ inline LanguageModelConfig llama_config(const nlohmann::json& config, const std:
   out.intermediate_size = number("intermediate_size", type == "llama" ? 11008 : 14336);
   out.layer_norm_eps = detail::hugging_face_member(config, "rms_norm_eps", where, 1e-6);
   out.tied_embeddings = detail::hugging_face_member(config, "tie_word_embeddings", where, false);
-  try {
-    return out.checked();
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
+  return detail::checked_in(where, out);
 }
 
 /// Fills a Llama with full or grouped attention from the files of a Llama of transformers. Every parameter must be
@@ -143,13 +134,7 @@ void load_llama_parameters(Model& model, const Tensors& tensors) {
 ///     const auto model = load_llama<Llama<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>>>("llama");
 template <class Model>
 Model load_llama(const std::filesystem::path& folder) {
-  const std::string where = (folder / "config.json").string();
-  const LanguageModelConfig config = llama_config(read_model_config(folder), where);
-  const Tensors tensors = open_model_tensors(folder);
-  detail::require_enough_values(tensors, Model::parameter_count(config), where);
-  Model out(config, Seed());
-  load_llama_parameters(out, tensors);
-  return out;
+  return detail::model_in<Model>(folder, llama_config, load_llama_parameters<Model>);
 }
 
 }  // namespace LACONIC_ABI

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <laconic/core/parameter.hpp>
+#include <laconic/io/folder.hpp>
 #include <laconic/io/parameters.hpp>
 #include <laconic/io/tensors.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <filesystem>
 #include <map>
 #include <span>
 #include <string>
@@ -120,6 +122,18 @@ std::map<std::string, std::pair<std::vector<Index>, Matrix<typename Model::Scala
 inline void require_enough_values(const Tensors& tensors, Index parameters, const std::string& where) {
   require(parameters <= tensors.count_values(), where, ": describes a model of ", parameters, " numbers, but ",
           tensors.path(), " holds ", tensors.count_values());
+}
+
+/// Returns the model in a folder: its configuration by config_of(json, where), its parameters by load(model, tensors).
+template <class Model, class ConfigOf, class Load>
+Model model_in(const std::filesystem::path& folder, ConfigOf&& config_of, Load&& load) {
+  const std::string where = (folder / "config.json").string();
+  const auto config = config_of(read_model_config(folder), where);
+  const Tensors tensors = open_model_tensors(folder);
+  require_enough_values(tensors, Model::parameter_count(config), where);
+  Model out(config, Seed());
+  load(out, tensors);
+  return out;
 }
 
 }  // namespace detail
