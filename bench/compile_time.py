@@ -4,10 +4,9 @@
     python3 bench/compile_time.py [--compiler g++] [--repetitions 3]
     python3 bench/compile_time.py --build build/release [--slowest 10]
 
-First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 a source
-that only includes
-<laconic/laconic.hpp>, one that only includes Eigen/Core and xsimd, and the ratio of the two; each is the median of the
-repetitions. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
+First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 sources that
+only include <laconic/laconic.hpp>, the same with conversion, and Eigen/Core with xsimd, and the ratios to the last;
+each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
 is then compiled once with that folder's flags, without a compiler cache, and the slowest are printed.
 """
 
@@ -63,22 +62,29 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "laconic.cpp").write_text("#include <laconic/laconic.hpp>\n")
+        (folder / "convert.cpp").write_text(
+            "#include <laconic/convert/convert.hpp>\n#include <laconic/laconic.hpp>\n"
+        )
         (folder / "eigen.cpp").write_text("#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n")
         cases = [
             ("README's example, -O2", "-O2", ROOT / "examples/01_conformer.cpp"),
             ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/01_conformer.cpp"),
             ("32 attentions (bench/sweep.cpp), likewise", "-DLACONIC_COMPILED -O2", ROOT / "bench/sweep.cpp"),
             ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
+            ("the same and <laconic/convert/convert.hpp>, -O0", "-O0", folder / "convert.cpp"),
             ("<Eigen/Core> and <xsimd/xsimd.hpp>, -O0", "-O0", folder / "eigen.cpp"),
         ]
         flags = ["-std=c++20", f"-I{ROOT}/include", "-isystem", "/usr/include/eigen3", "-c", "-o", os.devnull]
-        seconds = {}
-        for name, optimisation, source in cases:
-            command = [options.compiler, *optimisation.split(), *flags, str(source)]
-            runs = [compile_once(command, ROOT) for _ in range(options.repetitions)]
-            seconds[name] = statistics.median(run[0] for run in runs)
-            print(f"{name:48} {seconds[name]:7.1f} {max(run[1] for run in runs):6.0f}", flush=True)
-        print(f"{'laconic.hpp over Eigen with xsimd':48} {seconds[cases[-2][0]] / seconds[cases[-1][0]]:7.2f}")
+        runs = {name: [] for name, _, _ in cases}
+        for _ in range(options.repetitions):
+            for name, optimisation, source in cases:
+                command = [options.compiler, *optimisation.split(), *flags, str(source)]
+                runs[name].append(compile_once(command, ROOT))
+        seconds = {name: statistics.median(run[0] for run in those) for name, those in runs.items()}
+        for name, those in runs.items():
+            print(f"{name:48} {seconds[name]:7.1f} {max(run[1] for run in those):6.0f}")
+        for name, index in (("laconic.hpp over Eigen with xsimd", -3), ("the same with conversion", -2)):
+            print(f"{name:48} {seconds[cases[index][0]] / seconds[cases[-1][0]]:7.2f}")
 
     if options.build:
         results = [(compile_once(command, folder), name) for name, command, folder in sources(options.build)]

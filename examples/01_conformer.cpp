@@ -1,5 +1,6 @@
 // Lesson 1: makes a Conformer whose cost the compiler knows, converts it to latent attention and runs it. The README
 // shows this program.
+#include <laconic/convert/convert.hpp>
 #include <laconic/laconic.hpp>
 
 #include <cstdio>

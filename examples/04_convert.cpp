@@ -1,6 +1,7 @@
 // Lesson 4: conversion. A latent as wide as the model loses nothing. The loss of a smaller latent is predicted from the
 // weights and measured by a forward pass. These weights are random, and random matrices have no low rank to find, so
 // the losses are large.
+#include <laconic/convert/convert.hpp>
 #include <laconic/laconic.hpp>
 
 #include <cstdio>

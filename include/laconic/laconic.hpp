@@ -1,12 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
-// The core in one include: no file formats, no audio (those are <laconic/io/...> and <laconic/speech/...>).
+// The core in one include: no conversion, no file formats, no audio, no training loops (those are
+// <laconic/convert/convert.hpp>, <laconic/io/...>, <laconic/speech/...> and <laconic/train/...>).
 #pragma once
 
 #include <laconic/attention/any.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
-#include <laconic/convert/convert.hpp>
 #include <laconic/core/hash.hpp>
 #include <laconic/core/sweep.hpp>
 #include <laconic/decode/beam_search.hpp>

@@ -2,7 +2,8 @@
 // Written by scripts/amalgamate from the files below include/laconic: change those, not this.
 #pragma once
 //
-// The core in one include: no file formats, no audio (those are <laconic/io/...> and <laconic/speech/...>).
+// The core in one include: no conversion, no file formats, no audio, no training loops (those are
+// <laconic/convert/convert.hpp>, <laconic/io/...>, <laconic/speech/...> and <laconic/train/...>).
 
 //
 // Attention in one include: every policy, their combinations by name, the layer that computes them, and what they cost.
@@ -10405,2781 +10406,6 @@ class Cpu : public CpuCore<T>,
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Says how layers share the floats that may be cached of a frame. Energy is the sum of squared singular values.
-enum class RankAllocation {
-  uniform,        ///< evenly
-  energy,         ///< so that each layer keeps an equal fraction of its energy, as X-EcoMLA does by a threshold
-  water_filling,  ///< min loss of energy over all layers: the largest squares of all layers come first
-  fisher          ///< as water-filling, with energies weighed by the layers' Fisher information
-};
-constexpr auto enum_names(RankAllocation) {
-  using enum RankAllocation;
-  return std::to_array<EnumName<RankAllocation>>(
-      {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
-}
-
-/// Returns the rank of each layer's latent. `spectra` are the layers' singular values, falling
-/// (`JointFactors::singular_values`). Their squares are multiplied by the layers' `weights`, which `fisher` needs
-/// (`fisher_information`) and the others do not take. `budget` is the number of floats that all layers together may
-/// cache of a frame; it is never exceeded. Ranks are positive multiples of `multiple` (which suits vector registers),
-/// and at most the number of singular values. Channels that would hold no energy are not allocated. Allocates memory.
-/// Throws `Error` unless such ranks exist and the values are finite and at least 0.
-inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
-                                         RankAllocation how, std::span<const double> weights = {}) {
-  const auto layers = static_cast<Index>(spectra.size());
-  require(layers > 0, "allocate_ranks: no layers given");
-  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " given, positive numbers expected");
-  require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
-          " layers, at least ", multiple, " each expected");
-  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(),
-          "allocate_ranks: ", to_name(how), " with ", weights.size(), " weights given for ", spectra.size(), " layers");
-  for (const double weight : weights)
-    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight,
-            " given, a finite one of at least 0 expected");
-
-  // Energy of each block of `multiple` singular values.
-  std::vector<std::vector<double>> blocks(spectra.size());
-  std::vector<double> energies(spectra.size()), tails(spectra.size());
-  for (std::size_t l = 0; l < spectra.size(); ++l) {
-    const std::vector<double>& s = spectra[l];
-    const auto size = static_cast<Index>(s.size());
-    const double weight = weights.empty() ? 1 : weights[l];
-    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple,
-            " expected");
-    for (Index i = 0; i < size; ++i) {
-      const double value = s[static_cast<std::size_t>(i)];
-      require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,
-              ", a finite one of at least 0 expected");
-      if (i % multiple == 0 && i + multiple <= size) blocks[l].push_back(0);
-      if (i / multiple < static_cast<Index>(blocks[l].size())) blocks[l].back() += weight * value * value;
-      energies[l] += weight * value * value;
-    }
-    tails[l] = energies[l] - blocks[l][0];
-  }
-
-  std::vector<std::size_t> given(spectra.size(), 1);
-  if (how == RankAllocation::uniform) {
-    for (std::size_t l = 0; l < spectra.size(); ++l)
-      given[l] = std::min(blocks[l].size(), static_cast<std::size_t>(budget / multiple / layers));
-  } else {
-    // One block after the other to whom it helps most. Since the blocks of a layer fall, no other choice loses less.
-    for (Index left = budget / multiple - layers; left > 0; --left) {
-      std::size_t best = 0;
-      double most = 0;
-      for (std::size_t l = 0; l < spectra.size(); ++l) {
-        if (given[l] == blocks[l].size() || blocks[l][given[l]] <= 0) continue;
-        const double gain = how == RankAllocation::energy ? tails[l] / energies[l] : blocks[l][given[l]];
-        if (gain > most) {
-          most = gain;
-          best = l;
-        }
-      }
-      if (most == 0) break;
-      tails[best] -= blocks[best][given[best]++];
-    }
-  }
-  std::vector<Index> ranks;
-  for (const std::size_t count : given) ranks.push_back(static_cast<Index>(count) * multiple);
-  return ranks;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Decorates a context: it also keeps the input of chosen linear layers, as host matrices. `Recorder<Cpu<float>> cpu;`
-///
-///     cpu.record(layer.weight);
-///     model(cpu, features, sequences);
-///     const Matrix<float>& rows = cpu.input_of(layer.weight);
-template <class Context>
-class Recorder : public Context {
- public:
-  using typename Context::Tensor;
-  using T = typename Context::Scalar;  ///< the type of an element
-  using Context::Context;
-
-  /// Makes the context keep, from now on, the last rows that are multiplied by this weight.
-  void record(const Parameter<T>& weight) {
-    if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
-  }
-  /// Returns the last rows (rows, in) that were multiplied by this weight; an empty matrix before the first. Throws
-  /// `Error` for a weight that is not recorded.
-  Matrix<T>& input_of(const Parameter<T>& weight) {
-    const auto found = find(weight);
-    require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
-            ") given that is not recorded");
-    return found->second;
-  }
-
-  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
-                std::optional<Activation> activation = {}) {
-    if (const auto found = find(weight); found != inputs_.end()) found->second = this->output(x);
-    return Context::linear(x, weight, bias, activation);
-  }
-
- private:
-  using Inputs = std::vector<std::pair<const Parameter<T>*, Matrix<T>>>;
-  typename Inputs::iterator find(const Parameter<T>& weight) {
-    return std::find_if(inputs_.begin(), inputs_.end(), [&](const auto& one) { return one.first == &weight; });
-  }
-
-  Inputs inputs_;
-};
-
-/// Shows a model or a layer whose values are on the host in a form that a context can run: itself, or a prepared copy.
-/// The original must live as long.
-template <class Context, class Model>
-class Runnable {
- public:
-  /// Keeps a reference to the model, and makes a copy unless the context computes on the host.
-  Runnable(Context& context, const Model& model) : model_(&model) {
-    if constexpr (!Context::computes_on_host) {
-      copy_ = std::make_unique<Model>(model);
-      context.prepare(*copy_);
-      model_ = copy_.get();
-    }
-  }
-  /// Returns the model or layer to run.
-  const Model& operator*() const { return *model_; }
-
- private:
-  const Model* model_;
-  std::unique_ptr<Model> copy_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <Eigen/Eigenvalues>
-#include <Eigen/QR>
-
-// Dense linear algebra of conversions: whole matrices of double in, whole matrices out. Eigen's expressions of products
-// and solvers take long to compile, so each of its kernels is instantiated in one function here and nowhere else. All
-// are templates, although `T` is always double, so that only programs that convert compile them.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Returns the same values as double.
-template <class T>
-Matrix<double> to_double(const Matrix<T>& values) {
-  Matrix<double> out(values.rows(), values.cols());
-  std::copy_n(values.data(), values.size(), out.data());
-  return out;
-}
-/// Overwrites `values` by what is wanted, rounded to its type.
-template <class T>
-void round_to(Matrix<T>& values, const Matrix<double>& wanted) {
-  values.resize(wanted.rows(), wanted.cols());
-  std::transform(wanted.data(), wanted.data() + wanted.size(), values.data(),
-                 [](double x) { return static_cast<T>(x); });
-}
-
-/// Returns `count` rows of a matrix from row `begin` on.
-template <class T>
-Matrix<T> rows_of(const Matrix<T>& matrix, Index begin, Index count) {
-  Matrix<T> out(count, matrix.cols());
-  std::copy_n(matrix.data() + begin * matrix.cols(), out.size(), out.data());
-  return out;
-}
-/// Overwrites rows of a matrix from row `begin` on by all rows of `values`.
-template <class T>
-void set_rows(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
-  std::copy_n(values.data(), values.size(), matrix.data() + begin * matrix.cols());
-}
-/// Returns `count` columns of a matrix from column `begin` on.
-template <class T>
-Matrix<T> columns_of(const Matrix<T>& matrix, Index begin, Index count) {
-  Matrix<T> out(matrix.rows(), count);
-  for (Index r = 0; r < matrix.rows(); ++r)
-    std::copy_n(matrix.data() + r * matrix.cols() + begin, count, out.data() + r * count);
-  return out;
-}
-/// Overwrites columns of a matrix from column `begin` on by all columns of `values`.
-template <class T>
-void set_columns(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
-  for (Index r = 0; r < matrix.rows(); ++r)
-    std::copy_n(values.data() + r * values.cols(), values.cols(), matrix.data() + r * matrix.cols() + begin);
-}
-/// Returns the rows of both matrices, those of `first` above.
-template <class T>
-Matrix<T> above(const Matrix<T>& first, const Matrix<T>& second) {
-  Matrix<T> out(first.rows() + second.rows(), first.cols());
-  set_rows(out, 0, first);
-  set_rows(out, first.rows(), second);
-  return out;
-}
-template <class T>
-Matrix<T> transposed(const Matrix<T>& matrix) {
-  Matrix<T> out(matrix.cols(), matrix.rows());
-  for (Index r = 0; r < matrix.rows(); ++r)
-    for (Index c = 0; c < matrix.cols(); ++c) out.data()[c * matrix.rows() + r] = matrix.data()[r * matrix.cols() + c];
-  return out;
-}
-/// Returns factor * matrix.
-template <class T>
-Matrix<T> scaled(T factor, Matrix<T> matrix) {
-  std::for_each_n(matrix.data(), matrix.size(), [=](T& x) { x *= factor; });
-  return matrix;
-}
-/// Returns a matrix whose column i is multiplied by factor i.
-template <class T>
-Matrix<T> scaled_columns(Matrix<T> matrix, const Matrix<T>& factors) {
-  for (Index r = 0; r < matrix.rows(); ++r)
-    for (Index c = 0; c < matrix.cols(); ++c) matrix.data()[r * matrix.cols() + c] *= factors.data()[c];
-  return matrix;
-}
-
-/// Adds factor * a * b to `sum`, which must not be a or b.
-template <std::same_as<double> T>
-void add_product(Matrix<T>& sum, double factor, const Matrix<T>& a, const Matrix<T>& b) {
-  sum.noalias() += (factor * a) * b;
-}
-/// Returns a * b.
-template <std::same_as<double> T>
-Matrix<T> product(const Matrix<T>& a, const Matrix<T>& b) {
-  Matrix<T> out(a.rows(), b.cols());
-  out.setZero();
-  add_product(out, 1, a, b);
-  return out;
-}
-/// Returns (a * b)^T as Eigen computes a * b for a matrix stored by columns. The order of its sums is another than that
-/// of `product`, so the last bits differ.
-template <std::same_as<double> T>
-Matrix<T> transposed_product(const Matrix<T>& a, const Matrix<T>& b) {
-  if (a.rows() == 1 || b.cols() == 1) return transposed(product(a, b));
-  return product(transposed(b), transposed(a));
-}
-/// Returns a * b, summed in the order of `transposed_product`.
-template <std::same_as<double> T>
-Matrix<T> product_by_columns(const Matrix<T>& a, const Matrix<T>& b) {
-  return transposed(transposed_product(a, b));
-}
-/// Returns matrix^T * matrix.
-template <std::same_as<double> T>
-Matrix<T> gram(const Matrix<T>& matrix) {
-  return product(transposed(matrix), matrix);
-}
-template <std::same_as<double> T>
-Matrix<T> gram_by_columns(const Matrix<T>& matrix) {
-  return product_by_columns(transposed(matrix), matrix);
-}
-/// Returns a - b * c.
-template <std::same_as<double> T>
-Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
-  add_product(a, -1, b, c);
-  return a;
-}
-
-/// Shows the transpose of a matrix, as one that is stored by columns.
-template <class T>
-auto by_columns(const Matrix<T>& transpose) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::Map<const Columns>(transpose.data(), transpose.cols(), transpose.rows());
-}
-
-/// Returns tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of second moment G. An empty G
-/// means white inputs.
-template <std::same_as<double> T>
-T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
-  if (second_moment.size() == 0) return weight.squaredNorm();
-  const Matrix<T> seen = transposed_product(weight, second_moment);
-  return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
-}
-
-/// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
-template <class T>
-struct SymmetricEigen {
-  std::vector<T> values;
-  Matrix<T> vectors;
-};
-template <std::same_as<double> T>
-SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  const Eigen::SelfAdjointEigenSolver<Columns> eigen(symmetric);
-  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
-          symmetric.cols(), ") Gram matrix did not converge");
-  const auto& values = eigen.eigenvalues();
-  return {{values.data(), values.data() + values.size()}, eigen.eigenvectors()};
-}
-/// Returns the eigenvectors of a symmetric matrix in columns, those of the largest eigenvalues first.
-template <std::same_as<double> T>
-Matrix<T> principal_directions(const Matrix<T>& symmetric) {
-  Matrix<T> out = eigenvectors(symmetric).vectors;
-  for (Index r = 0; r < out.rows(); ++r) std::reverse(out.data() + r * out.cols(), out.data() + (r + 1) * out.cols());
-  return out;
-}
-
-/// Returns the square root of a symmetric matrix of positive eigenvalues, and the inverse of that root.
-template <std::same_as<double> T>
-std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
-  const SymmetricEigen<T> eigen = eigenvectors(symmetric);
-  const Index size = symmetric.rows();
-  Matrix<T> lengths(1, size), inverses(1, size);
-  for (Index i = 0; i < size; ++i) {
-    lengths(0, i) = std::sqrt(eigen.values[static_cast<std::size_t>(i)]);
-    inverses(0, i) = std::sqrt(1 / eigen.values[static_cast<std::size_t>(i)]);
-  }
-  const auto combined = [&](const Matrix<T>& factors) {
-    return product_by_columns(scaled_columns(eigen.vectors, factors), transposed(eigen.vectors));
-  };
-  return {combined(lengths), combined(inverses)};
-}
-
-/// Returns as many orthonormal columns, which span at least what these columns span.
-template <std::same_as<double> T>
-Matrix<T> orthonormal(const Matrix<T>& columns) {
-  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
-  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
-}
-
-/// Returns the square of the length of column i.
-template <std::same_as<double> T>
-T column_energy(const Matrix<T>& matrix, Index i) {
-  return matrix.col(i).squaredNorm();
-}
-/// Appends the lengths of all columns.
-template <std::same_as<double> T>
-void append_column_lengths(std::vector<T>& out, const Matrix<T>& matrix) {
-  for (Index i = 0; i < matrix.cols(); ++i) out.push_back(std::sqrt(column_energy(matrix, i)));
-}
-/// Multiplies column i by a factor.
-template <class T>
-void scale_column(Matrix<T>& matrix, Index i, T factor) {
-  for (Index r = 0; r < matrix.rows(); ++r) matrix.data()[r * matrix.cols() + i] *= factor;
-}
-
-LACONIC_COMPILE_DOUBLE(add_product);
-LACONIC_COMPILE_DOUBLE(product);
-LACONIC_COMPILE_DOUBLE(transposed_product);
-LACONIC_COMPILE_DOUBLE(output_energy);
-LACONIC_COMPILE_DOUBLE(eigenvectors);
-LACONIC_COMPILE_DOUBLE(principal_directions);
-LACONIC_COMPILE_DOUBLE(square_roots);
-LACONIC_COMPILE_DOUBLE(orthonormal);
-LACONIC_COMPILE_DOUBLE(column_energy);
-LACONIC_COMPILE_DOUBLE(append_column_lengths);
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Says where the singular values S of W = U S V^T go. The product is the same, but the scale of the latent is not, on
-/// which a norm, storage in 8 bits and the learning rate of fine-tuning depend. By default the latent has the scale of
-/// its input, and channels of singular value 0 (as of repeated heads) can still learn, because their down-projection is
-/// not 0.
-enum class SingularValues {
-  up,    ///< into the up-projections
-  down,  ///< into the down-projection
-  both   ///< square roots into each
-};
-constexpr auto enum_names(SingularValues) {
-  using enum SingularValues;
-  return std::to_array<EnumName<SingularValues>>({{up, "up"}, {down, "down"}, {both, "both"}});
-}
-
-/// Holds a factorization of keys and values through one latent: K = x (k_up down)^T, V = x (v_up down)^T.
-struct JointFactors {
-  Matrix<double> down;                  ///< down-projection, (rank, d_model), orthonormal rows
-  Matrix<double> k_up,                  ///< up-projection of keys, (key channels, rank), scaled by singular values
-      v_up;                             ///< up-projection of values, (value channels, rank), scaled alike
-  std::vector<double> singular_values;  ///< falling, also those beyond the rank; JointSvd: all d_model of [W_K; W_V]
-  double discarded = 0;                 ///< |W - up down|^2: the sum of squared singular values beyond the rank
-  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): the error of K and V for white inputs
-};
-
-// Functions that all methods share. They are templates, so that only programs that convert compile them.
-namespace detail {
-
-/// Returns keys above values, (key and value channels, d_model). Throws `Error` for a rank out of range and for weights
-/// that are not finite.
-template <std::same_as<double> T>
-Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
-  const Index d_model = k.cols();
-  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
-          " inputs given, equal numbers expected");
-  require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
-  Matrix<T> out = above(k, v);
-  require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
-  return out;
-}
-
-/// Returns the singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
-template <std::same_as<double> T>
-JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
-  const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
-  const Matrix<T> turn = principal_directions(gram(core)), turned = product(core, turn);
-  JointFactors out;
-  out.down = transposed_product(rows, turn);
-  out.k_up = rows_of(turned, 0, k_rows);
-  out.v_up = rows_of(turned, k_rows, up.rows() - k_rows);
-  return out;
-}
-
-/// Sets the error of a factorization of k and v for inputs of these second moments (empty: white). It is computed from
-/// the factors, whatever method made them.
-template <std::same_as<double> T>
-void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
-             const Matrix<T>& value_input) {
-  const Matrix<T> of_keys = difference(k, factors.k_up, factors.down),
-                  of_values = difference(v, factors.v_up, factors.down);
-  factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
-  const double all = output_energy(k, key_input) + output_energy(v, value_input);
-  factors.predicted_error = factors.discarded > 0 ? std::sqrt(factors.discarded / all) : 0;
-}
-
-/// Moves the singular values, which are the lengths of the columns of `up`, to where they are wanted.
-template <std::same_as<double> T>
-void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
-  if (where == SingularValues::up) return;
-  std::vector<T> lengths;
-  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(column_energy(k_up, i) + column_energy(v_up, i)));
-  const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
-  for (Index i = 0; i < down.rows(); ++i) {
-    const T length = lengths[static_cast<std::size_t>(i)],
-            moved = where == SingularValues::both ? std::sqrt(length) : length;
-    if (length <= least) continue;  // holds nothing; as it is, it can learn
-    for (Index c = 0; c < down.cols(); ++c) down(i, c) *= moved;
-    for (Matrix<T>* up : {&k_up, &v_up})
-      for (Index r = 0; r < up->rows(); ++r) (*up)(r, i) /= moved;
-  }
-}
-
-/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest
-/// power of 2 that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has
-/// no few strong channels (as QuaRot does before quantising, Ashkboos et al. 2024).
-template <std::same_as<double> T>
-void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
-  const Index rank = down.rows(), block = rank & -rank;
-  const auto mix = [](T& one, T& other) {
-    const T sum = (one + other) / std::sqrt(T{2}), difference = (one - other) / std::sqrt(T{2});
-    one = sum;
-    other = difference;
-  };
-  for (Index step = 1; step < block; step *= 2)
-    for (Index i = 0; i < rank; ++i)
-      if ((i & step) == 0) {
-        for (Index c = 0; c < down.cols(); ++c) mix(down(i, c), down(i + step, c));
-        for (Matrix<T>* up : {&k_up, &v_up})
-          for (Index r = 0; r < up->rows(); ++r) mix((*up)(r, i), (*up)(r, i + step));
-      }
-}
-
-}  // namespace detail
-
-/// Computes the truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best
-/// latent of its size for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs
-/// no calibration.
-struct JointSvd {
-  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model. Allocates.
-  /// Throws `Error` for other ranks and for weights that are not finite.
-  template <std::same_as<double> T>
-  static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
-    const Matrix<T> stacked = detail::stacked(k, v, rank);
-    const Index d_model = k.cols();
-    // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
-    // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
-    const Matrix<T> basis = detail::principal_directions(detail::gram(stacked));
-    const Matrix<T> up = detail::product(stacked, basis), kept = detail::columns_of(up, 0, rank);
-
-    JointFactors out;
-    out.down = detail::transposed(detail::columns_of(basis, 0, rank));
-    out.k_up = detail::rows_of(kept, 0, k.rows());
-    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
-    detail::append_column_lengths(out.singular_values, up);
-    out.discarded = up.rightCols(d_model - rank).squaredNorm();
-    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
-    return out;
-  }
-};
-
-/// Computes the decomposition of JointSvd from a few products with random vectors (Halko, Martinsson and Tropp 2011,
-/// algorithms 4.4 and 5.1). It works with rank + oversampling columns instead of d_model, and pays where the rank is
-/// far below d_model. The error is within 1% of the optimum, even if singular values hardly fall, as those of random
-/// matrices (docs/conversion.md). Equal seeds give equal factors.
-struct RandomizedSvd {
-  Index oversampling = 10;     ///< columns of the sketch beyond the rank; an eighth of the rank if that is more
-  Index power_iterations = 4;  ///< power iterations, each of which damps small singular values against large ones
-  Seed seed{};                 ///< seed of the random vectors
-
-  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model.
-  /// `singular_values` are those of the sketch, and the error is that of the factors, not an estimate. Allocates.
-  /// Throws `Error` for other ranks, weights that are not finite, and negative settings.
-  template <std::same_as<double> T>
-  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
-    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",
-            power_iterations, " power iterations given, at least 0 expected of both");
-    const Matrix<T> stacked = detail::stacked(k, v, rank);
-    const Index more = std::max(oversampling, rank / 8);
-    if (more >= std::min(stacked.rows(), stacked.cols()) - rank)
-      return JointSvd::factorize(k, v, rank);  // nothing to save
-
-    const Random random(seed, "RandomizedSvd");
-    Matrix<T> noise(stacked.rows(), rank + more);
-    for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
-    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
-    // the rest.
-    const Matrix<T> columns = detail::transposed(stacked);
-    Matrix<T> rows = detail::orthonormal(detail::product(columns, noise));
-    for (Index i = 0; i < power_iterations; ++i)
-      rows = detail::orthonormal(detail::product(columns, detail::orthonormal(detail::product(stacked, rows))));
-
-    const Matrix<T> core = detail::product(stacked, rows), turn = detail::principal_directions(detail::gram(core)),
-                    up = detail::product(core, turn), kept = detail::columns_of(up, 0, rank);
-    JointFactors out;
-    out.down = detail::transposed_product(rows, detail::columns_of(turn, 0, rank));
-    out.k_up = detail::rows_of(kept, 0, k.rows());
-    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
-    detail::append_column_lengths(out.singular_values, up);
-    detail::measure(out, k, v, {}, {});
-    return out;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds the statistics of one layer on calibration speech. All matrices are empty without calibration; the metrics are
-/// also empty unless the method is score-aware.
-struct LayerStatistics {
-  Matrix<double> key_input,   ///< mean of x^T x over the rows x that keys are computed from, (d_model, d_model)
-      value_input;            ///< mean of x^T x over the rows x that values are computed from, (d_model, d_model)
-  Matrix<double> key_metric,  ///< weights of the errors of each head's keys, (heads * head_dim, head_dim)
-      value_metric;           ///< weights of the errors of each head's values, (heads * head_dim, head_dim)
-};
-
-/// Holds speech to calibrate on.
-template <class T>
-struct Calibration {
-  Matrix<T> features;   ///< packed rows, (rows, num_mels)
-  Sequences sequences;  ///< the utterances of the rows
-};
-
-/// Holds a text to calibrate a language model on.
-struct CalibrationTokens {
-  std::vector<int> ids;  ///< packed tokens, one a row
-  Sequences sequences;   ///< the sequences of the rows, each at most as long as the model sees at a time
-};
-
-namespace detail {
-
-/// Weighs the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
-/// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
-template <std::same_as<double> T>
-class HeadWeights {
- public:
-  explicit HeadWeights(const Matrix<T>& metric) {
-    if (metric.size() == 0) return;
-    const Index dim = metric.cols(), heads = metric.rows() / dim;
-    T trace = 0;
-    for (Index i = 0; i < metric.rows(); ++i) trace += metric(i, i % dim);
-    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also
-    // keeps L far from singular.
-    const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
-    root_ = inverse_ = Matrix<T>(metric.rows(), dim);
-    for (Index h = 0; h < heads; ++h) {
-      const SymmetricEigen<T> eigen = eigenvectors(rows_of(metric, h * dim, dim));
-      const Matrix<T> rows = transposed(eigen.vectors);
-      Matrix<T> values(1, dim), inverses(1, dim);
-      for (Index i = 0; i < dim; ++i) {
-        values(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], T{0}) + least);
-        inverses(0, i) = 1 / values(0, i);
-      }
-      set_rows(root_, h * dim, product_by_columns(scaled_columns(eigen.vectors, values), rows));
-      set_rows(inverse_, h * dim, product_by_columns(scaled_columns(eigen.vectors, inverses), rows));
-    }
-  }
-
-  Matrix<T> apply(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(root_, rows); }
-  Matrix<T> undo(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(inverse_, rows); }
-  /// Scales the weights so that these rows have energy 1 for inputs of this second moment.
-  void normalise(const Matrix<T>& rows, const Matrix<T>& second_moment) {
-    if (root_.size() == 0) return;
-    const T energy = output_energy(apply(rows), second_moment);
-    if (!(energy > 0)) return;
-    const T length = std::sqrt(energy);
-    std::for_each_n(root_.data(), root_.size(), [=](T& x) { x /= length; });
-    inverse_ = scaled(length, std::move(inverse_));
-  }
-
- private:
-  static Matrix<T> blockwise(const Matrix<T>& blocks, const Matrix<T>& rows) {
-    const Index dim = blocks.cols();
-    Matrix<T> out(rows.rows(), rows.cols());
-    for (Index at = 0; at < rows.rows(); at += dim)
-      set_rows(out, at, product_by_columns(rows_of(blocks, at % blocks.rows(), dim), rows_of(rows, at, dim)));
-    return out;
-  }
-
-  Matrix<T> root_, inverse_;
-};
-
-}  // namespace detail
-
-/// Finds the best latent of its size for the inputs that a layer has in calibration speech, or, with
-/// CalibrationTokens, in a text: principal components of the outputs Y = x W^T (as TransMLA does, Meng et al. 2025).
-/// The optimum is that of whitening the inputs (SVD-LLM, Palu), but nothing is inverted, so fewer frames than d_model
-/// suffice: in directions without input the strongest weights are kept if the rank leaves room. With `score_aware`,
-/// errors count by their effect. Errors of keys count in the scores, by the energy of the queries that meet them: M =
-/// mean of (q + u)^T (q + u) for each head. Errors of values count after the output projection: M = W_O^T W_O. The two
-/// have different units, so each is divided by its total energy.
-///
-///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
-///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
-///
-///     auto gpt = convert<Small>(model, ActivationPca<float, CalibrationTokens>{{ids, {1024, 1024}}}).model;
-template <class Scalar = float, class Input = Calibration<Scalar>>
-struct ActivationPca {
-  Input calibration;         ///< speech or text of the domain in which the model will be used
-  bool score_aware = false;  ///< weigh errors by their effect on scores and output
-
-  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
-  /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal
-  /// components of the outputs, weighted if `score_aware`. `discarded` and `predicted_error` are those of keys and
-  /// values for such inputs, not weighted. Without statistics it calls JointSvd. Allocates. Throws `Error` for other
-  /// ranks, weights that are not finite, and statistics of another width.
-  template <std::same_as<double> T>
-  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
-    const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
-    if (input.size() == 0) return JointSvd::factorize(k, v, rank);
-    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(),
-            " expected");
-    detail::HeadWeights<T> of_keys(statistics.key_metric), of_values(statistics.value_metric);
-    of_keys.normalise(k, input);
-    of_values.normalise(v, input);
-    const Matrix<T> weighted = detail::stacked(of_keys.apply(k), of_values.apply(v), rank);
-
-    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer
-    // than there are outputs, and d_model components then hold all of W whatever the inputs were.
-    const Index d_model = k.cols(), outputs = weighted.rows();
-    Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
-    if (outputs > d_model) {
-      axes = detail::orthonormal(weighted);
-      coordinates = detail::product_by_columns(detail::transposed(axes), weighted);
-    } else {
-      detail::set_rows(coordinates, 0, weighted);
-    }
-    const Matrix<T> rows = detail::transposed(coordinates),
-                    moment = detail::product(detail::product_by_columns(coordinates, input), rows);
-    // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
-    Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
-    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
-    const Matrix<T> directions = detail::principal_directions<T>(moment + little),
-                    kept = detail::columns_of(directions, 0, rank);
-
-    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
-    // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
-    const Matrix<T> components = detail::product(axes, kept),
-                    down = detail::product(detail::transposed(kept), coordinates);
-    const Matrix<T> up = detail::above(of_keys.undo(detail::rows_of(components, 0, k.rows())),
-                                       of_values.undo(detail::rows_of(components, k.rows(), v.rows())));
-    JointFactors out = detail::product_svd(up, down, k.rows());
-    const Matrix<T> energies = detail::transposed_product(moment, directions),
-                    squares = detail::by_columns(energies).cwiseProduct(directions).colwise().sum();
-    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(std::sqrt(std::max(squares(0, i), T{0})));
-    detail::measure(out, k, v, input, input);
-    return out;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Calls f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
-template <class Layer, class F>
-decltype(auto) with_layer(Layer& layer, F&& f) {
-  if constexpr (requires { layer.layer; })
-    return std::visit(std::forward<F>(f), layer.layer);
-  else
-    return f(layer);
-}
-
-/// Returns the configuration with the ranks of these numbers.
-template <class Config, class Numbers>
-Config with_ranks(Config config, const Numbers& numbers) {
-  config.kv_lora_rank = numbers.kv_lora_rank;
-  config.v_lora_rank = numbers.v_lora_rank;
-  if constexpr (requires { config.kv_lora_ranks; }) {
-    config.kv_lora_ranks = numbers.kv_lora_ranks;
-    config.v_lora_ranks = numbers.v_lora_ranks;
-  } else {
-    require(numbers.kv_lora_ranks.size() == 0 && numbers.v_lora_ranks.size() == 0,
-            "convert: ranks of each layer given for a model whose layers have equal ranks");
-  }
-  return config;
-}
-
-/// Copies parameters by name. Only keys and values, and a rotary part of queries, may be missing in the source or have
-/// another shape there; throws `Error` for any other.
-template <class Target, class Source>
-void copy_parameters(Target& target, const Source& source) {
-  require_on_host(source, "convert");
-  using P = Parameter<typename Source::Scalar>;
-  std::vector<std::pair<std::string, const P*>> from;
-  source.parameters([&](std::string_view name, const P& p) { from.emplace_back(name, &p); });
-  std::sort(from.begin(), from.end());
-  std::vector<const P*> converted;
-  Target::each_attention(target, [&](std::string_view, const auto& any) {
-    with_layer(any, [&](const auto& layer) {
-      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
-      if constexpr (requires { layer.query.linear_q_rope; })
-        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
-    });
-  });
-  target.parameters([&](std::string_view name, P& p) {
-    const auto found = std::lower_bound(from.begin(), from.end(), name,
-                                        [](const auto& one, std::string_view wanted) { return one.first < wanted; });
-    if (found != from.end() && found->first == name && found->second->shape() == p.shape())
-      p.host() = found->second->host();
-    else
-      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
-              "convert: the source has no parameter ", name, " of the target's shape");
-  });
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Names the normalisation in the waveform front end.
-enum class WaveformNorm {
-  layer,  ///< layer norm after every convolution
-  group   ///< per-channel norm over time, after the first convolution only
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(WaveformNorm) {
-  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
-}
-
-/// Describes convolutions over samples that take the place of log-mel features (wav2vec 2.0, Baevski et al. 2020,
-/// section 2). Names are Hugging Face's.
-struct WaveformConfig {
-  IndexList conv_dim{};     ///< output channels of each convolution; empty: there are no such convolutions
-  IndexList conv_kernel{};  ///< kernel of each convolution, in samples of its input
-  IndexList conv_stride{};  ///< stride of each convolution, in samples of its input
-  bool conv_bias = false;   ///< whether the convolutions have biases
-  WaveformNorm feat_extract_norm = WaveformNorm::layer;   ///< normalisation after the convolutions
-  Activation feat_extract_activation = Activation::gelu;  ///< activation after each convolution
-
-  /// Returns whether there are no convolutions over samples.
-  constexpr bool empty() const { return conv_dim.size() == 0; }
-  /// Returns the shape of convolution i.
-  constexpr Conv1dShape layer(Index i) const {
-    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
-  }
-  /// Returns the samples between two output frames, or 0 where strides or their product exceed any use.
-  constexpr Index stride() const {
-    Index out = 1;
-    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
-    return out;
-  }
-  /// Returns the samples that the first output frame needs.
-  constexpr Index window() const {
-    Index out = 1;
-    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
-    return out;
-  }
-
-  /// Visits each member with its name, for files and command lines.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("conv_dim", self.conv_dim);
-    visit("conv_kernel", self.conv_kernel);
-    visit("conv_stride", self.conv_stride);
-    visit("conv_bias", self.conv_bias);
-    visit("feat_extract_norm", self.feat_extract_norm);
-    visit("feat_extract_activation", self.feat_extract_activation);
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Names the frames that a convolution over time sees.
-enum class ConvolutionContext {
-  centred,  ///< as many before as after; cannot be streamed
-  causal,   ///< none after
-  chunk     ///< as centred, but none after the end of the own chunk (Li et al. 2023, "Dynamic chunk convolution")
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(ConvolutionContext) {
-  return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
-                                                      {ConvolutionContext::causal, "causal"},
-                                                      {ConvolutionContext::chunk, "chunk"}});
-}
-
-/// Convolves each channel of each sequence over time by a kernel of its own: (rows, channels) to (rows, channels).
-template <class T>
-class DepthwiseConv : public Module<DepthwiseConv<T>> {
- public:
-  /// Makes the layer with its initial parameters. Allocates. Throws Error for an even kernel.
-  DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
-      : weight({channels, 1, kernel}), sees_(sees) {
-    require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
-    const double bound = 1 / std::sqrt(static_cast<double>(kernel));
-    fill_uniform(weight, bound, Random(seed, "weight"));
-    if (with_bias == Bias::yes) {
-      bias = Parameter<T>({channels});
-      fill_uniform(bias, bound, Random(seed, "bias"));
-    }
-  }
-  /// Returns the trained parameters.
-  static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
-    return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
-  }
-
-  /// Returns the frames that an output sees before its own.
-  Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
-
-  /// Holds the last `left()` frames of every stream, zeros before its first one. Takes memory at construction only.
-  template <class Context>
-  class State {
-   public:
-    /// Makes the state of `shape.slots` streams. Allocates.
-    State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
-        : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
-    /// Empties a slot for a new stream.
-    void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
-    /// Returns the bytes that the cache holds, all slots.
-    Index cache_bytes() const { return cache_.bytes(); }
-
-   private:
-    friend DepthwiseConv;
-    typename Context::Cache cache_;
-  };
-
-  /// Returns the convolution of x (rows, channels). With a pointer to a state, x follows what the state holds. Throws
-  /// Error for a centred convolution under a mask of chunks.
-  template <class Context, class Tensor, class S = std::nullptr_t>
-  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
-    const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
-    require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
-            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is "
-            "expected");
-    DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
-    if constexpr (has_state<S>) {
-      const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);
-      shape.past = left();
-      return context.depthwise_conv(extended.rows, weight, b, extended.sequences, shape);
-    } else {
-      return context.depthwise_conv(x, weight, b, pass.sequences, shape);
-    }
-  }
-
-  /// Visits the parameters with their names (see Module).
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("weight", self.weight);
-    if (self.bias.size() > 0) visit("bias", self.bias);
-  }
-
-  Parameter<T> weight;  ///< (channels, 1, kernel)
-  Parameter<T> bias;    ///< (channels), or empty
-
- private:
-  ConvolutionContext sees_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Names the encoders, for files and command lines.
-enum class EncoderName {
-  conformer,          ///< `Conformer`
-  branchformer,       ///< `Branchformer`
-  e_branchformer,     ///< `EBranchformer`
-  wav2vec2_conformer  ///< `Wav2Vec2Conformer`
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(EncoderName) {
-  return std::to_array<EnumName<EncoderName>>({{EncoderName::conformer, "conformer"},
-                                               {EncoderName::branchformer, "branchformer"},
-                                               {EncoderName::e_branchformer, "e-branchformer"},
-                                               {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
-}
-
-/// Names the ways in which a Branchformer merges attention and cgMLP (Peng et al. 2022, section 3.4).
-enum class BranchMerge {
-  concat,          ///< concatenates the channels before a linear layer
-  fixed_average,   ///< averages with fixed weights
-  learned_average  ///< averages with weights that are computed from each utterance
-};
-/// Lists the names as configurations spell them.
-constexpr auto enum_names(BranchMerge) {
-  return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
-                                               {BranchMerge::fixed_average, "fixed-average"},
-                                               {BranchMerge::learned_average, "learned-average"}});
-}
-
-/// Holds all sizes of an encoder with a CTC head. Those of the attention may stay 0 where its type gives them.
-struct EncoderConfig {
-  Index num_mels = 80;                               ///< mel bins of the features; 1 where the encoder takes samples
-  Index d_model = 256;                               ///< channels of encoder frames
-  Index num_layers = 12;                             ///< blocks
-  Index vocab_size = 29;                             ///< tokens, the CTC blank included
-  AttentionName attention = AttentionName::by_type;  ///< the attention by name
-  Index num_heads = 0;                               ///< query heads
-  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
-  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
-  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
-  IndexList kv_lora_ranks{};                         ///< kv_lora_rank of each layer; empty: kv_lora_rank
-  IndexList v_lora_ranks{};    ///< v_lora_rank of each layer; empty: kv_lora_ranks, or v_lora_rank without these
-  Index q_lora_rank = 0;       ///< rank of the queries
-  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
-  IndexList rope_pairs{};      ///< pairs whose rates the decoupled rotary key uses: see AttentionConfig
-  /// The position by name, where the attention leaves it open.
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
-  Activation hidden_act = Activation::silu;  ///< activation in feed-forward and convolution modules
-  double layer_norm_eps = 1e-5;  ///< epsilon of the norms before and after the blocks; in the blocks it is 1e-5
-  Index ffn_expansion = 4;       ///< width of the feed-forward modules over d_model (none in a Branchformer)
-  Index intermediate_size = 0;   ///< width of the feed-forward modules; 0: ffn_expansion * d_model
-  Index conv_kernel = 31;        ///< frames, odd: kernel of the convolution module, or in the cgMLP
-  Index cgmlp_expansion = 6;     ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
-  BranchMerge merge = BranchMerge::concat;  ///< how a Branchformer merges its branches
-  double cgmlp_weight = 0.5;                ///< weight of the cgMLP in a fixed average
-  Index merge_kernel = 3;                   ///< frames, odd: kernel of an E-Branchformer's merge
-  Index subsampling = 4;           ///< rows of features an encoder frame, 2 or 4; of samples, the product of strides
-  Index subsampling_channels = 0;  ///< channels of the subsampling's convolutions; 0: d_model
-  double dropout = 0.1;            ///< probability of dropout in training
-  ConvolutionContext convolution = ConvolutionContext::centred;  ///< the frames that convolutions over time see
-  Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
-  Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
-  WaveformConfig waveform{};  ///< convolutions over samples; empty where the encoder takes features
-
-  /// Returns the sizes of the attention, with the ranks that all layers share.
-  constexpr AttentionConfig attention_config() const {
-    return {.d_model = d_model,
-            .num_heads = num_heads,
-            .num_kv_heads = num_kv_heads,
-            .kv_lora_rank = kv_lora_rank,
-            .v_lora_rank = v_lora_rank,
-            .q_lora_rank = q_lora_rank,
-            .qk_rope_head_dim = qk_rope_head_dim,
-            .rope_pairs = rope_pairs,
-            .attention = attention,
-            .position_embeddings_type = position_embeddings_type};
-  }
-  /// Returns this configuration with the ranks of layer i.
-  constexpr EncoderConfig for_layer(Index i) const {
-    EncoderConfig out = *this;
-    if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
-    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0)
-      out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
-    return out;
-  }
-  /// Returns the sum of count(attention_config) over the layers.
-  template <class Count>
-  constexpr Index over_layers(Count&& count) const {
-    if (kv_lora_ranks.size() == 0 && v_lora_ranks.size() == 0) return num_layers * count(attention_config());
-    Index sum = 0;
-    for (Index i = 0; i < num_layers; ++i) sum += count(for_layer(i).attention_config());
-    return sum;
-  }
-  /// Returns the mask that `chunk` and `left_context` describe.
-  constexpr Mask mask() const {
-    return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
-  }
-  /// Returns the channels of the subsampling's convolutions.
-  constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
-
-  /// Returns the width of the feed-forward modules.
-  constexpr Index feed_forward_width() const {
-    return intermediate_size > 0 ? intermediate_size : ffn_expansion * d_model;
-  }
-
-  /// Returns whether files of earlier versions lack this member, which then has its default.
-  static constexpr bool may_lack(std::string_view name) { return name == "intermediate_size"; }
-  /// Visits each member with its name, for files and command lines.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("num_mels", self.num_mels);
-    visit("d_model", self.d_model);
-    visit("num_layers", self.num_layers);
-    visit("vocab_size", self.vocab_size);
-    visit("attention", self.attention);
-    visit("num_heads", self.num_heads);
-    visit("num_kv_heads", self.num_kv_heads);
-    visit("kv_lora_rank", self.kv_lora_rank);
-    visit("v_lora_rank", self.v_lora_rank);
-    visit("kv_lora_ranks", self.kv_lora_ranks);
-    visit("v_lora_ranks", self.v_lora_ranks);
-    visit("q_lora_rank", self.q_lora_rank);
-    visit("qk_rope_head_dim", self.qk_rope_head_dim);
-    visit("rope_pairs", self.rope_pairs);
-    visit("position_embeddings_type", self.position_embeddings_type);
-    visit("hidden_act", self.hidden_act);
-    visit("layer_norm_eps", self.layer_norm_eps);
-    visit("ffn_expansion", self.ffn_expansion);
-    visit("intermediate_size", self.intermediate_size);
-    visit("conv_kernel", self.conv_kernel);
-    visit("cgmlp_expansion", self.cgmlp_expansion);
-    visit("merge", self.merge);
-    visit("cgmlp_weight", self.cgmlp_weight);
-    visit("merge_kernel", self.merge_kernel);
-    visit("subsampling", self.subsampling);
-    visit("subsampling_channels", self.subsampling_channels);
-    visit("dropout", self.dropout);
-    visit("convolution", self.convolution);
-    visit("chunk", self.chunk);
-    visit("left_context", self.left_context);
-    visit("waveform", self.waveform);
-  }
-
-  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
-  /// and keep products from overflowing.
-  constexpr const EncoderConfig& checked() const {
-    const auto within = [](Index value, Index min, Index max, const char* name) {
-      require(value >= min && value <= max, "encoder: ", name, ' ', value, " given, ", min, " to ", max, " expected");
-    };
-    within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
-    within(d_model, 1, 1 << 16, "d_model");
-    within(num_layers, 1, 1 << 12, "num_layers");
-    within(vocab_size, 2, 1 << 24, "vocab_size");
-    require(position_embeddings_type != PositionEmbeddings::learned,
-            "encoder: position_embeddings_type learned given, relative or rotary expected");
-    within(num_heads, 0, 1 << 16, "num_heads");
-    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
-    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
-    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
-    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
-    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
-    within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
-    within(intermediate_size, 0, 1 << 22, "intermediate_size");
-    within(conv_kernel, 1, 1 << 12, "conv_kernel");
-    within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");
-    within(merge_kernel, 1, 1 << 12, "merge_kernel");
-    within(subsampling_channels, 0, 1 << 16, "subsampling_channels");
-    within(chunk, 0, 1 << 20, "chunk");
-    within(left_context, -1, 1 << 20, "left_context");
-    for (const IndexList* ranks : {&kv_lora_ranks, &v_lora_ranks})
-      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(),
-              " layers given for ", num_layers);
-    require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
-    require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
-    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model,
-            " channels given, an even number expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps,
-            " given, more than 0 and less than 1 expected");
-    if (waveform.empty()) {
-      require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
-    } else {
-      const Index layers = waveform.conv_dim.size();
-      within(layers, 1, 12, "conv_dim's length");
-      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ",
-              layers, " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ",
-              waveform.conv_stride.size(), " given, equal numbers expected");
-      for (Index i = 0; i < layers; ++i) {
-        within(waveform.conv_dim[i], 1, 1 << 16, "conv_dim");
-        within(waveform.conv_kernel[i], 1, 1 << 12, "conv_kernel");
-        within(waveform.conv_stride[i], 1, 16, "conv_stride");
-      }
-      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling,
-              " given, but the strides multiply to ", waveform.stride());
-    }
-    require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
-    require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");
-    require(chunk > 0 || left_context < 0, "encoder: left_context ", left_context, " given without a chunk");
-    return *this;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Runs blocks one after the other, and a norm after the last: (rows, d_model) to (rows, d_model). Models derive from
-/// it, add the blocks, and name its parameters. A block has
-///   attention()                          its self-attention, of the same policy in all blocks
-///   operator()(context, x, pass, state)  what it computes, with `nullptr` for the state of whole sequences
-///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes, and
-///                                        fork where sequences are decoded by a beam
-template <class Block_, class Norm>
-class Stack {
- public:
-  using Block = Block_;  ///< the type of the blocks
-
-  /// Holds what streams keep, block by block. Takes memory at construction only.
-  template <class Context>
-  struct State {
-    /// Makes the states of all blocks for `shape.slots` streams. Allocates.
-    State(Context& context, const Stack& stack, const StateShape& shape) {
-      layers.reserve(stack.layers.size());
-      for (const Block& block : stack.layers) layers.emplace_back(context, block, shape);
-    }
-    /// Empties a slot for a new stream.
-    void clear(Context& context, Index slot) {
-      for (auto& layer : layers) layer.clear(context, slot);
-    }
-    /// Fills a slot as if frames of zeros had come before, as many as are kept.
-    void fill_zeros(Context& context, Index slot) {
-      for (auto& layer : layers) layer.fill_zeros(context, slot);
-    }
-    /// Makes slot `to` hold what slot `from` holds.
-    void fork(Context& context, Index from, Index to) {
-      for (auto& layer : layers) layer.fork(context, from, to);
-    }
-    /// Returns the bytes that the attention of all blocks holds, all slots.
-    Index attention_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
-      return sum;
-    }
-    /// Returns the bytes that the convolutions of all blocks hold, all slots.
-    Index convolution_bytes() const {
-      Index sum = 0;
-      for (const auto& layer : layers) sum += layer.convolution_bytes();
-      return sum;
-    }
-
-    std::vector<typename Block::template State<Context>> layers;  ///< the state of each block
-  };
-
-  std::vector<Block> layers;  ///< the blocks, first to last
-  Norm layer_norm;            ///< the norm after the last block
-
- protected:
-  /// Makes a stack without blocks.
-  explicit Stack(Norm norm) : layer_norm(std::move(norm)) {}
-
-  /// Returns the rows after all blocks and the norm. `state` is a pointer to a State, or `nullptr` for whole sequences.
-  /// Appends the output of each block to `pass.outputs` where that is given.
-  template <class Context, class Tensor, class S>
-  Tensor run(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
-    const auto& attention = layers.front().attention();
-    x = attention.enter(context, std::move(x), pass);
-    pass.table = attention.table(context, pass);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if constexpr (has_state<S>)
-        x = layers[i](context, std::move(x), pass, &state->layers[i]);
-      else
-        x = whole_block(context, layers[i], std::move(x), pass);
-      if (pass.outputs != nullptr) pass.outputs->push_back(x);
-    }
-    return layer_norm(context, x);
-  }
-
- private:
-  /// Runs a block over whole sequences, and keeps only its input on a tape that is to recompute blocks.
-  template <class Context, class Tensor>
-  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
-    if constexpr (requires { context.recompute_blocks; })
-      if (context.recompute_blocks)
-        return context.recompute(
-            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
-              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
-            });
-    return block(context, std::move(x), pass, nullptr);
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Computes a 3 x 3 convolution over (time, frequency) without padding, then ReLU: (rows, in_cols) to (fewer rows,
-/// out_cols), see Conv2dShape.
-template <class T>
-class Conv2d : public Module<Conv2d<T>> {
- public:
-  /// Makes the layer with its initial parameters. Allocates.
-  Conv2d(const Conv2dShape& shape, Seed seed)
-      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
-        bias({shape.out_channels}),
-        shape_(shape) {
-    weight.use = shape.stride == 2 ? WeightUse::conv2d_stride_2 : WeightUse::conv2d;
-    const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
-    fill_uniform(weight, bound, Random(seed, "weight"));
-    fill_uniform(bias, bound, Random(seed, "bias"));
-  }
-  /// Returns the shape.
-  const Conv2dShape& shape() const { return shape_; }
-
-  /// Returns the convolution of the sequences `from`, whose lengths become those of `to`.
-  template <class Context, class Tensor>
-  auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
-    return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
-  }
-
-  /// Visits the parameters with their names (see Module).
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("weight", self.weight);
-    visit("bias", self.bias);
-  }
-
-  Parameter<T> weight;  ///< (out, in, 3, 3)
-  Parameter<T> bias;    ///< (out)
-
- private:
-  Conv2dShape shape_;
-};
-
-/// Subsamples features (rows, num_mels) by 2 or 4 to encoder frames (fewer rows, d_model): two 3 x 3 convolutions with
-/// ReLU over (time, mel), then a linear layer (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T
-/// rows give ((T - 1) / 2 - 1) / 2 frames by 4, or (T - 1) / 2 - 2 by 2. Columns between the layers are (frequency,
-/// channel), channel innermost.
-template <class T>
-class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
- public:
-  /// Makes the layers with their initial parameters. Allocates. Throws Error for a factor other than 2 and 4, and for
-  /// fewer than 7 mels.
-  Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
-      : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
-
-  /// Returns the frames that `frames` rows give; the same holds for frequencies.
-  static constexpr Index out_length(Index frames, Index factor) {
-    const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
-    return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
-  }
-
-  /// Returns the trained parameters.
-  static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
-    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    return channels * (taps + 1) + channels * (taps * channels + 1) +
-           (channels * out_length(num_mels, factor) + 1) * d_model;
-  }
-
-  /// Returns the floating-point operations (a multiply-add counts two) for `frames` output frames.
-  static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
-    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
-    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
-                half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
-    const Index freqs = out_length(num_mels, factor);
-    return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
-  }
-
-  /// Returns the rows between two output frames.
-  Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
-  /// Returns the rows that the first output frame needs.
-  Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
-
-  /// Holds encoder frames and their sequences.
-  template <class Tensor>
-  struct Output {
-    Tensor rows;          ///< (rows, d_model)
-    Sequences sequences;  ///< the rows of each sequence
-  };
-
-  /// Returns the encoder frames of packed features. Throws Error where the sizes do not fit.
-  template <class Context, class Tensor>
-  Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
-    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
-            " mels, the model expects ", conv0.shape().in_freqs);
-    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(),
-            " rows of features given, their sequences have ", sequences.rows());
-    const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
-    const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
-    auto x = conv0(context, features, sequences, half);
-    x = conv1(context, x, half, out);
-    return {linear(context, x), out};
-  }
-
-  /// Visits the parameters with their names (see Module).
-  static void each_parameter(auto& self, auto&& visit) {
-    visit("conv0", self.conv0);
-    visit("conv1", self.conv1);
-    visit("linear", self.linear);
-  }
-
-  Conv2d<T> conv0;   ///< the first convolution
-  Conv2d<T> conv1;   ///< the second convolution
-  Linear<T> linear;  ///< from the last convolution's channels and frequencies to d_model
-
- private:
-  Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
-      : conv0(first, seed / "conv0"),
-        conv1(second(first, factor), seed / "conv1"),
-        linear(conv1.shape().out_cols(), d_model, seed / "linear") {}
-
-  static Conv2dShape second(const Conv2dShape& first, Index factor) {
-    require(factor == 2 || factor == 4, "subsampling: factor ", factor, " given, 2 or 4 expected");
-    const Conv2dShape shape{first.out_channels, first.out_channels, first.out_freqs(), factor / 2};
-    require(shape.out_freqs() > 0, "subsampling: ", first.in_freqs, " mels given, at least 7 expected");
-    return shape;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds unnormalised log probabilities of packed sequences.
-template <class Tensor>
-struct Logits {
-  Tensor rows;          ///< (rows, vocab_size)
-  Sequences sequences;  ///< the rows of each sequence
-};
-
-/// Describes what lies before the blocks of an encoder of log-mel features. The kinds of such encoders derive from it.
-struct FeatureFront {
-  /// Returns the convolutional subsampling. Throws Error where the configuration has convolutions over samples.
-  template <class T>
-  static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
-    require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
-    return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
-  }
-  /// Returns the trained parameters before the blocks.
-  static constexpr Index front_parameters(const EncoderConfig& c) {
-    return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
-  }
-  /// Returns the floating-point operations before the blocks, for `frames` encoder frames.
-  static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
-    return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
-  }
-  /// Returns the encoder frames that `rows` rows of features give.
-  static constexpr Index out_length(const EncoderConfig& c, Index rows) {
-    return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
-  }
-  static constexpr const char* front_name = "subsampling";  ///< prefix of the parameters before the blocks
-  static constexpr const char* layers_name = "layers";      ///< prefix of the blocks' parameters
-  static constexpr const char* norm_name = "layer_norm";    ///< prefix of the parameters of the norm after the blocks
-};
-
-/// Encodes speech for CTC: convolutional subsampling, a stack of blocks with a norm, and a linear head. `Conformer`,
-/// `Branchformer`, `EBranchformer` and `Wav2Vec2Conformer` are encoders of their kinds of blocks. A kind has
-///   Block<AttentionPolicy, T>, a Module constructed from (config, seed): see Stack
-///   parameter_count(config), flops(config, frames)   of a block without its attention
-///   require_streamable(config)                       throws where a block sees what a stream cannot have
-///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
-///
-///     Conformer<Mha<8>> model(config, Seed(1));
-///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
-///
-/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
-/// context's pool only. A sequence too short for the subsampling gives no rows.
-template <class Kind, class AttentionPolicy, class T = float>
-class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
-                public Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>> {
-  using Blocks = Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>>;
-
- public:
-  using Scalar = T;                ///< the type of its parameters
-  using Policy = AttentionPolicy;  ///< the attention of its blocks
-  using Config = EncoderConfig;    ///< the type of its configuration
-  /// The type of what lies before the blocks.
-  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
-  using Blocks::layers, Blocks::layer_norm;
-  using typename Blocks::Block;
-
-  /// Makes an encoder with random parameters. Allocates. Throws Error for sizes that do not fit.
-  Encoder(const EncoderConfig& config, Seed seed)
-      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
-        subsampling(Kind::template front<T>(config, seed)),
-        lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
-        config_(config) {
-    if (config.chunk > 0) Kind::require_streamable(config);
-    const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
-    config_.num_heads = d.num_heads;
-    config_.num_kv_heads = d.num_kv_heads;
-    config_.kv_lora_rank = d.kv_lora_rank;
-    config_.v_lora_rank = d.v_lora_rank;
-    config_.q_lora_rank = d.q_lora_rank;
-    config_.qk_rope_head_dim = d.qk_rope_head_dim;
-    layers.reserve(static_cast<std::size_t>(config.num_layers));
-    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
-    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ",
-            config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
-  }
-
-  /// Returns the configuration with every size resolved, also those that came from the type.
-  const EncoderConfig& config() const { return config_; }
-  /// Throws Error where a block sees what a stream cannot have.
-  void require_streamable() const { Kind::require_streamable(config_); }
-
-  /// Returns the logits of features (rows, num_mels): a Matrix, which must outlive the tape if there is one, any other
-  /// Eigen expression, or a tensor of the context. `mask` says what encoder frames see. The output of each block,
-  /// (rows, d_model), is appended to `outputs` where that is given.
-  template <class Context, class Features>
-  requires ContextOf<Context, T>
-  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
-                  std::vector<typename Context::Tensor>* outputs = nullptr) const {
-    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
-    Pass<decltype(x)> pass{out, mask};
-    pass.outputs = outputs;
-    x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
-    return Logits<decltype(x)>{lm_head(context, x), out};
-  }
-  /// Returns the logits of features under the configuration's mask.
-  template <class Context, class Features>
-  requires ContextOf<Context, T>
-  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
-    return (*this)(context, std::forward<Features>(features), sequences, config_.mask());
-  }
-  /// Ends the compilation with a sentence where the context does not fit the model.
-  template <class Context, class... Arguments>
-  requires(!ContextOf<Context, T>) auto operator()(Context&, Arguments&&...) const {
-    static_assert(detail::is_context_of<Context, T>());
-  }
-
-  /// Returns encoder frames (rows, d_model) after the blocks and the norm.
-  template <class Context, class Tensor>
-  Tensor encode(Context& context, Tensor x, const Sequences& sequences, const Mask& mask) const {
-    return encode(context, std::move(x), Pass<Tensor>{sequences, mask}, nullptr);
-  }
-  /// Returns encoder frames (rows, d_model) after the blocks and the norm, under the configuration's mask.
-  template <class Context, class Tensor>
-  Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
-    return encode(context, std::move(x), sequences, config_.mask());
-  }
-  /// Returns encoder frames (rows, d_model) after the blocks and the norm. With a pointer to a state, x holds whole
-  /// chunks that follow what the state holds, or the last rows of their stream.
-  template <class Context, class Tensor, class S>
-  Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
-    static_assert(detail::is_context_of<Context, T>());
-    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
-            pass.sequences.rows());
-    if (pass.mask.chunk != Mask::unlimited) require_streamable();
-    return this->run(context, std::move(x), std::move(pass), state);
-  }
-
-  /// Holds what streams keep, block by block. Takes memory at construction only.
-  template <class Context>
-  struct State : Blocks::template State<Context> {
-    /// Makes states for `shape.slots` streams. Allocates. Throws Error where a block sees what a stream cannot have.
-    State(Context& context, const Encoder& model, const StateShape& shape)
-        : Blocks::template State<Context>(context, streamable(model), shape) {}
-
-   private:
-    static const Encoder& streamable(const Encoder& model) {
-      model.require_streamable();
-      return model;
-    }
-  };
-
-  /// Returns the bytes of key-value cache for `n` encoder frames, all layers.
-  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
-    return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
-  }
-
-  /// Returns the encoder frames that `rows` rows of features give.
-  static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
-
-  /// Returns the trained parameters before the blocks.
-  static constexpr Index front_parameter_count(const EncoderConfig& config) {
-    return Kind::front_parameters(config.checked());
-  }
-  /// Returns the trained parameters of the whole model.
-  static constexpr Index parameter_count(const EncoderConfig& config) {
-    const EncoderConfig& c = config.checked();
-    return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
-           c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) + 2 * c.d_model +
-           (c.d_model + 1) * c.vocab_size;
-  }
-
-  /// Returns the floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one
-  /// utterance of `n` encoder frames.
-  static constexpr Index flops(const EncoderConfig& config, Frames n) {
-    const EncoderConfig& c = config.checked();
-    return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
-           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) +
-           2 * n.count * c.d_model * c.vocab_size;
-  }
-
-  /// Visits the parts with their names (see Module).
-  static void each_parameter(auto& self, auto&& visit) {
-    visit(Kind::front_name, self.subsampling);
-    visit(Kind::layers_name, self.layers);
-    visit(Kind::norm_name, self.layer_norm);
-    visit("lm_head", self.lm_head);
-  }
-  /// Calls `visit(dotted_name, attention_layer)` for every layer.
-  static void each_attention(auto& self, auto&& visit) {
-    for (std::size_t i = 0; i < self.layers.size(); ++i)
-      visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
-  }
-
-  Subsampling subsampling;  ///< the layers before the blocks
-  Linear<T> lm_head;        ///< from d_model to vocab_size
-
- private:
-  EncoderConfig config_;
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Adds x^T x to `sum`, which is empty before the first rows.
-template <class T>
-void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
-  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
-  const Matrix<double> rows = to_double(x);
-  add_product(sum, 1, transposed(rows), rows);
-}
-
-/// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
-template <class Context, class Policy, class T>
-Matrix<T> key_input(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
-                    const Sequences& sequences) {
-  if constexpr (Policy::Position::turns_input) {
-    Pass<typename Context::Tensor> pass{sequences, {}};
-    pass.table = layer.table(context, pass);
-    return context.output(context.rotate(context.input(x), pass.table, Policy::Position::pairs));
-  }
-  return x;
-}
-
-/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
-template <class Context, class Policy, class T>
-void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
-             bool queries, LayerStatistics& sums) {
-  using Position = typename Policy::Position;
-  const Matrix<T> turned = key_input(context, layer, x, sequences);
-  add_second_moment(sums.value_input, x);
-  if (Position::turns_input) add_second_moment(sums.key_input, turned);
-  if (!queries) return;
-  auto q = layer.query(context, context.input(turned)).content;
-  if constexpr (Position::is_relative) q = context.add_row(q, layer.position.pos_bias_u);
-  const AttentionDims& d = layer.dims();
-  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
-  const Matrix<double> rows = to_double(context.output(q));
-  for (Index h = 0; h < d.num_heads; ++h) {
-    const Matrix<double> head = gram_by_columns(columns_of(rows, h * d.head_dim, d.head_dim));
-    for (Index i = 0; i < head.size(); ++i) sums.key_metric.data()[h * head.size() + i] += head.data()[i];
-  }
-}
-
-/// Adds the same for a layer that may hold any attention.
-template <class Context, class Layer, class T>
-void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
-                       LayerStatistics& sums) {
-  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
-}
-
-/// Refers to speech that a model is run on.
-template <class T>
-struct SpeechInput {
-  const Matrix<T>& features;   ///< packed rows, (rows, num_mels)
-  const Sequences& sequences;  ///< the utterances of the rows
-};
-
-/// Returns the logits of a model for speech, which has `features`, or for tokens, which have `ids`.
-template <class Context, class Model, class Input>
-auto run_on(Context& context, const Model& model, const Input& input) {
-  if constexpr (requires { input.features; })
-    return model(context, input.features, input.sequences);
-  else
-    return Logits<typename Context::Tensor>{model(context, TokenRows{input.ids, input.sequences}), input.sequences};
-}
-/// Returns the input's rows: of features, or tokens.
-template <class Input>
-Index rows_of_input(const Input& input) {
-  if constexpr (requires { input.features; })
-    return input.features.rows();
-  else
-    return static_cast<Index>(input.ids.size());
-}
-/// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
-template <class Input>
-void require_rows(const char* who, const Input& input, Index rows) {
-  constexpr bool is_speech = requires { input.features; };
-  require(rows > 0, who, ": ", rows_of_input(input), is_speech ? " rows of features" : " tokens", " given in ",
-          input.sequences.size(), " sequences, ",
-          is_speech ? "of which the subsampling leaves none" : "at least one expected");
-}
-
-/// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
-/// sequence, so that it takes little memory. Throws `Error` if the model has no rows for it or a statistic is not
-/// finite.
-template <class Context, class Source, class Input>
-std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
-                                       bool score_aware) {
-  using T = typename Source::Scalar;
-  constexpr bool is_speech = requires { input.features; };
-  require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
-          is_speech ? " rows of features" : " tokens", " given, their sequences have ", input.sequences.rows());
-  const Runnable run(recorder, source);
-  std::vector<LayerStatistics> out;
-  Source::each_attention(*run, [&](std::string_view, const auto& layer) {
-    out.emplace_back();
-    recorder.record(layer.input_weight());
-  });
-  Index frames = 0;
-  for (Index n = 0; n < input.sequences.size(); ++n) {
-    const Index begin = input.sequences.begin(n), length = input.sequences.length(n);
-    const Sequences one{length};
-    Sequences sequences;
-    if constexpr (requires { input.features; }) {
-      const Matrix<T> features = rows_of(input.features, begin, length);
-      sequences = run_on(recorder, *run, SpeechInput<T>{features, one}).sequences;
-    } else {
-      const auto ids = std::span(input.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(length));
-      sequences = run_on(recorder, *run, TokenRows{ids, one}).sequences;
-    }
-    if (sequences.rows() == 0) continue;
-    frames += sequences.rows();
-    auto sums = out.begin();
-    Source::each_attention(*run, [&](std::string_view, const auto& any) {
-      const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
-      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
-    });
-  }
-  require_rows("calibration", input, frames);
-
-  auto sums = out.begin();
-  Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    LayerStatistics& s = *sums++;
-    if (s.key_input.size() == 0) s.key_input = s.value_input;
-    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
-      std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
-    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
-            " has inputs or queries that are not finite");
-    if (!score_aware) return;
-    const Matrix<double> weight =
-        with_layer(any, [](const auto& layer) { return to_double(layer.linear_out.weight.host()); });
-    const Index dim = s.key_metric.cols();
-    s.value_metric.resize(weight.cols(), dim);
-    for (Index at = 0; at < weight.cols(); at += dim)
-      set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
-  });
-  return out;
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
-/// unless their note says otherwise.
-struct LayerReport {
-  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
-  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
-  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
-  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
-      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
-  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
-  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
-  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
-  double output_mse = 0;       ///< mean squared error of the output
-  double output_mae = 0;       ///< mean absolute error of the output
-  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
-};
-
-/// Compares a converted model with its source.
-struct ConversionReport {
-  std::string input;                ///< "white noise" or "features": the input of the forward passes
-  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
-  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
-  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
-  double output_error = 0;          ///< LayerReport::output_error over all layers
-  double output_mse = 0;            ///< LayerReport::output_mse over all layers
-  double output_mae = 0;            ///< LayerReport::output_mae over all layers
-  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
-  double logits_error = 0;          ///< relative error of the model's logits
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
-/// size of 0 means "as the type says".
-struct ConversionConfig {
-  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
-  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
-  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
-  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
-  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
-      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
-  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
-  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
-  /// the stronger of the two takes most of the latent.
-  bool balance = false;
-  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
-  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
-  bool hadamard = false;
-};
-
-/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
-template <class Target>
-struct Conversion {
-  Target model;             ///< the converted model, its parameters on the host
-  ConversionReport report;  ///< predicted and measured errors
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-#include <functional>
-
-// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
-/// column.
-struct KeyValueMap {
-  Matrix<double> k;  ///< keys
-  Matrix<double> v;  ///< values
-  /// Returns the weights of keys, without the biases.
-  Matrix<double> k_weight() const { return detail::columns_of(k, 0, k.cols() - 1); }
-  /// Returns the weights of values, without the biases.
-  Matrix<double> v_weight() const { return detail::columns_of(v, 0, v.cols() - 1); }
-  /// Returns the biases of values (rows, 1).
-  Matrix<double> v_bias() const { return detail::columns_of(v, v.cols() - 1, 1); }
-};
-
-/// Holds the method and the settings by which keys and values of one layer are fitted.
-struct Fitting {
-  /// Factorizes keys and values through one latent of this rank, by the method of the conversion.
-  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
-                             const LayerStatistics& statistics)>
-      factorize;
-  SingularValues singular_values;  ///< the factor that the singular values go to
-  bool balance;                    ///< whether keys and values are scaled to weigh the same
-  bool hadamard;                   ///< whether the channels of the latent are mixed
-  LayerStatistics statistics;      ///< statistics of the layer on calibration speech; empty without any
-};
-
-/// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
-/// if its parameters are not on the host.
-template <class T>
-Matrix<double> weight_and_bias(const Linear<T>& linear) {
-  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
-  detail::set_columns(out, 0, detail::to_double(linear.weight.host()));
-  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
-    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
-  return out;
-}
-/// Sets a linear layer to a matrix (out, in + 1), whose last column is the bias; a layer without bias ignores it.
-/// Throws `Error` if its parameters are not on the host.
-template <class T>
-void set_weight_and_bias(Linear<T>& linear, const Matrix<double>& values) {
-  detail::round_to(linear.weight.host(), detail::columns_of(values, 0, linear.in()));
-  if (linear.has_bias())
-    detail::round_to(linear.bias.host(), detail::transposed(detail::columns_of(values, linear.in(), 1)));
-}
-
-namespace detail {
-
-template <class T>
-void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
-  round_to(linear.weight.host(), weight);
-  if (linear.has_bias()) linear.bias.host().setZero();
-}
-/// Adds (out, 1) to the bias of a layer, if it has one.
-template <class T>
-void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
-  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
-}
-
-/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
-/// rows of `first`, each follows its own block.
-template <std::same_as<double> T>
-Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
-  const Matrix<T> weight = columns_of(second, 0, in);
-  Matrix<T> both(second.rows(), first.cols());
-  for (Index b = 0; b < blocks; ++b)
-    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
-  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
-  return both;
-}
-/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
-template <std::same_as<double> T>
-Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
-  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
-  Matrix<T> both(blocks * out, first.cols());
-  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
-  return both;
-}
-
-template <class Layer>
-KeyValueMap key_value_map(FullRank, const Layer& layer) {
-  return {weight_and_bias(layer.linear_k), weight_and_bias(layer.linear_v)};
-}
-template <class Layer>
-KeyValueMap key_value_map(InputLatent, const Layer& layer) {
-  return key_value_map(FullRank(), layer);
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
-  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
-  return {composed(weight_and_bias(layer.linear_k_up), down), composed(weight_and_bias(layer.linear_v_up), down)};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
-  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
-  return {composed(weight_and_bias(layer.linear_k_b), composed(weight_and_bias(layer.linear_k_a), down)),
-          composed(weight_and_bias(layer.linear_v_b), composed(weight_and_bias(layer.linear_v_a), down))};
-}
-template <Index RK, Index RV, class Layer>
-KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
-  return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
-          composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
-}
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
-  return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
-          composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
-}
-
-/// Returns the rows of every query head, copied from the key-value head that it reads.
-template <std::same_as<double> T>
-Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
-  Matrix<T> out(d.d_model, rows.cols());
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
-  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
-  return out;
-}
-/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
-template <std::same_as<double> T>
-Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
-  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
-  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
-  for (Index h = 0; h < d.num_heads; ++h)
-    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
-  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
-  return out;
-}
-inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
-}
-inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
-  return {mean_heads(map.k, d), mean_heads(map.v, d)};
-}
-
-/// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
-template <std::same_as<double> T>
-JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
-  const LayerStatistics& s = how.statistics;
-  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
-  JointFactors out;
-  if (how.balance && of_k > 0 && of_v > 0) {
-    const T rho = std::sqrt(of_k / of_v);
-    Matrix<T> keys = k;
-    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
-    const JointFactors balanced = how.factorize(keys, v, rank, s);
-    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
-    measure(out, k, v, s.key_input, s.value_input);
-  } else {
-    out = how.factorize(k, v, rank, s);
-  }
-  place(out.down, out.k_up, out.v_up, how.singular_values);
-  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
-  return out;
-}
-
-/// Makes the layer's keys and values as near to `wanted` as its policy allows, and returns the squared error that is
-/// left.
-template <class Layer>
-double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
-  set_weight_and_bias(layer.linear_k, wanted.k);
-  set_weight_and_bias(layer.linear_v, wanted.v);
-  return 0;
-}
-template <class Layer>
-double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  return fit(FullRank(), layer, wanted, how);
-}
-template <Index R, class Layer>
-double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_up, factors.k_up);
-  assign_weight(layer.linear_v_up, factors.v_up);
-  return factors.discarded;
-}
-template <Index R, class Layer>
-double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
-  const Index dim = layer.linear_k_b.in();
-  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
-  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
-  assign_weight(layer.linear_kv_down, factors.down);
-  assign_weight(layer.linear_k_a, factors.k_up);
-  assign_weight(layer.linear_k_b, identities);
-  assign_weight(layer.linear_v_a, factors.v_up);
-  assign_weight(layer.linear_v_b, identities);
-  return factors.discarded;
-}
-template <Index RK, Index RV, class Layer>
-double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
-  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
-  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
-  assign_weight(layer.linear_k_down, keys.down);
-  assign_weight(layer.linear_k_up, keys.k_up);
-  assign_weight(layer.linear_v_down, values.down);
-  assign_weight(layer.linear_v_up, values.v_up);
-  return keys.discarded + values.discarded;
-}
-
-/// Fits one expansion (head_dim, rank) for all heads and a latent of each head, and returns the squared error that is
-/// left. The left singular vectors of the heads' matrices side by side, (head_dim, heads * d_model), span their best
-/// common column space, and each head's latent is its projection to that space. Calibrated, each matrix is multiplied
-/// from the right by a root of the second moment of the inputs, and from the left by a root of the heads' mean metric,
-/// because one expansion can depend on one metric only.
-template <class T, std::same_as<double> D>
-double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
-                 const Matrix<D>& metric, const Fitting& how) {
-  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
-  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
-  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
-  const HeadWeights<D> weights(mean);
-  const Matrix<D> weighted = weights.apply(weight);
-  Matrix<D> seen = weighted;
-  if (input.size() > 0) {
-    const SymmetricEigen<D> eigen = eigenvectors(input);
-    Matrix<D> lengths(1, d_model);
-    for (Index i = 0; i < d_model; ++i)
-      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
-    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
-  }
-  Matrix<D> stacked(heads * d_model, dim);
-  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
-  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
-
-  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
-  for (Index h = 0; h < heads; ++h)
-    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
-  double discarded = factors.discarded;
-  if (input.size() > 0) {
-    discarded = 0;
-    for (Index h = 0; h < heads; ++h)
-      discarded +=
-          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
-  }
-
-  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
-  // can learn.)
-  std::vector<D> squares(static_cast<std::size_t>(rank));
-  for (Index i = 0; i < heads * rank; ++i)
-    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
-  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
-  for (Index i = 0; i < heads * rank; ++i) {
-    const D square = squares[static_cast<std::size_t>(i % rank)];
-    if (how.singular_values == SingularValues::down || square <= least) continue;
-    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
-    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
-    if (i < rank) scale_column(expansion, i, moved);
-  }
-  assign_weight(down, latents);
-  assign_weight(expand, expansion);
-  return discarded;
-}
-template <Index R, class Layer>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
-  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
-  const LayerStatistics& s = how.statistics;
-  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
-         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-// Which attentions can be converted into which.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-template <class Kind, class AttentionPolicy, class T>
-class LanguageModel;
-
-namespace detail {
-
-template <class Target, class Source>
-inline constexpr bool same_model = false;
-template <class Kind, class To, class From, class T>
-inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
-template <class Kind, class To, class From, class T>
-inline constexpr bool same_model<LanguageModel<Kind, To, T>, LanguageModel<Kind, From, T>> = true;
-
-/// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
-/// sets them. Those of other policies are found in the policy's namespace.
-template <class KeyValue>
-inline constexpr bool is_linear_map = requires(typename KeyValue::template Layer<float>& layer,
-                                               const KeyValueMap& wanted, const Fitting& how) {
-  { key_value_map(KeyValue{}, std::as_const(layer)) } -> std::same_as<KeyValueMap>;
-  { fit(KeyValue{}, layer, wanted, how) } -> std::same_as<double>;
-};
-
-/// Says whether keys and values come out of a latent by linear maps.
-template <class KeyValue>
-inline constexpr bool has_linear_latent =
-    is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
-/// Says whether the channels of the latent can be mixed by a Hadamard matrix.
-template <class KeyValue>
-inline constexpr bool can_mix = has_linear_latent<KeyValue>;
-template <Index R>
-inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
-
-/// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
-template <class From, class To>
-inline constexpr bool conversion_known =
-    is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
-        typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
-
-/// Says whether two policies are one template with different numbers.
-template <class, class>
-inline constexpr bool same_kind = false;
-template <template <Index...> class KeyValue, Index... A, Index... B>
-inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
-
-/// Says whether the types leave room for fewer key-value heads than the source has.
-template <class To, class From>
-inline constexpr bool can_merge = true;
-template <class To, class From>
-requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
-inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
-                                            From::Heads::num_kv_heads > To::Heads::num_kv_heads;
-
-/// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
-template <class To, class From>
-void require_known(const AttentionConfig& to, const AttentionConfig& from) {
-  const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
-    return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
-  });
-  require(known, "convert: no conversion is known between these two attentions (", to_name(from.attention), " to ",
-          to_name(to.attention), ")");
-}
-
-template <class Target, class Source>
-constexpr bool types_fit() {
-  static_assert(same_model<Target, Source>,
-                "laconic: convert changes a model's attention, neither its kind nor its number type");
-  using From = typename Source::Policy;
-  using To = typename Target::Policy;
-  if constexpr (!names_its_policy<From> && !names_its_policy<To>) {
-    constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
-    static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
-    static_assert(std::is_same_v<typename From::Position, typename To::Position>,
-                  "laconic: convert keeps the position policy");
-    static_assert(conversion_known<From, To>, "laconic: no conversion is known between these two attentions");
-    static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
-                  "laconic: a latent drops the bias of the keys, which matters under this position policy");
-  }
-  return true;
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-// Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Holds keys and values of fewer heads, and the matrices by which every query head has them: k_i = k_turn_i k', v_i =
-/// v_turn_i v'. The matrices are empty if each head has them as they are.
-struct HeadMerge {
-  KeyValueMap wanted;
-  Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
-
-  bool turns() const { return k_turn.size() > 0; }
-  /// Returns the rows of every query head (num_heads * head_dim, n) from those of the merged heads.
-  template <std::same_as<double> T>
-  static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
-    Matrix<T> out = repeat_heads(merged, d);
-    for (Index at = 0; turn.size() > 0 && at < out.rows(); at += d.head_dim)
-      set_rows(out, at, product_by_columns(rows_of(turn, at, d.head_dim), rows_of(out, at, d.head_dim)));
-    return out;
-  }
-};
-
-/// Returns the orthogonal matrix nearest to this one (Frobenius).
-template <std::same_as<double> D>
-Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
-  // With V from M^T M, the columns of M V are those of U, as long as their singular values.
-  const Matrix<D> v = principal_directions(gram(matrix)), columns = product(matrix, v);
-  Matrix<D> u = orthonormal(columns);
-  for (Index i = 0; i < u.cols(); ++i) {
-    D cosine = 0;
-    for (Index r = 0; r < u.rows(); ++r) cosine += u(r, i) * columns(r, i);
-    if (cosine < 0) scale_column(u, i, D{-1});
-  }
-  return product(u, transposed(v));
-}
-
-/// Merges heads for the inputs that the layer has in calibration speech. Keys are rotated by orthogonal matrices, which
-/// positions can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for
-/// attention Jin et al. 2024); rotations and mean are computed in alternation. Values are free, because the output
-/// projection can undo any matrix: a group's are projected to the head_dim principal components of its outputs.
-template <std::same_as<double> D>
-HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
-                      const Matrix<D>& output_weight) {
-  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
-  const Matrix<D> k = before.k_weight(), v = before.v_weight();
-  HeadMerge out;
-  out.wanted.k = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
-  out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
-  out.k_turn.resize(d.q_dim(), dim);
-  out.v_turn.resize(d.q_dim(), dim);
-  const auto set_weight = [&](Matrix<D>& wanted, Index g, const Matrix<D>& weight) {
-    for (Index r = 0; r < dim; ++r)
-      std::copy_n(weight.data() + r * inputs, inputs, wanted.data() + (g * dim + r) * (inputs + 1));
-  };
-  for (Index g = 0; g < d.num_kv_heads; ++g) {
-    const Index first = g * group * dim;
-    std::vector<Matrix<D>> heads, turns(static_cast<std::size_t>(group));
-    for (Index i = 0; i < group; ++i) heads.push_back(rows_of(k, first + i * dim, dim));
-    Matrix<D> mean = heads[0];
-    double error = -1;
-    for (Index round = 0; round < 100; ++round) {
-      Matrix<D> next = Matrix<D>::Zero(dim, inputs);
-      double rest = 0;
-      const Matrix<D> met = product(seen.key_input, transposed(mean));
-      for (std::size_t i = 0; i < heads.size(); ++i) {
-        turns[i] = nearest_orthogonal(product(heads[i], met));
-        const Matrix<D> turned = product_by_columns(transposed(turns[i]), heads[i]);
-        for (Index n = 0; n < next.size(); ++n) next.data()[n] += turned.data()[n] / static_cast<D>(group);
-      }
-      mean = next;
-      for (std::size_t i = 0; i < heads.size(); ++i)
-        rest += output_energy(difference(heads[i], turns[i], mean), seen.key_input);
-      if (round > 0 && error - rest <= 1e-9 * error) break;
-      error = rest;
-    }
-    for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
-    set_weight(out.wanted.k, g, mean);
-
-    // Errors of values count after the output projection.
-    const Index rows = group * dim;
-    Matrix<D> metric(rows, dim);
-    for (Index i = 0; i < group; ++i)
-      set_rows(metric, i * dim, gram_by_columns(columns_of(output_weight, first + i * dim, dim)));
-    const HeadWeights<D> weights(metric);
-    const Matrix<D> weighted = weights.apply(rows_of(v, first, rows));
-    const Matrix<D> components = columns_of(
-        principal_directions(product(product_by_columns(weighted, seen.value_input), transposed(weighted))), 0, dim);
-    const Matrix<D> spread = weights.undo(components), merged = product(transposed(components), weighted);
-    // In units in which the output projection keeps its size, so that training goes on as before.
-    Matrix<D> scale = gram_by_columns(spread);
-    std::for_each_n(scale.data(), scale.size(), [=](D& x) { x /= static_cast<D>(group); });
-    const auto [root, inverse] = square_roots(scale);
-    set_rows(out.v_turn, first, product_by_columns(spread, inverse));
-    set_weight(out.wanted.v, g, product_by_columns(root, merged));
-  }
-  return out;
-}
-
-/// Says whether queries, positions and the output can follow when keys and values are rotated.
-template <class Policy>
-inline constexpr bool can_turn_heads =
-    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
-
-/// Rotates queries, positions and output of a layer as keys and values of its heads are rotated.
-template <class Policy, class T>
-void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
-  const Index dim = layer.dims().head_dim;
-  const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
-    Matrix<double> turned = to_double(rows.host());
-    for (Index at = 0; at < merge.k_turn.rows(); at += dim)
-      set_rows(turned, at, product_by_columns(transposed(rows_of(merge.k_turn, at, dim)), rows_of(turned, at, dim)));
-    round_to(rows.host(), turned);
-  };
-  const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
-    for (Index at = 0; at < merge.k_turn.rows(); at += dim) {
-      Matrix<double> one(1, dim);
-      std::copy_n(numbers.data() + at, dim, one.data());
-      one = product(one, rows_of(merge.k_turn, at, dim));
-      for (Index i = 0; i < dim; ++i) numbers.data()[at + i] = static_cast<T>(one(0, i));
-    }
-  };
-  auto& query = [&]() -> auto& {
-    if constexpr (requires { layer.query.up; })
-      return layer.query.up;
-    else
-      return layer.query;
-  }
-  ();
-  turn(query.linear_q.weight);
-  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
-  if constexpr (Policy::Position::is_relative) {
-    turn(layer.position.linear_pos.weight);
-    turn_each(layer.position.pos_bias_u.host());
-    turn_each(layer.position.pos_bias_v.host());
-  }
-  Matrix<double> out = to_double(layer.linear_out.weight.host());
-  for (Index at = 0; at < merge.v_turn.rows(); at += dim)
-    set_columns(out, at, product_by_columns(columns_of(out, at, dim), rows_of(merge.v_turn, at, dim)));
-  round_to(layer.linear_out.weight.host(), out);
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Holds how far values are from expected ones, as sums, so that deviations add up over layers. A deviation that is
-/// computed from weights has `error` and `reference` only.
-struct Deviation {
-  double error = 0,   ///< sum of (value - expected)^2
-      reference = 0,  ///< sum of expected^2
-      absolute = 0,   ///< sum of |value - expected|
-      square = 0,     ///< sum of value^2
-      product = 0;    ///< sum of value * expected
-  Index count = 0;    ///< compared pairs
-
-  /// Adds one pair to all sums.
-  void add(double value, double expected) {
-    error += (value - expected) * (value - expected);
-    reference += expected * expected;
-    absolute += std::abs(value - expected);
-    square += value * value;
-    product += value * expected;
-    ++count;
-  }
-  /// Adds the sums of another deviation.
-  Deviation& operator+=(const Deviation& other) {
-    error += other.error;
-    reference += other.reference;
-    absolute += other.absolute;
-    square += other.square;
-    product += other.product;
-    count += other.count;
-    return *this;
-  }
-  /// Returns |value - expected| / |expected| (Frobenius), 0 without any error.
-  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
-  /// Returns the mean squared error, 0 without pairs.
-  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
-  /// Returns the mean absolute error, 0 without pairs.
-  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
-  /// Returns the cosine of the angle between both, each as one vector; 1 without any error. It is blind to a scale,
-  /// which the relative error shows.
-  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
-};
-
-/// Compares every element of `value` with that of `expected`, which has the same shape.
-template <class A, class B>
-Deviation deviation(const A& value, const B& expected) {
-  Deviation out;
-  for (Index r = 0; r < expected.rows(); ++r)
-    for (Index c = 0; c < expected.cols(); ++c)
-      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
-template <class T>
-Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
-  const Random random(Seed(), name);
-  Matrix<T> out(rows, cols);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
-/// Sets the errors of outputs in the report of a layer or of a whole conversion.
-void set_output(auto& report, const Deviation& of_output) {
-  report.output_error = of_output.relative();
-  report.output_mse = of_output.mean_squared();
-  report.output_mae = of_output.mean_absolute();
-  report.output_cosine = of_output.cosine();
-}
-
-/// Holds keys and values of some rows as each query head reads them.
-template <class T>
-struct KeyValueRows {
-  Matrix<T> k,  ///< keys, (rows, num_heads * head_dim)
-      v;        ///< values, (rows, num_heads * head_dim)
-};
-
-/// Returns the keys that a layer computes from rows `turned` (rows, d_model), which differ from x if positions rotate
-/// inputs, and the values that it computes from rows x (rows, d_model). Biases are left out, because a conversion may
-/// move them: one on the keys changes no probability, one on the values is one on the output. Allocates.
-template <class Context, class Policy, class T>
-KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>& on_host, const Matrix<T>& x,
-                               const Matrix<T>& turned) {
-  const Runnable run(context, on_host);
-  const auto& key_value = (*run).key_value;
-  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
-    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
-    std::copy_n(from.data(), from.size(), rows.data());
-    return rows;
-  };
-  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
-  const auto all =
-      key_value.expand(context, key_value.remember(context, context.input(of_keys), context.input(of_values)));
-  const AttentionDims& d = on_host.dims();
-  const auto of_heads = [&](const Matrix<T>& rows) {
-    Matrix<T> out(x.rows(), d.q_dim());
-    for (Index r = 0; r < out.rows(); ++r)
-      for (Index h = 0; h < d.num_heads; ++h) {
-        const Index begin = h / (d.num_heads / d.num_kv_heads) * d.head_dim;
-        for (Index c = 0; c < d.head_dim; ++c)
-          out(r, h * d.head_dim + c) = rows(r, begin + c) - rows(x.rows(), begin + c);
-      }
-    return out;
-  };
-  return {of_heads(context.output(all.k)), of_heads(context.output(all.v))};
-}
-/// Compares keys and values with expected ones of the same shape.
-template <class T>
-Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
-  Deviation out = deviation(value.k, expected.k);
-  return out += deviation(value.v, expected.v);
-}
-
-/// Compares keys and values of both layers for the same rows x (rows, d_model).
-template <class Context, class To, class From, class T>
-Deviation key_value_deviation(Context& context, const AttentionLayer<To, T>& target,
-                              const AttentionLayer<From, T>& source, const Matrix<T>& x) {
-  return deviation(key_value_rows(context, target, x, x), key_value_rows(context, source, x, x));
-}
-
-/// Returns the output of an attention layer for rows x (rows, d_model) of these sequences.
-template <class Context, class Layer, class T>
-Matrix<T> attention_output(Context& context, const Layer& on_host, const Matrix<T>& x, const Sequences& sequences,
-                           const Mask& mask) {
-  const Runnable run(context, on_host);
-  const Layer& layer = *run;
-  Pass<typename Context::Tensor> pass{sequences, mask};
-  pass.table = layer.table(context, pass);
-  return context.output(layer(context, context.input(x), pass));
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Identifies a key-value policy whatever its numbers are.
-template <template <Index...> class KeyValue>
-inline constexpr char family_of_numbers = 0;
-template <class>
-inline constexpr const char* key_value_family = nullptr;
-template <template <Index...> class KeyValue, Index... Numbers>
-inline constexpr const char* key_value_family<KeyValue<Numbers...>> = &family_of_numbers<KeyValue>;
-
-/// Holds the part of a source's layer that a conversion needs, without the layer's policy: a conversion then compiles
-/// the steps that follow once for each policy, not once for each pair of policies.
-template <class T>
-struct SourceLayer {
-  AttentionDims dims{};
-  const char* family = nullptr;
-  KeyValueMap map;       ///< keys and values of every query head
-  Matrix<T> turned;      ///< rows that keys are computed from, (rows, d_model)
-  KeyValueRows<T> rows;  ///< keys and values of the rows that are measured
-  Matrix<T> output;      ///< outputs of the layer for these rows, (rows, d_model)
-};
-/// Reads keys and values of a layer for every query head.
-template <class Policy, class T>
-KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
-  KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-  require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
-          " have weights that are not finite");
-  return out;
-}
-/// Reads a source's layer, and measures it on rows x (rows, d_model) of these sequences.
-template <class Context, class Policy, class T>
-SourceLayer<T> open_layer(Context& context, std::string_view name, const AttentionLayer<Policy, T>& layer,
-                          const Matrix<T>& x, const Sequences& sequences, const Mask& mask) {
-  SourceLayer<T> out;
-  out.dims = layer.dims();
-  out.family = key_value_family<typename Policy::KeyValue>;
-  if constexpr (is_linear_map<typename Policy::KeyValue>) {
-    out.map = full_map(name, layer);
-    out.turned = key_input(context, *Runnable(context, layer), x, sequences);
-    out.rows = key_value_rows(context, layer, x, out.turned);
-  }
-  out.output = attention_output(context, layer, x, sequences, mask);
-  return out;
-}
-
-/// Holds the predicted deviation of a converted layer, and how its heads were merged.
-struct ConvertedLayer {
-  Deviation deviation;
-  HeadMerge merge;
-  double k_factor_error = 0, v_factor_error = 0;
-};
-
-/// Returns |merged rows for every query head - expected| / |expected| of weights; the last column holds biases.
-template <std::same_as<double> T>
-T weight_error(const Matrix<T>& turn, const Matrix<T>& merged, const Matrix<T>& expected, const AttentionDims& d) {
-  const Index inputs = expected.cols() - 1;
-  const T norm = expected.leftCols(inputs).norm();
-  return norm > 0 ? (HeadMerge::spread(turn, merged, d).leftCols(inputs) - expected.leftCols(inputs)).norm() / norm : 0;
-}
-
-/// Fits keys and values of one layer to those of the source; its other parameters are already copied, and where both
-/// have the same latent, these too. `may_merge`: whether the types leave room for fewer key-value heads than the source
-/// has.
-template <bool may_merge, class To, class T>
-ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const SourceLayer<T>& source, Fitting how) {
-  const AttentionDims &to = target.dims(), &from = source.dims;
-  const KeyValueMap& before = source.map;
-  LayerStatistics& seen = how.statistics;
-  const auto output_bias = [&](const KeyValueMap& map) {  // what biases of values come to in the output
-    return product(to_double(target.linear_out.weight.host()), map.v_bias());
-  };
-  const Matrix<double> of_bias = output_bias(before);
-  ConvertedLayer out;
-  HeadMerge& merge = out.merge;
-  if constexpr (may_merge && can_turn_heads<To>)
-    if (from.num_kv_heads > to.num_kv_heads && seen.key_input.size() > 0)
-      merge = align_heads(before, to, seen, to_double(target.linear_out.weight.host()));
-  if (!merge.turns()) merge.wanted = mean_heads(before, to);
-  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
-    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
-  };
-  const auto error_of = [&](const KeyValueMap& merged) {
-    const auto error = [&](const Matrix<double>& turn, const Matrix<double>& now, const Matrix<double>& expected) {
-      Matrix<double> all = HeadMerge::spread(turn, now, to);
-      for (Index i = 0; i < all.size(); ++i) all.data()[i] -= expected.data()[i];
-      return columns_of(all, 0, all.cols() - 1);
-    };
-    return energies(error(merge.k_turn, merged.k, before.k), error(merge.v_turn, merged.v, before.v));
-  };
-  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
-  require(can_mix<typename To::KeyValue> || !how.hadamard,
-          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
-  const bool is_copied = source.family != nullptr && source.family == key_value_family<typename To::KeyValue> &&
-                         from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank &&
-                         from.v_lora_rank == to.v_lora_rank && from.num_kv_heads == to.num_kv_heads;
-  if (is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
-
-  for (const auto& [metric, turn] :
-       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
-    if (metric->size() == 0) continue;
-    for (Index at = 0; may_merge && merge.turns() && at < metric->rows(); at += to.head_dim) {
-      const Matrix<double> one = rows_of(*turn, at, to.head_dim);
-      set_rows(*metric, at,
-               product_by_columns(product_by_columns(transposed(one), rows_of(*metric, at, to.head_dim)), one));
-    }
-    *metric = mean_heads(*metric, to);
-  }
-  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
-  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
-  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
-  // What heads that were turned lose is not.
-  out.deviation.error = merge.turns()
-                            ? error_of(now)
-                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
-  out.k_factor_error = weight_error(merge.k_turn, now.k, before.k, to);
-  out.v_factor_error = weight_error(merge.v_turn, now.v, before.v, to);
-
-  if constexpr (may_merge && can_turn_heads<To>)
-    if (merge.turns()) turn_heads(target, merge);
-  // Probabilities sum to 1, so a bias on the values is one on the output.
-  if (target.linear_out.has_bias()) {
-    const Matrix<double> of_new_bias = output_bias(repeat_heads(now, to));
-    Matrix<double> moved = of_bias;
-    for (Index i = 0; i < moved.size(); ++i) moved.data()[i] -= of_new_bias.data()[i];
-    add_to_bias(target.linear_out, moved);
-  }
-  return out;
-}
-
-/// Returns keys and values of the source's heads from those of merged ones.
-template <class T>
-void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
-  const Index dim = merge.k_turn.cols();
-  for (const auto& [values, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
-    for (Index at = 0; at < turn->rows(); at += dim)
-      values->middleCols(at, dim) =
-          (values->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
-}
-
-/// Holds a layer's line of the report, and the deviations that add up over layers.
-struct LayerConversion {
-  LayerReport report;
-  Deviation predicted, key_value, output;
-};
-/// Converts one attention layer, or one that holds any attention, and compares it with the source's on rows x (rows,
-/// d_model) of these sequences. It does not depend on the encoder, which compiles nothing of this.
-template <bool may_merge, class To, class From, class Context, class T>
-LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view name, To& target, const From& source,
-                                  const Matrix<T>& x, const Sequences& sequences, const Mask& mask,
-                                  const Fitting& how) {
-  Context& context = recorder;
-  const SourceLayer<T> from =
-      with_layer(source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, sequences, mask); });
-  LayerConversion out;
-  LayerReport& report = out.report;
-  report.layer = name;
-  with_layer(target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
-    if constexpr (is_linear_map<typename Policy::KeyValue>) {
-      const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
-      KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
-      if constexpr (may_merge) turn_back(rows, converted.merge);
-      out.predicted = converted.deviation;
-      out.key_value = deviation(rows, from.rows);
-      report.k_factor_error = converted.k_factor_error;
-      report.v_factor_error = converted.v_factor_error;
-      report.predicted_error = out.predicted.relative();
-      report.key_value_error = out.key_value.relative();
-    }
-    out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
-    report.num_kv_heads = to.dims().num_kv_heads;
-    report.kv_lora_rank = to.dims().kv_lora_rank;
-    set_output(report, out.output);
-  });
-  return out;
-}
-
-}  // namespace detail
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-template <class Method>
-JointFactors factorize(const Method& method, const Matrix<double>& k, const Matrix<double>& v, Index rank,
-                       const LayerStatistics& statistics) {
-  if constexpr (requires { method.calibration; })
-    return method.factorize(k, v, rank, statistics);
-  else
-    return method.factorize(k, v, rank);
-}
-/// Returns the statistics of each layer that a method needs; none where it needs none.
-template <class Context, class Source, class Method>
-std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const Source& source, const Method& method) {
-  if constexpr (requires { method.calibration; })
-    return calibrate(recorder, source, method.calibration, method.score_aware);
-  else
-    return {};
-}
-
-/// Returns keys and values of a layer, which may hold any attention, for every query head.
-template <class Layer>
-KeyValueMap map_of_attention(std::string_view name, const Layer& any) {
-  return with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
-    constexpr bool is_known = is_linear_map<typename Policy::KeyValue>;
-    require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
-    if constexpr (is_known)
-      return repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
-    else
-      return KeyValueMap();
-  });
-}
-
-}  // namespace detail
-
-/// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
-/// falling. `allocate_ranks` gives each layer its rank by them. Allocates. Throws `Error` where keys and values are no
-/// linear functions of a layer's input or parameters are not on the host.
-///
-///     ConversionConfig numbers;
-///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
-///       numbers.kv_lora_ranks.push_back(rank);
-template <class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
-std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
-  require_on_host(source, "key_value_spectra");
-  Recorder<Context> recorder;
-  const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
-  std::vector<std::vector<double>> out;
-  Source::each_attention(source, [&](std::string_view name, const auto& any) {
-    const KeyValueMap map = detail::map_of_attention(name, any);
-    const Matrix<double> k = map.k_weight(), v = map.v_weight();
-    const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
-    out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
-  });
-  return out;
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-namespace detail {
-
-/// Converts with a method that is no template argument, so that another method compiles nothing of this again.
-/// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
-/// attention layers are measured on white noise instead of their inputs for this speech or text.
-template <class Target, class Context, class Source, class Input>
-Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& source, Fitting how,
-                                 const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
-                                 const Input& input, bool measure_on_noise) {
-  static_assert(types_fit<Target, Source>());
-  using T = typename Source::Scalar;
-  using From = typename Source::Policy::template Layer<T>;
-  using To = typename Target::Policy::template Layer<T>;
-  constexpr bool may_merge = can_merge<typename Target::Policy, typename Source::Policy>;
-
-  auto config = with_ranks(source.config(), numbers);
-  config.num_kv_heads = numbers.num_kv_heads;
-  config.attention = numbers.attention;
-  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
-                                                                  source.config().attention_config());
-  Conversion<Target> out{Target(config, Seed()), {}};
-  copy_parameters(out.model, source);
-
-  Context& context = recorder;
-  std::vector<const From*> layers;
-  std::vector<Matrix<T>*> inputs;
-  Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
-  const Runnable run(recorder, source);
-  Source::each_attention(*run, [&](std::string_view, const From& layer) { recorder.record(layer.input_weight()); });
-  Source::each_attention(
-      *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
-  const auto logits = run_on(recorder, *run, input);
-  require_rows("convert", input, logits.rows.rows());
-
-  const Mask mask = source.config().mask();
-  Deviation predicted, key_value, output;
-  Target::each_attention(out.model, [&](std::string_view name, To& any_target) {
-    const std::size_t l = out.report.layers.size();
-    const From& any_source = *layers[l];
-    Matrix<T> x = std::move(*inputs[l]);
-    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
-    if (!statistics.empty()) how.statistics = statistics[l];
-    const LayerConversion layer =
-        convert_attention<may_merge>(recorder, name, any_target, any_source, x, logits.sequences, mask, how);
-    out.report.layers.push_back(layer.report);
-    predicted += layer.predicted;
-    key_value += layer.key_value;
-    output += layer.output;
-  });
-  constexpr bool is_speech = requires { input.features; };
-  out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
-  out.report.predicted_error = predicted.relative();
-  out.report.key_value_error = key_value.relative();
-  set_output(out.report, output);
-  const Runnable converted(context, out.model);
-  const auto converted_logits = run_on(context, *converted, input);
-  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
-  return out;
-}
-
-template <class Target, class Context, class Method, class Source, class Input>
-Conversion<Target> convert_on(Recorder<Context>& recorder, const Source& source, const Method& method,
-                              const ConversionConfig& numbers, const Input& input, bool measure_on_noise) {
-  static_assert(types_fit<Target, Source>());
-  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
-                    numbers.singular_values,
-                    numbers.balance,
-                    numbers.hadamard,
-                    {}};
-  return convert_model<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, input,
-                               measure_on_noise);
-}
-
-}  // namespace detail
-
-/// Returns the model with another attention: parameters that both have are copied, keys and values are converted.
-///
-///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
-///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
-///
-/// All attentions can be converted whose keys and values are linear functions of the input. `method` makes latents, in
-/// the form that the target has: joint, split into keys and values, or per head. `JointSvd` and `RandomizedSvd` look at
-/// the weights only, `ActivationPca` also at speech; any class with their `factorize` is a method. Key-value heads
-/// that are merged become their mean (Ainslie et al. 2023), and a calibrated method first rotates them to agree; fewer
-/// heads are repeated to give more. A conversion that loses nothing (rank = d_model, equal heads, a size that moves
-/// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
-/// ignores one on the keys, and one on the values goes to `linear_out`.
-///
-/// The report compares both models by forward passes on white noise: features for 64 frames (a language model: 64
-/// random tokens), and as many rows of noise into every attention layer. Allocates. Throws `Error` where the sizes do
-/// not fit (a latent larger than d_model), weights are not finite, or parameters are not on the host.
-template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
-Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
-  Recorder<Context> recorder;
-  return convert<Target>(recorder, source, method, numbers);
-}
-
-/// Converts as above. The report compares both models on these features (rows, num_mels) of packed sequences, every
-/// attention layer on the input that it has in the source model.
-template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
-  Recorder<Context> recorder;
-  return convert<Target>(recorder, source, method, numbers, features, sequences);
-}
-
-/// Converts a language model. The report compares both models on this text, every attention layer on the input that it
-/// has in the source model.
-template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
-Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
-                           const TokenRows& tokens) {
-  Recorder<Context> recorder;
-  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
-}
-
-/// Converts as the first function does; forward passes of calibration and report run in this context.
-template <class Target, class Context, class Source, class Method>
-Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
-                           const ConversionConfig& numbers) {
-  static_assert(detail::types_fit<Target, Source>());
-  if constexpr (requires { source.subsampling; }) {
-    const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
-    const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
-    const Sequences one{noise.rows()};
-    return detail::convert_on<Target>(context, source, method, numbers,
-                                      detail::SpeechInput<typename Source::Scalar>{noise, one}, true);
-  } else {
-    const Random random(Seed(), "tokens");
-    std::vector<int> ids(static_cast<std::size_t>(std::min<Index>(64, source.config().max_positions)));
-    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int>(random.below(source.config().vocab_size, i));
-    return detail::convert_on<Target>(context, source, method, numbers,
-                                      TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
-  }
-}
-/// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
-/// report run in this context.
-template <class Target, class Context, class Source, class Method>
-Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
-                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
-                           const Sequences& sequences) {
-  return detail::convert_on<Target>(context, source, method, numbers,
-                                    detail::SpeechInput<typename Source::Scalar>{features, sequences}, false);
-}
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
 /// Computes a 64-bit hash that tells data apart. It is not cryptographic.
 class Hash {
  public:
@@ -13704,6 +10930,357 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Names the normalisation in the waveform front end.
+enum class WaveformNorm {
+  layer,  ///< layer norm after every convolution
+  group   ///< per-channel norm over time, after the first convolution only
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(WaveformNorm) {
+  return std::to_array<EnumName<WaveformNorm>>({{WaveformNorm::layer, "layer"}, {WaveformNorm::group, "group"}});
+}
+
+/// Describes convolutions over samples that take the place of log-mel features (wav2vec 2.0, Baevski et al. 2020,
+/// section 2). Names are Hugging Face's.
+struct WaveformConfig {
+  IndexList conv_dim{};     ///< output channels of each convolution; empty: there are no such convolutions
+  IndexList conv_kernel{};  ///< kernel of each convolution, in samples of its input
+  IndexList conv_stride{};  ///< stride of each convolution, in samples of its input
+  bool conv_bias = false;   ///< whether the convolutions have biases
+  WaveformNorm feat_extract_norm = WaveformNorm::layer;   ///< normalisation after the convolutions
+  Activation feat_extract_activation = Activation::gelu;  ///< activation after each convolution
+
+  /// Returns whether there are no convolutions over samples.
+  constexpr bool empty() const { return conv_dim.size() == 0; }
+  /// Returns the shape of convolution i.
+  constexpr Conv1dShape layer(Index i) const {
+    return {i == 0 ? 1 : conv_dim[i - 1], conv_dim[i], conv_kernel[i], conv_stride[i]};
+  }
+  /// Returns the samples between two output frames, or 0 where strides or their product exceed any use.
+  constexpr Index stride() const {
+    Index out = 1;
+    for (const Index one : conv_stride) out = one > 0 && one <= 16 && out < (Index{1} << 48) ? out * one : 0;
+    return out;
+  }
+  /// Returns the samples that the first output frame needs.
+  constexpr Index window() const {
+    Index out = 1;
+    for (Index i = conv_dim.size(); i-- > 0;) out = (out - 1) * conv_stride[i] + conv_kernel[i];
+    return out;
+  }
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("conv_dim", self.conv_dim);
+    visit("conv_kernel", self.conv_kernel);
+    visit("conv_stride", self.conv_stride);
+    visit("conv_bias", self.conv_bias);
+    visit("feat_extract_norm", self.feat_extract_norm);
+    visit("feat_extract_activation", self.feat_extract_activation);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names the frames that a convolution over time sees.
+enum class ConvolutionContext {
+  centred,  ///< as many before as after; cannot be streamed
+  causal,   ///< none after
+  chunk     ///< as centred, but none after the end of the own chunk (Li et al. 2023, "Dynamic chunk convolution")
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(ConvolutionContext) {
+  return std::to_array<EnumName<ConvolutionContext>>({{ConvolutionContext::centred, "centred"},
+                                                      {ConvolutionContext::causal, "causal"},
+                                                      {ConvolutionContext::chunk, "chunk"}});
+}
+
+/// Convolves each channel of each sequence over time by a kernel of its own: (rows, channels) to (rows, channels).
+template <class T>
+class DepthwiseConv : public Module<DepthwiseConv<T>> {
+ public:
+  /// Makes the layer with its initial parameters. Allocates. Throws Error for an even kernel.
+  DepthwiseConv(Index channels, Index kernel, ConvolutionContext sees, Seed seed, Bias with_bias = Bias::no)
+      : weight({channels, 1, kernel}), sees_(sees) {
+    require(kernel % 2 == 1, "depthwise_conv: kernel ", kernel, " given, an odd number expected");
+    const double bound = 1 / std::sqrt(static_cast<double>(kernel));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    if (with_bias == Bias::yes) {
+      bias = Parameter<T>({channels});
+      fill_uniform(bias, bound, Random(seed, "bias"));
+    }
+  }
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(Index channels, Index kernel, Bias with_bias = Bias::no) {
+    return channels * (kernel + (with_bias == Bias::yes ? 1 : 0));
+  }
+
+  /// Returns the frames that an output sees before its own.
+  Index left() const { return sees_ == ConvolutionContext::causal ? weight.cols() - 1 : (weight.cols() - 1) / 2; }
+
+  /// Holds the last `left()` frames of every stream, zeros before its first one. Takes memory at construction only.
+  template <class Context>
+  class State {
+   public:
+    /// Makes the state of `shape.slots` streams. Allocates.
+    State(Context& context, const DepthwiseConv& conv, const StateShape& shape)
+        : cache_(context.make_cache(shape.slots, conv.left(), conv.weight.rows())) {}
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) { context.fill_zeros(cache_, slot); }
+    /// Returns the bytes that the cache holds, all slots.
+    Index cache_bytes() const { return cache_.bytes(); }
+
+   private:
+    friend DepthwiseConv;
+    typename Context::Cache cache_;
+  };
+
+  /// Returns the convolution of x (rows, channels). With a pointer to a state, x follows what the state holds. Throws
+  /// Error for a centred convolution under a mask of chunks.
+  template <class Context, class Tensor, class S = std::nullptr_t>
+  Tensor operator()(Context& context, const Tensor& x, const Pass<Tensor>& pass, S state = nullptr) const {
+    const Parameter<T>* b = bias.size() > 0 ? &bias : nullptr;
+    require(sees_ != ConvolutionContext::centred || pass.mask.chunk == Mask::unlimited,
+            "depthwise_conv: a centred convolution sees beyond its chunk; under a mask of chunks, causal or chunk is "
+            "expected");
+    DepthwiseShape shape{left(), sees_ == ConvolutionContext::chunk ? pass.mask.chunk : Mask::unlimited, 0};
+    if constexpr (has_state<S>) {
+      const auto extended = context.extend(state->cache_, pass.slots, x, pass.sequences);
+      shape.past = left();
+      return context.depthwise_conv(extended.rows, weight, b, extended.sequences, shape);
+    } else {
+      return context.depthwise_conv(x, weight, b, pass.sequences, shape);
+    }
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    if (self.bias.size() > 0) visit("bias", self.bias);
+  }
+
+  Parameter<T> weight;  ///< (channels, 1, kernel)
+  Parameter<T> bias;    ///< (channels), or empty
+
+ private:
+  ConvolutionContext sees_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Names the encoders, for files and command lines.
+enum class EncoderName {
+  conformer,          ///< `Conformer`
+  branchformer,       ///< `Branchformer`
+  e_branchformer,     ///< `EBranchformer`
+  wav2vec2_conformer  ///< `Wav2Vec2Conformer`
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(EncoderName) {
+  return std::to_array<EnumName<EncoderName>>({{EncoderName::conformer, "conformer"},
+                                               {EncoderName::branchformer, "branchformer"},
+                                               {EncoderName::e_branchformer, "e-branchformer"},
+                                               {EncoderName::wav2vec2_conformer, "wav2vec2-conformer"}});
+}
+
+/// Names the ways in which a Branchformer merges attention and cgMLP (Peng et al. 2022, section 3.4).
+enum class BranchMerge {
+  concat,          ///< concatenates the channels before a linear layer
+  fixed_average,   ///< averages with fixed weights
+  learned_average  ///< averages with weights that are computed from each utterance
+};
+/// Lists the names as configurations spell them.
+constexpr auto enum_names(BranchMerge) {
+  return std::to_array<EnumName<BranchMerge>>({{BranchMerge::concat, "concat"},
+                                               {BranchMerge::fixed_average, "fixed-average"},
+                                               {BranchMerge::learned_average, "learned-average"}});
+}
+
+/// Holds all sizes of an encoder with a CTC head. Those of the attention may stay 0 where its type gives them.
+struct EncoderConfig {
+  Index num_mels = 80;                               ///< mel bins of the features; 1 where the encoder takes samples
+  Index d_model = 256;                               ///< channels of encoder frames
+  Index num_layers = 12;                             ///< blocks
+  Index vocab_size = 29;                             ///< tokens, the CTC blank included
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  IndexList kv_lora_ranks{};                         ///< kv_lora_rank of each layer; empty: kv_lora_rank
+  IndexList v_lora_ranks{};    ///< v_lora_rank of each layer; empty: kv_lora_ranks, or v_lora_rank without these
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+  IndexList rope_pairs{};      ///< pairs whose rates the decoupled rotary key uses: see AttentionConfig
+  /// The position by name, where the attention leaves it open.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::relative;
+  Activation hidden_act = Activation::silu;  ///< activation in feed-forward and convolution modules
+  double layer_norm_eps = 1e-5;  ///< epsilon of the norms before and after the blocks; in the blocks it is 1e-5
+  Index ffn_expansion = 4;       ///< width of the feed-forward modules over d_model (none in a Branchformer)
+  Index intermediate_size = 0;   ///< width of the feed-forward modules; 0: ffn_expansion * d_model
+  Index conv_kernel = 31;        ///< frames, odd: kernel of the convolution module, or in the cgMLP
+  Index cgmlp_expansion = 6;     ///< width of the cgMLP over d_model (Branchformer and E-Branchformer)
+  BranchMerge merge = BranchMerge::concat;  ///< how a Branchformer merges its branches
+  double cgmlp_weight = 0.5;                ///< weight of the cgMLP in a fixed average
+  Index merge_kernel = 3;                   ///< frames, odd: kernel of an E-Branchformer's merge
+  Index subsampling = 4;           ///< rows of features an encoder frame, 2 or 4; of samples, the product of strides
+  Index subsampling_channels = 0;  ///< channels of the subsampling's convolutions; 0: d_model
+  double dropout = 0.1;            ///< probability of dropout in training
+  ConvolutionContext convolution = ConvolutionContext::centred;  ///< the frames that convolutions over time see
+  Index chunk = 0;            ///< encoder frames that are seen together; 0: whole utterances
+  Index left_context = -1;    ///< encoder frames seen before the own chunk; -1: all
+  WaveformConfig waveform{};  ///< convolutions over samples; empty where the encoder takes features
+
+  /// Returns the sizes of the attention, with the ranks that all layers share.
+  constexpr AttentionConfig attention_config() const {
+    return {.d_model = d_model,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .kv_lora_rank = kv_lora_rank,
+            .v_lora_rank = v_lora_rank,
+            .q_lora_rank = q_lora_rank,
+            .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
+            .attention = attention,
+            .position_embeddings_type = position_embeddings_type};
+  }
+  /// Returns this configuration with the ranks of layer i.
+  constexpr EncoderConfig for_layer(Index i) const {
+    EncoderConfig out = *this;
+    if (kv_lora_ranks.size() > 0) out.kv_lora_rank = kv_lora_ranks[i];
+    if (kv_lora_ranks.size() > 0 || v_lora_ranks.size() > 0)
+      out.v_lora_rank = v_lora_ranks.size() > 0 ? v_lora_ranks[i] : 0;
+    return out;
+  }
+  /// Returns the sum of count(attention_config) over the layers.
+  template <class Count>
+  constexpr Index over_layers(Count&& count) const {
+    if (kv_lora_ranks.size() == 0 && v_lora_ranks.size() == 0) return num_layers * count(attention_config());
+    Index sum = 0;
+    for (Index i = 0; i < num_layers; ++i) sum += count(for_layer(i).attention_config());
+    return sum;
+  }
+  /// Returns the mask that `chunk` and `left_context` describe.
+  constexpr Mask mask() const {
+    return chunk > 0 ? Mask::chunked(chunk, left_context < 0 ? Mask::unlimited : left_context) : Mask();
+  }
+  /// Returns the channels of the subsampling's convolutions.
+  constexpr Index channels() const { return subsampling_channels > 0 ? subsampling_channels : d_model; }
+
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const {
+    return intermediate_size > 0 ? intermediate_size : ffn_expansion * d_model;
+  }
+
+  /// Returns whether files of earlier versions lack this member, which then has its default.
+  static constexpr bool may_lack(std::string_view name) { return name == "intermediate_size"; }
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("num_mels", self.num_mels);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("vocab_size", self.vocab_size);
+    visit("attention", self.attention);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("kv_lora_ranks", self.kv_lora_ranks);
+    visit("v_lora_ranks", self.v_lora_ranks);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
+    visit("position_embeddings_type", self.position_embeddings_type);
+    visit("hidden_act", self.hidden_act);
+    visit("layer_norm_eps", self.layer_norm_eps);
+    visit("ffn_expansion", self.ffn_expansion);
+    visit("intermediate_size", self.intermediate_size);
+    visit("conv_kernel", self.conv_kernel);
+    visit("cgmlp_expansion", self.cgmlp_expansion);
+    visit("merge", self.merge);
+    visit("cgmlp_weight", self.cgmlp_weight);
+    visit("merge_kernel", self.merge_kernel);
+    visit("subsampling", self.subsampling);
+    visit("subsampling_channels", self.subsampling_channels);
+    visit("dropout", self.dropout);
+    visit("convolution", self.convolution);
+    visit("chunk", self.chunk);
+    visit("left_context", self.left_context);
+    visit("waveform", self.waveform);
+  }
+
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const EncoderConfig& checked() const {
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "encoder: ", name, ' ', value, " given, ", min, " to ", max, " expected");
+    };
+    within(num_mels, waveform.empty() ? 7 : 1, waveform.empty() ? 1 << 12 : 1, "num_mels");
+    within(d_model, 1, 1 << 16, "d_model");
+    within(num_layers, 1, 1 << 12, "num_layers");
+    within(vocab_size, 2, 1 << 24, "vocab_size");
+    require(position_embeddings_type != PositionEmbeddings::learned,
+            "encoder: position_embeddings_type learned given, relative or rotary expected");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
+    within(ffn_expansion, 1, 1 << 6, "ffn_expansion");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    within(conv_kernel, 1, 1 << 12, "conv_kernel");
+    within(cgmlp_expansion, 1, 1 << 6, "cgmlp_expansion");
+    within(merge_kernel, 1, 1 << 12, "merge_kernel");
+    within(subsampling_channels, 0, 1 << 16, "subsampling_channels");
+    within(chunk, 0, 1 << 20, "chunk");
+    within(left_context, -1, 1 << 20, "left_context");
+    for (const IndexList* ranks : {&kv_lora_ranks, &v_lora_ranks})
+      require(ranks->size() == 0 || ranks->size() == num_layers, "encoder: ranks of ", ranks->size(),
+              " layers given for ", num_layers);
+    require(conv_kernel % 2 == 1, "encoder: conv_kernel ", conv_kernel, " given, an odd number expected");
+    require(merge_kernel % 2 == 1, "encoder: merge_kernel ", merge_kernel, " given, an odd number expected");
+    require(cgmlp_expansion * d_model % 2 == 0, "encoder: a cgMLP of ", cgmlp_expansion * d_model,
+            " channels given, an even number expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "encoder: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
+    if (waveform.empty()) {
+      require(subsampling == 2 || subsampling == 4, "encoder: subsampling ", subsampling, " given, 2 or 4 expected");
+    } else {
+      const Index layers = waveform.conv_dim.size();
+      within(layers, 1, 12, "conv_dim's length");
+      require(waveform.conv_kernel.size() == layers && waveform.conv_stride.size() == layers, "encoder: conv_dim of ",
+              layers, " layers, conv_kernel of ", waveform.conv_kernel.size(), " and conv_stride of ",
+              waveform.conv_stride.size(), " given, equal numbers expected");
+      for (Index i = 0; i < layers; ++i) {
+        within(waveform.conv_dim[i], 1, 1 << 16, "conv_dim");
+        within(waveform.conv_kernel[i], 1, 1 << 12, "conv_kernel");
+        within(waveform.conv_stride[i], 1, 16, "conv_stride");
+      }
+      require(subsampling == waveform.stride(), "encoder: subsampling ", subsampling,
+              " given, but the strides multiply to ", waveform.stride());
+    }
+    require(dropout >= 0 && dropout < 1, "encoder: dropout ", dropout, " given, expected from 0 to less than 1");
+    require(cgmlp_weight >= 0 && cgmlp_weight <= 1, "encoder: cgmlp_weight ", cgmlp_weight, " given, 0 to 1 expected");
+    require(chunk > 0 || left_context < 0, "encoder: left_context ", left_context, " given without a chunk");
+    return *this;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Gates by a convolution (Sakuma et al. 2022; Peng et al. 2022, section 3.3), (rows, channels) to (rows, channels /
 /// 2): the second half of the channels, normed and convolved over time, multiplies the first.
 template <class T>
@@ -13841,6 +11418,423 @@ class Branches : public Module<Branches<AttentionPolicy, T>> {
 
  private:
   double dropout_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Runs blocks one after the other, and a norm after the last: (rows, d_model) to (rows, d_model). Models derive from
+/// it, add the blocks, and name its parameters. A block has
+///   attention()                          its self-attention, of the same policy in all blocks
+///   operator()(context, x, pass, state)  what it computes, with `nullptr` for the state of whole sequences
+///   State<Context>                       what a stream keeps: `attention`, clear, fill_zeros, convolution_bytes, and
+///                                        fork where sequences are decoded by a beam
+template <class Block_, class Norm>
+class Stack {
+ public:
+  using Block = Block_;  ///< the type of the blocks
+
+  /// Holds what streams keep, block by block. Takes memory at construction only.
+  template <class Context>
+  struct State {
+    /// Makes the states of all blocks for `shape.slots` streams. Allocates.
+    State(Context& context, const Stack& stack, const StateShape& shape) {
+      layers.reserve(stack.layers.size());
+      for (const Block& block : stack.layers) layers.emplace_back(context, block, shape);
+    }
+    /// Empties a slot for a new stream.
+    void clear(Context& context, Index slot) {
+      for (auto& layer : layers) layer.clear(context, slot);
+    }
+    /// Fills a slot as if frames of zeros had come before, as many as are kept.
+    void fill_zeros(Context& context, Index slot) {
+      for (auto& layer : layers) layer.fill_zeros(context, slot);
+    }
+    /// Makes slot `to` hold what slot `from` holds.
+    void fork(Context& context, Index from, Index to) {
+      for (auto& layer : layers) layer.fork(context, from, to);
+    }
+    /// Returns the bytes that the attention of all blocks holds, all slots.
+    Index attention_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.attention.cache_bytes();
+      return sum;
+    }
+    /// Returns the bytes that the convolutions of all blocks hold, all slots.
+    Index convolution_bytes() const {
+      Index sum = 0;
+      for (const auto& layer : layers) sum += layer.convolution_bytes();
+      return sum;
+    }
+
+    std::vector<typename Block::template State<Context>> layers;  ///< the state of each block
+  };
+
+  std::vector<Block> layers;  ///< the blocks, first to last
+  Norm layer_norm;            ///< the norm after the last block
+
+ protected:
+  /// Makes a stack without blocks.
+  explicit Stack(Norm norm) : layer_norm(std::move(norm)) {}
+
+  /// Returns the rows after all blocks and the norm. `state` is a pointer to a State, or `nullptr` for whole sequences.
+  /// Appends the output of each block to `pass.outputs` where that is given.
+  template <class Context, class Tensor, class S>
+  Tensor run(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    const auto& attention = layers.front().attention();
+    x = attention.enter(context, std::move(x), pass);
+    pass.table = attention.table(context, pass);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if constexpr (has_state<S>)
+        x = layers[i](context, std::move(x), pass, &state->layers[i]);
+      else
+        x = whole_block(context, layers[i], std::move(x), pass);
+      if (pass.outputs != nullptr) pass.outputs->push_back(x);
+    }
+    return layer_norm(context, x);
+  }
+
+ private:
+  /// Runs a block over whole sequences, and keeps only its input on a tape that is to recompute blocks.
+  template <class Context, class Tensor>
+  static Tensor whole_block(Context& context, const Block& block, Tensor x, const Pass<Tensor>& pass) {
+    if constexpr (requires { context.recompute_blocks; })
+      if (context.recompute_blocks)
+        return context.recompute(
+            x, [&context, &block, sequences = pass.sequences, mask = pass.mask, table = pass.table](const Tensor& in) {
+              return block(context, in, Pass<Tensor>{sequences, mask, table}, nullptr);
+            });
+    return block(context, std::move(x), pass, nullptr);
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Computes a 3 x 3 convolution over (time, frequency) without padding, then ReLU: (rows, in_cols) to (fewer rows,
+/// out_cols), see Conv2dShape.
+template <class T>
+class Conv2d : public Module<Conv2d<T>> {
+ public:
+  /// Makes the layer with its initial parameters. Allocates.
+  Conv2d(const Conv2dShape& shape, Seed seed)
+      : weight({shape.out_channels, shape.in_channels, Conv2dShape::kernel, Conv2dShape::kernel}),
+        bias({shape.out_channels}),
+        shape_(shape) {
+    weight.use = shape.stride == 2 ? WeightUse::conv2d_stride_2 : WeightUse::conv2d;
+    const double bound = 1 / std::sqrt(static_cast<double>(shape.patch()));
+    fill_uniform(weight, bound, Random(seed, "weight"));
+    fill_uniform(bias, bound, Random(seed, "bias"));
+  }
+  /// Returns the shape.
+  const Conv2dShape& shape() const { return shape_; }
+
+  /// Returns the convolution of the sequences `from`, whose lengths become those of `to`.
+  template <class Context, class Tensor>
+  auto operator()(Context& context, const Tensor& x, const Sequences& from, const Sequences& to) const {
+    return context.conv2d(x, weight, bias, shape_, from, to, Activation::relu);
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("weight", self.weight);
+    visit("bias", self.bias);
+  }
+
+  Parameter<T> weight;  ///< (out, in, 3, 3)
+  Parameter<T> bias;    ///< (out)
+
+ private:
+  Conv2dShape shape_;
+};
+
+/// Subsamples features (rows, num_mels) by 2 or 4 to encoder frames (fewer rows, d_model): two 3 x 3 convolutions with
+/// ReLU over (time, mel), then a linear layer (ESPnet's Conv2dSubsampling and Conv2dSubsampling2). Nothing is padded: T
+/// rows give ((T - 1) / 2 - 1) / 2 frames by 4, or (T - 1) / 2 - 2 by 2. Columns between the layers are (frequency,
+/// channel), channel innermost.
+template <class T>
+class Conv2dSubsampling : public Module<Conv2dSubsampling<T>> {
+ public:
+  /// Makes the layers with their initial parameters. Allocates. Throws Error for a factor other than 2 and 4, and for
+  /// fewer than 7 mels.
+  Conv2dSubsampling(Index num_mels, Index channels, Index d_model, Index factor, Seed seed)
+      : Conv2dSubsampling(Conv2dShape{1, channels, num_mels, 2}, factor, d_model, seed) {}
+
+  /// Returns the frames that `frames` rows give; the same holds for frequencies.
+  static constexpr Index out_length(Index frames, Index factor) {
+    const Index half = Conv2dShape{1, 1, 3, 2}.out_length(frames);
+    return Conv2dShape{1, 1, 3, factor / 2}.out_length(half);
+  }
+
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(Index num_mels, Index channels, Index d_model, Index factor) {
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    return channels * (taps + 1) + channels * (taps * channels + 1) +
+           (channels * out_length(num_mels, factor) + 1) * d_model;
+  }
+
+  /// Returns the floating-point operations (a multiply-add counts two) for `frames` output frames.
+  static constexpr Index flops(Index num_mels, Index channels, Index d_model, Index factor, Index frames) {
+    constexpr Index taps = Conv2dShape::kernel * Conv2dShape::kernel;
+    const Index half = factor / 2 * (frames - 1) + Conv2dShape::kernel,
+                half_freqs = Conv2dShape{1, 1, num_mels, 2}.out_freqs();
+    const Index freqs = out_length(num_mels, factor);
+    return 2 * channels * (half * half_freqs * taps + frames * freqs * (taps * channels + d_model));
+  }
+
+  /// Returns the rows between two output frames.
+  Index factor() const { return conv0.shape().stride * conv1.shape().stride; }
+  /// Returns the rows that the first output frame needs.
+  Index window() const { return (Conv2dShape::kernel - 1) * conv0.shape().stride + Conv2dShape::kernel; }
+
+  /// Holds encoder frames and their sequences.
+  template <class Tensor>
+  struct Output {
+    Tensor rows;          ///< (rows, d_model)
+    Sequences sequences;  ///< the rows of each sequence
+  };
+
+  /// Returns the encoder frames of packed features. Throws Error where the sizes do not fit.
+  template <class Context, class Tensor>
+  Output<Tensor> operator()(Context& context, const Tensor& features, const Sequences& sequences) const {
+    require(features.cols() == conv0.shape().in_freqs, "subsampling: features have ", features.cols(),
+            " mels, the model expects ", conv0.shape().in_freqs);
+    require(features.rows() == sequences.rows(), "subsampling: ", features.rows(),
+            " rows of features given, their sequences have ", sequences.rows());
+    const auto half = sequences.map_lengths(context.arena(), [&](Index n) { return conv0.shape().out_length(n); });
+    const auto out = half.map_lengths(context.arena(), [&](Index n) { return conv1.shape().out_length(n); });
+    auto x = conv0(context, features, sequences, half);
+    x = conv1(context, x, half, out);
+    return {linear(context, x), out};
+  }
+
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("conv0", self.conv0);
+    visit("conv1", self.conv1);
+    visit("linear", self.linear);
+  }
+
+  Conv2d<T> conv0;   ///< the first convolution
+  Conv2d<T> conv1;   ///< the second convolution
+  Linear<T> linear;  ///< from the last convolution's channels and frequencies to d_model
+
+ private:
+  Conv2dSubsampling(const Conv2dShape& first, Index factor, Index d_model, Seed seed)
+      : conv0(first, seed / "conv0"),
+        conv1(second(first, factor), seed / "conv1"),
+        linear(conv1.shape().out_cols(), d_model, seed / "linear") {}
+
+  static Conv2dShape second(const Conv2dShape& first, Index factor) {
+    require(factor == 2 || factor == 4, "subsampling: factor ", factor, " given, 2 or 4 expected");
+    const Conv2dShape shape{first.out_channels, first.out_channels, first.out_freqs(), factor / 2};
+    require(shape.out_freqs() > 0, "subsampling: ", first.in_freqs, " mels given, at least 7 expected");
+    return shape;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds unnormalised log probabilities of packed sequences.
+template <class Tensor>
+struct Logits {
+  Tensor rows;          ///< (rows, vocab_size)
+  Sequences sequences;  ///< the rows of each sequence
+};
+
+/// Describes what lies before the blocks of an encoder of log-mel features. The kinds of such encoders derive from it.
+struct FeatureFront {
+  /// Returns the convolutional subsampling. Throws Error where the configuration has convolutions over samples.
+  template <class T>
+  static Conv2dSubsampling<T> front(const EncoderConfig& c, Seed seed) {
+    require(c.waveform.empty(), "encoder: convolutions over samples given, but this encoder takes features");
+    return {c.num_mels, c.channels(), c.d_model, c.subsampling, seed / "subsampling"};
+  }
+  /// Returns the trained parameters before the blocks.
+  static constexpr Index front_parameters(const EncoderConfig& c) {
+    return Conv2dSubsampling<float>::parameter_count(c.num_mels, c.channels(), c.d_model, c.subsampling);
+  }
+  /// Returns the floating-point operations before the blocks, for `frames` encoder frames.
+  static constexpr Index front_flops(const EncoderConfig& c, Index frames) {
+    return Conv2dSubsampling<float>::flops(c.num_mels, c.channels(), c.d_model, c.subsampling, frames);
+  }
+  /// Returns the encoder frames that `rows` rows of features give.
+  static constexpr Index out_length(const EncoderConfig& c, Index rows) {
+    return Conv2dSubsampling<float>::out_length(rows, c.subsampling);
+  }
+  static constexpr const char* front_name = "subsampling";  ///< prefix of the parameters before the blocks
+  static constexpr const char* layers_name = "layers";      ///< prefix of the blocks' parameters
+  static constexpr const char* norm_name = "layer_norm";    ///< prefix of the parameters of the norm after the blocks
+};
+
+/// Encodes speech for CTC: convolutional subsampling, a stack of blocks with a norm, and a linear head. `Conformer`,
+/// `Branchformer`, `EBranchformer` and `Wav2Vec2Conformer` are encoders of their kinds of blocks. A kind has
+///   Block<AttentionPolicy, T>, a Module constructed from (config, seed): see Stack
+///   parameter_count(config), flops(config, frames)   of a block without its attention
+///   require_streamable(config)                       throws where a block sees what a stream cannot have
+///   front<T>(config, seed) and so on                 what lies before the blocks: see FeatureFront
+///
+///     Conformer<Mha<8>> model(config, Seed(1));
+///     auto logits = model(cpu, features, sequences);   // features (frames, num_mels), sequences packed
+///
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only. A sequence too short for the subsampling gives no rows.
+template <class Kind, class AttentionPolicy, class T = float>
+class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
+                public Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>> {
+  using Blocks = Stack<typename Kind::template Block<AttentionPolicy, T>, LayerNorm<T>>;
+
+ public:
+  using Scalar = T;                ///< the type of its parameters
+  using Policy = AttentionPolicy;  ///< the attention of its blocks
+  using Config = EncoderConfig;    ///< the type of its configuration
+  /// The type of what lies before the blocks.
+  using Subsampling = decltype(Kind::template front<T>(std::declval<const EncoderConfig&>(), Seed()));
+  using Blocks::layers, Blocks::layer_norm;
+  using typename Blocks::Block;
+
+  /// Makes an encoder with random parameters. Allocates. Throws Error for sizes that do not fit.
+  Encoder(const EncoderConfig& config, Seed seed)
+      : Blocks(LayerNorm<T>(config.checked().d_model, config.layer_norm_eps)),
+        subsampling(Kind::template front<T>(config, seed)),
+        lm_head(config.d_model, config.vocab_size, seed / "lm_head"),
+        config_(config) {
+    if (config.chunk > 0) Kind::require_streamable(config);
+    const AttentionDims d = Policy::dims(config.for_layer(0).attention_config());
+    config_.num_heads = d.num_heads;
+    config_.num_kv_heads = d.num_kv_heads;
+    config_.kv_lora_rank = d.kv_lora_rank;
+    config_.v_lora_rank = d.v_lora_rank;
+    config_.q_lora_rank = d.q_lora_rank;
+    config_.qk_rope_head_dim = d.qk_rope_head_dim;
+    layers.reserve(static_cast<std::size_t>(config.num_layers));
+    for (Index i = 0; i < config.num_layers; ++i) layers.emplace_back(config_.for_layer(i), seed / "layers" / i);
+    require(layers.front().attention().keeps_frames() || config.left_context < 0, "encoder: left_context ",
+            config.left_context, " given, but the state of linear attention cannot forget; -1 expected");
+  }
+
+  /// Returns the configuration with every size resolved, also those that came from the type.
+  const EncoderConfig& config() const { return config_; }
+  /// Throws Error where a block sees what a stream cannot have.
+  void require_streamable() const { Kind::require_streamable(config_); }
+
+  /// Returns the logits of features (rows, num_mels): a Matrix, which must outlive the tape if there is one, any other
+  /// Eigen expression, or a tensor of the context. `mask` says what encoder frames see. The output of each block,
+  /// (rows, d_model), is appended to `outputs` where that is given.
+  template <class Context, class Features>
+  requires ContextOf<Context, T>
+  auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
+                  std::vector<typename Context::Tensor>* outputs = nullptr) const {
+    auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
+    Pass<decltype(x)> pass{out, mask};
+    pass.outputs = outputs;
+    x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
+    return Logits<decltype(x)>{lm_head(context, x), out};
+  }
+  /// Returns the logits of features under the configuration's mask.
+  template <class Context, class Features>
+  requires ContextOf<Context, T>
+  auto operator()(Context& context, Features&& features, const Sequences& sequences) const {
+    return (*this)(context, std::forward<Features>(features), sequences, config_.mask());
+  }
+  /// Ends the compilation with a sentence where the context does not fit the model.
+  template <class Context, class... Arguments>
+  requires(!ContextOf<Context, T>) auto operator()(Context&, Arguments&&...) const {
+    static_assert(detail::is_context_of<Context, T>());
+  }
+
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm.
+  template <class Context, class Tensor>
+  Tensor encode(Context& context, Tensor x, const Sequences& sequences, const Mask& mask) const {
+    return encode(context, std::move(x), Pass<Tensor>{sequences, mask}, nullptr);
+  }
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm, under the configuration's mask.
+  template <class Context, class Tensor>
+  Tensor encode(Context& context, Tensor x, const Sequences& sequences) const {
+    return encode(context, std::move(x), sequences, config_.mask());
+  }
+  /// Returns encoder frames (rows, d_model) after the blocks and the norm. With a pointer to a state, x holds whole
+  /// chunks that follow what the state holds, or the last rows of their stream.
+  template <class Context, class Tensor, class S>
+  Tensor encode(Context& context, Tensor x, Pass<Tensor> pass, S state) const {
+    static_assert(detail::is_context_of<Context, T>());
+    require(x.rows() == pass.sequences.rows(), "encoder: ", x.rows(), " rows given, their sequences have ",
+            pass.sequences.rows());
+    if (pass.mask.chunk != Mask::unlimited) require_streamable();
+    return this->run(context, std::move(x), std::move(pass), state);
+  }
+
+  /// Holds what streams keep, block by block. Takes memory at construction only.
+  template <class Context>
+  struct State : Blocks::template State<Context> {
+    /// Makes states for `shape.slots` streams. Allocates. Throws Error where a block sees what a stream cannot have.
+    State(Context& context, const Encoder& model, const StateShape& shape)
+        : Blocks::template State<Context>(context, streamable(model), shape) {}
+
+   private:
+    static const Encoder& streamable(const Encoder& model) {
+      model.require_streamable();
+      return model;
+    }
+  };
+
+  /// Returns the bytes of key-value cache for `n` encoder frames, all layers.
+  static constexpr Index cache_bytes(const EncoderConfig& config, Frames n, Storage storage = Storage::full) {
+    return config.over_layers([&](const AttentionConfig& c) { return Policy::cache_bytes(c, n, storage); });
+  }
+
+  /// Returns the encoder frames that `rows` rows of features give.
+  static constexpr Index out_length(const EncoderConfig& config, Index rows) { return Kind::out_length(config, rows); }
+
+  /// Returns the trained parameters before the blocks.
+  static constexpr Index front_parameter_count(const EncoderConfig& config) {
+    return Kind::front_parameters(config.checked());
+  }
+  /// Returns the trained parameters of the whole model.
+  static constexpr Index parameter_count(const EncoderConfig& config) {
+    const EncoderConfig& c = config.checked();
+    return Kind::front_parameters(c) + c.num_layers * Kind::parameter_count(c) +
+           c.over_layers([](const AttentionConfig& a) { return Policy::parameter_count(a); }) + 2 * c.d_model +
+           (c.d_model + 1) * c.vocab_size;
+  }
+
+  /// Returns the floating-point operations (a multiply-add counts two) in matrix products and convolutions, for one
+  /// utterance of `n` encoder frames.
+  static constexpr Index flops(const EncoderConfig& config, Frames n) {
+    const EncoderConfig& c = config.checked();
+    return Kind::front_flops(c, n.count) + c.num_layers * Kind::flops(c, n.count) +
+           c.over_layers([&](const AttentionConfig& a) { return Policy::flops(a, n, c.mask()); }) +
+           2 * n.count * c.d_model * c.vocab_size;
+  }
+
+  /// Visits the parts with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit(Kind::front_name, self.subsampling);
+    visit(Kind::layers_name, self.layers);
+    visit(Kind::norm_name, self.layer_norm);
+    visit("lm_head", self.lm_head);
+  }
+  /// Calls `visit(dotted_name, attention_layer)` for every layer.
+  static void each_attention(auto& self, auto&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i)
+      visit(std::string_view(text(Kind::layers_name, '.', i, '.', Kind::attention_name)), self.layers[i].attention());
+  }
+
+  Subsampling subsampling;  ///< the layers before the blocks
+  Linear<T> lm_head;        ///< from d_model to vocab_size
+
+ private:
+  EncoderConfig config_;
 };
 
 }  // namespace LACONIC_ABI
@@ -15576,6 +13570,2013 @@ struct Schedule {
     return peak * (0.01 + 0.99 * 0.5 * (1 + std::cos(std::numbers::pi * progress)));
   }
 };
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says how layers share the floats that may be cached of a frame. Energy is the sum of squared singular values.
+enum class RankAllocation {
+  uniform,        ///< evenly
+  energy,         ///< so that each layer keeps an equal fraction of its energy, as X-EcoMLA does by a threshold
+  water_filling,  ///< min loss of energy over all layers: the largest squares of all layers come first
+  fisher          ///< as water-filling, with energies weighed by the layers' Fisher information
+};
+constexpr auto enum_names(RankAllocation) {
+  using enum RankAllocation;
+  return std::to_array<EnumName<RankAllocation>>(
+      {{uniform, "uniform"}, {energy, "energy"}, {water_filling, "water-filling"}, {fisher, "fisher"}});
+}
+
+/// Returns the rank of each layer's latent. `spectra` are the layers' singular values, falling
+/// (`JointFactors::singular_values`). Their squares are multiplied by the layers' `weights`, which `fisher` needs
+/// (`fisher_information`) and the others do not take. `budget` is the number of floats that all layers together may
+/// cache of a frame; it is never exceeded. Ranks are positive multiples of `multiple` (which suits vector registers),
+/// and at most the number of singular values. Channels that would hold no energy are not allocated. Allocates memory.
+/// Throws `Error` unless such ranks exist and the values are finite and at least 0.
+inline std::vector<Index> allocate_ranks(std::span<const std::vector<double>> spectra, Index budget, Index multiple,
+                                         RankAllocation how, std::span<const double> weights = {}) {
+  const auto layers = static_cast<Index>(spectra.size());
+  require(layers > 0, "allocate_ranks: no layers given");
+  require(multiple > 0, "allocate_ranks: ranks that are multiples of ", multiple, " given, positive numbers expected");
+  require(budget / multiple >= layers, "allocate_ranks: a budget of ", budget, " floats a frame given for ", layers,
+          " layers, at least ", multiple, " each expected");
+  require(how == RankAllocation::fisher ? weights.size() == spectra.size() : weights.empty(),
+          "allocate_ranks: ", to_name(how), " with ", weights.size(), " weights given for ", spectra.size(), " layers");
+  for (const double weight : weights)
+    require(weight >= 0 && weight < 1e300, "allocate_ranks: a weight of ", weight,
+            " given, a finite one of at least 0 expected");
+
+  // Energy of each block of `multiple` singular values.
+  std::vector<std::vector<double>> blocks(spectra.size());
+  std::vector<double> energies(spectra.size()), tails(spectra.size());
+  for (std::size_t l = 0; l < spectra.size(); ++l) {
+    const std::vector<double>& s = spectra[l];
+    const auto size = static_cast<Index>(s.size());
+    const double weight = weights.empty() ? 1 : weights[l];
+    require(size >= multiple, "allocate_ranks: layer ", l, " has ", size, " singular values, at least ", multiple,
+            " expected");
+    for (Index i = 0; i < size; ++i) {
+      const double value = s[static_cast<std::size_t>(i)];
+      require(value >= 0 && value * value < 1e300, "allocate_ranks: singular value ", i, " of layer ", l, " is ", value,
+              ", a finite one of at least 0 expected");
+      if (i % multiple == 0 && i + multiple <= size) blocks[l].push_back(0);
+      if (i / multiple < static_cast<Index>(blocks[l].size())) blocks[l].back() += weight * value * value;
+      energies[l] += weight * value * value;
+    }
+    tails[l] = energies[l] - blocks[l][0];
+  }
+
+  std::vector<std::size_t> given(spectra.size(), 1);
+  if (how == RankAllocation::uniform) {
+    for (std::size_t l = 0; l < spectra.size(); ++l)
+      given[l] = std::min(blocks[l].size(), static_cast<std::size_t>(budget / multiple / layers));
+  } else {
+    // One block after the other to whom it helps most. Since the blocks of a layer fall, no other choice loses less.
+    for (Index left = budget / multiple - layers; left > 0; --left) {
+      std::size_t best = 0;
+      double most = 0;
+      for (std::size_t l = 0; l < spectra.size(); ++l) {
+        if (given[l] == blocks[l].size() || blocks[l][given[l]] <= 0) continue;
+        const double gain = how == RankAllocation::energy ? tails[l] / energies[l] : blocks[l][given[l]];
+        if (gain > most) {
+          most = gain;
+          best = l;
+        }
+      }
+      if (most == 0) break;
+      tails[best] -= blocks[best][given[best]++];
+    }
+  }
+  std::vector<Index> ranks;
+  for (const std::size_t count : given) ranks.push_back(static_cast<Index>(count) * multiple);
+  return ranks;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Decorates a context: it also keeps the input of chosen linear layers, as host matrices. `Recorder<Cpu<float>> cpu;`
+///
+///     cpu.record(layer.weight);
+///     model(cpu, features, sequences);
+///     const Matrix<float>& rows = cpu.input_of(layer.weight);
+template <class Context>
+class Recorder : public Context {
+ public:
+  using typename Context::Tensor;
+  using T = typename Context::Scalar;  ///< the type of an element
+  using Context::Context;
+
+  /// Makes the context keep, from now on, the last rows that are multiplied by this weight.
+  void record(const Parameter<T>& weight) {
+    if (find(weight) == inputs_.end()) inputs_.emplace_back(&weight, Matrix<T>());
+  }
+  /// Returns the last rows (rows, in) that were multiplied by this weight; an empty matrix before the first. Throws
+  /// `Error` for a weight that is not recorded.
+  Matrix<T>& input_of(const Parameter<T>& weight) {
+    const auto found = find(weight);
+    require(found != inputs_.end(), "recorder: a weight (", weight.rows(), ", ", weight.cols(),
+            ") given that is not recorded");
+    return found->second;
+  }
+
+  Tensor linear(const Tensor& x, const Parameter<T>& weight, const Parameter<T>* bias,
+                std::optional<Activation> activation = {}) {
+    if (const auto found = find(weight); found != inputs_.end()) found->second = this->output(x);
+    return Context::linear(x, weight, bias, activation);
+  }
+
+ private:
+  using Inputs = std::vector<std::pair<const Parameter<T>*, Matrix<T>>>;
+  typename Inputs::iterator find(const Parameter<T>& weight) {
+    return std::find_if(inputs_.begin(), inputs_.end(), [&](const auto& one) { return one.first == &weight; });
+  }
+
+  Inputs inputs_;
+};
+
+/// Shows a model or a layer whose values are on the host in a form that a context can run: itself, or a prepared copy.
+/// The original must live as long.
+template <class Context, class Model>
+class Runnable {
+ public:
+  /// Keeps a reference to the model, and makes a copy unless the context computes on the host.
+  Runnable(Context& context, const Model& model) : model_(&model) {
+    if constexpr (!Context::computes_on_host) {
+      copy_ = std::make_unique<Model>(model);
+      context.prepare(*copy_);
+      model_ = copy_.get();
+    }
+  }
+  /// Returns the model or layer to run.
+  const Model& operator*() const { return *model_; }
+
+ private:
+  const Model* model_;
+  std::unique_ptr<Model> copy_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <Eigen/Eigenvalues>
+#include <Eigen/QR>
+
+// Dense linear algebra of conversions: whole matrices of double in, whole matrices out. Eigen's expressions of products
+// and solvers take long to compile, so each of its kernels is instantiated in one function here and nowhere else. All
+// are templates, although `T` is always double, so that only programs that convert compile them.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Returns the same values as double.
+template <class T>
+Matrix<double> to_double(const Matrix<T>& values) {
+  Matrix<double> out(values.rows(), values.cols());
+  std::copy_n(values.data(), values.size(), out.data());
+  return out;
+}
+/// Overwrites `values` by what is wanted, rounded to its type.
+template <class T>
+void round_to(Matrix<T>& values, const Matrix<double>& wanted) {
+  values.resize(wanted.rows(), wanted.cols());
+  std::transform(wanted.data(), wanted.data() + wanted.size(), values.data(),
+                 [](double x) { return static_cast<T>(x); });
+}
+
+/// Returns `count` rows of a matrix from row `begin` on.
+template <class T>
+Matrix<T> rows_of(const Matrix<T>& matrix, Index begin, Index count) {
+  Matrix<T> out(count, matrix.cols());
+  std::copy_n(matrix.data() + begin * matrix.cols(), out.size(), out.data());
+  return out;
+}
+/// Overwrites rows of a matrix from row `begin` on by all rows of `values`.
+template <class T>
+void set_rows(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
+  std::copy_n(values.data(), values.size(), matrix.data() + begin * matrix.cols());
+}
+/// Returns `count` columns of a matrix from column `begin` on.
+template <class T>
+Matrix<T> columns_of(const Matrix<T>& matrix, Index begin, Index count) {
+  Matrix<T> out(matrix.rows(), count);
+  for (Index r = 0; r < matrix.rows(); ++r)
+    std::copy_n(matrix.data() + r * matrix.cols() + begin, count, out.data() + r * count);
+  return out;
+}
+/// Overwrites columns of a matrix from column `begin` on by all columns of `values`.
+template <class T>
+void set_columns(Matrix<T>& matrix, Index begin, const Matrix<T>& values) {
+  for (Index r = 0; r < matrix.rows(); ++r)
+    std::copy_n(values.data() + r * values.cols(), values.cols(), matrix.data() + r * matrix.cols() + begin);
+}
+/// Returns the rows of both matrices, those of `first` above.
+template <class T>
+Matrix<T> above(const Matrix<T>& first, const Matrix<T>& second) {
+  Matrix<T> out(first.rows() + second.rows(), first.cols());
+  set_rows(out, 0, first);
+  set_rows(out, first.rows(), second);
+  return out;
+}
+template <class T>
+Matrix<T> transposed(const Matrix<T>& matrix) {
+  Matrix<T> out(matrix.cols(), matrix.rows());
+  for (Index r = 0; r < matrix.rows(); ++r)
+    for (Index c = 0; c < matrix.cols(); ++c) out.data()[c * matrix.rows() + r] = matrix.data()[r * matrix.cols() + c];
+  return out;
+}
+/// Returns factor * matrix.
+template <class T>
+Matrix<T> scaled(T factor, Matrix<T> matrix) {
+  std::for_each_n(matrix.data(), matrix.size(), [=](T& x) { x *= factor; });
+  return matrix;
+}
+/// Returns a matrix whose column i is multiplied by factor i.
+template <class T>
+Matrix<T> scaled_columns(Matrix<T> matrix, const Matrix<T>& factors) {
+  for (Index r = 0; r < matrix.rows(); ++r)
+    for (Index c = 0; c < matrix.cols(); ++c) matrix.data()[r * matrix.cols() + c] *= factors.data()[c];
+  return matrix;
+}
+
+/// Adds factor * a * b to `sum`, which must not be a or b.
+template <std::same_as<double> T>
+void add_product(Matrix<T>& sum, double factor, const Matrix<T>& a, const Matrix<T>& b) {
+  sum.noalias() += (factor * a) * b;
+}
+/// Returns a * b.
+template <std::same_as<double> T>
+Matrix<T> product(const Matrix<T>& a, const Matrix<T>& b) {
+  Matrix<T> out(a.rows(), b.cols());
+  out.setZero();
+  add_product(out, 1, a, b);
+  return out;
+}
+/// Returns (a * b)^T as Eigen computes a * b for a matrix stored by columns. The order of its sums is another than that
+/// of `product`, so the last bits differ.
+template <std::same_as<double> T>
+Matrix<T> transposed_product(const Matrix<T>& a, const Matrix<T>& b) {
+  if (a.rows() == 1 || b.cols() == 1) return transposed(product(a, b));
+  return product(transposed(b), transposed(a));
+}
+/// Returns a * b, summed in the order of `transposed_product`.
+template <std::same_as<double> T>
+Matrix<T> product_by_columns(const Matrix<T>& a, const Matrix<T>& b) {
+  return transposed(transposed_product(a, b));
+}
+/// Returns matrix^T * matrix.
+template <std::same_as<double> T>
+Matrix<T> gram(const Matrix<T>& matrix) {
+  return product(transposed(matrix), matrix);
+}
+template <std::same_as<double> T>
+Matrix<T> gram_by_columns(const Matrix<T>& matrix) {
+  return product_by_columns(transposed(matrix), matrix);
+}
+/// Returns a - b * c.
+template <std::same_as<double> T>
+Matrix<T> difference(Matrix<T> a, const Matrix<T>& b, const Matrix<T>& c) {
+  add_product(a, -1, b, c);
+  return a;
+}
+
+/// Shows the transpose of a matrix, as one that is stored by columns.
+template <class T>
+auto by_columns(const Matrix<T>& transpose) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  return Eigen::Map<const Columns>(transpose.data(), transpose.cols(), transpose.rows());
+}
+
+/// Returns tr(W G W^T): the mean square of x W^T, summed over its channels, for inputs x of second moment G. An empty G
+/// means white inputs.
+template <std::same_as<double> T>
+T output_energy(const Matrix<T>& weight, const Matrix<T>& second_moment) {
+  if (second_moment.size() == 0) return weight.squaredNorm();
+  const Matrix<T> seen = transposed_product(weight, second_moment);
+  return std::max(by_columns(seen).cwiseProduct(weight).sum(), T{0});  // rounding could make it less
+}
+
+/// Eigenvalues of a symmetric matrix, rising, and its eigenvectors in columns.
+template <class T>
+struct SymmetricEigen {
+  std::vector<T> values;
+  Matrix<T> vectors;
+};
+template <std::same_as<double> T>
+SymmetricEigen<T> eigenvectors(const Matrix<T>& symmetric) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  const Eigen::SelfAdjointEigenSolver<Columns> eigen(symmetric);
+  require(eigen.info() == Eigen::Success, "factorize: the eigenvalues of the (", symmetric.rows(), ", ",
+          symmetric.cols(), ") Gram matrix did not converge");
+  const auto& values = eigen.eigenvalues();
+  return {{values.data(), values.data() + values.size()}, eigen.eigenvectors()};
+}
+/// Returns the eigenvectors of a symmetric matrix in columns, those of the largest eigenvalues first.
+template <std::same_as<double> T>
+Matrix<T> principal_directions(const Matrix<T>& symmetric) {
+  Matrix<T> out = eigenvectors(symmetric).vectors;
+  for (Index r = 0; r < out.rows(); ++r) std::reverse(out.data() + r * out.cols(), out.data() + (r + 1) * out.cols());
+  return out;
+}
+
+/// Returns the square root of a symmetric matrix of positive eigenvalues, and the inverse of that root.
+template <std::same_as<double> T>
+std::pair<Matrix<T>, Matrix<T>> square_roots(const Matrix<T>& symmetric) {
+  const SymmetricEigen<T> eigen = eigenvectors(symmetric);
+  const Index size = symmetric.rows();
+  Matrix<T> lengths(1, size), inverses(1, size);
+  for (Index i = 0; i < size; ++i) {
+    lengths(0, i) = std::sqrt(eigen.values[static_cast<std::size_t>(i)]);
+    inverses(0, i) = std::sqrt(1 / eigen.values[static_cast<std::size_t>(i)]);
+  }
+  const auto combined = [&](const Matrix<T>& factors) {
+    return product_by_columns(scaled_columns(eigen.vectors, factors), transposed(eigen.vectors));
+  };
+  return {combined(lengths), combined(inverses)};
+}
+
+/// Returns as many orthonormal columns, which span at least what these columns span.
+template <std::same_as<double> T>
+Matrix<T> orthonormal(const Matrix<T>& columns) {
+  using Columns = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+  return Eigen::HouseholderQR<Columns>(columns).householderQ() * Columns::Identity(columns.rows(), columns.cols());
+}
+
+/// Returns the square of the length of column i.
+template <std::same_as<double> T>
+T column_energy(const Matrix<T>& matrix, Index i) {
+  return matrix.col(i).squaredNorm();
+}
+/// Appends the lengths of all columns.
+template <std::same_as<double> T>
+void append_column_lengths(std::vector<T>& out, const Matrix<T>& matrix) {
+  for (Index i = 0; i < matrix.cols(); ++i) out.push_back(std::sqrt(column_energy(matrix, i)));
+}
+/// Multiplies column i by a factor.
+template <class T>
+void scale_column(Matrix<T>& matrix, Index i, T factor) {
+  for (Index r = 0; r < matrix.rows(); ++r) matrix.data()[r * matrix.cols() + i] *= factor;
+}
+
+LACONIC_COMPILE_DOUBLE(add_product);
+LACONIC_COMPILE_DOUBLE(product);
+LACONIC_COMPILE_DOUBLE(transposed_product);
+LACONIC_COMPILE_DOUBLE(output_energy);
+LACONIC_COMPILE_DOUBLE(eigenvectors);
+LACONIC_COMPILE_DOUBLE(principal_directions);
+LACONIC_COMPILE_DOUBLE(square_roots);
+LACONIC_COMPILE_DOUBLE(orthonormal);
+LACONIC_COMPILE_DOUBLE(column_energy);
+LACONIC_COMPILE_DOUBLE(append_column_lengths);
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Says where the singular values S of W = U S V^T go. The product is the same, but the scale of the latent is not, on
+/// which a norm, storage in 8 bits and the learning rate of fine-tuning depend. By default the latent has the scale of
+/// its input, and channels of singular value 0 (as of repeated heads) can still learn, because their down-projection is
+/// not 0.
+enum class SingularValues {
+  up,    ///< into the up-projections
+  down,  ///< into the down-projection
+  both   ///< square roots into each
+};
+constexpr auto enum_names(SingularValues) {
+  using enum SingularValues;
+  return std::to_array<EnumName<SingularValues>>({{up, "up"}, {down, "down"}, {both, "both"}});
+}
+
+/// Holds a factorization of keys and values through one latent: K = x (k_up down)^T, V = x (v_up down)^T.
+struct JointFactors {
+  Matrix<double> down;                  ///< down-projection, (rank, d_model), orthonormal rows
+  Matrix<double> k_up,                  ///< up-projection of keys, (key channels, rank), scaled by singular values
+      v_up;                             ///< up-projection of values, (value channels, rank), scaled alike
+  std::vector<double> singular_values;  ///< falling, also those beyond the rank; JointSvd: all d_model of [W_K; W_V]
+  double discarded = 0;                 ///< |W - up down|^2: the sum of squared singular values beyond the rank
+  double predicted_error = 0;           ///< |W - up down| / |W| (Frobenius): the error of K and V for white inputs
+};
+
+// Functions that all methods share. They are templates, so that only programs that convert compile them.
+namespace detail {
+
+/// Returns keys above values, (key and value channels, d_model). Throws `Error` for a rank out of range and for weights
+/// that are not finite.
+template <std::same_as<double> T>
+Matrix<T> stacked(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
+  const Index d_model = k.cols();
+  require(v.cols() == d_model, "factorize: keys of ", d_model, " and values of ", v.cols(),
+          " inputs given, equal numbers expected");
+  require(rank > 0 && rank <= d_model, "factorize: rank ", rank, " given, expected 1 .. d_model = ", d_model);
+  Matrix<T> out = above(k, v);
+  require(out.allFinite(), "factorize: the key or value weights hold numbers that are not finite");
+  return out;
+}
+
+/// Returns the singular value decomposition of up * down, keys above values in `up`. Nothing of the product is lost.
+template <std::same_as<double> T>
+JointFactors product_svd(const Matrix<T>& up, const Matrix<T>& down, Index k_rows) {
+  const Matrix<T> rows = orthonormal(transposed(down)), core = product(up, product_by_columns(down, rows));
+  const Matrix<T> turn = principal_directions(gram(core)), turned = product(core, turn);
+  JointFactors out;
+  out.down = transposed_product(rows, turn);
+  out.k_up = rows_of(turned, 0, k_rows);
+  out.v_up = rows_of(turned, k_rows, up.rows() - k_rows);
+  return out;
+}
+
+/// Sets the error of a factorization of k and v for inputs of these second moments (empty: white). It is computed from
+/// the factors, whatever method made them.
+template <std::same_as<double> T>
+void measure(JointFactors& factors, const Matrix<T>& k, const Matrix<T>& v, const Matrix<T>& key_input,
+             const Matrix<T>& value_input) {
+  const Matrix<T> of_keys = difference(k, factors.k_up, factors.down),
+                  of_values = difference(v, factors.v_up, factors.down);
+  factors.discarded = output_energy(of_keys, key_input) + output_energy(of_values, value_input);
+  const double all = output_energy(k, key_input) + output_energy(v, value_input);
+  factors.predicted_error = factors.discarded > 0 ? std::sqrt(factors.discarded / all) : 0;
+}
+
+/// Moves the singular values, which are the lengths of the columns of `up`, to where they are wanted.
+template <std::same_as<double> T>
+void place(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up, SingularValues where) {
+  if (where == SingularValues::up) return;
+  std::vector<T> lengths;
+  for (Index i = 0; i < down.rows(); ++i) lengths.push_back(std::sqrt(column_energy(k_up, i) + column_energy(v_up, i)));
+  const T least = 1e-12 * *std::max_element(lengths.begin(), lengths.end());
+  for (Index i = 0; i < down.rows(); ++i) {
+    const T length = lengths[static_cast<std::size_t>(i)],
+            moved = where == SingularValues::both ? std::sqrt(length) : length;
+    if (length <= least) continue;  // holds nothing; as it is, it can learn
+    for (Index c = 0; c < down.cols(); ++c) down(i, c) *= moved;
+    for (Matrix<T>* up : {&k_up, &v_up})
+      for (Index r = 0; r < up->rows(); ++r) (*up)(r, i) /= moved;
+  }
+}
+
+/// Mixes the channels of a latent by Hadamard matrices (entries +-1/sqrt(n)), each over as many channels as the largest
+/// power of 2 that divides their number: down' = H down, up' = up H^T. The function is the same, and what is cached has
+/// no few strong channels (as QuaRot does before quantising, Ashkboos et al. 2024).
+template <std::same_as<double> T>
+void mix_channels(Matrix<T>& down, Matrix<T>& k_up, Matrix<T>& v_up) {
+  const Index rank = down.rows(), block = rank & -rank;
+  const auto mix = [](T& one, T& other) {
+    const T sum = (one + other) / std::sqrt(T{2}), difference = (one - other) / std::sqrt(T{2});
+    one = sum;
+    other = difference;
+  };
+  for (Index step = 1; step < block; step *= 2)
+    for (Index i = 0; i < rank; ++i)
+      if ((i & step) == 0) {
+        for (Index c = 0; c < down.cols(); ++c) mix(down(i, c), down(i + step, c));
+        for (Matrix<T>* up : {&k_up, &v_up})
+          for (Index r = 0; r < up->rows(); ++r) mix((*up)(r, i), (*up)(r, i + step));
+      }
+}
+
+}  // namespace detail
+
+/// Computes the truncated singular value decomposition W = U S V^T of the stacked key and value weights: the best
+/// latent of its size for inputs whose channels are uncorrelated and equally strong (Eckart and Young 1936). It needs
+/// no calibration.
+struct JointSvd {
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model. Allocates.
+  /// Throws `Error` for other ranks and for weights that are not finite.
+  template <std::same_as<double> T>
+  static JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) {
+    const Matrix<T> stacked = detail::stacked(k, v, rank);
+    const Index d_model = k.cols();
+    // V from W^T W, which compiles four times as fast as Eigen's SVD and runs as fast. Nothing is lost by the square:
+    // V is orthogonal to rounding, and U S is W V, so that all of W comes back at full rank.
+    const Matrix<T> basis = detail::principal_directions(detail::gram(stacked));
+    const Matrix<T> up = detail::product(stacked, basis), kept = detail::columns_of(up, 0, rank);
+
+    JointFactors out;
+    out.down = detail::transposed(detail::columns_of(basis, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
+    out.discarded = up.rightCols(d_model - rank).squaredNorm();
+    if (out.discarded > 0) out.predicted_error = std::sqrt(out.discarded / stacked.squaredNorm());
+    return out;
+  }
+};
+
+/// Computes the decomposition of JointSvd from a few products with random vectors (Halko, Martinsson and Tropp 2011,
+/// algorithms 4.4 and 5.1). It works with rank + oversampling columns instead of d_model, and pays where the rank is
+/// far below d_model. The error is within 1% of the optimum, even if singular values hardly fall, as those of random
+/// matrices (docs/conversion.md). Equal seeds give equal factors.
+struct RandomizedSvd {
+  Index oversampling = 10;     ///< columns of the sketch beyond the rank; an eighth of the rank if that is more
+  Index power_iterations = 4;  ///< power iterations, each of which damps small singular values against large ones
+  Seed seed{};                 ///< seed of the random vectors
+
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model.
+  /// `singular_values` are those of the sketch, and the error is that of the factors, not an estimate. Allocates.
+  /// Throws `Error` for other ranks, weights that are not finite, and negative settings.
+  template <std::same_as<double> T>
+  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank) const {
+    require(oversampling >= 0 && power_iterations >= 0, "factorize: oversampling ", oversampling, " and ",
+            power_iterations, " power iterations given, at least 0 expected of both");
+    const Matrix<T> stacked = detail::stacked(k, v, rank);
+    const Index more = std::max(oversampling, rank / 8);
+    if (more >= std::min(stacked.rows(), stacked.cols()) - rank)
+      return JointSvd::factorize(k, v, rank);  // nothing to save
+
+    const Random random(seed, "RandomizedSvd");
+    Matrix<T> noise(stacked.rows(), rank + more);
+    for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = random.normal(static_cast<std::uint64_t>(i));
+    // Orthonormal again after each half step: else all columns turn to the first singular vector, and rounding takes
+    // the rest.
+    const Matrix<T> columns = detail::transposed(stacked);
+    Matrix<T> rows = detail::orthonormal(detail::product(columns, noise));
+    for (Index i = 0; i < power_iterations; ++i)
+      rows = detail::orthonormal(detail::product(columns, detail::orthonormal(detail::product(stacked, rows))));
+
+    const Matrix<T> core = detail::product(stacked, rows), turn = detail::principal_directions(detail::gram(core)),
+                    up = detail::product(core, turn), kept = detail::columns_of(up, 0, rank);
+    JointFactors out;
+    out.down = detail::transposed_product(rows, detail::columns_of(turn, 0, rank));
+    out.k_up = detail::rows_of(kept, 0, k.rows());
+    out.v_up = detail::rows_of(kept, k.rows(), v.rows());
+    detail::append_column_lengths(out.singular_values, up);
+    detail::measure(out, k, v, {}, {});
+    return out;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the statistics of one layer on calibration speech. All matrices are empty without calibration; the metrics are
+/// also empty unless the method is score-aware.
+struct LayerStatistics {
+  Matrix<double> key_input,   ///< mean of x^T x over the rows x that keys are computed from, (d_model, d_model)
+      value_input;            ///< mean of x^T x over the rows x that values are computed from, (d_model, d_model)
+  Matrix<double> key_metric,  ///< weights of the errors of each head's keys, (heads * head_dim, head_dim)
+      value_metric;           ///< weights of the errors of each head's values, (heads * head_dim, head_dim)
+};
+
+/// Holds speech to calibrate on.
+template <class T>
+struct Calibration {
+  Matrix<T> features;   ///< packed rows, (rows, num_mels)
+  Sequences sequences;  ///< the utterances of the rows
+};
+
+/// Holds a text to calibrate a language model on.
+struct CalibrationTokens {
+  std::vector<int> ids;  ///< packed tokens, one a row
+  Sequences sequences;   ///< the sequences of the rows, each at most as long as the model sees at a time
+};
+
+namespace detail {
+
+/// Weighs the errors of heads: errors e count as e M e^T with each head's metric M. With L = M^(1/2), they are
+/// errors of L W. A metric of one head serves all heads; without any, all errors count alike.
+template <std::same_as<double> T>
+class HeadWeights {
+ public:
+  explicit HeadWeights(const Matrix<T>& metric) {
+    if (metric.size() == 0) return;
+    const Index dim = metric.cols(), heads = metric.rows() / dim;
+    T trace = 0;
+    for (Index i = 0; i < metric.rows(); ++i) trace += metric(i, i % dim);
+    // Directions that no query of the calibration looked in may be asked for later, so they weigh a little. That also
+    // keeps L far from singular.
+    const T least = trace > 0 ? 1e-6 * trace / static_cast<T>(metric.rows()) : 1;
+    root_ = inverse_ = Matrix<T>(metric.rows(), dim);
+    for (Index h = 0; h < heads; ++h) {
+      const SymmetricEigen<T> eigen = eigenvectors(rows_of(metric, h * dim, dim));
+      const Matrix<T> rows = transposed(eigen.vectors);
+      Matrix<T> values(1, dim), inverses(1, dim);
+      for (Index i = 0; i < dim; ++i) {
+        values(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], T{0}) + least);
+        inverses(0, i) = 1 / values(0, i);
+      }
+      set_rows(root_, h * dim, product_by_columns(scaled_columns(eigen.vectors, values), rows));
+      set_rows(inverse_, h * dim, product_by_columns(scaled_columns(eigen.vectors, inverses), rows));
+    }
+  }
+
+  Matrix<T> apply(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(root_, rows); }
+  Matrix<T> undo(const Matrix<T>& rows) const { return root_.size() == 0 ? rows : blockwise(inverse_, rows); }
+  /// Scales the weights so that these rows have energy 1 for inputs of this second moment.
+  void normalise(const Matrix<T>& rows, const Matrix<T>& second_moment) {
+    if (root_.size() == 0) return;
+    const T energy = output_energy(apply(rows), second_moment);
+    if (!(energy > 0)) return;
+    const T length = std::sqrt(energy);
+    std::for_each_n(root_.data(), root_.size(), [=](T& x) { x /= length; });
+    inverse_ = scaled(length, std::move(inverse_));
+  }
+
+ private:
+  static Matrix<T> blockwise(const Matrix<T>& blocks, const Matrix<T>& rows) {
+    const Index dim = blocks.cols();
+    Matrix<T> out(rows.rows(), rows.cols());
+    for (Index at = 0; at < rows.rows(); at += dim)
+      set_rows(out, at, product_by_columns(rows_of(blocks, at % blocks.rows(), dim), rows_of(rows, at, dim)));
+    return out;
+  }
+
+  Matrix<T> root_, inverse_;
+};
+
+}  // namespace detail
+
+/// Finds the best latent of its size for the inputs that a layer has in calibration speech, or, with
+/// CalibrationTokens, in a text: principal components of the outputs Y = x W^T (as TransMLA does, Meng et al. 2025).
+/// The optimum is that of whitening the inputs (SVD-LLM, Palu), but nothing is inverted, so fewer frames than d_model
+/// suffice: in directions without input the strongest weights are kept if the rank leaves room. With `score_aware`,
+/// errors count by their effect. Errors of keys count in the scores, by the energy of the queries that meet them: M =
+/// mean of (q + u)^T (q + u) for each head. Errors of values count after the output projection: M = W_O^T W_O. The two
+/// have different units, so each is divided by its total energy.
+///
+///     ActivationPca<float> method{.calibration = {features, sequences}, .score_aware = true};
+///     auto [small, report] = convert<Small>(model, method, numbers, other_features, other_sequences);
+///
+///     auto gpt = convert<Small>(model, ActivationPca<float, CalibrationTokens>{{ids, {1024, 1024}}}).model;
+template <class Scalar = float, class Input = Calibration<Scalar>>
+struct ActivationPca {
+  Input calibration;         ///< speech or text of the domain in which the model will be used
+  bool score_aware = false;  ///< weigh errors by their effect on scores and output
+
+  /// Factorizes k (key channels, d_model) and v (value channels, d_model) at a rank from 1 to d_model, for inputs of
+  /// these statistics. `singular_values` of the result are the roots of the mean squares of all d_model principal
+  /// components of the outputs, weighted if `score_aware`. `discarded` and `predicted_error` are those of keys and
+  /// values for such inputs, not weighted. Without statistics it calls JointSvd. Allocates. Throws `Error` for other
+  /// ranks, weights that are not finite, and statistics of another width.
+  template <std::same_as<double> T>
+  JointFactors factorize(const Matrix<T>& k, const Matrix<T>& v, Index rank, const LayerStatistics& statistics) const {
+    const Matrix<T>& input = v.rows() > 0 ? statistics.value_input : statistics.key_input;
+    if (input.size() == 0) return JointSvd::factorize(k, v, rank);
+    require(input.rows() == k.cols(), "factorize: statistics of ", input.rows(), " inputs given, ", k.cols(),
+            " expected");
+    detail::HeadWeights<T> of_keys(statistics.key_metric), of_values(statistics.value_metric);
+    of_keys.normalise(k, input);
+    of_values.normalise(v, input);
+    const Matrix<T> weighted = detail::stacked(of_keys.apply(k), of_values.apply(v), rank);
+
+    // The outputs fill d_model dimensions at most: their components are found in coordinates of these, which is fewer
+    // than there are outputs, and d_model components then hold all of W whatever the inputs were.
+    const Index d_model = k.cols(), outputs = weighted.rows();
+    Matrix<T> axes = Matrix<T>::Identity(outputs, d_model), coordinates = Matrix<T>::Zero(d_model, d_model);
+    if (outputs > d_model) {
+      axes = detail::orthonormal(weighted);
+      coordinates = detail::product_by_columns(detail::transposed(axes), weighted);
+    } else {
+      detail::set_rows(coordinates, 0, weighted);
+    }
+    const Matrix<T> rows = detail::transposed(coordinates),
+                    moment = detail::product(detail::product_by_columns(coordinates, input), rows);
+    // In directions without any energy the weights decide, with too little weight to be seen elsewhere.
+    Matrix<T> little = Matrix<T>::Zero(d_model, d_model);
+    detail::add_product(little, 1e-10 * input.trace() / static_cast<T>(d_model), coordinates, rows);
+    const Matrix<T> directions = detail::principal_directions<T>(moment + little),
+                    kept = detail::columns_of(directions, 0, rank);
+
+    // With components P of L W x, down = P^T L W and up = L^-1 P. Where the latent's components have any energy, this
+    // is also the up that fits the unweighted outputs best: both are the only solution of L up = P.
+    const Matrix<T> components = detail::product(axes, kept),
+                    down = detail::product(detail::transposed(kept), coordinates);
+    const Matrix<T> up = detail::above(of_keys.undo(detail::rows_of(components, 0, k.rows())),
+                                       of_values.undo(detail::rows_of(components, k.rows(), v.rows())));
+    JointFactors out = detail::product_svd(up, down, k.rows());
+    const Matrix<T> energies = detail::transposed_product(moment, directions),
+                    squares = detail::by_columns(energies).cwiseProduct(directions).colwise().sum();
+    for (Index i = 0; i < d_model; ++i) out.singular_values.push_back(std::sqrt(std::max(squares(0, i), T{0})));
+    detail::measure(out, k, v, input, input);
+    return out;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Calls f(layer) with the layer that an AnyAttentionLayer holds, or with the layer itself.
+template <class Layer, class F>
+decltype(auto) with_layer(Layer& layer, F&& f) {
+  if constexpr (requires { layer.layer; })
+    return std::visit(std::forward<F>(f), layer.layer);
+  else
+    return f(layer);
+}
+
+/// Returns the configuration with the ranks of these numbers.
+template <class Config, class Numbers>
+Config with_ranks(Config config, const Numbers& numbers) {
+  config.kv_lora_rank = numbers.kv_lora_rank;
+  config.v_lora_rank = numbers.v_lora_rank;
+  if constexpr (requires { config.kv_lora_ranks; }) {
+    config.kv_lora_ranks = numbers.kv_lora_ranks;
+    config.v_lora_ranks = numbers.v_lora_ranks;
+  } else {
+    require(numbers.kv_lora_ranks.size() == 0 && numbers.v_lora_ranks.size() == 0,
+            "convert: ranks of each layer given for a model whose layers have equal ranks");
+  }
+  return config;
+}
+
+/// Copies parameters by name. Only keys and values, and a rotary part of queries, may be missing in the source or have
+/// another shape there; throws `Error` for any other.
+template <class Target, class Source>
+void copy_parameters(Target& target, const Source& source) {
+  require_on_host(source, "convert");
+  using P = Parameter<typename Source::Scalar>;
+  std::vector<std::pair<std::string, const P*>> from;
+  source.parameters([&](std::string_view name, const P& p) { from.emplace_back(name, &p); });
+  std::sort(from.begin(), from.end());
+  std::vector<const P*> converted;
+  Target::each_attention(target, [&](std::string_view, const auto& any) {
+    with_layer(any, [&](const auto& layer) {
+      layer.key_value.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+      if constexpr (requires { layer.query.linear_q_rope; })
+        layer.query.linear_q_rope.parameters([&](std::string_view, const P& p) { converted.push_back(&p); });
+    });
+  });
+  target.parameters([&](std::string_view name, P& p) {
+    const auto found = std::lower_bound(from.begin(), from.end(), name,
+                                        [](const auto& one, std::string_view wanted) { return one.first < wanted; });
+    if (found != from.end() && found->first == name && found->second->shape() == p.shape())
+      p.host() = found->second->host();
+    else
+      require(std::find(converted.begin(), converted.end(), &p) != converted.end(),
+              "convert: the source has no parameter ", name, " of the target's shape");
+  });
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Adds x^T x to `sum`, which is empty before the first rows.
+template <class T>
+void add_second_moment(Matrix<double>& sum, const Matrix<T>& x) {
+  if (sum.size() == 0) sum.setZero(x.cols(), x.cols());
+  const Matrix<double> rows = to_double(x);
+  add_product(sum, 1, transposed(rows), rows);
+}
+
+/// Returns what queries and keys of this layer are computed from: x, or x as its position turns it.
+template <class Context, class Policy, class T>
+Matrix<T> key_input(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x,
+                    const Sequences& sequences) {
+  if constexpr (Policy::Position::turns_input) {
+    Pass<typename Context::Tensor> pass{sequences, {}};
+    pass.table = layer.table(context, pass);
+    return context.output(context.rotate(context.input(x), pass.table, Policy::Position::pairs));
+  }
+  return x;
+}
+
+/// Adds what keys and values of this layer are computed from for its input x, and its queries if they are wanted.
+template <class Context, class Policy, class T>
+void observe(Context& context, const AttentionLayer<Policy, T>& layer, const Matrix<T>& x, const Sequences& sequences,
+             bool queries, LayerStatistics& sums) {
+  using Position = typename Policy::Position;
+  const Matrix<T> turned = key_input(context, layer, x, sequences);
+  add_second_moment(sums.value_input, x);
+  if (Position::turns_input) add_second_moment(sums.key_input, turned);
+  if (!queries) return;
+  auto q = layer.query(context, context.input(turned)).content;
+  if constexpr (Position::is_relative) q = context.add_row(q, layer.position.pos_bias_u);
+  const AttentionDims& d = layer.dims();
+  if (sums.key_metric.size() == 0) sums.key_metric.setZero(d.q_dim(), d.head_dim);
+  const Matrix<double> rows = to_double(context.output(q));
+  for (Index h = 0; h < d.num_heads; ++h) {
+    const Matrix<double> head = gram_by_columns(columns_of(rows, h * d.head_dim, d.head_dim));
+    for (Index i = 0; i < head.size(); ++i) sums.key_metric.data()[h * head.size() + i] += head.data()[i];
+  }
+}
+
+/// Adds the same for a layer that may hold any attention.
+template <class Context, class Layer, class T>
+void observe_attention(Context& context, const Layer& any, const Matrix<T>& x, const Sequences& sequences, bool queries,
+                       LayerStatistics& sums) {
+  with_layer(any, [&](const auto& layer) { observe(context, layer, x, sequences, queries, sums); });
+}
+
+/// Refers to speech that a model is run on.
+template <class T>
+struct SpeechInput {
+  const Matrix<T>& features;   ///< packed rows, (rows, num_mels)
+  const Sequences& sequences;  ///< the utterances of the rows
+};
+
+/// Returns the logits of a model for speech, which has `features`, or for tokens, which have `ids`.
+template <class Context, class Model, class Input>
+auto run_on(Context& context, const Model& model, const Input& input) {
+  if constexpr (requires { input.features; })
+    return model(context, input.features, input.sequences);
+  else
+    return Logits<typename Context::Tensor>{model(context, TokenRows{input.ids, input.sequences}), input.sequences};
+}
+/// Returns the input's rows: of features, or tokens.
+template <class Input>
+Index rows_of_input(const Input& input) {
+  if constexpr (requires { input.features; })
+    return input.features.rows();
+  else
+    return static_cast<Index>(input.ids.size());
+}
+/// Throws `Error`, in the name of `who`, if a model gave no rows for this input.
+template <class Input>
+void require_rows(const char* who, const Input& input, Index rows) {
+  constexpr bool is_speech = requires { input.features; };
+  require(rows > 0, who, ": ", rows_of_input(input), is_speech ? " rows of features" : " tokens", " given in ",
+          input.sequences.size(), " sequences, ",
+          is_speech ? "of which the subsampling leaves none" : "at least one expected");
+}
+
+/// Returns the statistics of each attention layer of this model on this speech or text. Runs the model sequence by
+/// sequence, so that it takes little memory. Throws `Error` if the model has no rows for it or a statistic is not
+/// finite.
+template <class Context, class Source, class Input>
+std::vector<LayerStatistics> calibrate(Recorder<Context>& recorder, const Source& source, const Input& input,
+                                       bool score_aware) {
+  using T = typename Source::Scalar;
+  constexpr bool is_speech = requires { input.features; };
+  require(rows_of_input(input) == input.sequences.rows(), "calibration: ", rows_of_input(input),
+          is_speech ? " rows of features" : " tokens", " given, their sequences have ", input.sequences.rows());
+  const Runnable run(recorder, source);
+  std::vector<LayerStatistics> out;
+  Source::each_attention(*run, [&](std::string_view, const auto& layer) {
+    out.emplace_back();
+    recorder.record(layer.input_weight());
+  });
+  Index frames = 0;
+  for (Index n = 0; n < input.sequences.size(); ++n) {
+    const Index begin = input.sequences.begin(n), length = input.sequences.length(n);
+    const Sequences one{length};
+    Sequences sequences;
+    if constexpr (requires { input.features; }) {
+      const Matrix<T> features = rows_of(input.features, begin, length);
+      sequences = run_on(recorder, *run, SpeechInput<T>{features, one}).sequences;
+    } else {
+      const auto ids = std::span(input.ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(length));
+      sequences = run_on(recorder, *run, TokenRows{ids, one}).sequences;
+    }
+    if (sequences.rows() == 0) continue;
+    frames += sequences.rows();
+    auto sums = out.begin();
+    Source::each_attention(*run, [&](std::string_view, const auto& any) {
+      const Matrix<T> x = std::move(recorder.input_of(any.input_weight()));
+      observe_attention(recorder, any, x, sequences, score_aware, *sums++);
+    });
+  }
+  require_rows("calibration", input, frames);
+
+  auto sums = out.begin();
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    LayerStatistics& s = *sums++;
+    if (s.key_input.size() == 0) s.key_input = s.value_input;
+    for (Matrix<double>* sum : {&s.key_input, &s.value_input, &s.key_metric})
+      std::for_each_n(sum->data(), sum->size(), [=](double& x) { x /= static_cast<double>(frames); });
+    require(s.key_input.allFinite() && s.key_metric.allFinite(), "calibration: ", name,
+            " has inputs or queries that are not finite");
+    if (!score_aware) return;
+    const Matrix<double> weight =
+        with_layer(any, [](const auto& layer) { return to_double(layer.linear_out.weight.host()); });
+    const Index dim = s.key_metric.cols();
+    s.value_metric.resize(weight.cols(), dim);
+    for (Index at = 0; at < weight.cols(); at += dim)
+      set_rows(s.value_metric, at, gram_by_columns(columns_of(weight, at, dim)));
+  });
+  return out;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Compares one attention layer before and after a conversion. Errors are relative, |new - old| / |old| (Frobenius),
+/// unless their note says otherwise.
+struct LayerReport {
+  std::string layer;           ///< name among the parameters: "layers.0.self_attn"
+  Index num_kv_heads = 0;      ///< key-value heads of the converted layer
+  Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
+      v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
+  double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
+  double key_value_error = 0;  ///< error of keys and values without their biases, measured by a forward pass
+  double output_error = 0;     ///< error of the layer's output, measured by a forward pass
+  double output_mse = 0;       ///< mean squared error of the output
+  double output_mae = 0;       ///< mean absolute error of the output
+  double output_cosine = 1;    ///< cosine of the angle between both outputs, each as one vector
+};
+
+/// Compares a converted model with its source.
+struct ConversionReport {
+  std::string input;                ///< "white noise" or "features": the input of the forward passes
+  std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
+  double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
+  double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
+  double output_error = 0;          ///< LayerReport::output_error over all layers
+  double output_mse = 0;            ///< LayerReport::output_mse over all layers
+  double output_mae = 0;            ///< LayerReport::output_mae over all layers
+  double output_cosine = 1;         ///< LayerReport::output_cosine over all layers
+  double logits_error = 0;          ///< relative error of the model's logits
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the settings of a conversion, and the sizes of the converted attention that its type leaves open (`dyn`). A
+/// size of 0 means "as the type says".
+struct ConversionConfig {
+  Index num_kv_heads = 0;  ///< key-value heads; 0 in an open type: one for each query head
+  Index kv_lora_rank = 0;  ///< rank of the latent, or of the keys' latent where values have their own
+  Index v_lora_rank = 0;   ///< rank of the values' latent; 0 in an open type: kv_lora_rank
+  AttentionName attention = AttentionName::by_type;  ///< the target's attention, where its type is AnyAttention
+  IndexList kv_lora_ranks{},  ///< one kv_lora_rank for each layer (`allocate_ranks`); empty: the same for all
+      v_lora_ranks{};         ///< one v_lora_rank for each layer; empty: the same for all
+  SingularValues singular_values = SingularValues::up;  ///< place of the singular values in the factors
+  /// Divides the errors of keys and of values in a joint latent by the energy of each (Meng et al. 2025). Without it,
+  /// the stronger of the two takes most of the latent.
+  bool balance = false;
+  /// Mixes the channels of a latent by a Hadamard matrix. SVD puts most of the energy into the first channels, which
+  /// wastes the range of 8 bits on the others. It is free, because it is folded into the weights. `mla-head` has none.
+  bool hadamard = false;
+};
+
+/// Holds a converted model and the report on it: `auto [small, report] = convert<Small>(model);`
+template <class Target>
+struct Conversion {
+  Target model;             ///< the converted model, its parameters on the host
+  ConversionReport report;  ///< predicted and measured errors
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+#include <functional>
+
+// Keys and values of an attention as linear functions of the layer's input: read off, and fitted.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+/// Holds keys and values as functions of the layer's input: weights (heads * head_dim, d_model), biases as one more
+/// column.
+struct KeyValueMap {
+  Matrix<double> k;  ///< keys
+  Matrix<double> v;  ///< values
+  /// Returns the weights of keys, without the biases.
+  Matrix<double> k_weight() const { return detail::columns_of(k, 0, k.cols() - 1); }
+  /// Returns the weights of values, without the biases.
+  Matrix<double> v_weight() const { return detail::columns_of(v, 0, v.cols() - 1); }
+  /// Returns the biases of values (rows, 1).
+  Matrix<double> v_bias() const { return detail::columns_of(v, v.cols() - 1, 1); }
+};
+
+/// Holds the method and the settings by which keys and values of one layer are fitted.
+struct Fitting {
+  /// Factorizes keys and values through one latent of this rank, by the method of the conversion.
+  std::function<JointFactors(const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                             const LayerStatistics& statistics)>
+      factorize;
+  SingularValues singular_values;  ///< the factor that the singular values go to
+  bool balance;                    ///< whether keys and values are scaled to weigh the same
+  bool hadamard;                   ///< whether the channels of the latent are mixed
+  LayerStatistics statistics;      ///< statistics of the layer on calibration speech; empty without any
+};
+
+/// Returns a linear layer as a matrix (out, in + 1), its bias (or zeros) as the last column. Allocates. Throws `Error`
+/// if its parameters are not on the host.
+template <class T>
+Matrix<double> weight_and_bias(const Linear<T>& linear) {
+  Matrix<double> out = Matrix<double>::Zero(linear.out(), linear.in() + 1);
+  detail::set_columns(out, 0, detail::to_double(linear.weight.host()));
+  for (Index i = 0; linear.has_bias() && i < linear.out(); ++i)
+    out(i, linear.in()) = static_cast<double>(linear.bias.host()(0, i));
+  return out;
+}
+/// Sets a linear layer to a matrix (out, in + 1), whose last column is the bias; a layer without bias ignores it.
+/// Throws `Error` if its parameters are not on the host.
+template <class T>
+void set_weight_and_bias(Linear<T>& linear, const Matrix<double>& values) {
+  detail::round_to(linear.weight.host(), detail::columns_of(values, 0, linear.in()));
+  if (linear.has_bias())
+    detail::round_to(linear.bias.host(), detail::transposed(detail::columns_of(values, linear.in(), 1)));
+}
+
+namespace detail {
+
+template <class T>
+void assign_weight(Linear<T>& linear, const Matrix<double>& weight) {
+  round_to(linear.weight.host(), weight);
+  if (linear.has_bias()) linear.bias.host().setZero();
+}
+/// Adds (out, 1) to the bias of a layer, if it has one.
+template <class T>
+void add_to_bias(Linear<T>& linear, const Matrix<double>& moved) {
+  for (Index i = 0; linear.has_bias() && i < moved.rows(); ++i) linear.bias.host()(0, i) += static_cast<T>(moved(i, 0));
+}
+
+/// Returns `second` after `first`, both with a bias as their last column. If `second` has a matrix for every block of
+/// rows of `first`, each follows its own block.
+template <std::same_as<double> T>
+Matrix<T> composed(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows() / blocks;
+  const Matrix<T> weight = columns_of(second, 0, in);
+  Matrix<T> both(second.rows(), first.cols());
+  for (Index b = 0; b < blocks; ++b)
+    set_rows(both, b * out, product_by_columns(rows_of(weight, b * out, out), rows_of(first, b * in, in)));
+  for (Index i = 0; i < both.rows(); ++i) both(i, first.cols() - 1) += second(i, in);
+  return both;
+}
+/// Returns `second` after every block of rows of `first`, both with a bias as their last column.
+template <std::same_as<double> T>
+Matrix<T> composed_each(const Matrix<T>& second, const Matrix<T>& first) {
+  const Index in = second.cols() - 1, blocks = first.rows() / in, out = second.rows();
+  Matrix<T> both(blocks * out, first.cols());
+  for (Index b = 0; b < blocks; ++b) set_rows(both, b * out, composed(second, rows_of(first, b * in, in)));
+  return both;
+}
+
+template <class Layer>
+KeyValueMap key_value_map(FullRank, const Layer& layer) {
+  return {weight_and_bias(layer.linear_k), weight_and_bias(layer.linear_v)};
+}
+template <class Layer>
+KeyValueMap key_value_map(InputLatent, const Layer& layer) {
+  return key_value_map(FullRank(), layer);
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(SharedLatent<R>, const Layer& layer) {
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_up), down), composed(weight_and_bias(layer.linear_v_up), down)};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(TwoStageLatent<R>, const Layer& layer) {
+  const Matrix<double> down = weight_and_bias(layer.linear_kv_down);
+  return {composed(weight_and_bias(layer.linear_k_b), composed(weight_and_bias(layer.linear_k_a), down)),
+          composed(weight_and_bias(layer.linear_v_b), composed(weight_and_bias(layer.linear_v_a), down))};
+}
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
+  return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
+          composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
+}
+template <Index R, class Layer>
+KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+  return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
+          composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
+}
+
+/// Returns the rows of every query head, copied from the key-value head that it reads.
+template <std::same_as<double> T>
+Matrix<T> repeat_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out(d.d_model, rows.cols());
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads;
+  for (Index h = 0; h < d.num_heads; ++h) set_rows(out, h * dim, rows_of(rows, h / group * dim, dim));
+  return out;
+}
+/// Returns the mean of the heads that will read one key-value head (Ainslie et al. 2023, section 2.1).
+template <std::same_as<double> T>
+Matrix<T> mean_heads(const Matrix<T>& rows, const AttentionDims& d) {
+  Matrix<T> out = Matrix<T>::Zero(d.kv_dim(), rows.cols());
+  const Index group = d.num_heads / d.num_kv_heads, numbers = d.head_dim * rows.cols();
+  for (Index h = 0; h < d.num_heads; ++h)
+    for (Index i = 0; i < numbers; ++i) out.data()[h / group * numbers + i] += rows.data()[h * numbers + i];
+  std::for_each_n(out.data(), out.size(), [=](T& x) { x /= static_cast<T>(group); });
+  return out;
+}
+inline KeyValueMap repeat_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {repeat_heads(map.k, d), repeat_heads(map.v, d)};
+}
+inline KeyValueMap mean_heads(const KeyValueMap& map, const AttentionDims& d) {
+  return {mean_heads(map.k, d), mean_heads(map.v, d)};
+}
+
+/// Factorizes keys and values through one latent, balanced, placed and mixed as the settings say.
+template <std::same_as<double> T>
+JointFactors joint(const Matrix<T>& k, const Matrix<T>& v, Index rank, const Fitting& how) {
+  const LayerStatistics& s = how.statistics;
+  const T of_k = output_energy(k, s.key_input), of_v = output_energy(v, s.value_input);
+  JointFactors out;
+  if (how.balance && of_k > 0 && of_v > 0) {
+    const T rho = std::sqrt(of_k / of_v);
+    Matrix<T> keys = k;
+    std::for_each_n(keys.data(), keys.size(), [=](T& x) { x /= rho; });
+    const JointFactors balanced = how.factorize(keys, v, rank, s);
+    out = product_svd(above(scaled(rho, balanced.k_up), balanced.v_up), balanced.down, k.rows());
+    measure(out, k, v, s.key_input, s.value_input);
+  } else {
+    out = how.factorize(k, v, rank, s);
+  }
+  place(out.down, out.k_up, out.v_up, how.singular_values);
+  if (how.hadamard) mix_channels(out.down, out.k_up, out.v_up);
+  return out;
+}
+
+/// Makes the layer's keys and values as near to `wanted` as its policy allows, and returns the squared error that is
+/// left.
+template <class Layer>
+double fit(FullRank, Layer& layer, const KeyValueMap& wanted, const Fitting&) {
+  set_weight_and_bias(layer.linear_k, wanted.k);
+  set_weight_and_bias(layer.linear_v, wanted.v);
+  return 0;
+}
+template <class Layer>
+double fit(InputLatent, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  return fit(FullRank(), layer, wanted, how);
+}
+template <Index R, class Layer>
+double fit(SharedLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_up, factors.k_up);
+  assign_weight(layer.linear_v_up, factors.v_up);
+  return factors.discarded;
+}
+template <Index R, class Layer>
+double fit(TwoStageLatent<R>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const JointFactors factors = joint(k, v, layer.linear_kv_down.out(), how);
+  const Index dim = layer.linear_k_b.in();
+  Matrix<double> identities = Matrix<double>::Zero(k.rows(), dim);
+  for (Index i = 0; i < k.rows(); ++i) identities(i, i % dim) = 1;
+  assign_weight(layer.linear_kv_down, factors.down);
+  assign_weight(layer.linear_k_a, factors.k_up);
+  assign_weight(layer.linear_k_b, identities);
+  assign_weight(layer.linear_v_a, factors.v_up);
+  assign_weight(layer.linear_v_b, identities);
+  return factors.discarded;
+}
+template <Index RK, Index RV, class Layer>
+double fit(SplitLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight(), nothing(0, k.cols());
+  const JointFactors keys = joint(k, nothing, layer.linear_k_down.out(), how);
+  const JointFactors values = joint(nothing, v, layer.linear_v_down.out(), how);
+  assign_weight(layer.linear_k_down, keys.down);
+  assign_weight(layer.linear_k_up, keys.k_up);
+  assign_weight(layer.linear_v_down, values.down);
+  assign_weight(layer.linear_v_up, values.v_up);
+  return keys.discarded + values.discarded;
+}
+
+/// Fits one expansion (head_dim, rank) for all heads and a latent of each head, and returns the squared error that is
+/// left. The left singular vectors of the heads' matrices side by side, (head_dim, heads * d_model), span their best
+/// common column space, and each head's latent is its projection to that space. Calibrated, each matrix is multiplied
+/// from the right by a root of the second moment of the inputs, and from the left by a root of the heads' mean metric,
+/// because one expansion can depend on one metric only.
+template <class T, std::same_as<double> D>
+double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, const Matrix<D>& input,
+                 const Matrix<D>& metric, const Fitting& how) {
+  const Index dim = expand.out(), rank = expand.in(), heads = weight.rows() / dim, d_model = weight.cols();
+  Matrix<D> mean = rows_of(metric, 0, std::min(dim, metric.rows()));
+  for (Index i = mean.size(); i < metric.size(); ++i) mean.data()[i % mean.size()] += metric.data()[i];
+  const HeadWeights<D> weights(mean);
+  const Matrix<D> weighted = weights.apply(weight);
+  Matrix<D> seen = weighted;
+  if (input.size() > 0) {
+    const SymmetricEigen<D> eigen = eigenvectors(input);
+    Matrix<D> lengths(1, d_model);
+    for (Index i = 0; i < d_model; ++i)
+      lengths(0, i) = std::sqrt(std::max(eigen.values[static_cast<std::size_t>(i)], D{0}));
+    seen = product_by_columns(weighted, scaled_columns(eigen.vectors, lengths));
+  }
+  Matrix<D> stacked(heads * d_model, dim);
+  for (Index h = 0; h < heads; ++h) set_rows(stacked, h * d_model, transposed(rows_of(seen, h * dim, dim)));
+  const JointFactors factors = how.factorize(stacked, Matrix<D>(0, dim), rank, {});
+
+  Matrix<D> latents(heads * rank, d_model), expansion = weights.undo(transposed(factors.down));
+  for (Index h = 0; h < heads; ++h)
+    set_rows(latents, h * rank, product_by_columns(factors.down, rows_of(weighted, h * dim, dim)));
+  double discarded = factors.discarded;
+  if (input.size() > 0) {
+    discarded = 0;
+    for (Index h = 0; h < heads; ++h)
+      discarded +=
+          output_energy(difference(rows_of(weight, h * dim, dim), expansion, rows_of(latents, h * rank, rank)), input);
+  }
+
+  // So far all singular values are in the way down. (A channel that holds nothing stays: its expansion is not 0, so it
+  // can learn.)
+  std::vector<D> squares(static_cast<std::size_t>(rank));
+  for (Index i = 0; i < heads * rank; ++i)
+    squares[static_cast<std::size_t>(i % rank)] += latents.row(i).squaredNorm() / static_cast<D>(heads);
+  const D least = 1e-24 * *std::max_element(squares.begin(), squares.end());
+  for (Index i = 0; i < heads * rank; ++i) {
+    const D square = squares[static_cast<std::size_t>(i % rank)];
+    if (how.singular_values == SingularValues::down || square <= least) continue;
+    const D moved = how.singular_values == SingularValues::up ? std::sqrt(square) : std::sqrt(std::sqrt(square));
+    std::for_each_n(latents.data() + i * d_model, d_model, [=](D& x) { x /= moved; });
+    if (i < rank) scale_column(expansion, i, moved);
+  }
+  assign_weight(down, latents);
+  assign_weight(expand, expansion);
+  return discarded;
+}
+template <Index R, class Layer>
+double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+  const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
+  const LayerStatistics& s = how.statistics;
+  return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
+         fit_heads(layer.linear_v_down, layer.v_expand, v, s.value_input, s.value_metric, how);
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// Which attentions can be converted into which.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+template <class Kind, class AttentionPolicy, class T>
+class LanguageModel;
+
+namespace detail {
+
+template <class Target, class Source>
+inline constexpr bool same_model = false;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<Encoder<Kind, To, T>, Encoder<Kind, From, T>> = true;
+template <class Kind, class To, class From, class T>
+inline constexpr bool same_model<LanguageModel<Kind, To, T>, LanguageModel<Kind, From, T>> = true;
+
+/// Says whether keys and values are linear functions of the layer's input: `key_value_map` reads them off, and `fit`
+/// sets them. Those of other policies are found in the policy's namespace.
+template <class KeyValue>
+inline constexpr bool is_linear_map = requires(typename KeyValue::template Layer<float>& layer,
+                                               const KeyValueMap& wanted, const Fitting& how) {
+  { key_value_map(KeyValue{}, std::as_const(layer)) } -> std::same_as<KeyValueMap>;
+  { fit(KeyValue{}, layer, wanted, how) } -> std::same_as<double>;
+};
+
+/// Says whether keys and values come out of a latent by linear maps.
+template <class KeyValue>
+inline constexpr bool has_linear_latent =
+    is_linear_map<KeyValue>&& KeyValue::is_latent && !std::is_same_v<KeyValue, InputLatent>;
+/// Says whether the channels of the latent can be mixed by a Hadamard matrix.
+template <class KeyValue>
+inline constexpr bool can_mix = has_linear_latent<KeyValue>;
+template <Index R>
+inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+
+/// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
+template <class From, class To>
+inline constexpr bool conversion_known =
+    is_linear_map<typename From::KeyValue>&& is_linear_map<typename To::KeyValue>&& std::is_same_v<
+        typename From::Position, typename To::Position>&& std::is_same_v<typename From::Score, typename To::Score>;
+
+/// Says whether two policies are one template with different numbers.
+template <class, class>
+inline constexpr bool same_kind = false;
+template <template <Index...> class KeyValue, Index... A, Index... B>
+inline constexpr bool same_kind<KeyValue<A...>, KeyValue<B...>> = true;
+
+/// Says whether the types leave room for fewer key-value heads than the source has.
+template <class To, class From>
+inline constexpr bool can_merge = true;
+template <class To, class From>
+requires requires { To::Heads::num_kv_heads + From::Heads::num_kv_heads; }
+inline constexpr bool can_merge<To, From> = To::Heads::num_kv_heads == dyn || From::Heads::num_kv_heads == dyn ||
+                                            From::Heads::num_kv_heads > To::Heads::num_kv_heads;
+
+/// Throws `Error` unless a conversion is known between these attentions, which the types may leave open.
+template <class To, class From>
+void require_known(const AttentionConfig& to, const AttentionConfig& from) {
+  const bool known = with_policy<To>(to, [&]<class A>(std::type_identity<A>) {
+    return with_policy<From>(from, []<class B>(std::type_identity<B>) { return conversion_known<B, A>; });
+  });
+  require(known, "convert: no conversion is known between these two attentions (", to_name(from.attention), " to ",
+          to_name(to.attention), ")");
+}
+
+template <class Target, class Source>
+constexpr bool types_fit() {
+  static_assert(same_model<Target, Source>,
+                "laconic: convert changes a model's attention, neither its kind nor its number type");
+  using From = typename Source::Policy;
+  using To = typename Target::Policy;
+  if constexpr (!names_its_policy<From> && !names_its_policy<To>) {
+    constexpr Index before = From::Heads::num_heads, after = To::Heads::num_heads;
+    static_assert(before == after || before == dyn || after == dyn, "laconic: convert keeps the number of query heads");
+    static_assert(std::is_same_v<typename From::Position, typename To::Position>,
+                  "laconic: convert keeps the position policy");
+    static_assert(conversion_known<From, To>, "laconic: no conversion is known between these two attentions");
+    static_assert(To::Position::key_bias_cancels || std::is_same_v<typename To::KeyValue, FullRank>,
+                  "laconic: a latent drops the bias of the keys, which matters under this position policy");
+  }
+  return true;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+// Many key-value heads to few: the mean of heads, or heads that are turned to agree before.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Holds keys and values of fewer heads, and the matrices by which every query head has them: k_i = k_turn_i k', v_i =
+/// v_turn_i v'. The matrices are empty if each head has them as they are.
+struct HeadMerge {
+  KeyValueMap wanted;
+  Matrix<double> k_turn{}, v_turn{};  ///< (num_heads * head_dim, head_dim)
+
+  bool turns() const { return k_turn.size() > 0; }
+  /// Returns the rows of every query head (num_heads * head_dim, n) from those of the merged heads.
+  template <std::same_as<double> T>
+  static Matrix<T> spread(const Matrix<T>& turn, const Matrix<T>& merged, const AttentionDims& d) {
+    Matrix<T> out = repeat_heads(merged, d);
+    for (Index at = 0; turn.size() > 0 && at < out.rows(); at += d.head_dim)
+      set_rows(out, at, product_by_columns(rows_of(turn, at, d.head_dim), rows_of(out, at, d.head_dim)));
+    return out;
+  }
+};
+
+/// Returns the orthogonal matrix nearest to this one (Frobenius).
+template <std::same_as<double> D>
+Matrix<D> nearest_orthogonal(const Matrix<D>& matrix) {
+  // With V from M^T M, the columns of M V are those of U, as long as their singular values.
+  const Matrix<D> v = principal_directions(gram(matrix)), columns = product(matrix, v);
+  Matrix<D> u = orthonormal(columns);
+  for (Index i = 0; i < u.cols(); ++i) {
+    D cosine = 0;
+    for (Index r = 0; r < u.rows(); ++r) cosine += u(r, i) * columns(r, i);
+    if (cosine < 0) scale_column(u, i, D{-1});
+  }
+  return product(u, transposed(v));
+}
+
+/// Merges heads for the inputs that the layer has in calibration speech. Keys are rotated by orthogonal matrices, which
+/// positions can follow, to agree best with the mean of their group (generalised Procrustes analysis, Gower 1975; for
+/// attention Jin et al. 2024); rotations and mean are computed in alternation. Values are free, because the output
+/// projection can undo any matrix: a group's are projected to the head_dim principal components of its outputs.
+template <std::same_as<double> D>
+HeadMerge align_heads(const KeyValueMap& before, const AttentionDims& d, const LayerStatistics& seen,
+                      const Matrix<D>& output_weight) {
+  const Index dim = d.head_dim, group = d.num_heads / d.num_kv_heads, inputs = before.k.cols() - 1;
+  const Matrix<D> k = before.k_weight(), v = before.v_weight();
+  HeadMerge out;
+  out.wanted.k = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.wanted.v = Matrix<D>::Zero(d.kv_dim(), inputs + 1);
+  out.k_turn.resize(d.q_dim(), dim);
+  out.v_turn.resize(d.q_dim(), dim);
+  const auto set_weight = [&](Matrix<D>& wanted, Index g, const Matrix<D>& weight) {
+    for (Index r = 0; r < dim; ++r)
+      std::copy_n(weight.data() + r * inputs, inputs, wanted.data() + (g * dim + r) * (inputs + 1));
+  };
+  for (Index g = 0; g < d.num_kv_heads; ++g) {
+    const Index first = g * group * dim;
+    std::vector<Matrix<D>> heads, turns(static_cast<std::size_t>(group));
+    for (Index i = 0; i < group; ++i) heads.push_back(rows_of(k, first + i * dim, dim));
+    Matrix<D> mean = heads[0];
+    double error = -1;
+    for (Index round = 0; round < 100; ++round) {
+      Matrix<D> next = Matrix<D>::Zero(dim, inputs);
+      double rest = 0;
+      const Matrix<D> met = product(seen.key_input, transposed(mean));
+      for (std::size_t i = 0; i < heads.size(); ++i) {
+        turns[i] = nearest_orthogonal(product(heads[i], met));
+        const Matrix<D> turned = product_by_columns(transposed(turns[i]), heads[i]);
+        for (Index n = 0; n < next.size(); ++n) next.data()[n] += turned.data()[n] / static_cast<D>(group);
+      }
+      mean = next;
+      for (std::size_t i = 0; i < heads.size(); ++i)
+        rest += output_energy(difference(heads[i], turns[i], mean), seen.key_input);
+      if (round > 0 && error - rest <= 1e-9 * error) break;
+      error = rest;
+    }
+    for (Index i = 0; i < group; ++i) set_rows(out.k_turn, first + i * dim, turns[static_cast<std::size_t>(i)]);
+    set_weight(out.wanted.k, g, mean);
+
+    // Errors of values count after the output projection.
+    const Index rows = group * dim;
+    Matrix<D> metric(rows, dim);
+    for (Index i = 0; i < group; ++i)
+      set_rows(metric, i * dim, gram_by_columns(columns_of(output_weight, first + i * dim, dim)));
+    const HeadWeights<D> weights(metric);
+    const Matrix<D> weighted = weights.apply(rows_of(v, first, rows));
+    const Matrix<D> components = columns_of(
+        principal_directions(product(product_by_columns(weighted, seen.value_input), transposed(weighted))), 0, dim);
+    const Matrix<D> spread = weights.undo(components), merged = product(transposed(components), weighted);
+    // In units in which the output projection keeps its size, so that training goes on as before.
+    Matrix<D> scale = gram_by_columns(spread);
+    std::for_each_n(scale.data(), scale.size(), [=](D& x) { x /= static_cast<D>(group); });
+    const auto [root, inverse] = square_roots(scale);
+    set_rows(out.v_turn, first, product_by_columns(spread, inverse));
+    set_weight(out.wanted.v, g, product_by_columns(root, merged));
+  }
+  return out;
+}
+
+/// Says whether queries, positions and the output can follow when keys and values are rotated.
+template <class Policy>
+inline constexpr bool can_turn_heads =
+    !Policy::Score::is_linear && Policy::Position::key_bias_cancels && !Policy::Position::turns_keys;
+
+/// Rotates queries, positions and output of a layer as keys and values of its heads are rotated.
+template <class Policy, class T>
+void turn_heads(AttentionLayer<Policy, T>& layer, const HeadMerge& merge) {
+  const Index dim = layer.dims().head_dim;
+  const auto turn = [&](Parameter<T>& rows) {  // of all heads, one below the other
+    Matrix<double> turned = to_double(rows.host());
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim)
+      set_rows(turned, at, product_by_columns(transposed(rows_of(merge.k_turn, at, dim)), rows_of(turned, at, dim)));
+    round_to(rows.host(), turned);
+  };
+  const auto turn_each = [&](Matrix<T>& numbers) {  // head_dim numbers a head
+    for (Index at = 0; at < merge.k_turn.rows(); at += dim) {
+      Matrix<double> one(1, dim);
+      std::copy_n(numbers.data() + at, dim, one.data());
+      one = product(one, rows_of(merge.k_turn, at, dim));
+      for (Index i = 0; i < dim; ++i) numbers.data()[at + i] = static_cast<T>(one(0, i));
+    }
+  };
+  auto& query = [&]() -> auto& {
+    if constexpr (requires { layer.query.up; })
+      return layer.query.up;
+    else
+      return layer.query;
+  }
+  ();
+  turn(query.linear_q.weight);
+  if (query.linear_q.has_bias()) turn_each(query.linear_q.bias.host());
+  if constexpr (Policy::Position::is_relative) {
+    turn(layer.position.linear_pos.weight);
+    turn_each(layer.position.pos_bias_u.host());
+    turn_each(layer.position.pos_bias_v.host());
+  }
+  Matrix<double> out = to_double(layer.linear_out.weight.host());
+  for (Index at = 0; at < merge.v_turn.rows(); at += dim)
+    set_columns(out, at, product_by_columns(columns_of(out, at, dim), rows_of(merge.v_turn, at, dim)));
+  round_to(layer.linear_out.weight.host(), out);
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds how far values are from expected ones, as sums, so that deviations add up over layers. A deviation that is
+/// computed from weights has `error` and `reference` only.
+struct Deviation {
+  double error = 0,   ///< sum of (value - expected)^2
+      reference = 0,  ///< sum of expected^2
+      absolute = 0,   ///< sum of |value - expected|
+      square = 0,     ///< sum of value^2
+      product = 0;    ///< sum of value * expected
+  Index count = 0;    ///< compared pairs
+
+  /// Adds one pair to all sums.
+  void add(double value, double expected) {
+    error += (value - expected) * (value - expected);
+    reference += expected * expected;
+    absolute += std::abs(value - expected);
+    square += value * value;
+    product += value * expected;
+    ++count;
+  }
+  /// Adds the sums of another deviation.
+  Deviation& operator+=(const Deviation& other) {
+    error += other.error;
+    reference += other.reference;
+    absolute += other.absolute;
+    square += other.square;
+    product += other.product;
+    count += other.count;
+    return *this;
+  }
+  /// Returns |value - expected| / |expected| (Frobenius), 0 without any error.
+  double relative() const { return error == 0 ? 0 : std::sqrt(error / reference); }
+  /// Returns the mean squared error, 0 without pairs.
+  double mean_squared() const { return count == 0 ? 0 : error / static_cast<double>(count); }
+  /// Returns the mean absolute error, 0 without pairs.
+  double mean_absolute() const { return count == 0 ? 0 : absolute / static_cast<double>(count); }
+  /// Returns the cosine of the angle between both, each as one vector; 1 without any error. It is blind to a scale,
+  /// which the relative error shows.
+  double cosine() const { return error == 0 ? 1 : product / std::sqrt(square * reference); }
+};
+
+/// Compares every element of `value` with that of `expected`, which has the same shape.
+template <class A, class B>
+Deviation deviation(const A& value, const B& expected) {
+  Deviation out;
+  for (Index r = 0; r < expected.rows(); ++r)
+    for (Index c = 0; c < expected.cols(); ++c)
+      out.add(static_cast<double>(value(r, c)), static_cast<double>(expected(r, c)));
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Returns (rows, cols) independent standard normal values, which depend on the name only. Allocates.
+template <class T>
+Matrix<T> white_noise(Index rows, Index cols, std::string_view name) {
+  const Random random(Seed(), name);
+  Matrix<T> out(rows, cols);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] = static_cast<T>(random.normal(static_cast<std::uint64_t>(i)));
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Sets the errors of outputs in the report of a layer or of a whole conversion.
+void set_output(auto& report, const Deviation& of_output) {
+  report.output_error = of_output.relative();
+  report.output_mse = of_output.mean_squared();
+  report.output_mae = of_output.mean_absolute();
+  report.output_cosine = of_output.cosine();
+}
+
+/// Holds keys and values of some rows as each query head reads them.
+template <class T>
+struct KeyValueRows {
+  Matrix<T> k,  ///< keys, (rows, num_heads * head_dim)
+      v;        ///< values, (rows, num_heads * head_dim)
+};
+
+/// Returns the keys that a layer computes from rows `turned` (rows, d_model), which differ from x if positions rotate
+/// inputs, and the values that it computes from rows x (rows, d_model). Biases are left out, because a conversion may
+/// move them: one on the keys changes no probability, one on the values is one on the output. Allocates.
+template <class Context, class Policy, class T>
+KeyValueRows<T> key_value_rows(Context& context, const AttentionLayer<Policy, T>& on_host, const Matrix<T>& x,
+                               const Matrix<T>& turned) {
+  const Runnable run(context, on_host);
+  const auto& key_value = (*run).key_value;
+  const auto with_zeros = [](const Matrix<T>& from) {  // the row of zeros gives the biases
+    Matrix<T> rows = Matrix<T>::Zero(from.rows() + 1, from.cols());
+    std::copy_n(from.data(), from.size(), rows.data());
+    return rows;
+  };
+  const Matrix<T> of_values = with_zeros(x), of_keys = with_zeros(turned);
+  const auto all =
+      key_value.expand(context, key_value.remember(context, context.input(of_keys), context.input(of_values)));
+  const AttentionDims& d = on_host.dims();
+  const auto of_heads = [&](const Matrix<T>& rows) {
+    Matrix<T> out(x.rows(), d.q_dim());
+    for (Index r = 0; r < out.rows(); ++r)
+      for (Index h = 0; h < d.num_heads; ++h) {
+        const Index begin = h / (d.num_heads / d.num_kv_heads) * d.head_dim;
+        for (Index c = 0; c < d.head_dim; ++c)
+          out(r, h * d.head_dim + c) = rows(r, begin + c) - rows(x.rows(), begin + c);
+      }
+    return out;
+  };
+  return {of_heads(context.output(all.k)), of_heads(context.output(all.v))};
+}
+/// Compares keys and values with expected ones of the same shape.
+template <class T>
+Deviation deviation(const KeyValueRows<T>& value, const KeyValueRows<T>& expected) {
+  Deviation out = deviation(value.k, expected.k);
+  return out += deviation(value.v, expected.v);
+}
+
+/// Compares keys and values of both layers for the same rows x (rows, d_model).
+template <class Context, class To, class From, class T>
+Deviation key_value_deviation(Context& context, const AttentionLayer<To, T>& target,
+                              const AttentionLayer<From, T>& source, const Matrix<T>& x) {
+  return deviation(key_value_rows(context, target, x, x), key_value_rows(context, source, x, x));
+}
+
+/// Returns the output of an attention layer for rows x (rows, d_model) of these sequences.
+template <class Context, class Layer, class T>
+Matrix<T> attention_output(Context& context, const Layer& on_host, const Matrix<T>& x, const Sequences& sequences,
+                           const Mask& mask) {
+  const Runnable run(context, on_host);
+  const Layer& layer = *run;
+  Pass<typename Context::Tensor> pass{sequences, mask};
+  pass.table = layer.table(context, pass);
+  return context.output(layer(context, context.input(x), pass));
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Identifies a key-value policy whatever its numbers are.
+template <template <Index...> class KeyValue>
+inline constexpr char family_of_numbers = 0;
+template <class>
+inline constexpr const char* key_value_family = nullptr;
+template <template <Index...> class KeyValue, Index... Numbers>
+inline constexpr const char* key_value_family<KeyValue<Numbers...>> = &family_of_numbers<KeyValue>;
+
+/// Holds the part of a source's layer that a conversion needs, without the layer's policy: a conversion then compiles
+/// the steps that follow once for each policy, not once for each pair of policies.
+template <class T>
+struct SourceLayer {
+  AttentionDims dims{};
+  const char* family = nullptr;
+  KeyValueMap map;       ///< keys and values of every query head
+  Matrix<T> turned;      ///< rows that keys are computed from, (rows, d_model)
+  KeyValueRows<T> rows;  ///< keys and values of the rows that are measured
+  Matrix<T> output;      ///< outputs of the layer for these rows, (rows, d_model)
+};
+/// Reads keys and values of a layer for every query head.
+template <class Policy, class T>
+KeyValueMap full_map(std::string_view name, const AttentionLayer<Policy, T>& layer) {
+  KeyValueMap out = repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+  require(out.k.allFinite() && out.v.allFinite(), "convert: keys or values of ", name,
+          " have weights that are not finite");
+  return out;
+}
+/// Reads a source's layer, and measures it on rows x (rows, d_model) of these sequences.
+template <class Context, class Policy, class T>
+SourceLayer<T> open_layer(Context& context, std::string_view name, const AttentionLayer<Policy, T>& layer,
+                          const Matrix<T>& x, const Sequences& sequences, const Mask& mask) {
+  SourceLayer<T> out;
+  out.dims = layer.dims();
+  out.family = key_value_family<typename Policy::KeyValue>;
+  if constexpr (is_linear_map<typename Policy::KeyValue>) {
+    out.map = full_map(name, layer);
+    out.turned = key_input(context, *Runnable(context, layer), x, sequences);
+    out.rows = key_value_rows(context, layer, x, out.turned);
+  }
+  out.output = attention_output(context, layer, x, sequences, mask);
+  return out;
+}
+
+/// Holds the predicted deviation of a converted layer, and how its heads were merged.
+struct ConvertedLayer {
+  Deviation deviation;
+  HeadMerge merge;
+  double k_factor_error = 0, v_factor_error = 0;
+};
+
+/// Returns |merged rows for every query head - expected| / |expected| of weights; the last column holds biases.
+template <std::same_as<double> T>
+T weight_error(const Matrix<T>& turn, const Matrix<T>& merged, const Matrix<T>& expected, const AttentionDims& d) {
+  const Index inputs = expected.cols() - 1;
+  const T norm = expected.leftCols(inputs).norm();
+  return norm > 0 ? (HeadMerge::spread(turn, merged, d).leftCols(inputs) - expected.leftCols(inputs)).norm() / norm : 0;
+}
+
+/// Fits keys and values of one layer to those of the source; its other parameters are already copied, and where both
+/// have the same latent, these too. `may_merge`: whether the types leave room for fewer key-value heads than the source
+/// has.
+template <bool may_merge, class To, class T>
+ConvertedLayer convert_layer(AttentionLayer<To, T>& target, const SourceLayer<T>& source, Fitting how) {
+  const AttentionDims &to = target.dims(), &from = source.dims;
+  const KeyValueMap& before = source.map;
+  LayerStatistics& seen = how.statistics;
+  const auto output_bias = [&](const KeyValueMap& map) {  // what biases of values come to in the output
+    return product(to_double(target.linear_out.weight.host()), map.v_bias());
+  };
+  const Matrix<double> of_bias = output_bias(before);
+  ConvertedLayer out;
+  HeadMerge& merge = out.merge;
+  if constexpr (may_merge && can_turn_heads<To>)
+    if (from.num_kv_heads > to.num_kv_heads && seen.key_input.size() > 0)
+      merge = align_heads(before, to, seen, to_double(target.linear_out.weight.host()));
+  if (!merge.turns()) merge.wanted = mean_heads(before, to);
+  const auto energies = [&](const Matrix<double>& k, const Matrix<double>& v) {
+    return output_energy(k, seen.key_input) + output_energy(v, seen.value_input);
+  };
+  const auto error_of = [&](const KeyValueMap& merged) {
+    const auto error = [&](const Matrix<double>& turn, const Matrix<double>& now, const Matrix<double>& expected) {
+      Matrix<double> all = HeadMerge::spread(turn, now, to);
+      for (Index i = 0; i < all.size(); ++i) all.data()[i] -= expected.data()[i];
+      return columns_of(all, 0, all.cols() - 1);
+    };
+    return energies(error(merge.k_turn, merged.k, before.k), error(merge.v_turn, merged.v, before.v));
+  };
+  out.deviation = {error_of(merge.wanted), energies(before.k_weight(), before.v_weight())};
+  require(can_mix<typename To::KeyValue> || !how.hadamard,
+          "convert: hadamard given for an attention that has no latent whose channels can be mixed");
+  const bool is_copied = source.family != nullptr && source.family == key_value_family<typename To::KeyValue> &&
+                         from.kv_lora_rank > 0 && from.kv_lora_rank == to.kv_lora_rank &&
+                         from.v_lora_rank == to.v_lora_rank && from.num_kv_heads == to.num_kv_heads;
+  if (is_copied && !how.hadamard && how.singular_values == SingularValues::up) return out;
+
+  for (const auto& [metric, turn] :
+       {std::pair{&seen.key_metric, &merge.k_turn}, std::pair{&seen.value_metric, &merge.v_turn}}) {
+    if (metric->size() == 0) continue;
+    for (Index at = 0; may_merge && merge.turns() && at < metric->rows(); at += to.head_dim) {
+      const Matrix<double> one = rows_of(*turn, at, to.head_dim);
+      set_rows(*metric, at,
+               product_by_columns(product_by_columns(transposed(one), rows_of(*metric, at, to.head_dim)), one));
+    }
+    *metric = mean_heads(*metric, to);
+  }
+  const double discarded = fit(typename To::KeyValue{}, target.key_value, merge.wanted, how);
+  const KeyValueMap now = key_value_map(typename To::KeyValue{}, target.key_value);
+  // The mean is a projection: what it discards is orthogonal to what the fit discards, once for each head of a group.
+  // What heads that were turned lose is not.
+  out.deviation.error = merge.turns()
+                            ? error_of(now)
+                            : out.deviation.error + static_cast<double>(to.num_heads / to.num_kv_heads) * discarded;
+  out.k_factor_error = weight_error(merge.k_turn, now.k, before.k, to);
+  out.v_factor_error = weight_error(merge.v_turn, now.v, before.v, to);
+
+  if constexpr (may_merge && can_turn_heads<To>)
+    if (merge.turns()) turn_heads(target, merge);
+  // Probabilities sum to 1, so a bias on the values is one on the output.
+  if (target.linear_out.has_bias()) {
+    const Matrix<double> of_new_bias = output_bias(repeat_heads(now, to));
+    Matrix<double> moved = of_bias;
+    for (Index i = 0; i < moved.size(); ++i) moved.data()[i] -= of_new_bias.data()[i];
+    add_to_bias(target.linear_out, moved);
+  }
+  return out;
+}
+
+/// Returns keys and values of the source's heads from those of merged ones.
+template <class T>
+void turn_back(KeyValueRows<T>& rows, const HeadMerge& merge) {
+  const Index dim = merge.k_turn.cols();
+  for (const auto& [values, turn] : {std::pair{&rows.k, &merge.k_turn}, std::pair{&rows.v, &merge.v_turn}})
+    for (Index at = 0; at < turn->rows(); at += dim)
+      values->middleCols(at, dim) =
+          (values->middleCols(at, dim) * turn->middleRows(at, dim).transpose().template cast<T>()).eval();
+}
+
+/// Holds a layer's line of the report, and the deviations that add up over layers.
+struct LayerConversion {
+  LayerReport report;
+  Deviation predicted, key_value, output;
+};
+/// Converts one attention layer, or one that holds any attention, and compares it with the source's on rows x (rows,
+/// d_model) of these sequences. It does not depend on the encoder, which compiles nothing of this.
+template <bool may_merge, class To, class From, class Context, class T>
+LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view name, To& target, const From& source,
+                                  const Matrix<T>& x, const Sequences& sequences, const Mask& mask,
+                                  const Fitting& how) {
+  Context& context = recorder;
+  const SourceLayer<T> from =
+      with_layer(source, [&](const auto& layer) { return open_layer(recorder, name, layer, x, sequences, mask); });
+  LayerConversion out;
+  LayerReport& report = out.report;
+  report.layer = name;
+  with_layer(target, [&]<class Policy>(AttentionLayer<Policy, T>& to) {
+    if constexpr (is_linear_map<typename Policy::KeyValue>) {
+      const ConvertedLayer converted = convert_layer<may_merge>(to, from, how);
+      KeyValueRows<T> rows = key_value_rows(context, to, x, from.turned);
+      if constexpr (may_merge) turn_back(rows, converted.merge);
+      out.predicted = converted.deviation;
+      out.key_value = deviation(rows, from.rows);
+      report.k_factor_error = converted.k_factor_error;
+      report.v_factor_error = converted.v_factor_error;
+      report.predicted_error = out.predicted.relative();
+      report.key_value_error = out.key_value.relative();
+    }
+    out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
+    report.num_kv_heads = to.dims().num_kv_heads;
+    report.kv_lora_rank = to.dims().kv_lora_rank;
+    set_output(report, out.output);
+  });
+  return out;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+template <class Method>
+JointFactors factorize(const Method& method, const Matrix<double>& k, const Matrix<double>& v, Index rank,
+                       const LayerStatistics& statistics) {
+  if constexpr (requires { method.calibration; })
+    return method.factorize(k, v, rank, statistics);
+  else
+    return method.factorize(k, v, rank);
+}
+/// Returns the statistics of each layer that a method needs; none where it needs none.
+template <class Context, class Source, class Method>
+std::vector<LayerStatistics> statistics_of(Recorder<Context>& recorder, const Source& source, const Method& method) {
+  if constexpr (requires { method.calibration; })
+    return calibrate(recorder, source, method.calibration, method.score_aware);
+  else
+    return {};
+}
+
+/// Returns keys and values of a layer, which may hold any attention, for every query head.
+template <class Layer>
+KeyValueMap map_of_attention(std::string_view name, const Layer& any) {
+  return with_layer(any, [&]<class Policy, class T>(const AttentionLayer<Policy, T>& layer) {
+    constexpr bool is_known = is_linear_map<typename Policy::KeyValue>;
+    require(is_known, "key_value_spectra: keys and values of ", name, " are no linear functions of its input");
+    if constexpr (is_known)
+      return repeat_heads(key_value_map(typename Policy::KeyValue{}, layer.key_value), layer.dims());
+    else
+      return KeyValueMap();
+  });
+}
+
+}  // namespace detail
+
+/// Returns, for each layer, the singular values of a joint latent of keys and values that the method would cut,
+/// falling. `allocate_ranks` gives each layer its rank by them. Allocates. Throws `Error` where keys and values are no
+/// linear functions of a layer's input or parameters are not on the host.
+///
+///     ConversionConfig numbers;
+///     for (const Index rank : allocate_ranks(key_value_spectra(model), budget, 8, RankAllocation::water_filling))
+///       numbers.kv_lora_ranks.push_back(rank);
+template <class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
+std::vector<std::vector<double>> key_value_spectra(const Source& source, const Method& method = {}) {
+  require_on_host(source, "key_value_spectra");
+  Recorder<Context> recorder;
+  const std::vector<LayerStatistics> statistics = detail::statistics_of(recorder, source, method);
+  std::vector<std::vector<double>> out;
+  Source::each_attention(source, [&](std::string_view name, const auto& any) {
+    const KeyValueMap map = detail::map_of_attention(name, any);
+    const Matrix<double> k = map.k_weight(), v = map.v_weight();
+    const LayerStatistics& seen = statistics.empty() ? LayerStatistics() : statistics[out.size()];
+    out.push_back(detail::factorize(method, k, v, k.cols(), seen).singular_values);
+  });
+  return out;
+}
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Converts with a method that is no template argument, so that another method compiles nothing of this again.
+/// `statistics` holds those of each layer for a calibrated method and is empty for others. With `measure_on_noise`, the
+/// attention layers are measured on white noise instead of their inputs for this speech or text.
+template <class Target, class Context, class Source, class Input>
+Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& source, Fitting how,
+                                 const std::vector<LayerStatistics>& statistics, const ConversionConfig& numbers,
+                                 const Input& input, bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  using T = typename Source::Scalar;
+  using From = typename Source::Policy::template Layer<T>;
+  using To = typename Target::Policy::template Layer<T>;
+  constexpr bool may_merge = can_merge<typename Target::Policy, typename Source::Policy>;
+
+  auto config = with_ranks(source.config(), numbers);
+  config.num_kv_heads = numbers.num_kv_heads;
+  config.attention = numbers.attention;
+  require_known<typename Target::Policy, typename Source::Policy>(config.attention_config(),
+                                                                  source.config().attention_config());
+  Conversion<Target> out{Target(config, Seed()), {}};
+  copy_parameters(out.model, source);
+
+  Context& context = recorder;
+  std::vector<const From*> layers;
+  std::vector<Matrix<T>*> inputs;
+  Source::each_attention(source, [&](std::string_view, const From& layer) { layers.push_back(&layer); });
+  const Runnable run(recorder, source);
+  Source::each_attention(*run, [&](std::string_view, const From& layer) { recorder.record(layer.input_weight()); });
+  Source::each_attention(
+      *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
+  const auto logits = run_on(recorder, *run, input);
+  require_rows("convert", input, logits.rows.rows());
+
+  const Mask mask = source.config().mask();
+  Deviation predicted, key_value, output;
+  Target::each_attention(out.model, [&](std::string_view name, To& any_target) {
+    const std::size_t l = out.report.layers.size();
+    const From& any_source = *layers[l];
+    Matrix<T> x = std::move(*inputs[l]);
+    if (measure_on_noise) x = white_noise<T>(x.rows(), x.cols(), name);
+    if (!statistics.empty()) how.statistics = statistics[l];
+    const LayerConversion layer =
+        convert_attention<may_merge>(recorder, name, any_target, any_source, x, logits.sequences, mask, how);
+    out.report.layers.push_back(layer.report);
+    predicted += layer.predicted;
+    key_value += layer.key_value;
+    output += layer.output;
+  });
+  constexpr bool is_speech = requires { input.features; };
+  out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
+  out.report.predicted_error = predicted.relative();
+  out.report.key_value_error = key_value.relative();
+  set_output(out.report, output);
+  const Runnable converted(context, out.model);
+  const auto converted_logits = run_on(context, *converted, input);
+  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
+  return out;
+}
+
+template <class Target, class Context, class Method, class Source, class Input>
+Conversion<Target> convert_on(Recorder<Context>& recorder, const Source& source, const Method& method,
+                              const ConversionConfig& numbers, const Input& input, bool measure_on_noise) {
+  static_assert(types_fit<Target, Source>());
+  const Fitting how{[&method](const auto&... problem) { return factorize(method, problem...); },
+                    numbers.singular_values,
+                    numbers.balance,
+                    numbers.hadamard,
+                    {}};
+  return convert_model<Target>(recorder, source, how, statistics_of(recorder, source, method), numbers, input,
+                               measure_on_noise);
+}
+
+}  // namespace detail
+
+/// Returns the model with another attention: parameters that both have are copied, keys and values are converted.
+///
+///     auto [small, report] = convert<Conformer<MlaSimple<8, 64>>>(model);             // MHA to MLA by the joint SVD
+///     auto grouped = convert<Conformer<Gqa<8, dyn>>>(model, JointSvd{}, {.num_kv_heads = 2}).model;
+///
+/// All attentions can be converted whose keys and values are linear functions of the input. `method` makes latents, in
+/// the form that the target has: joint, split into keys and values, or per head. `JointSvd` and `RandomizedSvd` look at
+/// the weights only, `ActivationPca` also at speech; any class with their `factorize` is a method. Key-value heads
+/// that are merged become their mean (Ainslie et al. 2023), and a calibrated method first rotates them to agree; fewer
+/// heads are repeated to give more. A conversion that loses nothing (rank = d_model, equal heads, a size that moves
+/// between type and configuration) gives the outputs of the source up to rounding. A latent gets no biases: softmax
+/// ignores one on the keys, and one on the values goes to `linear_out`.
+///
+/// The report compares both models by forward passes on white noise: features for 64 frames (a language model: 64
+/// random tokens), and as many rows of noise into every attention layer. Allocates. Throws `Error` where the sizes do
+/// not fit (a latent larger than d_model), weights are not finite, or parameters are not on the host.
+template <class Target, class Source, class Method = JointSvd, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> convert(const Source& source, const Method& method = {}, const ConversionConfig& numbers = {}) {
+  Recorder<Context> recorder;
+  return convert<Target>(recorder, source, method, numbers);
+}
+
+/// Converts as above. The report compares both models on these features (rows, num_mels) of packed sequences, every
+/// attention layer on the input that it has in the source model.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const Matrix<typename Source::Scalar>& features, const Sequences& sequences) {
+  Recorder<Context> recorder;
+  return convert<Target>(recorder, source, method, numbers, features, sequences);
+}
+
+/// Converts a language model. The report compares both models on this text, every attention layer on the input that it
+/// has in the source model.
+template <class Target, class Source, class Method, class Context = Cpu<typename Source::Scalar>>
+Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
+                           const TokenRows& tokens) {
+  Recorder<Context> recorder;
+  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
+}
+
+/// Converts as the first function does; forward passes of calibration and report run in this context.
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers) {
+  static_assert(detail::types_fit<Target, Source>());
+  if constexpr (requires { source.subsampling; }) {
+    const Index rows = source.subsampling.window() + 63 * source.subsampling.factor();
+    const auto noise = white_noise<typename Source::Scalar>(rows, source.config().num_mels, "features");
+    const Sequences one{noise.rows()};
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      detail::SpeechInput<typename Source::Scalar>{noise, one}, true);
+  } else {
+    const Random random(Seed(), "tokens");
+    std::vector<int> ids(static_cast<std::size_t>(std::min<Index>(64, source.config().max_positions)));
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int>(random.below(source.config().vocab_size, i));
+    return detail::convert_on<Target>(context, source, method, numbers,
+                                      TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
+  }
+}
+/// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
+/// report run in this context.
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers, const Matrix<typename Source::Scalar>& features,
+                           const Sequences& sequences) {
+  return detail::convert_on<Target>(context, source, method, numbers,
+                                    detail::SpeechInput<typename Source::Scalar>{features, sequences}, false);
+}
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
