@@ -67,8 +67,8 @@ def main():
         )
         (folder / "eigen.cpp").write_text("#include <Eigen/Core>\n#include <xsimd/xsimd.hpp>\n")
         cases = [
-            ("README's example, -O2", "-O2", ROOT / "examples/01_conformer.cpp"),
-            ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/01_conformer.cpp"),
+            ("README's example, -O2", "-O2", ROOT / "examples/07_conformer.cpp"),
+            ("the same with laconic::compiled", "-DLACONIC_COMPILED -O2", ROOT / "examples/07_conformer.cpp"),
             ("32 attentions (bench/sweep.cpp), likewise", "-DLACONIC_COMPILED -O2", ROOT / "bench/sweep.cpp"),
             ("<laconic/laconic.hpp>, -O0", "-O0", folder / "laconic.cpp"),
             ("the same and <laconic/convert/convert.hpp>, -O0", "-O0", folder / "convert.cpp"),

@@ -1,4 +1,4 @@
-// The key-value policy of lesson 7. It caches only keys and uses them as values too.
+// The key-value policy of lesson 12. It caches only keys and uses them as values too.
 #pragma once
 
 #include <laconic/laconic.hpp>

@@ -66,7 +66,26 @@ caught "no line '// expect: ...'" rejects
 plant README.md ''
 cp -r "$project/examples" "$work/copy/"
 sed 's/std::printf/std::puts/' "$project/README.md" >"$work/copy/README.md"
-caught "the README's example is not" bash "$project/tests/documentation/check.sh" "$work/copy"
+documentation() { bash "$project/tests/documentation/check.sh" "$work/copy"; }
+caught "the README's example is not" documentation
+cp "$project/README.md" "$work/copy/"
+cp -r "$project/docs" "$project/tests" "$work/copy/"
+documentation
+touch "$work/copy/examples/99_new.cpp"
+caught 'does not list 99_new.cpp' documentation
+
+lesson() { bash "$project/tests/documentation/lesson.sh" "$work/program" "$work/lesson.cpp"; }
+printf '%s\n' '#!/bin/sh' 'echo 2; echo 1; exit "$(cat "$0.code")"' >"$work/program"
+chmod +x "$work/program"
+echo 0 >"$work/program.code"
+echo 'int main() {}' >"$work/lesson.cpp"
+caught "no line '// prints: ...'" lesson
+printf '// prints: %s\n' '^2$' '^1$' >"$work/lesson.cpp"
+lesson >"$work/log"
+printf '// prints: %s\n' '^1$' '^2$' >"$work/lesson.cpp"
+caught 'does not print: ^2$' lesson
+echo 3 >"$work/program.code"
+caught 'failed with exit code 3' lesson
 
 # Words: what must be found, and beside it what must not.
 words() { bash "$project/scripts/check-words" "$work/copy" include/laconic/core/error.hpp docs/page.md; }

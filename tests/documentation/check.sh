@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The C++ that the README shows is examples/01_conformer.cpp, which is compiled and run as a test.
-# What docs/attention.md shows is from tests/attention/own_policy_test.cpp.
+# The C++ that the README shows is examples/07_conformer.cpp, which is compiled and run as a test.
+# What docs/attention.md shows is from tests/attention/own_policy_test.cpp. examples/README.md lists all lessons.
 #   usage: check.sh PROJECT_DIR
 set -euo pipefail
 shown=$(sed -n '/^```cpp$/,/^```$/p' "$1/README.md" | sed '1d;$d')
-real=$(sed -n '/^#include/,$p' "$1/examples/01_conformer.cpp")
+real=$(sed -n '/^#include/,/^}$/p' "$1/examples/07_conformer.cpp")
 if [ "$shown" != "$real" ]; then
   diff <(echo "$shown") <(echo "$real") || true
-  echo "the README's example is not examples/01_conformer.cpp any more"
+  echo "the README's example is not examples/07_conformer.cpp any more"
   exit 1
 fi
 
@@ -26,3 +26,8 @@ while IFS= read -r line; do
     *) [ -z "$block" ] || block+="$line"$'\n' ;;
   esac
 done <"$1/docs/attention.md"
+
+for lesson in "$1"/examples/[0-9]*.cpp; do
+  name=${lesson##*/}
+  grep -qF "[$name]($name)" "$1/examples/README.md" || { echo "examples/README.md does not list $name"; exit 1; }
+done

@@ -1,5 +1,5 @@
-// Lesson 5: from a model folder to words. `laconic train` writes such folders, and Hugging Face's wav2vec2-conformer is
-// one, too. Here the model was never trained, so what it hears in a tone is nonsense.
+// Lesson 13: from a model folder to words. `laconic train` writes such folders, and Hugging Face's wav2vec2-conformer
+// is one, too. Here the model was never trained, so what it hears in a tone is nonsense.
 #include <laconic/recognition/recognizer.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/vocabulary.hpp>
@@ -24,7 +24,7 @@ void write_files(const fs::path& folder) {
 }
 
 int main() {
-  const fs::path folder = fs::temp_directory_path() / "laconic-lesson-5";
+  const fs::path folder = fs::temp_directory_path() / "laconic-lesson-13";
   write_files(folder);
 
   const Recognizer recognizer = Recognizer::load(folder / "model");
@@ -33,3 +33,4 @@ int main() {
 
   fs::remove_all(folder);
 }
+// prints: \(the model was never trained\)$

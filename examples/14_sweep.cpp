@@ -1,5 +1,5 @@
-// Lesson 9: a sweep at compile time. Every line is a type: what it holds, caches and computes are constant expressions,
-// so the table costs nothing to compute, and a type that does not fit does not compile.
+// Lesson 14: a sweep at compile time. Every line is a type: what it holds, caches and computes are constant
+// expressions, so the table costs nothing to compute, and a type that does not fit does not compile.
 #include <laconic/laconic.hpp>
 
 #include <cstdio>
@@ -32,5 +32,7 @@ int main() {
     if (V::name == "shared, R = 128") smallest = bytes;
   });
   std::printf("\nA latent of 128 elements caches 1/%td of full attention.\n", full / smallest);
-  return full / smallest == 16 ? 0 : 1;
 }
+// prints: ^MHA +5249024 +8192000
+// prints: ^linear
+// prints: caches 1/16 of full attention

@@ -1,5 +1,5 @@
-// Lesson 7: a key-value policy of your own. This one caches only keys and uses them as values too, so a stream keeps
-// half as much. Training, streams and costs follow from the policy, which is keys_as_values.hpp.
+// Lesson 12: a key-value policy of your own. This one, in keys_as_values.hpp, caches only keys and uses them as values
+// too. Look at the last line: training, streams and costs follow from the policy, and a stream keeps half as much.
 #include "keys_as_values.hpp"
 
 #include <cstdio>
@@ -36,7 +36,11 @@ int main() {
     if (step == 0) first = last;
   }
   Streams streams(model);
-  std::printf("%td parameters, loss %.3f to %.3f; a stream keeps %td bytes\n", model.count_parameters(), first, last,
-              streams.attention_bytes());
-  return last < 0.5 * first && model.count_parameters() == Half::parameter_count(config) ? 0 : 1;
+  std::printf("%td parameters, as the policy says: %td\n", model.count_parameters(), Half::parameter_count(config));
+  std::printf("the loss fell from %.1f to %.1f\n", first, last);
+  std::printf("a stream keeps %td bytes; with full attention it would keep %td\n", streams.attention_bytes(),
+              Conformer<Mha<4>>::cache_bytes(config, frames(config.left_context)));
 }
+// prints: ^51229 parameters, as the policy says: 51229$
+// prints: fell from [1-9][0-9]\.[0-9] to [0-5]\.[0-9]$
+// prints: keeps 3072 bytes; with full attention it would keep 6144$

@@ -1,5 +1,5 @@
-// Lesson 1: makes a Conformer whose cost the compiler knows, converts it to latent attention and runs it. The README
-// shows this program.
+// Lesson 7: a Conformer. Its cost is known to the compiler; it is converted to latent attention and run on two
+// utterances. Look at the static_assert, which says what a stream saves. The README shows this program.
 #include <laconic/convert/convert.hpp>
 #include <laconic/laconic.hpp>
 
@@ -23,3 +23,4 @@ int main() {
   std::printf("%td rows of logits, %td tokens; keys and values off by %.0f%%\n", logits.rows.rows(), logits.rows.cols(),
               100 * report.key_value_error);
 }
+// prints: ^123 rows of logits, 29 tokens; keys and values off by [0-9]+%

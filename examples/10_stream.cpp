@@ -1,5 +1,6 @@
-// Lesson 6: streaming. Speech comes in blocks of any size, and frames are returned when they are final. They equal the
-// frames that the whole utterance gives under the same chunks. A cache of known size holds the past.
+// Lesson 10: streaming. Speech comes in blocks of any size, and frames are returned when they are final. Look at the
+// difference: they are the frames that the whole utterance gives under the same chunks. A cache of known size holds the
+// past.
 #include <laconic/laconic.hpp>
 
 #include <algorithm>
@@ -49,5 +50,6 @@ int main() {
               whole.rows.rows(), difference);
   std::printf("a stream holds %td bytes of latents; with MHA it would hold %td bytes of keys and values\n",
               streams.attention_bytes() / 2, Full::cache_bytes(config, frames(config.left_context)));
-  return frame == whole.rows.rows() && difference < 1e-4 ? 0 : 1;
 }
+// prints: ^99 of 99 frames .* by at most ([0-9.]+e-0[5-9]|0.0e\+00)$
+// prints: holds 6144 bytes of latents; with MHA it would hold 49152 bytes
