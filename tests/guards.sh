@@ -87,6 +87,20 @@ caught 'does not print: ^2$' lesson
 echo 3 >"$work/program.code"
 caught 'failed with exit code 3' lesson
 
+guide() { bash "$project/tests/documentation/guide.sh" "$work/program" "$work/guide.md"; }
+printf '%s\n' '#!/bin/sh' '[ "$1" = print ] && echo "12.5% of $2" >&2' >"$work/program"
+guide_of() { printf '%s\n' '```sh' "$1" '```' '```text' "$2" '```' >"$work/guide.md"; }
+guide_of 'laconic print words' '3% of  words'
+guide >"$work/log"
+guide_of 'laconic print words' '3% of'
+caught 'not printed: 3% of' guide
+guide_of 'laconic print words --json new.json' '3% of words'
+caught 'this writes no new.json' guide
+guide_of 'laconic eval | cat' '3% of words'
+caught 'this fails: laconic eval | cat' guide
+echo >"$work/guide.md"
+caught 'no sh block' guide
+
 # Words: what must be found, and beside it what must not.
 words() { bash "$project/scripts/check-words" "$work/copy" include/laconic/core/error.hpp docs/page.md; }
 sentence='A sentence that goes on and on, for much longer than any line of prose should be, until it is beyond the last column there is.'
