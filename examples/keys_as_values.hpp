@@ -1,6 +1,7 @@
 // The key-value policy of lesson 12. It caches only keys and uses them as values too.
 #pragma once
 
+#include <laconic/convert/fit.hpp>
 #include <laconic/laconic.hpp>
 
 #include <array>
