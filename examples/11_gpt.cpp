@@ -25,7 +25,7 @@ int main() {
   Cpu cpu;
   Full model(config, Seed(1));
   const LanguageModelTraining training{.steps = 300, .batch = 8, .learning_rate = 1e-2, .valid_steps = 100};
-  train_language_model(cpu, model, tokens, tokens, training, [](const LanguageModelProgress& p) {
+  train_language_model(cpu, model, tokens, tokens, training, [](const auto& p) {
     if (p.step % 100 == 0)
       std::printf("step %3td  validation loss %.3f nats a character\n", Index(p.step), p.valid_loss);
   });
