@@ -441,17 +441,21 @@ TEST_CASE("all layers of a decoder share one source", "[latent][cross]") {
     const AttentionLayer<Open<InputLatent>, double> layer(config, 0, Seed() / n);
     const AttentionLayer<Open<FullRank>, double> full(config, 0,
                                                       Seed() / n);  // the same weights: they have the same names
-    const auto memory = layer.remember(cpu, shared);
+    const auto memory = layer.remember(cpu, shared, sources);
     CHECK(memory[0].data() == source.data());
-    const Matrix<double> expected = full.cross(cpu, cpu.input(x), queries, full.remember(cpu, shared), sources).view();
+    const Matrix<double> expected =
+        full.cross(cpu, cpu.input(x), queries, full.remember(cpu, shared, sources), sources).view();
     for (const AttentionPath path : {by_cost, expanded, absorbed}) {
-      const Matrix<double> all = layer.cross(cpu, cpu.input(x), queries, memory, sources, path).view();
+      const Matrix<double> all = layer.cross(cpu, cpu.input(x), queries, memory, sources, {}, path).view();
       CHECK(difference(all, expected) < 1e-12);
       for (Index i = 0; i < 7; ++i) {  // each hypothesis, and each sequence, alone
         const Index of = i < 5 ? 0 : 1;
         const Matrix<double> row = x.row(i), own = source.middleRows(sources.begin(of), sources.length(of));
         const Matrix<double> alone =
-            layer.cross(cpu, cpu.input(row), {1}, layer.remember(cpu, cpu.input(own)), {own.rows()}, path).view();
+            layer
+                .cross(cpu, cpu.input(row), {1}, layer.remember(cpu, cpu.input(own), {own.rows()}), {own.rows()}, {},
+                       path)
+                .view();
         CHECK(difference<double>(alone, all.row(i)) < 1e-12);
         if (path != by_cost) CHECK(alone == all.row(i));
       }

@@ -7,5 +7,5 @@ using namespace laconic;
 
 void decode(Cpu<>& cpu, const AttentionLayer<Mha<8, RelativePosition>, float>& layer, const Tensor<float>& x,
             const Sequences& sequences) {
-  layer.cross(cpu, x, sequences, layer.remember(cpu, x), sequences);
+  layer.cross(cpu, x, sequences, layer.remember(cpu, x, sequences), sequences);
 }

@@ -124,7 +124,7 @@ TEMPLATE_TEST_CASE("tokens one by one give the logits of the whole sequence", ""
       CHECK(close(got.row(1), whole_other.row(static_cast<Index>(i) - 5)));
     }
     decoder.fork(2, 1);
-    decoder.clear(0);
+    decoder.begin(0);
     CHECK(decoder.count(1) == 14);
     CHECK(decoder.room(0) == 24);
     CHECK(close(context.output(decoder.append({std::span(tokens).subspan(14), Sequences{8}}, std::array{Index{1}})),

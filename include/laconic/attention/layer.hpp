@@ -139,27 +139,39 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// Returns the memory that `cross` needs of a source (rows, d_model), such as an encoder's output. It is computed
-  /// once for all queries. With `InputLatent` it is the source itself, which all layers of a decoder then share.
+  /// Returns the memory that `cross` needs of the rows (rows, d_model) of sources, such as an encoder's output. It is
+  /// computed once for all queries. With `InputLatent` it is the rows themselves, which all layers of a decoder then
+  /// share. Rotary keys turn by their position in their source.
   template <class Context, class Tensor>
-  auto remember(Context& context, const Tensor& source) const {
+  auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
-    return key_value.remember(context, source, source);
+    auto memory = key_value.remember(context, source, source);
+    if constexpr (Position::turns_keys) {
+      Tensor& key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
+      key = context.rotate(std::move(key), table(context, Pass<Tensor>{sources}), Position::pairs);
+    }
+    return memory;
   }
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
-  /// The path depends on all queries and sources together.
+  /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
+  /// sequence. The path depends on all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
-               const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
-    static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
-                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
+               const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(!Position::is_relative && !Position::turns_input,
+                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences, "
+                  "or a rotary key, which has a position in each");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
     typename Policy::Work work{queries.rows(), sources.rows(), 0};
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
-    return linear_out(
-        context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
-                        sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+    Queries<Tensor> q = query(context, x);
+    if constexpr (Position::turns_keys) {
+      Tensor& turned = q.rope.empty() ? q.content : q.rope;
+      turned = context.rotate(std::move(turned), table, Position::pairs);
+    }
+    return linear_out(context, attend(context, q, memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
+                                      sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// Returns the first weight that the layer's unchanged input is multiplied by.

@@ -31,9 +31,11 @@ struct Hypothesis {
 
 /// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
 /// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
-/// have in common by `fork`. Allocates. Throws Error for an empty prompt and for numbers that make no sense.
+/// have in common by `fork`. `sequence` is the number that `begin` is told: for a SourceDecoder, that of the source.
+/// Allocates. Throws Error for an empty prompt and for numbers that make no sense.
 template <TokenPredictor Decoder>
-std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {}) {
+std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {},
+                                    Index sequence = 0) {
   using T = typename Decoder::Context::Scalar;
   const Index vocab = decoder.vocab_size(), beams = config.beams;
   require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
@@ -66,7 +68,7 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     if (static_cast<Index>(done.size()) > beams) done.pop_back();
   };
 
-  decoder.clear(0);
+  decoder.begin(0, sequence);
   auto& context = decoder.context();
   auto logits = decoder.append({prompt, Sequences{static_cast<Index>(prompt.size())}}, std::array{Index{0}});
   std::vector<T> values;

@@ -71,7 +71,7 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
       const std::array<Index, 1> slot{free.back()};
       free.pop_back();
       sequence_of[static_cast<std::size_t>(slot[0])] = next;
-      decoder.clear(slot[0]);
+      decoder.begin(slot[0], static_cast<Index>(next));
       const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
       out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
       take(slot, tensor, [&](Index s) { live.push_back(s); });

@@ -19,14 +19,15 @@ inline namespace LACONIC_ABI {
 /// Requires what greedy decoding, sampling and beam search need: the logits that follow the tokens of a slot.
 ///   append(tokens, slots)   appends the tokens of sequence n to slots[n] and returns the logits (slots, vocab_size) of
 ///                           the token after the last of each
-///   clear(slot), fork(from, to)   empties a slot; makes one hold what another holds
+///   begin(slot, n)          empties a slot for sequence n of a caller's list
+///   fork(from, to)          makes slot `to` hold what slot `from` holds
 ///   slots(), vocab_size(), room(slot)   the number of slots, of tokens, and of tokens that a slot can still take
 ///   context()               the context of the logits
 template <class D>
 concept TokenPredictor = requires(D& d, const D& constant, const TokenRows& tokens, std::span<const Index> slots,
                                   Index slot) {
   { d.append(tokens, slots) } -> std::convertible_to<typename D::Tensor>;
-  d.clear(slot);
+  d.begin(slot, slot);
   d.fork(slot, slot);
   { constant.slots() } -> std::convertible_to<Index>;
   { constant.vocab_size() } -> std::convertible_to<Index>;
@@ -79,8 +80,8 @@ class TokenDecoder {
   /// Returns the bytes that the slots hold, all layers.
   Index cache_bytes() const { return state_.attention_bytes(); }
 
-  /// Empties a slot for a new sequence.
-  void clear(Index slot) {
+  /// Empties a slot for a new sequence, whatever its number.
+  void begin(Index slot, Index = 0) {
     counts_[checked_slot(slot)] = 0;
     state_.clear(context_, slot);
   }
@@ -120,7 +121,7 @@ class TokenDecoder {
       for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
       return model_.logits(context_, last);
     } catch (...) {  // some layers may hold the tokens and others not
-      for (const Index slot : slots) clear(slot);
+      for (const Index slot : slots) begin(slot);
       throw;
     }
   }

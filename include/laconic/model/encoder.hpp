@@ -8,6 +8,7 @@
 #include <laconic/nn/subsampling.hpp>
 
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace laconic {
@@ -103,11 +104,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
+    auto [x, out] = hidden(context, std::forward<Features>(features), sequences, mask, outputs);
+    return Logits<decltype(x)>{lm_head(context, x), out};
+  }
+  /// Returns encoder frames (rows, d_model) of features, after the blocks and the norm, and their sequences: what
+  /// `lm_head` and a decoder read. Arguments as above.
+  template <class Context, class Features>
+  auto hidden(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
+              std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     Pass<decltype(x)> pass{out, mask};
     pass.outputs = outputs;
     x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
-    return Logits<decltype(x)>{lm_head(context, x), out};
+    return std::pair(std::move(x), out);
+  }
+  /// Returns encoder frames of features under the configuration's mask.
+  template <class Context, class Features>
+  auto hidden(Context& context, Features&& features, const Sequences& sequences) const {
+    return hidden(context, std::forward<Features>(features), sequences, config_.mask());
   }
   /// Returns the logits of features under the configuration's mask.
   template <class Context, class Features>

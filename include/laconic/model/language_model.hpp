@@ -62,13 +62,22 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
   /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    return feed_forward(context, attend(context, std::move(x), pass, state));
+  }
+  /// Returns x + attention(norm(x)), the first half of the block.
+  template <class Context, class Tensor, class S>
+  Tensor attend(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     Tensor y;
     if constexpr (has_state<S>)
       y = self_attn(context, attention_norm(context, x), pass, &state->attention);
     else
       y = self_attn(context, attention_norm(context, x), pass);
-    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
-    y = mlp(context, feed_forward_norm(context, x));
+    return context.add(std::move(x), context.dropout(std::move(y), dropout_));
+  }
+  /// Returns x + feed-forward(norm(x)), the second half of the block.
+  template <class Context, class Tensor>
+  Tensor feed_forward(Context& context, Tensor x) const {
+    const Tensor y = mlp(context, feed_forward_norm(context, x));
     return context.add(std::move(x), y);
   }
 
@@ -168,6 +177,12 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   /// that the state holds, and the pass says where.
   template <class Context, class Tensor, class S>
   Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, S state) const {
+    Tensor x = embedded(context, ids, pass);
+    return this->run(context, std::move(x), std::move(pass), state);
+  }
+  /// Returns the rows (rows, d_model) of tokens before the first block: embeddings and positions.
+  template <class Context, class Tensor>
+  Tensor embedded(Context& context, std::span<const int> ids, const Pass<Tensor>& pass) const {
     require(static_cast<Index>(ids.size()) == pass.sequences.rows(), "language model: ", ids.size(),
             " tokens given, their sequences have ", pass.sequences.rows());
     for (Index n = 0; n < pass.sequences.size(); ++n)
@@ -175,8 +190,8 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
               pass.first(n) + pass.sequences.length(n),
               " tokens given, at most max_positions = ", config_.max_positions, " expected");
     Tensor x = wte(context, ids);
-    if (wpe.count() > 0) x = context.add(std::move(x), positions(context, pass));
-    return this->run(context, context.dropout(std::move(x), config_.dropout), std::move(pass), state);
+    if (wpe.count() > 0) x = context.add(std::move(x), wpe.of_positions(context, pass));
+    return context.dropout(std::move(x), config_.dropout);
   }
   /// Returns the logits (rows, vocab_size) of rows that `hidden` gave.
   template <class Context, class Tensor>
@@ -216,18 +231,6 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
 
  private:
-  /// Returns the vectors of the positions of a pass, (rows, d_model).
-  template <class Context, class Tensor>
-  Tensor positions(Context& context, const Pass<Tensor>& pass) const {
-    const Buffer memory =
-        context.arena().allocate(static_cast<std::size_t>(std::max<Index>(1, pass.sequences.rows())) * sizeof(int));
-    auto* ids = static_cast<int*>(memory.data());
-    for (Index n = 0; n < pass.sequences.size(); ++n)
-      for (Index i = 0; i < pass.sequences.length(n); ++i)
-        ids[pass.sequences.begin(n) + i] = static_cast<int>(pass.first(n) + i);
-    return wpe(context, std::span<const int>(ids, static_cast<std::size_t>(pass.sequences.rows())));
-  }
-
   LanguageModelConfig config_;
 };
 

@@ -3,7 +3,10 @@
 
 #include <laconic/core/parameter.hpp>
 #include <laconic/core/random.hpp>
+#include <laconic/nn/pass.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -34,6 +37,17 @@ class Embedding : public Module<Embedding<T>> {
   template <class Context>
   auto operator()(Context& context, std::span<const int> ids) const {
     return context.embed(ids, weight);
+  }
+  /// Returns, for each row of a pass, the row of its position in its sequence: learned positions.
+  template <class Context, class Tensor>
+  Tensor of_positions(Context& context, const Pass<Tensor>& pass) const {
+    const Index rows = pass.sequences.rows();
+    const Buffer memory = context.arena().allocate(static_cast<std::size_t>(std::max<Index>(1, rows)) * sizeof(int));
+    auto* ids = static_cast<int*>(memory.data());
+    for (Index n = 0; n < pass.sequences.size(); ++n)
+      for (Index i = 0; i < pass.sequences.length(n); ++i)
+        ids[pass.sequences.begin(n) + i] = static_cast<int>(pass.first(n) + i);
+    return (*this)(context, std::span<const int>(ids, static_cast<std::size_t>(rows)));
   }
   /// Returns x W^T: the product of each row of x (rows, width) with the rows of all ids, (rows, count).
   template <class Context, class Tensor>
