@@ -15,3 +15,4 @@ void add_compare_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
 void add_profile_command(CLI::App& app);
 void add_gpt_command(CLI::App& app);
+void add_mnist_command(CLI::App& app);

@@ -120,8 +120,8 @@ void train(TrainOptions& o) {
       " characters to train on, ", text.valid.size(), " to choose a model by, ", o.threads, " threads");
   StatusLine line;
   Cpu cpu(o.threads);
-  const LanguageModelResult result =
-      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, [&](const LanguageModelProgress& p) {
+  const TrainingResult result =
+      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, [&](const TrainingProgress& p) {
         const bool valid = !std::isnan(p.valid_loss);
         if (p.skipped) {
           line.end();
@@ -130,7 +130,7 @@ void train(TrainOptions& o) {
         if (!valid && !line.due()) return;
         std::string now = laconic::text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 3));
         now += valid ? laconic::text("  validation ", fixed(p.valid_loss, 4), p.best ? " (best)" : "")
-                     : laconic::text("  ", fixed(p.tokens_per_second, 0), " characters/s");
+                     : laconic::text("  ", fixed(p.items_per_second, 0), " characters/s");
         line.show(laconic::text(now, "  ", fixed(p.seconds_left, 0), " s left"));
         if (valid) line.end();
       });
@@ -143,11 +143,11 @@ void train(TrainOptions& o) {
            {"best_step", result.best_step},
            {"steps", o.training.steps},
            {"seconds", result.seconds},
-           {"characters_per_second", result.tokens_per_second}});
+           {"characters_per_second", result.items_per_second}});
   std::printf("validation loss %s nats a character (step %lld of %lld, %s s of training, %s characters/s)\nmodel: %s\n",
               fixed(result.valid_loss, 4).c_str(), static_cast<long long>(result.best_step),
               static_cast<long long>(o.training.steps), fixed(result.seconds, 0).c_str(),
-              fixed(result.tokens_per_second, 0).c_str(), o.out.c_str());
+              fixed(result.items_per_second, 0).c_str(), o.out.c_str());
 }
 
 struct EvalOptions : CommonOptions {

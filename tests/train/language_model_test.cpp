@@ -25,14 +25,14 @@ LanguageModelConfig config() {
 }
 
 template <class Context>
-std::pair<LanguageModelResult, Matrix<float>> trained() {
+std::pair<TrainingResult, Matrix<float>> trained() {
   Context context;
   Model model(config(), Seed(1));
   LanguageModelTraining training{.steps = 60, .batch = 8, .learning_rate = 1e-2, .valid_steps = 20, .seed = Seed(2)};
   std::vector<double> losses;
   const auto valid = std::span(tokens).last(60);
   const auto result = train_language_model(context, model, std::span(tokens), valid, training,
-                                           [&](const LanguageModelProgress& p) { losses.push_back(p.loss); });
+                                           [&](const TrainingProgress& p) { losses.push_back(p.loss); });
   CHECK(losses.size() == 60);
   CHECK(losses.front() > 2);  // ln 11 is 2.4
   CHECK(result.valid_loss < 0.7);

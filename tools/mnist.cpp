@@ -1,0 +1,401 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+//
+// laconic mnist: reads handwritten digits, one or a grid of them, by an encoder of patches and a decoder of tokens.
+#include "commands.hpp"
+#include "common/status_line.hpp"
+#include "common/table.hpp"
+#include "mnist_model.hpp"
+
+#include <laconic/decode/beam_search.hpp>
+
+#include <chrono>
+#include <cmath>
+
+// Named, since sources are compiled in groups.
+namespace mnist_command {
+namespace {
+
+constexpr Index valid_digits = 5000;  ///< digits at the end of the training set that choose the best model
+
+struct TrainOptions : CommonOptions {
+  std::string data, out, attention = "mla-decoupled";
+  Index grid = 1, patch = 7, d_model = 96, heads = 4, encoder_layers = 4, decoder_layers = 2, max_tokens = 64;
+  Index shift = 2;
+  double dropout = 0.1;
+  EncoderDecoderTraining training{.steps = 4000, .batch = 64, .learning_rate = 2e-3, .valid_steps = 500};
+};
+
+/// Returns the sizes that the options describe. Latents have ranks of d/2 in the encoder, d/3 in the decoder and d/4
+/// between them; queries have d/2, and rotary keys are half as wide as a head.
+FolderConfig config_of(const TrainOptions& o) {
+  FolderConfig c;
+  c.grid = o.grid;
+  c.patch = o.patch;
+  c.attention = from_name<AttentionName>(o.attention).value();
+  require(side % c.patch == 0, "--patch: ", c.patch, " given, a divisor of ", side, " expected");
+  require(o.d_model % (4 * o.heads) == 0, "--d-model: ", o.d_model, " given, a multiple of 4 * heads = ", 4 * o.heads,
+          " expected");
+  require(o.max_tokens > c.tokens(), "--max-tokens: ", o.max_tokens, " given, more than the ", c.tokens(),
+          " digits of an image expected");
+  const bool latent = c.attention != AttentionName::mha;
+  const Index rope = latent ? o.d_model / o.heads / 2 : 0, queries = latent ? o.d_model / 2 : 0;
+  LanguageModelConfig blocks{.vocab_size = vocab_size,
+                             .max_positions = c.patches(),
+                             .d_model = o.d_model,
+                             .num_layers = o.encoder_layers,
+                             .num_heads = o.heads,
+                             .kv_lora_rank = latent ? o.d_model / 2 : 0,
+                             .q_lora_rank = queries,
+                             .qk_rope_head_dim = rope,
+                             .hidden_act = Activation::gelu,
+                             .dropout = o.dropout};
+  c.model.encoder = {c.patch * c.patch, blocks};
+  blocks.max_positions = o.max_tokens;
+  blocks.num_layers = o.decoder_layers;
+  if (latent) blocks.kv_lora_rank = o.d_model / 3;
+  c.model.decoder = {blocks,
+                     {.num_heads = o.heads,
+                      .kv_lora_rank = latent ? o.d_model / 4 : 0,
+                      .q_lora_rank = queries,
+                      .qk_rope_head_dim = rope}};
+  return c;
+}
+
+void train(TrainOptions& o) {
+  o.training.seed = Seed(static_cast<std::uint64_t>(o.seed));
+  o.training.loss.boundary = boundary;
+  Loaded loaded{config_of(o), make_model(config_of(o), o.training.seed)};
+  const FolderConfig& c = loaded.config;
+  const Digits digits = read_digits(o.data, "train");
+  const Index cells = c.tokens(), room = digits.count - valid_digits;
+  require(room >= cells, o.data, ": ", digits.count, " digits to train on given, more than ", valid_digits + cells,
+          " expected");
+  Digits kept{valid_digits,
+              {digits.pixels.end() - valid_digits * side * side, digits.pixels.end()},
+              {digits.labels.end() - valid_digits, digits.labels.end()}};
+  const Index valid_images = valid_digits / cells;
+  const Grids grids(c, digits), valid_grids(c, kept);
+  const Random draw(o.training.seed, "digits"), move(o.training.seed, "shifts");
+  say(to_name(c.attention), ", ", parameter_count(c), " parameters; images of ", c.patches(), " patches with ", cells,
+      " digits; ", room, " digits to train on, ", valid_images, " images to choose a model by, ", o.threads,
+      " threads");
+  StatusLine line;
+  Cpu cpu(o.threads);
+  const TrainingResult result = std::visit(
+      [&](auto& model) {
+        return train_encoder_decoder(
+            cpu, model, o.training,
+            [&](std::int64_t step) {
+              const auto first = static_cast<std::uint64_t>((step - 1) * o.training.batch);
+              return grids(
+                  o.training.batch,
+                  [&](Index n, Index i) {
+                    return draw.below(room,
+                                      (first + static_cast<std::uint64_t>(n)) * static_cast<std::uint64_t>(cells) +
+                                          static_cast<std::uint64_t>(i));
+                  },
+                  o.shift, move, first);
+            },
+            [&] {
+              const auto written = read_images(cpu, model, valid_grids, valid_images, cells, 100);
+              Index wrong = 0;
+              for (Index n = 0; n < valid_images; ++n)
+                wrong += written[static_cast<std::size_t>(n)] != expected(kept, n, cells);
+              return static_cast<double>(wrong) / static_cast<double>(valid_images);
+            },
+            [&](const TrainingProgress& p) {
+              const bool valid = !std::isnan(p.valid_loss);
+              if (!valid && !line.due()) return;
+              std::string now = text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 4));
+              now += valid ? text("  images read wrong ", fixed(100 * p.valid_loss, 2), "%", p.best ? " (best)" : "")
+                           : text("  ", fixed(p.items_per_second, 0), " images/s");
+              line.show(text(now, "  ", fixed(p.seconds_left, 0), " s left"));
+              if (valid) line.end();
+            });
+      },
+      loaded.model);
+  save(o.out, loaded);
+  o.write({{"model", o.out},
+           {"attention", to_name(c.attention)},
+           {"grid", c.grid},
+           {"parameters", parameter_count(c)},
+           {"valid_error", result.valid_loss},
+           {"best_step", result.best_step},
+           {"steps", o.training.steps},
+           {"seconds", result.seconds},
+           {"images_per_second", result.items_per_second}});
+  std::printf("%s%% of the images kept aside read right (step %lld of %lld, %s s of training)\nmodel: %s\n",
+              fixed(100 - 100 * result.valid_loss, 2).c_str(), static_cast<long long>(result.best_step),
+              static_cast<long long>(o.training.steps), fixed(result.seconds, 0).c_str(), o.out.c_str());
+}
+
+struct EvalOptions : CommonOptions {
+  std::string model, data;
+  Index beams = 1;
+};
+
+/// Returns the ends of the 95% interval of a proportion (Wilson 1927).
+std::pair<double, double> wilson(double right, double count) {
+  constexpr double z = 1.96;
+  const double p = right / count, middle = p + z * z / (2 * count),
+               half = z * std::sqrt(p * (1 - p) / count + z * z / (4 * count * count)), scale = 1 + z * z / count;
+  return {(middle - half) / scale, (middle + half) / scale};
+}
+
+/// Reads the images by beam search, one after the other; the beams of an image share its memory.
+template <class M>
+std::vector<std::vector<int>> read_by_beams(Cpu<float>& cpu, const M& model, const Grids& grids, Index images,
+                                            Index cells, Index beams) {
+  SourceDecoder decoder(cpu, model.decoder, {.slots = beams, .max_tokens = cells + 2});
+  std::vector<std::vector<int>> out;
+  for (Index n = 0; n < images; ++n) {
+    const auto batch = grids.in_order(1, n * cells);
+    const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
+    decoder.listen(rows, sources);
+    out.push_back(
+        beam_search(decoder, std::array{boundary}, {.beams = beams, .max_new_tokens = cells + 1, .end_token = boundary})
+            .front()
+            .tokens);
+  }
+  return out;
+}
+
+void evaluate(const EvalOptions& o) {
+  Loaded loaded = load(o.model);
+  const FolderConfig& c = loaded.config;
+  const Digits digits = read_digits(o.data, "t10k");
+  const Index cells = c.tokens(), images = digits.count / cells;
+  require(images > 0, o.data, ": ", digits.count, " test digits given, at least ", cells, " expected");
+  const Grids grids(c, digits);
+  Cpu cpu(o.threads);
+  const auto written = std::visit(
+      [&](auto& model) {
+        cpu.prepare(model);
+        return o.beams > 1 ? read_by_beams(cpu, model, grids, images, cells, o.beams)
+                           : read_images(cpu, model, grids, images, cells, 100);
+      },
+      loaded.model);
+  Index right = 0, right_digits = 0;
+  for (Index n = 0; n < images; ++n) {
+    const std::vector<int>&got = written[static_cast<std::size_t>(n)], wanted = expected(digits, n, cells);
+    right += got == wanted;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(cells); ++i)
+      right_digits += i < got.size() && got[i] == wanted[i];
+  }
+  const auto count = static_cast<double>(images);
+  const auto [low, high] = wilson(static_cast<double>(right), count);
+  const double accuracy = static_cast<double>(right) / count,
+               digit_accuracy = static_cast<double>(right_digits) / (count * static_cast<double>(cells));
+  o.write({{"model", o.model},
+           {"attention", to_name(c.attention)},
+           {"grid", c.grid},
+           {"images", images},
+           {"beams", o.beams},
+           {"sequence_accuracy", accuracy},
+           {"sequence_accuracy_low", low},
+           {"sequence_accuracy_high", high},
+           {"digit_accuracy", digit_accuracy}});
+  std::printf("%td test images of %td digits: %s%% read right (95%% interval %s to %s%%), %s%% of the digits\n", images,
+              cells, fixed(100 * accuracy, 2).c_str(), fixed(100 * low, 2).c_str(), fixed(100 * high, 2).c_str(),
+              fixed(100 * digit_accuracy, 2).c_str());
+}
+
+struct ProfileOptions : CommonOptions {
+  std::vector<std::string> models;
+  std::string data;
+  std::vector<Index> lengths{10, 20, 30, 50};
+  Index images = 16, beams = 4, repetitions = 5;
+};
+
+/// One way of decoding: its seconds, and what it wrote.
+struct Decoded {
+  double seconds;
+  std::vector<std::vector<int>> tokens;
+  Index cache_bytes;
+};
+
+/// Decodes by passes over all tokens so far, one for each token, with the memory of the sources kept.
+template <class M, class Tensor>
+Decoded without_cache(Cpu<float>& cpu, const M& model, const Tensor& rows, const Sequences& sources, Index length) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto memory = model.decoder.remember(cpu, rows, sources);
+  std::vector<std::vector<int>> tokens(static_cast<std::size_t>(sources.size()), std::vector<int>{boundary});
+  for (Index step = 0; step < length; ++step) {
+    std::vector<int> ids;
+    for (const auto& one : tokens) ids.insert(ids.end(), one.begin(), one.end());
+    const Sequences sequences(std::vector<Index>(tokens.size(), step + 1));
+    const auto logits = cpu.output(model.decoder(cpu, TokenRows{ids, sequences}, memory, sources));
+    for (Index n = 0; n < sources.size(); ++n) {
+      Index best = 0;
+      logits.row(sequences.end(n) - 1).maxCoeff(&best);
+      tokens[static_cast<std::size_t>(n)].push_back(static_cast<int>(best));
+    }
+  }
+  for (auto& one : tokens) one.erase(one.begin());
+  return {std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), std::move(tokens), 0};
+}
+
+void profile(const ProfileOptions& o) {
+  std::vector<Loaded> models;
+  for (const std::string& folder : o.models) models.push_back(load(folder));
+  const Digits digits = read_digits(o.data, "t10k");
+  const auto sequences = static_cast<double>(o.images);
+  Table table({{"model", 0, true},
+               {"decoding", 0, true},
+               {"tokens"},
+               {"cache bytes"},
+               {"memory bytes"},
+               {"images/s"},
+               {"tokens/s"},
+               {"as without cache"}});
+  nlohmann::json results = nlohmann::json::array();
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    const FolderConfig& c = models[m].config;
+    require(digits.count >= o.images * c.tokens(), "--images: ", o.images, " given, at most ",
+            digits.count / c.tokens(), " expected");
+    const auto batch = Grids(c, digits).in_order(o.images, 0);
+    std::visit(
+        [&](auto& model) {
+          using Decoder = typename std::remove_cvref_t<decltype(model)>::Decoder;
+          Cpu cpu(o.threads);
+          cpu.prepare(model);
+          const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
+          for (const Index length : o.lengths) {
+            require(length < model.decoder.text.config().max_positions, "--lengths: ", length, " given, less than ",
+                    model.decoder.text.config().max_positions, " expected by ", o.models[m]);
+            SourceDecoder greedy(cpu, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
+                searching(cpu, model.decoder, {.slots = o.beams, .max_tokens = length + 1});
+            const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(o.images), std::vector<int>{boundary});
+            const auto cached = [&] {
+              const auto begin = std::chrono::steady_clock::now();
+              greedy.listen(rows, sources);
+              auto tokens = generate(greedy, std::span(prompts), {.max_new_tokens = length});
+              return Decoded{std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
+                             std::move(tokens), greedy.cache_bytes()};
+            };
+            const auto beams = [&] {
+              const auto begin = std::chrono::steady_clock::now();
+              searching.listen(rows, sources);
+              std::vector<std::vector<int>> tokens;
+              for (Index n = 0; n < o.images; ++n)
+                tokens.push_back(
+                    beam_search(searching, std::array{boundary}, {.beams = o.beams, .max_new_tokens = length}, n)
+                        .front()
+                        .tokens);
+              return Decoded{std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
+                             std::move(tokens), searching.cache_bytes()};
+            };
+            // In turns, so that a busy moment of the machine meets all of them.
+            std::vector<std::vector<double>> seconds(3);
+            std::vector<Decoded> last(3);
+            for (Index r = 0; r < o.repetitions; ++r) {
+              last = {without_cache(cpu, model, rows, sources, length), cached(), beams()};
+              for (std::size_t way = 0; way < 3; ++way) seconds[way].push_back(last[way].seconds);
+            }
+            const char* const names[] = {"greedy, no cache", "greedy, cache", "beams, cache"};
+            for (std::size_t way = 0; way < 3; ++way) {
+              std::sort(seconds[way].begin(), seconds[way].end());
+              const double median = seconds[way][seconds[way].size() / 2];
+              Index same = 0;
+              for (std::size_t n = 0; n < last[way].tokens.size(); ++n)
+                same += last[way].tokens[n] == last[0].tokens[n];
+              const Index memory = o.images * Decoder::memory_bytes(model.decoder.config(), frames(sources.length(0)));
+              table.add({o.models[m], names[way], std::to_string(length), std::to_string(last[way].cache_bytes),
+                         std::to_string(memory), fixed(sequences / median, 1),
+                         fixed(sequences * static_cast<double>(length) / median, 0),
+                         text(same, " of ", last[way].tokens.size())});
+              results.push_back({{"model", o.models[m]},
+                                 {"attention", to_name(c.attention)},
+                                 {"decoding", names[way]},
+                                 {"beams", way == 2 ? o.beams : 1},
+                                 {"tokens", length},
+                                 {"images", o.images},
+                                 {"cache_bytes", last[way].cache_bytes},
+                                 {"memory_bytes", memory},
+                                 {"seconds", seconds[way]},
+                                 {"tokens_per_second", sequences * static_cast<double>(length) / median},
+                                 {"same_as_without_cache", same}});
+            }
+          }
+        },
+        models[m].model);
+  }
+  o.write({{"threads", o.threads}, {"results", results}});
+  std::printf("%s", table.lines().c_str());
+}
+
+void add_data(CLI::App& command, std::string& data) {
+  command.add_option("--data", data, "folder with the four IDX files of MNIST, gzipped or not")
+      ->required()
+      ->type_name("DIR");
+}
+
+void add_train(CLI::App& mnist) {
+  CLI::App* command = mnist.add_subcommand("train", "train an encoder-decoder on images of digits");
+  const auto o = std::make_shared<TrainOptions>();
+  o->add_to(*command);
+  add_data(*command, o->data);
+  command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
+  command->add_option("--grid", o->grid, "digits of an image's side: 2 for images of 2 x 2 digits")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 6));
+  command->add_option("--attention", o->attention, "attention of encoder, decoder and between them")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"mha", "mla-decoupled"}));
+  command->add_option("--patch", o->patch, "pixels of a patch's side")->capture_default_str()->check(CLI::Range(1, 28));
+  command->add_option("--d-model", o->d_model, "width of the model")->capture_default_str()->check(CLI::Range(8, 4096));
+  command->add_option("--heads", o->heads, "query heads")->capture_default_str()->check(CLI::Range(1, 64));
+  command->add_option("--encoder-layers", o->encoder_layers, "blocks of the encoder")->capture_default_str();
+  command->add_option("--decoder-layers", o->decoder_layers, "blocks of the decoder")->capture_default_str();
+  command->add_option("--max-tokens", o->max_tokens, "tokens that the decoder can write")->capture_default_str();
+  command->add_option("--dropout", o->dropout, "dropout probability")->capture_default_str()->check(between(0.0, 0.9));
+  command->add_option("--shift", o->shift, "pixels by which a digit is moved at most, each way, in training")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 14));
+  command->add_option("--steps", o->training.steps, "updates")->capture_default_str();
+  command->add_option("--batch", o->training.batch, "images of an update")->capture_default_str();
+  command->add_option("--lr", o->training.learning_rate, "peak learning rate")->capture_default_str();
+  command->add_option("--valid-steps", o->training.valid_steps, "updates between two validations")
+      ->capture_default_str();
+  command->callback([o] { train(*o); });
+}
+
+void add_all(CLI::App& app) {
+  CLI::App* mnist = app.add_subcommand("mnist", "train and evaluate an encoder-decoder that reads handwritten digits");
+  mnist->require_subcommand(1);
+  mnist->footer(
+      "Example:\n  laconic mnist train --data mnist --grid 2 --out model\n"
+      "  laconic mnist eval --model model --data mnist\n  laconic mnist profile --model model --data mnist");
+  add_train(*mnist);
+
+  CLI::App* command = mnist->add_subcommand("eval", "measure how many test images are read right");
+  const auto e = std::make_shared<EvalOptions>();
+  e->add_to(*command);
+  command->add_option("--model", e->model, "model folder")->required()->type_name("DIR");
+  add_data(*command, e->data);
+  command->add_option("--beams", e->beams, "beams of a beam search; 1: greedy")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command->callback([e] { evaluate(*e); });
+
+  command = mnist->add_subcommand("profile", "measure decoding with a cache, without one, and by beams");
+  const auto p = std::make_shared<ProfileOptions>();
+  p->add_to(*command);
+  command->add_option("--model", p->models, "model folders")->required()->type_name("DIR");
+  add_data(*command, p->data);
+  command->add_option("--lengths", p->lengths, "tokens that are written of each image, with commas between")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  command->add_option("--images", p->images, "images at a time")->capture_default_str()->check(CLI::Range(1, 1024));
+  command->add_option("--beams", p->beams, "beams of the beam search")->capture_default_str()->check(CLI::Range(1, 10));
+  command->add_option("--repetitions", p->repetitions, "measurements of each, of which the median counts")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  command->callback([p] { profile(*p); });
+}
+
+}  // namespace
+}  // namespace mnist_command
+
+void add_mnist_command(CLI::App& app) { mnist_command::add_all(app); }
