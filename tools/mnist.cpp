@@ -15,8 +15,6 @@
 namespace mnist_command {
 namespace {
 
-constexpr Index valid_digits = 5000;  ///< digits at the end of the training set that choose the best model
-
 struct TrainOptions : CommonOptions {
   std::string data, out, attention = "mla-decoupled";
   Index grid = 1, patch = 7, d_model = 96, heads = 4, encoder_layers = 4, decoder_layers = 2, max_tokens = 64;
@@ -67,13 +65,12 @@ void train(TrainOptions& o) {
   Loaded loaded{config_of(o), make_model(config_of(o), o.training.seed)};
   const FolderConfig& c = loaded.config;
   const Digits digits = read_digits(o.data, "train");
-  const Index cells = c.tokens(), room = digits.count - valid_digits;
-  require(room >= cells, o.data, ": ", digits.count, " digits to train on given, more than ", valid_digits + cells,
-          " expected");
-  Digits kept{valid_digits,
-              {digits.pixels.end() - valid_digits * side * side, digits.pixels.end()},
-              {digits.labels.end() - valid_digits, digits.labels.end()}};
-  const Index valid_images = valid_digits / cells;
+  const Index cells = c.tokens(), last = digits.count / 12, room = digits.count - last;  // 5000 of 60000
+  require(last >= cells, o.data, ": ", digits.count, " digits to train on given, at least ", 12 * cells, " expected");
+  const Digits kept{last,
+                    {digits.pixels.end() - last * side * side, digits.pixels.end()},
+                    {digits.labels.end() - last, digits.labels.end()}};
+  const Index valid_images = last / cells;
   const Grids grids(c, digits), valid_grids(c, kept);
   const Random draw(o.training.seed, "digits"), move(o.training.seed, "shifts");
   say(to_name(c.attention), ", ", parameter_count(c), " parameters; images of ", c.patches(), " patches with ", cells,
@@ -105,6 +102,10 @@ void train(TrainOptions& o) {
             },
             [&](const TrainingProgress& p) {
               const bool valid = !std::isnan(p.valid_loss);
+              if (p.skipped) {
+                line.end();
+                say("step ", p.step, ": the gradient was not finite; this step changed nothing");
+              }
               if (!valid && !line.due()) return;
               std::string now = text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 4));
               now += valid ? text("  images read wrong ", fixed(100 * p.valid_loss, 2), "%", p.best ? " (best)" : "")
@@ -357,6 +358,7 @@ void add_train(CLI::App& mnist) {
   command->add_option("--lr", o->training.learning_rate, "peak learning rate")->capture_default_str();
   command->add_option("--valid-steps", o->training.valid_steps, "updates between two validations")
       ->capture_default_str();
+  command->footer("Example:\n  laconic mnist train --data mnist --grid 2 --attention mla-decoupled --out model");
   command->callback([o] { train(*o); });
 }
 
@@ -376,6 +378,7 @@ void add_all(CLI::App& app) {
   command->add_option("--beams", e->beams, "beams of a beam search; 1: greedy")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));
+  command->footer("Example:\n  laconic mnist eval --model model --data mnist --beams 4");
   command->callback([e] { evaluate(*e); });
 
   command = mnist->add_subcommand("profile", "measure decoding with a cache, without one, and by beams");
@@ -392,6 +395,7 @@ void add_all(CLI::App& app) {
   command->add_option("--repetitions", p->repetitions, "measurements of each, of which the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  command->footer("Example:\n  laconic mnist profile --model mha latent --data mnist --lengths 10,50");
   command->callback([p] { profile(*p); });
 }
 

@@ -84,7 +84,7 @@ wav() {
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
 for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile gpt "gpt train" "gpt eval" \
-  "gpt sample"; do
+  "gpt sample" mnist "mnist train" "mnist eval" "mnist profile"; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
   says out 'Example:'
@@ -542,6 +542,56 @@ for wrong in '--epochs 0' '--epochs 1000000000' '--batch-frames 9223372036854775
   refused "${name/lr/learning_rate} ${wrong#* } given" -- train --data corpus --out new $wrong
 done
 refused decoder -- train --init run --data corpus --out new --freeze decoder
+
+# --- Images: digit d is a bright band that lies the lower the larger d is.
+mkdir digits
+head -c 784 /dev/zero | tr '\0' '\377' >white
+for digit in 0 1 2 3 4 5 6 7 8 9; do
+  { head -c $((78 * digit)) /dev/zero; head -c 78 white; head -c $((706 - 78 * digit)) /dev/zero; } >"band$digit"
+  # shellcheck disable=SC2059
+  printf "\\$(printf %03o "$digit")"
+done >ten_labels
+cat band? >ten_images
+for name in train t10k; do
+  {
+    printf '\0\0\010\003\0\0\0\360\0\0\0\034\0\0\0\034'
+    for _ in {1..24}; do cat ten_images; done
+  } | gzip >digits/$name-images-idx3-ubyte.gz
+  {
+    printf '\0\0\010\001\0\0\0\360'
+    for _ in {1..24}; do cat ten_labels; done
+  } >digits/$name-labels-idx1-ubyte
+done
+small="--data digits --d-model 16 --heads 2 --encoder-layers 1 --decoder-layers 1 --dropout 0 --shift 0 --batch 16 --lr 1e-2 --max-tokens 12"
+for attention in mha mla-decoupled; do
+  # shellcheck disable=SC2086
+  ok mnist train $small --attention $attention --steps 400 --valid-steps 200 --out mnist-$attention --json mnist.json
+  grep -q '"valid_error": 0.0' mnist.json || fail "$attention does not learn ten bands: $(cat mnist.json)"
+  ok mnist eval --model mnist-$attention --data digits --json mnist.json
+  says out '240 test images of 1 digits: 100.00% read right (95% interval 98.42 to 100.00%)'
+  ok mnist eval --model mnist-$attention --data digits --beams 3
+  says out '100.00% read right'
+done
+ok mnist profile --model mnist-mha mnist-mla-decoupled --data digits --lengths 5 --repetitions 1 --json mnist.json
+says out '16 of 16'
+grep -q '"cache_bytes": 12288' mnist.json || fail "mnist profile: no cache of 16 images, 6 tokens, 2 x 16 numbers"
+# shellcheck disable=SC2086
+ok mnist train $small --grid 2 --steps 2 --valid-steps 2 --out mnist-grid
+ok mnist eval --model mnist-grid --data digits
+says out '60 test images of 4 digits'
+refused 'no such file' -- mnist eval --model mnist-mha --data nowhere
+refused run config.json -- mnist eval --model run/model --data digits
+mv digits/t10k-images-idx3-ubyte.gz whole.gz
+for size in 0 3 20 200; do
+  head -c $size whole.gz >digits/t10k-images-idx3-ubyte.gz
+  refused t10k-images -- mnist eval --model mnist-mha --data digits
+done
+{ gzip -dc whole.gz; printf x; } >digits/t10k-images-idx3-ubyte
+refused 'longer than its sizes say' -- mnist eval --model mnist-mha --data digits
+rm digits/t10k-images-idx3-ubyte
+mv digits/t10k-labels-idx1-ubyte digits/t10k-images-idx3-ubyte
+cp digits/train-labels-idx1-ubyte digits/t10k-labels-idx1-ubyte
+refused '1 dimensions given, 3 expected' -- mnist eval --model mnist-mha --data digits
 
 # --- A disk that is full.
 refused /dev/full -- eval --model run --data corpus/test.jsonl --json /dev/full
