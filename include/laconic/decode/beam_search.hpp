@@ -29,13 +29,27 @@ struct Hypothesis {
   double score;             ///< log probability / tokens^length_penalty
 };
 
+/// Leaves the decoder's log probabilities as they are: see beam_search.
+struct DecoderScore {
+  /// There is nothing to keep.
+  struct State {};
+  /// Returns the state of the empty hypothesis.
+  State start() const { return {}; }
+  /// Changes nothing.
+  template <class T>
+  void add(const State&, std::span<T>) const {}
+  /// Returns the state of a hypothesis with one more token.
+  State extend(const State&, int) const { return {}; }
+};
+
 /// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
 /// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
 /// have in common by `fork`. `sequence` is the number that `begin` is told: for a SourceDecoder, that of the source.
-/// Allocates. Throws Error for an empty prompt and for numbers that make no sense.
-template <TokenPredictor Decoder>
+/// A scorer, such as CtcPrefixScorer, changes the log probabilities of the tokens that follow a hypothesis. Allocates.
+/// Throws Error for an empty prompt and for numbers that make no sense.
+template <TokenPredictor Decoder, class Scorer = DecoderScore>
 std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {},
-                                    Index sequence = 0) {
+                                    Index sequence = 0, const Scorer& scorer = {}) {
   using T = typename Decoder::Context::Scalar;
   const Index vocab = decoder.vocab_size(), beams = config.beams;
   require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
@@ -50,13 +64,15 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     std::vector<int> tokens;
     double log_prob;
     Index slot;
+    typename Scorer::State state;
   };
   struct Candidate {
     double log_prob;
     Index beam;
     int token;
   };
-  std::vector<Beam> live{{{}, 0.0, 0}};
+  std::vector<Beam> live;
+  live.push_back({{}, 0.0, 0, scorer.start()});
   std::vector<Hypothesis> done;
   const auto score = [&](double log_prob, std::size_t length) {
     return log_prob / std::pow(static_cast<double>(std::max<std::size_t>(1, length)), config.length_penalty);
@@ -80,6 +96,9 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     context.read(context.log_softmax(logits), std::span<T>(values));
     require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
             "beam search: logits that are NaN given, numbers expected");
+    for (std::size_t b = 0; b < live.size(); ++b)
+      scorer.add(live[b].state,
+                 std::span(values).subspan(b * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab)));
     candidates.clear();
     for (std::size_t b = 0; b < live.size(); ++b)
       for (Index v = 0; v < vocab; ++v)
@@ -102,7 +121,9 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
       if (c.token == config.end_token) {
         if (static_cast<Index>(i) < beams) finish(std::move(tokens), c.log_prob);
       } else {
-        next.push_back({std::move(tokens), c.log_prob, c.beam});  // its parent's number until it has a slot
+        next.push_back({std::move(tokens), c.log_prob, c.beam,
+                        scorer.extend(live[static_cast<std::size_t>(c.beam)].state,
+                                      c.token)});  // its parent's number until it has a slot
       }
     }
     if (next.empty()) return done;

@@ -26,17 +26,18 @@ struct EncoderDecoderBatch {
 /// Says how the losses of decoder and encoder are combined.
 struct JointLoss {
   int boundary = 0;            ///< the token that begins and ends a sequence; for CTC it is the blank
-  double ctc_weight = 0;       ///< weight of the encoder's CTC loss, from 0 to less than 1: lambda of the paper
+  double ctc_weight = 0;       ///< weight of the encoder's CTC loss, 0 to 1: lambda of the paper
   double label_smoothing = 0;  ///< of the decoder's cross entropy
 };
 
 /// Returns the mean loss of a batch, (1, 1): (1 - lambda) times the cross entropy of each token given those before it,
-/// plus lambda times the CTC loss of the encoder's head, lambda = ctc_weight (Watanabe et al. 2017, equation 3).
+/// plus lambda times the CTC loss of the encoder's head, lambda = ctc_weight (Watanabe et al. 2017, equation 3). With a
+/// weight of 1, the decoder is not run.
 template <class Context, class Model, class T>
 auto joint_loss(Context& tape, const Model& model, const EncoderDecoderBatch<T>& batch, const JointLoss& config) {
   constexpr bool has_ctc = requires { model.encoder.lm_head; };
-  require(config.ctc_weight >= 0 && config.ctc_weight < 1, "joint loss: ctc_weight ", config.ctc_weight,
-          " given, from 0 to less than 1 expected");
+  require(config.ctc_weight >= 0 && config.ctc_weight <= 1, "joint loss: ctc_weight ", config.ctc_weight,
+          " given, 0 to 1 expected");
   require(has_ctc || config.ctc_weight == 0, "joint loss: ctc_weight ", config.ctc_weight,
           " given, but this encoder has no CTC head");
   require(static_cast<Index>(batch.tokens.size()) == batch.sequences.size(), "joint loss: tokens of ",
@@ -53,14 +54,18 @@ auto joint_loss(Context& tape, const Model& model, const EncoderDecoderBatch<T>&
     written.push_back(lengths.back() + 1);
   }
   auto [rows, sources] = model.encoder.hidden(tape, batch.input, batch.sequences);
-  auto loss = cross_entropy_loss(
-      tape,
-      model.decoder(tape, TokenRows{ids, Sequences(written)}, model.decoder.remember(tape, rows, sources), sources),
-      targets, {.label_smoothing = config.label_smoothing});
+  typename Context::Tensor loss;
+  if (config.ctc_weight < 1) {
+    loss = cross_entropy_loss(
+        tape,
+        model.decoder(tape, TokenRows{ids, Sequences(written)}, model.decoder.remember(tape, rows, sources), sources),
+        targets, {.label_smoothing = config.label_smoothing});
+  }
   if constexpr (has_ctc) {
     if (config.ctc_weight > 0) {
       const Logits<decltype(rows)> logits{model.encoder.lm_head(tape, rows), sources};
-      const auto ctc = ctc_loss(tape, logits, Labels{std::move(labels), Sequences(lengths)}, config.boundary);
+      auto ctc = ctc_loss(tape, logits, Labels{std::move(labels), Sequences(lengths)}, config.boundary);
+      if (config.ctc_weight == 1) return ctc;
       loss = tape.add(tape.scale(std::move(loss), 1 - config.ctc_weight), ctc, config.ctc_weight);
     }
   }
