@@ -23,7 +23,7 @@ int run_app(CLI::App& app, int argc, char** argv) {
   let_threads_wait_shortly(argv);
   app.set_version_flag("--version",
                        laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
-  app.require_subcommand(1);
+  if (!app.get_subcommands([](const CLI::App*) { return true; }).empty()) app.require_subcommand(1);
   try {
     app.parse(argc, argv);
     laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
