@@ -4044,27 +4044,39 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     }
   }
 
-  /// Returns the memory that `cross` needs of a source (rows, d_model), such as an encoder's output. It is computed
-  /// once for all queries. With `InputLatent` it is the source itself, which all layers of a decoder then share.
+  /// Returns the memory that `cross` needs of the rows (rows, d_model) of sources, such as an encoder's output. It is
+  /// computed once for all queries. With `InputLatent` it is the rows themselves, which all layers of a decoder then
+  /// share. Rotary keys turn by their position in their source.
   template <class Context, class Tensor>
-  auto remember(Context& context, const Tensor& source) const {
+  auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
-    return key_value.remember(context, source, source);
+    auto memory = key_value.remember(context, source, source);
+    if constexpr (Position::turns_keys) {
+      Tensor& key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
+      key = context.rotate(std::move(key), table(context, Pass<Tensor>{sources}), Position::pairs);
+    }
+    return memory;
   }
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
-  /// The path depends on all queries and sources together.
+  /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
+  /// sequence. The path depends on all queries and sources together.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
-               const Sequences& sources, AttentionPath path = AttentionPath::by_cost) const {
-    static_assert(!Position::is_relative && !Position::turns_keys && !Position::turns_input,
-                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences");
+               const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
+    static_assert(!Position::is_relative && !Position::turns_input,
+                  "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences, "
+                  "or a rotary key, which has a position in each");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
     typename Policy::Work work{queries.rows(), sources.rows(), 0};
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
-    return linear_out(
-        context, attend(context, query(context, x), memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
-                        sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+    Queries<Tensor> q = query(context, x);
+    if constexpr (Position::turns_keys) {
+      Tensor& turned = q.rope.empty() ? q.content : q.rope;
+      turned = context.rotate(std::move(turned), table, Position::pairs);
+    }
+    return linear_out(context, attend(context, q, memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
+                                      sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
   }
 
   /// Returns the first weight that the layer's unchanged input is multiplied by.
@@ -10495,14 +10507,15 @@ inline namespace LACONIC_ABI {
 /// Requires what greedy decoding, sampling and beam search need: the logits that follow the tokens of a slot.
 ///   append(tokens, slots)   appends the tokens of sequence n to slots[n] and returns the logits (slots, vocab_size) of
 ///                           the token after the last of each
-///   clear(slot), fork(from, to)   empties a slot; makes one hold what another holds
+///   begin(slot, n)          empties a slot for sequence n of a caller's list
+///   fork(from, to)          makes slot `to` hold what slot `from` holds
 ///   slots(), vocab_size(), room(slot)   the number of slots, of tokens, and of tokens that a slot can still take
 ///   context()               the context of the logits
 template <class D>
 concept TokenPredictor = requires(D& d, const D& constant, const TokenRows& tokens, std::span<const Index> slots,
                                   Index slot) {
   { d.append(tokens, slots) } -> std::convertible_to<typename D::Tensor>;
-  d.clear(slot);
+  d.begin(slot, slot);
   d.fork(slot, slot);
   { constant.slots() } -> std::convertible_to<Index>;
   { constant.vocab_size() } -> std::convertible_to<Index>;
@@ -10555,8 +10568,8 @@ class TokenDecoder {
   /// Returns the bytes that the slots hold, all layers.
   Index cache_bytes() const { return state_.attention_bytes(); }
 
-  /// Empties a slot for a new sequence.
-  void clear(Index slot) {
+  /// Empties a slot for a new sequence, whatever its number.
+  void begin(Index slot, Index = 0) {
     counts_[checked_slot(slot)] = 0;
     state_.clear(context_, slot);
   }
@@ -10596,7 +10609,7 @@ class TokenDecoder {
       for (Index n = 0; n < sequences.size(); ++n) context_.copy_rows(rows, sequences.end(n) - 1, 1, last, n);
       return model_.logits(context_, last);
     } catch (...) {  // some layers may hold the tokens and others not
-      for (const Index slot : slots) clear(slot);
+      for (const Index slot : slots) begin(slot);
       throw;
     }
   }
@@ -10646,11 +10659,27 @@ struct Hypothesis {
   double score;             ///< log probability / tokens^length_penalty
 };
 
+/// Leaves the decoder's log probabilities as they are: see beam_search.
+struct DecoderScore {
+  /// There is nothing to keep.
+  struct State {};
+  /// Returns the state of the empty hypothesis.
+  State start() const { return {}; }
+  /// Changes nothing.
+  template <class T>
+  void add(const State&, std::span<T>) const {}
+  /// Returns the state of a hypothesis with one more token.
+  State extend(const State&, int) const { return {}; }
+};
+
 /// Continues a prompt by beam search and returns the hypotheses, best first, at most `beams`. The steps are those of
 /// Hugging Face's `generate` with early_stopping = False. The decoder needs a slot for each beam; beams share what they
-/// have in common by `fork`. Allocates. Throws Error for an empty prompt and for numbers that make no sense.
-template <TokenPredictor Decoder>
-std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {}) {
+/// have in common by `fork`. `sequence` is the number that `begin` is told: for a SourceDecoder, that of the source.
+/// A scorer, such as CtcPrefixScorer, changes the log probabilities of the tokens that follow a hypothesis. Allocates.
+/// Throws Error for an empty prompt and for numbers that make no sense.
+template <TokenPredictor Decoder, class Scorer = DecoderScore>
+std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> prompt, const BeamConfig& config = {},
+                                    Index sequence = 0, const Scorer& scorer = {}) {
   using T = typename Decoder::Context::Scalar;
   const Index vocab = decoder.vocab_size(), beams = config.beams;
   require(beams > 0 && beams <= decoder.slots(), "beam search: ", beams, " beams given, 1 to the decoder's ",
@@ -10665,13 +10694,15 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     std::vector<int> tokens;
     double log_prob;
     Index slot;
+    typename Scorer::State state;
   };
   struct Candidate {
     double log_prob;
     Index beam;
     int token;
   };
-  std::vector<Beam> live{{{}, 0.0, 0}};
+  std::vector<Beam> live;
+  live.push_back({{}, 0.0, 0, scorer.start()});
   std::vector<Hypothesis> done;
   const auto score = [&](double log_prob, std::size_t length) {
     return log_prob / std::pow(static_cast<double>(std::max<std::size_t>(1, length)), config.length_penalty);
@@ -10683,7 +10714,7 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     if (static_cast<Index>(done.size()) > beams) done.pop_back();
   };
 
-  decoder.clear(0);
+  decoder.begin(0, sequence);
   auto& context = decoder.context();
   auto logits = decoder.append({prompt, Sequences{static_cast<Index>(prompt.size())}}, std::array{Index{0}});
   std::vector<T> values;
@@ -10695,6 +10726,9 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
     context.read(context.log_softmax(logits), std::span<T>(values));
     require(std::none_of(values.begin(), values.end(), [](T x) { return std::isnan(x); }),
             "beam search: logits that are NaN given, numbers expected");
+    for (std::size_t b = 0; b < live.size(); ++b)
+      scorer.add(live[b].state,
+                 std::span(values).subspan(b * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab)));
     candidates.clear();
     for (std::size_t b = 0; b < live.size(); ++b)
       for (Index v = 0; v < vocab; ++v)
@@ -10717,7 +10751,9 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
       if (c.token == config.end_token) {
         if (static_cast<Index>(i) < beams) finish(std::move(tokens), c.log_prob);
       } else {
-        next.push_back({std::move(tokens), c.log_prob, c.beam});  // its parent's number until it has a slot
+        next.push_back({std::move(tokens), c.log_prob, c.beam,
+                        scorer.extend(live[static_cast<std::size_t>(c.beam)].state,
+                                      c.token)});  // its parent's number until it has a slot
       }
     }
     if (next.empty()) return done;
@@ -10906,7 +10942,7 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
       const std::array<Index, 1> slot{free.back()};
       free.pop_back();
       sequence_of[static_cast<std::size_t>(slot[0])] = next;
-      decoder.clear(slot[0]);
+      decoder.begin(slot[0], static_cast<Index>(next));
       const auto tensor = decoder.append({prompts[next], Sequences{static_cast<Index>(prompts[next].size())}}, slot);
       out[next].reserve(static_cast<std::size_t>(std::min(config.max_new_tokens, decoder.room(slot[0]) + 1)));
       take(slot, tensor, [&](Index s) { live.push_back(s); });
@@ -11735,11 +11771,24 @@ class Encoder : public Module<Encoder<Kind, AttentionPolicy, T>>,
   requires ContextOf<Context, T>
   auto operator()(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
                   std::vector<typename Context::Tensor>* outputs = nullptr) const {
+    auto [x, out] = hidden(context, std::forward<Features>(features), sequences, mask, outputs);
+    return Logits<decltype(x)>{lm_head(context, x), out};
+  }
+  /// Returns encoder frames (rows, d_model) of features, after the blocks and the norm, and their sequences: what
+  /// `lm_head` and a decoder read. Arguments as above.
+  template <class Context, class Features>
+  auto hidden(Context& context, Features&& features, const Sequences& sequences, const Mask& mask,
+              std::vector<typename Context::Tensor>* outputs = nullptr) const {
     auto [x, out] = subsampling(context, context.input(std::forward<Features>(features)), sequences);
     Pass<decltype(x)> pass{out, mask};
     pass.outputs = outputs;
     x = encode(context, context.dropout(std::move(x), config_.dropout), std::move(pass), nullptr);
-    return Logits<decltype(x)>{lm_head(context, x), out};
+    return std::pair(std::move(x), out);
+  }
+  /// Returns encoder frames of features under the configuration's mask.
+  template <class Context, class Features>
+  auto hidden(Context& context, Features&& features, const Sequences& sequences) const {
+    return hidden(context, std::forward<Features>(features), sequences, config_.mask());
   }
   /// Returns the logits of features under the configuration's mask.
   template <class Context, class Features>
@@ -12500,6 +12549,17 @@ class Embedding : public Module<Embedding<T>> {
   auto operator()(Context& context, std::span<const int> ids) const {
     return context.embed(ids, weight);
   }
+  /// Returns, for each row of a pass, the row of its position in its sequence: learned positions.
+  template <class Context, class Tensor>
+  Tensor of_positions(Context& context, const Pass<Tensor>& pass) const {
+    const Index rows = pass.sequences.rows();
+    const Buffer memory = context.arena().allocate(static_cast<std::size_t>(std::max<Index>(1, rows)) * sizeof(int));
+    auto* ids = static_cast<int*>(memory.data());
+    for (Index n = 0; n < pass.sequences.size(); ++n)
+      for (Index i = 0; i < pass.sequences.length(n); ++i)
+        ids[pass.sequences.begin(n) + i] = static_cast<int>(pass.first(n) + i);
+    return (*this)(context, std::span<const int>(ids, static_cast<std::size_t>(rows)));
+  }
   /// Returns x W^T: the product of each row of x (rows, width) with the rows of all ids, (rows, count).
   template <class Context, class Tensor>
   auto linear(Context& context, const Tensor& x) const {
@@ -12561,13 +12621,22 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
   /// Returns the output of the block. `state` is a pointer to a State, or `nullptr` for whole sequences.
   template <class Context, class Tensor, class S>
   Tensor operator()(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
+    return feed_forward(context, attend(context, std::move(x), pass, state));
+  }
+  /// Returns x + attention(norm(x)), the first half of the block.
+  template <class Context, class Tensor, class S>
+  Tensor attend(Context& context, Tensor x, const Pass<Tensor>& pass, S state) const {
     Tensor y;
     if constexpr (has_state<S>)
       y = self_attn(context, attention_norm(context, x), pass, &state->attention);
     else
       y = self_attn(context, attention_norm(context, x), pass);
-    x = context.add(std::move(x), context.dropout(std::move(y), dropout_));
-    y = mlp(context, feed_forward_norm(context, x));
+    return context.add(std::move(x), context.dropout(std::move(y), dropout_));
+  }
+  /// Returns x + feed-forward(norm(x)), the second half of the block.
+  template <class Context, class Tensor>
+  Tensor feed_forward(Context& context, Tensor x) const {
+    const Tensor y = mlp(context, feed_forward_norm(context, x));
     return context.add(std::move(x), y);
   }
 
@@ -12667,6 +12736,12 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   /// that the state holds, and the pass says where.
   template <class Context, class Tensor, class S>
   Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, S state) const {
+    Tensor x = embedded(context, ids, pass);
+    return this->run(context, std::move(x), std::move(pass), state);
+  }
+  /// Returns the rows (rows, d_model) of tokens before the first block: embeddings and positions.
+  template <class Context, class Tensor>
+  Tensor embedded(Context& context, std::span<const int> ids, const Pass<Tensor>& pass) const {
     require(static_cast<Index>(ids.size()) == pass.sequences.rows(), "language model: ", ids.size(),
             " tokens given, their sequences have ", pass.sequences.rows());
     for (Index n = 0; n < pass.sequences.size(); ++n)
@@ -12674,8 +12749,8 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
               pass.first(n) + pass.sequences.length(n),
               " tokens given, at most max_positions = ", config_.max_positions, " expected");
     Tensor x = wte(context, ids);
-    if (wpe.count() > 0) x = context.add(std::move(x), positions(context, pass));
-    return this->run(context, context.dropout(std::move(x), config_.dropout), std::move(pass), state);
+    if (wpe.count() > 0) x = context.add(std::move(x), wpe.of_positions(context, pass));
+    return context.dropout(std::move(x), config_.dropout);
   }
   /// Returns the logits (rows, vocab_size) of rows that `hidden` gave.
   template <class Context, class Tensor>
@@ -12715,18 +12790,6 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   Linear<T> lm_head;  ///< from d_model to vocab_size, or empty where embeddings are tied
 
  private:
-  /// Returns the vectors of the positions of a pass, (rows, d_model).
-  template <class Context, class Tensor>
-  Tensor positions(Context& context, const Pass<Tensor>& pass) const {
-    const Buffer memory =
-        context.arena().allocate(static_cast<std::size_t>(std::max<Index>(1, pass.sequences.rows())) * sizeof(int));
-    auto* ids = static_cast<int*>(memory.data());
-    for (Index n = 0; n < pass.sequences.size(); ++n)
-      for (Index i = 0; i < pass.sequences.length(n); ++i)
-        ids[pass.sequences.begin(n) + i] = static_cast<int>(pass.first(n) + i);
-    return wpe(context, std::span<const int>(ids, static_cast<std::size_t>(pass.sequences.rows())));
-  }
-
   LanguageModelConfig config_;
 };
 
