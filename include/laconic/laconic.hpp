@@ -10,12 +10,16 @@
 #include <laconic/core/hash.hpp>
 #include <laconic/core/sweep.hpp>
 #include <laconic/decode/beam_search.hpp>
+#include <laconic/decode/ctc_prefix.hpp>
 #include <laconic/decode/generate.hpp>
+#include <laconic/decode/source_decoder.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
+#include <laconic/model/encoder_decoder.hpp>
 #include <laconic/model/gpt.hpp>
 #include <laconic/model/llama.hpp>
+#include <laconic/model/patch_encoder.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/stream.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>

@@ -10797,6 +10797,104 @@ std::vector<Hypothesis> beam_search(Decoder& decoder, std::span<const int> promp
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Scores hypotheses of a beam search by what a CTC head says of the same utterance: a hypothesis has (1 - weight)
+/// times the decoder's log probability plus weight times log of the probability that the text begins with it, summed
+/// over all alignments (Watanabe et al. 2017, section III.C; its algorithm 2). The blank is the token that begins and
+/// ends a sequence of the decoder.
+///
+///     const auto best = beam_search(decoder, std::array{0}, config, n, CtcPrefixScorer(log_probs, 0.3));
+class CtcPrefixScorer {
+ public:
+  /// Holds log probabilities of a hypothesis.
+  struct State {
+    std::vector<double> blank,  ///< that frames 0 to t hold just the hypothesis and end in a blank
+        all;                    ///< the same, whatever they end in
+    int last = -1;              ///< the last token
+    double score = 0;           ///< that the text begins with the hypothesis
+  };
+
+  /// Scores by log probabilities (frames, vocab_size) of one utterance, which are copied. weight from 0 to 1.
+  /// Allocates. Throws Error for a number out of range and for an utterance without frames.
+  template <class T>
+  CtcPrefixScorer(const Matrix<T>& log_probs, double weight, int blank = 0)
+      : frames_(log_probs.rows()), vocab_(log_probs.cols()), blank_(blank), weight_(weight) {
+    require(weight >= 0 && weight <= 1, "CTC prefix scorer: weight ", weight, " given, 0 to 1 expected");
+    require(frames_ > 0, "CTC prefix scorer: no frames given, at least one expected");
+    require(blank >= 0 && blank < vocab_, "CTC prefix scorer: blank ", blank, " given, 0 to ", vocab_ - 1, " expected");
+    log_probs_.assign(log_probs.data(), log_probs.data() + log_probs.size());
+  }
+
+  /// Returns the state of the empty hypothesis. Allocates.
+  State start() const {
+    State out;
+    double sum = 0;
+    for (Index t = 0; t < frames_; ++t) out.blank.push_back(sum += at(t, blank_));
+    out.all = out.blank;
+    return out;
+  }
+  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score.
+  template <class T>
+  void add(const State& state, std::span<T> log_probs) const {
+    for (Index token = 0; token < vocab_; ++token) {
+      T& value = log_probs[static_cast<std::size_t>(token)];
+      const double longer = prefix(state, static_cast<int>(token));
+      double joint = weight_ < 1 ? (1 - weight_) * static_cast<double>(value) : 0;
+      if (weight_ > 0) joint += longer == nothing ? nothing : weight_ * (longer - state.score);
+      value = static_cast<T>(joint);
+    }
+  }
+  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates.
+  State extend(const State& state, int token) const {
+    State out;
+    out.last = token;
+    out.score = prefix(state, token);
+    double in_token = nothing, in_blank = nothing;
+    for (Index t = 0; t < frames_; ++t) {
+      const double before = in_token;
+      in_token = plus(in_token, reaching(state, token, t)) + at(t, token);
+      in_blank = plus(in_blank, before) + at(t, blank_);
+      out.blank.push_back(in_blank);
+      out.all.push_back(plus(in_token, in_blank));
+    }
+    return out;
+  }
+  /// Returns the log probability of all texts that begin with the hypothesis and this token; for the blank, of the
+  /// hypothesis itself as the whole text.
+  double prefix(const State& state, int token) const {
+    if (token == blank_) return state.all.back();
+    double sum = nothing;
+    for (Index t = 0; t < frames_; ++t) sum = plus(sum, reaching(state, token, t) + at(t, token));
+    return sum;
+  }
+
+ private:
+  static constexpr double nothing = -std::numeric_limits<double>::infinity();
+
+  static double plus(double a, double b) {
+    const double larger = std::max(a, b);
+    return larger == nothing ? nothing : larger + std::log1p(std::exp(std::min(a, b) - larger));
+  }
+  double at(Index frame, int token) const { return log_probs_[static_cast<std::size_t>(frame * vocab_ + token)]; }
+  /// Returns the log probability that the frames before t hold just the hypothesis, and a new token may begin at t: the
+  /// same token again needs a blank between.
+  double reaching(const State& state, int token, Index t) const {
+    if (t == 0) return state.last < 0 ? 0 : nothing;
+    const auto before = static_cast<std::size_t>(t - 1);
+    return token == state.last ? state.blank[before] : state.all[before];
+  }
+
+  Index frames_, vocab_;
+  int blank_;
+  double weight_;
+  std::vector<double> log_probs_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
 #include <numeric>
 
 namespace laconic {
@@ -10959,6 +11057,277 @@ std::vector<std::vector<int>> generate(Decoder& decoder, std::span<const std::ve
   }
   return out;
 }
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
+struct LanguageModelConfig {
+  Index vocab_size = 50257;                          ///< tokens
+  Index max_positions = 1024;                        ///< tokens that the model sees at a time
+  Index d_model = 768;                               ///< channels between the blocks
+  Index num_layers = 12;                             ///< blocks
+  AttentionName attention = AttentionName::by_type;  ///< the attention by name
+  Index num_heads = 0;                               ///< query heads
+  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
+  Index head_dim = 0;                                ///< channels of a head; 0: d_model / num_heads
+  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
+  Index q_lora_rank = 0;                             ///< rank of the queries
+  Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
+  IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
+  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
+  /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
+  PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
+  bool attention_bias = true;                    ///< biases in the attention
+  Activation hidden_act = Activation::gelu_new;  ///< activation of the feed-forward modules
+  Index intermediate_size = 0;                   ///< width of the feed-forward modules; 0: 4 * d_model
+  double layer_norm_eps = 1e-5;                  ///< epsilon of the norms
+  bool tied_embeddings = true;                   ///< whether the logits are products with the embeddings themselves
+  double dropout = 0;                            ///< probability of dropout in training
+
+  /// Returns the sizes of the attention.
+  constexpr AttentionConfig attention_config() const {
+    return {.d_model = d_model,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .kv_lora_rank = kv_lora_rank,
+            .v_lora_rank = v_lora_rank,
+            .q_lora_rank = q_lora_rank,
+            .qk_rope_head_dim = qk_rope_head_dim,
+            .rope_pairs = rope_pairs,
+            .rope = rope,
+            .head_dim = head_dim,
+            .attention_bias = attention_bias,
+            .attention = attention,
+            .position_embeddings_type = position_embeddings_type};
+  }
+  /// Returns the mask under which a token sees itself and the tokens before it.
+  static constexpr Mask mask() { return Mask::causal(); }
+  /// Returns the width of the feed-forward modules.
+  constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("vocab_size", self.vocab_size);
+    visit("max_positions", self.max_positions);
+    visit("d_model", self.d_model);
+    visit("num_layers", self.num_layers);
+    visit("attention", self.attention);
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("head_dim", self.head_dim);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+    visit("rope_pairs", self.rope_pairs);
+    visit("rope", self.rope);
+    visit("position_embeddings_type", self.position_embeddings_type);
+    visit("attention_bias", self.attention_bias);
+    visit("hidden_act", self.hidden_act);
+    visit("intermediate_size", self.intermediate_size);
+    visit("layer_norm_eps", self.layer_norm_eps);
+    visit("tied_embeddings", self.tied_embeddings);
+    visit("dropout", self.dropout);
+  }
+
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const LanguageModelConfig& checked() const {
+    const auto within = [](Index value, Index min, Index max, const char* name) {
+      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
+              " expected");
+    };
+    within(vocab_size, 1, 1 << 24, "vocab_size");
+    within(max_positions, 1, 1 << 24, "max_positions");
+    within(d_model, 1, 1 << 16, "d_model");
+    within(num_layers, 1, 1 << 12, "num_layers");
+    within(num_heads, 0, 1 << 16, "num_heads");
+    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
+    within(head_dim, 0, 1 << 16, "head_dim");
+    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
+    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
+    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
+    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
+    within(intermediate_size, 0, 1 << 22, "intermediate_size");
+    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
+    require(position_embeddings_type != PositionEmbeddings::relative,
+            "language model: position_embeddings_type relative given, learned or rotary expected");
+    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
+            " given, more than 0 and less than 1 expected");
+    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
+    return *this;
+  }
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Holds the sizes of a SourceDecoder.
+struct SourceDecoderConfig {
+  Index slots = 1;                  ///< sequences at a time: all beams of all sources that are decoded together
+  Index max_tokens = 0;             ///< tokens of a sequence; 0: the decoder's max_positions
+  Storage storage = Storage::full;  ///< how keys, values and latents of earlier tokens are stored
+};
+
+/// Runs an AttentionDecoder token by token. Each slot holds the earlier tokens of one sequence and reads one source;
+/// slots that read the same source, such as the beams of a search, share its memory.
+///
+///     SourceDecoder decoder(cpu, model.decoder, {.slots = 4});
+///     decoder.listen(encoded, sources);                       // the output of an encoder
+///     auto best = beam_search(decoder, std::array{start}, config, 2);   // of source 2
+///
+/// `generate` gives prompt n source n. Construction and `listen` allocate; a warm `append` takes memory from the
+/// context's pool only.
+template <class Decoder, StreamingContext Context_ = Cpu<typename Decoder::Scalar>>
+class SourceDecoder {
+ public:
+  using Context = Context_;                 ///< the context that computes
+  using Tensor = typename Context::Tensor;  ///< the type of logits
+
+  /// Makes empty slots and no sources. Context and decoder must outlive this. Allocates. Throws Error for sizes out of
+  /// range.
+  SourceDecoder(Context& context, const Decoder& decoder, const SourceDecoderConfig& config = {})
+      : reader_(context, decoder, config.slots),
+        tokens_(context, reader_, {config.slots, config.max_tokens, config.storage}) {
+    order_.reserve(static_cast<std::size_t>(slots()));
+    sorted_.reserve(static_cast<std::size_t>(slots()));
+  }
+  SourceDecoder(const SourceDecoder&) = delete;
+  SourceDecoder& operator=(const SourceDecoder&) = delete;
+
+  /// Takes the rows (rows, d_model) of new sources in place of the old ones, computes what the decoder needs of them,
+  /// and empties all slots. Allocates.
+  void listen(const Tensor& rows, const Sequences& sources) {
+    require(rows.rows() == sources.rows(), "source decoder: ", rows.rows(), " rows given, their sequences have ",
+            sources.rows());
+    for (Index n = 0; n < sources.size(); ++n)
+      require(sources.length(n) > 0, "source decoder: source ", n, " has no rows, at least one expected");
+    reader_.listen(rows, sources);
+    for (Index slot = 0; slot < slots(); ++slot) tokens_.begin(slot);
+  }
+
+  /// Returns the context that computes.
+  Context& context() { return tokens_.context(); }
+  /// Returns the number of slots.
+  Index slots() const { return tokens_.slots(); }
+  /// Returns the number of sources.
+  Index sources() const { return reader_.sources.size(); }
+  /// Returns the number of tokens that the decoder knows.
+  Index vocab_size() const { return tokens_.vocab_size(); }
+  /// Returns the tokens that a slot holds.
+  Index count(Index slot) const { return tokens_.count(slot); }
+  /// Returns the tokens that a slot can still take.
+  Index room(Index slot) const { return tokens_.room(slot); }
+  /// Returns the bytes that the slots hold, all layers.
+  Index cache_bytes() const { return tokens_.cache_bytes(); }
+
+  /// Empties a slot, which reads source n from now on. Throws Error for a source that does not exist.
+  void begin(Index slot, Index n) {
+    require(n >= 0 && n < sources(), "source decoder: source ", n, " given, ", sources(), " sources are there");
+    tokens_.begin(slot);
+    reader_.source_of[static_cast<std::size_t>(slot)] = n;
+  }
+  /// Makes slot `to` hold what slot `from` holds, and read its source.
+  void fork(Index from, Index to) {
+    tokens_.fork(from, to);
+    reader_.source_of[static_cast<std::size_t>(to)] = reader_.source_of[static_cast<std::size_t>(from)];
+  }
+
+  /// Appends the tokens of sequence n to slots[n] and returns the logits that follow: see TokenDecoder. Throws Error,
+  /// too, for a slot without a source.
+  Tensor append(const TokenRows& tokens, std::span<const Index> slots) {
+    for (const Index slot : slots)
+      require(slot >= 0 && slot < this->slots() && reader_.source(slot) < sources(), "source decoder: slot ", slot,
+              " given, one that has begun to read a source expected");
+    const auto earlier = [&](Index a, Index b) { return reader_.source(a) < reader_.source(b); };
+    if (std::is_sorted(slots.begin(), slots.end(), earlier)) return tokens_.append(tokens, slots);
+
+    // Rows that read one source must lie together.
+    require(tokens.sequences.size() == static_cast<Index>(slots.size()), "source decoder: ", tokens.sequences.size(),
+            " sequences given for ", slots.size(), " slots");
+    order_.resize(slots.size());
+    for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
+    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) {
+      return earlier(slots[static_cast<std::size_t>(a)], slots[static_cast<std::size_t>(b)]);
+    });
+    sorted_.clear();
+    ids_.clear();
+    for (const Index n : order_) {
+      sorted_.push_back(slots[static_cast<std::size_t>(n)]);
+      const auto own = tokens.ids.subspan(static_cast<std::size_t>(tokens.sequences.begin(n)),
+                                          static_cast<std::size_t>(tokens.sequences.length(n)));
+      ids_.insert(ids_.end(), own.begin(), own.end());
+    }
+    const Sequences sequences = Sequences::make(context().arena(), tokens.sequences.size(), [&](Index i) {
+      return tokens.sequences.length(order_[static_cast<std::size_t>(i)]);
+    });
+    const Tensor logits = tokens_.append({ids_, sequences}, sorted_);
+    Tensor out = context().make(logits.rows(), logits.cols());
+    for (std::size_t i = 0; i < order_.size(); ++i)
+      context().copy_rows(logits, static_cast<Index>(i), 1, out, order_[i]);
+    return out;
+  }
+
+ private:
+  /// The decoder with its sources, as the language model that TokenDecoder runs.
+  struct Reader {
+    using Scalar = typename Decoder::Scalar;
+    using Memory = decltype(std::declval<const Decoder&>().remember(
+        std::declval<Context&>(), std::declval<const Tensor&>(), std::declval<const Sequences&>()));
+    template <class C>
+    struct State : Decoder::template State<C> {
+      State(C& context, const Reader& reader, const StateShape& shape)
+          : Decoder::template State<C>(context, reader.decoder.text, shape) {}
+    };
+
+    Reader(Context& c, const Decoder& d, Index slots)
+        : context(c), decoder(d), source_of(static_cast<std::size_t>(std::max<Index>(0, slots)), none) {}
+
+    void listen(const Tensor& rows, const Sequences& given) {
+      std::vector<Index> lengths;
+      for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
+      sources = Sequences(lengths);
+      memory = decoder.remember(context, rows, sources);
+      std::fill(source_of.begin(), source_of.end(), none);
+    }
+    Index source(Index slot) const { return source_of[static_cast<std::size_t>(slot)]; }
+
+    const LanguageModelConfig& config() const { return decoder.text.config(); }
+    static Index cache_bytes(const LanguageModelConfig& config, Frames n, Storage storage) {
+      return Decoder::Text::cache_bytes(config, n, storage);
+    }
+    Tensor hidden(Context& c, std::span<const int> ids, Pass<Tensor> pass, State<Context>* state) const {
+      const Sequences queries = Sequences::make(c.arena(), sources.size(), [&](Index n) {
+        Index rows = 0;
+        for (std::size_t i = 0; i < pass.slots.size(); ++i)
+          if (source(pass.slots[i]) == n) rows += pass.sequences.length(static_cast<Index>(i));
+        return rows;
+      });
+      return decoder.hidden(c, ids, std::move(pass), queries, memory, sources, state);
+    }
+    Tensor logits(Context& c, const Tensor& rows) const { return decoder.text.logits(c, rows); }
+
+    static constexpr Index none = Index{1} << 60;  // more than any source
+    Context& context;
+    const Decoder& decoder;
+    Memory memory;
+    Sequences sources;
+    std::vector<Index> source_of;  // of each slot
+  };
+
+  Reader reader_;
+  TokenDecoder<Reader, Context> tokens_;
+  std::vector<Index> order_, sorted_;
+  std::vector<int> ids_;
+};
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic
@@ -12418,112 +12787,6 @@ using EBranchformer = Encoder<EBranchformerKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Holds all sizes of a decoder-only language model. Those of the attention may stay 0 where its type gives them.
-struct LanguageModelConfig {
-  Index vocab_size = 50257;                          ///< tokens
-  Index max_positions = 1024;                        ///< tokens that the model sees at a time
-  Index d_model = 768;                               ///< channels between the blocks
-  Index num_layers = 12;                             ///< blocks
-  AttentionName attention = AttentionName::by_type;  ///< the attention by name
-  Index num_heads = 0;                               ///< query heads
-  Index num_kv_heads = 0;                            ///< key-value heads, a divisor of num_heads
-  Index head_dim = 0;                                ///< channels of a head; 0: d_model / num_heads
-  Index kv_lora_rank = 0;                            ///< rank of the latent: see AttentionConfig
-  Index v_lora_rank = 0;                             ///< rank of the values' latent: see AttentionConfig
-  Index q_lora_rank = 0;                             ///< rank of the queries
-  Index qk_rope_head_dim = 0;                        ///< width of the decoupled rotary key
-  IndexList rope_pairs{};                            ///< pairs of the decoupled rotary key: see AttentionConfig
-  RotaryRates rope{};                                ///< how fast the pairs of rotary positions rotate
-  /// How the order of tokens is known: by `learned` vectors that are added to the embeddings, or by `rotary` positions.
-  PositionEmbeddings position_embeddings_type = PositionEmbeddings::learned;
-  bool attention_bias = true;                    ///< biases in the attention
-  Activation hidden_act = Activation::gelu_new;  ///< activation of the feed-forward modules
-  Index intermediate_size = 0;                   ///< width of the feed-forward modules; 0: 4 * d_model
-  double layer_norm_eps = 1e-5;                  ///< epsilon of the norms
-  bool tied_embeddings = true;                   ///< whether the logits are products with the embeddings themselves
-  double dropout = 0;                            ///< probability of dropout in training
-
-  /// Returns the sizes of the attention.
-  constexpr AttentionConfig attention_config() const {
-    return {.d_model = d_model,
-            .num_heads = num_heads,
-            .num_kv_heads = num_kv_heads,
-            .kv_lora_rank = kv_lora_rank,
-            .v_lora_rank = v_lora_rank,
-            .q_lora_rank = q_lora_rank,
-            .qk_rope_head_dim = qk_rope_head_dim,
-            .rope_pairs = rope_pairs,
-            .rope = rope,
-            .head_dim = head_dim,
-            .attention_bias = attention_bias,
-            .attention = attention,
-            .position_embeddings_type = position_embeddings_type};
-  }
-  /// Returns the mask under which a token sees itself and the tokens before it.
-  static constexpr Mask mask() { return Mask::causal(); }
-  /// Returns the width of the feed-forward modules.
-  constexpr Index feed_forward_width() const { return intermediate_size > 0 ? intermediate_size : 4 * d_model; }
-
-  /// Visits each member with its name, for files and command lines.
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("vocab_size", self.vocab_size);
-    visit("max_positions", self.max_positions);
-    visit("d_model", self.d_model);
-    visit("num_layers", self.num_layers);
-    visit("attention", self.attention);
-    visit("num_heads", self.num_heads);
-    visit("num_kv_heads", self.num_kv_heads);
-    visit("head_dim", self.head_dim);
-    visit("kv_lora_rank", self.kv_lora_rank);
-    visit("v_lora_rank", self.v_lora_rank);
-    visit("q_lora_rank", self.q_lora_rank);
-    visit("qk_rope_head_dim", self.qk_rope_head_dim);
-    visit("rope_pairs", self.rope_pairs);
-    visit("rope", self.rope);
-    visit("position_embeddings_type", self.position_embeddings_type);
-    visit("attention_bias", self.attention_bias);
-    visit("hidden_act", self.hidden_act);
-    visit("intermediate_size", self.intermediate_size);
-    visit("layer_norm_eps", self.layer_norm_eps);
-    visit("tied_embeddings", self.tied_embeddings);
-    visit("dropout", self.dropout);
-  }
-
-  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
-  /// and keep products from overflowing.
-  constexpr const LanguageModelConfig& checked() const {
-    const auto within = [](Index value, Index min, Index max, const char* name) {
-      require(value >= min && value <= max, "language model: ", name, ' ', value, " given, ", min, " to ", max,
-              " expected");
-    };
-    within(vocab_size, 1, 1 << 24, "vocab_size");
-    within(max_positions, 1, 1 << 24, "max_positions");
-    within(d_model, 1, 1 << 16, "d_model");
-    within(num_layers, 1, 1 << 12, "num_layers");
-    within(num_heads, 0, 1 << 16, "num_heads");
-    within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
-    within(head_dim, 0, 1 << 16, "head_dim");
-    within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
-    within(v_lora_rank, 0, 1 << 16, "v_lora_rank");
-    within(q_lora_rank, 0, 1 << 16, "q_lora_rank");
-    within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
-    within(intermediate_size, 0, 1 << 22, "intermediate_size");
-    within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
-    require(position_embeddings_type != PositionEmbeddings::relative,
-            "language model: position_embeddings_type relative given, learned or rotary expected");
-    require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
-            " given, more than 0 and less than 1 expected");
-    require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
-    return *this;
-  }
-};
-
-}  // namespace LACONIC_ABI
-}  // namespace laconic
-
-namespace laconic {
-inline namespace LACONIC_ABI {
-
 /// Looks up a row for each id: ids to (ids, width). A model may multiply by the weight, too: with the layer's `linear`,
 /// the same matrix turns rows back into logits of all ids (tied embeddings, Press and Wolf 2017). Initial values are
 /// GPT-2's: normal with a standard deviation of 0.02.
@@ -12822,6 +13085,251 @@ using Gpt = LanguageModel<GptKind, AttentionPolicy, T>;
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Holds the sizes of the cross-attention of a decoder. They may stay 0 where its type gives them.
+struct CrossAttentionConfig {
+  Index num_heads = 0;         ///< query heads
+  Index num_kv_heads = 0;      ///< key-value heads, a divisor of num_heads
+  Index kv_lora_rank = 0;      ///< rank of the latent: see AttentionConfig
+  Index v_lora_rank = 0;       ///< rank of the values' latent: see AttentionConfig
+  Index q_lora_rank = 0;       ///< rank of the queries
+  Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
+
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("num_heads", self.num_heads);
+    visit("num_kv_heads", self.num_kv_heads);
+    visit("kv_lora_rank", self.kv_lora_rank);
+    visit("v_lora_rank", self.v_lora_rank);
+    visit("q_lora_rank", self.q_lora_rank);
+    visit("qk_rope_head_dim", self.qk_rope_head_dim);
+  }
+};
+
+/// Holds all sizes of a decoder that reads an encoder's output.
+struct AttentionDecoderConfig {
+  LanguageModelConfig text;      ///< everything but the cross-attention
+  CrossAttentionConfig cross{};  ///< the cross-attention; its width and biases are those of `text`
+
+  /// Returns the sizes of the cross-attention.
+  constexpr AttentionConfig cross_config() const {
+    return {.d_model = text.d_model,
+            .num_heads = cross.num_heads,
+            .num_kv_heads = cross.num_kv_heads,
+            .kv_lora_rank = cross.kv_lora_rank,
+            .v_lora_rank = cross.v_lora_rank,
+            .q_lora_rank = cross.q_lora_rank,
+            .qk_rope_head_dim = cross.qk_rope_head_dim,
+            .attention_bias = text.attention_bias};
+  }
+  /// Visits each member with its name, for files and command lines.
+  static constexpr void fields(auto& self, auto&& visit) {
+    visit("text", self.text);
+    visit("cross", self.cross);
+  }
+};
+
+/// Computes x + attention(norm(x)) over the rows of a source: the cross-attention of a decoder's block.
+template <class Policy, class T>
+class CrossAttention : public Module<CrossAttention<Policy, T>> {
+ public:
+  using AttentionType = typename Policy::template Layer<T>;  ///< the layer of the attention policy
+
+  /// Makes the layer with its initial parameters. Allocates.
+  CrossAttention(const AttentionDecoderConfig& c, Seed seed)
+      : norm(c.text.d_model, c.text.layer_norm_eps),
+        attention(c.cross_config(), c.text.dropout, seed / "attention"),
+        dropout_(c.text.dropout) {}
+
+  /// Returns x (rows, d_model) with what its rows, in `queries`, read from the memory of the sources.
+  template <class Context, class Tensor, class Memory>
+  Tensor operator()(Context& context, Tensor x, const Sequences& queries, const Memory& memory,
+                    const Sequences& sources, const Tensor& table) const {
+    Tensor y = attention.cross(context, norm(context, x), queries, memory, sources, table);
+    return context.add(std::move(x), context.dropout(std::move(y), dropout_));
+  }
+  /// Visits the parameters with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("norm", self.norm);
+    visit("attention", self.attention);
+  }
+
+  LayerNorm<T> norm;        ///< the norm before it
+  AttentionType attention;  ///< the attention
+
+ private:
+  double dropout_;
+};
+
+/// Predicts tokens from the tokens before them and from the output of an encoder (Vaswani et al. 2017, section 3.1,
+/// with a norm before each part): a GPT with a cross-attention between self-attention and feed-forward of each block.
+///
+///     AttentionDecoder<Mha<4, NoPosition>, MlaSimple<4, 32, NoPosition>> decoder(config, Seed(1));
+///     const auto memory = decoder.remember(cpu, encoded, sources);
+///     auto logits = decoder(cpu, {ids, Sequences{5, 9}}, memory, sources);   // sequence n reads source n
+///
+/// The memory of the sources is computed once for all tokens. With `CachedInput` it is the encoder's output itself, and
+/// all layers share it. Construction allocates, and throws Error where the sizes do not fit; the forward pass takes
+/// memory from the context's pool only. `SourceDecoder` (decode/source_decoder.hpp) runs it token by token.
+template <class SelfPolicy, class CrossPolicy, class T = float>
+class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy, T>> {
+ public:
+  using Scalar = T;                              ///< the type of its parameters
+  using Config = AttentionDecoderConfig;         ///< the type of its configuration
+  using Text = Gpt<SelfPolicy, T>;               ///< the part that knows no source
+  using Cross = CrossAttention<CrossPolicy, T>;  ///< the part that reads it
+  /// Holds what sequences keep of earlier tokens, block by block.
+  template <class Context>
+  using State = typename Text::template State<Context>;
+
+  /// Makes a decoder with random parameters. Allocates. Throws Error for sizes that do not fit.
+  AttentionDecoder(const AttentionDecoderConfig& config, Seed seed) : text(config.text, seed / "text") {
+    cross.reserve(text.layers.size());
+    for (Index i = 0; i < config.text.num_layers; ++i) cross.emplace_back(config, seed / "cross" / i);
+    const AttentionDims& d = cross.front().attention.dims();
+    cross_config_ = {d.num_heads, d.num_kv_heads, d.kv_lora_rank, d.v_lora_rank, d.q_lora_rank, d.qk_rope_head_dim};
+  }
+
+  /// Returns the configuration with every size resolved, also those that came from the types.
+  AttentionDecoderConfig config() const { return {text.config(), cross_config_}; }
+
+  /// Returns what the cross-attention of each block needs of the rows (rows, d_model) of sources.
+  template <class Context, class Tensor>
+  auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
+    std::vector<decltype(cross.front().attention.remember(context, source, sources))> memory;
+    memory.reserve(cross.size());
+    for (const Cross& layer : cross) memory.push_back(layer.attention.remember(context, source, sources));
+    return memory;
+  }
+
+  /// Returns the logits (rows, vocab_size) of the token after each token; sequence n of the tokens reads source n.
+  /// Throws Error for an id that is no token and for a sequence longer than max_positions.
+  template <class Context, class Memory>
+  requires ContextOf<Context, T>
+  auto operator()(Context& context, const TokenRows& tokens, const Memory& memory, const Sequences& sources) const {
+    Pass<typename Context::Tensor> pass{tokens.sequences, Mask::causal()};
+    return text.logits(context,
+                       hidden(context, tokens.ids, std::move(pass), tokens.sequences, memory, sources, nullptr));
+  }
+
+  /// Returns the rows (rows, d_model) from which `text.logits` predicts. With a pointer to a state, the tokens follow
+  /// those that the state holds. `queries` says which of the rows read which source.
+  template <class Context, class Tensor, class Memory, class S>
+  Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, const Sequences& queries,
+                const Memory& memory, const Sequences& sources, S state) const {
+    require(queries.size() == sources.size() && queries.rows() == pass.sequences.rows(),
+            "attention decoder: ", queries.rows(), " rows for ", queries.size(), " sources given, ",
+            pass.sequences.rows(), " rows for ", sources.size(), " sources expected");
+    Tensor x = text.embedded(context, ids, pass);
+    const auto& attention = text.layers.front().attention();
+    x = attention.enter(context, std::move(x), pass);
+    pass.table = attention.table(context, pass);
+    const Tensor table = cross.front().attention.table(context, pass);
+    for (std::size_t i = 0; i < cross.size(); ++i) {
+      if constexpr (has_state<S>)
+        x = text.layers[i].attend(context, std::move(x), pass, &state->layers[i]);
+      else
+        x = text.layers[i].attend(context, std::move(x), pass, nullptr);
+      x = cross[i](context, std::move(x), queries, memory[i], sources, table);
+      x = text.layers[i].feed_forward(context, std::move(x));
+    }
+    return text.layer_norm(context, x);
+  }
+
+  /// Returns the bytes that one sequence of `n` tokens caches, all layers.
+  static constexpr Index cache_bytes(const AttentionDecoderConfig& config, Frames n, Storage storage = Storage::full) {
+    return Text::cache_bytes(config.text, n, storage);
+  }
+  /// Returns the bytes of memory of one source of `n` rows, all layers. What all layers share counts once.
+  static constexpr Index memory_bytes(const AttentionDecoderConfig& config, Frames n) {
+    const Index layers = std::is_same_v<typename CrossPolicy::KeyValue, InputLatent> ? 1 : config.text.num_layers;
+    return layers * CrossPolicy::cache_bytes(config.cross_config(), n);
+  }
+  /// Returns the trained parameters of the whole decoder.
+  static constexpr Index parameter_count(const AttentionDecoderConfig& config) {
+    return Text::parameter_count(config.text) +
+           config.text.num_layers * (2 * config.text.d_model + CrossPolicy::parameter_count(config.cross_config()));
+  }
+
+  /// Visits the parts with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("text", self.text);
+    visit("cross", self.cross);
+  }
+
+  Text text;                 ///< embeddings, self-attention, feed-forward and logits
+  std::vector<Cross> cross;  ///< the cross-attention of each block
+
+ private:
+  CrossAttentionConfig cross_config_;
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Writes down what an encoder hears or sees: an encoder, such as `Conformer` or `PatchEncoder`, and an
+/// `AttentionDecoder` of the same width.
+///
+///     EncoderDecoder<Conformer<Mha<4>>, AttentionDecoder<Mha<4, NoPosition>, Mha<4, NoPosition>>> model(...);
+///     auto logits = model(cpu, features, sequences, {ids, Sequences{5, 9}});   // sequence n of ids writes utterance n
+///
+/// A Conformer keeps its CTC head, so both can be trained and decoded together (Watanabe et al. 2017).
+template <class Encoder_, class Decoder_>
+class EncoderDecoder : public Module<EncoderDecoder<Encoder_, Decoder_>> {
+ public:
+  using Scalar = typename Encoder_::Scalar;  ///< the type of its parameters
+  using Encoder = Encoder_;                  ///< the type of the encoder
+  using Decoder = Decoder_;                  ///< the type of the decoder
+  /// Holds all sizes.
+  struct Config {
+    typename Encoder::Config encoder;  ///< of the encoder
+    typename Decoder::Config decoder;  ///< of the decoder
+
+    /// Visits each member with its name, for files and command lines.
+    static constexpr void fields(auto& self, auto&& visit) {
+      visit("encoder", self.encoder);
+      visit("decoder", self.decoder);
+    }
+  };
+
+  /// Makes a model with random parameters. Allocates. Throws Error for sizes that do not fit.
+  EncoderDecoder(const Config& config, Seed seed)
+      : encoder(config.encoder, seed / "encoder"), decoder(config.decoder, seed / "decoder") {
+    const Index from = encoder.layer_norm.weight.size(), to = decoder.text.layer_norm.weight.size();
+    require(from == to, "encoder-decoder: an encoder of d_model ", from, " and a decoder of d_model ", to,
+            " given, equal ones expected");
+  }
+
+  /// Returns the configuration with every size resolved.
+  Config config() const { return {encoder.config(), decoder.config()}; }
+
+  /// Returns the logits (rows, vocab_size) of the token after each token. Input and sequences are those of the
+  /// encoder's `hidden`; sequence n of the tokens reads sequence n.
+  template <class Context, class Input>
+  requires ContextOf<Context, Scalar>
+  auto operator()(Context& context, Input&& input, const Sequences& sequences, const TokenRows& tokens) const {
+    auto [rows, sources] = encoder.hidden(context, std::forward<Input>(input), sequences);
+    return decoder(context, tokens, decoder.remember(context, rows, sources), sources);
+  }
+
+  /// Visits the parts with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("encoder", self.encoder);
+    visit("decoder", self.decoder);
+  }
+
+  Encoder encoder;  ///< from the input to rows (rows, d_model)
+  Decoder decoder;  ///< from these and tokens to logits
+};
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
 /// Describes Llama, for `LanguageModel`. The names below are those of transformers.
 struct LlamaKind {
   /// The norms in the blocks and after them.
@@ -12840,6 +13348,97 @@ struct LlamaKind {
 /// positions in the attention.
 template <class AttentionPolicy, class T = float>
 using Llama = LanguageModel<LlamaKind, AttentionPolicy, T>;
+
+}  // namespace LACONIC_ABI
+}  // namespace laconic
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+
+/// Encodes images that are cut into patches (Dosovitskiy et al. 2021): a linear layer, a learned vector for each place
+/// of a patch, and a stack of blocks in which every patch sees every other.
+///
+///     PatchEncoder<Mha<4, NoPosition>> encoder({.patch_size = 49, .blocks = config}, Seed(1));
+///     auto [rows, sequences] = encoder.hidden(cpu, patches, Sequences{16, 16});   // patches (32, 49), two images
+///
+/// Construction allocates, and throws Error where the sizes do not fit; the forward pass takes memory from the
+/// context's pool only.
+template <class AttentionPolicy, class T = float>
+class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
+                     public Stack<PreNormBlock<GptKind, AttentionPolicy, T>, LayerNorm<T>> {
+  using Blocks = Stack<PreNormBlock<GptKind, AttentionPolicy, T>, LayerNorm<T>>;
+
+ public:
+  /// Holds all sizes.
+  struct Config {
+    Index patch_size = 0;        ///< numbers of a patch
+    LanguageModelConfig blocks;  ///< sizes of the blocks; an image has at most max_positions patches
+
+    /// Visits each member with its name, for files and command lines.
+    static constexpr void fields(auto& self, auto&& visit) {
+      visit("patch_size", self.patch_size);
+      visit("blocks", self.blocks);
+    }
+  };
+  using Scalar = T;                ///< the type of its parameters
+  using Policy = AttentionPolicy;  ///< the attention of its blocks
+  using Blocks::layers, Blocks::layer_norm;
+
+  /// Makes an encoder with random parameters. Allocates. Throws Error for sizes that do not fit.
+  PatchEncoder(const Config& config, Seed seed)
+      : Blocks(LayerNorm<T>(config.blocks.checked().d_model, config.blocks.layer_norm_eps)),
+        patches(checked(config.patch_size), config.blocks.d_model, seed / "patches"),
+        places(config.blocks.max_positions, config.blocks.d_model, seed / "places"),
+        config_(config) {
+    layers.reserve(static_cast<std::size_t>(config.blocks.num_layers));
+    for (Index i = 0; i < config.blocks.num_layers; ++i) layers.emplace_back(config.blocks, seed / "layers" / i);
+  }
+
+  /// Returns the configuration.
+  const Config& config() const { return config_; }
+
+  /// Returns the rows (rows, d_model) of patches (rows, patch_size), and their sequences, which are those given.
+  template <class Context, class Patches>
+  requires ContextOf<Context, T>
+  auto hidden(Context& context, Patches&& input, const Sequences& sequences) const {
+    require(sequences.max_length() <= config_.blocks.max_positions, "patch encoder: an image of ",
+            sequences.max_length(), " patches given, at most max_positions = ", config_.blocks.max_positions,
+            " expected");
+    auto x = patches(context, context.input(std::forward<Patches>(input)));
+    Pass<decltype(x)> pass{sequences};
+    x = context.add(std::move(x), places.of_positions(context, pass));
+    x = this->run(context, context.dropout(std::move(x), config_.blocks.dropout), std::move(pass), nullptr);
+    return std::pair(std::move(x), sequences);
+  }
+
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(const Config& config) {
+    const LanguageModelConfig& c = config.blocks;
+    const Index d = c.d_model, block = 2 * LayerNorm<T>::parameter_count(d) +
+                                       Policy::parameter_count(c.attention_config()) +
+                                       FeedForward<T>::parameter_count(d, c.feed_forward_width());
+    return (config.patch_size + 1) * d + c.max_positions * d + c.num_layers * block + LayerNorm<T>::parameter_count(d);
+  }
+
+  /// Visits the parts with their names (see Module).
+  static void each_parameter(auto& self, auto&& visit) {
+    visit("patches", self.patches);
+    visit("places", self.places);
+    visit("layers", self.layers);
+    visit("layer_norm", self.layer_norm);
+  }
+
+  Linear<T> patches;    ///< from patch_size to d_model
+  Embedding<T> places;  ///< the vector of each place, (max_positions, d_model)
+
+ private:
+  static Index checked(Index patch_size) {
+    require(patch_size > 0 && patch_size <= 1 << 16, "patch encoder: patch_size ", patch_size, " given, 1 to ", 1 << 16,
+            " expected");
+    return patch_size;
+  }
+  Config config_;
+};
 
 }  // namespace LACONIC_ABI
 }  // namespace laconic

@@ -25,7 +25,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   /// Holds all sizes.
   struct Config {
     Index patch_size = 0;        ///< numbers of a patch
-    LanguageModelConfig blocks;  ///< of the blocks; max_positions: patches of an image at most. There is no vocabulary
+    LanguageModelConfig blocks;  ///< sizes of the blocks; an image has at most max_positions patches
 
     /// Visits each member with its name, for files and command lines.
     static constexpr void fields(auto& self, auto&& visit) {

@@ -27,7 +27,7 @@ struct EncoderDecoderBatch {
 struct JointLoss {
   int boundary = 0;            ///< the token that begins and ends a sequence; for CTC it is the blank
   double ctc_weight = 0;       ///< weight of the encoder's CTC loss, 0 to 1: lambda of the paper
-  double label_smoothing = 0;  ///< of the decoder's cross entropy
+  double label_smoothing = 0;  ///< label smoothing of the decoder's cross entropy
 };
 
 /// Returns the mean loss of a batch, (1, 1): (1 - lambda) times the cross entropy of each token given those before it,
@@ -80,7 +80,7 @@ struct EncoderDecoderTraining {
   double warmup = 0.05;                         ///< fraction of the steps in which the learning rate grows
   AdamWConfig adamw{0.9, 0.98, 1e-8, 0.05, 1};  ///< the optimiser
   std::int64_t valid_steps = 250;               ///< updates between two validations
-  JointLoss loss{};                             ///< what is minimised
+  JointLoss loss{};                             ///< the loss that is minimised
   Seed seed{};                                  ///< the source of all randomness
 
   /// Throws `Error` for a number that makes no sense.

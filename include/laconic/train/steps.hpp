@@ -18,7 +18,7 @@ inline namespace LACONIC_ABI {
 struct TrainingProgress {
   std::int64_t step;     ///< updates done
   double loss,           ///< training loss of the update
-      valid_loss,        ///< what the validation measured; NaN where there was none
+      valid_loss,        ///< measure of the validation; NaN where there was none
       learning_rate,     ///< learning rate of the update
       items_per_second,  ///< training speed so far, in tokens or samples
       seconds_left;      ///< estimated time to the end
@@ -28,7 +28,7 @@ struct TrainingProgress {
 
 /// Holds what a training has come to.
 struct TrainingResult {
-  double valid_loss = std::numeric_limits<double>::infinity();  ///< what the validation measured of the best model
+  double valid_loss = std::numeric_limits<double>::infinity();  ///< measure of the best model
   std::int64_t best_step = 0;                                   ///< its step; 0: the model as it was given
   double seconds = 0;                                           ///< training time, without validation
   double items_per_second = 0;                                  ///< training speed, in tokens or samples
