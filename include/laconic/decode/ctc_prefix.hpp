@@ -26,7 +26,7 @@ class CtcPrefixScorer {
   /// Holds log probabilities of a hypothesis.
   struct State {
     std::vector<double> blank,  ///< that frames 0 to t hold just the hypothesis and end in a blank
-        all;                    ///< the same, whatever they end in
+        all;                    ///< that frames 0 to t hold just the hypothesis
     int last = -1;              ///< the last token
     double score = 0;           ///< that the text begins with the hypothesis
   };

@@ -23,8 +23,8 @@ class EncoderDecoder : public Module<EncoderDecoder<Encoder_, Decoder_>> {
   using Decoder = Decoder_;                  ///< the type of the decoder
   /// Holds all sizes.
   struct Config {
-    typename Encoder::Config encoder;  ///< of the encoder
-    typename Decoder::Config decoder;  ///< of the decoder
+    typename Encoder::Config encoder;  ///< sizes of the encoder
+    typename Decoder::Config decoder;  ///< sizes of the decoder
 
     /// Visits each member with its name, for files and command lines.
     static constexpr void fields(auto& self, auto&& visit) {
