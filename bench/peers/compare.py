@@ -5,6 +5,7 @@
     python bench/peers/compare.py encoder --threads 2 --size small --seconds 10 --batch 1
     python bench/peers/compare.py products --threads 1 --rows 1 250
     python bench/peers/compare.py attention --threads 1 --heads 4 --frames 250 1000
+    python bench/peers/compare.py decode --threads 2 --streams 1 --contexts 1000 4000
 
 CASE is a program of laconic, build/release/bench/CASE, and a peer, CASE.py beside this file; what is measured stands at
 their heads. Each program keeps running and answers "run K" on standard input by one line {"seconds": [K times]}, or
@@ -286,6 +287,11 @@ def parse():
     add = case("attention", "softmax attention alone", ["eager", "compiled"])
     add("--heads", type=int, nargs="+")
     add("--frames", type=int, nargs="+")
+    add = case("decode", "one token more of GPT-2 with a cache", ["eager", "onnx"])
+    add("--streams", type=int, nargs="+")
+    add("--contexts", type=int, nargs="+")
+    add("--attention", choices=["mha", "mla-head"], default="mha", help="of laconic")
+    add("--storage", choices=["float", "bf16", "int8"], help="how laconic keeps keys, values and latents")
     arguments = parser.parse_args()
     if min(arguments.threads, arguments.steps) < 1 or arguments.rounds < 2:
         parser.error("at least 1 thread, 1 step and 2 rounds expected")
