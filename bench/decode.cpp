@@ -35,7 +35,7 @@ struct Options : bench::Options {
 class Work {
  public:
   Work(const Options& o, const std::string& kind, Index count, Index tokens)
-      : name(text(count, count == 1 ? " stream" : " streams", ", context ", context)),
+      : name(text(count, count == 1 ? " stream" : " streams", ", context ", tokens)),
         attention(kind),
         streams(count),
         context(tokens),
