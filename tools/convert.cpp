@@ -4,8 +4,7 @@
 #include "commands.hpp"
 #include "common/cli.hpp"
 #include "common/gnuplot.hpp"
-#include "common/table.hpp"
-#include "conversion_json.hpp"
+#include "conversion_report.hpp"
 
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/speech/corpus.hpp>
@@ -121,35 +120,8 @@ void convert(ConvertOptions& o) {
   o.write(report);
   if (!o.plots.empty()) plot(o, source.spectra(how), report);
 
-  std::printf(
-      "relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of "
-      "the weights\n",
-      report["measured_on"].get<std::string>().c_str());
-  Table table({{"layer", 0, true, 0},
-               {"rank", 5},
-               {"K", 7},
-               {"V", 7},
-               {"predicted", 10},
-               {"keys+values", 11},
-               {"output", 10},
-               {"squared", 10},
-               {"absolute", 10},
-               {"cosine", 8}});
-  const auto add = [&](const std::string& name, const std::string& rank, const std::string& k, const std::string& v,
-                       const auto& r) {
-    table.add({name, rank, k, v, fixed(r.predicted_error, 4), fixed(r.key_value_error, 4), fixed(r.output_error, 4),
-               general(r.output_mse, 3), general(r.output_mae, 3), fixed(r.output_cosine, 5)});
-  };
-  std::size_t width = 0;
-  for (const LayerReport& layer : what.layers) {
-    width = std::max(width, layer.layer.size());
-    add(layer.layer, layer.kv_lora_rank > 0 ? text(layer.kv_lora_rank) : "", fixed(layer.k_factor_error, 4),
-        fixed(layer.v_factor_error, 4), layer);
-  }
-  add("all layers", "", "", "", what);
-  std::printf("%s", table.lines().c_str());
-  std::printf("logits %*.4f\ncache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n",
-              static_cast<int>(width) + 49, what.logits_error, source.cache_bytes_per_second(),
+  print_conversion(what, report["measured_on"].get<std::string>());
+  std::printf("cache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", source.cache_bytes_per_second(),
               target.cache_bytes_per_second(), 100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(),
               o.output.c_str());
   if (!o.plots.empty()) std::printf("plots: %s/{spectra,error_by_rank,ranks}.png\n", o.plots.c_str());

@@ -48,6 +48,7 @@ struct TrainOptions : CommonOptions {
     attention.attention = to_name(encoder.attention);
     attention.choice.kv_heads = encoder.num_kv_heads;
     attention.choice.latent_dim = encoder.kv_lora_rank;
+    attention.choice.v_latent_dim = encoder.v_lora_rank;
   }
 };
 

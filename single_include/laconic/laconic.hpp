@@ -1374,7 +1374,7 @@ struct AttentionConfig {
   Index num_kv_heads = 0;  ///< key-value heads, a divisor of num_heads
   /// Rank of the latent; of the keys' latent where values have their own; of each head's where heads have their own.
   Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;       ///< rank of the values' latent; 0 where the type leaves it open: kv_lora_rank
+  Index v_lora_rank = 0;       ///< rank of the values' latent or latents; 0 where the type leaves it open: kv_lora_rank
   Index q_lora_rank = 0;       ///< rank of the queries
   Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
   /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.
@@ -2437,47 +2437,52 @@ struct DecoupledLatent : LatentPolicy {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Caches a latent of R elements for the keys and one for the values of every key-value head, and expands all heads by
-/// the same matrices: K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. With a ValueRank, the expansion of the
-/// values is a product of that rank: V_i = c_V,i E_V1^T E_V2^T. Absorbed, it is multi-head attention of head width R.
+/// Caches a latent of R elements for the keys and one of ValueRank elements for the values of every key-value head, and
+/// expands all heads by the same matrices: K_i = c_K,i E_K^T with E_K (head_dim, R), V_i likewise. A ValueRank of 0 is
+/// R. A low-rank expansion of a wider latent, V_i = c_i E_1^T E_2^T, would represent the same functions with more
+/// parameters, because c_i E_1^T is linear in the input, too. Absorbed, it is multi-head attention whose heads have R
+/// channels of keys and ValueRank of values.
 template <Index R, Index ValueRank = 0>
 struct HeadLatent : LatentPolicy {
   static_assert(R == dyn || R > 0, "laconic: the latent rank must be positive, or `dyn`");
-  static_assert(ValueRank >= 0, "laconic: the rank of the value expansion must be positive, or 0 for a full one");
+  static_assert(ValueRank == dyn || ValueRank >= 0,
+                "laconic: the rank of the values must be positive, 0 for that of the keys, or `dyn`");
   static constexpr bool one_input = false;  ///< keys and values may have different inputs
   static constexpr Index num_parts = 2;     ///< matrices in the cache
 
   /// Resolves the ranks into the dims. Throws Error where type and configuration contradict each other.
   static constexpr void set_ranks(const AttentionConfig& c, AttentionDims& d) {
     d.kv_lora_rank = resolve_rank<R>(c.kv_lora_rank, "kv_lora_rank", d.head_dim, "head_dim");
-    require(ValueRank <= d.kv_lora_rank, "the rank of the value expansion: ", ValueRank,
-            " given, at most kv_lora_rank = ", d.kv_lora_rank, " expected");
-    require_no_rank(c.v_lora_rank, "v_lora_rank");
+    const bool as_keys = ValueRank == 0 || (ValueRank == dyn && c.v_lora_rank == 0);
+    require(ValueRank != 0 || c.v_lora_rank == 0 || c.v_lora_rank == d.kv_lora_rank, "v_lora_rank: ", c.v_lora_rank,
+            " configured, but the type says that of the keys, ", d.kv_lora_rank);
+    d.v_lora_rank =
+        as_keys ? d.kv_lora_rank : resolve_rank<ValueRank>(c.v_lora_rank, "v_lora_rank", d.head_dim, "head_dim");
     require_no_rank(c.qk_rope_head_dim, "qk_rope_head_dim");
   }
-  /// Returns the elements of one part of the cache, a frame.
-  static constexpr Index latent_dim(const AttentionDims& d) { return d.num_kv_heads * d.kv_lora_rank; }
   /// Returns the matrices in the cache.
   static constexpr std::array<CachePart, 2> parts(const AttentionDims& d) {
-    return {{{latent_dim(d)}, {latent_dim(d)}}};
+    return {{{d.num_kv_heads * d.kv_lora_rank}, {d.num_kv_heads * d.v_lora_rank}}};
   }
   /// Returns the trained parameters.
   static constexpr Index parameter_count(const AttentionDims& d) {
-    return 2 * latent_dim(d) * (d.d_model + d.bias) + d.kv_lora_rank * d.head_dim + value_expansion(d);
+    return (d.kv_lora_rank + d.v_lora_rank) * (d.num_kv_heads * (d.d_model + d.bias) + d.head_dim);
   }
   /// Returns the operations that `remember` takes a frame.
-  static constexpr Index remember_flops(const AttentionDims& d) { return 2 * 2 * latent_dim(d) * d.d_model; }
+  static constexpr Index remember_flops(const AttentionDims& d) {
+    return 2 * d.num_kv_heads * (d.kv_lora_rank + d.v_lora_rank) * d.d_model;
+  }
   /// Returns the operations that `expand` takes a frame.
   static constexpr Index expand_flops(const AttentionDims& d) {
-    return 2 * d.num_kv_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.kv_dim();
   }
   /// Returns the operations that `absorb` and `release` take a query.
   static constexpr Index absorb_flops(const AttentionDims& d) {
-    return 2 * d.num_heads * (d.kv_lora_rank * d.head_dim + value_expansion(d));
+    return 2 * (d.kv_lora_rank + d.v_lora_rank) * d.q_dim();
   }
   /// Returns the shape of attention over the latents.
   static constexpr AbsorbedShape absorbed(const AttentionDims& d) {
-    return {d.num_kv_heads, d.kv_lora_rank, d.kv_lora_rank};
+    return {d.num_kv_heads, d.kv_lora_rank, d.v_lora_rank};
   }
 
   /// Projects the inputs to the latents of every head, and these to keys and values.
@@ -2487,12 +2492,11 @@ struct HeadLatent : LatentPolicy {
     /// Makes the layer with its initial parameters. Allocates.
     Layer(const AttentionDims& d, Seed seed)
         : AbsorbingLayer<Layer>({d.num_heads, 1}),
-          linear_k_down(d.d_model, latent_dim(d), seed / "linear_k_down", bias_if(d.bias)),
-          linear_v_down(d.d_model, latent_dim(d), seed / "linear_v_down", bias_if(d.bias)),
+          linear_k_down(d.d_model, d.num_kv_heads * d.kv_lora_rank, seed / "linear_k_down", bias_if(d.bias)),
+          linear_v_down(d.d_model, d.num_kv_heads * d.v_lora_rank, seed / "linear_v_down", bias_if(d.bias)),
           k_expand(d.kv_lora_rank, d.head_dim, seed / "k_expand", Bias::no),
-          v_expand(ValueRank > 0 ? ValueRank : d.kv_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
+          v_expand(d.v_lora_rank, d.head_dim, seed / "v_expand", Bias::no),
           num_kv_heads_(d.num_kv_heads) {
-      if constexpr (ValueRank > 0) v_reduce = Linear<T>(d.kv_lora_rank, ValueRank, seed / "v_reduce", Bias::no);
       this->use_by_heads();
     }
 
@@ -2511,12 +2515,7 @@ struct HeadLatent : LatentPolicy {
     /// Lists the linear layers from the latent to the keys (see AbsorbingLayer).
     static auto key_up(auto& self) { return std::array{&self.k_expand}; }
     /// Lists the linear layers from the latent to the values (see AbsorbingLayer).
-    static auto value_up(auto& self) {
-      if constexpr (ValueRank > 0)
-        return std::array{&self.v_reduce, &self.v_expand};
-      else
-        return std::array{&self.v_expand};
-    }
+    static auto value_up(auto& self) { return std::array{&self.v_expand}; }
     /// Returns the first weight that the value input is multiplied by.
     const Parameter<T>& value_weight() const { return linear_v_down.weight; }
 
@@ -2525,24 +2524,17 @@ struct HeadLatent : LatentPolicy {
       visit("linear_k_down", self.linear_k_down);
       visit("linear_v_down", self.linear_v_down);
       visit("k_expand", self.k_expand);
-      if constexpr (ValueRank > 0) visit("v_reduce", self.v_reduce);
       visit("v_expand", self.v_expand);
     }
 
     Linear<T> linear_k_down;  ///< from d_model to the latents of all heads' keys
     Linear<T> linear_v_down;  ///< from d_model to the latents of all heads' values
     Linear<T> k_expand;       ///< from a head's latent to its keys
-    Linear<T> v_reduce;       ///< from a head's latent to ValueRank elements, or empty
-    Linear<T> v_expand;       ///< from these, or from the latent, to a head's values
+    Linear<T> v_expand;       ///< from a head's latent to its values
 
    private:
     Index num_kv_heads_;
   };
-
- private:
-  static constexpr Index value_expansion(const AttentionDims& d) {
-    return ValueRank > 0 ? ValueRank * (d.kv_lora_rank + d.head_dim) : d.kv_lora_rank * d.head_dim;
-  }
 };
 
 }  // namespace LACONIC_ABI
@@ -3796,7 +3788,7 @@ using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
 /// Latent attention with one latent for keys and one for values (Palu, Chang et al. 2024).
 template <Index H, Index RK, Index RV = RK, class Position = RelativePosition>
 using MlaSplit = Attention<Heads<H, H>, SplitLatent<RK, RV>, Position>;
-/// Latent attention with latents of rank R for every head; a ValueRank above 0 makes the values' expansion low-rank.
+/// Latent attention with latents for every head, of rank R for keys and of rank ValueRank for values; 0: as for keys.
 template <Index H, Index R, Index ValueRank = 0, class Position = RelativePosition>
 using MlaHead = Attention<Heads<H, H>, HeadLatent<R, ValueRank>, Position>;
 /// DeepSeek-V2's attention: one latent of rank R and one rotary key of RopeDim elements (2024, section 2.1).
@@ -4308,7 +4300,7 @@ struct AnyAttention
                          detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
                          detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
                          detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                         detail::NamedPolicy<MlaHead<dyn, dyn, dyn>, AttentionName::mla_head>,
                          detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                          detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
                          detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
@@ -4325,7 +4317,7 @@ struct AnyCausalAttention
                                                     AttentionName::mqa>,
                                 detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>,
                                 detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, NoPosition>, AttentionName::mla_split>,
-                                detail::NamedPolicy<MlaHead<dyn, dyn, 0, NoPosition>, AttentionName::mla_head>,
+                                detail::NamedPolicy<MlaHead<dyn, dyn, dyn, NoPosition>, AttentionName::mla_head>,
                                 detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                                 detail::NamedPolicy<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>, AttentionName::mha,
                                                     AttentionName::gqa, AttentionName::mqa>>> {};
@@ -15142,6 +15134,7 @@ struct LayerReport {
   std::string layer;           ///< name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< key-value heads of the converted layer
   Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  Index v_lora_rank = 0;       ///< rank of the values' latent; 0: they have none of their own
   double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
       v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
   double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
@@ -15154,7 +15147,7 @@ struct LayerReport {
 
 /// Compares a converted model with its source.
 struct ConversionReport {
-  std::string input;                ///< "white noise" or "features": the input of the forward passes
+  std::string input;                ///< "white noise", "features" or "tokens": the input of the forward passes
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
   double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
   double key_value_error = 0;       ///< LayerReport::key_value_error over all layers
@@ -15307,8 +15300,8 @@ KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
   return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
           composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
 }
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(HeadLatent<RK, RV>, const Layer& layer) {
   return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
           composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
 }
@@ -15459,8 +15452,8 @@ double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, co
   assign_weight(expand, expansion);
   return discarded;
 }
-template <Index R, class Layer>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+template <Index RK, Index RV, class Layer>
+double fit(HeadLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
   const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
   const LayerStatistics& s = how.statistics;
   return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +
@@ -15504,8 +15497,8 @@ inline constexpr bool has_linear_latent =
 /// Says whether the channels of the latent can be mixed by a Hadamard matrix.
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
-template <Index R>
-inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+template <Index RK, Index RV>
+inline constexpr bool can_mix<HeadLatent<RK, RV>> = false;
 
 /// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
 template <class From, class To>
@@ -16024,6 +16017,7 @@ LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view 
     out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
     report.num_kv_heads = to.dims().num_kv_heads;
     report.kv_lora_rank = to.dims().kv_lora_rank;
+    report.v_lora_rank = to.dims().v_lora_rank;
     set_output(report, out.output);
   });
   return out;
@@ -16208,7 +16202,7 @@ template <class Target, class Source, class Method, class Context = Cpu<typename
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const TokenRows& tokens) {
   Recorder<Context> recorder;
-  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
+  return convert<Target>(recorder, source, method, numbers, tokens);
 }
 
 /// Converts as the first function does; forward passes of calibration and report run in this context.
@@ -16229,6 +16223,12 @@ Conversion<Target> convert(Recorder<Context>& context, const Source& source, con
     return detail::convert_on<Target>(context, source, method, numbers,
                                       TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
   }
+}
+/// Converts a language model and reports on this text; forward passes of calibration and report run in this context.
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers, const TokenRows& tokens) {
+  return detail::convert_on<Target>(context, source, method, numbers, tokens, false);
 }
 /// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
 /// report run in this context.

@@ -291,6 +291,7 @@ TEST_CASE("derivatives of attention layers", "[attention][gradient]") {
   check_layer<MlaSplit<2, 3, 5, InputRotary<>>>({8}, sequences);
   check_layer<MlaHead<2, 3>>({8}, sequences);
   check_layer<MlaHead<2, 3, 2>>({8}, sequences);
+  check_layer<MlaHead<dyn, dyn, dyn>>({8, 2, 0, 2, 4}, sequences);
   check_layer<Attention<Heads<4, 2>, HeadLatent<2>, InputRotary<RotaryPairs::interleaved>>>({8}, sequences);
   check_layer<MlaDecoupled<2, 3, 4>>({8}, sequences);
   check_layer<MlaDecoupled<2, 3, 4, LowRankQuery<5>, LayerNorm>>({8}, sequences);

@@ -132,4 +132,9 @@ TEST_CASE("type and configuration that contradict each other are refused", "[cos
         "kv_lora_rank: the type says `dyn`, so the configuration must say it: 0 given");
   CHECK(dims_error<MlaSimple<8, 64>>({32}) ==
         "kv_lora_rank: 64 given, at most d_model = 32 expected (a larger latent holds nothing more)");
+  CHECK(dims_error<MlaHead<8, 32, dyn>>({512, 0, 0, 0, 65}) ==
+        "v_lora_rank: 65 given, at most head_dim = 64 expected (a larger latent holds nothing more)");
+  CHECK(dims_error<MlaHead<8, 32, 16>>({512, 0, 0, 0, 17}) == "v_lora_rank: 17 configured, but the type says 16");
+  CHECK(dims_error<MlaHead<8, 32>>({512, 0, 0, 0, 16}) ==
+        "v_lora_rank: 16 configured, but the type says that of the keys, 32");
 }

@@ -23,7 +23,7 @@ using Shared = SharedLatent<dyn>;
 using TwoStage = TwoStageLatent<dyn>;
 using Split = SplitLatent<dyn>;
 using PerHead = HeadLatent<dyn>;
-using LowValue = HeadLatent<dyn, 2>;
+using LowValue = HeadLatent<dyn, dyn>;
 template <template <class> class Norm, RotaryPairs Pairs = next, class Query = FullQuery>
 using Decoupled = Open<DecoupledLatent<dyn, dyn, Norm>, Rotary<Pairs>, Query>;
 template <class Position>
@@ -70,6 +70,7 @@ AttentionConfig draw_config(Draw& draw) {
   if (is<KeyValue, Shared, TwoStage, Split> || KeyValue::rotary_part == 1) c.kv_lora_rank = draw(1, c.d_model);
   if (is<KeyValue, PerHead, LowValue>) c.kv_lora_rank = draw(2, head_dim);
   if (is<KeyValue, Split>) c.v_lora_rank = draw(0, c.d_model);
+  if (is<KeyValue, LowValue>) c.v_lora_rank = draw(0, head_dim);
   if (KeyValue::rotary_part == 1) c.qk_rope_head_dim = 2 * draw(1, 3);
   if (!is<typename Policy::Query, FullQuery>) c.q_lora_rank = draw(1, c.d_model);
   return c;
@@ -236,7 +237,8 @@ static_assert(parameters_of<CachedInput<8, 8, NoPosition>> == 1'050'624 &&
 static_assert(parameters_of<MlaSimple<8, 256, NoPosition>> == 919'808 &&
               parameters_of<Mla<8, 256, NoPosition>> == 986'368);
 static_assert(parameters_of<MlaSplit<8, 256, 256, NoPosition>> == 1'050'112 &&
-              parameters_of<MlaHead<8, 32, 0, NoPosition>> == 792'064);
+              parameters_of<MlaHead<8, 32, 0, NoPosition>> == 792'064 &&
+              parameters_of<MlaHead<8, 32, 16, NoPosition>> == 725'376);
 
 // DeepSeek-V3: parameters, cached numbers, and operations for a cached frame on both paths.
 using V3 = MlaDecoupled<128, 512, 64, LowRankQuery<1536>>;
@@ -247,7 +249,7 @@ static_assert(V3::cache_bytes(v3, frames(10), Storage::int8) == 10 * (512 + 4 + 
 static_assert(V3::expanded_flops(V3::dims(v3), {1, 0, 1}) == 81'920 &&
               V3::expanded_flops(V3::dims(v3), {1, 1, 1}) == 33'636'352);
 static_assert(V3::absorbed_flops(V3::dims(v3), {0, 1, 1}) == 278'528 &&
-              HeadLatent<3>::expand_flops({16, 4, 2, 4, true, 3}) == 96);
+              HeadLatent<3>::expand_flops({16, 4, 2, 4, true, 3, 3}) == 96);
 
 /// So many queries make expanding the cheaper path, where there are many keys.
 template <class Policy>
@@ -330,8 +332,11 @@ TEST_CASE("numbers in the type or in the configuration give the same attention",
   check_same<MlaSplit<4, 5, 3>, MlaSplit<dyn, dyn, dyn>>({16}, {16, 4, 0, 5, 3});
   check_same<MlaSplit<4, 5, 5, InputRotary<>>, MlaSplit<dyn, dyn, dyn, InputRotary<>>>({16}, {16, 4, 0, 5});
   check_same<MlaHead<4, 3>, MlaHead<dyn, dyn>>({16}, {16, 4, 0, 3});
-  check_same<Attention<Heads<4, 2>, HeadLatent<3, 2>>, Attention<Heads<dyn, dyn>, HeadLatent<dyn, 2>>>({16},
-                                                                                                       {16, 4, 2, 3});
+  check_same<MlaHead<4, 3, 3>, MlaHead<4, 3>>({16}, {16, 4, 0, 3, 3});
+  check_same<Attention<Heads<4, 2>, HeadLatent<3, 2>>, Attention<Heads<dyn, dyn>, HeadLatent<dyn, dyn>>>(
+      {16}, {16, 4, 2, 3, 2});
+  check_same<Attention<Heads<4, 2>, HeadLatent<2, 3>>, Attention<Heads<dyn, dyn>, HeadLatent<dyn, 3>>>({16},
+                                                                                                       {16, 4, 2, 2});
   check_same<CachedInput<4, 2>, CachedInput<dyn, dyn>>({16}, {16, 4, 2});
   check_same<MlaDecoupled<4, 5, 6, LowRankQuery<7>>, MlaDecoupled<dyn, dyn, dyn, LowRankQuery<dyn>>>(
       {16}, {.d_model = 16, .num_heads = 4, .kv_lora_rank = 5, .q_lora_rank = 7, .qk_rope_head_dim = 6});

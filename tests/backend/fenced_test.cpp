@@ -79,7 +79,7 @@ struct Case {
 using Cases = std::tuple<Case<Conformer<Mha<4>>, small>, Case<Conformer<Gqa<4, 2, Rotary<>>>, small>,
                          Case<Conformer<Mha<4, Sinusoidal>>, small>, Case<Conformer<Mla<4, 6>>, small>,
                          Case<Conformer<MlaSimple<4, 6>>, small>, Case<Conformer<MlaSplit<4, 6, 5>>, small>,
-                         Case<Conformer<MlaHead<4, 2>>, small>, Case<Conformer<MlaDecoupled<4, 6, 4>>, small>,
+                         Case<Conformer<MlaHead<4, 2, 1>>, small>, Case<Conformer<MlaDecoupled<4, 6, 4>>, small>,
                          Case<Conformer<CachedInput<4>>, small>, Case<Conformer<Mha<4, InputRotary<>>>, small>,
                          Case<Conformer<LinearAttention<4>>, without_forgetting>,
                          Case<Conformer<MlaSimple<4, 6>>, whole_utterances>, Case<Branchformer<MlaSimple<4, 6>>, small>,

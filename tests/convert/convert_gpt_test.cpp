@@ -15,7 +15,7 @@ constexpr LanguageModelConfig config{
 using Full = Gpt<Mha<4, NoPosition>, double>;
 template <Index R>
 using Simple = Gpt<MlaSimple<4, R, NoPosition>, double>;
-using PerHead = Gpt<MlaHead<4, dyn, 0, NoPosition>, double>;
+using PerHead = Gpt<MlaHead<4, dyn, dyn, NoPosition>, double>;
 
 Full source() {
   Full out(config, Seed(1));
@@ -65,6 +65,31 @@ TEST_CASE("a GPT that is calibrated on a text loses less of such a text") {
   CHECK(std::abs(same.key_value_error - same.predicted_error) < 1e-6);
 }
 
+TEST_CASE("values of a higher rank lose less, by every method") {
+  const Full model = source();
+  const CalibrationTokens seen = some_text(1);
+  const auto check = [&](const auto& method) {
+    double before = 2;
+    for (Index rank = 1; rank <= 4; ++rank) {
+      const auto [small, report] = convert<PerHead>(model, method, {.kv_lora_rank = 4, .v_lora_rank = rank},
+                                                    TokenRows{seen.ids, seen.sequences});
+      CHECK(small.config().v_lora_rank == rank);
+      CHECK(report.key_value_error < before);
+      before = report.key_value_error;
+      for (const LayerReport& layer : report.layers) {
+        CHECK((layer.kv_lora_rank == 4 && layer.v_lora_rank == rank));
+        CHECK(layer.k_factor_error < 1e-10);
+        CHECK((layer.v_factor_error < 1e-10) == (rank == 4));
+      }
+    }
+    CHECK(before < 1e-10);
+  };
+  check(JointSvd{});
+  check(RandomizedSvd{});
+  check(ActivationPca<double, CalibrationTokens>{seen});
+  check(ActivationPca<double, CalibrationTokens>{seen, true});
+}
+
 TEST_CASE("a conversion without tokens is refused") {
   CHECK(message_of([&] {
           convert<Simple<6>>(source(), JointSvd{}, {}, TokenRows{{}, {}});
@@ -83,6 +108,13 @@ TEST_CASE("an open GPT converts by name") {
   const auto latent = convert<Gpt<AnyCausalAttention, double>>(
       model, JointSvd{}, {.kv_lora_rank = 16, .attention = AttentionName::mla_simple});
   CHECK(latent.report.logits_error < 1e-12);
+  const auto heads = convert<Gpt<AnyCausalAttention, double>>(
+      model, JointSvd{}, {.kv_lora_rank = 3, .v_lora_rank = 2, .attention = AttentionName::mla_head});
+  CHECK(heads.model.config().v_lora_rank == 2);
+  CHECK(heads.report.logits_error == convert<Gpt<AnyCausalAttention, double>>(
+                                         convert<Full>(model).model, JointSvd{},
+                                         {.kv_lora_rank = 3, .v_lora_rank = 2, .attention = AttentionName::mla_head})
+                                         .report.logits_error);
   CHECK(message_of([&] {
           convert<Gpt<AnyCausalAttention, double>>(model, JointSvd{},
                                                    {.attention = AttentionName::mla_simple, .kv_lora_ranks = {4, 5}});

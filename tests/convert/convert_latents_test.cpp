@@ -60,7 +60,8 @@ TEST_CASE("keys and values come back from every latent", "[convert]") {
   check_back<Mla<heads, 9>>();
   check_back<MlaSplit<heads, 9, 5>>();
   check_back<MlaHead<heads, 5>>();
-  check_back<MlaHead<heads, 1, 0, NoPosition>>();
+  check_back<MlaHead<heads, 5, 3>>();
+  check_back<MlaHead<heads, 1, 12, NoPosition>>();
   check_back<Attention<Heads<heads, 2>, HeadLatent<5>>>();
   check_back<Attention<Heads<heads, 1>, SplitLatent<5, 3>, Sinusoidal>>();
 }
@@ -79,7 +80,10 @@ TEST_CASE("latents of one kind and size are copied, others fitted", "[convert]")
   check_prediction(convert<Model<MlaSplit<heads, 9, 3>>>(split), split);
   const auto each = random_model<Model<MlaHead<heads, 5>>>(7);
   CHECK(same_parameters(convert<Model<Open<HeadLatent<dyn>>>>(each, JointSvd{}, {.kv_lora_rank = 5}).model, each));
+  CHECK(same_parameters(convert<Model<Open<HeadLatent<dyn, dyn>>>>(each, JointSvd{}, {.kv_lora_rank = 5}).model, each));
+  CHECK(difference(convert<Model<MlaHead<heads, 5, 7>>>(each).model, each) < 1e-12);
   check_prediction(convert<Model<MlaHead<heads, 3>>>(each), each);
+  check_prediction(convert<Model<MlaHead<heads, 5, 2>>>(each), each);
 }
 
 TEST_CASE("queries of low rank stay as they are", "[convert]") {

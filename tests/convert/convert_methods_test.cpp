@@ -61,7 +61,7 @@ const Wanted lossless[] = {
     {Names::mla_simple, d_model}, {Names::mla, d_model}, {Names::mla_split, d_model}, {Names::mla_head, head_dim}};
 const Wanted lossy[] = {{Names::mla_simple, 1},  {Names::mla_simple, 9}, {Names::mla_simple, head_dim},
                         {Names::mla_simple, 30}, {Names::mla, 9},        {Names::mla_split, 9, 5},
-                        {Names::mla_head, 5},    {Names::gqa, 2}};
+                        {Names::mla_head, 5},    {Names::gqa, 2},        {Names::mla_head, 3, 7}};
 
 /// f(method, calibration) for every method.
 template <class F>
@@ -164,7 +164,8 @@ TEST_CASE("calibrated latents are the optimum on their speech, and better on oth
       double discarded = tail(below(k, v), wanted.rank);
       if (wanted.attention == Names::mla_split) discarded = tail(k, wanted.rank) + tail(v, wanted.v_rank);
       if (wanted.attention == Names::mla_head)
-        discarded = tail(side_by_side(k), wanted.rank) + tail(side_by_side(v), wanted.rank);
+        discarded =
+            tail(side_by_side(k), wanted.rank) + tail(side_by_side(v), wanted.v_rank > 0 ? wanted.v_rank : wanted.rank);
       CHECK(calibrated.report.layers[i].predicted_error ==
             Approx(std::sqrt(discarded / below(k, v).squaredNorm())).epsilon(1e-6));
     }

@@ -18,7 +18,7 @@ EncoderConfig named(Names name, Index seed) {
   c.num_kv_heads = name == Names::gqa || (name == Names::input_latent && seed % 2 == 0) ? 2 : 0;
   const bool latent = to_name(name).starts_with("mla");
   c.kv_lora_rank = !latent ? 0 : name == Names::mla_head ? 5 : 9;
-  c.v_lora_rank = name == Names::mla_split ? 7 : 0;
+  c.v_lora_rank = name == Names::mla_split ? 7 : name == Names::mla_head ? 3 : 0;
   c.qk_rope_head_dim = name == Names::mla_decoupled ? 4 : 0;
   return c;
 }
@@ -80,7 +80,8 @@ TEST_CASE("by name and by type are the same conversion", "[convert]") {
   check(std::type_identity<Model<Mla<heads, dyn>>>(), {.kv_lora_rank = 9, .attention = Names::mla});
   check(std::type_identity<Model<MlaSplit<heads, dyn, dyn>>>(),
         {.kv_lora_rank = 9, .v_lora_rank = 5, .attention = Names::mla_split});
-  check(std::type_identity<Model<MlaHead<heads, dyn>>>(), {.kv_lora_rank = 5, .attention = Names::mla_head});
+  check(std::type_identity<Model<MlaHead<heads, dyn, dyn>>>(),
+        {.kv_lora_rank = 5, .v_lora_rank = 3, .attention = Names::mla_head});
   check(std::type_identity<Model<CachedInput<heads, dyn>>>(), {.num_kv_heads = 2, .attention = Names::input_latent});
 }
 

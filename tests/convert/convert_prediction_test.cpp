@@ -43,14 +43,22 @@ TEST_CASE("the predicted error is that of the weights' singular values", "[conve
     check(convert<Model<Open<SplitLatent<dyn>>>>(source, JointSvd{}, {.kv_lora_rank = rank, .v_lora_rank = 40 - rank}),
           [&](const auto& k, const auto& v) { return tail(k, rank) + tail(v, 40 - rank); });
   }
-  for (const Index rank : {1, 4, 11})
-    check(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.kv_lora_rank = rank}),
-          [&](const auto& k, const auto& v) { return tail(side_by_side(k), rank) + tail(side_by_side(v), rank); });
+  for (const Index rank : {1, 4, 11}) {
+    const auto discarded = [&](Index of_values) {
+      return
+          [=](const auto& k, const auto& v) { return tail(side_by_side(k), rank) + tail(side_by_side(v), of_values); };
+    };
+    check(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.kv_lora_rank = rank}), discarded(rank));
+    check(convert<Model<Open<HeadLatent<dyn, dyn>>>>(source, JointSvd{},
+                                                     {.kv_lora_rank = rank, .v_lora_rank = head_dim - rank}),
+          discarded(head_dim - rank));
+  }
   // Fewer heads and a latent at once.
   check_prediction(convert<Model<Open<SplitLatent<dyn>>>>(source, JointSvd{},
                                                           {.num_kv_heads = 2, .kv_lora_rank = 9, .v_lora_rank = 5}),
                    source);
-  check_prediction(convert<Model<Open<HeadLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 2, .kv_lora_rank = 5}),
+  check_prediction(convert<Model<Open<HeadLatent<dyn, dyn>>>>(source, JointSvd{},
+                                                              {.num_kv_heads = 2, .kv_lora_rank = 5, .v_lora_rank = 3}),
                    source);
   check_prediction(
       convert<Model<Open<TwoStageLatent<dyn>>>>(source, JointSvd{}, {.num_kv_heads = 1, .kv_lora_rank = 7}), source);

@@ -28,13 +28,16 @@ std::vector<LanguageModelConfig> all_configs() {
   for (const Names name :
        {Names::mha, Names::gqa, Names::mqa, Names::mla_simple, Names::mla_split, Names::mla_head, Names::mla_decoupled})
     out.push_back(config_of(name));
+  out.push_back(config_of(Names::mla_head));
+  out.back().v_lora_rank = 3;
   out.push_back(config_of(Names::mha, PositionEmbeddings::rotary));
   out.push_back(config_of(Names::gqa, PositionEmbeddings::rotary));
   out.front().tied_embeddings = false;
   return out;
 }
 std::string name_of(const LanguageModelConfig& c) {
-  return text(to_name(c.attention), ", ", to_name(c.position_embeddings_type), " positions");
+  return text(to_name(c.attention), ", values of rank ", c.v_lora_rank, ", ", to_name(c.position_embeddings_type),
+              " positions");
 }
 std::vector<int> some_tokens(Index count, std::uint64_t seed) {
   const Random random(Seed(seed), "tokens");
@@ -76,7 +79,9 @@ TEST_CASE("a token never sees a later one") {
 }
 
 TEMPLATE_LIST_TEST_CASE("derivatives of a GPT are those of finite differences", "[gpt]", Backends<double>) {
-  for (const LanguageModelConfig& c : {config_of(Names::mha), config_of(Names::mla_decoupled)}) {
+  LanguageModelConfig heads = config_of(Names::mla_head);
+  heads.v_lora_rank = 3;
+  for (const LanguageModelConfig& c : {config_of(Names::mha), heads, config_of(Names::mla_decoupled)}) {
     INFO(name_of(c));
     auto model = model_of<double>(c);
     const std::vector<int> tokens = some_tokens(9, 2), targets{1, 5, -100, 0, 2, 12, 3, -100, 4};

@@ -27,6 +27,7 @@ void each_attention(F&& f) {
     AttentionConfig c{.d_model = d_model, .num_heads = heads, .attention = entry.value};
     const bool has_latent = entry.name.starts_with("mla");
     if (has_latent) c.kv_lora_rank = entry.value == mla_head ? 3 : 5;
+    if (entry.value == mla_head) c.v_lora_rank = 2;
     if (entry.value == gqa) c.num_kv_heads = 2;
     if (entry.value == mla_decoupled) c.qk_rope_head_dim = 4;
     CAPTURE(entry.name);
@@ -80,7 +81,7 @@ TEST_CASE("every attention has its own cost, and the one that is counted", "[mis
                                                        {mla, 5},
                                                        {mla_simple, 5},
                                                        {mla_split, 10},
-                                                       {mla_head, 2 * heads * 3},
+                                                       {mla_head, heads * (3 + 2)},
                                                        {mla_decoupled, 5 + 4},
                                                        {input_latent, d_model}};
   each_attention([&](const AttentionConfig& c) {

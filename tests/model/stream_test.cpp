@@ -75,6 +75,7 @@ void set_attention(EncoderConfig& c, Names name, Draw& draw) {
   if (name == Names::gqa || name == Names::input_latent || name == Names::linear) c.num_kv_heads = 2;
   if (to_name(name).starts_with("mla")) c.kv_lora_rank = draw(1, name == Names::mla_head ? c.d_model / 4 : c.d_model);
   if (name == Names::mla_split) c.v_lora_rank = draw(0, c.d_model);
+  if (name == Names::mla_head) c.v_lora_rank = draw(0, c.d_model / 4);
   if (name == Names::mla_decoupled) c.qk_rope_head_dim = 2 * draw(1, 3);
 }
 

@@ -191,6 +191,9 @@ grep -q '"output_error"' convert.json || fail "convert.json does not hold the er
 ok eval --model mla --data corpus/test.jsonl --transcripts mla.jsonl --json mla.json
 cmp mha.jsonl mla.jsonl || fail "R = d does not give the same transcripts"
 ok convert --input run --output mla1 --attention mla-simple --latent-dim 1
+ok convert --input run --output low --attention mla-head --latent-dim 8 --v-latent-dim 4 --json low.json
+says low.json '"v_lora_rank": 4'
+says out ' 8/4 '
 ok eval --model mla1 --data corpus/test.jsonl --transcripts mla1.jsonl --json mla1.json
 cmp -s mha.jsonl mla1.jsonl && fail "R = 1 gives the same transcripts, so that equal ones say nothing"
 cp -r mla1 mla1b
@@ -506,6 +509,8 @@ ok gpt sample --model gpt --prompt 'a warm' --length 200 --count 2 --top-k 3 --j
 grep -q -e $'\033' -e $'\xc2\x9b' out && fail "a control character of the text reaches the terminal"
 ok gpt train --text rhyme.txt --init gpt --out tuned --steps 3 --batch 2 --valid-steps 3
 ok gpt train "${gpt[@]}" --out rotary --heads 2 --rotary
+ok gpt train "${gpt[@]}" --out gpt_low --heads 2 --attention mla-head --latent-dim 4 --v-latent-dim 2 --json gpt.json
+says gpt.json '"cache_bytes": 1536'  # 32 characters, for each of 2 heads 4 floats for keys and 2 for values
 refused '--attention' 'latent' -- gpt train "${gpt[@]}" --out new --heads 2 --attention mla-simple
 refused linear -- gpt train "${gpt[@]}" --out new --heads 2 --attention linear
 refused 3 16 -- gpt train "${gpt[@]}" --out new --heads 3

@@ -98,13 +98,21 @@ TEST_CASE("layers may be cut to ranks of their own", "[progressive]") {
 
 TEST_CASE("latents of keys and of values may be cut to ranks of their own, and hold channels that are empty",
           "[progressive]") {
-  Model model = random_model(AttentionName::mla_split, 24);
-  const auto cut = truncate<Model>(model, {.kv_lora_rank = 10, .v_lora_rank = 7});
-  const auto converted =
-      convert<Model>(model, JointSvd(), {.kv_lora_rank = 10, .v_lora_rank = 7, .attention = AttentionName::mla_split},
-                     features, sequences);
-  CHECK(difference(cut.model, converted.model) < 1e-10);
+  struct Cut {
+    AttentionName attention;
+    Index from, keys, values;
+  };
+  for (const Cut& c : {Cut{AttentionName::mla_split, 24, 10, 7}, Cut{AttentionName::mla_head, 6, 3, 5}}) {
+    CAPTURE(to_name(c.attention));
+    const Model large = random_model(c.attention, c.from);
+    const auto cut = truncate<Model>(large, {.kv_lora_rank = c.keys, .v_lora_rank = c.values});
+    const auto converted =
+        convert<Model>(large, JointSvd(), {.kv_lora_rank = c.keys, .v_lora_rank = c.values, .attention = c.attention},
+                       features, sequences);
+    CHECK(difference(cut.model, converted.model) < 1e-10);
+  }
 
+  Model model = random_model(AttentionName::mla_split, 24);
   for (auto& block : model.layers) {
     auto& latent = std::get<AttentionLayer<MlaSplit<dyn, dyn, dyn>, double>>(block.self_attn.layer).key_value;
     latent.linear_k_down.weight.host().topRows(5).setZero();

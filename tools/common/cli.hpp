@@ -81,7 +81,7 @@ struct AttentionOptions {
             "--latent-dim", choice.latent_dim,
             "latent rank: values cached per frame and layer; for mla-split of keys, for mla-head of each head"),
         command.add_option("--v-latent-dim", choice.v_latent_dim,
-                           "latent rank of mla-split for values; 0: as --latent-dim"),
+                           "latent rank of mla-split and mla-head for values; 0: as --latent-dim"),
         command.add_option("--rope-dim", choice.rope_dim, "width of the rotary key of mla-decoupled; 0: half a head")};
   }
   const laconic::AttentionChoice& chosen() {

@@ -31,7 +31,7 @@ using MlaSimple = Attention<Heads<H, H>, SharedLatent<R>, Position>;
 /// Latent attention with one latent for keys and one for values (Palu, Chang et al. 2024).
 template <Index H, Index RK, Index RV = RK, class Position = RelativePosition>
 using MlaSplit = Attention<Heads<H, H>, SplitLatent<RK, RV>, Position>;
-/// Latent attention with latents of rank R for every head; a ValueRank above 0 makes the values' expansion low-rank.
+/// Latent attention with latents for every head, of rank R for keys and of rank ValueRank for values; 0: as for keys.
 template <Index H, Index R, Index ValueRank = 0, class Position = RelativePosition>
 using MlaHead = Attention<Heads<H, H>, HeadLatent<R, ValueRank>, Position>;
 /// DeepSeek-V2's attention: one latent of rank R and one rotary key of RopeDim elements (2024, section 2.1).

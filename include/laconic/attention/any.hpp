@@ -139,7 +139,7 @@ struct AnyAttention
                          detail::NamedPolicy<Mla<dyn, dyn>, AttentionName::mla>,
                          detail::NamedPolicy<MlaSimple<dyn, dyn>, AttentionName::mla_simple>,
                          detail::NamedPolicy<MlaSplit<dyn, dyn, dyn>, AttentionName::mla_split>,
-                         detail::NamedPolicy<MlaHead<dyn, dyn>, AttentionName::mla_head>,
+                         detail::NamedPolicy<MlaHead<dyn, dyn, dyn>, AttentionName::mla_head>,
                          detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                          detail::NamedPolicy<CachedInput<dyn, dyn>, AttentionName::input_latent>,
                          detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
@@ -156,7 +156,7 @@ struct AnyCausalAttention
                                                     AttentionName::mqa>,
                                 detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>,
                                 detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, NoPosition>, AttentionName::mla_split>,
-                                detail::NamedPolicy<MlaHead<dyn, dyn, 0, NoPosition>, AttentionName::mla_head>,
+                                detail::NamedPolicy<MlaHead<dyn, dyn, dyn, NoPosition>, AttentionName::mla_head>,
                                 detail::NamedPolicy<MlaDecoupled<dyn, dyn, dyn>, AttentionName::mla_decoupled>,
                                 detail::NamedPolicy<Gqa<dyn, dyn, Rotary<RotaryPairs::halves>>, AttentionName::mha,
                                                     AttentionName::gqa, AttentionName::mqa>>> {};

@@ -59,7 +59,7 @@ struct AttentionConfig {
   Index num_kv_heads = 0;  ///< key-value heads, a divisor of num_heads
   /// Rank of the latent; of the keys' latent where values have their own; of each head's where heads have their own.
   Index kv_lora_rank = 0;
-  Index v_lora_rank = 0;       ///< rank of the values' latent; 0 where the type leaves it open: kv_lora_rank
+  Index v_lora_rank = 0;       ///< rank of the values' latent or latents; 0 where the type leaves it open: kv_lora_rank
   Index q_lora_rank = 0;       ///< rank of the queries
   Index qk_rope_head_dim = 0;  ///< width of the decoupled rotary key
   /// Pairs, out of head_dim / 2, whose rates the decoupled rotary key uses; empty: the rates of its own width.

@@ -15,6 +15,7 @@ struct LayerReport {
   std::string layer;           ///< name among the parameters: "layers.0.self_attn"
   Index num_kv_heads = 0;      ///< key-value heads of the converted layer
   Index kv_lora_rank = 0;      ///< rank of the converted layer's latent; 0: no latent
+  Index v_lora_rank = 0;       ///< rank of the values' latent; 0: they have none of their own
   double k_factor_error = 0,   ///< error of the key weights, |W - up down| / |W|
       v_factor_error = 0;      ///< error of the value weights, |W - up down| / |W|
   double predicted_error = 0;  ///< expected error of keys and values for white inputs, or those of the calibration
@@ -27,7 +28,7 @@ struct LayerReport {
 
 /// Compares a converted model with its source.
 struct ConversionReport {
-  std::string input;                ///< "white noise" or "features": the input of the forward passes
+  std::string input;                ///< "white noise", "features" or "tokens": the input of the forward passes
   std::vector<LayerReport> layers;  ///< each layer on the input that it has in the source model (or on white noise)
   double predicted_error = 0;       ///< LayerReport::predicted_error over all layers
   double key_value_error = 0;       ///< LayerReport::key_value_error over all layers

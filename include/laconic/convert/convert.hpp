@@ -128,7 +128,7 @@ template <class Target, class Source, class Method, class Context = Cpu<typename
 Conversion<Target> convert(const Source& source, const Method& method, const ConversionConfig& numbers,
                            const TokenRows& tokens) {
   Recorder<Context> recorder;
-  return detail::convert_on<Target>(recorder, source, method, numbers, tokens, false);
+  return convert<Target>(recorder, source, method, numbers, tokens);
 }
 
 /// Converts as the first function does; forward passes of calibration and report run in this context.
@@ -149,6 +149,12 @@ Conversion<Target> convert(Recorder<Context>& context, const Source& source, con
     return detail::convert_on<Target>(context, source, method, numbers,
                                       TokenRows{ids, Sequences{static_cast<Index>(ids.size())}}, true);
   }
+}
+/// Converts a language model and reports on this text; forward passes of calibration and report run in this context.
+template <class Target, class Context, class Source, class Method>
+Conversion<Target> convert(Recorder<Context>& context, const Source& source, const Method& method,
+                           const ConversionConfig& numbers, const TokenRows& tokens) {
+  return detail::convert_on<Target>(context, source, method, numbers, tokens, false);
 }
 /// Converts and reports on these features (rows, num_mels) of packed sequences; forward passes of calibration and
 /// report run in this context.

@@ -182,6 +182,7 @@ LayerConversion convert_attention(Recorder<Context>& recorder, std::string_view 
     out.output = deviation(attention_output(context, to, x, sequences, mask), from.output);
     report.num_kv_heads = to.dims().num_kv_heads;
     report.kv_lora_rank = to.dims().kv_lora_rank;
+    report.v_lora_rank = to.dims().v_lora_rank;
     set_output(report, out.output);
   });
   return out;

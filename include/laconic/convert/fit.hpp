@@ -114,8 +114,8 @@ KeyValueMap key_value_map(SplitLatent<RK, RV>, const Layer& layer) {
   return {composed(weight_and_bias(layer.linear_k_up), weight_and_bias(layer.linear_k_down)),
           composed(weight_and_bias(layer.linear_v_up), weight_and_bias(layer.linear_v_down))};
 }
-template <Index R, class Layer>
-KeyValueMap key_value_map(HeadLatent<R, 0>, const Layer& layer) {
+template <Index RK, Index RV, class Layer>
+KeyValueMap key_value_map(HeadLatent<RK, RV>, const Layer& layer) {
   return {composed_each(weight_and_bias(layer.k_expand), weight_and_bias(layer.linear_k_down)),
           composed_each(weight_and_bias(layer.v_expand), weight_and_bias(layer.linear_v_down))};
 }
@@ -266,8 +266,8 @@ double fit_heads(Linear<T>& down, Linear<T>& expand, const Matrix<D>& weight, co
   assign_weight(expand, expansion);
   return discarded;
 }
-template <Index R, class Layer>
-double fit(HeadLatent<R, 0>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
+template <Index RK, Index RV, class Layer>
+double fit(HeadLatent<RK, RV>, Layer& layer, const KeyValueMap& wanted, const Fitting& how) {
   const Matrix<double> k = wanted.k_weight(), v = wanted.v_weight();
   const LayerStatistics& s = how.statistics;
   return fit_heads(layer.linear_k_down, layer.k_expand, k, s.key_input, s.key_metric, how) +

@@ -42,8 +42,8 @@ inline constexpr bool has_linear_latent =
 /// Says whether the channels of the latent can be mixed by a Hadamard matrix.
 template <class KeyValue>
 inline constexpr bool can_mix = has_linear_latent<KeyValue>;
-template <Index R>
-inline constexpr bool can_mix<HeadLatent<R, 0>> = false;
+template <Index RK, Index RV>
+inline constexpr bool can_mix<HeadLatent<RK, RV>> = false;
 
 /// Says whether two policies have equal scores and positions, and keys and values that can be carried over.
 template <class From, class To>

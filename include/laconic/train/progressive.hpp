@@ -121,8 +121,8 @@ auto latent_places(SplitLatent<RK, RV>, Layer& layer) {
   return separate_places(layer, layer.linear_k_up, layer.linear_v_up);
 }
 /// Returns the latents of keys and of values, which expand for each head.
-template <Index R, class Layer>
-auto latent_places(HeadLatent<R, 0>, Layer& layer) {
+template <Index RK, Index RV, class Layer>
+auto latent_places(HeadLatent<RK, RV>, Layer& layer) {
   return separate_places(layer, layer.k_expand, layer.v_expand);
 }
 
