@@ -1,119 +1,50 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // laconic gpt: a language model over the characters of a text. Trains, evaluates and samples it.
+#include "gpt.hpp"
+
 #include "commands.hpp"
-#include "common/cli.hpp"
 #include "common/status_line.hpp"
 
 #include <laconic/decode/generate.hpp>
-#include <laconic/io/folder.hpp>
-#include <laconic/io/placed_parameters.hpp>
-#include <laconic/model/gpt.hpp>
-#include <laconic/speech/characters.hpp>
 #include <laconic/train/language_model.hpp>
 
 #include <cmath>
 #include <numbers>
 
-// Named, since sources are compiled in groups.
 namespace gpt_command {
-namespace {
 
 using namespace laconic;
 
-using Model = Gpt<AnyCausalAttention>;
-
-/// Lists what config.json of a model folder holds.
-struct GptFolderConfig {
-  LanguageModelConfig gpt;
-  std::string model_type = "laconic-gpt";
-  static constexpr void fields(auto& self, auto&& visit) {
-    visit("model_type", self.model_type);
-    visit("gpt", self.gpt);
-  }
-};
-
-struct Loaded {
-  Model model;
-  Characters characters;
-};
-
-void save(const std::filesystem::path& folder, const Model& model, const Characters& characters) {
-  save_model_folder(folder, model, to_json(GptFolderConfig{model.config()}), characters.to_json());
-}
-Loaded load(const std::filesystem::path& folder) {
-  const std::string where = (folder / "config.json").string();
-  const auto config = json_value<GptFolderConfig>(read_model_config(folder), where);
-  require(config.model_type == GptFolderConfig().model_type, where, ": 'model_type' is ",
-          detail::in_quotes(config.model_type), ", ", detail::in_quotes(GptFolderConfig().model_type), " expected");
-  Characters characters = Characters::from_json(read_model_vocab(folder), (folder / "vocab.json").string());
-  require(characters.size() == config.gpt.vocab_size, folder.string(), ": vocab.json has ", characters.size(),
-          " characters, config.json says ", config.gpt.vocab_size);
-  const Tensors tensors = open_model_tensors(folder);
-  detail::require_enough_values(tensors, Model::parameter_count(config.gpt), where);
-  Loaded out{Model(config.gpt, Seed()), std::move(characters)};
-  load_parameters(out.model, tensors);
-  return out;
-}
-
-/// Holds the tokens of a text, the end of which is kept to measure on.
-struct Text {
-  std::vector<int> train, valid;
-};
-std::string text_of(const std::string& path) {
-  const std::string text = read_file(path, std::size_t{1} << 30);
-  require(!text.empty(), path, ": the text is empty");
-  return text;
-}
-Text split(std::vector<int> tokens, double valid_fraction) {
-  const auto kept =
-      static_cast<std::ptrdiff_t>(std::llround((1 - valid_fraction) * static_cast<double>(tokens.size())));
-  return {{tokens.begin(), tokens.begin() + kept}, {tokens.begin() + kept, tokens.end()}};
-}
+namespace {
 
 struct TrainOptions : CommonOptions {
-  std::string text, out, init;
+  TextOptions text;
+  std::string out, init;
   AttentionOptions attention{"mha"};
   bool rotary = false;
-  double valid_fraction = 0.1;
   LanguageModelConfig gpt{.max_positions = 128, .d_model = 192, .num_layers = 6, .num_heads = 6, .dropout = 0.1};
   LanguageModelTraining training;
 };
 
-/// Returns the configuration that the options describe. Latents of heads are half as wide as a head by default.
+/// Returns the configuration that the options describe.
 LanguageModelConfig config_of(TrainOptions& o, Index vocab_size) {
   LanguageModelConfig c = o.gpt;
-  const AttentionChoice& choice = o.attention.chosen();
   c.vocab_size = vocab_size;
-  c.attention = choice.attention;
-  c.num_kv_heads = choice.kv_heads;
-  c.kv_lora_rank = choice.latent_dim;
-  c.v_lora_rank = choice.v_latent_dim;
-  c.qk_rope_head_dim = choice.rope_dim;
-  const Index head = c.d_model / std::max<Index>(1, c.num_heads);
-  if (c.attention == AttentionName::mla_head && choice.latent_dim == 0) c.kv_lora_rank = std::max<Index>(1, head / 2);
-  if (c.attention == AttentionName::mla_decoupled && choice.rope_dim == 0)
-    c.qk_rope_head_dim = std::max<Index>(2, head / 4 * 2);
   if (o.rotary) c.position_embeddings_type = PositionEmbeddings::rotary;
-  try {
-    AnyCausalAttention::dims(c.attention_config());
-  } catch (const Error& error) {
-    throw Error(text(error.what(), " (--attention, --heads, --kv-heads, --latent-dim, --v-latent-dim, --rope-dim)"));
-  }
+  set_attention(c, o.attention, ", --heads");
   return c;
 }
 
-Index bytes_of_cache(const LanguageModelConfig& c) { return Model::cache_bytes(c, frames(c.max_positions)); }
-
 void train(TrainOptions& o) {
-  const std::string text_file = text_of(o.text);
+  const std::string text_file = o.text.read();
   o.training.seed = Seed(static_cast<std::uint64_t>(o.seed));
   Loaded loaded = [&]() -> Loaded {
     if (!o.init.empty()) return load(o.init);
     Characters characters = Characters::of(text_file);
     return {Model(config_of(o, characters.size()), o.training.seed), std::move(characters)};
   }();
-  const Text text = split(loaded.characters.encode(text_file), o.valid_fraction);
+  const Text text = o.text.split(loaded.characters, text_file);
   const LanguageModelConfig& c = loaded.model.config();
   say(to_name(c.attention), ", ", loaded.model.count_parameters(), " parameters, ", loaded.characters.size(),
       " characters; cache of ", c.max_positions, " characters: ", bytes_of_cache(c), " bytes; ", text.train.size(),
@@ -151,13 +82,13 @@ void train(TrainOptions& o) {
 }
 
 struct EvalOptions : CommonOptions {
-  std::string model, text;
-  double valid_fraction = 0.1;
+  std::string model;
+  TextOptions text;
 };
 
 void evaluate(const EvalOptions& o) {
   Loaded loaded = load(o.model);
-  const Text text = split(loaded.characters.encode(text_of(o.text)), o.valid_fraction);
+  const Text text = o.text.split(loaded.characters, o.text.read());
   Cpu cpu(o.threads);
   cpu.prepare(loaded.model);
   const double loss = evaluate_language_model(cpu, loaded.model, text.valid);
@@ -219,18 +150,11 @@ void sample(const SampleOptions& o) {
     std::printf("%s\n%s", without_controls(loaded.characters.decode(one)).c_str(), texts.size() > 1 ? "---\n" : "");
 }
 
-void add_text(CLI::App& command, std::string& path, double& valid_fraction) {
-  command.add_option("--text", path, "text file, in UTF-8")->required()->type_name("FILE");
-  command.add_option("--valid-fraction", valid_fraction, "part of the text, at its end, that is kept to measure on")
-      ->capture_default_str()
-      ->check(between(0.0, 1.0));
-}
-
 void add_train(CLI::App& gpt) {
   CLI::App* command = gpt.add_subcommand("train", "train a language model on the characters of a text");
   const auto o = std::make_shared<TrainOptions>();
   o->add_to(*command);
-  add_text(*command, o->text, o->valid_fraction);
+  o->text.add_to(*command)->required();
   command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
   CLI::Option* init =
       command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
@@ -261,19 +185,23 @@ void add_train(CLI::App& gpt) {
 }
 
 void add_all(CLI::App& app) {
-  CLI::App* gpt = app.add_subcommand("gpt", "train, evaluate and sample a language model over characters");
+  CLI::App* gpt = app.add_subcommand("gpt", "train, convert, measure and sample a language model over characters");
   gpt->require_subcommand(1);
   gpt->footer(
       "Example:\n  laconic gpt train --text input.txt --out gpt --attention mla-head\n"
-      "  laconic gpt eval --model gpt --text input.txt\n  laconic gpt sample --model gpt --prompt 'ROMEO:'");
+      "  laconic gpt convert --model gpt --out small --attention mla-head --latent-dim 12 --v-latent-dim 8 --text "
+      "input.txt\n"
+      "  laconic gpt profile --model gpt small --text input.txt\n  laconic gpt sample --model gpt --prompt 'ROMEO:'");
   add_train(*gpt);
+  add_convert(*gpt);
 
   CLI::App* command = gpt->add_subcommand("eval", "measure the loss of a model on the end of a text");
   const auto e = std::make_shared<EvalOptions>();
   e->add_to(*command);
   command->add_option("--model", e->model, "model folder")->required()->type_name("DIR");
-  add_text(*command, e->text, e->valid_fraction);
+  e->text.add_to(*command)->required();
   command->callback([e] { evaluate(*e); });
+  add_profile(*gpt);
 
   command = gpt->add_subcommand("sample", "continue a text");
   const auto s = std::make_shared<SampleOptions>();

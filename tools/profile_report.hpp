@@ -1,20 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include "common/latency.hpp"
+
 #include <laconic/io/json.hpp>
 #include <laconic/recognition/recognizer.hpp>
 
 #include <string>
 #include <vector>
-
-/// The times that one thing took, in the order of size.
-struct Latency {
-  std::vector<double> seconds;
-
-  double median() const { return (seconds[(seconds.size() - 1) / 2] + seconds[seconds.size() / 2]) / 2; }
-  double min() const { return seconds.front(); }
-  double max() const { return seconds.back(); }
-};
 
 /// Holds the measurements of a model by `laconic profile`.
 struct Profile {

@@ -511,6 +511,42 @@ ok gpt train --text rhyme.txt --init gpt --out tuned --steps 3 --batch 2 --valid
 ok gpt train "${gpt[@]}" --out rotary --heads 2 --rotary
 ok gpt train "${gpt[@]}" --out gpt_low --heads 2 --attention mla-head --latent-dim 4 --v-latent-dim 2 --json gpt.json
 says gpt.json '"cache_bytes": 1536'  # 32 characters, for each of 2 heads 4 floats for keys and 2 for values
+ok gpt train "${gpt[@]}" --out gpt_full --heads 2
+for method in svd randomized activation score-aware; do
+  ok gpt convert --model gpt_full --out "gpt_low_$method" --attention mla-head --latent-dim 8 --v-latent-dim 2 --text rhyme.txt \
+    --method "$method" --json gpt.json
+  says gpt.json '"v_lora_rank": 2'
+  says gpt.json '"cache_fraction": 0.625'
+  says gpt.json '"source_valid_loss"'
+  says out '  8/2 '
+  says out 'validation loss'
+  [ -s "gpt_low_$method/model.safetensors" ] || fail "no model"
+done
+ok gpt convert --model gpt_full --out gpt_same --latent-dim 8 --json gpt.json
+says gpt.json '"measured_on": "white noise"'
+grep -q '"logits_error": [0-9.]*e-0[67]' gpt.json || fail "a latent that holds all changes the logits"
+ok gpt convert --model gpt_low_svd --out gpt_split --attention mla-split --latent-dim 16 --text rhyme.txt --hadamard
+ok gpt train --text rhyme.txt --init gpt_low_svd --out gpt_tuned --steps 3 --batch 2 --valid-steps 3
+ok gpt profile --model gpt_full gpt_low_svd gpt_tuned --text rhyme.txt --tokens 20 --repeats 3 --json profile.json
+says profile.json '"cache_bytes": 2560'  # 20 characters, 2 rows of 16 floats
+says profile.json '"cache_bytes": 1600'
+says profile.json '"cache_saving": 0.375'
+says profile.json '"characters_per_second"'
+says out 'mla-head RK=8 RV=2'
+says out '37.5%'
+if gnuplot -e 'set terminal pngcairo' 2>/dev/null; then
+  ok gpt profile --model gpt_full gpt_low_svd --text rhyme.txt --repeats 1 --plot cache.png
+  [ -s cache.png ] || fail "no plot"
+fi
+refused '--text' activation -- gpt convert --model gpt_full --out new --latent-dim 4 --method activation
+refused 9 head_dim -- gpt convert --model gpt_full --out new --latent-dim 4 --v-latent-dim 9
+refused mla-decoupled -- gpt convert --model gpt_full --out new --attention mla-decoupled --latent-dim 8
+refused rotary mla-head -- gpt convert --model rotary --out new --latent-dim 4
+refused hadamard -- gpt convert --model gpt_full --out new --latent-dim 4 --hadamard
+refused '--tokens' 33 32 gpt_full -- gpt profile --model gpt_full --text rhyme.txt --tokens 33
+refused '--plot' cache.txt -- gpt profile --model gpt_full --text rhyme.txt --plot cache.txt
+refused nowhere -- gpt profile --model gpt_full nowhere --text rhyme.txt
+misused v-latent-dim gpt train --text rhyme.txt --out new --init gpt_low_svd --v-latent-dim 2
 refused '--attention' 'latent' -- gpt train "${gpt[@]}" --out new --heads 2 --attention mla-simple
 refused linear -- gpt train "${gpt[@]}" --out new --heads 2 --attention linear
 refused 3 16 -- gpt train "${gpt[@]}" --out new --heads 3
