@@ -10803,7 +10803,7 @@ class CtcPrefixScorer {
   /// Holds log probabilities of a hypothesis.
   struct State {
     std::vector<double> blank,  ///< that frames 0 to t hold just the hypothesis and end in a blank
-        all;                    ///< the same, whatever they end in
+        all;                    ///< that frames 0 to t hold just the hypothesis
     int last = -1;              ///< the last token
     double score = 0;           ///< that the text begins with the hypothesis
   };
@@ -13276,8 +13276,8 @@ class EncoderDecoder : public Module<EncoderDecoder<Encoder_, Decoder_>> {
   using Decoder = Decoder_;                  ///< the type of the decoder
   /// Holds all sizes.
   struct Config {
-    typename Encoder::Config encoder;  ///< of the encoder
-    typename Decoder::Config decoder;  ///< of the decoder
+    typename Encoder::Config encoder;  ///< sizes of the encoder
+    typename Decoder::Config decoder;  ///< sizes of the decoder
 
     /// Visits each member with its name, for files and command lines.
     static constexpr void fields(auto& self, auto&& visit) {
