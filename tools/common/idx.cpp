@@ -1,5 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
-#include "common/idx.hpp"
+#include "idx.hpp"
 
 #include <laconic/core/error.hpp>
 
