@@ -34,7 +34,7 @@ using Model = EncoderDecoder<Conformer<Mha<dyn>>, AttentionDecoder<Self, Cross>>
 
 struct JointStudyOptions : CommonOptions {
   std::string data, out, preset = "quick", holdout_speaker;
-  Index seeds = 1, beams = 8, decoder_layers = 2;
+  Index seeds = 1, beams = 8, decoder_layers = 2, epochs = 24;
   double ctc_weight = 0.3;
 };
 
@@ -63,14 +63,11 @@ class JointStudy {
       latent.qk_rope_head_dim = text.d_model / 8 / 2 * 2;
       run_model<Model<Full, Full>>("ctc alone", seed, 1, {text, {.num_heads = 4}});
       run_model<Model<Full, Full>>("mha", seed, o_.ctc_weight, {text, {.num_heads = 4}});
-      run_model<Model<Full, CachedInput<dyn, dyn, NoPosition>>>("mha, shared memory", seed, o_.ctc_weight,
-                                                                {text, {.num_heads = 4}});
       run_model<Model<Latent, Latent>>(
           "mla-decoupled", seed, o_.ctc_weight,
           {latent, {.num_heads = 4, .kv_lora_rank = latent.kv_lora_rank, .qk_rope_head_dim = latent.qk_rope_head_dim}});
     }
     o_.write(rows_);
-    write_json(out_ / "joint.json", rows_);
     Table table = Table::of_titles({"decoder", "seed", "decoding", "WER %", "95% interval", "cache bytes a token",
                                     "memory bytes a second of speech"});
     for (const auto& row : rows_)
@@ -114,12 +111,12 @@ class JointStudy {
     EncoderDecoderTraining training{.loss = {.boundary = boundary, .ctc_weight = ctc_weight, .label_smoothing = 0.1},
                                     .seed = Seed(static_cast<std::uint64_t>(seed))};
     std::vector<std::vector<Index>> plan;
-    for (Index epoch = 0; epoch < preset_.baseline.epochs; ++epoch)
+    for (Index epoch = 0; epoch < o_.epochs; ++epoch)
       for (auto& batch : length_buckets(train_, preset_.baseline.batch_frames, training.seed / "epoch" / epoch))
         plan.push_back(std::move(batch));
     training.steps = static_cast<std::int64_t>(plan.size());
-    training.batch = train_.size() * preset_.baseline.epochs / training.steps;
-    training.valid_steps = std::max<std::int64_t>(1, training.steps / preset_.baseline.epochs);
+    training.batch = train_.size() * o_.epochs / training.steps;
+    training.valid_steps = std::max<std::int64_t>(1, training.steps / o_.epochs);
     training.learning_rate = preset_.baseline.learning_rate;
     const auto next = [&](std::int64_t step) {
       const std::vector<Index>& indices = plan[static_cast<std::size_t>(step - 1)];
@@ -140,13 +137,32 @@ class JointStudy {
                          fixed(p.seconds_left, 0), " s left"));
           if (valid) line.end();
         });
+    if (ctc_weight == 1) return report(model, name, seed, result.seconds, {Way::ctc});
+    if constexpr (std::is_same_v<M, Model<Full, Full>>) {  // the same weights over one memory for all layers
+      Model<Full, CachedInput<dyn, dyn, NoPosition>> shared(
+          {model.encoder.config(), {model.decoder.config().text, {.num_heads = 4}}}, Seed());
+      std::vector<const Parameter<float>*> from;
+      model.parameters([&](std::string_view, const auto& p) { from.push_back(&p); });
+      std::size_t at = 0;
+      shared.parameters([&](std::string_view, auto& p) { p.host() = from.at(at++)->host(); });
+      report(shared, name + ", shared memory", seed, result.seconds, {Way::joint});
+    }
+    report(model, name, seed, result.seconds, {Way::ctc, Way::greedy, Way::beams, Way::joint});
+  }
+
+  enum class Way { ctc, greedy, beams, joint };
+
+  /// Measures a trained model by some ways of decoding.
+  template <class M>
+  void report(M& model, const std::string& name, std::int64_t seed, double train_seconds,
+              std::initializer_list<Way> ways) {
     cpu_.prepare(model);
-    for (const Way way : {Way::ctc, Way::greedy, Way::beams, Way::joint}) {
-      if (ctc_weight == 1 && way != Way::ctc) continue;
+    for (const Way way : ways) {
       const std::vector<WordErrors> all = errors(model, test_, way);
       const Interval interval = bootstrap_interval(all);
       const double frames_per_second =
           100.0 / static_cast<double>(preset_.encoder.subsampling);  // features have 100 rows a second
+      const bool has_decoder = way != Way::ctc;
       rows_.push_back(
           {{"model", name},
            {"seed", seed},
@@ -155,18 +171,18 @@ class JointStudy {
            {"wer", total(all).rate()},
            {"wer_low", interval.low},
            {"wer_high", interval.high},
-           {"cache_bytes_per_token", ctc_weight == 1 ? 0 : M::Decoder::cache_bytes(model.decoder.config(), frames(1))},
+           {"cache_bytes_per_token", has_decoder ? M::Decoder::cache_bytes(model.decoder.config(), frames(1)) : 0},
            {"memory_bytes_per_second",
-            ctc_weight == 1 ? 0
-                            : static_cast<Index>(frames_per_second * static_cast<double>(M::Decoder::memory_bytes(
-                                                                         model.decoder.config(), frames(1))))},
+            has_decoder ? static_cast<Index>(frames_per_second * static_cast<double>(M::Decoder::memory_bytes(
+                                                                     model.decoder.config(), frames(1))))
+                        : 0},
            {"parameters", model.count_parameters()},
-           {"train_seconds", result.seconds}});
+           {"train_seconds", train_seconds}});
+      write_json(out_ / "joint.json", rows_);
       say("seed ", seed, "  ", name, ", ", name_of(way), ": WER ", fixed(100 * total(all).rate(), 2), "%");
     }
   }
 
-  enum class Way { ctc, greedy, beams, joint };
   static const char* name_of(Way way) {
     switch (way) {
       case Way::ctc:
@@ -248,6 +264,7 @@ int main(int argc, char** argv) {
   app.add_option("--preset", o->preset, "quick: a small model; full: a larger one, and more speech")
       ->capture_default_str()
       ->check(CLI::IsMember({"quick", "full"}));
+  app.add_option("--epochs", o->epochs, "epochs of training")->capture_default_str()->check(CLI::Range(1, 10000));
   app.add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::Range(1, 100));
   app.add_option("--ctc-weight", o->ctc_weight, "weight of CTC, in training and in joint decoding")
       ->capture_default_str()
