@@ -1,8 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 //
 // Sweeps 32 attentions of d_model 1024 at compile time and times each: a whole utterance of 1000 frames, and a chunk of
-// 16 frames after 1000 cached ones. Counters: parameters, bytes of cache, GFLOP/s of the whole utterance, and the time
-// relative to the first. `bench/compile_time.py` says what compiling it takes.
+// 16 frames after 1000 cached ones. Counters: parameters, bytes of cache, operations, and the predicted time: the least
+// that the operations (counted at compile time, without the term of position) and the bytes of weights and cache take
+// on this machine, whose roofs are measured first. `bench/sweep.py` adds what compiling each takes, and plots.
 //   usage: sweep [Google Benchmark's options]     --benchmark_format=json
 #include <laconic/attention/attention.hpp>
 #include <laconic/backend/cpu.hpp>
@@ -12,6 +13,9 @@
 
 #include <array>
 #include <string>
+#include <vector>
+
+#include "roofs.hpp"
 
 using namespace laconic;
 
@@ -40,10 +44,21 @@ static_assert(Full::size + FewHeads::size + Latents::size == 32);
 constexpr AttentionConfig config{.d_model = 1024};
 constexpr Index frames_whole = 1000, chunk = 16;
 
+const bench::Roofs& roofs() {
+  static const bench::Roofs all(hardware_threads(),
+                                std::vector<float>(static_cast<std::size_t>(bench::Roofs::memory_bytes) / 4, 1.0f));
+  return all;
+}
+
 template <class Policy>
-void count(benchmark::State& state) {
-  state.counters["parameters"] = static_cast<double>(Policy::parameter_count(config));
-  state.counters["cache_bytes"] = static_cast<double>(Policy::cache_bytes(config, frames(frames_whole)));
+void count(benchmark::State& state, Index flops) {
+  const auto parameters = static_cast<double>(Policy::parameter_count(config)),
+             cache = static_cast<double>(Policy::cache_bytes(config, frames(frames_whole)));
+  state.counters["parameters"] = parameters;
+  state.counters["cache_bytes"] = cache;
+  state.counters["flop"] = static_cast<double>(flops);
+  state.counters["predicted_ms"] =
+      1e3 * roofs().bound({.flop = static_cast<double>(flops), .bytes = 4 * parameters + cache}).seconds;
 }
 
 /// Times a whole utterance.
@@ -59,10 +74,7 @@ void whole(benchmark::State& state) {
     pass.table = layer.table(cpu, pass);
     benchmark::DoNotOptimize(layer(cpu, x, pass));
   }
-  count<Policy>(state);
-  state.counters["GFLOP/s"] =
-      benchmark::Counter(1e-9 * static_cast<double>(Policy::flops(config, frames(frames_whole))),
-                         benchmark::Counter::kIsIterationInvariantRate);
+  count<Policy>(state, Policy::flops(config, frames(frames_whole)));
 }
 
 /// Times a chunk of a stream, with a full cache.
@@ -82,7 +94,7 @@ void stream(benchmark::State& state) {
     pass.table = layer.table(cpu, pass);
     benchmark::DoNotOptimize(layer(cpu, x, pass, &kept));
   }
-  count<Policy>(state);
+  count<Policy>(state, Policy::stream_flops(config, chunk, frames_whole));
 }
 
 template <class List>
