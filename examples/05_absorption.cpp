@@ -16,14 +16,15 @@ int main() {
 
   Cpu cpu;
   const Matrix<float> source = Matrix<float>::Random(cached, config.d_model);
-  const auto latents = layer.remember(cpu, cpu.input(source));  // what a cache would hold
+  const Sequences asked{cached};
+  const auto latents = layer.remember(cpu, cpu.input(source), asked);  // what a cache would hold
   std::printf("over %td cached latents of 64 elements, MFLOP\n", cached);
   std::printf("queries  expanded  absorbed  laconic picks  difference\n");
   for (const Index queries : {1, 8, 32, 128, 400}) {
     const Matrix<float> x = Matrix<float>::Random(queries, config.d_model);
-    const Sequences asking{queries}, asked{cached};
+    const Sequences asking{queries};
     const auto run = [&](AttentionPath path) {
-      return cpu.output(layer.cross(cpu, cpu.input(x), asking, latents, asked, path));
+      return cpu.output(layer.cross(cpu, cpu.input(x), asking, latents, asked, {}, path));
     };
     const Latent::Work work{queries, cached, queries * cached};
     std::printf("%7td %9.1f %9.1f  %-13s  %.0e\n", queries,

@@ -10,21 +10,20 @@
 #include <string_view>
 #include <utility>
 
-// Model folders of Hugging Face transformers: `DeepseekV3ForCausalLM` without experts, with queries straight from the
-// input. A Llama that `decouple_rotary` has converted is saved as one.
+// Model folders of Hugging Face transformers: `DeepseekV3ForCausalLM` without experts. A Llama that `decouple_rotary`
+// has converted is saved as one.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Returns the configuration of the Llama with decoupled latents (MlaDecoupled) that a config.json of DeepSeek-V3
-/// describes. Throws `Error`, naming `where` and the member, for what laconic does not compute: experts, low-rank
-/// queries, heads of values of another width.
+/// describes. Throws `Error`, naming `where` and the member, for what laconic does not compute: experts, heads of
+/// values of another width.
 inline LanguageModelConfig deepseek_config(const nlohmann::json& config, const std::string& where) {
   const auto type = json_member<std::string>(config, "model_type", where);
   require(type == "deepseek_v3", where, ": 'model_type' is ", detail::in_quotes(type), ", 'deepseek_v3' expected");
   const auto number = [&](std::string_view key) { return json_member<Index>(config, key, where); };
-  require(config.contains("q_lora_rank") && config["q_lora_rank"].is_null(), where,
-          ": 'q_lora_rank' given or missing, null expected");
+  require(config.contains("q_lora_rank"), where, ": no 'q_lora_rank', a number or null expected");
   require(number("first_k_dense_replace") >= number("num_hidden_layers"), where, ": 'first_k_dense_replace' is ",
           number("first_k_dense_replace"), ", at least all ", number("num_hidden_layers"),
           " layers expected: experts are not known");
@@ -41,6 +40,7 @@ inline LanguageModelConfig deepseek_config(const nlohmann::json& config, const s
   out.attention = AttentionName::mla_decoupled;
   out.num_kv_heads = 0;
   out.head_dim = number("qk_nope_head_dim");
+  out.q_lora_rank = config["q_lora_rank"].is_null() ? 0 : number("q_lora_rank");
   out.kv_lora_rank = number("kv_lora_rank");
   out.qk_rope_head_dim = number("qk_rope_head_dim");
   require(out.rope.scaling == RotaryScaling::none, where, ": 'rope_parameters' has the type ",
@@ -61,8 +61,11 @@ inline TensorPlace deepseek_place(const LanguageModelConfig& c, std::string_view
     return TensorPlace{
         out.name.substr(0, at) + "self_attn." + std::string(tensor) + ".weight", 1, 0, false, blocks, rows, first};
   };
-  if (rest == "linear_q.weight") return place("q_proj", heads, nope + rope, 0);
-  if (rest == "linear_q_rope.weight") return place("q_proj", heads, nope + rope, nope);
+  const std::string_view q = c.q_lora_rank > 0 ? "q_b_proj" : "q_proj";
+  if (rest == "linear_q_down.weight") return place("q_a_proj", 0, 0, 0);
+  if (rest == "q_norm.weight") return place("q_a_layernorm", 0, 0, 0);
+  if (rest == "linear_q.weight") return place(q, heads, nope + rope, 0);
+  if (rest == "linear_q_rope.weight") return place(q, heads, nope + rope, nope);
   if (rest == "linear_kv_down.weight") return place("kv_a_proj_with_mqa", 1, rank + rope, 0);
   if (rest == "linear_k_rope.weight") return place("kv_a_proj_with_mqa", 1, rank + rope, rank);
   if (rest == "kv_norm.weight") return place("kv_a_layernorm", 0, 0, 0);
@@ -79,19 +82,32 @@ inline LanguageModelConfig with_head_dim(LanguageModelConfig c) {
 
 template <class Model>
 inline constexpr bool is_deepseek = false;
-template <class Kind, class Heads, Index R, Index RopeDim, class T>
+template <class Model>
+inline constexpr bool has_low_rank_queries = false;
+template <class Kind, class Heads, Index R, Index RopeDim, class Query, class T>
 inline constexpr bool
-    is_deepseek<LanguageModel<Kind, Attention<Heads, DecoupledLatent<R, RopeDim, RmsNorm>, Rotary<>, FullQuery>, T>> =
-        true;
+    is_deepseek<LanguageModel<Kind, Attention<Heads, DecoupledLatent<R, RopeDim, RmsNorm>, Rotary<>, Query>, T>> = true;
+template <class Kind, class Heads, class Latent, Index R, class T>
+inline constexpr bool
+    has_low_rank_queries<LanguageModel<Kind, Attention<Heads, Latent, Rotary<>, LowRankQuery<R>>, T>> = true;
 
 }  // namespace detail
 
-/// Returns the DeepSeek-V3 in a model folder of transformers, as Llama<MlaDecoupled<dyn, dyn, dyn>> or with sizes in
-/// the type. Allocates. Throws `Error` for what laconic does not compute, and for files that do not fit.
+/// Returns the DeepSeek-V3 in a model folder of transformers, as Llama<MlaDecoupled<dyn, dyn, dyn>>, where its
+/// configuration gives a q_lora_rank as Llama<MlaDecoupled<dyn, dyn, dyn, LowRankQuery<dyn>>>, or with sizes in the
+/// type. Allocates. Throws `Error` for what laconic does not compute, and for files that do not fit.
 template <class Model>
 Model load_deepseek(const std::filesystem::path& folder) {
   static_assert(detail::is_deepseek<Model>, "laconic: load_deepseek makes a Llama with MlaDecoupled and its RmsNorm");
-  return detail::model_in<Model>(folder, deepseek_config, [](Model& model, const Tensors& tensors) {
+  const auto config_in = [](const nlohmann::json& config, const std::string& where) {
+    const LanguageModelConfig out = deepseek_config(config, where);
+    constexpr bool low_rank = detail::has_low_rank_queries<Model>;
+    require(
+        (out.q_lora_rank > 0) == low_rank, where, ": 'q_lora_rank' is ", config["q_lora_rank"].dump(),
+        low_rank ? ", a number expected by a model with LowRankQuery" : ", null expected by a model with FullQuery");
+    return out;
+  };
+  return detail::model_in<Model>(folder, config_in, [](Model& model, const Tensors& tensors) {
     const LanguageModelConfig& c = model.config();
     detail::load_from_places(
         model, tensors, [&](std::string_view name) { return detail::deepseek_place(c, name); },
@@ -123,7 +139,7 @@ void save_deepseek(const std::filesystem::path& folder, const Model& model) {
                                  {"num_hidden_layers", c.num_layers},
                                  {"num_attention_heads", c.num_heads},
                                  {"num_key_value_heads", c.num_heads},
-                                 {"q_lora_rank", nullptr},
+                                 {"q_lora_rank", c.q_lora_rank > 0 ? nlohmann::json(c.q_lora_rank) : nlohmann::json()},
                                  {"kv_lora_rank", c.kv_lora_rank},
                                  {"qk_nope_head_dim", c.head_dim},
                                  {"qk_rope_head_dim", c.qk_rope_head_dim},
