@@ -64,7 +64,7 @@ void compare(const char* name, const AttentionConfig& config, Index keys, int th
   Cpu<float> cpu(threads);
   const Matrix<float> source = noise(keys, config.d_model);
   const Sequences sources{keys};
-  const auto memory = layer.remember(cpu, cpu.input(source));
+  const auto memory = layer.remember(cpu, cpu.input(source), sources);
   std::printf("%s, d_model %td, %td heads, latent %td, %td keys\n%8s %14s %14s %10s %10s\n", name, config.d_model,
               layer.dims().num_heads, layer.dims().kv_lora_rank, keys, "queries", "expanded, ms", "absorbed, ms",
               "measured", "predicted");
@@ -74,7 +74,7 @@ void compare(const char* name, const AttentionConfig& config, Index keys, int th
     const Sequences rows{queries};
     const auto time = [&](AttentionPath path) {
       return median_seconds(queries < 100 ? 15 : 7,
-                            [&] { layer.cross(cpu, cpu.input(x), rows, memory, sources, path); });
+                            [&] { layer.cross(cpu, cpu.input(x), rows, memory, sources, {}, path); });
     };
     time(AttentionPath::expanded);
     const double expanded = time(AttentionPath::expanded), absorbed = time(AttentionPath::absorbed);

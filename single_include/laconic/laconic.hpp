@@ -2822,6 +2822,21 @@ struct AttentionCost {
       return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
   }
 
+  /// Returns the floating-point operations of one layer over a stream's chunk of `chunk` frames after `kept` cached
+  /// ones, on the path that it takes, without the term of position. Throws Error where type and configuration
+  /// contradict each other.
+  static constexpr Index stream_flops(const AttentionConfig& config, Index chunk, Index kept) {
+    const AttentionDims d = Policy::dims(config);
+    const Index projections =
+        chunk * (Policy::Query::flops(d) + Policy::KeyValue::remember_flops(d) + 2 * d.q_dim() * d.d_model);
+    if constexpr (Policy::Score::is_linear) {
+      return projections + 2 * chunk * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
+    } else {
+      const Work work = stream_work(chunk, kept);
+      return projections + core_flops(d, work, absorbing_is_cheaper(d, work));
+    }
+  }
+
   /// Counts what is to be attended.
   struct Work {
     Index q_rows;   ///< rows of queries
@@ -11247,8 +11262,10 @@ class SourceDecoder {
             " sequences given for ", slots.size(), " slots");
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) {
-      return earlier(slots[static_cast<std::size_t>(a)], slots[static_cast<std::size_t>(b)]);
+    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
+      const Index of_a = reader_.source(slots[static_cast<std::size_t>(a)]),
+                  of_b = reader_.source(slots[static_cast<std::size_t>(b)]);
+      return of_a != of_b ? of_a < of_b : a < b;
     });
     sorted_.clear();
     ids_.clear();

@@ -35,7 +35,7 @@ def write(out, q_lora_rank):
                               tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
     model = DeepseekV3ForCausalLM(config).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():  # none at a special value, and logits far enough apart to be told apart
+        for name, p in model.named_parameters():  # no special values, and logits far enough apart to be told apart
             p.copy_(torch.randn_like(p) * (0.25 if p.dim() == 2 else 0.2) + (1.0 if "norm" in name else 0.0))
     model.save_pretrained(out)
     saved = json.loads((out / "config.json").read_text())

@@ -18,6 +18,8 @@ std::atomic<long> allocations{0};
 #include <laconic/attention/any.hpp>
 #include <laconic/backend/autodiff.hpp>
 #include <laconic/backend/cpu.hpp>
+#include <laconic/decode/source_decoder.hpp>
+#include <laconic/model/attention_decoder.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
@@ -290,4 +292,33 @@ TEST_CASE("streams that keep many frames take nothing from the system either", "
           count(streams.finish(ids));
         }) == 0);
   CHECK(given % (2 * chunk) != 0);
+}
+
+TEST_CASE("a warm decoder takes nothing from the system for a token", "[allocation][decode]") {
+  const LanguageModelConfig config{.vocab_size = 11, .max_positions = 40, .d_model = 16, .num_layers = 2};
+  Cpu<float> cpu(1);
+  const std::array<Index, 3> slots{0, 1, 2};
+  const std::vector<int> ids(slots.size(), 3);
+  const Sequences ones{1, 1, 1};
+  // Slot 1 reads the first source and the others the second: an order that must be sorted.
+  const auto decode = [&](auto& decoder) {
+    return allocations_of([&] {
+      for (const Index slot : slots) decoder.begin(slot, slot == 1 ? 0 : 1);
+      for (int i = 0; i < 20; ++i) decoder.append({ids, ones}, slots);
+      decoder.fork(0, 1);
+      for (int i = 0; i < 5; ++i) decoder.append({ids, ones}, slots);
+    });
+  };
+
+  const Gpt<MlaHead<2, 4, 0, NoPosition>> model(config, Seed(1));
+  TokenDecoder decoder(cpu, model, {.slots = 3});
+  decode(decoder);  // warms up
+  CHECK(decode(decoder) == 0);
+
+  using Policy = MlaDecoupled<2, 8, 4>;
+  const AttentionDecoder<Policy, Policy> reader({config, {}}, Seed(1));
+  SourceDecoder sources(cpu, reader, {.slots = 3});
+  sources.listen(cpu.input(Matrix<float>(Matrix<float>::Random(20, 16))), Sequences{12, 8});
+  decode(sources);
+  CHECK(decode(sources) == 0);
 }

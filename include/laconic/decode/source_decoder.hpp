@@ -98,8 +98,10 @@ class SourceDecoder {
             " sequences given for ", slots.size(), " slots");
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) {
-      return earlier(slots[static_cast<std::size_t>(a)], slots[static_cast<std::size_t>(b)]);
+    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
+      const Index of_a = reader_.source(slots[static_cast<std::size_t>(a)]),
+                  of_b = reader_.source(slots[static_cast<std::size_t>(b)]);
+      return of_a != of_b ? of_a < of_b : a < b;
     });
     sorted_.clear();
     ids_.clear();
