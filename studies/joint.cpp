@@ -20,6 +20,7 @@
 
 #include <array>
 #include <functional>
+#include <map>
 
 namespace {
 
@@ -141,10 +142,13 @@ class JointStudy {
     if constexpr (std::is_same_v<M, Model<Full, Full>>) {  // the same weights over one memory for all layers
       Model<Full, CachedInput<dyn, dyn, NoPosition>> shared(
           {model.encoder.config(), {model.decoder.config().text, {.num_heads = 4}}}, Seed());
-      std::vector<const Parameter<float>*> from;
-      model.parameters([&](std::string_view, const auto& p) { from.push_back(&p); });
-      std::size_t at = 0;
-      shared.parameters([&](std::string_view, auto& p) { p.host() = from.at(at++)->host(); });
+      std::map<std::string, const Parameter<float>*, std::less<>> from;
+      model.parameters([&](std::string_view name, const auto& p) { from.emplace(name, &p); });
+      shared.parameters([&](std::string_view name, auto& p) {
+        const auto found = from.find(name);
+        require(found != from.end() && found->second->shape() == p.shape(), "joint study: no parameter ", name);
+        p.host() = found->second->host();
+      });
       report(shared, name + ", shared memory", seed, result.seconds, {Way::joint});
     }
     report(model, name, seed, result.seconds, {Way::ctc, Way::greedy, Way::beams, Way::joint});

@@ -147,7 +147,7 @@ std::pair<double, double> wilson(double right, double count) {
 template <class M>
 std::vector<std::vector<int>> read_by_beams(Cpu<float>& cpu, const M& model, const Grids& grids, Index images,
                                             Index cells, Index beams) {
-  SourceDecoder decoder(cpu, model.decoder, {.slots = beams, .max_tokens = cells + 2});
+  SourceDecoder decoder(cpu, model.decoder, {.slots = beams, .max_tokens = cells + 1});
   std::vector<std::vector<int>> out;
   for (Index n = 0; n < images; ++n) {
     const auto batch = grids.in_order(1, n * cells);
@@ -240,6 +240,14 @@ void profile(const ProfileOptions& o) {
   std::vector<Loaded> models;
   for (const std::string& folder : o.models) models.push_back(load(folder));
   const Digits digits = read_digits(o.data, "t10k");
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    const FolderConfig& c = models[m].config;
+    const Index positions = c.model.decoder.text.max_positions;
+    require(digits.count >= o.images * c.tokens(), "--images: ", o.images, " given, at most ",
+            digits.count / c.tokens(), " expected");
+    for (const Index length : o.lengths)
+      require(length < positions, "--lengths: ", length, " given, less than ", positions, " expected by ", o.models[m]);
+  }
   const auto sequences = static_cast<double>(o.images);
   Table table({{"model", 0, true},
                {"decoding", 0, true},
@@ -252,8 +260,6 @@ void profile(const ProfileOptions& o) {
   nlohmann::json results = nlohmann::json::array();
   for (std::size_t m = 0; m < models.size(); ++m) {
     const FolderConfig& c = models[m].config;
-    require(digits.count >= o.images * c.tokens(), "--images: ", o.images, " given, at most ",
-            digits.count / c.tokens(), " expected");
     const auto batch = Grids(c, digits).in_order(o.images, 0);
     std::visit(
         [&](auto& model) {
@@ -262,8 +268,6 @@ void profile(const ProfileOptions& o) {
           cpu.prepare(model);
           const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
           for (const Index length : o.lengths) {
-            require(length < model.decoder.text.config().max_positions, "--lengths: ", length, " given, less than ",
-                    model.decoder.text.config().max_positions, " expected by ", o.models[m]);
             SourceDecoder greedy(cpu, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
                 searching(cpu, model.decoder, {.slots = o.beams, .max_tokens = length + 1});
             const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(o.images), std::vector<int>{boundary});

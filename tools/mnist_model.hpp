@@ -101,6 +101,10 @@ inline Loaded load(const std::filesystem::path& folder) {
           config.model.encoder.patch_size, ", ", config.patch * config.patch, " expected");
   require(config.model.decoder.text.vocab_size == vocab_size, where, ": 'vocab_size' is ",
           config.model.decoder.text.vocab_size, ", ", vocab_size, " expected");
+  require(config.model.encoder.blocks.max_positions >= config.patches(), where, ": 'max_positions' of the encoder is ",
+          config.model.encoder.blocks.max_positions, ", at least ", config.patches(), " patches expected");
+  require(config.model.decoder.text.max_positions > config.tokens(), where, ": 'max_positions' of the decoder is ",
+          config.model.decoder.text.max_positions, ", more than ", config.tokens(), " digits expected");
   const Tensors tensors = open_model_tensors(folder);
   detail::require_enough_values(tensors, parameter_count(config), where);
   Loaded out{config, make_model(config, Seed())};
@@ -183,7 +187,7 @@ class Grids {
 template <class M>
 std::vector<std::vector<int>> read_images(Cpu<float>& cpu, const M& model, const Grids& grids, Index images,
                                           Index cells, Index together) {
-  SourceDecoder decoder(cpu, model.decoder, {.slots = together, .max_tokens = cells + 2});
+  SourceDecoder decoder(cpu, model.decoder, {.slots = together, .max_tokens = cells + 1});
   std::vector<std::vector<int>> out;
   for (Index begin = 0; begin < images; begin += together) {
     const Index count = std::min(together, images - begin);

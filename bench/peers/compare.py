@@ -293,6 +293,8 @@ def parse():
     add("--attention", choices=["mha", "mla-head"], default="mha", help="of laconic")
     add("--storage", choices=["float", "bf16", "int8"], help="how laconic keeps keys, values and latents")
     arguments = parser.parse_args()
+    if arguments.case == "decode" and arguments.rounds * arguments.steps * 2 > 190:
+        parser.error("decode: at most 95 steps in all rounds expected, for a cache has room for 200 tokens")
     if min(arguments.threads, arguments.steps) < 1 or arguments.rounds < 2:
         parser.error("at least 1 thread, 1 step and 2 rounds expected")
     if arguments.case == "encoder":

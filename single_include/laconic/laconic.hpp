@@ -4053,7 +4053,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
 
   /// Returns the memory that `cross` needs of the rows (rows, d_model) of sources, such as an encoder's output. It is
   /// computed once for all queries. With `InputLatent` it is the rows themselves, which all layers of a decoder then
-  /// share. Rotary keys turn by their position in their source.
+  /// share. Rotary keys are rotated by their position in their source. Throws Error for rows of another width.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
@@ -4067,7 +4067,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
   /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
-  /// sequence. The path depends on all queries and sources together.
+  /// sequence. The path depends on all queries and sources together. Throws Error for
+  /// sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -4079,6 +4080,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
     Queries<Tensor> q = query(context, x);
     if constexpr (Position::turns_keys) {
+      require(!table.empty(), "cross-attention: no table of positions given, that of the queries (`table`) expected");
       Tensor& turned = q.rope.empty() ? q.content : q.rope;
       turned = context.rotate(std::move(turned), table, Position::pairs);
     }
@@ -10824,7 +10826,8 @@ class CtcPrefixScorer {
   };
 
   /// Scores by log probabilities (frames, vocab_size) of one utterance, which are copied. weight from 0 to 1.
-  /// Allocates. Throws Error for a number out of range and for an utterance without frames.
+  /// Allocates. Throws Error for a number out of range, for an utterance without frames, and for values that are no log
+  /// probabilities.
   template <class T>
   CtcPrefixScorer(const Matrix<T>& log_probs, double weight, int blank = 0)
       : frames_(log_probs.rows()), vocab_(log_probs.cols()), blank_(blank), weight_(weight) {
@@ -10832,6 +10835,8 @@ class CtcPrefixScorer {
     require(frames_ > 0, "CTC prefix scorer: no frames given, at least one expected");
     require(blank >= 0 && blank < vocab_, "CTC prefix scorer: blank ", blank, " given, 0 to ", vocab_ - 1, " expected");
     log_probs_.assign(log_probs.data(), log_probs.data() + log_probs.size());
+    require(std::none_of(log_probs_.begin(), log_probs_.end(), [](double x) { return std::isnan(x) || x > 1e-3; }),
+            "CTC prefix scorer: values that are NaN or above 0 given, log probabilities expected");
   }
 
   /// Returns the state of the empty hypothesis. Allocates.
@@ -10842,9 +10847,12 @@ class CtcPrefixScorer {
     out.all = out.blank;
     return out;
   }
-  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score.
+  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score. Throws
+  /// Error where the decoder knows another number of tokens than the CTC head.
   template <class T>
   void add(const State& state, std::span<T> log_probs) const {
+    require(static_cast<Index>(log_probs.size()) == vocab_, "CTC prefix scorer: a decoder of ", log_probs.size(),
+            " tokens given, ", vocab_, " expected, as the CTC head has");
     for (Index token = 0; token < vocab_; ++token) {
       T& value = log_probs[static_cast<std::size_t>(token)];
       const double longer = prefix(state, static_cast<int>(token));
@@ -10853,8 +10861,11 @@ class CtcPrefixScorer {
       value = static_cast<T>(joint);
     }
   }
-  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates.
+  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates. Throws Error for the
+  /// blank: the search must end a hypothesis with it (BeamConfig::end_token).
   State extend(const State& state, int token) const {
+    require(token != blank_, "CTC prefix scorer: token ", token,
+            " goes on with a hypothesis, but it is the blank; it must be the search's end_token");
     State out;
     out.last = token;
     out.score = prefix(state, token);
@@ -11211,7 +11222,8 @@ class SourceDecoder {
   SourceDecoder& operator=(const SourceDecoder&) = delete;
 
   /// Takes the rows (rows, d_model) of new sources in place of the old ones, computes what the decoder needs of them,
-  /// and empties all slots. Allocates.
+  /// and empties all slots. Allocates. Throws Error for rows that do not fit and for a source without rows; the old
+  /// sources then remain.
   void listen(const Tensor& rows, const Sequences& sources) {
     require(rows.rows() == sources.rows(), "source decoder: ", rows.rows(), " rows given, their sequences have ",
             sources.rows());
@@ -11260,6 +11272,8 @@ class SourceDecoder {
     // Rows that read one source must lie together.
     require(tokens.sequences.size() == static_cast<Index>(slots.size()), "source decoder: ", tokens.sequences.size(),
             " sequences given for ", slots.size(), " slots");
+    require(static_cast<Index>(tokens.ids.size()) == tokens.sequences.rows(), "source decoder: ", tokens.ids.size(),
+            " tokens given, their sequences have ", tokens.sequences.rows());
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
     std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
@@ -11303,8 +11317,9 @@ class SourceDecoder {
     void listen(const Tensor& rows, const Sequences& given) {
       std::vector<Index> lengths;
       for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
-      sources = Sequences(lengths);
-      memory = decoder.remember(context, rows, sources);
+      Sequences next(lengths);
+      memory = decoder.remember(context, rows, next);
+      sources = std::move(next);
       std::fill(source_of.begin(), source_of.end(), none);
     }
     Index source(Index slot) const { return source_of[static_cast<std::size_t>(slot)]; }
@@ -13130,6 +13145,16 @@ struct AttentionDecoderConfig {
             .qk_rope_head_dim = cross.qk_rope_head_dim,
             .attention_bias = text.attention_bias};
   }
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const AttentionDecoderConfig& checked() const {
+    text.checked();
+    CrossAttentionConfig::fields(cross, [](const char* name, const Index& value) {
+      require(value >= 0 && value <= 1 << 16, "attention decoder: ", name, ' ', value,
+              " given for the cross-attention, 0 to ", 1 << 16, " expected");
+    });
+    return *this;
+  }
   /// Visits each member with its name, for files and command lines.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("text", self.text);
@@ -13191,7 +13216,7 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   using State = typename Text::template State<Context>;
 
   /// Makes a decoder with random parameters. Allocates. Throws Error for sizes that do not fit.
-  AttentionDecoder(const AttentionDecoderConfig& config, Seed seed) : text(config.text, seed / "text") {
+  AttentionDecoder(const AttentionDecoderConfig& config, Seed seed) : text(config.checked().text, seed / "text") {
     cross.reserve(text.layers.size());
     for (Index i = 0; i < config.text.num_layers; ++i) cross.emplace_back(config, seed / "cross" / i);
     const AttentionDims& d = cross.front().attention.dims();
@@ -13201,7 +13226,8 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   /// Returns the configuration with every size resolved, also those that came from the types.
   AttentionDecoderConfig config() const { return {text.config(), cross_config_}; }
 
-  /// Returns what the cross-attention of each block needs of the rows (rows, d_model) of sources.
+  /// Returns what the cross-attention of each block needs of the rows (rows, d_model) of sources. Allocates a list of
+  /// as many entries as there are blocks. Throws Error for rows of another width.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     std::vector<decltype(cross.front().attention.remember(context, source, sources))> memory;
@@ -13221,10 +13247,13 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   }
 
   /// Returns the rows (rows, d_model) from which `text.logits` predicts. With a pointer to a state, the tokens follow
-  /// those that the state holds. `queries` says which of the rows read which source.
+  /// those that the state holds. `queries` says which of the rows read which source. Throws Error for sizes that do not
+  /// fit.
   template <class Context, class Tensor, class Memory, class S>
   Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, const Sequences& queries,
                 const Memory& memory, const Sequences& sources, S state) const {
+    require(memory.size() == cross.size(), "attention decoder: memory of ", memory.size(), " blocks given, ",
+            cross.size(), " expected");
     require(queries.size() == sources.size() && queries.rows() == pass.sequences.rows(),
             "attention decoder: ", queries.rows(), " rows for ", queries.size(), " sources given, ",
             pass.sequences.rows(), " rows for ", sources.size(), " sources expected");
@@ -13251,11 +13280,11 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   /// Returns the bytes of memory of one source of `n` rows, all layers. What all layers share counts once.
   static constexpr Index memory_bytes(const AttentionDecoderConfig& config, Frames n) {
     const Index layers = std::is_same_v<typename CrossPolicy::KeyValue, InputLatent> ? 1 : config.text.num_layers;
-    return layers * CrossPolicy::cache_bytes(config.cross_config(), n);
+    return layers * CrossPolicy::cache_bytes(config.checked().cross_config(), n);
   }
   /// Returns the trained parameters of the whole decoder.
   static constexpr Index parameter_count(const AttentionDecoderConfig& config) {
-    return Text::parameter_count(config.text) +
+    return Text::parameter_count(config.checked().text) +
            config.text.num_layers * (2 * config.text.d_model + CrossPolicy::parameter_count(config.cross_config()));
   }
 
@@ -13380,7 +13409,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
  public:
   /// Holds all sizes.
   struct Config {
-    Index patch_size = 0;        ///< numbers of a patch
+    Index patch_size = 0;        ///< elements of a patch
     LanguageModelConfig blocks;  ///< sizes of the blocks; an image has at most max_positions patches
 
     /// Visits each member with its name, for files and command lines.
@@ -13407,6 +13436,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   const Config& config() const { return config_; }
 
   /// Returns the rows (rows, d_model) of patches (rows, patch_size), and their sequences, which are those given.
+  /// Throws Error for an image of too many patches.
   template <class Context, class Patches>
   requires ContextOf<Context, T>
   auto hidden(Context& context, Patches&& input, const Sequences& sequences) const {
@@ -13422,7 +13452,8 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
 
   /// Returns the trained parameters.
   static constexpr Index parameter_count(const Config& config) {
-    const LanguageModelConfig& c = config.blocks;
+    checked(config.patch_size);
+    const LanguageModelConfig& c = config.blocks.checked();
     const Index d = c.d_model, block = 2 * LayerNorm<T>::parameter_count(d) +
                                        Policy::parameter_count(c.attention_config()) +
                                        FeedForward<T>::parameter_count(d, c.feed_forward_width());
@@ -13441,7 +13472,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   Embedding<T> places;  ///< the vector of each place, (max_positions, d_model)
 
  private:
-  static Index checked(Index patch_size) {
+  static constexpr Index checked(Index patch_size) {
     require(patch_size > 0 && patch_size <= 1 << 16, "patch encoder: patch_size ", patch_size, " given, 1 to ", 1 << 16,
             " expected");
     return patch_size;

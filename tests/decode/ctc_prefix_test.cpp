@@ -108,4 +108,14 @@ TEST_CASE("numbers out of range are refused") {
   CHECK(message_of([&] { CtcPrefixScorer(some, 1.5); }) == "CTC prefix scorer: weight 1.5 given, 0 to 1 expected");
   CHECK(message_of([&] { CtcPrefixScorer(none, 0.5); }) == "CTC prefix scorer: no frames given, at least one expected");
   CHECK(message_of([&] { CtcPrefixScorer(some, 0.5, 3); }) == "CTC prefix scorer: blank 3 given, 0 to 2 expected");
+  Matrix<double> broken = some;
+  broken(2, 1) = std::nan("");
+  CHECK(message_of([&] { CtcPrefixScorer(broken, 0.5); }) ==
+        "CTC prefix scorer: values that are NaN or above 0 given, log probabilities expected");
+  const CtcPrefixScorer scorer(some, 0.5);
+  std::vector<double> of_more_tokens(4);
+  CHECK(message_of([&] { scorer.add(scorer.start(), std::span(of_more_tokens)); }) ==
+        "CTC prefix scorer: a decoder of 4 tokens given, 3 expected, as the CTC head has");
+  CHECK(message_of([&] { scorer.extend(scorer.start(), 0); }) ==
+        "CTC prefix scorer: token 0 goes on with a hypothesis, but it is the blank; it must be the search's end_token");
 }

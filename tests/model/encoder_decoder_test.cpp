@@ -227,4 +227,18 @@ TEST_CASE("sizes and sources that do not fit are refused") {
   CHECK(message_of([&] {
           model.decoder(cpu, {prompts[0], Sequences{1}}, model.decoder.remember(cpu, rows, sources), Sequences{4, 4});
         }) == "attention decoder: 1 rows for 1 sources given, 1 rows for 2 sources expected");
+  const auto memory = model.decoder.remember(cpu, rows, sources);
+  CHECK(message_of([&] {
+          model.decoder(cpu, {prompts[0], Sequences{1}}, std::span(memory).first(1), sources);
+        }) == "attention decoder: memory of 1 blocks given, 2 expected");
+  AttentionDecoderConfig wild{blocks(0), {.q_lora_rank = Index{1} << 58}};
+  CHECK(message_of([&] { Reader<Latent, Latent>::Decoder::parameter_count(wild); }) ==
+        "attention decoder: q_lora_rank 288230376151711744 given for the cross-attention, 0 to 65536 expected");
+  SourceDecoder two(cpu, model.decoder, {.slots = 2});
+  two.listen(rows, Sequences{4, 4});
+  two.begin(0, 1);
+  two.begin(1, 0);
+  CHECK(message_of([&] {
+          two.append({prompts[0], Sequences{1, 1}}, std::array<Index, 2>{0, 1});
+        }) == "source decoder: 1 tokens given, their sequences have 2");
 }

@@ -617,10 +617,17 @@ ok mnist profile --model mnist-mha mnist-mla-decoupled --data digits --lengths 5
 says out '16 of 16'
 grep -q '"cache_bytes": 12288' mnist.json || fail "mnist profile: no cache of 16 images, 6 tokens, 2 x 16 numbers"
 # shellcheck disable=SC2086
+ok mnist train ${small/--max-tokens 12/--max-tokens 2} --steps 2 --valid-steps 1 --out mnist-short
+# shellcheck disable=SC2086
 ok mnist train $small --grid 2 --steps 2 --valid-steps 2 --out mnist-grid
 ok mnist eval --model mnist-grid --data digits
 says out '60 test images of 4 digits'
 refused 'no such file' -- mnist eval --model mnist-mha --data nowhere
+refused '--lengths: 12 given' -- mnist profile --model mnist-mha --data digits --lengths 5,12
+mkdir wild
+cp mnist-mha/* wild/
+sed 's/"qk_rope_head_dim": 0/"qk_rope_head_dim": 288230376151711744/' mnist-mha/config.json >wild/config.json
+refused 288230376151711744 -- mnist eval --model wild --data digits
 refused run config.json -- mnist eval --model run/model --data digits
 mv digits/t10k-images-idx3-ubyte.gz whole.gz
 for size in 0 3 20 200; do

@@ -41,14 +41,15 @@ IdxBytes read_idx(const std::string& path, std::size_t dimensions) {
   require(head[3] == dimensions, path, ": ", int{head[3]}, " dimensions given, ", dimensions, " expected");
   IdxBytes out;
   std::int64_t count = 1;
-  constexpr std::int64_t most = std::int64_t{1} << 34;
+  constexpr std::int64_t max = std::int64_t{1} << 34;
   for (std::size_t i = 0; i < dimensions; ++i) {
     unsigned char size[4];
     read(file.get(), size, 4, path);
-    out.shape.push_back((std::int64_t{size[0]} << 24) | (size[1] << 16) | (size[2] << 8) | size[3]);
-    count = count > most ? count : count * out.shape.back();
+    const std::int64_t elements = (std::int64_t{size[0]} << 24) | (size[1] << 16) | (size[2] << 8) | size[3];
+    require(elements > 0 && elements <= max / count, path, ": a size of 0, or more than ", max, " bytes, given");
+    out.shape.push_back(elements);
+    count *= elements;
   }
-  require(count > 0 && count <= most, path, ": a size of 0, or more than ", most, " bytes, given");
   // The sizes of a broken file may be wild: memory grows with what is really there.
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t next = std::min(count - done, std::int64_t{1} << 24);
@@ -57,6 +58,8 @@ IdxBytes read_idx(const std::string& path, std::size_t dimensions) {
     done += next;
   }
   unsigned char more;
-  require(gzread(file.get(), &more, 1) == 0, path, ": longer than its sizes say (", count, " bytes)");
+  const int rest = gzread(file.get(), &more, 1);
+  require(rest >= 0, path, ": not a sound gzip file");
+  require(rest == 0, path, ": longer than its sizes say (", count, " bytes)");
   return out;
 }

@@ -141,7 +141,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
 
   /// Returns the memory that `cross` needs of the rows (rows, d_model) of sources, such as an encoder's output. It is
   /// computed once for all queries. With `InputLatent` it is the rows themselves, which all layers of a decoder then
-  /// share. Rotary keys turn by their position in their source.
+  /// share. Rotary keys are rotated by their position in their source. Throws Error for rows of another width.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
@@ -155,7 +155,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
   /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
-  /// sequence. The path depends on all queries and sources together.
+  /// sequence. The path depends on all queries and sources together. Throws Error for
+  /// sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -167,6 +168,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
     Queries<Tensor> q = query(context, x);
     if constexpr (Position::turns_keys) {
+      require(!table.empty(), "cross-attention: no table of positions given, that of the queries (`table`) expected");
       Tensor& turned = q.rope.empty() ? q.content : q.rope;
       turned = context.rotate(std::move(turned), table, Position::pairs);
     }

@@ -32,7 +32,8 @@ class CtcPrefixScorer {
   };
 
   /// Scores by log probabilities (frames, vocab_size) of one utterance, which are copied. weight from 0 to 1.
-  /// Allocates. Throws Error for a number out of range and for an utterance without frames.
+  /// Allocates. Throws Error for a number out of range, for an utterance without frames, and for values that are no log
+  /// probabilities.
   template <class T>
   CtcPrefixScorer(const Matrix<T>& log_probs, double weight, int blank = 0)
       : frames_(log_probs.rows()), vocab_(log_probs.cols()), blank_(blank), weight_(weight) {
@@ -40,6 +41,8 @@ class CtcPrefixScorer {
     require(frames_ > 0, "CTC prefix scorer: no frames given, at least one expected");
     require(blank >= 0 && blank < vocab_, "CTC prefix scorer: blank ", blank, " given, 0 to ", vocab_ - 1, " expected");
     log_probs_.assign(log_probs.data(), log_probs.data() + log_probs.size());
+    require(std::none_of(log_probs_.begin(), log_probs_.end(), [](double x) { return std::isnan(x) || x > 1e-3; }),
+            "CTC prefix scorer: values that are NaN or above 0 given, log probabilities expected");
   }
 
   /// Returns the state of the empty hypothesis. Allocates.
@@ -50,9 +53,12 @@ class CtcPrefixScorer {
     out.all = out.blank;
     return out;
   }
-  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score.
+  /// Turns the decoder's log probabilities of the tokens that may follow into increments of the joint score. Throws
+  /// Error where the decoder knows another number of tokens than the CTC head.
   template <class T>
   void add(const State& state, std::span<T> log_probs) const {
+    require(static_cast<Index>(log_probs.size()) == vocab_, "CTC prefix scorer: a decoder of ", log_probs.size(),
+            " tokens given, ", vocab_, " expected, as the CTC head has");
     for (Index token = 0; token < vocab_; ++token) {
       T& value = log_probs[static_cast<std::size_t>(token)];
       const double longer = prefix(state, static_cast<int>(token));
@@ -61,8 +67,11 @@ class CtcPrefixScorer {
       value = static_cast<T>(joint);
     }
   }
-  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates.
+  /// Returns the state of a hypothesis with one more token, which does not end it. Allocates. Throws Error for the
+  /// blank: the search must end a hypothesis with it (BeamConfig::end_token).
   State extend(const State& state, int token) const {
+    require(token != blank_, "CTC prefix scorer: token ", token,
+            " goes on with a hypothesis, but it is the blank; it must be the search's end_token");
     State out;
     out.last = token;
     out.score = prefix(state, token);

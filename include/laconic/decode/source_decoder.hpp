@@ -47,7 +47,8 @@ class SourceDecoder {
   SourceDecoder& operator=(const SourceDecoder&) = delete;
 
   /// Takes the rows (rows, d_model) of new sources in place of the old ones, computes what the decoder needs of them,
-  /// and empties all slots. Allocates.
+  /// and empties all slots. Allocates. Throws Error for rows that do not fit and for a source without rows; the old
+  /// sources then remain.
   void listen(const Tensor& rows, const Sequences& sources) {
     require(rows.rows() == sources.rows(), "source decoder: ", rows.rows(), " rows given, their sequences have ",
             sources.rows());
@@ -96,6 +97,8 @@ class SourceDecoder {
     // Rows that read one source must lie together.
     require(tokens.sequences.size() == static_cast<Index>(slots.size()), "source decoder: ", tokens.sequences.size(),
             " sequences given for ", slots.size(), " slots");
+    require(static_cast<Index>(tokens.ids.size()) == tokens.sequences.rows(), "source decoder: ", tokens.ids.size(),
+            " tokens given, their sequences have ", tokens.sequences.rows());
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
     std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
@@ -139,8 +142,9 @@ class SourceDecoder {
     void listen(const Tensor& rows, const Sequences& given) {
       std::vector<Index> lengths;
       for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
-      sources = Sequences(lengths);
-      memory = decoder.remember(context, rows, sources);
+      Sequences next(lengths);
+      memory = decoder.remember(context, rows, next);
+      sources = std::move(next);
       std::fill(source_of.begin(), source_of.end(), none);
     }
     Index source(Index slot) const { return source_of[static_cast<std::size_t>(slot)]; }

@@ -48,6 +48,16 @@ struct AttentionDecoderConfig {
             .qk_rope_head_dim = cross.qk_rope_head_dim,
             .attention_bias = text.attention_bias};
   }
+  /// Returns this configuration if every size is in its range. Throws Error otherwise. The upper ends exceed any use
+  /// and keep products from overflowing.
+  constexpr const AttentionDecoderConfig& checked() const {
+    text.checked();
+    CrossAttentionConfig::fields(cross, [](const char* name, const Index& value) {
+      require(value >= 0 && value <= 1 << 16, "attention decoder: ", name, ' ', value,
+              " given for the cross-attention, 0 to ", 1 << 16, " expected");
+    });
+    return *this;
+  }
   /// Visits each member with its name, for files and command lines.
   static constexpr void fields(auto& self, auto&& visit) {
     visit("text", self.text);
@@ -109,7 +119,7 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   using State = typename Text::template State<Context>;
 
   /// Makes a decoder with random parameters. Allocates. Throws Error for sizes that do not fit.
-  AttentionDecoder(const AttentionDecoderConfig& config, Seed seed) : text(config.text, seed / "text") {
+  AttentionDecoder(const AttentionDecoderConfig& config, Seed seed) : text(config.checked().text, seed / "text") {
     cross.reserve(text.layers.size());
     for (Index i = 0; i < config.text.num_layers; ++i) cross.emplace_back(config, seed / "cross" / i);
     const AttentionDims& d = cross.front().attention.dims();
@@ -119,7 +129,8 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   /// Returns the configuration with every size resolved, also those that came from the types.
   AttentionDecoderConfig config() const { return {text.config(), cross_config_}; }
 
-  /// Returns what the cross-attention of each block needs of the rows (rows, d_model) of sources.
+  /// Returns what the cross-attention of each block needs of the rows (rows, d_model) of sources. Allocates a list of
+  /// as many entries as there are blocks. Throws Error for rows of another width.
   template <class Context, class Tensor>
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     std::vector<decltype(cross.front().attention.remember(context, source, sources))> memory;
@@ -139,10 +150,13 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   }
 
   /// Returns the rows (rows, d_model) from which `text.logits` predicts. With a pointer to a state, the tokens follow
-  /// those that the state holds. `queries` says which of the rows read which source.
+  /// those that the state holds. `queries` says which of the rows read which source. Throws Error for sizes that do not
+  /// fit.
   template <class Context, class Tensor, class Memory, class S>
   Tensor hidden(Context& context, std::span<const int> ids, Pass<Tensor> pass, const Sequences& queries,
                 const Memory& memory, const Sequences& sources, S state) const {
+    require(memory.size() == cross.size(), "attention decoder: memory of ", memory.size(), " blocks given, ",
+            cross.size(), " expected");
     require(queries.size() == sources.size() && queries.rows() == pass.sequences.rows(),
             "attention decoder: ", queries.rows(), " rows for ", queries.size(), " sources given, ",
             pass.sequences.rows(), " rows for ", sources.size(), " sources expected");
@@ -169,11 +183,11 @@ class AttentionDecoder : public Module<AttentionDecoder<SelfPolicy, CrossPolicy,
   /// Returns the bytes of memory of one source of `n` rows, all layers. What all layers share counts once.
   static constexpr Index memory_bytes(const AttentionDecoderConfig& config, Frames n) {
     const Index layers = std::is_same_v<typename CrossPolicy::KeyValue, InputLatent> ? 1 : config.text.num_layers;
-    return layers * CrossPolicy::cache_bytes(config.cross_config(), n);
+    return layers * CrossPolicy::cache_bytes(config.checked().cross_config(), n);
   }
   /// Returns the trained parameters of the whole decoder.
   static constexpr Index parameter_count(const AttentionDecoderConfig& config) {
-    return Text::parameter_count(config.text) +
+    return Text::parameter_count(config.checked().text) +
            config.text.num_layers * (2 * config.text.d_model + CrossPolicy::parameter_count(config.cross_config()));
   }
 

@@ -24,7 +24,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
  public:
   /// Holds all sizes.
   struct Config {
-    Index patch_size = 0;        ///< numbers of a patch
+    Index patch_size = 0;        ///< elements of a patch
     LanguageModelConfig blocks;  ///< sizes of the blocks; an image has at most max_positions patches
 
     /// Visits each member with its name, for files and command lines.
@@ -51,6 +51,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   const Config& config() const { return config_; }
 
   /// Returns the rows (rows, d_model) of patches (rows, patch_size), and their sequences, which are those given.
+  /// Throws Error for an image of too many patches.
   template <class Context, class Patches>
   requires ContextOf<Context, T>
   auto hidden(Context& context, Patches&& input, const Sequences& sequences) const {
@@ -66,7 +67,8 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
 
   /// Returns the trained parameters.
   static constexpr Index parameter_count(const Config& config) {
-    const LanguageModelConfig& c = config.blocks;
+    checked(config.patch_size);
+    const LanguageModelConfig& c = config.blocks.checked();
     const Index d = c.d_model, block = 2 * LayerNorm<T>::parameter_count(d) +
                                        Policy::parameter_count(c.attention_config()) +
                                        FeedForward<T>::parameter_count(d, c.feed_forward_width());
@@ -85,7 +87,7 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   Embedding<T> places;  ///< the vector of each place, (max_positions, d_model)
 
  private:
-  static Index checked(Index patch_size) {
+  static constexpr Index checked(Index patch_size) {
     require(patch_size > 0 && patch_size <= 1 << 16, "patch encoder: patch_size ", patch_size, " given, 1 to ", 1 << 16,
             " expected");
     return patch_size;

@@ -32,7 +32,8 @@ struct JointLoss {
 
 /// Returns the mean loss of a batch, (1, 1): (1 - lambda) times the cross entropy of each token given those before it,
 /// plus lambda times the CTC loss of the encoder's head, lambda = ctc_weight (Watanabe et al. 2017, equation 3). With a
-/// weight of 1, the decoder is not run.
+/// weight of 1, the decoder is not run. The batch must outlive the tape. Allocates. Throws Error for a weight out of
+/// range, or one without a CTC head, and for tokens that do not fit.
 template <class Context, class Model, class T>
 auto joint_loss(Context& tape, const Model& model, const EncoderDecoderBatch<T>& batch, const JointLoss& config) {
   constexpr bool has_ctc = requires { model.encoder.lm_head; };
