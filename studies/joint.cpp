@@ -143,10 +143,10 @@ class JointStudy {
       Model<Full, CachedInput<dyn, dyn, NoPosition>> shared(
           {model.encoder.config(), {model.decoder.config().text, {.num_heads = 4}}}, Seed());
       std::map<std::string, const Parameter<float>*, std::less<>> from;
-      model.parameters([&](std::string_view name, const auto& p) { from.emplace(name, &p); });
-      shared.parameters([&](std::string_view name, auto& p) {
-        const auto found = from.find(name);
-        require(found != from.end() && found->second->shape() == p.shape(), "joint study: no parameter ", name);
+      model.parameters([&](std::string_view key, const auto& p) { from.emplace(key, &p); });
+      shared.parameters([&](std::string_view key, auto& p) {
+        const auto found = from.find(key);
+        require(found != from.end() && found->second->shape() == p.shape(), "joint study: no parameter ", key);
         p.host() = found->second->host();
       });
       report(shared, name + ", shared memory", seed, result.seconds, {Way::joint});
