@@ -6,8 +6,9 @@
 
 First the README's example with -O2, header-only and with laconic::compiled, and 32 attentions, then at -O0 sources that
 only include <laconic/laconic.hpp>, the same with conversion, and Eigen/Core with xsimd, and the ratios to the last;
-each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has configured, every source of the program `laconic`
-is then compiled once with that folder's flags, without a compiler cache, and the slowest are printed.
+each is the median of the repetitions, which go in turns. With --build, a folder that `cmake --preset release` has
+configured, every source of the program `laconic` is then compiled once with that folder's flags, without a compiler
+cache, and the slowest are printed.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 // The program `laconic-joint-study`: trains a Conformer with CTC alone and together with attention decoders of several
 // kinds, and reports word error rates and what the decoders cache (Watanabe et al. 2017).
 #include "common/cli.hpp"
-#include "common/status_line.hpp"
+#include "common/steps_line.hpp"
 #include "common/table.hpp"
 #include "setup.hpp"
 
@@ -126,18 +126,12 @@ class JointStudy {
       for (const Index i : indices) out.tokens.push_back(train_.examples[static_cast<std::size_t>(i)].labels);
       return out;
     };
-    StatusLine line;
+    StepsLine line(
+        training.steps, "utterances", [](double wer) { return text("validation WER ", fixed(100 * wer, 2), '%'); },
+        text("seed ", seed, "  ", name));
     const TrainingResult result = train_encoder_decoder(
         cpu_, model, training, next,
-        [&] { return total(errors(model, valid_, ctc_weight == 1 ? Way::ctc : Way::greedy)).rate(); },
-        [&](const TrainingProgress& p) {
-          const bool valid = !std::isnan(p.valid_loss);
-          if (!valid && !line.due()) return;
-          line.show(text("seed ", seed, "  ", name, "  step ", p.step, '/', training.steps, "  loss ", fixed(p.loss, 3),
-                         valid ? text("  validation WER ", fixed(100 * p.valid_loss, 2), "%") : "", "  ",
-                         fixed(p.seconds_left, 0), " s left"));
-          if (valid) line.end();
-        });
+        [&] { return total(errors(model, valid_, ctc_weight == 1 ? Way::ctc : Way::greedy)).rate(); }, std::ref(line));
     if (ctc_weight == 1) return report(model, name, seed, result.seconds, {Way::ctc});
     if constexpr (std::is_same_v<M, Model<Full, Full>>) {  // the same weights over one memory for all layers
       Model<Full, CachedInput<dyn, dyn, NoPosition>> shared(

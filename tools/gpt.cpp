@@ -4,7 +4,7 @@
 #include "gpt.hpp"
 
 #include "commands.hpp"
-#include "common/status_line.hpp"
+#include "common/steps_line.hpp"
 
 #include <laconic/decode/generate.hpp>
 #include <laconic/train/language_model.hpp>
@@ -49,22 +49,10 @@ void train(TrainOptions& o) {
   say(to_name(c.attention), ", ", loaded.model.count_parameters(), " parameters, ", loaded.characters.size(),
       " characters; cache of ", c.max_positions, " characters: ", bytes_of_cache(c), " bytes; ", text.train.size(),
       " characters to train on, ", text.valid.size(), " to choose a model by, ", o.threads, " threads");
-  StatusLine line;
+  StepsLine line(o.training.steps, "characters", [](double loss) { return "validation " + fixed(loss, 4); });
   Cpu cpu(o.threads);
   const TrainingResult result =
-      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, [&](const TrainingProgress& p) {
-        const bool valid = !std::isnan(p.valid_loss);
-        if (p.skipped) {
-          line.end();
-          say("step ", p.step, ": the gradient was not finite; this step changed nothing");
-        }
-        if (!valid && !line.due()) return;
-        std::string now = laconic::text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 3));
-        now += valid ? laconic::text("  validation ", fixed(p.valid_loss, 4), p.best ? " (best)" : "")
-                     : laconic::text("  ", fixed(p.items_per_second, 0), " characters/s");
-        line.show(laconic::text(now, "  ", fixed(p.seconds_left, 0), " s left"));
-        if (valid) line.end();
-      });
+      train_language_model(cpu, loaded.model, text.train, text.valid, o.training, std::ref(line));
   save(o.out, loaded.model, loaded.characters);
   o.write({{"model", o.out},
            {"attention", to_name(c.attention)},

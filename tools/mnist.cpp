@@ -2,14 +2,17 @@
 //
 // laconic mnist: reads handwritten digits, one or a grid of them, by an encoder of patches and a decoder of tokens.
 #include "commands.hpp"
-#include "common/status_line.hpp"
+#include "common/latency.hpp"
+#include "common/steps_line.hpp"
 #include "common/table.hpp"
 #include "mnist_model.hpp"
 
 #include <laconic/decode/beam_search.hpp>
 
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
 
 // Named, since sources are compiled in groups.
 namespace mnist_command {
@@ -76,7 +79,8 @@ void train(TrainOptions& o) {
   say(to_name(c.attention), ", ", parameter_count(c), " parameters; images of ", c.patches(), " patches with ", cells,
       " digits; ", room, " digits to train on, ", valid_images, " images to choose a model by, ", o.threads,
       " threads");
-  StatusLine line;
+  StepsLine line(o.training.steps, "images",
+                 [](double wrong) { return text("images read wrong ", fixed(100 * wrong, 2), '%'); });
   Cpu cpu(o.threads);
   const TrainingResult result = std::visit(
       [&](auto& model) {
@@ -100,19 +104,7 @@ void train(TrainOptions& o) {
                 wrong += written[static_cast<std::size_t>(n)] != expected(kept, n, cells);
               return static_cast<double>(wrong) / static_cast<double>(valid_images);
             },
-            [&](const TrainingProgress& p) {
-              const bool valid = !std::isnan(p.valid_loss);
-              if (p.skipped) {
-                line.end();
-                say("step ", p.step, ": the gradient was not finite; this step changed nothing");
-              }
-              if (!valid && !line.due()) return;
-              std::string now = text("step ", p.step, '/', o.training.steps, "  loss ", fixed(p.loss, 4));
-              now += valid ? text("  images read wrong ", fixed(100 * p.valid_loss, 2), "%", p.best ? " (best)" : "")
-                           : text("  ", fixed(p.items_per_second, 0), " images/s");
-              line.show(text(now, "  ", fixed(p.seconds_left, 0), " s left"));
-              if (valid) line.end();
-            });
+            std::ref(line));
       },
       loaded.model);
   save(o.out, loaded);
@@ -208,17 +200,25 @@ struct ProfileOptions : CommonOptions {
   Index images = 16, beams = 4, repetitions = 5;
 };
 
-/// One way of decoding: its seconds, and what it wrote.
-struct Decoded {
-  double seconds;
-  std::vector<std::vector<int>> tokens;
-  Index cache_bytes;
+/// One way of decoding: how long it takes, and what it wrote.
+struct Way {
+  const char* name;
+  Index beams, cache_bytes;
+  Latency latency{};
+  std::vector<std::vector<int>> tokens{};
+
+  template <class Run>
+  void time(Run&& run) {
+    const auto begin = std::chrono::steady_clock::now();
+    tokens = run();
+    latency.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
 };
 
-/// Decodes by passes over all tokens so far, one for each token, with the memory of the sources kept.
+/// Returns what was written by passes over all tokens so far, one for each token, with the memory of the sources kept.
 template <class M, class Tensor>
-Decoded without_cache(Cpu<float>& cpu, const M& model, const Tensor& rows, const Sequences& sources, Index length) {
-  const auto begin = std::chrono::steady_clock::now();
+std::vector<std::vector<int>> without_cache(Cpu<float>& cpu, const M& model, const Tensor& rows,
+                                            const Sequences& sources, Index length) {
   const auto memory = model.decoder.remember(cpu, rows, sources);
   std::vector<std::vector<int>> tokens(static_cast<std::size_t>(sources.size()), std::vector<int>{boundary});
   for (Index step = 0; step < length; ++step) {
@@ -233,7 +233,7 @@ Decoded without_cache(Cpu<float>& cpu, const M& model, const Tensor& rows, const
     }
   }
   for (auto& one : tokens) one.erase(one.begin());
-  return {std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), std::move(tokens), 0};
+  return tokens;
 }
 
 void profile(const ProfileOptions& o) {
@@ -248,7 +248,6 @@ void profile(const ProfileOptions& o) {
     for (const Index length : o.lengths)
       require(length < positions, "--lengths: ", length, " given, less than ", positions, " expected by ", o.models[m]);
   }
-  const auto sequences = static_cast<double>(o.images);
   Table table({{"model", 0, true},
                {"decoding", 0, true},
                {"tokens"},
@@ -271,54 +270,47 @@ void profile(const ProfileOptions& o) {
             SourceDecoder greedy(cpu, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
                 searching(cpu, model.decoder, {.slots = o.beams, .max_tokens = length + 1});
             const std::vector<std::vector<int>> prompts(static_cast<std::size_t>(o.images), std::vector<int>{boundary});
-            const auto cached = [&] {
-              const auto begin = std::chrono::steady_clock::now();
-              greedy.listen(rows, sources);
-              auto tokens = generate(greedy, std::span(prompts), {.max_new_tokens = length});
-              return Decoded{std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
-                             std::move(tokens), greedy.cache_bytes()};
-            };
-            const auto beams = [&] {
-              const auto begin = std::chrono::steady_clock::now();
-              searching.listen(rows, sources);
-              std::vector<std::vector<int>> tokens;
-              for (Index n = 0; n < o.images; ++n)
-                tokens.push_back(
-                    beam_search(searching, std::array{boundary}, {.beams = o.beams, .max_new_tokens = length}, n)
-                        .front()
-                        .tokens);
-              return Decoded{std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
-                             std::move(tokens), searching.cache_bytes()};
-            };
-            // In turns, so that a busy moment of the machine meets all of them.
-            std::vector<std::vector<double>> seconds(3);
-            std::vector<Decoded> last(3);
+            // The ways take turns, so that a busy moment of the machine meets all of them.
+            std::array<Way, 3> ways{{{"greedy, no cache", 1, 0},
+                                     {"greedy, cache", 1, greedy.cache_bytes()},
+                                     {"beams, cache", o.beams, searching.cache_bytes()}}};
             for (Index r = 0; r < o.repetitions; ++r) {
-              last = {without_cache(cpu, model, rows, sources, length), cached(), beams()};
-              for (std::size_t way = 0; way < 3; ++way) seconds[way].push_back(last[way].seconds);
+              ways[0].time([&] { return without_cache(cpu, model, rows, sources, length); });
+              ways[1].time([&] {
+                greedy.listen(rows, sources);
+                return generate(greedy, std::span(prompts), {.max_new_tokens = length});
+              });
+              ways[2].time([&] {
+                searching.listen(rows, sources);
+                std::vector<std::vector<int>> tokens;
+                for (Index n = 0; n < o.images; ++n)
+                  tokens.push_back(
+                      beam_search(searching, std::array{boundary}, {.beams = o.beams, .max_new_tokens = length}, n)
+                          .front()
+                          .tokens);
+                return tokens;
+              });
             }
-            const char* const names[] = {"greedy, no cache", "greedy, cache", "beams, cache"};
-            for (std::size_t way = 0; way < 3; ++way) {
-              std::sort(seconds[way].begin(), seconds[way].end());
-              const double median = seconds[way][seconds[way].size() / 2];
+            const Index memory = o.images * Decoder::memory_bytes(model.decoder.config(), frames(sources.length(0)));
+            for (Way& way : ways) {
+              std::sort(way.latency.seconds.begin(), way.latency.seconds.end());
+              const double images_per_second = static_cast<double>(o.images) / way.latency.median(),
+                           tokens_per_second = images_per_second * static_cast<double>(length);
               Index same = 0;
-              for (std::size_t n = 0; n < last[way].tokens.size(); ++n)
-                same += last[way].tokens[n] == last[0].tokens[n];
-              const Index memory = o.images * Decoder::memory_bytes(model.decoder.config(), frames(sources.length(0)));
-              table.add({o.models[m], names[way], std::to_string(length), std::to_string(last[way].cache_bytes),
-                         std::to_string(memory), fixed(sequences / median, 1),
-                         fixed(sequences * static_cast<double>(length) / median, 0),
-                         text(same, " of ", last[way].tokens.size())});
+              for (std::size_t n = 0; n < way.tokens.size(); ++n) same += way.tokens[n] == ways[0].tokens[n];
+              table.add({o.models[m], way.name, std::to_string(length), std::to_string(way.cache_bytes),
+                         std::to_string(memory), fixed(images_per_second, 1), fixed(tokens_per_second, 0),
+                         text(same, " of ", way.tokens.size())});
               results.push_back({{"model", o.models[m]},
                                  {"attention", to_name(c.attention)},
-                                 {"decoding", names[way]},
-                                 {"beams", way == 2 ? o.beams : 1},
+                                 {"decoding", way.name},
+                                 {"beams", way.beams},
                                  {"tokens", length},
                                  {"images", o.images},
-                                 {"cache_bytes", last[way].cache_bytes},
+                                 {"cache_bytes", way.cache_bytes},
                                  {"memory_bytes", memory},
-                                 {"seconds", seconds[way]},
-                                 {"tokens_per_second", sequences * static_cast<double>(length) / median},
+                                 {"seconds", way.latency.seconds},
+                                 {"tokens_per_second", tokens_per_second},
                                  {"same_as_without_cache", same}});
             }
           }

@@ -4017,10 +4017,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     Queries<Tensor> q = query(context, rotated);
     auto memory = key_value.remember(context, rotated, x);
     if constexpr (Position::turns_keys) {
-      Tensor& of_query = q.rope.empty() ? q.content : q.rope;
-      of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
-      Tensor& of_key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
-      of_key = context.rotate(std::move(of_key), pass.table, Position::pairs);
+      rotate_queries(context, q, pass.table);
+      rotate_keys(context, memory, pass.table);
     }
     const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
     if constexpr (is_linear) {
@@ -4058,17 +4056,13 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     auto memory = key_value.remember(context, source, source);
-    if constexpr (Position::turns_keys) {
-      Tensor& key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
-      key = context.rotate(std::move(key), table(context, Pass<Tensor>{sources}), Position::pairs);
-    }
+    if constexpr (Position::turns_keys) rotate_keys(context, memory, table(context, Pass<Tensor>{sources}));
     return memory;
   }
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
-  /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
-  /// sequence. The path depends on all queries and sources together. Throws Error for
-  /// sizes that do not fit.
+  /// Rotary keys need the table of the positions of x, counted from the beginning of their own sequence (see `table`).
+  /// The path depends on all queries and sources together. Throws Error for sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -4081,8 +4075,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     Queries<Tensor> q = query(context, x);
     if constexpr (Position::turns_keys) {
       require(!table.empty(), "cross-attention: no table of positions given, that of the queries (`table`) expected");
-      Tensor& turned = q.rope.empty() ? q.content : q.rope;
-      turned = context.rotate(std::move(turned), table, Position::pairs);
+      rotate_queries(context, q, table);
     }
     return linear_out(context, attend(context, q, memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
                                       sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
@@ -4124,6 +4117,16 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the scale of the scores, 1 / sqrt of the width that queries and keys have before any absorption.
   double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
 
+  template <class Context, class Tensor>
+  static void rotate_queries(Context& context, Queries<Tensor>& q, const Tensor& table) {
+    Tensor& part = q.rope.empty() ? q.content : q.rope;
+    part = context.rotate(std::move(part), table, Position::pairs);
+  }
+  template <class Context, class Memory, class Tensor>
+  static void rotate_keys(Context& context, Memory& memory, const Tensor& table) {
+    Tensor& part = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
+    part = context.rotate(std::move(part), table, Position::pairs);
+  }
   template <class Context, class Tensor>
   Tensor rotated_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
     if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);
@@ -10872,10 +10875,10 @@ class CtcPrefixScorer {
     double in_token = nothing, in_blank = nothing;
     for (Index t = 0; t < frames_; ++t) {
       const double before = in_token;
-      in_token = plus(in_token, reaching(state, token, t)) + at(t, token);
-      in_blank = plus(in_blank, before) + at(t, blank_);
+      in_token = kernels::log_add(in_token, reaching(state, token, t)) + at(t, token);
+      in_blank = kernels::log_add(in_blank, before) + at(t, blank_);
       out.blank.push_back(in_blank);
-      out.all.push_back(plus(in_token, in_blank));
+      out.all.push_back(kernels::log_add(in_token, in_blank));
     }
     return out;
   }
@@ -10884,17 +10887,13 @@ class CtcPrefixScorer {
   double prefix(const State& state, int token) const {
     if (token == blank_) return state.all.back();
     double sum = nothing;
-    for (Index t = 0; t < frames_; ++t) sum = plus(sum, reaching(state, token, t) + at(t, token));
+    for (Index t = 0; t < frames_; ++t) sum = kernels::log_add(sum, reaching(state, token, t) + at(t, token));
     return sum;
   }
 
  private:
   static constexpr double nothing = -std::numeric_limits<double>::infinity();
 
-  static double plus(double a, double b) {
-    const double larger = std::max(a, b);
-    return larger == nothing ? nothing : larger + std::log1p(std::exp(std::min(a, b) - larger));
-  }
   double at(Index frame, int token) const { return log_probs_[static_cast<std::size_t>(frame * vocab_ + token)]; }
   /// Returns the log probability that the frames before t hold just the hypothesis, and a new token may begin at t: the
   /// same token again needs a blank between.
@@ -11188,15 +11187,9 @@ struct LanguageModelConfig {
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Holds the sizes of a SourceDecoder.
-struct SourceDecoderConfig {
-  Index slots = 1;                  ///< sequences at a time: all beams of all sources that are decoded together
-  Index max_tokens = 0;             ///< tokens of a sequence; 0: the decoder's max_positions
-  Storage storage = Storage::full;  ///< how keys, values and latents of earlier tokens are stored
-};
-
 /// Runs an AttentionDecoder token by token. Each slot holds the earlier tokens of one sequence and reads one source;
-/// slots that read the same source, such as the beams of a search, share its memory.
+/// slots that read the same source, such as the beams of a search, share its memory. `slots` of the configuration
+/// counts all beams of all sources that are decoded together.
 ///
 ///     SourceDecoder decoder(cpu, model.decoder, {.slots = 4});
 ///     decoder.listen(encoded, sources);                       // the output of an encoder
@@ -11212,9 +11205,9 @@ class SourceDecoder {
 
   /// Makes empty slots and no sources. Context and decoder must outlive this. Allocates. Throws Error for sizes out of
   /// range.
-  SourceDecoder(Context& context, const Decoder& decoder, const SourceDecoderConfig& config = {})
-      : reader_(context, decoder, config.slots),
-        tokens_(context, reader_, {config.slots, config.max_tokens, config.storage}) {
+  SourceDecoder(Context& context, const Decoder& decoder, const TokenDecoderConfig& config = {})
+      : reader_{decoder}, tokens_(context, reader_, config) {
+    reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
     order_.reserve(static_cast<std::size_t>(slots()));
     sorted_.reserve(static_cast<std::size_t>(slots()));
   }
@@ -11229,7 +11222,7 @@ class SourceDecoder {
             sources.rows());
     for (Index n = 0; n < sources.size(); ++n)
       require(sources.length(n) > 0, "source decoder: source ", n, " has no rows, at least one expected");
-    reader_.listen(rows, sources);
+    reader_.listen(context(), rows, sources);
     for (Index slot = 0; slot < slots(); ++slot) tokens_.begin(slot);
   }
 
@@ -11276,11 +11269,8 @@ class SourceDecoder {
             " tokens given, their sequences have ", tokens.sequences.rows());
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
-    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
-      const Index of_a = reader_.source(slots[static_cast<std::size_t>(a)]),
-                  of_b = reader_.source(slots[static_cast<std::size_t>(b)]);
-      return of_a != of_b ? of_a < of_b : a < b;
-    });
+    const auto place = [&](Index i) { return std::pair(reader_.source(slots[static_cast<std::size_t>(i)]), i); };
+    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) { return place(a) < place(b); });
     sorted_.clear();
     ids_.clear();
     for (const Index n : order_) {
@@ -11311,10 +11301,9 @@ class SourceDecoder {
           : Decoder::template State<C>(context, reader.decoder.text, shape) {}
     };
 
-    Reader(Context& c, const Decoder& d, Index slots)
-        : context(c), decoder(d), source_of(static_cast<std::size_t>(std::max<Index>(0, slots)), none) {}
+    explicit Reader(const Decoder& d) : decoder(d) {}
 
-    void listen(const Tensor& rows, const Sequences& given) {
+    void listen(Context& context, const Tensor& rows, const Sequences& given) {
       std::vector<Index> lengths;
       for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
       Sequences next(lengths);
@@ -11340,7 +11329,6 @@ class SourceDecoder {
     Tensor logits(Context& c, const Tensor& rows) const { return decoder.text.logits(c, rows); }
 
     static constexpr Index none = Index{1} << 60;  // more than any source
-    Context& context;
     const Decoder& decoder;
     Memory memory;
     Sequences sources;
@@ -12927,6 +12915,12 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
     return context.add(std::move(x), y);
   }
 
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(const LanguageModelConfig& c) {
+    return 2 * Norm::parameter_count(c.d_model) + AttentionPolicy::parameter_count(c.attention_config()) +
+           Kind::template FeedForward<T>::parameter_count(c.d_model, c.feed_forward_width());
+  }
+
   /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit(Kind::attention_norm_name, self.attention_norm);
@@ -13052,10 +13046,9 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   /// Returns the trained parameters of the whole model. Tied embeddings count once.
   static constexpr Index parameter_count(const LanguageModelConfig& config) {
     const LanguageModelConfig& c = config.checked();
-    const Index d = c.d_model, block = 2 * Norm::parameter_count(d) + Policy::parameter_count(c.attention_config()) +
-                                       Kind::template FeedForward<T>::parameter_count(d, c.feed_forward_width());
-    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + Norm::parameter_count(d) +
-           (learns_positions(c) ? c.max_positions * d : 0);
+    const Index d = c.d_model;
+    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * Block::parameter_count(c) +
+           Norm::parameter_count(d) + (learns_positions(c) ? c.max_positions * d : 0);
   }
 
   /// Visits the parts with their names (see Module).
@@ -13454,10 +13447,9 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   static constexpr Index parameter_count(const Config& config) {
     checked(config.patch_size);
     const LanguageModelConfig& c = config.blocks.checked();
-    const Index d = c.d_model, block = 2 * LayerNorm<T>::parameter_count(d) +
-                                       Policy::parameter_count(c.attention_config()) +
-                                       FeedForward<T>::parameter_count(d, c.feed_forward_width());
-    return (config.patch_size + 1) * d + c.max_positions * d + c.num_layers * block + LayerNorm<T>::parameter_count(d);
+    const Index d = c.d_model;
+    return (config.patch_size + 1) * d + c.max_positions * d + c.num_layers * Blocks::Block::parameter_count(c) +
+           LayerNorm<T>::parameter_count(d);
   }
 
   /// Visits the parts with their names (see Module).

@@ -234,6 +234,9 @@ TEST_CASE("sizes and sources that do not fit are refused") {
   AttentionDecoderConfig wild{blocks(0), {.q_lora_rank = Index{1} << 58}};
   CHECK(message_of([&] { Reader<Latent, Latent>::Decoder::parameter_count(wild); }) ==
         "attention decoder: q_lora_rank 288230376151711744 given for the cross-attention, 0 to 65536 expected");
+  CHECK(message_of([&] {
+          SourceDecoder(cpu, model.decoder, {.slots = Index{1} << 60});
+        }).starts_with("token decoder: 1152921504606846976 slots given, 1 to "));
   SourceDecoder two(cpu, model.decoder, {.slots = 2});
   two.listen(rows, Sequences{4, 4});
   two.begin(0, 1);

@@ -105,10 +105,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     Queries<Tensor> q = query(context, rotated);
     auto memory = key_value.remember(context, rotated, x);
     if constexpr (Position::turns_keys) {
-      Tensor& of_query = q.rope.empty() ? q.content : q.rope;
-      of_query = context.rotate(std::move(of_query), pass.table, Position::pairs);
-      Tensor& of_key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
-      of_key = context.rotate(std::move(of_key), pass.table, Position::pairs);
+      rotate_queries(context, q, pass.table);
+      rotate_keys(context, memory, pass.table);
     }
     const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), pass.mask};
     if constexpr (is_linear) {
@@ -146,17 +144,13 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   auto remember(Context& context, const Tensor& source, const Sequences& sources) const {
     static_assert(detail::is_context_of<Context, T>() && detail::computes_on<Policy, Context>());
     auto memory = key_value.remember(context, source, source);
-    if constexpr (Position::turns_keys) {
-      Tensor& key = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
-      key = context.rotate(std::move(key), table(context, Pass<Tensor>{sources}), Position::pairs);
-    }
+    if constexpr (Position::turns_keys) rotate_keys(context, memory, table(context, Pass<Tensor>{sources}));
     return memory;
   }
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
-  /// With rotary keys, `table` is that of the positions of x (see `table`), counted from the beginning of their own
-  /// sequence. The path depends on all queries and sources together. Throws Error for
-  /// sizes that do not fit.
+  /// Rotary keys need the table of the positions of x, counted from the beginning of their own sequence (see `table`).
+  /// The path depends on all queries and sources together. Throws Error for sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -169,8 +163,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     Queries<Tensor> q = query(context, x);
     if constexpr (Position::turns_keys) {
       require(!table.empty(), "cross-attention: no table of positions given, that of the queries (`table`) expected");
-      Tensor& turned = q.rope.empty() ? q.content : q.rope;
-      turned = context.rotate(std::move(turned), table, Position::pairs);
+      rotate_queries(context, q, table);
     }
     return linear_out(context, attend(context, q, memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
                                       sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
@@ -212,6 +205,16 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the scale of the scores, 1 / sqrt of the width that queries and keys have before any absorption.
   double scale() const { return 1 / std::sqrt(static_cast<double>(dims_.head_dim + dims_.qk_rope_head_dim)); }
 
+  template <class Context, class Tensor>
+  static void rotate_queries(Context& context, Queries<Tensor>& q, const Tensor& table) {
+    Tensor& part = q.rope.empty() ? q.content : q.rope;
+    part = context.rotate(std::move(part), table, Position::pairs);
+  }
+  template <class Context, class Memory, class Tensor>
+  static void rotate_keys(Context& context, Memory& memory, const Tensor& table) {
+    Tensor& part = memory[static_cast<std::size_t>(*KeyValue::rotary_part)];
+    part = context.rotate(std::move(part), table, Position::pairs);
+  }
   template <class Context, class Tensor>
   Tensor rotated_input(Context& context, const Tensor& x, const Pass<Tensor>& pass) const {
     if constexpr (Position::turns_input) return context.rotate(x, pass.table, Position::pairs);

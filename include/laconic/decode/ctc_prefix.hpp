@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/backend/cpu/kernels/ctc.hpp>
 #include <laconic/core/error.hpp>
 #include <laconic/core/matrix.hpp>
 
@@ -78,10 +79,10 @@ class CtcPrefixScorer {
     double in_token = nothing, in_blank = nothing;
     for (Index t = 0; t < frames_; ++t) {
       const double before = in_token;
-      in_token = plus(in_token, reaching(state, token, t)) + at(t, token);
-      in_blank = plus(in_blank, before) + at(t, blank_);
+      in_token = kernels::log_add(in_token, reaching(state, token, t)) + at(t, token);
+      in_blank = kernels::log_add(in_blank, before) + at(t, blank_);
       out.blank.push_back(in_blank);
-      out.all.push_back(plus(in_token, in_blank));
+      out.all.push_back(kernels::log_add(in_token, in_blank));
     }
     return out;
   }
@@ -90,17 +91,13 @@ class CtcPrefixScorer {
   double prefix(const State& state, int token) const {
     if (token == blank_) return state.all.back();
     double sum = nothing;
-    for (Index t = 0; t < frames_; ++t) sum = plus(sum, reaching(state, token, t) + at(t, token));
+    for (Index t = 0; t < frames_; ++t) sum = kernels::log_add(sum, reaching(state, token, t) + at(t, token));
     return sum;
   }
 
  private:
   static constexpr double nothing = -std::numeric_limits<double>::infinity();
 
-  static double plus(double a, double b) {
-    const double larger = std::max(a, b);
-    return larger == nothing ? nothing : larger + std::log1p(std::exp(std::min(a, b) - larger));
-  }
   double at(Index frame, int token) const { return log_probs_[static_cast<std::size_t>(frame * vocab_ + token)]; }
   /// Returns the log probability that the frames before t hold just the hypothesis, and a new token may begin at t: the
   /// same token again needs a blank between.

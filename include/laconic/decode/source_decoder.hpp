@@ -13,15 +13,9 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Holds the sizes of a SourceDecoder.
-struct SourceDecoderConfig {
-  Index slots = 1;                  ///< sequences at a time: all beams of all sources that are decoded together
-  Index max_tokens = 0;             ///< tokens of a sequence; 0: the decoder's max_positions
-  Storage storage = Storage::full;  ///< how keys, values and latents of earlier tokens are stored
-};
-
 /// Runs an AttentionDecoder token by token. Each slot holds the earlier tokens of one sequence and reads one source;
-/// slots that read the same source, such as the beams of a search, share its memory.
+/// slots that read the same source, such as the beams of a search, share its memory. `slots` of the configuration
+/// counts all beams of all sources that are decoded together.
 ///
 ///     SourceDecoder decoder(cpu, model.decoder, {.slots = 4});
 ///     decoder.listen(encoded, sources);                       // the output of an encoder
@@ -37,9 +31,9 @@ class SourceDecoder {
 
   /// Makes empty slots and no sources. Context and decoder must outlive this. Allocates. Throws Error for sizes out of
   /// range.
-  SourceDecoder(Context& context, const Decoder& decoder, const SourceDecoderConfig& config = {})
-      : reader_(context, decoder, config.slots),
-        tokens_(context, reader_, {config.slots, config.max_tokens, config.storage}) {
+  SourceDecoder(Context& context, const Decoder& decoder, const TokenDecoderConfig& config = {})
+      : reader_{decoder}, tokens_(context, reader_, config) {
+    reader_.source_of.assign(static_cast<std::size_t>(slots()), Reader::none);
     order_.reserve(static_cast<std::size_t>(slots()));
     sorted_.reserve(static_cast<std::size_t>(slots()));
   }
@@ -54,7 +48,7 @@ class SourceDecoder {
             sources.rows());
     for (Index n = 0; n < sources.size(); ++n)
       require(sources.length(n) > 0, "source decoder: source ", n, " has no rows, at least one expected");
-    reader_.listen(rows, sources);
+    reader_.listen(context(), rows, sources);
     for (Index slot = 0; slot < slots(); ++slot) tokens_.begin(slot);
   }
 
@@ -101,11 +95,8 @@ class SourceDecoder {
             " tokens given, their sequences have ", tokens.sequences.rows());
     order_.resize(slots.size());
     for (std::size_t i = 0; i < slots.size(); ++i) order_[i] = static_cast<Index>(i);
-    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
-      const Index of_a = reader_.source(slots[static_cast<std::size_t>(a)]),
-                  of_b = reader_.source(slots[static_cast<std::size_t>(b)]);
-      return of_a != of_b ? of_a < of_b : a < b;
-    });
+    const auto place = [&](Index i) { return std::pair(reader_.source(slots[static_cast<std::size_t>(i)]), i); };
+    std::sort(order_.begin(), order_.end(), [&](Index a, Index b) { return place(a) < place(b); });
     sorted_.clear();
     ids_.clear();
     for (const Index n : order_) {
@@ -136,10 +127,9 @@ class SourceDecoder {
           : Decoder::template State<C>(context, reader.decoder.text, shape) {}
     };
 
-    Reader(Context& c, const Decoder& d, Index slots)
-        : context(c), decoder(d), source_of(static_cast<std::size_t>(std::max<Index>(0, slots)), none) {}
+    explicit Reader(const Decoder& d) : decoder(d) {}
 
-    void listen(const Tensor& rows, const Sequences& given) {
+    void listen(Context& context, const Tensor& rows, const Sequences& given) {
       std::vector<Index> lengths;
       for (Index n = 0; n < given.size(); ++n) lengths.push_back(given.length(n));
       Sequences next(lengths);
@@ -165,7 +155,6 @@ class SourceDecoder {
     Tensor logits(Context& c, const Tensor& rows) const { return decoder.text.logits(c, rows); }
 
     static constexpr Index none = Index{1} << 60;  // more than any source
-    Context& context;
     const Decoder& decoder;
     Memory memory;
     Sequences sources;

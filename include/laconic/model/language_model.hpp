@@ -81,6 +81,12 @@ class PreNormBlock : public Module<PreNormBlock<Kind, AttentionPolicy, T>> {
     return context.add(std::move(x), y);
   }
 
+  /// Returns the trained parameters.
+  static constexpr Index parameter_count(const LanguageModelConfig& c) {
+    return 2 * Norm::parameter_count(c.d_model) + AttentionPolicy::parameter_count(c.attention_config()) +
+           Kind::template FeedForward<T>::parameter_count(c.d_model, c.feed_forward_width());
+  }
+
   /// Visits the parameters with their names (see Module).
   static void each_parameter(auto& self, auto&& visit) {
     visit(Kind::attention_norm_name, self.attention_norm);
@@ -206,10 +212,9 @@ class LanguageModel : public Module<LanguageModel<Kind, AttentionPolicy, T>>,
   /// Returns the trained parameters of the whole model. Tied embeddings count once.
   static constexpr Index parameter_count(const LanguageModelConfig& config) {
     const LanguageModelConfig& c = config.checked();
-    const Index d = c.d_model, block = 2 * Norm::parameter_count(d) + Policy::parameter_count(c.attention_config()) +
-                                       Kind::template FeedForward<T>::parameter_count(d, c.feed_forward_width());
-    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * block + Norm::parameter_count(d) +
-           (learns_positions(c) ? c.max_positions * d : 0);
+    const Index d = c.d_model;
+    return c.vocab_size * d * (c.tied_embeddings ? 1 : 2) + c.num_layers * Block::parameter_count(c) +
+           Norm::parameter_count(d) + (learns_positions(c) ? c.max_positions * d : 0);
   }
 
   /// Visits the parts with their names (see Module).

@@ -69,10 +69,9 @@ class PatchEncoder : public Module<PatchEncoder<AttentionPolicy, T>>,
   static constexpr Index parameter_count(const Config& config) {
     checked(config.patch_size);
     const LanguageModelConfig& c = config.blocks.checked();
-    const Index d = c.d_model, block = 2 * LayerNorm<T>::parameter_count(d) +
-                                       Policy::parameter_count(c.attention_config()) +
-                                       FeedForward<T>::parameter_count(d, c.feed_forward_width());
-    return (config.patch_size + 1) * d + c.max_positions * d + c.num_layers * block + LayerNorm<T>::parameter_count(d);
+    const Index d = c.d_model;
+    return (config.patch_size + 1) * d + c.max_positions * d + c.num_layers * Blocks::Block::parameter_count(c) +
+           LayerNorm<T>::parameter_count(d);
   }
 
   /// Visits the parts with their names (see Module).
