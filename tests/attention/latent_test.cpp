@@ -468,6 +468,33 @@ TEST_CASE("all layers of a decoder share one source", "[latent][cross]") {
   }
 }
 
+TEST_CASE("a source is read on its own path, whatever the others are", "[latent][cross]") {
+  using Policy = MlaSimple<4, 6, NoPosition>;
+  const AttentionConfig config{.d_model = 16};
+  const AttentionLayer<Policy, double> layer(config, 0, Seed(1));
+  const Sequences sources{9, 2, 3, 8}, queries{1, 30, 30, 1};  // one query absorbs, 30 of 2 or 3 rows expand
+  const Index rows = sources.rows();
+  const Matrix<double> source = random_matrix(rows, 16, 1), x = random_matrix(queries.rows(), 16, 2);
+  Cpu<double> cpu;
+  const Matrix<double> all =
+      layer.cross(cpu, cpu.input(x), queries, layer.remember(cpu, cpu.input(source), sources), sources).view();
+  bool paths[2] = {};
+  for (Index n = 0; n < sources.size(); ++n) {
+    const Matrix<double> own = source.middleRows(sources.begin(n), sources.length(n)),
+                         asks = x.middleRows(queries.begin(n), queries.length(n));
+    const Sequences one{own.rows()}, few{asks.rows()};
+    const auto memory = layer.remember(cpu, cpu.input(own), one);
+    const auto of = [&](AttentionPath path) -> Matrix<double> {
+      return layer.cross(cpu, cpu.input(asks), few, memory, one, {}, path).view();
+    };
+    const Matrix<double> part = all.middleRows(queries.begin(n), queries.length(n));
+    CHECK(part == of(by_cost));
+    CHECK((part == of(expanded)) != (part == of(absorbed)));
+    paths[part == of(absorbed)] = true;
+  }
+  CHECK((paths[0] && paths[1]));
+}
+
 TEST_CASE("rotary positions are distances, those of the input are not", "[latent]") {
   const auto change = []<class Policy>(std::type_identity<Policy>) {
     const AttentionLayer<Policy, double> layer(AttentionConfig{24}, 0, Seed(3));

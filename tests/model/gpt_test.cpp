@@ -139,6 +139,36 @@ TEMPLATE_TEST_CASE("tokens one by one give the logits of the whole sequence", ""
   }
 }
 
+TEMPLATE_TEST_CASE("prompts and tokens in one pass have the bits of each alone", "", Cpu<float>, Fenced<Cpu<float>>) {
+  for (const LanguageModelConfig& c : all_configs()) {
+    INFO(name_of(c));
+    auto model = model_of<float>(c);
+    TestType context;
+    context.prepare(model);
+    TokenDecoder together(context, model, {.slots = 4}), alone(context, model);
+    const std::vector<int> tokens = some_tokens(60, 6);
+    const auto part = [&](Index first, Index count) {
+      return std::span(tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    };
+    // Slots 1 and 3 have held a prompt; then they get a token each, slots 0 and 2 a prompt.
+    together.append({part(0, 13), Sequences{7, 6}}, std::array{Index{1}, Index{3}});
+    const Matrix<float> got = context.output(
+        together.append({part(13, 30), Sequences{12, 1, 16, 1}}, std::array{Index{0}, Index{1}, Index{2}, Index{3}}));
+    const auto expect = [&](Index row, std::initializer_list<std::pair<Index, Index>> parts) {
+      alone.begin(0);
+      Matrix<float> last;
+      for (const auto& [first, count] : parts)
+        last = context.output(alone.append({part(first, count), Sequences{count}}, std::array{Index{0}}));
+      CHECK(got.row(row) == last.row(0));
+    };
+    expect(0, {{13, 12}});
+    expect(1, {{0, 7}, {25, 1}});
+    expect(2, {{26, 16}});
+    expect(3, {{7, 6}, {42, 1}});
+    CHECK(got.row(2) == context.output(model(context, {part(26, 16), Sequences{16}})).row(15));  // expanded, too
+  }
+}
+
 TEST_CASE("generation is that of each sequence alone") {
   const auto model = model_of<float>(config_of(Names::mla_head));
   Cpu cpu;

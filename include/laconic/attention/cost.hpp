@@ -54,7 +54,7 @@ struct AttentionCost {
     if constexpr (Policy::Score::is_linear)
       return projections + 2 * t * (d.num_heads + d.num_kv_heads) * d.head_dim * (d.head_dim + 1);
     else
-      return projections + core_flops(d, {t, t, visible_pairs(mask, t, t)}, absorbing_is_cheaper(d, whole_work(mask)));
+      return projections + core_flops(d, masked_work(mask, t, t), absorbing_is_cheaper(d, whole_work(mask)));
   }
 
   /// Returns the floating-point operations of one layer over a stream's chunk of `chunk` frames after `kept` cached
@@ -106,6 +106,11 @@ struct AttentionCost {
   }
   /// Returns the work of a stream's chunk after `kept` cached frames: either path expands or reads all of them again.
   static constexpr Work stream_work(Index chunk, Index kept) { return {chunk, kept + chunk, chunk * (kept + chunk)}; }
+  /// Returns the work of one sequence of which `queries` rows are new and `keys` rows can be seen, the last of them the
+  /// new ones.
+  static constexpr Work masked_work(const Mask& mask, Index queries, Index keys) {
+    return {queries, keys, visible_pairs(mask, queries, keys)};
+  }
   /// Returns the pairs of query and key that the mask shows in one sequence.
   static constexpr Index visible_pairs(const Mask& mask, Index queries, Index keys) {
     if (mask.chunk == Mask::unlimited) return queries * keys;

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -41,8 +42,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   class State {
    public:
     /// Makes the state of `shape.slots` streams. Allocates.
-    State(Context& context, const AttentionLayer& layer, const StateShape& shape)
-        : work_(Policy::stream_work(shape.chunk, shape.left_context)) {
+    State(Context& context, const AttentionLayer& layer, const StateShape& shape) {
+      if (shape.chunk) work_ = Policy::stream_work(*shape.chunk, shape.left_context);
       const AttentionDims& d = layer.dims();
       if constexpr (is_linear) {
         caches_[0] = context.make_cache(shape.slots, 1, Policy::state_size(d));
@@ -54,7 +55,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                                           parts[i].positional ? Storage::full : shape.storage);
       }
       if constexpr (Position::is_relative)
-        table_ = layer.position.prepared_table(context, d, shape.left_context + shape.chunk);
+        table_ = layer.position.prepared_table(context, d, shape.left_context + shape.chunk.value_or(0));
     }
     /// Empties a slot for a new stream.
     void clear(Context& context, Index slot) {
@@ -79,7 +80,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
     friend AttentionLayer;
     std::array<typename Context::Cache, static_cast<std::size_t>(is_linear ? 1 : KeyValue::num_parts)> caches_;
     typename Context::Tensor table_;
-    typename Policy::Work work_;
+    std::optional<typename Policy::Work> work_;  // that of every chunk
   };
 
   /// Returns the rows as the position policy changes them once, before the first layer.
@@ -121,12 +122,21 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
         return linear_out(context, context.linear_attend(q.content, kv.k, kv.v, shape, pass.sequences));
       }
     } else if constexpr (has_state<S>) {
-      std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
-      for (std::size_t i = 0; i < memory.size(); ++i)
-        rows[i] = context.with_cached(state->caches_[i], pass.slots, memory[i], pass.sequences);
-      const Sequences seen = context.cached_lengths(rows[0], pass.sequences);
-      const Tensor out = attend(context, q, rows, shape, pass.sequences, seen, position.term_of(state->table_),
-                                absorbs(context, path, state->work_));
+      const auto with_cached = [&](Index first, const auto& fresh, const Sequences& sequences) {
+        std::array<typename Context::CachedRows, std::tuple_size_v<decltype(memory)>> rows;
+        const auto slots =
+            pass.slots.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(sequences.size()));
+        for (std::size_t i = 0; i < fresh.size(); ++i)
+          rows[i] = context.with_cached(state->caches_[i], slots, fresh[i], sequences);
+        return rows;
+      };
+      const Sequences seen = context.cached_lengths(with_cached(0, memory, pass.sequences)[0], pass.sequences);
+      const auto absorbs_one = [&](Index n) {
+        const Index rows = pass.sequences.length(n), all = seen.length(n);
+        return absorbs(context, path, state->work_ ? *state->work_ : Policy::masked_work(pass.mask, rows, all));
+      };
+      const Tensor out = attend_each(context, q, memory, shape, pass.sequences, pass.sequences, seen,
+                                     position.term_of(state->table_), absorbs_one, with_cached);
       for (std::size_t i = 0; i < memory.size(); ++i)
         context.append(state->caches_[i], pass.slots, memory[i], pass.sequences);
       return linear_out(context, out);
@@ -150,7 +160,7 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
   /// Rotary keys need the table of the positions of x, counted from the beginning of their own sequence (see `table`).
-  /// The path depends on all queries and sources together. Throws Error for sizes that do not fit.
+  /// The path of each source depends on its own rows and queries alone. Throws Error for sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -158,15 +168,18 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
                   "laconic: cross-attention has NoPosition, for there is no distance between frames of two sequences, "
                   "or a rotary key, which has a position in each");
     static_assert(!is_linear, "laconic: cross-attention is softmax attention");
-    typename Policy::Work work{queries.rows(), sources.rows(), 0};
-    for (Index n = 0; n < queries.size(); ++n) work.pairs += queries.length(n) * sources.length(n);
+    const auto absorbs_one = [&](Index n) {
+      return absorbs(context, path, Policy::masked_work({}, queries.length(n), sources.length(n)));
+    };
     Queries<Tensor> q = query(context, x);
     if constexpr (Position::turns_keys) {
       require(!table.empty(), "cross-attention: no table of positions given, that of the queries (`table`) expected");
       rotate_queries(context, q, table);
     }
-    return linear_out(context, attend(context, q, memory, {dims_.num_heads, dims_.num_kv_heads, scale(), {}}, queries,
-                                      sources, RelativeTerm<Tensor, T>{}, absorbs(context, path, work)));
+    const AttendShape shape{dims_.num_heads, dims_.num_kv_heads, scale(), {}};
+    return linear_out(context,
+                      attend_each(context, q, memory, shape, queries, sources, sources, RelativeTerm<Tensor, T>{},
+                                  absorbs_one, [](Index, const Memory& rows, const Sequences&) { return rows; }));
   }
 
   /// Returns the first weight that the layer's unchanged input is multiplied by.
@@ -227,6 +240,51 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   bool absorbs(const Context& context, AttentionPath path, const typename Policy::Work& work) const {
     if (path != AttentionPath::by_cost) return path == AttentionPath::absorbed;
     return !context.training && Policy::absorbing_is_cheaper(dims_, work);
+  }
+
+  /// Attends, each sequence on its own path, so that its bits do not depend on the others. Neighbours on one path are
+  /// attended together; nothing is copied where all take the same. `memory` has the rows of `fresh`, and
+  /// view(first, rows, fresh) returns what `attend` reads for sequences from `first` on.
+  template <class Context, class Tensor, class Memory, class Absorbs, class View>
+  Tensor attend_each(Context& context, const Queries<Tensor>& q, const Memory& memory, const AttendShape& shape,
+                     const Sequences& queries, const Sequences& fresh, const Sequences& keys,
+                     const RelativeTerm<Tensor, T>& term, const Absorbs& absorbs_one, const View& view) const {
+    const auto end_of = [&](Index begin) {
+      Index end = begin + 1;
+      while (end < queries.size() && absorbs_one(end) == absorbs_one(begin)) ++end;
+      return end;
+    };
+    bool absorb = queries.size() > 0 && absorbs_one(0);
+    if constexpr (KeyValue::is_latent) {
+      if (queries.size() > 0 && end_of(0) < queries.size()) {
+        if constexpr (StreamingContext<Context>) {
+          Tensor out = context.make(queries.rows(), dims_.q_dim());
+          for (Index begin = 0, end = 0; begin < queries.size(); begin = end) {
+            end = end_of(begin);
+            const auto cut = [&](const Sequences& all) {
+              return Sequences::make(context.arena(), end - begin, [&](Index i) { return all.length(begin + i); });
+            };
+            const auto cut_rows = [&](const Tensor& x, const Sequences& all) {
+              Tensor part;
+              if (x.empty()) return part;
+              part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
+              context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
+              return part;
+            };
+            Memory part;
+            for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
+            const Tensor rows =
+                attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
+                       view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorbs_one(begin));
+            context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
+          }
+          return out;
+        } else {
+          absorb = false;  // tapes do not cut rows; both paths are exact
+        }
+      }
+    }
+    return attend(context, q, view(0, memory, fresh), shape, queries, keys, term, absorb);
   }
 
   template <class Context, class Tensor, class Memory>

@@ -9,6 +9,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -49,7 +50,8 @@ struct TokenDecoderConfig {
 ///     auto logits = decoder.append({prompt, Sequences{5}}, std::array{Index{0}});   // (1, vocab_size)
 ///
 /// Construction allocates. A warm `append` takes memory from the context's pool only. The logits are those of a pass
-/// over the whole sequence; with attention over latents, up to rounding.
+/// over the whole sequence; with attention over latents, up to rounding. Latents are expanded for a long prompt and not
+/// for single tokens, whichever costs each sequence less, whatever the others do.
 template <class Model, StreamingContext Context_ = Cpu<typename Model::Scalar>>
 class TokenDecoder {
  public:
@@ -62,7 +64,7 @@ class TokenDecoder {
       : context_(context),
         model_(model),
         max_tokens_(checked(model, config)),
-        state_(context, model, StateShape{config.slots, max_tokens_, 1, config.storage}),
+        state_(context, model, StateShape{config.slots, max_tokens_, std::nullopt, config.storage}),
         counts_(static_cast<std::size_t>(config.slots)) {
     firsts_.reserve(counts_.size());
   }

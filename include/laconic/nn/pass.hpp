@@ -4,6 +4,7 @@
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/sequences.hpp>
 
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -30,7 +31,7 @@ struct Pass {
 struct StateShape {
   Index slots;                      ///< streams
   Index left_context;               ///< frames that attention keeps
-  Index chunk;                      ///< max frames of one stream in a pass
+  std::optional<Index> chunk;       ///< max frames of one stream in a pass; none: each pass has its own number
   Storage storage = Storage::full;  ///< how keys, values and latents are stored
 };
 
