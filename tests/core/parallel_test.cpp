@@ -4,11 +4,15 @@
 
 #include "catch.hpp"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -29,7 +33,6 @@ TEST_CASE("every task is done once, by one of so many threads", "[parallel]") {
     }
 }
 
-#ifdef _OPENMP
 namespace {
 
 /// Waits for what other threads bring about, ten seconds at most.
@@ -41,20 +44,9 @@ bool comes(Condition&& condition) {
   return true;
 }
 
-bool has_two_threads() {
-  int team = 1;
-#pragma omp parallel num_threads(2)
-  {
-#pragma omp single
-    team = omp_get_num_threads();
-  }
-  return team == 2;  // unless the environment says otherwise
-}
-
 }  // namespace
 
 TEST_CASE("each thread begins with its own stretch of the tasks", "[parallel]") {
-  if (!has_two_threads()) return;
   constexpr Index tasks = 6;
   std::vector<int> done_by(tasks, -1);
   std::atomic<int> begun{0};
@@ -71,7 +63,6 @@ TEST_CASE("each thread begins with its own stretch of the tasks", "[parallel]") 
 }
 
 TEST_CASE("a thread that is done helps the others", "[parallel]") {
-  if (!has_two_threads()) return;
   // The first task waits for all others, of which half lie in the stretch of its own thread.
   constexpr Index tasks = 16;
   std::atomic<Index> done{0};
@@ -82,7 +73,71 @@ TEST_CASE("a thread that is done helps the others", "[parallel]") {
   });
   CHECK(helped);
 }
+
+TEST_CASE("a region is over when its tasks are done, whoever has come", "[parallel]") {
+  // The tasks of one region wait for the other region. Whichever threads they hold, the other one ends.
+  std::atomic<int> waiting{0};
+  std::atomic<bool> over{false}, came{true};
+  std::thread first([&] {
+    kernels::parallel_for(2, 2, [&](Index, int) {
+      ++waiting;
+      if (!comes([&] { return over.load(); })) came = false;
+    });
+  });
+  REQUIRE(comes([&] { return waiting > 0; }));
+  std::atomic<Index> sum{0};
+  for (int i = 0; i < 1000; ++i) kernels::parallel_for(2, 8, [&](Index task, int) { sum += task; });
+  over = true;
+  first.join();
+  CHECK(sum == 28'000);
+  CHECK(came);
+}
+
+TEST_CASE("many threads open regions at a time", "[parallel]") {
+  constexpr int users = 20;  // more than there can be regions
+  std::atomic<Index> sum{0};
+  std::vector<std::thread> threads;
+  for (int user = 0; user < users; ++user)
+    threads.emplace_back([&, user] {
+      for (int i = 0; i < 200; ++i) kernels::parallel_for(2 + user % 3, 10, [&](Index task, int) { sum += task; });
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(sum == users * 200 * 45);
+}
+
+TEST_CASE("a region within another one runs on one thread", "[parallel]") {
+  std::atomic<Index> sum{0}, others{0};
+  const auto within = [&] {
+    const auto self = std::this_thread::get_id();
+    kernels::parallel_for(4, 10, [&](Index task, int thread) {
+      sum += task;
+      if (thread != 0 || std::this_thread::get_id() != self) ++others;
+    });
+  };
+  kernels::parallel_for(3, 50, [&](Index, int) { within(); });
+  CHECK(sum == 50 * 45);
+  CHECK(others == 0);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(2)
+  if (omp_get_num_threads() == 2) within();
+  CHECK(others == 0);
 #endif
+}
+
+TEST_CASE("a child of a fork computes on one thread", "[parallel]") {
+  const auto sum_of = [] {
+    std::atomic<Index> sum{0};
+    kernels::parallel_for(2, 100, [&](Index task, int) { sum += task; });
+    return sum.load();
+  };
+  CHECK(sum_of() == 4950);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) ::_exit(sum_of() == 4950 ? 0 : 1);
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+}
 
 TEST_CASE("blocks cover all, in whole units, and share evenly", "[parallel]") {
   for (const Index size : {0, 1, 7, 8, 9, 128, 129, 370, 1240})

@@ -1,26 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include "cli.hpp"
 
-#include <unistd.h>
-
-#include <cstdlib>
 #include <new>
 
-namespace {
-
-/// libgomp's waiting threads spin for long by default, which costs a busy machine dearly, and sleep at once if told to,
-/// which costs a quiet one (docs/architecture.md has the numbers). The library reads its settings before main, so the
-/// program starts itself again with one.
-void let_threads_wait_shortly(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
-  ::setenv("GOMP_SPINCOUNT", "300", 1);
-  ::execv("/proc/self/exe", argv);  // where that fails, the job is done all the same
-}
-
-}  // namespace
-
 int run_app(CLI::App& app, int argc, char** argv) {
-  let_threads_wait_shortly(argv);
   app.set_version_flag("--version",
                        laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
   if (!app.get_subcommands([](const CLI::App*) { return true; }).empty()) app.require_subcommand(1);

@@ -3,6 +3,7 @@
 
 #include <laconic/core/extent.hpp>
 #include <laconic/core/memory.hpp>
+#include <laconic/core/thread_team.hpp>
 
 #include <algorithm>
 #include <array>
@@ -18,12 +19,13 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Returns the number of threads that OpenMP offers this process, or 1 without OpenMP.
+/// Returns the number of threads that OpenMP offers this process (OMP_NUM_THREADS sets it), or without OpenMP the
+/// number of processors that it may use.
 inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
-  return 1;
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 #endif
 }
 
@@ -50,39 +52,44 @@ struct alignas(laconic::detail::line_bytes) TaskQueue {
   Index end = 0;               ///< one past the last task
 };
 
-/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads. Bodies
-/// must write to disjoint places and not throw, so the result cannot depend on which thread runs which task. Each
-/// thread starts on its own contiguous range of tasks and then steals from the others. From kernel to kernel that range
-/// is the same rows, which the caches of its core then hold. Reading what another core wrote is slow, above all between
-/// cores that do not share an L3.
+/// Returns whether a region opened here would run within another one, of laconic or of the user's OpenMP.
+inline bool is_nested() {
+#ifdef _OPENMP
+  if (omp_in_parallel() != 0) return true;
+#endif
+  return laconic::detail::inside_region();
+}
+
+/// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads, or on
+/// this thread alone within another region. Bodies must write to disjoint places and not throw, so the result cannot
+/// depend on which thread runs which task. Each thread starts on its own contiguous range of tasks and then steals from
+/// the others. From kernel to kernel that range is the same rows, which the caches of its core then hold. Reading what
+/// another core wrote is slow, above all between cores that do not share an L3. The first regions start threads, which
+/// allocates (see ThreadTeam).
 template <class Body>
 void parallel_for(int threads, Index tasks, Body&& body) {
-#ifdef _OPENMP
-  const int team = static_cast<int>(std::min<Index>(threads, tasks));
-  if (team > 1) {
-    std::array<TaskQueue, 64> queues;
-    const Index count = std::min<Index>(team, static_cast<Index>(queues.size()));
-    for (Index i = 0; i < count; ++i) {
-      const Range stretch = equal_part(tasks, 1, i, count);
-      queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
-      queues[static_cast<std::size_t>(i)].end = stretch.end;
-    }
-#pragma omp parallel num_threads(team)
-    {
-      const int thread = omp_get_thread_num();
-      for (Index i = 0; i < count; ++i) {
-        TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % count)];
-        while (queue.next.load(std::memory_order_relaxed) < queue.end) {
-          const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
-          if (task < queue.end) body(task, thread);
-        }
-      }
-    }
+  constexpr int most = laconic::detail::ThreadTeam::max_threads;
+  const int team = static_cast<int>(std::min<Index>(std::min(threads, most), tasks));
+  if (team <= 1 || is_nested()) {
+    for (Index task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
-#endif
-  (void)threads;
-  for (Index task = 0; task < tasks; ++task) body(task, 0);
+  std::array<TaskQueue, most> queues;
+  for (int i = 0; i < team; ++i) {
+    const Range stretch = equal_part(tasks, 1, i, team);
+    queues[static_cast<std::size_t>(i)].next.store(stretch.begin, std::memory_order_relaxed);
+    queues[static_cast<std::size_t>(i)].end = stretch.end;
+  }
+  const auto work = [&](int thread) {
+    for (int i = 0; i < team; ++i) {
+      TaskQueue& queue = queues[static_cast<std::size_t>((thread + i) % team)];
+      while (queue.next.load(std::memory_order_relaxed) < queue.end) {
+        const Index task = queue.next.fetch_add(1, std::memory_order_relaxed);
+        if (task < queue.end) body(task, thread);
+      }
+    }
+  };
+  laconic::detail::ThreadTeam::of_process().run(team, work);
 }
 
 /// Splits [0, size) into blocks of `grain` and runs `body(begin, end)` for each, as `parallel_for` does.

@@ -1,0 +1,223 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <laconic/core/extent.hpp>
+#include <laconic/core/memory.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Tells the processor that this thread waits for another one.
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Returns the number of this process, which a child gets anew by fork, or 0 where there are none.
+inline long process_number() {
+#if __has_include(<unistd.h>)
+  return static_cast<long>(::getpid());
+#else
+  return 0;
+#endif
+}
+
+/// Returns whether this thread runs tasks of a region. Regions within it run on this thread alone.
+inline bool& inside_region() {
+  thread_local bool inside = false;
+  return inside;
+}
+
+/// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
+/// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
+/// never. Threads that wait look for work for some 50 microseconds, which is longer than the time between the kernels
+/// of a pass, and then sleep; so does the opener while a helper finishes its last task, which gives its processor to a
+/// helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
+///
+/// Helpers are started when regions first want them and stopped when the process ends. There are at most as many as the
+/// machine has processors beside the opener, or as the largest region asks for. After a fork the child has none, and
+/// its regions run on their openers alone.
+class ThreadTeam {
+ public:
+  /// Gives the max number of threads in a region.
+  static constexpr int max_threads = 64;
+
+  /// Returns the team of this process.
+  static ThreadTeam& of_process() {
+    static ThreadTeam team;
+    return team;
+  }
+  ThreadTeam() = default;
+  ThreadTeam(const ThreadTeam&) = delete;
+  ThreadTeam& operator=(const ThreadTeam&) = delete;
+  /// Stops the helpers. Regions that are opened later run on their openers alone.
+  ~ThreadTeam() {
+    stopping_ = true;
+    ++opened_;
+    opened_.notify_all();
+    lock();  // for good: no helper is started any more
+    for (int i = 0; i < helpers_; ++i) {
+      std::thread& helper = threads_[static_cast<std::size_t>(i)];
+      if (process_ == process_number())
+        helper.join();
+      else
+        helper.detach();  // of the parent of a fork
+    }
+  }
+
+  /// Calls work(thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads, on
+  /// helpers that come while this thread works. Returns when all of them are done. `work` takes tasks until none is
+  /// left and must not throw.
+  template <class Work>
+  void run(int threads, Work& work) {
+    Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
+    if (region == nullptr) return work_as(0, work);
+    region->run = [](void* what, int thread) { (*static_cast<Work*>(what))(thread); };
+    region->work = const_cast<void*>(static_cast<const void*>(&work));
+    region->numbers.store(1, std::memory_order_relaxed);
+    region->state.store(is_open | static_cast<std::uint32_t>(threads - 1) << room_shift);
+    start_helpers(threads - 1);
+    ++opened_;
+    for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
+
+    work_as(0, work);
+
+    std::uint32_t state = region->state.fetch_and(~is_open);
+    const auto is_done = [&] { return ((state = region->state.load()) & count_mask) == 0; };
+    if ((state & count_mask) != 0 && !spin(is_done)) {
+      region->state.fetch_or(is_waited_for);
+      while (!is_done()) region->state.wait(state);
+    }
+    wanted_ -= threads - 1;
+    region->state.store(0);
+  }
+
+ private:
+  // The state of a region is 0 where nobody uses it, and otherwise holds the number of helpers that are in it, in the
+  // lowest bits, the number that may be, in the highest, and these marks.
+  static constexpr std::uint32_t count_mask = 0xff, is_taken = 1u << 8, is_open = 1u << 9, is_waited_for = 1u << 10;
+  static constexpr int room_shift = 16;
+
+  struct alignas(line_bytes) Region {
+    std::atomic<std::uint32_t> state{0};
+    std::atomic<std::uint64_t> numbers{0};  // a bit for each number of a thread that is in use
+    void (*run)(void*, int) = nullptr;
+    void* work = nullptr;
+  };
+
+  template <class Work>
+  static void work_as(int thread, Work& work) {
+    inside_region() = true;
+    work(thread);
+    inside_region() = false;
+  }
+
+  /// Waits for a condition, for some microseconds only. Returns whether it holds.
+  template <class Condition>
+  bool spin(Condition&& holds) const {
+    if (helpers_.load(std::memory_order_relaxed) >= processors_) return holds();  // some would spin in others' way
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    do {
+      for (int i = 0; i < 16; ++i) {
+        if (holds()) return true;
+        pause();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+  }
+
+  /// Returns a region that nobody uses, or null.
+  Region* take_region() {
+    for (Region& region : regions_) {
+      std::uint32_t free = 0;
+      if (region.state.load(std::memory_order_relaxed) == 0 && region.state.compare_exchange_strong(free, is_taken))
+        return &region;
+    }
+    return nullptr;
+  }
+
+  void lock() {
+    while (locked_.test_and_set(std::memory_order_acquire)) locked_.wait(true);
+  }
+  void unlock() {
+    locked_.clear(std::memory_order_release);
+    locked_.notify_one();
+  }
+
+  /// Starts helpers for a region that wants so many, if all open regions together want more than there are.
+  void start_helpers(int region_wants) {
+    const int wanted = std::min({wanted_ += region_wants, std::max(processors_ - 1, region_wants), max_threads - 1});
+    if (helpers_ >= wanted || refused_ || locked_.test_and_set(std::memory_order_acquire)) return;
+    if (helpers_ == 0) process_ = process_number();
+    try {
+      for (; helpers_ < wanted && process_ == process_number(); ++helpers_)
+        threads_[static_cast<std::size_t>(helpers_)] = std::thread([this, helper = helpers_.load()] { help(helper); });
+    } catch (const std::system_error&) {
+      refused_ = true;  // regions do with the threads that are there
+    }
+    unlock();
+  }
+
+  /// Is what a helper does: waits for regions and works in them, until the process ends.
+  void help(int helper) {
+    while (!stopping_) {
+      const std::uint32_t seen = opened_;
+      for (Region& region : regions_) join(region, helper);
+      if (spin([&] { return opened_.load(std::memory_order_relaxed) != seen; })) continue;
+      ++sleeping_;
+      opened_.wait(seen);
+      --sleeping_;
+    }
+  }
+
+  /// Works in a region if it is open and has room. A helper gets the same number in each region of one size, so that it
+  /// meets what its processor's caches hold.
+  static void join(Region& region, int helper) {
+    std::uint32_t state = region.state.load(std::memory_order_relaxed), room = 0;
+    do {
+      room = state >> room_shift;
+      if ((state & is_open) == 0 || (state & count_mask) >= room) return;
+    } while (!region.state.compare_exchange_weak(state, state + 1, std::memory_order_acquire));
+    int number = 1 + helper % static_cast<int>(room);
+    while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
+      number = 1 + number % static_cast<int>(room);
+    inside_region() = true;
+    region.run(region.work, number);
+    inside_region() = false;
+    region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
+    if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
+  }
+
+  const int processors_ = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::array<Region, 16> regions_{};
+  alignas(line_bytes) std::atomic<std::uint32_t> opened_{0};  // regions so far; helpers wait for it to change
+  alignas(line_bytes) std::atomic<int> sleeping_{0};          // helpers that must be woken
+  std::atomic<int> wanted_{0};                                // helpers for all regions that are open
+  std::atomic<int> helpers_{0};                               // those that were started
+  std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
+  std::atomic_flag locked_{};                                 // guards the start of helpers
+  long process_ = 0;                                          // whose helpers they are
+  std::array<std::thread, max_threads - 1> threads_{};
+};
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
