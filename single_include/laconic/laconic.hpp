@@ -666,6 +666,8 @@ inline void free_aligned(void* memory, std::size_t bytes) { ::operator delete(me
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
+#include <atomic>
+
 namespace laconic {
 inline namespace LACONIC_ABI {
 
@@ -692,14 +694,15 @@ struct alignas(line_bytes) ArenaBlock {
   ArenaBlock* next;          ///< the next block of the free list, if this one is free
   std::size_t bytes;         ///< size of the memory after this header
   std::uint32_t size_class;  ///< index of its free list
-  std::uint32_t owners;      ///< number of Buffers that refer to it
+  /// Gives the number of Buffers that refer to it. Threads may copy one that another keeps.
+  std::atomic<std::uint32_t> owners;
 };
 
 }  // namespace detail
 
 /// Recycles memory. A freed block goes to the free list of its size class and serves the next request of that class, so
 /// that a computation repeated with the same shapes allocates only the first time. An arena belongs to one thread:
-/// kernels may share its blocks among threads, but not take or free them.
+/// other threads may read its blocks and copy Buffers that it keeps meanwhile, but not take or free blocks.
 class Arena {
  public:
   /// Makes an arena without blocks. Allocates its state.
@@ -727,7 +730,9 @@ class Arena {
 
   /// Prepares a computation that must not allocate from now on, after its largest cases have run: doubles the free
   /// blocks of every size, and lets requests take larger blocks where those of their own size have run out.
-  void settle();
+  void settle() { settle(*this); }
+  /// Prepares the same as another arena, which has run such cases and may be settled already.
+  void settle(const Arena& like);
 
   /// Returns the blocks that are not in use to the system.
   void trim() {
@@ -770,7 +775,7 @@ class Buffer {
   Buffer() = default;
   /// Shares the block of the other.
   Buffer(const Buffer& other) : block_(other.block_) {
-    if (block_ != nullptr) ++block_->owners;
+    if (block_ != nullptr) block_->owners.fetch_add(1, std::memory_order_relaxed);
   }
   /// Takes over the block of the other, which is empty afterwards.
   Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
@@ -781,7 +786,7 @@ class Buffer {
   }
   /// Returns the block if this is its last reference.
   ~Buffer() {
-    if (block_ == nullptr || --block_->owners > 0) return;
+    if (block_ == nullptr || block_->owners.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     detail::ArenaState& state = *block_->state;
     state.used -= block_->bytes;
     if (!state.orphaned) {
@@ -797,7 +802,7 @@ class Buffer {
   /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
   /// Says whether this is the only reference to the block, so that it may be overwritten.
-  bool unique() const { return block_ != nullptr && block_->owners == 1; }
+  bool unique() const { return block_ != nullptr && block_->owners.load(std::memory_order_acquire) == 1; }
 
  private:
   friend class Arena;
@@ -819,14 +824,19 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   return block;
 }
 
-/// Doubles the free blocks of every size.
-inline void Arena::settle() {
+/// Brings the free blocks of every size to twice those of an arena that has run the largest cases, or to as many as one
+/// has that is settled.
+inline void Arena::settle(const Arena& like) {
   if (state_->settled) return;
+  const auto count = [](const detail::ArenaBlock* block) {
+    Index blocks = 0;
+    for (; block != nullptr; block = block->next) ++blocks;
+    return blocks;
+  };
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
-    detail::ArenaBlock*& list = state_->free[size_class];
-    Index count = 0;
-    for (const auto* block = list; block != nullptr; block = block->next) ++count;
-    for (; count > 0; --count) {
+    auto& list = state_->free[size_class];
+    const Index wanted = count(like.state_->free[size_class]) * (like.state_->settled ? 1 : 2);
+    for (Index blocks = count(list); blocks < wanted; ++blocks) {
       detail::ArenaBlock* kept = std::exchange(list, nullptr);
       list = take(size_class);
       list->next = kept;
@@ -5001,7 +5011,6 @@ class Autodiff {
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#include <atomic>
 #include <chrono>
 #include <system_error>
 #include <thread>
@@ -5032,11 +5041,25 @@ inline long process_number() {
 #endif
 }
 
-/// Returns whether this thread runs tasks of a region. Regions within it run on this thread alone.
-inline bool& inside_region() {
-  thread_local bool inside = false;
-  return inside;
-}
+/// Makes this thread run regions alone while it lives, as within the tasks of another region.
+class InsideRegion {
+ public:
+  /// Begins.
+  InsideRegion() : before_(std::exchange(here(), true)) {}
+  InsideRegion(const InsideRegion&) = delete;
+  InsideRegion& operator=(const InsideRegion&) = delete;
+  /// Ends.
+  ~InsideRegion() { here() = before_; }
+
+  /// Returns whether there is one on this thread.
+  static bool& here() {
+    thread_local bool inside = false;
+    return inside;
+  }
+
+ private:
+  bool before_;
+};
 
 /// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
 /// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
@@ -5082,7 +5105,7 @@ class ThreadTeam {
   void run(int threads, Work& work) {
     Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
     if (region == nullptr) return work_as(0, work);
-    region->run = [](void* what, int thread) { (*static_cast<Work*>(what))(thread); };
+    region->run = [](void* what, int thread) { work_as(thread, *static_cast<Work*>(what)); };
     region->work = const_cast<void*>(static_cast<const void*>(&work));
     region->numbers.store(1, std::memory_order_relaxed);
     region->state.store(is_open | static_cast<std::uint32_t>(threads - 1) << room_shift);
@@ -5090,11 +5113,13 @@ class ThreadTeam {
     ++opened_;
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
+    const auto begin = Clock::now();
     work_as(0, work);
 
+    // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
     const auto is_done = [&] { return ((state = region->state.load()) & count_mask) == 0; };
-    if ((state & count_mask) != 0 && !spin(is_done)) {
+    if ((state & count_mask) != 0 && !spin(is_done, Clock::now() - begin)) {
       region->state.fetch_or(is_waited_for);
       while (!is_done()) region->state.wait(state);
     }
@@ -5103,6 +5128,7 @@ class ThreadTeam {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
   // The state of a region is 0 where nobody uses it, and otherwise holds the number of helpers that are in it, in the
   // lowest bits, the number that may be, in the highest, and these marks.
   static constexpr std::uint32_t count_mask = 0xff, is_taken = 1u << 8, is_open = 1u << 9, is_waited_for = 1u << 10;
@@ -5117,22 +5143,28 @@ class ThreadTeam {
 
   template <class Work>
   static void work_as(int thread, Work& work) {
-    inside_region() = true;
+    const InsideRegion inside;
     work(thread);
-    inside_region() = false;
   }
 
-  /// Waits for a condition, for some microseconds only. Returns whether it holds.
+  /// Waits for a condition without giving up the processor: a millisecond, which is longer than the time between the
+  /// kernels of a pass, or 50 microseconds where the machine has other work, and `least`. That it has shows in a thread
+  /// that was put aside while it waited, and counts for a second. Returns whether the condition holds.
   template <class Condition>
-  bool spin(Condition&& holds) const {
+  bool spin(Condition&& holds, Clock::duration least = {}) {
+    using namespace std::chrono_literals;
     if (helpers_.load(std::memory_order_relaxed) >= processors_) return holds();  // some would spin in others' way
-    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
-    do {
+    auto now = Clock::now();
+    const bool busy = now.time_since_epoch() < busy_until_.load(std::memory_order_relaxed);
+    const auto end = now + std::max<Clock::duration>(busy ? 50us : 1000us, least);
+    while (now < end) {
       for (int i = 0; i < 16; ++i) {
         if (holds()) return true;
         pause();
       }
-    } while (std::chrono::steady_clock::now() < end);
+      const auto before = std::exchange(now, Clock::now());
+      if (now - before > 100us) busy_until_.store(now.time_since_epoch() + 1s, std::memory_order_relaxed);
+    }
     return false;
   }
 
@@ -5191,9 +5223,7 @@ class ThreadTeam {
     int number = 1 + helper % static_cast<int>(room);
     while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
       number = 1 + number % static_cast<int>(room);
-    inside_region() = true;
     region.run(region.work, number);
-    inside_region() = false;
     region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
@@ -5205,6 +5235,7 @@ class ThreadTeam {
   std::atomic<int> wanted_{0};                                // helpers for all regions that are open
   std::atomic<int> helpers_{0};                               // those that were started
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
+  std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
   std::atomic_flag locked_{};                                 // guards the start of helpers
   long process_ = 0;                                          // whose helpers they are
   std::array<std::thread, max_threads - 1> threads_{};
@@ -5261,7 +5292,7 @@ inline bool is_nested() {
 #ifdef _OPENMP
   if (omp_in_parallel() != 0) return true;
 #endif
-  return laconic::detail::inside_region();
+  return laconic::detail::InsideRegion::here();
 }
 
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads, or on
@@ -5409,6 +5440,19 @@ inline void store_part(float* to, const Batch<float>& x, Index count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
 }
 #endif
+
+/// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
+/// reads some operands from memory again in each multiply-add, and loads become the limit.
+template <class T>
+Batch<T> in_register(const Batch<T>& x) {
+#if defined(__GNUC__) && defined(__SSE2__) && !defined(__AVX512F__)
+  auto value = x.data;
+  asm("" : "+x"(value));
+  return Batch<T>(value);
+#else
+  return x;
+#endif
+}
 
 /// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
@@ -5925,7 +5969,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
+    for (Index j = 0; j < Vectors; ++j) row[j] = in_register(load_as<T>(b + j * w));
     prefetch_later_row<Vectors * w>(b, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
@@ -7463,7 +7507,7 @@ class CpuCore {
   /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
   /// Returns the number of threads.
-  int threads() const { return threads_; }
+  int threads() const { return kernels::is_nested() ? 1 : threads_; }
 
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }
@@ -10655,7 +10699,7 @@ LACONIC_COMPILE_CLASS(CpuTraining);
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Computes on the CPU: kernels with xsimd, threads with OpenMP, tensors in an arena, so that a warm forward pass
+/// Computes on the CPU: kernels with xsimd, threads of the process, tensors in an arena, so that a warm forward pass
 /// allocates nothing. It accepts parameters on the host and those that it has prepared itself. Results do not depend on
 /// the number of threads. One context belongs to one thread. The concepts `Context`, `StreamingContext` and
 /// `TrainingContext` (backend/context.hpp) document what each primitive computes.
@@ -13893,7 +13937,11 @@ inline namespace LACONIC_ABI {
 ///
 /// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
 /// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
-/// Streams). Streams compute in a context of their own.
+/// Streams).
+///
+/// Streams compute in contexts of their own, one for each thread. A push deals its streams out: each thread takes some
+/// through the whole model, so that threads meet once a push. Few streams are not dealt out, but share the threads in
+/// each primitive. The results are the same bits.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
   static_assert(detail::is_context_of<Context, typename Model::Scalar>());
@@ -13906,18 +13954,20 @@ class Streams {
   /// settings out of range and where the model cannot be streamed.
   explicit Streams(const Model& model, const StreamConfig& config = {})
       : model_(model),
-        context_(config.threads),
+        workers_(workers_of(config)),
+        context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
-        together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
+        together_(std::clamp<Index>(rows_of_pass() / mask_.chunk, 1, config.capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
         pending_(context_.fill(config.capacity * window_, model.config().num_mels, 0)),
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
-    for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
+    for (auto& worker : workers_)
+      for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
     warm_up();
   }
   Streams(const Streams&) = delete;
@@ -13953,7 +14003,7 @@ class Streams {
     return out;
   }
 
-  /// Returns the context that computes the streams, to read what `push` gave.
+  /// Returns the context of what `push` gives, to read it.
   Context& context() { return context_; }
   /// Returns the mask of the streams.
   const Mask& mask() const { return mask_; }
@@ -13978,8 +14028,11 @@ class Streams {
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Max frames of one pass, which limits its memory; more make it no faster.
+  /// Max frames of all passes at a time, which limits their memory; more make them no faster.
   static constexpr Index rows_together = 512;
+  /// Min frames of a thread where threads take streams of their own. With fewer, each of them would read all weights
+  /// for little work.
+  static constexpr Index rows_apart = 32;
   static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
   struct Slot {
@@ -13991,10 +14044,28 @@ class Streams {
     Index row;       // of the output that comes next
   };
 
-  static const StreamConfig& checked(const StreamConfig& c) {
+  /// Holds what one thread needs to take streams through the model.
+  struct Worker {
+    explicit Worker(int threads) : context(threads) {}
+    Context context;
+    std::span<const Index> streams{};  // of this push
+    std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames
+    std::exception_ptr failure;
+  };
+  using Workers = std::vector<std::unique_ptr<Worker>>;
+
+  static Workers workers_of(const StreamConfig& c) {
     require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
             " expected");
-    return c;
+    Workers out;
+    do {
+      out.push_back(std::make_unique<Worker>(c.threads));
+    } while (static_cast<Index>(out.size()) < std::min<Index>(out.front()->context.threads(), c.capacity));
+    return out;
+  }
+  /// Returns the max frames of one pass.
+  Index rows_of_pass() const {
+    return std::max<Index>(rows_together / static_cast<Index>(workers_.size()), 2 * rows_apart);
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
     const Index chunk = c.chunk.value_or(model.chunk), left = c.left_context.value_or(model.left_context);
@@ -14041,81 +14112,120 @@ class Streams {
     out.rows = context_.make(out.sequences.rows(), model_.config().vocab_size);
     for (const Index stream : streams) slot(stream).row = out.sequences.begin(slot(stream).sequence);
 
-    // Rounds of at most one chunk a stream, until no stream has one.
+    // Each part has about as many frames, in whole streams.
+    const Index frames = out.sequences.rows();
+    const Index parts = std::clamp<Index>(frames / rows_apart, 1, static_cast<Index>(workers_.size()));
+    const auto part_of = [&](std::size_t n) {
+      return frames == 0 ? 0 : std::min(parts - 1, out.sequences.begin(static_cast<Index>(n)) * parts / frames);
+    };
+    for (std::size_t n = 0, begin = 0; n < streams.size(); ++n)
+      if (n + 1 == streams.size() || part_of(n + 1) != part_of(n)) {
+        workers_[static_cast<std::size_t>(part_of(n))]->streams = streams.subspan(begin, n + 1 - begin);
+        begin = n + 1;
+      }
+    kernels::parallel_for(context_.threads(), parts, [&](Index part, int) {
+      Worker& worker = *workers_[static_cast<std::size_t>(part)];
+      try {
+        advance(worker, features, blocks, last, out.rows);
+      } catch (...) {
+        worker.failure = std::current_exception();
+      }
+    });
+    for (auto& worker : workers_)
+      if (worker->failure) std::rethrow_exception(std::exchange(worker->failure, nullptr));
+    return out;
+  }
+
+  /// Takes the streams of a worker through the model, in rounds of at most one chunk a stream, until none has one.
+  void advance(Worker& worker, const Tensor& features, const Sequences& blocks, bool last, Tensor& out) {
+    const auto streams = std::exchange(worker.streams, {});
+    worker.ready.clear();  // of a pass that failed
     for (bool any = true; any;) {
       any = false;
       for (std::size_t n = 0; n < streams.size(); ++n) {
         Slot& s = slot(streams[n]);
-        take_rows(s, streams[n], features, blocks.end(s.sequence));
-        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window())) ready_.push_back(streams[n]);
-        if (static_cast<Index>(ready_.size()) < together_ && n + 1 < streams.size()) continue;
-        if (ready_.empty()) continue;
-        step(out.rows);
+        take_rows(worker, s, streams[n], features, blocks.end(s.sequence));
+        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window()))
+          worker.ready.push_back(streams[n]);
+        if (static_cast<Index>(worker.ready.size()) < together_ && n + 1 < streams.size()) continue;
+        if (worker.ready.empty()) continue;
+        step(worker, out);
         any = true;
       }
     }
-    return out;
   }
 
-  void take_rows(Slot& s, Index stream, const Tensor& features, Index end) {
+  void take_rows(Worker& worker, Slot& s, Index stream, const Tensor& features, Index end) {
     const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    context_.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
+    worker.context.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
     s.pending += count;
     s.next += count;
   }
 
-  /// Runs one pass over the streams that are ready.
-  void step(Tensor& out) {
+  /// Runs one pass over the streams of a worker that are ready.
+  void step(Worker& worker, Tensor& out) {
+    Context& context = worker.context;
     const auto slot_of = [&](Index n) -> Slot& {
-      return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
+      return slots_[static_cast<std::size_t>(worker.ready[static_cast<std::size_t>(n)])];
     };
-    const Index count = static_cast<Index>(ready_.size());
-    const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
-    Tensor features = context_.make(inputs.rows(), pending_.cols());
-    firsts_.clear();
+    const Index count = static_cast<Index>(worker.ready.size());
+    const Sequences inputs = Sequences::make(context.arena(), count, [&](Index n) { return slot_of(n).pending; });
+    Tensor features = context.make(inputs.rows(), pending_.cols());
+    worker.firsts.clear();
     for (Index n = 0; n < count; ++n) {
-      context_.copy_rows(pending_, ready_[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
-                         inputs.begin(n));
-      firsts_.push_back(slot_of(n).frames);
+      context.copy_rows(pending_, worker.ready[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
+                        inputs.begin(n));
+      worker.firsts.push_back(slot_of(n).frames);
     }
-    auto [x, sequences] = model_.subsampling(context_, features, inputs);
-    Pass<Tensor> pass{sequences, mask_, {}, ready_, firsts_};
-    const Tensor logits = model_.lm_head(context_, model_.encode(context_, std::move(x), pass, &state_));
+    auto [x, sequences] = model_.subsampling(context, features, inputs);
+    Pass<Tensor> pass{sequences, mask_, {}, worker.ready, worker.firsts};
+    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), pass, &state_));
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
-      const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
-      context_.copy_rows(logits, sequences.begin(n), rows, out, s.row);
+      const Index rows = sequences.length(n), stream = worker.ready[static_cast<std::size_t>(n)];
+      context.copy_rows(logits, sequences.begin(n), rows, out, s.row);
       s.row += rows;
       s.frames += rows;
       const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      context_.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
+      context.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
       s.pending = kept;
     }
-    ready_.clear();
+    worker.ready.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs.
+  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on
+  /// all threads, and on one, unless there is no other. The arenas of all workers then get as much.
   void warm_up() {
-    for (Index count = 1;; count = std::min(2 * count, together_)) {
-      for (const bool full : {false, true}) {
-        const Index vocab = model_.config().vocab_size;
-        Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
-        for (Index n = 0; n < count; ++n) {
-          slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
-          full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
-          ready_.push_back(n);
-        }
-        step(out);
-      }
-      if (count == together_) break;
+    Worker& first = *workers_.front();
+    const bool deals = workers_.size() > 1;
+    const Index few = deals ? std::min(together_, 2 * rows_apart / mask_.chunk) : together_;
+    for (Index count = 1; count <= few; count *= 2) warm_up(first, count);
+    warm_up(first, std::max<Index>(1, few));
+    if (deals) {
+      const detail::InsideRegion alone;
+      for (Index count = 1; count < together_; count *= 2) warm_up(first, count);
+      warm_up(first, together_);
     }
     for (auto& s : slots_) s.open = false;
-    context_.arena().settle();
+    for (auto& worker : workers_) worker->context.arena().settle(context_.arena());
+  }
+  void warm_up(Worker& worker, Index count) {
+    for (const bool full : {false, true}) {
+      const Index vocab = model_.config().vocab_size;
+      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+      for (Index n = 0; n < count; ++n) {
+        slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
+        full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
+        worker.ready.push_back(n);
+      }
+      step(worker, out);
+    }
   }
 
   const Model& model_;
-  Context context_;
+  Workers workers_;
+  Context& context_;  // of the first worker
   Mask mask_;
   Index max_frames_;
   bool keeps_all_;
@@ -14123,7 +14233,7 @@ class Streams {
   typename Model::template State<Context> state_;
   Tensor pending_;  // (streams * window, num_mels)
   std::vector<Slot> slots_;
-  std::vector<Index> free_, ready_, firsts_;
+  std::vector<Index> free_;
 };
 
 }  // namespace LACONIC_ABI

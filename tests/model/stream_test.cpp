@@ -277,9 +277,10 @@ TEMPLATE_LIST_TEST_CASE("streams on every backend", "[stream]", Backends<double>
 
 TEST_CASE("more streams than one pass takes", "[stream]") {
   const auto model = random_model<Branchformer<Gqa<4, 2>>>(small(8, 20));
-  const Index count = 150;  // passes of 64, 64 and 22
+  const Index count = 150;
+  const int threads = GENERATE(1, 2, 3);  // each takes streams of its own, in several passes
   std::vector<Index> ids, lengths;
-  Streams streams(model, {.capacity = count, .threads = 2});
+  Streams streams(model, {.capacity = count, .threads = threads});
   for (Index n = 0; n < count; ++n) {
     ids.push_back(streams.open());
     lengths.push_back(7 * n % 121);

@@ -15,7 +15,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Computes on the CPU: kernels with xsimd, threads with OpenMP, tensors in an arena, so that a warm forward pass
+/// Computes on the CPU: kernels with xsimd, threads of the process, tensors in an arena, so that a warm forward pass
 /// allocates nothing. It accepts parameters on the host and those that it has prepared itself. Results do not depend on
 /// the number of threads. One context belongs to one thread. The concepts `Context`, `StreamingContext` and
 /// `TrainingContext` (backend/context.hpp) document what each primitive computes.

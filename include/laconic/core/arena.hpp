@@ -5,6 +5,7 @@
 #include <laconic/core/memory.hpp>
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -38,14 +39,15 @@ struct alignas(line_bytes) ArenaBlock {
   ArenaBlock* next;          ///< the next block of the free list, if this one is free
   std::size_t bytes;         ///< size of the memory after this header
   std::uint32_t size_class;  ///< index of its free list
-  std::uint32_t owners;      ///< number of Buffers that refer to it
+  /// Gives the number of Buffers that refer to it. Threads may copy one that another keeps.
+  std::atomic<std::uint32_t> owners;
 };
 
 }  // namespace detail
 
 /// Recycles memory. A freed block goes to the free list of its size class and serves the next request of that class, so
 /// that a computation repeated with the same shapes allocates only the first time. An arena belongs to one thread:
-/// kernels may share its blocks among threads, but not take or free them.
+/// other threads may read its blocks and copy Buffers that it keeps meanwhile, but not take or free blocks.
 class Arena {
  public:
   /// Makes an arena without blocks. Allocates its state.
@@ -73,7 +75,9 @@ class Arena {
 
   /// Prepares a computation that must not allocate from now on, after its largest cases have run: doubles the free
   /// blocks of every size, and lets requests take larger blocks where those of their own size have run out.
-  void settle();
+  void settle() { settle(*this); }
+  /// Prepares the same as another arena, which has run such cases and may be settled already.
+  void settle(const Arena& like);
 
   /// Returns the blocks that are not in use to the system.
   void trim() {
@@ -116,7 +120,7 @@ class Buffer {
   Buffer() = default;
   /// Shares the block of the other.
   Buffer(const Buffer& other) : block_(other.block_) {
-    if (block_ != nullptr) ++block_->owners;
+    if (block_ != nullptr) block_->owners.fetch_add(1, std::memory_order_relaxed);
   }
   /// Takes over the block of the other, which is empty afterwards.
   Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, nullptr)) {}
@@ -127,7 +131,7 @@ class Buffer {
   }
   /// Returns the block if this is its last reference.
   ~Buffer() {
-    if (block_ == nullptr || --block_->owners > 0) return;
+    if (block_ == nullptr || block_->owners.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     detail::ArenaState& state = *block_->state;
     state.used -= block_->bytes;
     if (!state.orphaned) {
@@ -143,7 +147,7 @@ class Buffer {
   /// Says whether there is no block.
   bool empty() const { return block_ == nullptr; }
   /// Says whether this is the only reference to the block, so that it may be overwritten.
-  bool unique() const { return block_ != nullptr && block_->owners == 1; }
+  bool unique() const { return block_ != nullptr && block_->owners.load(std::memory_order_acquire) == 1; }
 
  private:
   friend class Arena;
@@ -165,14 +169,19 @@ inline detail::ArenaBlock* Arena::take(std::uint32_t size_class) {
   return block;
 }
 
-/// Doubles the free blocks of every size.
-inline void Arena::settle() {
+/// Brings the free blocks of every size to twice those of an arena that has run the largest cases, or to as many as one
+/// has that is settled.
+inline void Arena::settle(const Arena& like) {
   if (state_->settled) return;
+  const auto count = [](const detail::ArenaBlock* block) {
+    Index blocks = 0;
+    for (; block != nullptr; block = block->next) ++blocks;
+    return blocks;
+  };
   for (std::uint32_t size_class = 0; size_class < state_->free.size(); ++size_class) {
-    detail::ArenaBlock*& list = state_->free[size_class];
-    Index count = 0;
-    for (const auto* block = list; block != nullptr; block = block->next) ++count;
-    for (; count > 0; --count) {
+    auto& list = state_->free[size_class];
+    const Index wanted = count(like.state_->free[size_class]) * (like.state_->settled ? 1 : 2);
+    for (Index blocks = count(list); blocks < wanted; ++blocks) {
       detail::ArenaBlock* kept = std::exchange(list, nullptr);
       list = take(size_class);
       list->next = kept;

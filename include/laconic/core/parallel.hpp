@@ -57,7 +57,7 @@ inline bool is_nested() {
 #ifdef _OPENMP
   if (omp_in_parallel() != 0) return true;
 #endif
-  return laconic::detail::inside_region();
+  return laconic::detail::InsideRegion::here();
 }
 
 /// Runs `body(task, thread)` for every task in [0, tasks) on at most `threads` threads, with thread < threads, or on

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <system_error>
 #include <thread>
-#include <type_traits>
+#include <utility>
 
 #if __has_include(<unistd.h>)
 #include <unistd.h>
@@ -40,11 +40,25 @@ inline long process_number() {
 #endif
 }
 
-/// Returns whether this thread runs tasks of a region. Regions within it run on this thread alone.
-inline bool& inside_region() {
-  thread_local bool inside = false;
-  return inside;
-}
+/// Makes this thread run regions alone while it lives, as within the tasks of another region.
+class InsideRegion {
+ public:
+  /// Begins.
+  InsideRegion() : before_(std::exchange(here(), true)) {}
+  InsideRegion(const InsideRegion&) = delete;
+  InsideRegion& operator=(const InsideRegion&) = delete;
+  /// Ends.
+  ~InsideRegion() { here() = before_; }
+
+  /// Returns whether there is one on this thread.
+  static bool& here() {
+    thread_local bool inside = false;
+    return inside;
+  }
+
+ private:
+  bool before_;
+};
 
 /// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
 /// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
@@ -90,7 +104,7 @@ class ThreadTeam {
   void run(int threads, Work& work) {
     Region* region = stopping_.load(std::memory_order_relaxed) ? nullptr : take_region();
     if (region == nullptr) return work_as(0, work);
-    region->run = [](void* what, int thread) { (*static_cast<Work*>(what))(thread); };
+    region->run = [](void* what, int thread) { work_as(thread, *static_cast<Work*>(what)); };
     region->work = const_cast<void*>(static_cast<const void*>(&work));
     region->numbers.store(1, std::memory_order_relaxed);
     region->state.store(is_open | static_cast<std::uint32_t>(threads - 1) << room_shift);
@@ -98,11 +112,13 @@ class ThreadTeam {
     ++opened_;
     for (int i = std::min(threads - 1, sleeping_.load()); i > 0; --i) opened_.notify_one();
 
+    const auto begin = Clock::now();
     work_as(0, work);
 
+    // A helper's last task may take about as long as the opener's did.
     std::uint32_t state = region->state.fetch_and(~is_open);
     const auto is_done = [&] { return ((state = region->state.load()) & count_mask) == 0; };
-    if ((state & count_mask) != 0 && !spin(is_done)) {
+    if ((state & count_mask) != 0 && !spin(is_done, Clock::now() - begin)) {
       region->state.fetch_or(is_waited_for);
       while (!is_done()) region->state.wait(state);
     }
@@ -111,6 +127,7 @@ class ThreadTeam {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
   // The state of a region is 0 where nobody uses it, and otherwise holds the number of helpers that are in it, in the
   // lowest bits, the number that may be, in the highest, and these marks.
   static constexpr std::uint32_t count_mask = 0xff, is_taken = 1u << 8, is_open = 1u << 9, is_waited_for = 1u << 10;
@@ -125,22 +142,28 @@ class ThreadTeam {
 
   template <class Work>
   static void work_as(int thread, Work& work) {
-    inside_region() = true;
+    const InsideRegion inside;
     work(thread);
-    inside_region() = false;
   }
 
-  /// Waits for a condition, for some microseconds only. Returns whether it holds.
+  /// Waits for a condition without giving up the processor: a millisecond, which is longer than the time between the
+  /// kernels of a pass, or 50 microseconds where the machine has other work, and `least`. That it has shows in a thread
+  /// that was put aside while it waited, and counts for a second. Returns whether the condition holds.
   template <class Condition>
-  bool spin(Condition&& holds) const {
+  bool spin(Condition&& holds, Clock::duration least = {}) {
+    using namespace std::chrono_literals;
     if (helpers_.load(std::memory_order_relaxed) >= processors_) return holds();  // some would spin in others' way
-    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
-    do {
+    auto now = Clock::now();
+    const bool busy = now.time_since_epoch() < busy_until_.load(std::memory_order_relaxed);
+    const auto end = now + std::max<Clock::duration>(busy ? 50us : 1000us, least);
+    while (now < end) {
       for (int i = 0; i < 16; ++i) {
         if (holds()) return true;
         pause();
       }
-    } while (std::chrono::steady_clock::now() < end);
+      const auto before = std::exchange(now, Clock::now());
+      if (now - before > 100us) busy_until_.store(now.time_since_epoch() + 1s, std::memory_order_relaxed);
+    }
     return false;
   }
 
@@ -199,9 +222,7 @@ class ThreadTeam {
     int number = 1 + helper % static_cast<int>(room);
     while ((region.numbers.fetch_or(std::uint64_t{1} << number, std::memory_order_acq_rel) >> number & 1) != 0)
       number = 1 + number % static_cast<int>(room);
-    inside_region() = true;
     region.run(region.work, number);
-    inside_region() = false;
     region.numbers.fetch_and(~(std::uint64_t{1} << number), std::memory_order_acq_rel);
     if ((region.state.fetch_sub(1) & (is_waited_for | count_mask)) == (is_waited_for | 1)) region.state.notify_one();
   }
@@ -213,6 +234,7 @@ class ThreadTeam {
   std::atomic<int> wanted_{0};                                // helpers for all regions that are open
   std::atomic<int> helpers_{0};                               // those that were started
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
+  std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
   std::atomic_flag locked_{};                                 // guards the start of helpers
   long process_ = 0;                                          // whose helpers they are
   std::array<std::thread, max_threads - 1> threads_{};

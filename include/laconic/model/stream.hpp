@@ -6,8 +6,11 @@
 #include <laconic/model/stream_config.hpp>
 
 #include <algorithm>
+#include <exception>
+#include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace laconic {
@@ -23,7 +26,11 @@ inline namespace LACONIC_ABI {
 ///
 /// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
 /// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
-/// Streams). Streams compute in a context of their own.
+/// Streams).
+///
+/// Streams compute in contexts of their own, one for each thread. A push deals its streams out: each thread takes some
+/// through the whole model, so that threads meet once a push. Few streams are not dealt out, but share the threads in
+/// each primitive. The results are the same bits.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 class Streams {
   static_assert(detail::is_context_of<Context, typename Model::Scalar>());
@@ -36,18 +43,20 @@ class Streams {
   /// settings out of range and where the model cannot be streamed.
   explicit Streams(const Model& model, const StreamConfig& config = {})
       : model_(model),
-        context_(config.threads),
+        workers_(workers_of(config)),
+        context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
         keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
-        together_(std::clamp<Index>(rows_together / mask_.chunk, 1, checked(config).capacity)),
+        together_(std::clamp<Index>(rows_of_pass() / mask_.chunk, 1, config.capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
         pending_(context_.fill(config.capacity * window_, model.config().num_mels, 0)),
         slots_(static_cast<std::size_t>(config.capacity)) {
     free_.reserve(slots_.size());
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
-    for (auto* list : {&ready_, &firsts_}) list->reserve(static_cast<std::size_t>(together_));
+    for (auto& worker : workers_)
+      for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
     warm_up();
   }
   Streams(const Streams&) = delete;
@@ -83,7 +92,7 @@ class Streams {
     return out;
   }
 
-  /// Returns the context that computes the streams, to read what `push` gave.
+  /// Returns the context of what `push` gives, to read it.
   Context& context() { return context_; }
   /// Returns the mask of the streams.
   const Mask& mask() const { return mask_; }
@@ -108,8 +117,11 @@ class Streams {
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Max frames of one pass, which limits its memory; more make it no faster.
+  /// Max frames of all passes at a time, which limits their memory; more make them no faster.
   static constexpr Index rows_together = 512;
+  /// Min frames of a thread where threads take streams of their own. With fewer, each of them would read all weights
+  /// for little work.
+  static constexpr Index rows_apart = 32;
   static constexpr Index max_chunk = 1 << 20;  // frames, also of what is kept, as in EncoderConfig
 
   struct Slot {
@@ -121,10 +133,28 @@ class Streams {
     Index row;       // of the output that comes next
   };
 
-  static const StreamConfig& checked(const StreamConfig& c) {
+  /// Holds what one thread needs to take streams through the model.
+  struct Worker {
+    explicit Worker(int threads) : context(threads) {}
+    Context context;
+    std::span<const Index> streams{};  // of this push
+    std::vector<Index> ready, firsts;  // of its next pass: the streams, and their first frames
+    std::exception_ptr failure;
+  };
+  using Workers = std::vector<std::unique_ptr<Worker>>;
+
+  static Workers workers_of(const StreamConfig& c) {
     require(c.capacity > 0 && c.capacity <= 1 << 24, "streams: capacity ", c.capacity, " given, 1 to ", 1 << 24,
             " expected");
-    return c;
+    Workers out;
+    do {
+      out.push_back(std::make_unique<Worker>(c.threads));
+    } while (static_cast<Index>(out.size()) < std::min<Index>(out.front()->context.threads(), c.capacity));
+    return out;
+  }
+  /// Returns the max frames of one pass.
+  Index rows_of_pass() const {
+    return std::max<Index>(rows_together / static_cast<Index>(workers_.size()), 2 * rows_apart);
   }
   static Mask resolved_mask(const EncoderConfig& model, const StreamConfig& c) {
     const Index chunk = c.chunk.value_or(model.chunk), left = c.left_context.value_or(model.left_context);
@@ -171,81 +201,120 @@ class Streams {
     out.rows = context_.make(out.sequences.rows(), model_.config().vocab_size);
     for (const Index stream : streams) slot(stream).row = out.sequences.begin(slot(stream).sequence);
 
-    // Rounds of at most one chunk a stream, until no stream has one.
+    // Each part has about as many frames, in whole streams.
+    const Index frames = out.sequences.rows();
+    const Index parts = std::clamp<Index>(frames / rows_apart, 1, static_cast<Index>(workers_.size()));
+    const auto part_of = [&](std::size_t n) {
+      return frames == 0 ? 0 : std::min(parts - 1, out.sequences.begin(static_cast<Index>(n)) * parts / frames);
+    };
+    for (std::size_t n = 0, begin = 0; n < streams.size(); ++n)
+      if (n + 1 == streams.size() || part_of(n + 1) != part_of(n)) {
+        workers_[static_cast<std::size_t>(part_of(n))]->streams = streams.subspan(begin, n + 1 - begin);
+        begin = n + 1;
+      }
+    kernels::parallel_for(context_.threads(), parts, [&](Index part, int) {
+      Worker& worker = *workers_[static_cast<std::size_t>(part)];
+      try {
+        advance(worker, features, blocks, last, out.rows);
+      } catch (...) {
+        worker.failure = std::current_exception();
+      }
+    });
+    for (auto& worker : workers_)
+      if (worker->failure) std::rethrow_exception(std::exchange(worker->failure, nullptr));
+    return out;
+  }
+
+  /// Takes the streams of a worker through the model, in rounds of at most one chunk a stream, until none has one.
+  void advance(Worker& worker, const Tensor& features, const Sequences& blocks, bool last, Tensor& out) {
+    const auto streams = std::exchange(worker.streams, {});
+    worker.ready.clear();  // of a pass that failed
     for (bool any = true; any;) {
       any = false;
       for (std::size_t n = 0; n < streams.size(); ++n) {
         Slot& s = slot(streams[n]);
-        take_rows(s, streams[n], features, blocks.end(s.sequence));
-        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window())) ready_.push_back(streams[n]);
-        if (static_cast<Index>(ready_.size()) < together_ && n + 1 < streams.size()) continue;
-        if (ready_.empty()) continue;
-        step(out.rows);
+        take_rows(worker, s, streams[n], features, blocks.end(s.sequence));
+        if (s.pending == window_ || (last && s.pending >= model_.subsampling.window()))
+          worker.ready.push_back(streams[n]);
+        if (static_cast<Index>(worker.ready.size()) < together_ && n + 1 < streams.size()) continue;
+        if (worker.ready.empty()) continue;
+        step(worker, out);
         any = true;
       }
     }
-    return out;
   }
 
-  void take_rows(Slot& s, Index stream, const Tensor& features, Index end) {
+  void take_rows(Worker& worker, Slot& s, Index stream, const Tensor& features, Index end) {
     const Index count = std::min(window_ - s.pending, end - s.next);
     if (count <= 0) return;
-    context_.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
+    worker.context.copy_rows(features, s.next, count, pending_, stream * window_ + s.pending);
     s.pending += count;
     s.next += count;
   }
 
-  /// Runs one pass over the streams that are ready.
-  void step(Tensor& out) {
+  /// Runs one pass over the streams of a worker that are ready.
+  void step(Worker& worker, Tensor& out) {
+    Context& context = worker.context;
     const auto slot_of = [&](Index n) -> Slot& {
-      return slots_[static_cast<std::size_t>(ready_[static_cast<std::size_t>(n)])];
+      return slots_[static_cast<std::size_t>(worker.ready[static_cast<std::size_t>(n)])];
     };
-    const Index count = static_cast<Index>(ready_.size());
-    const Sequences inputs = Sequences::make(context_.arena(), count, [&](Index n) { return slot_of(n).pending; });
-    Tensor features = context_.make(inputs.rows(), pending_.cols());
-    firsts_.clear();
+    const Index count = static_cast<Index>(worker.ready.size());
+    const Sequences inputs = Sequences::make(context.arena(), count, [&](Index n) { return slot_of(n).pending; });
+    Tensor features = context.make(inputs.rows(), pending_.cols());
+    worker.firsts.clear();
     for (Index n = 0; n < count; ++n) {
-      context_.copy_rows(pending_, ready_[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
-                         inputs.begin(n));
-      firsts_.push_back(slot_of(n).frames);
+      context.copy_rows(pending_, worker.ready[static_cast<std::size_t>(n)] * window_, slot_of(n).pending, features,
+                        inputs.begin(n));
+      worker.firsts.push_back(slot_of(n).frames);
     }
-    auto [x, sequences] = model_.subsampling(context_, features, inputs);
-    Pass<Tensor> pass{sequences, mask_, {}, ready_, firsts_};
-    const Tensor logits = model_.lm_head(context_, model_.encode(context_, std::move(x), pass, &state_));
+    auto [x, sequences] = model_.subsampling(context, features, inputs);
+    Pass<Tensor> pass{sequences, mask_, {}, worker.ready, worker.firsts};
+    const Tensor logits = model_.lm_head(context, model_.encode(context, std::move(x), pass, &state_));
     for (Index n = 0; n < count; ++n) {
       Slot& s = slot_of(n);
-      const Index rows = sequences.length(n), stream = ready_[static_cast<std::size_t>(n)];
-      context_.copy_rows(logits, sequences.begin(n), rows, out, s.row);
+      const Index rows = sequences.length(n), stream = worker.ready[static_cast<std::size_t>(n)];
+      context.copy_rows(logits, sequences.begin(n), rows, out, s.row);
       s.row += rows;
       s.frames += rows;
       const Index used = rows * model_.subsampling.factor(), kept = s.pending - used;
-      context_.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
+      context.copy_rows(pending_, stream * window_ + used, kept, pending_, stream * window_);
       s.pending = kept;
     }
-    ready_.clear();
+    worker.ready.clear();
   }
 
-  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs.
+  /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on
+  /// all threads, and on one, unless there is no other. The arenas of all workers then get as much.
   void warm_up() {
-    for (Index count = 1;; count = std::min(2 * count, together_)) {
-      for (const bool full : {false, true}) {
-        const Index vocab = model_.config().vocab_size;
-        Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
-        for (Index n = 0; n < count; ++n) {
-          slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
-          full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
-          ready_.push_back(n);
-        }
-        step(out);
-      }
-      if (count == together_) break;
+    Worker& first = *workers_.front();
+    const bool deals = workers_.size() > 1;
+    const Index few = deals ? std::min(together_, 2 * rows_apart / mask_.chunk) : together_;
+    for (Index count = 1; count <= few; count *= 2) warm_up(first, count);
+    warm_up(first, std::max<Index>(1, few));
+    if (deals) {
+      const detail::InsideRegion alone;
+      for (Index count = 1; count < together_; count *= 2) warm_up(first, count);
+      warm_up(first, together_);
     }
     for (auto& s : slots_) s.open = false;
-    context_.arena().settle();
+    for (auto& worker : workers_) worker->context.arena().settle(context_.arena());
+  }
+  void warm_up(Worker& worker, Index count) {
+    for (const bool full : {false, true}) {
+      const Index vocab = model_.config().vocab_size;
+      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+      for (Index n = 0; n < count; ++n) {
+        slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
+        full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
+        worker.ready.push_back(n);
+      }
+      step(worker, out);
+    }
   }
 
   const Model& model_;
-  Context context_;
+  Workers workers_;
+  Context& context_;  // of the first worker
   Mask mask_;
   Index max_frames_;
   bool keeps_all_;
@@ -253,7 +322,7 @@ class Streams {
   typename Model::template State<Context> state_;
   Tensor pending_;  // (streams * window, num_mels)
   std::vector<Slot> slots_;
-  std::vector<Index> free_, ready_, firsts_;
+  std::vector<Index> free_;
 };
 
 }  // namespace LACONIC_ABI

@@ -36,7 +36,7 @@ class CpuCore {
   /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
   /// Returns the number of threads.
-  int threads() const { return threads_; }
+  int threads() const { return kernels::is_nested() ? 1 : threads_; }
 
   /// Returns a tensor (rows, cols) with unspecified values.
   Tensor make(Index rows, Index cols) { return Tensor(arena_, rows, cols); }

@@ -180,7 +180,7 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load_as<T>(b + j * w);
+    for (Index j = 0; j < Vectors; ++j) row[j] = in_register(load_as<T>(b + j * w));
     prefetch_later_row<Vectors * w>(b, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {

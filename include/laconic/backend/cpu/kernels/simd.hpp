@@ -72,6 +72,19 @@ inline void store_part(float* to, const Batch<float>& x, Index count) {
 }
 #endif
 
+/// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
+/// reads some operands from memory again in each multiply-add, and loads become the limit.
+template <class T>
+Batch<T> in_register(const Batch<T>& x) {
+#if defined(__GNUC__) && defined(__SSE2__) && !defined(__AVX512F__)
+  auto value = x.data;
+  asm("" : "+x"(value));
+  return Batch<T>(value);
+#else
+  return x;
+#endif
+}
+
 /// Returns the sum over the lanes, always in the same order. (xsimd renamed its own function between versions 8 and 9.)
 template <class T>
 T sum_lanes(const Batch<T>& x) {
