@@ -92,18 +92,14 @@ class SampleSource {
 /// Prints words as they become final.
 class TextLine {
  public:
-  void show(std::string text) {
-    if (text.size() > shown_) {
-      std::printf("%s", text.c_str() + shown_);
-      std::fflush(stdout);
-      shown_ = text.size();
-    }
-    text_ = std::move(text);
+  void show(const std::string& text) {
+    if (text.size() <= shown_) return;
+    std::printf("%s", text.c_str() + shown_);
+    std::fflush(stdout);
+    shown_ = text.size();
   }
-  const std::string& text() const { return text_; }
 
  private:
-  std::string text_;
   std::size_t shown_ = 0;
 };
 
@@ -142,7 +138,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
   return {{"audio_filepath", file},
-          {"text", line.text()},
+          {"text", stream.text()},
           {"seconds", seconds},
           {"compute_seconds", compute},
           {"push_seconds_median", pushes[pushes.size() / 2]},

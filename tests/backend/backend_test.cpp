@@ -213,6 +213,24 @@ TEST_CASE("operands that do not fit are refused") {
   CHECK_THROWS_AS(cpu.arena().allocate(std::numeric_limits<std::size_t>::max()), std::bad_alloc);
 }
 
+TEST_CASE("ten minutes of audio lose no digits in a norm over time", "[norm]") {
+  constexpr Index rows = 1'920'000, cols = 2;  // 3200 a second, as the first norm of wav2vec2 sees them
+  Matrix<float> x(rows, cols);
+  const Random random(Seed(1), "audio");
+  for (Index i = 0; i < x.size(); ++i)
+    x.data()[i] = 0.1f + static_cast<float>(random.uniform(static_cast<std::uint64_t>(i)));
+  const Matrix<double> exact = x.cast<double>();
+  std::array<float, 2> mean{}, variance{};
+  kernels::column_moments(2, rows, cols, x.data(), mean.data(), variance.data());
+  for (Index c = 0; c < cols; ++c) {
+    const double expected = exact.col(c).mean();
+    const auto at = static_cast<std::size_t>(c);
+    CHECK(std::abs(static_cast<double>(mean[at]) / expected - 1) < 2e-7);
+    const double square = (exact.col(c).array() - expected).square().mean();
+    CHECK(std::abs(static_cast<double>(variance[at]) / square - 1) < 2e-7);
+  }
+}
+
 TEST_CASE("statistics of many batches before one update are those of as many updates") {
   Cpu<double> cpu(1);
   const auto batch = [](Index n) {

@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,12 @@ TEST_CASE("a vocabulary of characters", "[vocabulary]") {
     CHECK(characters.decode(characters.encode(one)) == one);
   CHECK(characters.encode("  a   b ") == characters.encode("a b"));
   CHECK(characters.decode(Labels{1, 3, 1, 0, 1, 4, 1}) == "a b");
+  DecodedText parts;  // token by token
+  const std::vector<std::string> texts{"", "a", "a", "a", "a", "a b", "a b"};
+  for (std::size_t i = 0; const int label : Labels{1, 3, 1, 0, 1, 4, 1}) {
+    characters.decode(std::array{label}, parts);
+    CHECK(parts.text == texts[i++]);
+  }
   CHECK_THROWS_WITH(characters.encode("abx"),
                     "vocabulary: unknown token \"x\" in \"abx\"; known characters: | ' a b c d \u00e9");
   CHECK_THROWS_WITH(characters.encode("a\xff"), "text: byte 1 is not UTF-8");

@@ -201,8 +201,8 @@ class SpeechStream {
   Index push(std::span<const float> samples);
   /// Ends the utterance. Returns the number of encoder frames that were left.
   Index finish();
-  /// Returns the text of all final frames. Later texts begin with the earlier ones.
-  std::string text() const;
+  /// Returns the text of all final frames. Later texts begin with the earlier ones. Each push decodes what it adds.
+  const std::string& text() const;
   /// Returns the streams that compute the utterance, for their sizes.
   const FeatureStreams& streams() const;
 

@@ -21,6 +21,12 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+/// Holds the text of tokens that come one after the other (see Vocabulary::decode).
+struct DecodedText {
+  std::string text{};      ///< the text so far, which later tokens continue
+  bool ends_word = false;  ///< whether the next token begins a word
+};
+
 /// Lists the output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that
 /// the same texts give the same vocabulary in any order. Texts are words with one space between them: other white space
 /// counts as a space.
@@ -102,14 +108,27 @@ class Vocabulary {
   /// Returns the text of token indices; blanks are skipped. `decode(encode(text))` is the text with single spaces.
   /// Throws `Error` for an index that has no token.
   std::string decode(std::span<const int> indices) const {
-    std::string out;
+    DecodedText out;
+    decode(indices, out);
+    return std::move(out.text);
+  }
+  /// Appends token indices to a text that earlier ones have begun. Texts of any parts are those of the whole. Throws
+  /// `Error` for an index that has no token.
+  void decode(std::span<const int> indices, DecodedText& to) const {
     for (const int i : indices) {
       const std::string& one = token(i);
       if (i == 0) continue;
-      if (kind_ == Tokens::words && !out.empty()) out += ' ';
-      out += one;
+      to.ends_word |= kind_ == Tokens::words;
+      for (const char c : one) {
+        if (detail::is_space(c)) {  // the output of a model may have two in a row
+          to.ends_word = true;
+          continue;
+        }
+        if (to.ends_word && !to.text.empty()) to.text += ' ';
+        to.ends_word = false;
+        to.text += c;
+      }
     }
-    return detail::join_words(out);  // the output of a model may have two spaces in a row
   }
 
   /// Returns an object of token to index, as Hugging Face writes vocab.json: "|" is the space among characters. The

@@ -13,14 +13,18 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
+/// Lists what stands between words.
+inline constexpr std::string_view white_space = " \t\r\n\v\f";
+/// Returns whether a character is white space.
+constexpr bool is_space(char c) { return white_space.find(c) != std::string_view::npos; }
+
 /// Returns the words of a text, split at any white space. The views point into `text`.
 inline std::vector<std::string_view> split_words(std::string_view text) {
-  constexpr std::string_view space = " \t\r\n\v\f";
   std::vector<std::string_view> words;
-  for (std::size_t begin = text.find_first_not_of(space); begin != std::string_view::npos;) {
-    const std::size_t end = std::min(text.find_first_of(space, begin), text.size());
+  for (std::size_t begin = text.find_first_not_of(white_space); begin != std::string_view::npos;) {
+    const std::size_t end = std::min(text.find_first_of(white_space, begin), text.size());
     words.push_back(text.substr(begin, end - begin));
-    begin = text.find_first_not_of(space, end);
+    begin = text.find_first_not_of(white_space, end);
   }
   return words;
 }

@@ -129,7 +129,16 @@ struct SpeechStream::Parts {
   Vocabulary vocabulary;        ///< tokens to text
   std::array<Index, 1> stream;  ///< the one open stream
   GreedyCtc decoder{};          ///< logits to tokens, with the last token as its state
-  std::vector<int> tokens{};    ///< tokens of all final frames
+  DecodedText text{};           ///< the text of all final frames
+  std::vector<int> tokens{};    ///< tokens of the frames that became final last
+
+  /// Decodes logits that became final. Returns their number.
+  Index take(const FrameLogits& logits) {
+    tokens.clear();
+    decoder(view(logits.rows), tokens);
+    vocabulary.decode(tokens, text);
+    return logits.rows.rows();
+  }
 };
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const FeatureConfig& features,
                                                      const Vocabulary& vocabulary) {
@@ -141,16 +150,10 @@ LACONIC_RECOGNIZER_INLINE SpeechStream& SpeechStream::operator=(SpeechStream&&) 
 LACONIC_RECOGNIZER_INLINE SpeechStream::~SpeechStream() = default;
 LACONIC_RECOGNIZER_INLINE Index SpeechStream::push(std::span<const float> samples) {
   const Matrix<float> rows = parts_->features.push(samples);
-  const FrameLogits logits = parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()});
-  parts_->decoder(view(logits.rows), parts_->tokens);
-  return logits.rows.rows();
+  return parts_->take(parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()}));
 }
-LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
-  const FrameLogits logits = parts_->streams.finish(parts_->stream);
-  parts_->decoder(view(logits.rows), parts_->tokens);
-  return logits.rows.rows();
-}
-LACONIC_RECOGNIZER_INLINE std::string SpeechStream::text() const { return parts_->vocabulary.decode(parts_->tokens); }
+LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() { return parts_->take(parts_->streams.finish(parts_->stream)); }
+LACONIC_RECOGNIZER_INLINE const std::string& SpeechStream::text() const { return parts_->text.text; }
 LACONIC_RECOGNIZER_INLINE const FeatureStreams& SpeechStream::streams() const { return parts_->streams; }
 
 /// Holds the members of a Recognizer, out of the sight of its header.
