@@ -186,6 +186,11 @@
 #else
 #define LACONIC_VNNI 0
 #endif
+#if LACONIC_VNNI || (defined(__AVX2__) && !defined(__AVX512F__))
+#define LACONIC_WHOLE_PRODUCTS 1  // rounded activations meet weights of bytes in whole numbers, faster than in floats
+#else
+#define LACONIC_WHOLE_PRODUCTS 0
+#endif
 
 // Infeasible CTC losses are infinite, and NaN must propagate. A build that assumes that neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
@@ -6440,7 +6445,7 @@ LACONIC_COMPILE(conv1d_backward_input);
 }  // namespace LACONIC_ABI
 }  // namespace laconic
 
-#if LACONIC_VNNI
+#if LACONIC_WHOLE_PRODUCTS
 #include <immintrin.h>
 #endif
 
@@ -6451,15 +6456,23 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 namespace kernels {
 
-/// Describes the layout of a packed weight (out, in). Bytes are in groups of four inputs, as the VNNI instruction that
-/// multiplies them reads them, followed by the scale and the sum of each output's row.
+/// Gives the inputs of a weight of bytes that lie together: those that one instruction multiplies and adds up, four
+/// bytes with VNNI and two numbers of 16 bits otherwise.
+inline constexpr Index bytes_group = LACONIC_VNNI ? 4 : 2;
+
+/// Describes the layout of a packed weight (out, in). Bytes are in groups of `bytes_group` inputs, as the instruction
+/// that multiplies them reads them, followed by the scale and the sum of each output's row.
 struct PackedLayout {
   Storage storage;  ///< how elements are stored
   Index out;        ///< outputs
   Index in;         ///< inputs
 
-  /// Returns the inputs, padded to whole groups of four.
-  Index grouped_in() const { return (in + 3) / 4 * 4; }
+  /// Returns the inputs, padded to whole groups.
+  Index grouped_in() const { return (in + bytes_group - 1) / bytes_group * bytes_group; }
+  /// Returns the offset of a byte within its panel, which is `width` outputs wide.
+  static Index place(Index i, Index o, Index width) {
+    return (i / bytes_group * width + o) * bytes_group + i % bytes_group;
+  }
   /// Returns the outputs, padded to whole vectors of floats.
   Index padded_out() const { return padded_cols<float>(out); }
   /// Returns the offset of the panel that begins at output j, in elements.
@@ -6513,7 +6526,7 @@ void pack_weight(int threads, Storage storage, Index out, Index in, const T* wei
       std::int32_t sum = 0;
       for (Index i = 0; i < layout.grouped_in(); ++i) {
         const std::int8_t rounded = j + o < out && i < in ? row(weight[(j + o) * in + i]) : std::int8_t{0};
-        bytes[(i / 4 * width + o) * 4 + i % 4] = rounded;
+        bytes[layout.place(i, o, width)] = rounded;
         sum += rounded;
       }
       const_cast<float*>(layout.scales(to))[j + o] = row.scale();
@@ -6536,9 +6549,9 @@ void unpack_row(const PackedWeight& packed, Index out, Index in, Index row, T* t
     else if (packed.storage == Storage::bf16)
       to[i] = static_cast<T>(from_bf16(reinterpret_cast<const Bf16*>(packed.data)[layout.at(j) + i * width + o]));
     else
-      to[i] = static_cast<T>(layout.scales(packed.data)[row] *
-                             static_cast<float>(reinterpret_cast<const std::int8_t*>(
-                                 packed.data)[layout.at(j) + (i / 4 * width + o) * 4 + i % 4]));
+      to[i] =
+          static_cast<T>(layout.scales(packed.data)[row] * static_cast<float>(reinterpret_cast<const std::int8_t*>(
+                                                               packed.data)[layout.at(j) + layout.place(i, o, width)]));
 }
 /// Writes a packed weight back to `weight` (out, in). One thread; no allocation.
 template <class T>
@@ -6546,7 +6559,7 @@ void unpack_weight(const PackedWeight& packed, Index out, Index in, T* weight) {
   for (Index row = 0; row < out; ++row) unpack_row(packed, out, in, row, weight + row * in);
 }
 
-#if !LACONIC_VNNI
+#if !LACONIC_WHOLE_PRODUCTS
 
 /// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each task widens a (128 x
 /// cols) slab of its panel to floats, which stays in the cache while all rows meet it. Takes scratch from `arena`; call
@@ -6567,7 +6580,7 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
       const Index count = std::min(depth, layout.in - i0);
       for (Index i = 0; i < count; ++i)
         for (Index o = 0; o < width; ++o)
-          slice[i * width + o] = scale[o] * static_cast<float>(from[((i0 + i) / 4 * width + o) * 4 + (i0 + i) % 4]);
+          slice[i * width + o] = scale[o] * static_cast<float>(from[layout.place(i0 + i, o, width)]);
       detail::gemm_panel(m, Operand<float>{x.data + i0, x.row_stride}, slice, width, count, y + j, layout.out,
                          std::min(Tile::cols, layout.out - j), i0 > 0, bias == nullptr ? nullptr : bias + j);
     }
@@ -6577,9 +6590,71 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-/// Rounds a row x (in) to bytes from 1 to 255, in which 128 is zero, and returns its scale: max |x| / 127. A NaN or
-/// infinity in the row makes the scale NaN.
-inline float round_row(Index in, const float* x, std::uint8_t* to) {
+#if LACONIC_VNNI
+
+/// Names a vector of whole numbers.
+using WholeVector = __m512i;
+/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
+using RoundedNumber = std::uint8_t;
+
+/// Returns 16 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
+inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
+  const auto some = static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
+  const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x), _mm512_set1_ps(factor)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, _mm512_set1_epi32(128))));
+}
+/// Loads the bytes of one group of inputs for a vector of outputs.
+inline WholeVector load_group(const std::int8_t* from) { return _mm512_loadu_si512(from); }
+/// Returns a vector in which each output meets the same group of activations, whose bits these are.
+inline WholeVector spread_group(std::int32_t bits) { return _mm512_set1_epi32(bits); }
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm512_dpbusd_epi32(sum, x, w);
+}
+/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
+inline WholeVector zero_of(const std::int32_t* sums) { return _mm512_slli_epi32(_mm512_loadu_si512(sums), 7); }
+/// Returns the sums less that, as floats.
+inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done), zero));
+}
+
+#else
+
+/// Names a vector of whole numbers.
+using WholeVector = __m256i;
+/// Names a rounded activation: -127 to 127.
+using RoundedNumber = std::int16_t;
+
+/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
+inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
+  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
+  const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
+}
+/// Loads the bytes of one group of inputs for a vector of outputs, and widens them.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+/// Returns a vector in which each output meets the same group of activations, whose bits these are.
+inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+}
+/// Returns what the zero of activations adds to sums: nothing.
+inline WholeVector zero_of(const std::int32_t*) { return _mm256_setzero_si256(); }
+/// Returns the sums less that, as floats.
+inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
+}
+
+#endif
+
+/// Rounds a row x (in) to whole numbers up to 127 and returns its scale: max |x| / 127. A NaN or infinity in the row
+/// makes the scale NaN. `to` has room for whole vectors.
+inline float round_row(Index in, const float* x, RoundedNumber* to) {
   using B = Batch<float>;
   B max_abs(0.0f), faults(0.0f);  // NaN and infinity make `faults` NaN
   Index i = 0;
@@ -6591,57 +6666,52 @@ inline float round_row(Index in, const float* x, std::uint8_t* to) {
   if (i < in) look(load_part(x + i, in - i));
   const float largest = max_lanes<float>(max_abs), fault = sum_lanes<float>(faults);
   const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
-  const __m512 factor = _mm512_set1_ps(inverse);
-  const __m512i zero = _mm512_set1_epi32(128);
-  for (i = 0; i < in; i += 16) {
-    const auto some = static_cast<__mmask16>(in - i < 16 ? (1u << (in - i)) - 1 : 0xffffu);
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), factor));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, zero)));
-  }
+  for (i = 0; i < in; i += lanes<float>) round_some(x + i, in - i, inverse, to + i);
   return largest / 127 + fault;
 }
 
-/// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups * 4)
-/// with 128 as zero, b one panel; `sums` times 128 corrects for that zero.
+/// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups *
+/// bytes_group) is rounded, b one panel.
 template <Index Rows, Index Vectors>
-void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
+void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
                  const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
                  Index used) {
+  constexpr Index w = lanes<float>, step = w * bytes_group;
   constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
-  __m512i sum[rows][vectors];
+  WholeVector sum[rows][vectors];
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_setzero_si512();
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = WholeVector{};
   }
   for (Index g = 0; g < groups; ++g) {
-    __m512i row[vectors];
+    WholeVector row[vectors];
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = _mm512_loadu_si512(b + (g * Vectors + j) * 64);
-    detail::prefetch_later_row<Vectors * 64>(b + g * Vectors * 64, Vectors * 64);
+    for (Index j = 0; j < Vectors; ++j) row[j] = load_group(b + (g * Vectors + j) * step);
+    detail::prefetch_later_row<Vectors * step>(b + g * Vectors * step, Vectors * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
-      std::int32_t four;
-      std::memcpy(&four, a + i * a_stride + 4 * g, 4);
-      const __m512i x = _mm512_set1_epi32(four);
+      std::int32_t group;
+      std::memcpy(&group, a + i * a_stride + bytes_group * g, sizeof group);
+      const WholeVector x = spread_group(group);
       LACONIC_UNROLL
-      for (Index j = 0; j < Vectors; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], x, row[j]);
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] = add_products(sum[i][j], x, row[j]);
     }
   }
   // The sums go through memory here, or the compiler keeps them in memory during the loop.
-  alignas(64) std::int32_t done[rows][vectors * 16];
+  alignas(64) Local<Local<std::int32_t, Vectors * w>, Rows> done;
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) _mm512_store_si512(done[i] + 16 * j, sum[i][j]);
+    for (Index j = 0; j < Vectors; ++j) std::memcpy(done[i] + w * j, &sum[i][j], sizeof(WholeVector));
   }
-  for (Index j = 0; j < used; j += 16) {
-    const Index count = std::min<Index>(16, used - j);
-    const __m512i zero = _mm512_slli_epi32(_mm512_loadu_si512(sums + j), 7);
+  for (Index j = 0; j < used; j += w) {
+    const Index count = std::min<Index>(w, used - j);
     const Batch<float> scale = load(scales + j),
                        start = bias == nullptr ? Batch<float>(0.0f) : load_part(bias + j, count);
+    const WholeVector zero = zero_of(sums + j);
     for (Index i = 0; i < Rows; ++i) {
-      const Batch<float> product(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done[i] + j), zero)));
+      const Batch<float> product = to_floats(done[i] + j, zero);
       store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
@@ -6649,7 +6719,7 @@ void int8_kernel(const std::uint8_t* a, Index a_stride, Index groups, const std:
 
 /// Computes all rows of y for one panel of a weight of bytes, in register tiles of Rows rows, then half as many.
 template <Index Rows, Index Vectors>
-void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, const std::int8_t* b,
+void int8_rows(Index m, const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b,
                const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
                Index y_stride, Index used) {
   for (; m >= Rows; m -= Rows) {
@@ -6663,24 +6733,26 @@ void int8_rows(Index m, const std::uint8_t* a, Index a_stride, Index groups, con
       int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
-/// Holds rows of x rounded to bytes, in memory of the caller: first the scales, then the bytes.
+/// Holds rows of x rounded to whole numbers, in memory of the caller: first the scales, then the rows.
 struct RoundedRows {
-  float* scales;        ///< the scale of each row
-  std::uint8_t* bytes;  ///< the rows
-  Index stride;         ///< bytes from row to row
+  float* scales;           ///< the scale of each row
+  RoundedNumber* numbers;  ///< the rows
+  Index stride;            ///< numbers from row to row
 
-  /// Returns the bytes from row to row for so many inputs.
-  static Index stride_of(Index in) { return (in + 15) / 16 * 16; }
+  /// Returns the numbers from row to row for so many inputs.
+  static Index stride_of(Index in) { return (in + lanes<float> - 1) / lanes<float> * lanes<float>; }
   /// Returns the bytes of memory for m rows.
-  static Index space(Index m, Index in) { return m * (stride_of(in) + static_cast<Index>(sizeof(float))); }
+  static Index space(Index m, Index in) {
+    return m * (stride_of(in) * static_cast<Index>(sizeof(RoundedNumber)) + static_cast<Index>(sizeof(float)));
+  }
   /// Places m rows in `memory`. Rounds nothing yet.
   RoundedRows(Index m, Index in, void* memory)
       : scales(static_cast<float*>(memory)),
-        bytes(reinterpret_cast<std::uint8_t*>(scales + m)),
+        numbers(reinterpret_cast<RoundedNumber*>(scales + m)),
         stride(stride_of(in)) {}
   /// Rounds these rows of x (m, in).
   void round(Range rows, Index in, const float* x, Index x_stride) {
-    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, bytes + i * stride);
+    for (Index i = rows.begin; i < rows.end; ++i) scales[i] = round_row(in, x + i * x_stride, numbers + i * stride);
   }
 };
 
@@ -6694,12 +6766,12 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
     const Index used = std::min(width, layout.out - j);
     float* to = y + rows.begin * layout.out + j;
     const auto run = [&](auto vectors) {
-      int8_rows<8, decltype(vectors)::value>(
-          rows.size(), x.bytes + rows.begin * x.stride, x.stride, layout.grouped_in() / 4,
+      int8_rows<GemmTile<float>::rows, decltype(vectors)::value>(
+          rows.size(), x.numbers + rows.begin * x.stride, x.stride, layout.grouped_in() / bytes_group,
           reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
           layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
     };
-    switch (layout.width(j) / 16) {
+    switch (layout.width(j) / lanes<float>) {
       case 1:
         run(std::integral_constant<Index, 1>());
         break;
@@ -6714,7 +6786,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
 }
 
 /// Computes y (m, out) = x (m, in) W^T + bias with a weight of bytes, then the epilogue. Each row of x is rounded to
-/// bytes by its own scale first. Takes scratch from `arena`; call it from one thread.
+/// whole numbers by its own scale first. Takes scratch from `arena`; call it from one thread.
 template <class Epilogue>
 void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const PackedLayout& layout,
                    const std::byte* data, const float* bias, float* y, const Epilogue& epilogue) {
@@ -6750,13 +6822,13 @@ void multiply(int threads, Arena& arena, Index m, Operand<T> x, Index out, Index
 
 /// Returns the bytes of scratch that `multiply_rows` needs for a row.
 inline Index multiply_rows_space([[maybe_unused]] Index in, [[maybe_unused]] const PackedWeight& weight) {
-#if LACONIC_VNNI
+#if LACONIC_WHOLE_PRODUCTS
   if (weight.storage == Storage::int8) return RoundedRows::space(1, in);
 #endif
   return 0;
 }
 /// Computes y (m, out) = x (m, in) W^T + bias (out, or null) with a packed weight, then the epilogue. `space` has
-/// multiply_rows_space bytes for each row. int8 is allowed only if the processor multiplies bytes (VNNI). One thread;
+/// multiply_rows_space bytes for each row. int8 is allowed only with LACONIC_WHOLE_PRODUCTS. One thread;
 /// no allocation.
 template <class T, class Epilogue>
 void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeight& weight, const T* bias, T* y,
@@ -6770,7 +6842,7 @@ void multiply_rows(Index m, Operand<T> x, Index out, Index in, const PackedWeigh
     if (weight.storage == Storage::bf16)
       return gemm_panels(m, x, Panels<T, Bf16>{reinterpret_cast<const Bf16*>(data), in, out}, ks, js, y, out, false,
                          bias, epilogue);
-#if LACONIC_VNNI
+#if LACONIC_WHOLE_PRODUCTS
     RoundedRows rounded(m, in, space);
     rounded.round({0, m}, in, x.data, x.row_stride);
     int8_panels({0, m}, rounded, {weight.storage, out, in}, data, js, bias, y, epilogue);
@@ -7430,8 +7502,8 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
-  // The patches of a convolution are rounded to bytes only if the processor multiplies bytes (VNNI).
-  const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_VNNI;
+  // The patches of a convolution are rounded to bytes only if products of whole numbers are fast.
+  const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_WHOLE_PRODUCTS;
   const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
   const Conv2dShape shape{in, out, 0};
   if (p.use == WeightUse::conv2d_stride_2 && is_tiled(shape) && form == Storage::full) {

@@ -177,6 +177,11 @@
 #else
 #define LACONIC_VNNI 0
 #endif
+#if LACONIC_VNNI || (defined(__AVX2__) && !defined(__AVX512F__))
+#define LACONIC_WHOLE_PRODUCTS 1  // rounded activations meet weights of bytes in whole numbers, faster than in floats
+#else
+#define LACONIC_WHOLE_PRODUCTS 0
+#endif
 
 // Infeasible CTC losses are infinite, and NaN must propagate. A build that assumes that neither exists breaks both.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__

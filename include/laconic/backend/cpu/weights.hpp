@@ -174,8 +174,8 @@ void prepare_weight(WeightMemory& memory, int threads, Storage storage, Paramete
   if (p.use == WeightUse::elementwise || p.use == WeightUse::heads || p.size() == 0)
     return p.make_resident(std::make_shared<CpuWeight<T>>(std::move(p.host()), Matrix<T>(), false));
   const Index out = p.rows(), in = p.shape()[1], taps = p.cols() / in;
-  // The patches of a convolution are rounded to bytes only if the processor multiplies bytes (VNNI).
-  const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_VNNI;
+  // The patches of a convolution are rounded to bytes only if products of whole numbers are fast.
+  const bool stays = storage == Storage::int8 && p.use != WeightUse::linear && !LACONIC_WHOLE_PRODUCTS;
   const Storage form = is_rounded(p, storage) && !stays ? storage : Storage::full;
   const Conv2dShape shape{in, out, 0};
   if (p.use == WeightUse::conv2d_stride_2 && is_tiled(shape) && form == Storage::full) {
