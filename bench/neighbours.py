@@ -70,6 +70,8 @@ def main():
     parser.add_argument("--against", type=pathlib.Path, help="another such build")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds: {options.rounds} given, at least 2 expected")
     builds = [("", options.build)] + ([("of --against", options.against)] if options.against else [])
     print("| work | program | machine | 1 thread, ms | 2 threads, ms | 1 over 2, by round: median, quartiles |")
     print("|---|---|---|---|---|---|")
@@ -78,12 +80,14 @@ def main():
         for machine in ("quiet", "one core busy"):
             neighbour = keep_busy() if machine != "quiet" else None
             seconds = {key: [] for key in runs}
-            for _ in range(options.rounds):
-                for key in runs:
-                    seconds[key].append(runs[key][work].seconds())
-            if neighbour:
-                os.kill(neighbour, 9)
-                os.waitpid(neighbour, 0)
+            try:
+                for _ in range(options.rounds):
+                    for key in runs:
+                        seconds[key].append(runs[key][work].seconds())
+            finally:
+                if neighbour:
+                    os.kill(neighbour, 9)
+                    os.waitpid(neighbour, 0)
             for name, _ in builds:
                 one, two = seconds[name, 1], seconds[name, 2]
                 low, middle, high = statistics.quantiles([a / b for a, b in zip(one, two)], n=4)

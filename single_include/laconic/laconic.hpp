@@ -4091,7 +4091,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
   /// Rotary keys need the table of the positions of x, counted from the beginning of their own sequence (see `table`).
-  /// The path of each source depends on its own rows and queries alone. Throws Error for sizes that do not fit.
+  /// The path of each source depends on its own rows and queries alone; a tape takes one for all. Throws Error for
+  /// sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {
@@ -5017,7 +5018,6 @@ class Autodiff {
 }  // namespace laconic
 
 #include <chrono>
-#include <system_error>
 #include <thread>
 
 #if __has_include(<unistd.h>)
@@ -5068,9 +5068,9 @@ class InsideRegion {
 
 /// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
 /// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
-/// never. Threads that wait look for work for some 50 microseconds, which is longer than the time between the kernels
-/// of a pass, and then sleep; so does the opener while a helper finishes its last task, which gives its processor to a
-/// helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
+/// never. Threads that wait look for work for a millisecond and then sleep, sooner where the machine has other work
+/// (see `spin`). The opener waits as long as its own tasks took, at least, and then sleeps, which gives its processor
+/// to a helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
 ///
 /// Helpers are started when regions first want them and stopped when the process ends. There are at most as many as the
 /// machine has processors beside the opener, or as the largest region asks for. After a fork the child has none, and
@@ -5090,17 +5090,19 @@ class ThreadTeam {
   ThreadTeam& operator=(const ThreadTeam&) = delete;
   /// Stops the helpers. Regions that are opened later run on their openers alone.
   ~ThreadTeam() {
+    if (process_ != process_number()) {  // the helpers are those of the parent of a fork
+      for (std::thread& helper : threads_) ::new (static_cast<void*>(&helper)) std::thread;
+      return;
+    }
     stopping_ = true;
     ++opened_;
     opened_.notify_all();
     lock();  // for good: no helper is started any more
-    for (int i = 0; i < helpers_; ++i) {
-      std::thread& helper = threads_[static_cast<std::size_t>(i)];
-      if (process_ == process_number())
+    for (std::thread& helper : threads_)
+      if (helper.get_id() == std::this_thread::get_id())
+        helper.detach();  // a task ends the process
+      else if (helper.joinable())
         helper.join();
-      else
-        helper.detach();  // of the parent of a fork
-    }
   }
 
   /// Calls work(thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads, on
@@ -5147,7 +5149,7 @@ class ThreadTeam {
   };
 
   template <class Work>
-  static void work_as(int thread, Work& work) {
+  static void work_as(int thread, Work& work) noexcept {
     const InsideRegion inside;
     work(thread);
   }
@@ -5195,20 +5197,20 @@ class ThreadTeam {
   void start_helpers(int region_wants) {
     const int wanted = std::min({wanted_ += region_wants, std::max(processors_ - 1, region_wants), max_threads - 1});
     if (helpers_ >= wanted || refused_ || locked_.test_and_set(std::memory_order_acquire)) return;
-    if (helpers_ == 0) process_ = process_number();
     try {
       for (; helpers_ < wanted && process_ == process_number(); ++helpers_)
         threads_[static_cast<std::size_t>(helpers_)] = std::thread([this, helper = helpers_.load()] { help(helper); });
-    } catch (const std::system_error&) {
-      refused_ = true;  // regions do with the threads that are there
+    } catch (...) {
+      refused_ = true;  // no threads or no memory: regions do with the threads that are there
     }
     unlock();
   }
 
   /// Is what a helper does: waits for regions and works in them, until the process ends.
   void help(int helper) {
-    while (!stopping_) {
+    for (;;) {
       const std::uint32_t seen = opened_;
+      if (stopping_) return;
       for (Region& region : regions_) join(region, helper);
       if (spin([&] { return opened_.load(std::memory_order_relaxed) != seen; })) continue;
       ++sleeping_;
@@ -5242,7 +5244,7 @@ class ThreadTeam {
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
   std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
   std::atomic_flag locked_{};                                 // guards the start of helpers
-  long process_ = 0;                                          // whose helpers they are
+  const long process_ = process_number();                     // whose helpers they are
   std::array<std::thread, max_threads - 1> threads_{};
 };
 
@@ -5260,7 +5262,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Returns the number of threads that OpenMP offers this process (OMP_NUM_THREADS sets it), or without OpenMP the
-/// number of processors that it may use.
+/// number of the machine's processors.
 inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
@@ -6665,7 +6667,7 @@ inline float round_row(Index in, const float* x, RoundedNumber* to) {
   for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
   if (i < in) look(load_part(x + i, in - i));
   const float largest = max_lanes<float>(max_abs), fault = sum_lanes<float>(faults);
-  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
+  const float inverse = largest > 1e-30f && fault == 0 ? 127 / largest : 0;
   for (i = 0; i < in; i += lanes<float>) round_some(x + i, in - i, inverse, to + i);
   return largest / 127 + fault;
 }
@@ -10149,8 +10151,8 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
 }
 
 /// Computes mean and population variance (cols) of each column of x (rows, cols). Rows are summed in blocks, and the
-/// blocks in double, so that minutes of audio, millions of rows, lose no digits. Parallel over columns, so the order of
-/// each sum is fixed; no allocation.
+/// blocks in double, so that minutes of audio, millions of rows, lose hardly a digit. Parallel over columns, so the
+/// order of each sum is fixed; no allocation.
 template <class T>
 void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
   constexpr Index width = 4 * lanes<T>, block = 256;
@@ -14104,7 +14106,8 @@ class Streams {
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Max frames of all passes at a time, which limits their memory; more make them no faster.
+  /// Max frames of all passes at a time, where each has 2 * rows_apart of them. That limits their memory; more make
+  /// them no faster.
   static constexpr Index rows_together = 512;
   /// Min frames of a thread where threads take streams of their own. With fewer, each of them would read all weights
   /// for little work.
@@ -14136,7 +14139,8 @@ class Streams {
     Workers out;
     do {
       out.push_back(std::make_unique<Worker>(c.threads));
-    } while (static_cast<Index>(out.size()) < std::min<Index>(out.front()->context.threads(), c.capacity));
+    } while (static_cast<Index>(out.size()) <
+             std::min<Index>({out.front()->context.threads(), c.capacity, detail::ThreadTeam::max_threads}));
     return out;
   }
   /// Returns the max frames of one pass.
@@ -14190,7 +14194,10 @@ class Streams {
 
     // Each part has about as many frames, in whole streams.
     const Index frames = out.sequences.rows();
-    const Index parts = std::clamp<Index>(frames / rows_apart, 1, static_cast<Index>(workers_.size()));
+    Index active = 0;
+    for (Index n = 0; n < blocks.size(); ++n) active += out.sequences.length(n) > 0;
+    const Index parts =
+        std::clamp<Index>(std::min(frames / rows_apart, active), 1, static_cast<Index>(workers_.size()));
     const auto part_of = [&](std::size_t n) {
       return frames == 0 ? 0 : std::min(parts - 1, out.sequences.begin(static_cast<Index>(n)) * parts / frames);
     };
@@ -14207,8 +14214,10 @@ class Streams {
         worker.failure = std::current_exception();
       }
     });
+    std::exception_ptr failure;
     for (auto& worker : workers_)
-      if (worker->failure) std::rethrow_exception(std::exchange(worker->failure, nullptr));
+      if (auto own = std::exchange(worker->failure, nullptr); own && !failure) failure = own;
+    if (failure) std::rethrow_exception(failure);
     return out;
   }
 
@@ -14284,7 +14293,11 @@ class Streams {
       warm_up(first, together_);
     }
     for (auto& s : slots_) s.open = false;
-    for (auto& worker : workers_) worker->context.arena().settle(context_.arena());
+    {
+      const Tensor logits = context_.make(max_rows(), model_.config().vocab_size);  // the first worker's alone
+      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.arena().settle(context_.arena());
+    }
+    context_.arena().settle();
   }
   void warm_up(Worker& worker, Index count) {
     for (const bool full : {false, true}) {

@@ -160,7 +160,8 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   /// Returns the cross-attention of x (rows, d_model): its rows, in `queries`, see all rows of the source in the
   /// sequence of the same number. Hypotheses of a beam are rows of one sequence, since queries do not see each other.
   /// Rotary keys need the table of the positions of x, counted from the beginning of their own sequence (see `table`).
-  /// The path of each source depends on its own rows and queries alone. Throws Error for sizes that do not fit.
+  /// The path of each source depends on its own rows and queries alone; a tape takes one for all. Throws Error for
+  /// sizes that do not fit.
   template <class Context, class Tensor, class Memory>
   Tensor cross(Context& context, const Tensor& x, const Sequences& queries, const Memory& memory,
                const Sequences& sources, const Tensor& table = {}, AttentionPath path = AttentionPath::by_cost) const {

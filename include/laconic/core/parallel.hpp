@@ -20,7 +20,7 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Returns the number of threads that OpenMP offers this process (OMP_NUM_THREADS sets it), or without OpenMP the
-/// number of processors that it may use.
+/// number of the machine's processors.
 inline int hardware_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();

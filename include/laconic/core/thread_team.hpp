@@ -10,7 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <system_error>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -62,9 +62,9 @@ class InsideRegion {
 
 /// Runs regions on the threads of the process: the thread that opens a region works in it, and others help it. A region
 /// is over when its work is done, not when every thread has come: a helper that the system has put aside joins late or
-/// never. Threads that wait look for work for some 50 microseconds, which is longer than the time between the kernels
-/// of a pass, and then sleep; so does the opener while a helper finishes its last task, which gives its processor to a
-/// helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
+/// never. Threads that wait look for work for a millisecond and then sleep, sooner where the machine has other work
+/// (see `spin`). The opener waits as long as its own tasks took, at least, and then sleeps, which gives its processor
+/// to a helper that was put aside. Several threads may open regions at a time; helpers go where there is work.
 ///
 /// Helpers are started when regions first want them and stopped when the process ends. There are at most as many as the
 /// machine has processors beside the opener, or as the largest region asks for. After a fork the child has none, and
@@ -84,17 +84,19 @@ class ThreadTeam {
   ThreadTeam& operator=(const ThreadTeam&) = delete;
   /// Stops the helpers. Regions that are opened later run on their openers alone.
   ~ThreadTeam() {
+    if (process_ != process_number()) {  // the helpers are those of the parent of a fork
+      for (std::thread& helper : threads_) ::new (static_cast<void*>(&helper)) std::thread;
+      return;
+    }
     stopping_ = true;
     ++opened_;
     opened_.notify_all();
     lock();  // for good: no helper is started any more
-    for (int i = 0; i < helpers_; ++i) {
-      std::thread& helper = threads_[static_cast<std::size_t>(i)];
-      if (process_ == process_number())
+    for (std::thread& helper : threads_)
+      if (helper.get_id() == std::this_thread::get_id())
+        helper.detach();  // a task ends the process
+      else if (helper.joinable())
         helper.join();
-      else
-        helper.detach();  // of the parent of a fork
-    }
   }
 
   /// Calls work(thread) on this thread with thread 0, and with other numbers below `threads`, 2 to max_threads, on
@@ -141,7 +143,7 @@ class ThreadTeam {
   };
 
   template <class Work>
-  static void work_as(int thread, Work& work) {
+  static void work_as(int thread, Work& work) noexcept {
     const InsideRegion inside;
     work(thread);
   }
@@ -189,20 +191,20 @@ class ThreadTeam {
   void start_helpers(int region_wants) {
     const int wanted = std::min({wanted_ += region_wants, std::max(processors_ - 1, region_wants), max_threads - 1});
     if (helpers_ >= wanted || refused_ || locked_.test_and_set(std::memory_order_acquire)) return;
-    if (helpers_ == 0) process_ = process_number();
     try {
       for (; helpers_ < wanted && process_ == process_number(); ++helpers_)
         threads_[static_cast<std::size_t>(helpers_)] = std::thread([this, helper = helpers_.load()] { help(helper); });
-    } catch (const std::system_error&) {
-      refused_ = true;  // regions do with the threads that are there
+    } catch (...) {
+      refused_ = true;  // no threads or no memory: regions do with the threads that are there
     }
     unlock();
   }
 
   /// Is what a helper does: waits for regions and works in them, until the process ends.
   void help(int helper) {
-    while (!stopping_) {
+    for (;;) {
       const std::uint32_t seen = opened_;
+      if (stopping_) return;
       for (Region& region : regions_) join(region, helper);
       if (spin([&] { return opened_.load(std::memory_order_relaxed) != seen; })) continue;
       ++sleeping_;
@@ -236,7 +238,7 @@ class ThreadTeam {
   std::atomic<bool> stopping_{false}, refused_{false};        // refused: the system gives no more threads
   std::atomic<Clock::duration> busy_until_{};                 // since the clock's epoch
   std::atomic_flag locked_{};                                 // guards the start of helpers
-  long process_ = 0;                                          // whose helpers they are
+  const long process_ = process_number();                     // whose helpers they are
   std::array<std::thread, max_threads - 1> threads_{};
 };
 

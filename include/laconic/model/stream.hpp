@@ -117,7 +117,8 @@ class Streams {
   Index max_rows() const { return mask_.chunk * static_cast<Index>(slots_.size()); }
 
  private:
-  /// Max frames of all passes at a time, which limits their memory; more make them no faster.
+  /// Max frames of all passes at a time, where each has 2 * rows_apart of them. That limits their memory; more make
+  /// them no faster.
   static constexpr Index rows_together = 512;
   /// Min frames of a thread where threads take streams of their own. With fewer, each of them would read all weights
   /// for little work.
@@ -149,7 +150,8 @@ class Streams {
     Workers out;
     do {
       out.push_back(std::make_unique<Worker>(c.threads));
-    } while (static_cast<Index>(out.size()) < std::min<Index>(out.front()->context.threads(), c.capacity));
+    } while (static_cast<Index>(out.size()) <
+             std::min<Index>({out.front()->context.threads(), c.capacity, detail::ThreadTeam::max_threads}));
     return out;
   }
   /// Returns the max frames of one pass.
@@ -203,7 +205,10 @@ class Streams {
 
     // Each part has about as many frames, in whole streams.
     const Index frames = out.sequences.rows();
-    const Index parts = std::clamp<Index>(frames / rows_apart, 1, static_cast<Index>(workers_.size()));
+    Index active = 0;
+    for (Index n = 0; n < blocks.size(); ++n) active += out.sequences.length(n) > 0;
+    const Index parts =
+        std::clamp<Index>(std::min(frames / rows_apart, active), 1, static_cast<Index>(workers_.size()));
     const auto part_of = [&](std::size_t n) {
       return frames == 0 ? 0 : std::min(parts - 1, out.sequences.begin(static_cast<Index>(n)) * parts / frames);
     };
@@ -220,8 +225,10 @@ class Streams {
         worker.failure = std::current_exception();
       }
     });
+    std::exception_ptr failure;
     for (auto& worker : workers_)
-      if (worker->failure) std::rethrow_exception(std::exchange(worker->failure, nullptr));
+      if (auto own = std::exchange(worker->failure, nullptr); own && !failure) failure = own;
+    if (failure) std::rethrow_exception(failure);
     return out;
   }
 
@@ -297,7 +304,11 @@ class Streams {
       warm_up(first, together_);
     }
     for (auto& s : slots_) s.open = false;
-    for (auto& worker : workers_) worker->context.arena().settle(context_.arena());
+    {
+      const Tensor logits = context_.make(max_rows(), model_.config().vocab_size);  // the first worker's alone
+      for (std::size_t i = 1; i < workers_.size(); ++i) workers_[i]->context.arena().settle(context_.arena());
+    }
+    context_.arena().settle();
   }
   void warm_up(Worker& worker, Index count) {
     for (const bool full : {false, true}) {

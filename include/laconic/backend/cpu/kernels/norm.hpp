@@ -129,8 +129,8 @@ void layer_norm_backward(int threads, Index rows, Index cols, const T* dy, const
 }
 
 /// Computes mean and population variance (cols) of each column of x (rows, cols). Rows are summed in blocks, and the
-/// blocks in double, so that minutes of audio, millions of rows, lose no digits. Parallel over columns, so the order of
-/// each sum is fixed; no allocation.
+/// blocks in double, so that minutes of audio, millions of rows, lose hardly a digit. Parallel over columns, so the
+/// order of each sum is fixed; no allocation.
 template <class T>
 void column_moments(int threads, Index rows, Index cols, const T* x, T* mean, T* variance) {
   constexpr Index width = 4 * lanes<T>, block = 256;

@@ -231,7 +231,7 @@ inline float round_row(Index in, const float* x, RoundedNumber* to) {
   for (; i + lanes<float> <= in; i += lanes<float>) look(load(x + i));
   if (i < in) look(load_part(x + i, in - i));
   const float largest = max_lanes<float>(max_abs), fault = sum_lanes<float>(faults);
-  const float inverse = largest > 0 && fault == 0 ? 127 / largest : 0;
+  const float inverse = largest > 1e-30f && fault == 0 ? 127 / largest : 0;
   for (i = 0; i < in; i += lanes<float>) round_some(x + i, in - i, inverse, to + i);
   return largest / 127 + fault;
 }
