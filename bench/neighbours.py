@@ -9,27 +9,28 @@ the same turns. The neighbour is an endless loop on processor 0; the programs ma
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
 import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
+import compare  # noqa: E402
 
 
 class Server:
-    """Answers "run K" by the seconds of K runs."""
+    """A bench that keeps running."""
 
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, label, *command):
+        self.program = compare.Program(label, [str(part) for part in command], None)
 
-    def seconds(self, count=1):
-        self.process.stdin.write(f"run {count}\n")
-        self.process.stdin.flush()
-        return statistics.median(json.loads(self.process.stdout.readline())["seconds"])
+    def seconds(self):
+        (work,) = self.program.run(1).values()
+        return work[""][0]
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        self.program.stop()
 
 
 class Push:
@@ -49,8 +50,9 @@ class Push:
 def works(build, threads):
     bench, count = build / "bench", ["--threads", str(threads)]
     return {
-        "encoder, small, 10 s": Server([bench / "encoder", "--serve", "--size", "small", "--seconds", "10", *count]),
-        "training step, d 144": Server([bench / "train_step", "--serve", "--size", "144", *count]),
+        "encoder, small, 10 s": Server("encoder", bench / "encoder", "--serve", "--size", "small", "--seconds", "10",
+                                       *count),
+        "training step, d 144": Server("train_step", bench / "train_step", "--serve", "--size", "144", *count),
         "push, 10 s kept": Push([bench / "push", "--left-context", "250", "--rounds", "2", *count]),
     }
 
@@ -90,9 +92,10 @@ def main():
                     os.waitpid(neighbour, 0)
             for name, _ in builds:
                 one, two = seconds[name, 1], seconds[name, 2]
-                low, middle, high = statistics.quantiles([a / b for a, b in zip(one, two)], n=4)
+                ratio = compare.spread([a / b for a, b in zip(one, two)])
                 print(f"| {work} | {name or 'this'} | {machine} | {1e3 * statistics.median(one):.2f} | "
-                      f"{1e3 * statistics.median(two):.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+                      f"{1e3 * statistics.median(two):.2f} | {ratio['median']:.2f} ({ratio['low']:.2f} to "
+                      f"{ratio['high']:.2f}) |", flush=True)
     for run in runs.values():
         for work in run.values():
             work.close()

@@ -4180,43 +4180,47 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context, class Tensor, class Memory, class Absorbs, class View>
   Tensor attend_each(Context& context, const Queries<Tensor>& q, const Memory& memory, const AttendShape& shape,
                      const Sequences& queries, const Sequences& fresh, const Sequences& keys,
-                     const RelativeTerm<Tensor, T>& term, const Absorbs& absorbs_one, const View& view) const {
-    const auto end_of = [&](Index begin) {
-      Index end = begin + 1;
-      while (end < queries.size() && absorbs_one(end) == absorbs_one(begin)) ++end;
-      return end;
+                     const RelativeTerm<Tensor, T>& term, [[maybe_unused]] const Absorbs& absorbs_one,
+                     const View& view) const {
+    const auto together = [&](bool absorb) {
+      return attend(context, q, view(0, memory, fresh), shape, queries, keys, term, absorb);
     };
-    bool absorb = queries.size() > 0 && absorbs_one(0);
-    if constexpr (KeyValue::is_latent) {
-      if (queries.size() > 0 && end_of(0) < queries.size()) {
-        if constexpr (StreamingContext<Context>) {
-          Tensor out = context.make(queries.rows(), dims_.q_dim());
-          for (Index begin = 0, end = 0; begin < queries.size(); begin = end) {
-            end = end_of(begin);
-            const auto cut = [&](const Sequences& all) {
-              return Sequences::make(context.arena(), end - begin, [&](Index i) { return all.length(begin + i); });
-            };
-            const auto cut_rows = [&](const Tensor& x, const Sequences& all) {
-              Tensor part;
-              if (x.empty()) return part;
-              part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
-              context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
-              return part;
-            };
-            Memory part;
-            for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
-            const Tensor rows =
-                attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
-                       view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorbs_one(begin));
-            context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
-          }
-          return out;
-        } else {
-          absorb = false;  // tapes do not cut rows; both paths are exact
+    if constexpr (!KeyValue::is_latent) {
+      return together(false);
+    } else {
+      const auto end_of = [&](Index begin, bool absorb) {
+        Index end = begin + 1;
+        while (end < queries.size() && absorbs_one(end) == absorb) ++end;
+        return end;
+      };
+      const bool first = queries.size() > 0 && absorbs_one(0);
+      if (queries.size() == 0 || end_of(0, first) == queries.size()) return together(first);
+      if constexpr (!StreamingContext<Context>) {
+        return together(false);  // tapes do not cut rows; both paths are exact
+      } else {
+        Tensor out = context.make(queries.rows(), dims_.q_dim());
+        for (Index begin = 0, end = 0; begin < queries.size(); begin = end) {
+          const bool absorb = absorbs_one(begin);
+          end = end_of(begin, absorb);
+          const auto cut = [&](const Sequences& all) {
+            return Sequences::make(context.arena(), end - begin, [&](Index i) { return all.length(begin + i); });
+          };
+          const auto cut_rows = [&](const Tensor& x, const Sequences& all) {
+            Tensor part;
+            if (x.empty()) return part;
+            part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
+            context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
+            return part;
+          };
+          Memory part;
+          for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
+          const Tensor rows = attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
+                                     view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorb);
+          context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
         }
+        return out;
       }
     }
-    return attend(context, q, view(0, memory, fresh), shape, queries, keys, term, absorb);
   }
 
   template <class Context, class Tensor, class Memory>
@@ -5049,14 +5053,14 @@ inline long process_number() {
 /// Makes this thread run regions alone while it lives, as within the tasks of another region.
 class InsideRegion {
  public:
-  /// Begins.
+  /// Marks this thread.
   InsideRegion() : before_(std::exchange(here(), true)) {}
   InsideRegion(const InsideRegion&) = delete;
   InsideRegion& operator=(const InsideRegion&) = delete;
-  /// Ends.
+  /// Restores the mark of before.
   ~InsideRegion() { here() = before_; }
 
-  /// Returns whether there is one on this thread.
+  /// Returns the mark of this thread.
   static bool& here() {
     thread_local bool inside = false;
     return inside;
@@ -6701,7 +6705,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
     }
   }
   // The sums go through memory here, or the compiler keeps them in memory during the loop.
-  alignas(64) Local<Local<std::int32_t, Vectors * w>, Rows> done;
+  alignas(WholeVector) Local<Local<std::int32_t, Vectors * w>, Rows> done;
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
@@ -6742,7 +6746,7 @@ struct RoundedRows {
   Index stride;            ///< numbers from row to row
 
   /// Returns the numbers from row to row for so many inputs.
-  static Index stride_of(Index in) { return (in + lanes<float> - 1) / lanes<float> * lanes<float>; }
+  static Index stride_of(Index in) { return padded_cols<float>(in); }
   /// Returns the bytes of memory for m rows.
   static Index space(Index m, Index in) {
     return m * (stride_of(in) * static_cast<Index>(sizeof(RoundedNumber)) + static_cast<Index>(sizeof(float)));
@@ -7580,7 +7584,7 @@ class CpuCore {
 
   /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
-  /// Returns the number of threads.
+  /// Returns the number of threads, which is 1 within the tasks of a region.
   int threads() const { return kernels::is_nested() ? 1 : threads_; }
 
   /// Returns a tensor (rows, cols) with unspecified values.
@@ -14282,15 +14286,15 @@ class Streams {
   /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on
   /// all threads, and on one, unless there is no other. The arenas of all workers then get as much.
   void warm_up() {
-    Worker& first = *workers_.front();
+    const auto passes = [&](Index most) {
+      for (Index count = 1; count < most; count *= 2) warm_up(count);
+      warm_up(most);
+    };
     const bool deals = workers_.size() > 1;
-    const Index few = deals ? std::min(together_, 2 * rows_apart / mask_.chunk) : together_;
-    for (Index count = 1; count <= few; count *= 2) warm_up(first, count);
-    warm_up(first, std::max<Index>(1, few));
+    passes(deals ? std::clamp<Index>(2 * rows_apart / mask_.chunk, 1, together_) : together_);
     if (deals) {
       const detail::InsideRegion alone;
-      for (Index count = 1; count < together_; count *= 2) warm_up(first, count);
-      warm_up(first, together_);
+      passes(together_);
     }
     for (auto& s : slots_) s.open = false;
     {
@@ -14299,16 +14303,16 @@ class Streams {
     }
     context_.arena().settle();
   }
-  void warm_up(Worker& worker, Index count) {
+  void warm_up(Index count) {
+    Worker& first = *workers_.front();
     for (const bool full : {false, true}) {
-      const Index vocab = model_.config().vocab_size;
-      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, model_.config().vocab_size);
       for (Index n = 0; n < count; ++n) {
         slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
         full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
-        worker.ready.push_back(n);
+        first.ready.push_back(n);
       }
-      step(worker, out);
+      step(first, out);
     }
   }
 

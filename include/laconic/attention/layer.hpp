@@ -249,43 +249,47 @@ class AttentionLayer : public Module<AttentionLayer<Policy_, T>> {
   template <class Context, class Tensor, class Memory, class Absorbs, class View>
   Tensor attend_each(Context& context, const Queries<Tensor>& q, const Memory& memory, const AttendShape& shape,
                      const Sequences& queries, const Sequences& fresh, const Sequences& keys,
-                     const RelativeTerm<Tensor, T>& term, const Absorbs& absorbs_one, const View& view) const {
-    const auto end_of = [&](Index begin) {
-      Index end = begin + 1;
-      while (end < queries.size() && absorbs_one(end) == absorbs_one(begin)) ++end;
-      return end;
+                     const RelativeTerm<Tensor, T>& term, [[maybe_unused]] const Absorbs& absorbs_one,
+                     const View& view) const {
+    const auto together = [&](bool absorb) {
+      return attend(context, q, view(0, memory, fresh), shape, queries, keys, term, absorb);
     };
-    bool absorb = queries.size() > 0 && absorbs_one(0);
-    if constexpr (KeyValue::is_latent) {
-      if (queries.size() > 0 && end_of(0) < queries.size()) {
-        if constexpr (StreamingContext<Context>) {
-          Tensor out = context.make(queries.rows(), dims_.q_dim());
-          for (Index begin = 0, end = 0; begin < queries.size(); begin = end) {
-            end = end_of(begin);
-            const auto cut = [&](const Sequences& all) {
-              return Sequences::make(context.arena(), end - begin, [&](Index i) { return all.length(begin + i); });
-            };
-            const auto cut_rows = [&](const Tensor& x, const Sequences& all) {
-              Tensor part;
-              if (x.empty()) return part;
-              part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
-              context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
-              return part;
-            };
-            Memory part;
-            for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
-            const Tensor rows =
-                attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
-                       view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorbs_one(begin));
-            context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
-          }
-          return out;
-        } else {
-          absorb = false;  // tapes do not cut rows; both paths are exact
+    if constexpr (!KeyValue::is_latent) {
+      return together(false);
+    } else {
+      const auto end_of = [&](Index begin, bool absorb) {
+        Index end = begin + 1;
+        while (end < queries.size() && absorbs_one(end) == absorb) ++end;
+        return end;
+      };
+      const bool first = queries.size() > 0 && absorbs_one(0);
+      if (queries.size() == 0 || end_of(0, first) == queries.size()) return together(first);
+      if constexpr (!StreamingContext<Context>) {
+        return together(false);  // tapes do not cut rows; both paths are exact
+      } else {
+        Tensor out = context.make(queries.rows(), dims_.q_dim());
+        for (Index begin = 0, end = 0; begin < queries.size(); begin = end) {
+          const bool absorb = absorbs_one(begin);
+          end = end_of(begin, absorb);
+          const auto cut = [&](const Sequences& all) {
+            return Sequences::make(context.arena(), end - begin, [&](Index i) { return all.length(begin + i); });
+          };
+          const auto cut_rows = [&](const Tensor& x, const Sequences& all) {
+            Tensor part;
+            if (x.empty()) return part;
+            part = context.make(all.end(end - 1) - all.begin(begin), x.cols());
+            context.copy_rows(x, all.begin(begin), part.rows(), part, 0);
+            return part;
+          };
+          Memory part;
+          for (std::size_t i = 0; i < part.size(); ++i) part[i] = cut_rows(memory[i], fresh);
+          const Tensor rows = attend(context, {cut_rows(q.content, queries), cut_rows(q.rope, queries)},
+                                     view(begin, part, cut(fresh)), shape, cut(queries), cut(keys), term, absorb);
+          context.copy_rows(rows, 0, rows.rows(), out, queries.begin(begin));
         }
+        return out;
       }
     }
-    return attend(context, q, view(0, memory, fresh), shape, queries, keys, term, absorb);
   }
 
   template <class Context, class Tensor, class Memory>

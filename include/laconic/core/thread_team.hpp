@@ -1,7 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/core/extent.hpp>
 #include <laconic/core/memory.hpp>
 
 #include <algorithm>
@@ -43,14 +42,14 @@ inline long process_number() {
 /// Makes this thread run regions alone while it lives, as within the tasks of another region.
 class InsideRegion {
  public:
-  /// Begins.
+  /// Marks this thread.
   InsideRegion() : before_(std::exchange(here(), true)) {}
   InsideRegion(const InsideRegion&) = delete;
   InsideRegion& operator=(const InsideRegion&) = delete;
-  /// Ends.
+  /// Restores the mark of before.
   ~InsideRegion() { here() = before_; }
 
-  /// Returns whether there is one on this thread.
+  /// Returns the mark of this thread.
   static bool& here() {
     thread_local bool inside = false;
     return inside;

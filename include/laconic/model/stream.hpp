@@ -293,15 +293,15 @@ class Streams {
   /// Runs passes of 1, 2, 4 ... streams with empty and with full caches, so that the arena has what any pass needs: on
   /// all threads, and on one, unless there is no other. The arenas of all workers then get as much.
   void warm_up() {
-    Worker& first = *workers_.front();
+    const auto passes = [&](Index most) {
+      for (Index count = 1; count < most; count *= 2) warm_up(count);
+      warm_up(most);
+    };
     const bool deals = workers_.size() > 1;
-    const Index few = deals ? std::min(together_, 2 * rows_apart / mask_.chunk) : together_;
-    for (Index count = 1; count <= few; count *= 2) warm_up(first, count);
-    warm_up(first, std::max<Index>(1, few));
+    passes(deals ? std::clamp<Index>(2 * rows_apart / mask_.chunk, 1, together_) : together_);
     if (deals) {
       const detail::InsideRegion alone;
-      for (Index count = 1; count < together_; count *= 2) warm_up(first, count);
-      warm_up(first, together_);
+      passes(together_);
     }
     for (auto& s : slots_) s.open = false;
     {
@@ -310,16 +310,16 @@ class Streams {
     }
     context_.arena().settle();
   }
-  void warm_up(Worker& worker, Index count) {
+  void warm_up(Index count) {
+    Worker& first = *workers_.front();
     for (const bool full : {false, true}) {
-      const Index vocab = model_.config().vocab_size;
-      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, vocab);
+      Tensor out = context_.make(full ? max_rows() : count * mask_.chunk, model_.config().vocab_size);
       for (Index n = 0; n < count; ++n) {
         slots_[static_cast<std::size_t>(n)] = Slot{true, 0, window_, 0, 0, n * mask_.chunk};
         full ? state_.fill_zeros(context_, n) : state_.clear(context_, n);
-        worker.ready.push_back(n);
+        first.ready.push_back(n);
       }
-      step(worker, out);
+      step(first, out);
     }
   }
 

@@ -119,15 +119,7 @@ class Vocabulary {
       const std::string& one = token(i);
       if (i == 0) continue;
       to.ends_word |= kind_ == Tokens::words;
-      for (const char c : one) {
-        if (detail::is_space(c)) {  // the output of a model may have two in a row
-          to.ends_word = true;
-          continue;
-        }
-        if (to.ends_word && !to.text.empty()) to.text += ' ';
-        to.ends_word = false;
-        to.text += c;
-      }
+      detail::append_words(to.text, to.ends_word, one);  // the output of a model may have two spaces in a row
     }
   }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace laconic {
@@ -15,8 +16,6 @@ namespace detail {
 
 /// Lists what stands between words.
 inline constexpr std::string_view white_space = " \t\r\n\v\f";
-/// Returns whether a character is white space.
-constexpr bool is_space(char c) { return white_space.find(c) != std::string_view::npos; }
 
 /// Returns the words of a text, split at any white space. The views point into `text`.
 inline std::vector<std::string_view> split_words(std::string_view text) {
@@ -29,13 +28,23 @@ inline std::vector<std::string_view> split_words(std::string_view text) {
   return words;
 }
 
+/// Appends a part of a text, with one space between words. `ends_word` says whether the text before ended a word, and
+/// afterwards whether this part does.
+inline void append_words(std::string& out, bool& ends_word, std::string_view part) {
+  for (const char c : part) {
+    if (white_space.find(c) != std::string_view::npos) {
+      ends_word = true;
+      continue;
+    }
+    if (std::exchange(ends_word, false) && !out.empty()) out += ' ';
+    out += c;
+  }
+}
 /// Returns the words of a text with one space between them.
 inline std::string join_words(std::string_view text) {
   std::string out;
-  for (const std::string_view word : split_words(text)) {
-    if (!out.empty()) out += ' ';
-    out += word;
-  }
+  bool ends_word = false;
+  append_words(out, ends_word, text);
   return out;
 }
 

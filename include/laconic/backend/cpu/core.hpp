@@ -35,7 +35,7 @@ class CpuCore {
 
   /// Returns the memory of tensors and scratch.
   Arena& arena() { return arena_; }
-  /// Returns the number of threads.
+  /// Returns the number of threads, which is 1 within the tasks of a region.
   int threads() const { return kernels::is_nested() ? 1 : threads_; }
 
   /// Returns a tensor (rows, cols) with unspecified values.

@@ -265,7 +265,7 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
     }
   }
   // The sums go through memory here, or the compiler keeps them in memory during the loop.
-  alignas(64) Local<Local<std::int32_t, Vectors * w>, Rows> done;
+  alignas(WholeVector) Local<Local<std::int32_t, Vectors * w>, Rows> done;
   LACONIC_UNROLL
   for (Index i = 0; i < Rows; ++i) {
     LACONIC_UNROLL
@@ -306,7 +306,7 @@ struct RoundedRows {
   Index stride;            ///< numbers from row to row
 
   /// Returns the numbers from row to row for so many inputs.
-  static Index stride_of(Index in) { return (in + lanes<float> - 1) / lanes<float> * lanes<float>; }
+  static Index stride_of(Index in) { return padded_cols<float>(in); }
   /// Returns the bytes of memory for m rows.
   static Index space(Index m, Index in) {
     return m * (stride_of(in) * static_cast<Index>(sizeof(RoundedNumber)) + static_cast<Index>(sizeof(float)));
