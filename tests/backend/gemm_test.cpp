@@ -37,7 +37,7 @@ void check_product(Index m, Index n, Index k, bool a_transposed, bool b_transpos
 
 TEMPLATE_TEST_CASE("the matrix product is the matrix product", "[gemm]", float, double) {
   using Tile = kernels::GemmTile<TestType>;
-  for (const Index m : {Index{1}, Index{3}, Tile::rows, Tile::rows + 5, Index{70}})
+  for (const Index m : {Index{1}, Index{2}, Index{3}, Tile::rows, Tile::rows + 5, Tile::block_rows + 4})
     for (const Index n :
          {Index{1}, kernels::lanes<TestType>, Tile::cols + 1, Tile::block_cols, Tile::block_cols + Tile::cols + 7})
       for (const Index k : {Index{1}, Index{17}, Tile::depth, Tile::depth + 1, 2 * Tile::depth + 100})
@@ -53,4 +53,21 @@ TEST_CASE("a product over nothing is the bias, or what was there", "[gemm]") {
   check_product<float>(5, 7, 0, false, false, false, true, 1);
   check_product<float>(5, 7, 0, false, false, false, false, 1);
   check_product<float>(5, 7, 0, false, false, true, false, 2);
+}
+
+TEMPLATE_TEST_CASE("a row has the same bits in every product", "[gemm]", float, double) {
+  using Tile = kernels::GemmTile<TestType>;
+  constexpr Index most = 2 * Tile::rows + 1, k = Tile::depth + 3, n = 9 * Tile::cols + 1;
+  const Matrix<TestType> a = random_matrix<TestType>(most, k, 1), b = random_matrix<TestType>(k, n, 2);
+  const auto product = [&](Index m) {
+    Arena arena;
+    Matrix<TestType> c(m, n);
+    kernels::gemm<TestType>(1, arena, m, n, k, {a.data(), k}, {b.data(), n}, c.data(), n, false, nullptr);
+    return c;
+  };
+  const Matrix<TestType> whole = product(most);
+  for (Index m = 1; m < most; ++m) {
+    CAPTURE(m);
+    CHECK(product(m) == whole.topRows(m));
+  }
 }

@@ -9,6 +9,7 @@
 #include <laconic/core/tensor.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -32,24 +33,25 @@ struct Operand {
 };
 
 /// Holds the block sizes of matrix products. The register tile of the micro-kernel is 8 rows by 3 vectors with 32
-/// vector registers and 4 by 3 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
+/// vector registers and 6 by 2 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
 /// de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
 #if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr Index rows = 8;  ///< rows of the register tile
-#else
-  static constexpr Index rows = 4;  ///< rows of the register tile
+  static constexpr Index rows = 8;          ///< rows of the register tile
+  static constexpr Index vectors = 3;       ///< vectors of a row of the register tile
+  static constexpr Index block_rows = 256;  ///< rows of a block of A, which stays in the second-level cache
+  static constexpr Index depth = 512;       ///< rows of B that a block of A meets at once
+#else  // processors without AVX-512 mostly have 256 or 512 KiB of second-level cache
+  static constexpr Index rows = 6;
+  static constexpr Index vectors = 2;
+  static constexpr Index block_rows = 66;
+  static constexpr Index depth = 1024;
 #endif
-  static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
-  static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// Gives the k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at
-  /// most 512 KiB in float: a second-level cache holds it.
-  static constexpr Index depth = 512;
-  /// Gives the rows of a block of A.
-  static constexpr Index block_rows = 256;
+  /// Gives the columns of the register tile, and of a panel.
+  static constexpr Index cols = vectors * lanes<T>;
   /// Gives the columns of B that `gemm_block` packs at once.
-  static constexpr Index block_cols = 5 * cols;
+  static constexpr Index block_cols = 240 / cols * cols;
 };
 
 /// Returns the columns of a panel for so many columns of B: whole vectors.
@@ -153,11 +155,12 @@ void prefetch_later_row(const Number* row, Index row_stride) {
 }
 
 /// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
-/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there.
+/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there. If Vectors
+/// is more than a panel has, B is several panels, `panel_stride` elements apart.
 template <Index Rows, Index Vectors, class T, class Number>
-void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
-                 bool from_c, const T* bias) {
-  constexpr Index w = lanes<T>;
+void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stride, Index depth, T* c, Index c_stride,
+                 Index cols, bool from_c, const T* bias) {
+  constexpr Index w = lanes<T>, of_panel = GemmTile<T>::vectors;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
   // Results are written at the end, where each store would wait for its cache line.
@@ -180,8 +183,11 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = in_register(load_as<T>(b + j * w));
-    prefetch_later_row<Vectors * w>(b, b_stride);
+    for (Index j = 0; j < Vectors; ++j)
+      row[j] = in_register(load_as<T>(b + j / of_panel * panel_stride + j % of_panel * w));
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; j += of_panel)
+      prefetch_later_row<std::min(Vectors, of_panel) * w>(b + j / of_panel * panel_stride, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -204,18 +210,32 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   }
 }
 
-/// Computes all rows of C for one panel of B, in register tiles of GemmTile::rows rows, then 4, 2 and 1.
-template <Index Rows, Index Vectors, class T, class Number>
-void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
-               bool from_c, const T* bias) {
-  for (; m >= Rows; m -= Rows) {
-    gemm_kernel<Rows, Vectors>(a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
-    a.data += Rows * a.row_stride;
-    c += Rows * c_stride;
+/// Calls run(count), with an integral constant, for a count that is known at run time: 1 to Max.
+template <Index Max, class Run>
+void with_constant(Index count, Run&& run) {
+  if constexpr (Max > 1)
+    if (count < Max) return with_constant<Max - 1>(count, run);
+  run(std::integral_constant<Index, Max>());
+}
+
+/// Divides m rows among register tiles of at most Rows rows and calls tile(first, rows), rows an integral constant, for
+/// each. The last two tiles are equally high: one of a single row would wait for its own sums.
+template <Index Rows, class Tile>
+void each_row_tile(Index m, Tile&& tile) {
+  Index i = 0;
+  for (; m - i >= 2 * Rows || m - i == Rows; i += Rows) tile(i, std::integral_constant<Index, Rows>());
+  for (Index tiles = (m - i + Rows - 1) / Rows; tiles > 0; --tiles) {
+    const Index rows = (m - i + tiles - 1) / tiles;
+    with_constant<Rows>(rows, [&](auto constant) { tile(i, constant); });
+    i += rows;
   }
-  if constexpr (Rows > 1) {
-    if (m > 0) gemm_rows<Rows / 2, Vectors>(m, a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
-  }
+}
+
+/// Returns the panels that meet so many rows together: as many as give independent sums enough to hide the latency of
+/// an addition. They also are as many streams from memory.
+template <class T>
+constexpr Index panels_together(Index rows) {
+  return std::max<Index>(1, 8 / (rows * GemmTile<T>::vectors));
 }
 
 /// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
@@ -246,15 +266,25 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
 template <class T, class Number>
 void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
                 bool from_c, const T* bias) {
-  constexpr Index rows = GemmTile<T>::rows;
-  switch (padded_cols<T>(used) / lanes<T>) {
-    case 1:
-      return gemm_rows<rows, 1>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-    case 2:
-      return gemm_rows<rows, 2>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-    default:
-      return gemm_rows<rows, 3>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-  }
+  with_constant<GemmTile<T>::vectors>(padded_cols<T>(used) / lanes<T>, [&](auto vectors) {
+    each_row_tile<GemmTile<T>::rows>(m, [&](Index i, auto rows) {
+      gemm_kernel<decltype(rows)::value, decltype(vectors)::value>(Operand<T>{a.at(i, 0), a.row_stride, a.col_stride},
+                                                                   b, b_stride, 0, depth, c + i * c_stride, c_stride,
+                                                                   used, from_c, bias);
+    });
+  });
+}
+
+/// Computes as many panels of C together as fill the vector units with m rows, as `gemm_panel` computes one. The panels
+/// are whole and `panel_stride` elements apart.
+template <class T, class Number>
+void gemm_few_rows(Index m, Operand<T> a, const Number* b, Index panel_stride, Index depth, T* c, Index c_stride,
+                   bool from_c, const T* bias) {
+  with_constant<GemmTile<T>::rows>(m, [&](auto rows) {
+    constexpr Index count = decltype(rows)::value, vectors = panels_together<T>(count) * GemmTile<T>::vectors;
+    gemm_kernel<count, vectors>(a, b, GemmTile<T>::cols, panel_stride, depth, c, c_stride, vectors * lanes<T>, from_c,
+                                bias);
+  });
 }
 
 /// Sets C (m x n) to the bias, or to zeros if it is null: the product of depth 0.
@@ -308,13 +338,21 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   for (Index block = 0; block < blocks; ++block) {
     const Range of_block = equal_part(m, Tile::rows, block, blocks);
     const Index i = of_block.begin, rows = of_block.size();
-    for (Index j = 0; j < js.size(); j += Tile::cols) {
-      const Index used = std::min(Tile::cols, js.size() - j);
+    const Index together = rows < Tile::rows ? detail::panels_together<T>(rows) * Tile::cols : Tile::cols;
+    for (Index j = 0, used; j < js.size(); j += used) {
+      used = std::min(j + together <= js.size() ? together : Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
-      for (Index k = 0; k < ks.size(); k += Tile::depth)
-        detail::gemm_panel(rows, Operand<T>{a.at(i, k), a.row_stride, a.col_stride}, b.at(ks.begin + k, js.begin + j),
-                           b.width(js.begin + j), std::min(Tile::depth, ks.size() - k), to, c_stride, used,
-                           accumulate || k > 0, bias == nullptr ? nullptr : bias + j);
+      for (Index k = 0; k < ks.size(); k += Tile::depth) {
+        const Operand<T> from{a.at(i, k), a.row_stride, a.col_stride};
+        const Number* panel = b.at(ks.begin + k, js.begin + j);
+        const Index depth = std::min(Tile::depth, ks.size() - k);
+        const bool from_c = accumulate || k > 0;
+        const T* start = bias == nullptr ? nullptr : bias + j;
+        if (used > Tile::cols)
+          detail::gemm_few_rows(rows, from, panel, b.depth * Tile::cols, depth, to, c_stride, from_c, start);
+        else
+          detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
+      }
       epilogue(i, j, to, c_stride, rows, used);
     }
   }
@@ -330,8 +368,9 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // less work than waking a thread
     return body(Range{0, m}, Range{0, cols});
   const Index panels = (cols + Tile::cols - 1) / Tile::cols;
-  Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
-  if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
+  constexpr Index min_rows = 64;  // fewer would not repay the panels, which every part reads
+  Index row_parts = std::clamp<Index>(m / min_rows, 1, threads);
+  if (row_parts == threads) row_parts *= (m + threads * Tile::block_rows - 1) / (threads * Tile::block_rows);
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
     body(equal_part(m, Tile::rows, part / col_parts, row_parts),

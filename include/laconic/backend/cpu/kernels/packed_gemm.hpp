@@ -237,12 +237,12 @@ inline float round_row(Index in, const float* x, RoundedNumber* to) {
 }
 
 /// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups *
-/// bytes_group) is rounded, b one panel.
+/// bytes_group) is rounded, b one panel, or several, `panel_stride` bytes apart, if Vectors is more than a panel has.
 template <Index Rows, Index Vectors>
-void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
-                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
-                 Index used) {
-  constexpr Index w = lanes<float>, step = w * bytes_group;
+void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, Index panel_stride,
+                 const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
+                 Index y_stride, Index used) {
+  constexpr Index w = lanes<float>, step = w * bytes_group, of_panel = std::min(Vectors, GemmTile<float>::vectors);
   constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
   WholeVector sum[rows][vectors];
   LACONIC_UNROLL
@@ -253,8 +253,12 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
   for (Index g = 0; g < groups; ++g) {
     WholeVector row[vectors];
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load_group(b + (g * Vectors + j) * step);
-    detail::prefetch_later_row<Vectors * step>(b + g * Vectors * step, Vectors * step);
+    for (Index j = 0; j < Vectors; ++j)
+      row[j] = load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step);
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; j += of_panel)
+      detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
+                                                  of_panel * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t group;
@@ -281,22 +285,6 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
       store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
-}
-
-/// Computes all rows of y for one panel of a weight of bytes, in register tiles of Rows rows, then half as many.
-template <Index Rows, Index Vectors>
-void int8_rows(Index m, const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b,
-               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
-               Index y_stride, Index used) {
-  for (; m >= Rows; m -= Rows) {
-    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
-    a += Rows * a_stride;
-    row_scales += Rows;
-    y += Rows * y_stride;
-  }
-  if constexpr (Rows > 1)
-    if (m > 0)
-      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
 /// Holds rows of x rounded to whole numbers, in memory of the caller: first the scales, then the rows.
@@ -327,26 +315,30 @@ struct RoundedRows {
 template <class Epilogue>
 void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
-  constexpr Index width = GemmTile<float>::cols;
-  for (Index j = cols.begin; j < cols.end; j += width) {
-    const Index used = std::min(width, layout.out - j);
+  using Tile = GemmTile<float>;
+  const Index together =
+                  rows.size() < Tile::rows ? detail::panels_together<float>(rows.size()) * Tile::cols : Tile::cols,
+              panel_stride = layout.grouped_in() * Tile::cols;
+  for (Index j = cols.begin, used; j < cols.end; j += used) {
+    used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
+    const auto* panel = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
     float* to = y + rows.begin * layout.out + j;
-    const auto run = [&](auto vectors) {
-      int8_rows<GemmTile<float>::rows, decltype(vectors)::value>(
-          rows.size(), x.numbers + rows.begin * x.stride, x.stride, layout.grouped_in() / bytes_group,
-          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
-          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
+    const auto tile = [&](Index i, auto height, auto vectors) {
+      i += rows.begin;
+      int8_kernel<decltype(height)::value, decltype(vectors)::value>(
+          x.numbers + i * x.stride, x.stride, layout.grouped_in() / bytes_group, panel, panel_stride, x.scales + i,
+          layout.scales(data) + j, layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, y + i * layout.out + j,
+          layout.out, used);
     };
-    switch (layout.width(j) / lanes<float>) {
-      case 1:
-        run(std::integral_constant<Index, 1>());
-        break;
-      case 2:
-        run(std::integral_constant<Index, 2>());
-        break;
-      default:
-        run(std::integral_constant<Index, 3>());
-    }
+    if (used > Tile::cols)
+      detail::with_constant<Tile::rows>(rows.size(), [&](auto height) {
+        tile(0, height,
+             std::integral_constant<Index, detail::panels_together<float>(decltype(height)::value) * Tile::vectors>());
+      });
+    else
+      detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
+        detail::each_row_tile<Tile::rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });
+      });
     epilogue(rows.begin, j, to, layout.out, rows.size(), used);
   }
 }

@@ -5,7 +5,7 @@
 
 #include <xsimd/xsimd.hpp>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -70,6 +70,20 @@ inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
 inline void store_part(float* to, const Batch<float>& x, Index count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
 }
+#elif defined(__AVX2__)
+/// Returns a mask of the first `count` <= 8 lanes.
+inline __m256i first_lanes(Index count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+/// Loads `count` <= lanes elements with a mask; the other lanes are `fill`.
+inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
+  const __m256i some = first_lanes(count);
+  return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, some), _mm256_castsi256_ps(some));
+}
+/// Stores the first `count` elements of a vector with a mask.
+inline void store_part(float* to, const Batch<float>& x, Index count) {
+  _mm256_maskstore_ps(to, first_lanes(count), x);
+}
 #endif
 
 /// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
@@ -114,6 +128,21 @@ inline float sum_lanes<float>(const Batch<float>& x) {
 template <>
 inline float max_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_max_ps(x);
+}
+#elif defined(__AVX2__)
+/// Returns the sum over the lanes, in the order of the other sets.
+template <>
+inline float sum_lanes<float>(const Batch<float>& x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)),
+               two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+/// Returns the max over the lanes.
+template <>
+inline float max_lanes<float>(const Batch<float>& x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)),
+               two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 #endif
 
