@@ -33,25 +33,25 @@ struct Operand {
 };
 
 /// Holds the block sizes of matrix products. The register tile of the micro-kernel is 8 rows by 3 vectors with 32
-/// vector registers and 6 by 2 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
+/// vector registers and 4 by 3 with 16: the largest that leaves room for a row of B and one element of A (Goto and van
 /// de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
+  static constexpr Index vectors = 3;  ///< vectors of a row of the register tile
 #if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr Index rows = 8;          ///< rows of the register tile
-  static constexpr Index vectors = 3;       ///< vectors of a row of the register tile
-  static constexpr Index block_rows = 256;  ///< rows of a block of A, which stays in the second-level cache
-  static constexpr Index depth = 512;       ///< rows of B that a block of A meets at once
-#else  // processors without AVX-512 mostly have 256 or 512 KiB of second-level cache
-  static constexpr Index rows = 6;
-  static constexpr Index vectors = 2;
-  static constexpr Index block_rows = 66;
+  static constexpr Index rows = 8;  ///< rows of the register tile
+  /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
+  static constexpr Index block_rows = 256;
+  static constexpr Index depth = 512;  ///< columns of a block of A
+#else  // measured on a processor with 512 KiB of second-level cache, as most without AVX-512
+  static constexpr Index rows = 4;
+  static constexpr Index block_rows = 128;
   static constexpr Index depth = 1024;
 #endif
   /// Gives the columns of the register tile, and of a panel.
   static constexpr Index cols = vectors * lanes<T>;
   /// Gives the columns of B that `gemm_block` packs at once.
-  static constexpr Index block_cols = 240 / cols * cols;
+  static constexpr Index block_cols = 5 * cols;
 };
 
 /// Returns the columns of a panel for so many columns of B: whole vectors.
