@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -67,36 +69,41 @@ inline double read_gbs(int threads, const std::vector<float>& x, double bytes) {
   return 4e-9 * static_cast<double>(part * passes * threads) / seconds;
 }
 
-#if LACONIC_VNNI
-/// Runs `steps` multiply-adds of 64 bytes in each chain, as `fma_run` does with floats.
-[[gnu::noinline]] inline int vnni_run(laconic::Index steps, const volatile int* from) {
-  const __m512i a = _mm512_set1_epi32(from[0]), b = _mm512_set1_epi32(from[1]);
-  __m512i chain[fma_chains];
+#if LACONIC_WHOLE_PRODUCTS
+/// Runs `steps` multiply-adds of bytes in each chain, as `fma_run` does with floats.
+[[gnu::noinline]] inline std::int32_t int8_run(laconic::Index steps, const volatile std::int32_t* from) {
+  namespace kernels = laconic::kernels;
+  const auto a = kernels::spread_group(from[0]), b = kernels::spread_group(from[1]);
+  kernels::WholeVector chain[fma_chains];
 #pragma GCC unroll 24
-  for (int c = 0; c < fma_chains; ++c) chain[c] = _mm512_set1_epi32(from[2]);  // equal ones would become one chain
+  for (int c = 0; c < fma_chains; ++c) chain[c] = kernels::spread_group(from[2] + c);  // equal ones would be one chain
   for (laconic::Index i = 0; i < steps; ++i) {
 #pragma GCC unroll 24
-    for (int c = 0; c < fma_chains; ++c) chain[c] = _mm512_dpbusd_epi32(chain[c], a, b);
+    for (int c = 0; c < fma_chains; ++c) chain[c] = kernels::add_products(chain[c], a, b);
   }
-  __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 24
-  for (int c = 0; c < fma_chains; ++c) sum = _mm512_add_epi32(sum, chain[c]);
-  return _mm512_reduce_add_epi32(sum);
+  std::int32_t sum = 0;
+  for (int c = 0; c < fma_chains; ++c) {
+    std::int32_t first;
+    std::memcpy(&first, &chain[c], sizeof first);
+    sum += first;
+  }
+  return sum;
 }
 #endif
 
-/// Returns the GOP/s of multiply-adds of bytes, or 0 if the processor has no such instructions.
+/// Returns the GOP/s of multiply-adds of bytes, or 0 if the instruction set has none that are faster than of floats.
 inline double int8_peak_gops([[maybe_unused]] int threads) {
-#if LACONIC_VNNI
-  static const volatile int from[4] = {0x01020304, 0x04030201, 1, 200'000};
+#if LACONIC_WHOLE_PRODUCTS
+  static const volatile std::int32_t from[4] = {0x00010002, 0x00020001, 1, 200'000};
   const laconic::Index steps = from[3];  // a known number made GCC 12 spill the chains
-  std::vector<int> results(static_cast<std::size_t>(threads));
+  constexpr laconic::Index products = laconic::kernels::lanes<float> * laconic::kernels::bytes_group;
+  std::vector<std::int32_t> results(static_cast<std::size_t>(threads));
   const double seconds = seconds_of([&] {
     laconic::kernels::parallel_for(
-        threads, threads, [&](laconic::Index i, int) { results[static_cast<std::size_t>(i)] = vnni_run(steps, from); });
+        threads, threads, [&](laconic::Index i, int) { results[static_cast<std::size_t>(i)] = int8_run(steps, from); });
   });
-  [[maybe_unused]] const volatile int kept = results.front();
-  return 2e-9 * static_cast<double>(steps * fma_chains * 64 * threads) / seconds;
+  [[maybe_unused]] const volatile std::int32_t kept = results.front();
+  return 2e-9 * static_cast<double>(steps * fma_chains * products * threads) / seconds;
 #else
   return 0;
 #endif

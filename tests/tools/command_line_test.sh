@@ -82,7 +82,7 @@ wav() {
 
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
-grep -qE '^[0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version does not print a version"
+grep -qE '^[0-9]+\.[0-9]+\.[0-9]+ \(.+\)$' out || fail "--version does not print a version and an instruction set"
 for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile gpt "gpt train" "gpt eval" \
   "gpt sample" mnist "mnist train" "mnist eval" "mnist profile"; do
   # shellcheck disable=SC2086

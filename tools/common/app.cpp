@@ -3,9 +3,29 @@
 
 #include <new>
 
+namespace {
+
+/// Names the instruction set that this program is compiled for: the level of x86-64 where it has one.
+constexpr const char* instruction_set =
+#if defined(__AVX512F__)
+    LACONIC_VNNI ? "x86-64-v4, AVX-512 with VNNI" : "x86-64-v4, AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__)
+    LACONIC_VNNI ? "x86-64-v3, AVX2 with VNNI" : "x86-64-v3, AVX2";
+#elif defined(__SSE4_2__)
+    "x86-64-v2, SSE4.2";
+#elif defined(__x86_64__)
+    "x86-64, SSE2";
+#elif defined(__aarch64__)
+    "aarch64, NEON";
+#else
+    "any processor";
+#endif
+
+}  // namespace
+
 int run_app(CLI::App& app, int argc, char** argv) {
-  app.set_version_flag("--version",
-                       laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.', LACONIC_VERSION_PATCH));
+  app.set_version_flag("--version", laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.',
+                                                  LACONIC_VERSION_PATCH, " (", instruction_set, ")"));
   if (!app.get_subcommands([](const CLI::App*) { return true; }).empty()) app.require_subcommand(1);
   try {
     app.parse(argc, argv);

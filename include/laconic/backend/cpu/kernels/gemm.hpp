@@ -424,14 +424,31 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
   }
 }
 
+/// Copies A (m x k), a transpose (row stride 1), to `to` (m, k). A task is 64 rows; no allocation.
+template <class T>
+void transpose_rows(int threads, Index m, Index k, Operand<T> a, T* to) {
+  parallel_blocks(threads, m, 64, [&](Index begin, Index end) {
+    detail::pack_panel(Operand<T>{a.at(begin, 0), a.row_stride, a.col_stride}, end - begin, k, k, to + begin * k, k);
+  });
+}
+
 /// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, then the
-/// epilogue, on several threads. It packs B first, into memory from `arena`. Call it from one thread.
+/// epilogue, on several threads. It packs B first, and A if it is a transpose of many columns, whose elements would lie
+/// far apart for each panel of B, into memory from `arena`. Call it from one thread.
 template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
           bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   if (m == 0 || n == 0) return;
-  const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
-  const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
+  const auto floats = [&](Index count) { return arena.allocate(static_cast<std::size_t>(count) * sizeof(T)); };
+  const int packing = m * n * k < 32 * 32 * 32 ? 1 : threads;
+  const Buffer packed = floats(Panels<T>::size(k, n));
+  const auto panels = pack(packing, b, k, n, static_cast<T*>(packed.data()));
+  Buffer rows;
+  if (a.row_stride == 1 && a.col_stride >= 64 && n >= 2 * GemmTile<T>::cols) {
+    rows = floats(m * k);
+    transpose_rows(packing, m, k, a, static_cast<T*>(rows.data()));
+    a = {static_cast<const T*>(rows.data()), k};
+  }
   gemm_packed(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
 

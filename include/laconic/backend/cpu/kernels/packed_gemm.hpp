@@ -25,6 +25,9 @@ namespace kernels {
 /// Gives the inputs of a weight of bytes that lie together: those that one instruction multiplies and adds up, four
 /// bytes with VNNI and two numbers of 16 bits otherwise.
 inline constexpr Index bytes_group = LACONIC_VNNI ? 4 : 2;
+/// Gives the rows of the register tile of bytes: one less than of floats where products need a register of their own
+/// before they are added.
+inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (LACONIC_VNNI ? 0 : 1);
 
 /// Describes the layout of a packed weight (out, in). Bytes are in groups of `bytes_group` inputs, as the instruction
 /// that multiplies them reads them, followed by the scale and the sum of each output's row.
@@ -156,7 +159,7 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-#if LACONIC_VNNI
+#if LACONIC_VNNI && defined(__AVX512F__)
 
 /// Names a vector of whole numbers.
 using WholeVector = __m512i;
@@ -183,6 +186,40 @@ inline WholeVector zero_of(const std::int32_t* sums) { return _mm512_slli_epi32(
 /// Returns the sums less that, as floats.
 inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done), zero));
+}
+
+#elif LACONIC_VNNI
+
+/// Names a vector of whole numbers.
+using WholeVector = __m256i;
+/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
+using RoundedNumber = std::uint8_t;
+
+/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
+inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
+  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
+  const __m256i rounded =
+      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor))), _mm256_set1_epi32(128));
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+}
+/// Loads the bytes of one group of inputs for a vector of outputs.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+/// Returns a vector in which each output meets the same group of activations, whose bits these are.
+inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm256_dpbusd_avx_epi32(sum, x, w);
+}
+/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
+inline WholeVector zero_of(const std::int32_t* sums) {
+  return _mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)), 7);
+}
+/// Returns the sums less that, as floats.
+inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
 }
 
 #else
@@ -337,7 +374,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
       });
     else
       detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
-        detail::each_row_tile<Tile::rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });
+        detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });
       });
     epilogue(rows.begin, j, to, layout.out, rows.size(), used);
   }
