@@ -1,7 +1,7 @@
-# One program for all processors: it has the code of several levels of x86-64 inside and runs the best that the processor
-# has (processors.cpp.in). The objects of a level become one object whose only global name is its `main`: otherwise the
-# linker would keep one copy of an inline function of the standard library, or of Eigen's, for all levels, and a
-# processor could meet instructions that it lacks. Constructors of static objects run for the chosen level alone.
+# One program for all processors: it has the code of several levels of x86-64 inside and runs the best that the
+# processor has (processors.cpp.in). The objects of a level become one object whose only global name is its `main`:
+# otherwise the linker would keep one copy of an inline function of the standard library, or of Eigen's, for all levels,
+# and a processor could meet instructions that it lacks. Constructors of static objects run for the chosen level alone.
 set(laconic_levels x86-64-v2 x86-64-v3 x86-64-v4)
 
 # Says whether this compiler and linker can do it.

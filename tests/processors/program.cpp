@@ -1,11 +1,13 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // A program for all processors: says which level runs, and that what differs between levels is not mixed.
-#include <laconic/backend/cpu.hpp>
-#include <laconic/nn/linear.hpp>
+#include <laconic/backend/cpu/kernels/gemm.hpp>
+#include <laconic/core/arena.hpp>
 
 #include <iostream>
 #include <map>
+#include <numeric>
 #include <string>
+#include <vector>
 
 using namespace laconic;
 
@@ -18,12 +20,13 @@ const std::map<std::string, std::string> names{{"abi", NAME(LACONIC_ABI)}};
 
 int main(int argc, char** argv) {
   try {
-    Cpu<float> cpu(1);
-    Linear<float> layer(50, 70, Seed(1));
-    const Matrix<float> x = Matrix<float>::Constant(3, 50, 0.5f);
-    const auto y = layer(cpu, cpu.input(x));
-    double sum = 0;
-    for (Index i = 0; i < y.rows() * y.cols(); ++i) sum += static_cast<double>(y.data()[i]);
+    constexpr Index rows = 3, in = 50, out = 70;
+    std::vector<float> x(rows * in), w(in * out), y(rows * out);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = 1 / static_cast<float>(i + 1);
+    for (std::size_t i = 0; i < w.size(); ++i) w[i] = 1 / static_cast<float>(i + 3);
+    Arena arena;
+    kernels::gemm<float>(1, arena, rows, out, in, {x.data(), in}, {w.data(), out}, y.data(), out, false, nullptr);
+    const double sum = std::accumulate(y.begin(), y.end(), 0.0);
     std::cout << names.at("abi") << ' ' << sum << '\n';
     require(argc > 1, argv[0], ": no argument given");
   } catch (const Error& error) {
