@@ -235,7 +235,7 @@ void each_row_tile(Index m, Tile&& tile) {
 /// an addition. They also are as many streams from memory.
 template <class T>
 constexpr Index panels_together(Index rows) {
-  return std::max<Index>(1, 8 / (rows * GemmTile<T>::vectors));
+  return std::max<Index>(1, 8 / (std::max<Index>(1, rows) * GemmTile<T>::vectors));
 }
 
 /// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
