@@ -63,7 +63,15 @@ void check_portions(const Model& model, const Dataset& data, const Vocabulary& v
   CHECK(whole.losses.size() == data.examples.size());
   CHECK(whole.loss() > 0);
   REQUIRE(std::set<std::string>(whole.hypotheses.begin(), whole.hypotheses.end()).size() >
-          1);  // there is something to compare
+          1);                         // there is something to compare
+  for (const int threads : {2, 3}) {  // which take batches of their own
+    Cpu<float> several(threads);
+    const Evaluation dealt = evaluate(model, several, data, vocabulary, 60);
+    CHECK(dealt.hypotheses == whole.hypotheses);
+    CHECK(dealt.errors == whole.errors);
+    CHECK(dealt.losses == whole.losses);
+    CHECK(dealt.compute_seconds > 0);
+  }
   for (const std::size_t size : {std::size_t{1}, std::size_t{3}, std::size_t{100}}) {
     const Evaluation parts = in_portions(model, data, vocabulary, size);
     CHECK(parts.hypotheses == whole.hypotheses);
