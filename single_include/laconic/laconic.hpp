@@ -181,8 +181,8 @@
                          LACONIC_ABI_PF, LACONIC_ABI_IFMA, LACONIC_ABI_VBMI, LACONIC_ABI_VBMI2, LACONIC_ABI_VNNI, \
                          LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
 
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
-#define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI)
+#if defined(__AVX512F__) ? defined(__AVX512VNNI__) : defined(__AVXVNNI__)
+#define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI, or AVX-VNNI)
 #else
 #define LACONIC_VNNI 0
 #endif
@@ -5389,7 +5389,7 @@ void parallel_or_throw(int threads, Index tasks, Body&& body) {
 
 #include <xsimd/xsimd.hpp>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -5450,6 +5450,20 @@ inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
 inline void store_part(float* to, const Batch<float>& x, Index count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
 }
+#elif defined(__AVX2__)
+/// Returns a mask of the first `count` <= 8 lanes.
+inline __m256i first_lanes(Index count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+/// Loads `count` <= lanes elements with a mask; the other lanes are `fill`.
+inline Batch<float> load_part(const float* from, Index count, float fill = 0) {
+  const __m256i some = first_lanes(count);
+  return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, some), _mm256_castsi256_ps(some));
+}
+/// Stores the first `count` elements of a vector with a mask.
+inline void store_part(float* to, const Batch<float>& x, Index count) {
+  _mm256_maskstore_ps(to, first_lanes(count), x);
+}
 #endif
 
 /// Returns a vector that the compiler holds in a register. With the 16 registers of SSE and AVX2, g++ 12 otherwise
@@ -5494,6 +5508,21 @@ inline float sum_lanes<float>(const Batch<float>& x) {
 template <>
 inline float max_lanes<float>(const Batch<float>& x) {
   return _mm512_reduce_max_ps(x);
+}
+#elif defined(__AVX2__)
+/// Returns the sum over the lanes, in the order of the other sets.
+template <>
+inline float sum_lanes<float>(const Batch<float>& x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)),
+               two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+/// Returns the max over the lanes.
+template <>
+inline float max_lanes<float>(const Batch<float>& x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)),
+               two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 #endif
 
@@ -5836,18 +5865,19 @@ struct Operand {
 /// de Geijn 2008, section 6).
 template <class T>
 struct GemmTile {
+  static constexpr Index vectors = 3;  ///< vectors of a row of the register tile
 #if defined(__AVX512F__) || defined(__aarch64__)
   static constexpr Index rows = 8;  ///< rows of the register tile
-#else
-  static constexpr Index rows = 4;  ///< rows of the register tile
-#endif
-  static constexpr Index vectors = 3;                ///< vectors of a row of the register tile
-  static constexpr Index cols = vectors * lanes<T>;  ///< columns of the register tile, and of a panel
-  /// Gives the k-block size. A (block_rows x depth) block of A, which meets one panel of B after the other, takes at
-  /// most 512 KiB in float: a second-level cache holds it.
-  static constexpr Index depth = 512;
-  /// Gives the rows of a block of A.
+  /// Gives the rows of a block of A (block_rows x depth), which meets one panel of B after the other: 512 KiB in float.
   static constexpr Index block_rows = 256;
+  static constexpr Index depth = 512;  ///< columns of a block of A
+#else  // measured on a processor with 512 KiB of second-level cache, as most without AVX-512
+  static constexpr Index rows = 4;
+  static constexpr Index block_rows = 128;
+  static constexpr Index depth = 1024;
+#endif
+  /// Gives the columns of the register tile, and of a panel.
+  static constexpr Index cols = vectors * lanes<T>;
   /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
@@ -5953,11 +5983,12 @@ void prefetch_later_row(const Number* row, Index row_stride) {
 }
 
 /// Computes C (rows x cols) = [C or bias or 0] + A (rows x depth) B (depth x cols) in registers: the micro-kernel. B is
-/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there.
+/// packed, or at least has unit column stride. `cols` may end inside the last vector if B is padded there. If Vectors
+/// is more than a panel has, B is several panels, `panel_stride` elements apart.
 template <Index Rows, Index Vectors, class T, class Number>
-void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
-                 bool from_c, const T* bias) {
-  constexpr Index w = lanes<T>;
+void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index panel_stride, Index depth, T* c, Index c_stride,
+                 Index cols, bool from_c, const T* bias) {
+  constexpr Index w = lanes<T>, of_panel = GemmTile<T>::vectors;
   Local<Local<Batch<T>, Vectors>, Rows> sum;
   const Index tail = cols - (Vectors - 1) * w;  // columns of the last vector
   // Results are written at the end, where each store would wait for its cache line.
@@ -5980,8 +6011,11 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   for (Index k = 0; k < depth; ++k) {
     Local<Batch<T>, Vectors> row;
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = in_register(load_as<T>(b + j * w));
-    prefetch_later_row<Vectors * w>(b, b_stride);
+    for (Index j = 0; j < Vectors; ++j)
+      row[j] = in_register(load_as<T>(b + j / of_panel * panel_stride + j % of_panel * w));
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; j += of_panel)
+      prefetch_later_row<std::min(Vectors, of_panel) * w>(b + j / of_panel * panel_stride, b_stride);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       const Batch<T> x(a.data[i * a.row_stride]);
@@ -6004,18 +6038,32 @@ void gemm_kernel(Operand<T> a, const Number* b, Index b_stride, Index depth, T* 
   }
 }
 
-/// Computes all rows of C for one panel of B, in register tiles of GemmTile::rows rows, then 4, 2 and 1.
-template <Index Rows, Index Vectors, class T, class Number>
-void gemm_rows(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index cols,
-               bool from_c, const T* bias) {
-  for (; m >= Rows; m -= Rows) {
-    gemm_kernel<Rows, Vectors>(a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
-    a.data += Rows * a.row_stride;
-    c += Rows * c_stride;
+/// Calls run(count), with an integral constant, for a count that is known at run time: 1 to Max.
+template <Index Max, class Run>
+void with_constant(Index count, Run&& run) {
+  if constexpr (Max > 1)
+    if (count < Max) return with_constant<Max - 1>(count, run);
+  run(std::integral_constant<Index, Max>());
+}
+
+/// Divides m rows among register tiles of at most Rows rows and calls tile(first, rows), rows an integral constant, for
+/// each. The last two tiles are equally high: one of a single row would wait for its own sums.
+template <Index Rows, class Tile>
+void each_row_tile(Index m, Tile&& tile) {
+  Index i = 0;
+  for (; m - i >= 2 * Rows || m - i == Rows; i += Rows) tile(i, std::integral_constant<Index, Rows>());
+  for (Index tiles = (m - i + Rows - 1) / Rows; tiles > 0; --tiles) {
+    const Index rows = (m - i + tiles - 1) / tiles;
+    with_constant<Rows>(rows, [&](auto constant) { tile(i, constant); });
+    i += rows;
   }
-  if constexpr (Rows > 1) {
-    if (m > 0) gemm_rows<Rows / 2, Vectors>(m, a, b, b_stride, depth, c, c_stride, cols, from_c, bias);
-  }
+}
+
+/// Returns the panels that meet so many rows together: as many as give independent sums enough to hide the latency of
+/// an addition. They also are as many streams from memory.
+template <class T>
+constexpr Index panels_together(Index rows) {
+  return std::max<Index>(1, 8 / (rows * GemmTile<T>::vectors));
 }
 
 /// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
@@ -6046,15 +6094,25 @@ void pack_panel(Operand<T> b, Index depth, Index used, Index padded, T* to, Inde
 template <class T, class Number>
 void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index depth, T* c, Index c_stride, Index used,
                 bool from_c, const T* bias) {
-  constexpr Index rows = GemmTile<T>::rows;
-  switch (padded_cols<T>(used) / lanes<T>) {
-    case 1:
-      return gemm_rows<rows, 1>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-    case 2:
-      return gemm_rows<rows, 2>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-    default:
-      return gemm_rows<rows, 3>(m, a, b, b_stride, depth, c, c_stride, used, from_c, bias);
-  }
+  with_constant<GemmTile<T>::vectors>(padded_cols<T>(used) / lanes<T>, [&](auto vectors) {
+    each_row_tile<GemmTile<T>::rows>(m, [&](Index i, auto rows) {
+      gemm_kernel<decltype(rows)::value, decltype(vectors)::value>(Operand<T>{a.at(i, 0), a.row_stride, a.col_stride},
+                                                                   b, b_stride, 0, depth, c + i * c_stride, c_stride,
+                                                                   used, from_c, bias);
+    });
+  });
+}
+
+/// Computes as many panels of C together as fill the vector units with m rows, as `gemm_panel` computes one. The panels
+/// are whole and `panel_stride` elements apart.
+template <class T, class Number>
+void gemm_few_rows(Index m, Operand<T> a, const Number* b, Index panel_stride, Index depth, T* c, Index c_stride,
+                   bool from_c, const T* bias) {
+  with_constant<GemmTile<T>::rows>(m, [&](auto rows) {
+    constexpr Index count = decltype(rows)::value, vectors = panels_together<T>(count) * GemmTile<T>::vectors;
+    gemm_kernel<count, vectors>(a, b, GemmTile<T>::cols, panel_stride, depth, c, c_stride, vectors * lanes<T>, from_c,
+                                bias);
+  });
 }
 
 /// Sets C (m x n) to the bias, or to zeros if it is null: the product of depth 0.
@@ -6108,13 +6166,21 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   for (Index block = 0; block < blocks; ++block) {
     const Range of_block = equal_part(m, Tile::rows, block, blocks);
     const Index i = of_block.begin, rows = of_block.size();
-    for (Index j = 0; j < js.size(); j += Tile::cols) {
-      const Index used = std::min(Tile::cols, js.size() - j);
+    const Index together = rows < Tile::rows ? detail::panels_together<T>(rows) * Tile::cols : Tile::cols;
+    for (Index j = 0, used; j < js.size(); j += used) {
+      used = std::min(j + together <= js.size() ? together : Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
-      for (Index k = 0; k < ks.size(); k += Tile::depth)
-        detail::gemm_panel(rows, Operand<T>{a.at(i, k), a.row_stride, a.col_stride}, b.at(ks.begin + k, js.begin + j),
-                           b.width(js.begin + j), std::min(Tile::depth, ks.size() - k), to, c_stride, used,
-                           accumulate || k > 0, bias == nullptr ? nullptr : bias + j);
+      for (Index k = 0; k < ks.size(); k += Tile::depth) {
+        const Operand<T> from{a.at(i, k), a.row_stride, a.col_stride};
+        const Number* panel = b.at(ks.begin + k, js.begin + j);
+        const Index depth = std::min(Tile::depth, ks.size() - k);
+        const bool from_c = accumulate || k > 0;
+        const T* start = bias == nullptr ? nullptr : bias + j;
+        if (used > Tile::cols)
+          detail::gemm_few_rows(rows, from, panel, b.depth * Tile::cols, depth, to, c_stride, from_c, start);
+        else
+          detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
+      }
       epilogue(i, j, to, c_stride, rows, used);
     }
   }
@@ -6130,8 +6196,9 @@ void share_product(int threads, Index m, Index cols, Index depth, Body&& body) {
   if (threads == 1 || m * cols * depth < 32 * 32 * 32)  // less work than waking a thread
     return body(Range{0, m}, Range{0, cols});
   const Index panels = (cols + Tile::cols - 1) / Tile::cols;
-  Index row_parts = std::clamp<Index>(m / (Tile::block_rows / 4), 1, threads);
-  if (row_parts == threads) row_parts *= std::max<Index>(1, m / (threads * Tile::block_rows));
+  constexpr Index min_rows = 64;  // fewer would not repay the panels, which every part reads
+  Index row_parts = std::clamp<Index>(m / min_rows, 1, threads);
+  if (row_parts == threads) row_parts *= (m + threads * Tile::block_rows - 1) / (threads * Tile::block_rows);
   const Index col_parts = std::min((threads + row_parts - 1) / row_parts, panels);
   parallel_for(threads, row_parts * col_parts, [&](Index part, int) {
     body(equal_part(m, Tile::rows, part / col_parts, row_parts),
@@ -6185,14 +6252,31 @@ void gemm_block(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Ind
   }
 }
 
+/// Copies A (m x k), a transpose (row stride 1), to `to` (m, k). A task is 64 rows; no allocation.
+template <class T>
+void transpose_rows(int threads, Index m, Index k, Operand<T> a, T* to) {
+  parallel_blocks(threads, m, 64, [&](Index begin, Index end) {
+    detail::pack_panel(Operand<T>{a.at(begin, 0), a.row_stride, a.col_stride}, end - begin, k, k, to + begin * k, k);
+  });
+}
+
 /// Computes C (m x n) = A (m x k) B (k x n), plus C if `accumulate`, else plus `bias` (n) unless it is null, then the
-/// epilogue, on several threads. It packs B first, into memory from `arena`. Call it from one thread.
+/// epilogue, on several threads. It packs B first, and A if it is a transpose of many columns, whose elements would lie
+/// far apart for each panel of B, into memory from `arena`. Call it from one thread.
 template <class T, class Epilogue = NoEpilogue>
 void gemm(int threads, Arena& arena, Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index c_stride,
           bool accumulate, const T* bias, const Epilogue& epilogue = {}) {
   if (m == 0 || n == 0) return;
-  const Buffer packed = arena.allocate(static_cast<std::size_t>(Panels<T>::size(k, n)) * sizeof(T));
-  const auto panels = pack(m * n * k < 32 * 32 * 32 ? 1 : threads, b, k, n, static_cast<T*>(packed.data()));
+  const auto floats = [&](Index count) { return arena.allocate(static_cast<std::size_t>(count) * sizeof(T)); };
+  const int packing = m * n * k < 32 * 32 * 32 ? 1 : threads;
+  const Buffer packed = floats(Panels<T>::size(k, n));
+  const auto panels = pack(packing, b, k, n, static_cast<T*>(packed.data()));
+  Buffer rows;
+  if (a.row_stride == 1 && a.col_stride >= 64 && n >= 2 * GemmTile<T>::cols) {
+    rows = floats(m * k);
+    transpose_rows(packing, m, k, a, static_cast<T*>(rows.data()));
+    a = {static_cast<const T*>(rows.data()), k};
+  }
   gemm_packed(threads, m, a, panels, c, c_stride, accumulate, bias, epilogue);
 }
 
@@ -6465,6 +6549,9 @@ namespace kernels {
 /// Gives the inputs of a weight of bytes that lie together: those that one instruction multiplies and adds up, four
 /// bytes with VNNI and two numbers of 16 bits otherwise.
 inline constexpr Index bytes_group = LACONIC_VNNI ? 4 : 2;
+/// Gives the rows of the register tile of bytes: one less than of floats where products need a register of their own
+/// before they are added.
+inline constexpr Index int8_tile_rows = GemmTile<float>::rows - (LACONIC_VNNI ? 0 : 1);
 
 /// Describes the layout of a packed weight (out, in). Bytes are in groups of `bytes_group` inputs, as the instruction
 /// that multiplies them reads them, followed by the scale and the sum of each output's row.
@@ -6596,7 +6683,7 @@ void multiply_int8(int threads, Arena& arena, Index m, Operand<float> x, const P
 
 #else
 
-#if LACONIC_VNNI
+#if LACONIC_VNNI && defined(__AVX512F__)
 
 /// Names a vector of whole numbers.
 using WholeVector = __m512i;
@@ -6623,6 +6710,40 @@ inline WholeVector zero_of(const std::int32_t* sums) { return _mm512_slli_epi32(
 /// Returns the sums less that, as floats.
 inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(done), zero));
+}
+
+#elif LACONIC_VNNI
+
+/// Names a vector of whole numbers.
+using WholeVector = __m256i;
+/// Names a rounded activation: 1 to 255, where 128 is zero, as the instruction wants it.
+using RoundedNumber = std::uint8_t;
+
+/// Returns 8 floats as rounded activations times `factor`, those from `count` on zero, in `to`.
+inline void round_some(const float* x, Index count, float factor, RoundedNumber* to) {
+  const Batch<float> some = count < lanes<float> ? load_part(x, count) : load(x);
+  const __m256i rounded =
+      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(some, _mm256_set1_ps(factor))), _mm256_set1_epi32(128));
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+}
+/// Loads the bytes of one group of inputs for a vector of outputs.
+inline WholeVector load_group(const std::int8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+/// Returns a vector in which each output meets the same group of activations, whose bits these are.
+inline WholeVector spread_group(std::int32_t bits) { return _mm256_set1_epi32(bits); }
+/// Returns sum + the products of a group, added up for each output.
+inline WholeVector add_products(WholeVector sum, WholeVector x, WholeVector w) {
+  return _mm256_dpbusd_avx_epi32(sum, x, w);
+}
+/// Returns what the zero of activations adds to sums: 128 times the sum of each output's row.
+inline WholeVector zero_of(const std::int32_t* sums) {
+  return _mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)), 7);
+}
+/// Returns the sums less that, as floats.
+inline Batch<float> to_floats(const std::int32_t* done, WholeVector zero) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(done)), zero));
 }
 
 #else
@@ -6677,12 +6798,12 @@ inline float round_row(Index in, const float* x, RoundedNumber* to) {
 }
 
 /// Computes y (Rows, used) = row_scale * column_scale * (a b) + bias: the micro-kernel for bytes. a (Rows, groups *
-/// bytes_group) is rounded, b one panel.
+/// bytes_group) is rounded, b one panel, or several, `panel_stride` bytes apart, if Vectors is more than a panel has.
 template <Index Rows, Index Vectors>
-void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, const float* row_scales,
-                 const float* scales, const std::int32_t* sums, const float* bias, float* y, Index y_stride,
-                 Index used) {
-  constexpr Index w = lanes<float>, step = w * bytes_group;
+void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b, Index panel_stride,
+                 const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
+                 Index y_stride, Index used) {
+  constexpr Index w = lanes<float>, step = w * bytes_group, of_panel = std::min(Vectors, GemmTile<float>::vectors);
   constexpr auto rows = static_cast<std::size_t>(Rows), vectors = static_cast<std::size_t>(Vectors);
   WholeVector sum[rows][vectors];
   LACONIC_UNROLL
@@ -6693,8 +6814,12 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
   for (Index g = 0; g < groups; ++g) {
     WholeVector row[vectors];
     LACONIC_UNROLL
-    for (Index j = 0; j < Vectors; ++j) row[j] = load_group(b + (g * Vectors + j) * step);
-    detail::prefetch_later_row<Vectors * step>(b + g * Vectors * step, Vectors * step);
+    for (Index j = 0; j < Vectors; ++j)
+      row[j] = load_group(b + j / of_panel * panel_stride + (g * of_panel + j % of_panel) * step);
+    LACONIC_UNROLL
+    for (Index j = 0; j < Vectors; j += of_panel)
+      detail::prefetch_later_row<of_panel * step>(b + j / of_panel * panel_stride + g * of_panel * step,
+                                                  of_panel * step);
     LACONIC_UNROLL
     for (Index i = 0; i < Rows; ++i) {
       std::int32_t group;
@@ -6721,22 +6846,6 @@ void int8_kernel(const RoundedNumber* a, Index a_stride, Index groups, const std
       store_part(y + i * y_stride + j, xsimd::fma(product, scale * Batch<float>(row_scales[i]), start), count);
     }
   }
-}
-
-/// Computes all rows of y for one panel of a weight of bytes, in register tiles of Rows rows, then half as many.
-template <Index Rows, Index Vectors>
-void int8_rows(Index m, const RoundedNumber* a, Index a_stride, Index groups, const std::int8_t* b,
-               const float* row_scales, const float* scales, const std::int32_t* sums, const float* bias, float* y,
-               Index y_stride, Index used) {
-  for (; m >= Rows; m -= Rows) {
-    int8_kernel<Rows, Vectors>(a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
-    a += Rows * a_stride;
-    row_scales += Rows;
-    y += Rows * y_stride;
-  }
-  if constexpr (Rows > 1)
-    if (m > 0)
-      int8_rows<Rows / 2, Vectors>(m, a, a_stride, groups, b, row_scales, scales, sums, bias, y, y_stride, used);
 }
 
 /// Holds rows of x rounded to whole numbers, in memory of the caller: first the scales, then the rows.
@@ -6767,26 +6876,30 @@ struct RoundedRows {
 template <class Epilogue>
 void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
-  constexpr Index width = GemmTile<float>::cols;
-  for (Index j = cols.begin; j < cols.end; j += width) {
-    const Index used = std::min(width, layout.out - j);
+  using Tile = GemmTile<float>;
+  const Index together =
+                  rows.size() < Tile::rows ? detail::panels_together<float>(rows.size()) * Tile::cols : Tile::cols,
+              panel_stride = layout.grouped_in() * Tile::cols;
+  for (Index j = cols.begin, used; j < cols.end; j += used) {
+    used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
+    const auto* panel = reinterpret_cast<const std::int8_t*>(data) + layout.at(j);
     float* to = y + rows.begin * layout.out + j;
-    const auto run = [&](auto vectors) {
-      int8_rows<GemmTile<float>::rows, decltype(vectors)::value>(
-          rows.size(), x.numbers + rows.begin * x.stride, x.stride, layout.grouped_in() / bytes_group,
-          reinterpret_cast<const std::int8_t*>(data) + layout.at(j), x.scales + rows.begin, layout.scales(data) + j,
-          layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, to, layout.out, used);
+    const auto tile = [&](Index i, auto height, auto vectors) {
+      i += rows.begin;
+      int8_kernel<decltype(height)::value, decltype(vectors)::value>(
+          x.numbers + i * x.stride, x.stride, layout.grouped_in() / bytes_group, panel, panel_stride, x.scales + i,
+          layout.scales(data) + j, layout.sums(data) + j, bias == nullptr ? nullptr : bias + j, y + i * layout.out + j,
+          layout.out, used);
     };
-    switch (layout.width(j) / lanes<float>) {
-      case 1:
-        run(std::integral_constant<Index, 1>());
-        break;
-      case 2:
-        run(std::integral_constant<Index, 2>());
-        break;
-      default:
-        run(std::integral_constant<Index, 3>());
-    }
+    if (used > Tile::cols)
+      detail::with_constant<Tile::rows>(rows.size(), [&](auto height) {
+        tile(0, height,
+             std::integral_constant<Index, detail::panels_together<float>(decltype(height)::value) * Tile::vectors>());
+      });
+    else
+      detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
+        detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });
+      });
     epilogue(rows.begin, j, to, layout.out, rows.size(), used);
   }
 }
