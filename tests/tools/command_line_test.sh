@@ -165,6 +165,9 @@ refused slow.wav ratio -- transcribe --model run "${files[@]}" slow.wav --at-onc
 cmp out whole.txt || fail "no line was printed before the last portion"
 refused missing.wav -- transcribe --model run "${files[@]}" missing.wav --at-once 0.3 --json new.json
 [ ! -s out ] || fail "began before it looked whether all files are there"
+cp recordings/3_tone_0.wav $'red\033[31m.wav'
+ok transcribe --model run $'red\033[31m.wav'
+says out 'red?[31m.wav: '
 misused '--at-once' transcribe --model run "${files[@]}" --at-once 0
 misused '--at-once' transcribe --model run "${files[@]}" --at-once 1 --streaming
 
