@@ -2,6 +2,7 @@
 //
 // laconic eval: word error rate of a model, whole utterances or streamed.
 #include "commands.hpp"
+#include "common/portions.hpp"
 #include "common/status_line.hpp"
 #include "stream_options.hpp"
 
@@ -52,10 +53,8 @@ struct Corpus {
   double seconds_from(Index begin) const { return std::accumulate(seconds.begin() + begin, seconds.end(), 0.0); }
   /// Returns as many utterances from `begin` on as fill so many seconds, but at least one.
   std::span<const Utterance> portion(Index begin, double most) const {
-    Index end = begin;
-    for (double sum = 0; end < size(); ++end)
-      if ((sum += seconds[static_cast<std::size_t>(end)]) > most && end > begin) break;
-    return std::span(utterances).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    const auto first = static_cast<std::size_t>(begin);
+    return std::span(utterances).subspan(first, portion_end(seconds, first, most) - first);
   }
   static std::string name(const Utterance& u) { return u.audio_filepath.stem().string(); }
 };
@@ -160,6 +159,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   StatusLine line;
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
+    release_free_memory();  // what the portion before held
     Dataset data = load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config().features,
                                 nullptr, o.threads);
     add_labels(data, recognizer.vocabulary());

@@ -95,18 +95,6 @@ struct SampleOptions : CommonOptions {
   SamplingConfig sampling{.temperature = 0.8};
 };
 
-/// Returns a text without characters that a terminal would obey: all control characters but line ends and tabs.
-std::string without_controls(const std::string& text) {
-  std::string out;
-  for (const std::string_view c : detail::split_characters(text)) {
-    const auto first = static_cast<unsigned char>(c[0]);
-    const bool c1 = first == 0xC2 && static_cast<unsigned char>(c[1]) < 0xA0;
-    const bool control = (first < ' ' && first != '\n' && first != '\t') || first == 0x7F || c1;
-    out += control ? std::string_view("?") : c;
-  }
-  return out;
-}
-
 /// Continues the prompts. The model sees no more than max_positions: at the end of these, it goes on from the last
 /// half.
 void sample(const SampleOptions& o) {

@@ -2,6 +2,7 @@
 //
 // laconic transcribe: what a model hears in audio files, or in speech as it comes.
 #include "commands.hpp"
+#include "common/portions.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/decode/greedy_ctc.hpp>
@@ -10,6 +11,10 @@
 
 #include <array>
 #include <chrono>
+#include <deque>
+#include <optional>
+#include <span>
+#include <string_view>
 
 namespace {
 
@@ -20,39 +25,77 @@ struct TranscribeOptions : CommonOptions {
   std::string model, logits;
   std::vector<std::string> files;
   StreamOptions stream;
-  double max_seconds = 600;
+  double max_seconds = 600, at_once = 80;
 };
 
-/// Returns what every file says, and writes its logits (frames, tokens) as safetensors, under its path.
-std::vector<std::string> write_logits(const TranscribeOptions& o, const Recognizer& recognizer, const Dataset& data) {
-  Workspace workspace(o.threads);
-  std::vector<Matrix<float>> logits;
-  std::vector<std::string> hypotheses;
-  SafetensorsWriter writer;
-  logits.reserve(data.examples.size());  // the writer borrows them
-  for (std::size_t i = 0; i < data.examples.size(); ++i) {
-    const auto& one = logits.emplace_back(recognizer.logits(data.examples[i].features, workspace));
-    hypotheses.push_back(recognizer.vocabulary().decode(greedy_ctc(view(one))));
-    writer.add(o.files[i], std::array{one.rows(), one.cols()},
-               std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
+/// Collects the logits (frames, tokens) of every file, and writes them as safetensors under the files' paths.
+class LogitsFile {
+ public:
+  /// Keeps logits until they are written, and returns them.
+  const Matrix<float>& add(const std::string& file, Matrix<float> logits) {
+    const Matrix<float>& one = logits_.emplace_back(std::move(logits));
+    writer_.add(file, std::array{one.rows(), one.cols()},
+                std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
+    return one;
   }
-  writer.write(o.logits);
-  return hypotheses;
+  void write(const std::string& path) const { writer_.write(path); }
+
+ private:
+  std::deque<Matrix<float>> logits_;  // stay where they are, for the writer borrows them
+  SafetensorsWriter writer_;
+};
+
+/// Holds what is heard in a portion of the files.
+struct Heard {
+  std::vector<std::string> texts;
+  std::vector<double> seconds;
+  std::vector<std::string> notes;
+};
+
+/// Transcribes a portion, and collects its logits if there is a file for them.
+Heard hear(std::span<const Utterance> files, const Recognizer& recognizer, int threads, LogitsFile* logits) {
+  Dataset data = load_dataset(files, recognizer.config().features, nullptr, threads);
+  Workspace workspace(threads);  // its memory goes with the portion, for the next one has other shapes
+  Heard out;
+  if (logits == nullptr) out.texts = recognizer.evaluate(data, workspace).hypotheses;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    const Example& example = data.examples[i];
+    out.seconds.push_back(example.seconds);
+    if (logits == nullptr) continue;
+    const auto& one = logits->add(files[i].audio_filepath.string(), recognizer.logits(example.features, workspace));
+    out.texts.push_back(recognizer.vocabulary().decode(greedy_ctc(view(one))));
+  }
+  out.notes = std::move(data.notes);
+  return out;
 }
 
+/// Transcribes files in portions, so that memory holds one at a time, and prints each portion when it is done. Packed
+/// utterances are independent of each other, so that portions change no result.
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
-  std::vector<Utterance> utterances;
-  for (const std::string& file : o.files) utterances.push_back({file, 0, "", ""});
-  const Dataset data = load_dataset(utterances, recognizer.config().features, nullptr, o.threads);
-  say_notes(data.notes);
-  Workspace workspace(o.threads);
-  const auto hypotheses =
-      o.logits.empty() ? recognizer.evaluate(data, workspace).hypotheses : write_logits(o, recognizer, data);
-  nlohmann::json result = nlohmann::json::array();
-  for (std::size_t i = 0; i < o.files.size(); ++i) {
-    std::printf("%s: %s\n", o.files[i].c_str(), hypotheses[i].c_str());
-    result.push_back({{"audio_filepath", o.files[i]}, {"text", hypotheses[i]}, {"seconds", data.examples[i].seconds}});
+  std::vector<Utterance> files;
+  std::vector<double> seconds;
+  for (const std::string& file : o.files) {
+    files.push_back({file, 0, "", ""});
+    seconds.push_back(detail::audio_duration(file));  // throws before any work is done for a file that is no audio
   }
+  nlohmann::json result = nlohmann::json::array();
+  std::vector<std::string> notes;
+  LogitsFile logits;
+  for (std::size_t begin = 0, end; begin < files.size(); begin = end) {
+    end = portion_end(seconds, begin, o.at_once);
+    const Heard heard = hear(std::span<const Utterance>(files).subspan(begin, end - begin), recognizer, o.threads,
+                             o.logits.empty() ? nullptr : &logits);
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::string& said = heard.texts[i - begin];
+      std::printf("%s\n", without_controls(text(o.files[i], ": ", said)).c_str());
+      result.push_back({{"audio_filepath", o.files[i]}, {"text", said}, {"seconds", heard.seconds[i - begin]}});
+    }
+    std::fflush(stdout);
+    release_free_memory();
+    notes.insert(notes.end(), heard.notes.begin(), heard.notes.end());
+  }
+  say_notes(notes);
+  if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
   if (!o.logits.empty()) std::printf("logits: %s\n", o.logits.c_str());
 }
@@ -62,18 +105,14 @@ class SampleSource {
  public:
   SampleSource(const std::string& file, int sample_rate) {
     if (file == "-") return;
-    std::string note;
-    samples_ = read_audio(file, sample_rate, &note).samples;
-    if (!note.empty()) say("note: ", note);
-    from_file_ = true;
+    reader_.emplace(file, sample_rate);
+    if (const std::string note = reader_->note(); !note.empty()) say("note: ", note);
   }
   /// Up to `count` samples; fewer only at the end.
   std::vector<float> next(std::size_t count) {
     std::vector<float> out(count);
-    if (from_file_) {
-      out.resize(std::min(count, samples_.size() - at_));
-      std::copy_n(samples_.begin() + static_cast<std::ptrdiff_t>(at_), out.size(), out.begin());
-      at_ += out.size();
+    if (reader_) {
+      out.resize(reader_->read(out));
       return out;
     }
     std::vector<std::int16_t> raw(count);
@@ -84,17 +123,15 @@ class SampleSource {
   }
 
  private:
-  bool from_file_ = false;
-  std::vector<float> samples_;
-  std::size_t at_ = 0;
+  std::optional<AudioReader> reader_;  // empty: standard input
 };
 
 /// Prints words as they become final.
 class TextLine {
  public:
-  void show(const std::string& text) {
+  void show(std::string_view text) {
     if (text.size() <= shown_) return;
-    std::printf("%s", text.c_str() + shown_);
+    std::printf("%s", without_controls(text.substr(shown_)).c_str());
     std::fflush(stdout);
     shown_ = text.size();
   }
@@ -113,7 +150,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   TextLine line;
   std::vector<double> pushes;
   double compute = 0, seconds = 0;
-  if (o.files.size() > 1) std::printf("%s: ", file.c_str());
+  if (o.files.size() > 1) std::printf("%s: ", without_controls(file).c_str());
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
     const std::vector<float> samples = source.next(block);
@@ -179,8 +216,13 @@ void add_transcribe_command(CLI::App& app) {
       command
           ->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")
           ->type_name("FILE");
+  CLI::Option* at_once =
+      command->add_option("--at-once", o->at_once, "seconds of speech in memory at once; changes no result")
+          ->capture_default_str()
+          ->check(between(0.001, 1e6));
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
   logits->excludes("--streaming");
+  at_once->excludes("--streaming");
   command->add_option("--max-seconds", o->max_seconds, "max seconds of a stream that keeps all frames")
       ->capture_default_str()
       ->check(between(1.0, 1e6));

@@ -5367,14 +5367,17 @@ class Blocks {
   Index size_, unit_, most_ = 0, count_ = 0;
 };
 
-/// Runs `body(i)` for every i in [0, tasks), which may throw. After all have run, throws the failure of the lowest
-/// index again. Allocates.
+/// Runs `body(i)`, or `body(i, thread)` as `parallel_for` does, for every i in [0, tasks), which may throw. After all
+/// have run, throws the failure of the lowest index again. Allocates.
 template <class Body>
 void parallel_or_throw(int threads, Index tasks, Body&& body) {
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(tasks));
-  parallel_for(threads, tasks, [&](Index i, int) {
+  parallel_for(threads, tasks, [&](Index i, int thread) {
     try {
-      body(static_cast<std::size_t>(i));
+      if constexpr (std::is_invocable_v<Body&, std::size_t, std::size_t>)
+        body(static_cast<std::size_t>(i), static_cast<std::size_t>(thread));
+      else
+        body(static_cast<std::size_t>(i));
     } catch (...) {
       failures[static_cast<std::size_t>(i)] = std::current_exception();
     }

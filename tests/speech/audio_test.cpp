@@ -226,6 +226,78 @@ TEST_CASE("audio that is none, or not whole", "[audio]") {
   CHECK(error_of(flac) == flac.string() + ": cut short: the header says 97536 samples, but 32000 could be read");
 }
 
+TEST_CASE("a file is read in blocks", "[audio]") {
+  TemporaryFolder folder;
+  const std::vector<float> mono = tone(440, 44100, 1.7);
+  std::vector<float> stereo;
+  for (const float x : mono) stereo.insert(stereo.end(), {x, 0.3F * x});
+  put(folder / "a.wav", wav16, 1, 16000, mono);
+  put(folder / "a.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_24, 1, 8000, mono);
+  put(folder / "stereo.wav", wav16, 2, 44100, stereo);
+  put(folder / "stereo.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 2, 48000, stereo);
+  put(folder / "a.opus", SF_FORMAT_OGG | SF_FORMAT_OPUS, 1, 24000, mono);
+  put(folder / "short.wav", wav16, 1, 11025, {0.25F});
+  for (const std::string& name : folder.names())
+    for (const int rate : {0, 16000, 22050}) {
+      const fs::path path = folder / name;
+      std::string note;
+      const Audio whole = read_audio(path, rate, &note);
+      for (const std::size_t size : {1U, 333U, 4097U, 65536U, 1000000U}) {
+        if (size == 1 && rate == 22050) continue;  // slow
+        INFO(name << " at " << rate << " Hz in blocks of " << size);
+        AudioReader reader(path, rate);
+        CHECK(reader.sample_rate() == whole.sample_rate);
+        CHECK(reader.duration() == Approx(whole.duration()).margin(1.0 / whole.sample_rate));
+        CHECK(reader.note() == note);
+        std::vector<float> block(size), samples;
+        std::size_t count = size;
+        while (count == size) {
+          count = reader.read(block);
+          samples.insert(samples.end(), block.begin(), block.begin() + static_cast<std::ptrdiff_t>(count));
+        }
+        CHECK(samples == whole.samples);
+        CHECK(reader.read(block) == 0);
+      }
+      if (rate != 0 && rate != read_audio(path).sample_rate)
+        CHECK(whole.samples == resample(read_audio(path).samples, read_audio(path).sample_rate, rate));
+    }
+}
+
+TEST_CASE("what is wrong with a file is said when a block of it is read, or before", "[audio]") {
+  TemporaryFolder folder;
+  const auto error_in_blocks = [](const fs::path& path, int rate) -> std::string {
+    try {
+      AudioReader reader(path, rate);
+      std::vector<float> block(1000);
+      while (reader.read(block) > 0) {
+      }
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  put(folder / "whole.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 16000, tone(440, 16000, 2));
+  const std::string whole = bytes_of(folder / "whole.flac");
+  write_file(folder / "half.flac", whole.substr(0, whole.size() / 2));
+  std::string lying = whole;
+  lying[23] = 1;  // of the header's number of samples
+  write_file(folder / "lying.flac", lying);
+  write_wav(folder / "cut.wav", {tone(440, 16000, 0.5), 16000});
+  write_file(folder / "cut.wav", bytes_of(folder / "cut.wav").substr(0, 9044));
+  put(folder / "silent.wav", wav16, 1, 16000, {});
+  std::vector<float> samples(100000);
+  samples[90000] = std::numeric_limits<float>::quiet_NaN();
+  put(folder / "nan.wav", SF_FORMAT_WAV | SF_FORMAT_FLOAT, 1, 16000, samples);
+  write_file(folder / "words.wav", "This is a text, and no sound.\n");
+  CHECK(error_in_blocks(folder / "whole.flac", 8000) == "no error");
+  for (const char* name : {"half.flac", "lying.flac", "cut.wav", "silent.wav", "nan.wav", "words.wav", "none.wav"})
+    for (const int rate : {0, 8000}) {
+      INFO(name << " at " << rate << " Hz");
+      CHECK(error_in_blocks(folder / name, rate) == error_of(folder / name, rate));
+      CHECK(error_of(folder / name, rate).starts_with((folder / name).string() + ": "));
+    }
+}
+
 TEST_CASE("attack: a chunk of a WAV file as long as 32 bits can say", "[audio]") {
   TemporaryFolder folder;
   for (const char* size : {"\xf8\xff\xff\xff", "\xf7\xff\xff\xff",

@@ -149,6 +149,28 @@ done
 ok transcribe --model run/model recordings/3_tone_0.wav recordings/4_tone_0.wav
 [ "$(grep -c '^recordings/[34]_tone_0.wav: ' out)" -eq 2 ] || fail "not two transcripts"
 
+# More files than a portion holds: the same lines, JSON and logits, in the order given.
+files=(recordings/[3-9]_tone_0.wav recordings/[0-2]_tone_0.wav)
+ok transcribe --model run "${files[@]}" --json whole.json --logits whole.safetensors
+grep -v '^logits: ' out >whole.txt
+[ "$(sed 's/: .*//' whole.txt)" = "$(printf '%s\n' "${files[@]}")" ] || fail "not in the order given"
+ok transcribe --model run "${files[@]}" --json portions.json --logits portions.safetensors --at-once 0.3
+grep -v '^logits: ' out | cmp - whole.txt || fail "portions change what is heard"
+for kind in json safetensors; do cmp portions.$kind whole.$kind || fail "portions change whole.$kind"; done
+ok transcribe --model run "${files[@]}" --at-once 0.001
+cmp out whole.txt || fail "portions of one file change what is heard"
+# What is printed stays when a later portion fails, here at a rate that cannot be resampled.
+wav slow.wav 10 1 5 1
+refused slow.wav ratio -- transcribe --model run "${files[@]}" slow.wav --at-once 0.3 --json new.json
+cmp out whole.txt || fail "no line was printed before the last portion"
+refused missing.wav -- transcribe --model run "${files[@]}" missing.wav --at-once 0.3 --json new.json
+[ ! -s out ] || fail "began before it looked whether all files are there"
+cp recordings/3_tone_0.wav $'red\033[31m.wav'
+ok transcribe --model run $'red\033[31m.wav'
+says out 'red?[31m.wav: '
+misused '--at-once' transcribe --model run "${files[@]}" --at-once 0
+misused '--at-once' transcribe --model run "${files[@]}" --at-once 1 --streaming
+
 # --- What models cost, and published ones by name. No time is compared with any.
 ok profile --list
 [ "$(grep -c '^[a-z]*former_[a-z_]* ' out)" -eq 16 ] || fail "not 16 published models"
@@ -248,8 +270,19 @@ resumed() {
 }
 resumed stopped --model mla1
 # shellcheck disable=SC2086
-ok train --data corpus --out live ${tiny/30/5} --chunk 4 --left-context -1 --normalization global
+ok train --data corpus --out live $tiny --chunk 4 --left-context -1 --normalization global
 resumed live --model live --streaming --streams 3
+# A file, read block by block, is heard as its samples on standard input are.
+cat recordings/[0-9]_tone_0.wav | tail -c +45 >all.raw
+{ head -c 44 recordings/0_tone_0.wav; cat all.raw; } >all.wav
+printf "$(number "$(stat -c %s all.raw)" 4)" | dd of=all.wav bs=1 seek=40 conv=notrunc status=none
+ok transcribe --model live --streaming --block-ms 33 all.wav
+mv out heard
+ok transcribe --model live --streaming --block-ms 33 - <all.raw
+cmp heard out || fail "a file is heard otherwise than its samples"
+grep -q '[a-z]' heard || fail "heard nothing, so that equal texts say nothing"
+printf 'no sound' >words.raw
+refused words.raw 'cannot read as audio' -- transcribe --model live --streaming words.raw --json new.json
 
 cp stopped.left other.json.partial
 refused other.json.partial '(parameters: "' -- eval --model mla1b --data corpus/long.jsonl --json other.json

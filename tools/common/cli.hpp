@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 // What the subcommands of `laconic` and `laconic-study` share. Results go to stdout, progress and notes to stderr.
@@ -98,6 +99,20 @@ struct AttentionOptions {
     }
   }
 };
+
+/// Returns a text without characters that a terminal would obey: all control characters but line ends and tabs become
+/// '?'. Other bytes stay as they are, for the name of a file may be no UTF-8.
+inline std::string without_controls(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(at < text.size() ? text[at] : 0); };
+    const bool c1 = byte(i) == 0xC2 && byte(i + 1) >= 0x80 && byte(i + 1) < 0xA0;
+    const bool control = c1 || (byte(i) < ' ' && text[i] != '\n' && text[i] != '\t') || byte(i) == 0x7F;
+    out += control ? '?' : text[i];
+    if (c1) ++i;
+  }
+  return out;
+}
 
 /// Prints a note for a person on stderr.
 template <class... Parts>

@@ -12,9 +12,11 @@
 #include <laconic/core/extent.hpp>
 #include <laconic/io/file.hpp>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace laconic {
@@ -29,8 +31,85 @@ struct Audio {
   double duration() const { return static_cast<double>(samples.size()) / sample_rate; }
 };
 
-/// Limits the length of a recording that is read: 2^29 samples after mixing to mono, 9 hours at 16 kHz.
+/// Limits the length of a recording that is read: 2^29 samples after mixing to mono and resampling, 9 hours at 16 kHz.
 inline constexpr Index max_audio_samples = Index{1} << 29;
+
+namespace detail {
+
+/// Throws `Error`, whose text begins with `where`, unless the ratio of the rates is from 1/256 to 256.
+inline void require_rates(int from, int to, const std::string& where = {}) {
+  require(from > 0 && to > 0, where, "resample: from ", from, " Hz to ", to, " Hz given, positive rates expected");
+  require(src_is_valid_ratio(static_cast<double>(to) / from) != 0, where, "resample: from ", from, " Hz to ", to,
+          " Hz given, a ratio from 1/256 to 256 expected");
+}
+
+/// Resamples a signal that comes in pieces by libsamplerate's medium sinc. All pieces together give what the whole
+/// signal gives at once, bit for bit.
+class Resampler {
+ public:
+  /// Begins a signal. Throws `Error` as `require_rates` does. Allocates.
+  Resampler(int from, int to, std::string where = {})
+      : from_(from),
+        to_(to),
+        where_(std::move(where)),
+        ratio_(static_cast<double>(to) / from),
+        state_(nullptr, src_delete) {
+    require_rates(from, to, where_);
+    int error = 0;
+    state_.reset(src_new(SRC_SINC_MEDIUM_QUALITY, 1, &error));
+    require(state_ != nullptr, where_, "resample: ", error == 0 ? "" : src_strerror(error));
+    silence_.resize(static_cast<std::size_t>(std::ceil(64 * std::max(1.0, 1 / ratio_))));
+    silent_ = silence_;
+  }
+  /// Takes samples from the front of `in`, fills `out` as far as they allow and returns the number of samples written.
+  /// With `last`, no samples follow `in`, and all of `out` is filled until `ceil(n * to / from)` samples are written.
+  std::size_t operator()(std::span<const float>& in, bool last, std::span<float> out) {
+    if (last) {
+      const Index left = ((taken_ + static_cast<Index>(in.size())) * to_ + from_ - 1) / from_ - given_;
+      out = out.first(static_cast<std::size_t>(std::clamp<Index>(left, 0, static_cast<Index>(out.size()))));
+    }
+    std::size_t written = process(in, false, out);
+    require(in.empty() || written == out.size(), where_, "resample: stopped before ", in.size(), " samples were taken");
+    // libsamplerate may stop up to a filter's length before the end for lack of input, so silence follows the samples.
+    if (last && in.empty()) written += process(silent_, true, out.subspan(written));
+    require(!last || written == out.size(), where_, "resample: ", given_, " samples came, ",
+            given_ + static_cast<Index>(out.size() - written), " expected");
+    return written;
+  }
+
+ private:
+  /// Calls libsamplerate until `out` is full or it takes and writes nothing more.
+  std::size_t process(std::span<const float>& in, bool end, std::span<float> out) {
+    std::size_t written = 0;
+    for (bool moves = true; moves && written < out.size();) {
+      SRC_DATA job{};
+      job.data_in = in.data();
+      job.data_out = out.data() + written;
+      job.input_frames = static_cast<long>(in.size());
+      job.output_frames = static_cast<long>(out.size() - written);
+      job.end_of_input = end ? 1 : 0;
+      job.src_ratio = ratio_;
+      const int error = src_process(state_.get(), &job);
+      require(error == 0, where_, "resample: ", error == 0 ? "" : src_strerror(error));
+      in = in.subspan(static_cast<std::size_t>(job.input_frames_used));
+      written += static_cast<std::size_t>(job.output_frames_gen);
+      if (!end) taken_ += job.input_frames_used;
+      given_ += job.output_frames_gen;
+      moves = job.input_frames_used > 0 || job.output_frames_gen > 0;
+    }
+    return written;
+  }
+
+  Index from_, to_;
+  std::string where_;
+  double ratio_;
+  std::unique_ptr<SRC_STATE, SRC_STATE* (*)(SRC_STATE*)> state_;
+  std::vector<float> silence_;
+  std::span<const float> silent_;  // what is left of the silence
+  Index taken_ = 0, given_ = 0;    // samples
+};
+
+}  // namespace detail
 
 /// Returns a sound at another rate, `ceil(n * to / from)` samples in time with the input (no delay). It can change
 /// speed and pitch together, too: `resample(x, 11, 10)` played at the old rate is 10% faster. Rates may have any unit;
@@ -38,32 +117,15 @@ inline constexpr Index max_audio_samples = Index{1} << 29;
 /// below the signal, which is less than 16 bits hold; its best one keeps 97% and takes three to five times as long.
 /// Throws `Error` for other ratios and for results of more than `max_audio_samples`. Allocates.
 inline std::vector<float> resample(std::span<const float> samples, int from, int to) {
-  require(from > 0 && to > 0, "resample: from ", from, " Hz to ", to, " Hz given, positive rates expected");
-  const double ratio = static_cast<double>(to) / from;
-  require(src_is_valid_ratio(ratio) != 0, "resample: from ", from, " Hz to ", to,
-          " Hz given, a ratio from 1/256 to 256 expected");
+  detail::require_rates(from, to);
   if (from == to || samples.empty()) return {samples.begin(), samples.end()};
-
   const auto count = static_cast<Index>(samples.size());
   require(count <= max_audio_samples, "resample: ", count, " samples given, at most ", max_audio_samples, " expected");
   const Index expected = (count * to + from - 1) / from;
   require(expected <= max_audio_samples, "resample: would give ", expected, " samples, at most ", max_audio_samples,
           " expected");
-  // libsamplerate may stop up to a filter's length before the end for lack of input, so silence follows the samples.
-  const auto silence = static_cast<Index>(std::ceil(64 * std::max(1.0, 1 / ratio)));
-  std::vector<float> in(static_cast<std::size_t>(count + silence));
-  std::copy(samples.begin(), samples.end(), in.begin());
   std::vector<float> out(static_cast<std::size_t>(expected));
-  SRC_DATA job{};
-  job.data_in = in.data();
-  job.data_out = out.data();
-  job.input_frames = static_cast<long>(in.size());
-  job.output_frames = static_cast<long>(out.size());
-  job.src_ratio = ratio;
-  const int error = src_simple(&job, SRC_SINC_MEDIUM_QUALITY, 1);
-  require(error == 0, "resample: ", error == 0 ? "" : src_strerror(error));
-  require(job.output_frames_gen == job.output_frames, "resample: ", job.output_frames_gen, " samples came, ",
-          job.output_frames, " expected");
+  detail::Resampler(from, to)(samples, true, out);
   return out;
 }
 
@@ -108,72 +170,128 @@ inline std::string_view other_depth(int format) {
   }
 }
 
-/// Returns all samples of a file, channels averaged. Throws `Error` for a read error, too many samples and for samples
-/// that are not finite.
-inline std::vector<float> read_mono(SNDFILE* file, const SF_INFO& info, const std::filesystem::path& path) {
-  const auto channels = static_cast<std::size_t>(info.channels);
-  const std::size_t block_frames = std::max<std::size_t>(1, 65536 / channels);
-  std::vector<float> block(block_frames * channels), samples;
-  // A header may lie, so it is trusted only as far as that costs little.
-  samples.reserve(static_cast<std::size_t>(std::clamp<sf_count_t>(info.frames, 0, 1 << 22)));
-  const float scale = 1.0F / static_cast<float>(channels);
-  while (true) {
-    const sf_count_t count = sf_readf_float(file, block.data(), static_cast<sf_count_t>(block_frames));
-    require(sf_error(file) == SF_ERR_NO_ERROR, path.string(), ": cannot read as audio after ", samples.size(),
-            " samples: ", std::string_view(sf_strerror(file)));
-    if (count <= 0) return samples;
-    require(static_cast<Index>(samples.size()) + count <= max_audio_samples, path.string(), ": longer than ",
-            max_audio_samples, " samples, which is the most that is read");
-    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
-      float sum = 0;
-      for (std::size_t c = 0; c < channels; ++c) sum += block[i * channels + c];
-      samples.push_back(channels == 1 ? sum : sum * scale);
-      require(std::isfinite(sum), path.string(), ": sample ", samples.size() - 1, " is not a finite number");
-    }
-  }
-}
-
 }  // namespace detail
 
-/// Reads WAV, FLAC, Ogg Opus and all else that libsndfile reads, averages the channels and resamples to `sample_rate`
-/// Hz (0: no resampling). Integer samples are scaled to [-1, 1); float samples stay as they are. `note` gets what was
-/// converted, or "": "x.wav: 24-bit samples converted; 2 channels averaged; 44100 Hz resampled to 16000 Hz". Throws
-/// `Error` for a file that is missing, empty, not audio or not whole (an Ogg file cut at the end of a page is not
-/// noticed), and for samples that are not finite. May be called from several threads.
-inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, std::string* note = nullptr) {
-  require(sample_rate >= 0, path.string(), ": a sample rate of ", sample_rate, " Hz given, 0 or more expected");
-  const detail::Descriptor descriptor(
-      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // opening a pipe does not block
-  if (descriptor.get() < 0) detail::fail_system(path, "open");
-  struct stat status {};
-  if (::fstat(descriptor.get(), &status) != 0) detail::fail_system(path, "read");
-  require(S_ISREG(status.st_mode), path.string(), ": not a regular file, an audio file expected");
-  require(status.st_size > 0, path.string(), ": an empty file, an audio file expected");
-  detail::require_whole_wav(path, descriptor, status.st_size);
+/// Reads an audio file block by block, in memory that does not grow with its length: WAV, FLAC, Ogg Opus and all else
+/// that libsndfile reads. Averages the channels and resamples to `sample_rate` Hz (0: no resampling). Integer samples
+/// are scaled to [-1, 1); float samples stay as they are. Several threads may have a reader each.
+class AudioReader {
+ public:
+  /// Opens a file. Throws `Error` if it is missing, empty, not audio, or a WAV file that is shorter than its header
+  /// says. Allocates.
+  explicit AudioReader(const std::filesystem::path& path, int sample_rate = 0) : path_(path.string()) {
+    require(sample_rate >= 0, path_, ": a sample rate of ", sample_rate, " Hz given, 0 or more expected");
+    // Opening a pipe does not block.
+    descriptor_ = detail::Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    if (descriptor_.get() < 0) detail::fail_system(path, "open");
+    struct stat status {};
+    if (::fstat(descriptor_.get(), &status) != 0) detail::fail_system(path, "read");
+    require(S_ISREG(status.st_mode), path_, ": not a regular file, an audio file expected");
+    require(status.st_size > 0, path_, ": an empty file, an audio file expected");
+    detail::require_whole_wav(path, descriptor_, status.st_size);
 
-  SF_INFO info{};
-  const detail::SoundFile file(sf_open_fd(descriptor.get(), SFM_READ, &info, SF_FALSE), sf_close);
-  require(file != nullptr, path.string(), ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
-  require(info.channels > 0 && info.samplerate > 0, path.string(), ": ", info.channels, " channels at ",
-          info.samplerate, " Hz, at least 1 of each expected");
-  Audio audio{detail::read_mono(file.get(), info, path), info.samplerate};
-  require(!audio.samples.empty(), path.string(), ": holds no samples");
-  require(info.frames == SF_COUNT_MAX || static_cast<sf_count_t>(audio.samples.size()) >= info.frames, path.string(),
-          ": cut short: the header says ", info.frames, " samples, but ", audio.samples.size(), " could be read");
-
-  std::string converted;
-  const auto say = [&](const std::string& what) { converted += (converted.empty() ? "" : "; ") + what; };
-  if (const auto depth = detail::other_depth(info.format); !depth.empty()) say(text(depth, " samples converted"));
-  if (info.channels > 1) say(text(info.channels, " channels averaged"));
-  if (sample_rate != 0 && sample_rate != audio.sample_rate) {
-    say(text(audio.sample_rate, " Hz resampled to ", sample_rate, " Hz"));
-    try {
-      audio = {resample(audio.samples, audio.sample_rate, sample_rate), sample_rate};
-    } catch (const Error& e) {
-      throw Error(text(path.string(), ": ", e.what()));
-    }
+    file_.reset(sf_open_fd(descriptor_.get(), SFM_READ, &info_, SF_FALSE));
+    require(file_ != nullptr, path_, ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
+    require(info_.channels > 0 && info_.samplerate > 0, path_, ": ", info_.channels, " channels at ", info_.samplerate,
+            " Hz, at least 1 of each expected");
+    sample_rate_ = sample_rate == 0 ? info_.samplerate : sample_rate;
+    if (sample_rate_ != info_.samplerate) resampler_.emplace(info_.samplerate, sample_rate_, path_ + ": ");
   }
-  if (note != nullptr) *note = converted.empty() ? "" : text(path.string(), ": ", converted);
+
+  /// Returns the rate of the samples that `read` returns, in Hz.
+  int sample_rate() const { return sample_rate_; }
+  /// Returns the duration in seconds as the header says it; 0 if it does not.
+  double duration() const {
+    return info_.frames == SF_COUNT_MAX || info_.frames < 0 ? 0 : static_cast<double>(info_.frames) / info_.samplerate;
+  }
+  /// Returns what is converted, or "": "x.wav: 24-bit samples converted; 2 channels averaged; 44100 Hz resampled to
+  /// 16000 Hz".
+  std::string note() const {
+    std::string out;
+    const auto say = [&](const std::string& what) { out += (out.empty() ? path_ + ": " : "; ") + what; };
+    if (const auto depth = detail::other_depth(info_.format); !depth.empty()) say(text(depth, " samples converted"));
+    if (info_.channels > 1) say(text(info_.channels, " channels averaged"));
+    if (resampler_) say(text(info_.samplerate, " Hz resampled to ", sample_rate_, " Hz"));
+    return out;
+  }
+
+  /// Fills `out` with the next samples and returns their number, which is less than the size of `out` only at the end
+  /// of the file. Throws `Error` for a file without samples or not whole (an Ogg file cut at the end of a page is not
+  /// noticed), and for samples that are not finite. The first call allocates.
+  std::size_t read(std::span<float> out) {
+    std::size_t count = 0;
+    while (count < out.size()) {
+      if (waiting_.empty() && !ended_) next_block();
+      std::size_t more = 0;
+      if (resampler_) {
+        more = (*resampler_)(waiting_, ended_, out.subspan(count));
+      } else {
+        more = std::min(waiting_.size(), out.size() - count);
+        std::copy_n(waiting_.begin(), more, out.begin() + static_cast<std::ptrdiff_t>(count));
+        waiting_ = waiting_.subspan(more);
+      }
+      count += more;
+      if (ended_ && more == 0) break;
+    }
+    return count;
+  }
+
+ private:
+  /// Reads the next block of the file as `waiting_`, channels averaged, or ends.
+  void next_block() {
+    const auto channels = static_cast<std::size_t>(info_.channels);
+    const std::size_t frames = std::max<std::size_t>(1, 65536 / channels);
+    block_.resize(frames * channels);
+    const sf_count_t count = sf_readf_float(file_.get(), block_.data(), static_cast<sf_count_t>(frames));
+    require(sf_error(file_.get()) == SF_ERR_NO_ERROR, path_, ": cannot read as audio after ", frames_read_,
+            " samples: ", std::string_view(sf_strerror(file_.get())));
+    if (count <= 0) {
+      require(frames_read_ > 0, path_, ": holds no samples");
+      require(info_.frames == SF_COUNT_MAX || frames_read_ >= info_.frames, path_, ": cut short: the header says ",
+              info_.frames, " samples, but ", frames_read_, " could be read");
+      ended_ = true;
+      return;
+    }
+    const float scale = 1.0F / static_cast<float>(channels);
+    const std::span<float> mono =
+        std::span(block_).first(static_cast<std::size_t>(count));  // never ahead of what it averages
+    for (std::size_t i = 0; i < mono.size(); ++i) {
+      float sum = 0;
+      for (std::size_t c = 0; c < channels; ++c) sum += block_[i * channels + c];
+      require(std::isfinite(sum), path_, ": sample ", frames_read_ + static_cast<Index>(i), " is not a finite number");
+      mono[i] = channels == 1 ? sum : sum * scale;
+    }
+    waiting_ = mono;
+    frames_read_ += count;
+  }
+
+  std::string path_;
+  detail::Descriptor descriptor_;  // open for as long as file_ reads from it
+  SF_INFO info_{};
+  detail::SoundFile file_{nullptr, sf_close};
+  int sample_rate_ = 0;
+  std::optional<detail::Resampler> resampler_;
+  std::vector<float> block_;
+  std::span<const float> waiting_;  // mono samples of block_ that nobody has read yet
+  Index frames_read_ = 0;
+  bool ended_ = false;
+};
+
+/// Reads all of an audio file as `AudioReader` does, with the same errors. `note` gets what was converted, or "".
+/// Throws `Error` also for more than `max_audio_samples`. May be called from several threads. Allocates.
+inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, std::string* note = nullptr) {
+  AudioReader reader(path, sample_rate);
+  Audio audio{{}, reader.sample_rate()};
+  // A header may lie, so it is trusted only as far as that costs little. One sample more is asked for, to see the end.
+  std::size_t size = 0, room = static_cast<std::size_t>(std::min(reader.duration() * reader.sample_rate(), 0x1p22)) + 2;
+  for (std::size_t more = room; more == room; room = 65536) {
+    audio.samples.resize(size + room);
+    more = reader.read(std::span(audio.samples).subspan(size));
+    require(static_cast<Index>(size + more) <= max_audio_samples, path.string(), ": longer than ", max_audio_samples,
+            " samples, which is the most that is read");
+    audio.samples.resize(size += more);
+  }
+  if (note != nullptr) *note = reader.note();
   return audio;
 }
 

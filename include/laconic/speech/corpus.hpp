@@ -5,12 +5,9 @@
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/words.hpp>
 
-#include <sndfile.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -76,12 +73,12 @@ inline std::vector<std::filesystem::path> files_in(const std::filesystem::path& 
 
 /// Returns the length of a recording in seconds, from its header if that says it, else by reading the file.
 inline double audio_duration(const std::filesystem::path& path) {
-  SF_INFO info{};
-  const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open(path.c_str(), SFM_READ, &info), sf_close);
-  require(file != nullptr, path.string(), ": cannot read as audio: ", std::string_view(sf_strerror(nullptr)));
-  require(info.frames > 0 && info.samplerate > 0, path.string(), ": holds no audio");
-  if (info.frames == SF_COUNT_MAX) return read_audio(path).duration();  // the header of a file written to a pipe
-  return static_cast<double>(info.frames) / info.samplerate;
+  AudioReader reader(path);
+  if (reader.duration() > 0) return reader.duration();
+  std::vector<float> block(65536);  // the header of a file written to a pipe
+  std::size_t count = 0;
+  for (std::size_t more = block.size(); more == block.size(); count += more) more = reader.read(block);
+  return static_cast<double>(count) / reader.sample_rate();
 }
 
 /// Ends the names of LibriSpeech's transcript files.
