@@ -9,6 +9,7 @@
 #include <laconic/io/safetensors.hpp>
 #include <laconic/recognition/dataset.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <deque>
@@ -78,9 +79,18 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     files.push_back({file, 0, "", ""});
     seconds.push_back(detail::audio_duration(file));  // throws before any work is done for a file that is no audio
   }
+  if (!o.logits.empty()) {
+    std::vector<std::string> names = o.files;
+    std::sort(names.begin(), names.end());
+    const auto twice = std::adjacent_find(names.begin(), names.end());
+    require(twice == names.end(), "transcribe: ", twice == names.end() ? "" : *twice,
+            " given twice, but --logits names each file's logits by its path");
+  }
   nlohmann::json result = nlohmann::json::array();
-  std::vector<std::string> notes;
   LogitsFile logits;
+  struct Notes : std::vector<std::string> {
+    ~Notes() { say_notes(*this); }  // also where a later portion fails
+  } notes;
   for (std::size_t begin = 0, end; begin < files.size(); begin = end) {
     end = portion_end(seconds, begin, o.at_once);
     const Heard heard = hear(std::span<const Utterance>(files).subspan(begin, end - begin), recognizer, o.threads,
@@ -94,7 +104,6 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     release_free_memory();
     notes.insert(notes.end(), heard.notes.begin(), heard.notes.end());
   }
-  say_notes(notes);
   if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
   if (!o.logits.empty()) std::printf("logits: %s\n", o.logits.c_str());
