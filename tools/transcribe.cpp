@@ -88,8 +88,9 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
   }
   nlohmann::json result = nlohmann::json::array();
   LogitsFile logits;
-  struct Notes : std::vector<std::string> {
-    ~Notes() { say_notes(*this); }  // also where a later portion fails
+  struct Notes {
+    std::vector<std::string> all;
+    ~Notes() { say_notes(all); }  // also where a later portion fails
   } notes;
   for (std::size_t begin = 0, end; begin < files.size(); begin = end) {
     end = portion_end(seconds, begin, o.at_once);
@@ -102,7 +103,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     }
     std::fflush(stdout);
     release_free_memory();
-    notes.insert(notes.end(), heard.notes.begin(), heard.notes.end());
+    notes.all.insert(notes.all.end(), heard.notes.begin(), heard.notes.end());
   }
   if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
