@@ -507,10 +507,14 @@ echo '{"audio_filepath":"stereo.wav","duration":9,"text":"one"}' >m.jsonl
 ok eval --model run --data m.jsonl
 says err 'its duration is given as 9 s'
 { echo "$line"; echo "$line"; echo '{"audio_filepath":"cut.wav","duration":0.4,"text":"one"}'; } >m.jsonl
-"$laconic" eval --model run --data m.jsonl --json late.json --at-once 0.1 --threads 1 >out 2>err && fail "accepted: a recording that is cut short"
-says err 'cut.wav: cut short'
-[ -s late.json.partial ] || fail "what was done before the recording that is cut short is lost"
-cp stereo.wav cut.wav
+refused 'cut.wav: cut short' -- eval --model run --data m.jsonl --json new.json
+# A recording that is found to be no good when it is read; by its header it is as long as the one that replaces it.
+sed -i 's/cut.wav/late.wav/' m.jsonl
+wav late.wav 20 1 9 1
+"$laconic" eval --model run --data m.jsonl --json late.json --at-once 0.1 --threads 1 >out 2>err && fail "accepted: a recording that cannot be resampled"
+says err 'late.wav: resample: from 20 Hz'
+[ -s late.json.partial ] || fail "what was done before the recording that cannot be read is lost"
+cp stereo.wav late.wav
 ok eval --model run --data m.jsonl --json late.json
 says err 'going on after 2 of 3 utterances'
 # A text that the vocabulary cannot write.
