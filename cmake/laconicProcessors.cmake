@@ -4,10 +4,13 @@
 # and a processor could meet instructions that it lacks. Constructors of static objects run for the chosen level alone.
 set(laconic_levels x86-64-v2 x86-64-v3 x86-64-v4)
 
-# Says whether this compiler and linker can do it.
+# Says whether this system can do it: GNU's linker and objcopy, whatever the compiler is, and one kind of build.
+find_program(LACONIC_LD ld.bfd)
+find_program(LACONIC_OBJCOPY objcopy)
+mark_as_advanced(LACONIC_LD LACONIC_OBJCOPY)
 set(laconic_can_choose_processor OFF)
-if(CMAKE_SYSTEM_NAME STREQUAL Linux AND CMAKE_SYSTEM_PROCESSOR STREQUAL x86_64 AND CMAKE_OBJCOPY
-   AND CMAKE_CXX_COMPILER_ID MATCHES "^(GNU|Clang)$")
+if(CMAKE_SYSTEM_NAME STREQUAL Linux AND CMAKE_SYSTEM_PROCESSOR STREQUAL x86_64 AND LACONIC_LD AND LACONIC_OBJCOPY
+   AND NOT CMAKE_CONFIGURATION_TYPES AND CMAKE_CXX_COMPILER_ID MATCHES "^(GNU|Clang)$")
   set(laconic_can_choose_processor ON)
 endif()
 
@@ -31,11 +34,11 @@ function(laconic_choose_processor target)
     endforeach()
     set(part ${CMAKE_CURRENT_BINARY_DIR}/${target}_${level}.o)
     set(objects_file ${CMAKE_CURRENT_BINARY_DIR}/${target}_${level}.txt)
-    file(GENERATE OUTPUT ${objects_file} CONTENT "$<JOIN:${objects},\n>\n")
+    file(GENERATE OUTPUT ${objects_file} CONTENT "\"$<JOIN:${objects},\"\n\">\"\n")
     add_custom_command(
       OUTPUT ${part}
-      COMMAND ${CMAKE_LINKER} -r --force-group-allocation -o ${part} @${objects_file}
-      COMMAND ${CMAKE_OBJCOPY} --redefine-sym main=main_${id} --keep-global-symbol=main_${id}
+      COMMAND ${LACONIC_LD} -r --force-group-allocation -o ${part} @${objects_file}
+      COMMAND ${LACONIC_OBJCOPY} --redefine-sym main=main_${id} --keep-global-symbol=main_${id}
               --rename-section .init_array=init_${id} ${part}
       DEPENDS ${objects} ${objects_file}
       COMMENT "One object for ${level}: ${target}" VERBATIM COMMAND_EXPAND_LISTS)
@@ -46,4 +49,9 @@ function(laconic_choose_processor target)
   configure_file(${PROJECT_SOURCE_DIR}/cmake/processors.cpp.in ${target}_processors.cpp @ONLY)
   add_executable(${target} ${CMAKE_CURRENT_BINARY_DIR}/${target}_processors.cpp ${parts})
   set_source_files_properties(${parts} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+  foreach(level IN LISTS laconic_levels)
+    foreach(name IN LISTS of_OBJECTS)
+      add_dependencies(${target} ${name}_${level})
+    endforeach()
+  endforeach()
 endfunction()

@@ -263,6 +263,17 @@ TEST_CASE("a file is read in blocks", "[audio]") {
     }
 }
 
+TEST_CASE("a recording longer than its header is trusted for is read whole", "[audio]") {
+  const TemporaryFolder folder;
+  Audio audio{std::vector<float>((std::size_t{1} << 22) + 200'000), 8000};
+  for (std::size_t i = 0; i < audio.samples.size(); ++i) audio.samples[i] = static_cast<float>(i % 1000) / 1024;
+  write_wav(folder / "long.wav", audio);
+  const Audio read = read_audio(folder / "long.wav");
+  REQUIRE(read.samples.size() == audio.samples.size());
+  CHECK(std::equal(read.samples.end() - 1000, read.samples.end(), audio.samples.end() - 1000,
+                   [](float a, float b) { return std::abs(a - b) < 1e-4F; }));
+}
+
 TEST_CASE("what is wrong with a file is said when a block of it is read, or before", "[audio]") {
   TemporaryFolder folder;
   const auto error_in_blocks = [](const fs::path& path, int rate) -> std::string {

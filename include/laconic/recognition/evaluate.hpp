@@ -48,9 +48,10 @@ double evaluate_batch(const Model& model, Context& context, const Dataset& data,
 }  // namespace detail
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of at most `batch_frames` feature frames on all threads
-/// together, and counts word errors. Returns texts, errors and losses by example; they do not depend on the batches.
-/// With several threads, each takes batches of its own through the whole model, in a context of its own, if there are
-/// enough of them; otherwise the threads share the kernels of one batch. Allocates.
+/// together (a longer utterance is a batch of its own), and counts word errors. Returns texts, errors and losses by
+/// example; they do not depend on the batches. With several threads, each takes batches of its own through the whole
+/// model, in a context of its own, if there are enough of them; otherwise the threads share the kernels of one batch.
+/// Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = 8000) {
@@ -61,7 +62,7 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
   out.audio_seconds = data.seconds();
   if constexpr (requires { Context(context.threads()); }) {
     const auto threads = static_cast<Index>(context.threads());
-    const Index fewest_frames = batch_frames / 8;  // of a batch: with fewer, weights are read for little work
+    const Index fewest_frames = batch_frames / 8;  // of a batch, as far as threads allow: fewer are little work
     Index all = 0;
     for (const Example& e : data.examples) all += e.frames();
     const Index frames = std::min(batch_frames / threads, std::max(fewest_frames, all / (4 * threads)));

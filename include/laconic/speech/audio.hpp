@@ -284,9 +284,10 @@ inline Audio read_audio(const std::filesystem::path& path, int sample_rate = 0, 
   Audio audio{{}, reader.sample_rate()};
   // A header may lie, so it is trusted only as far as that costs little. One sample more is asked for, to see the end.
   std::size_t size = 0, room = static_cast<std::size_t>(std::min(reader.duration() * reader.sample_rate(), 0x1p22)) + 2;
-  for (std::size_t more = room; more == room; room = 65536) {
+  for (bool ended = false; !ended; room = 65536) {
     audio.samples.resize(size + room);
-    more = reader.read(std::span(audio.samples).subspan(size));
+    const std::size_t more = reader.read(std::span(audio.samples).subspan(size));
+    ended = more < room;
     require(static_cast<Index>(size + more) <= max_audio_samples, path.string(), ": longer than ", max_audio_samples,
             " samples, which is the most that is read");
     audio.samples.resize(size += more);

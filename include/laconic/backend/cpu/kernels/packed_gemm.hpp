@@ -352,6 +352,7 @@ struct RoundedRows {
 template <class Epilogue>
 void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, const std::byte* data, Range cols,
                  const float* bias, float* y, const Epilogue& epilogue) {
+  if (rows.size() == 0) return;
   using Tile = GemmTile<float>;
   const Index together =
                   rows.size() < Tile::rows ? detail::panels_together<float>(rows.size()) * Tile::cols : Tile::cols,
