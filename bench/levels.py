@@ -1,12 +1,12 @@
 """Measures the kernels compiled for each level of x86-64, in percent of each level's own roof on this processor.
 
     cmake --preset release -DLACONIC_BUILD_BENCH=ON && cmake --build --preset release --target bench_kernels_levels
-    python3 bench/levels.py [--filter '^linear/.*threads:1$'] [--rounds 3] [--json levels.json]
+    python3 bench/levels.py [--filter '^linear/.*threads:1/'] [--rounds 3] [--json levels.json]
 
 The program holds the code of several levels (cmake/laconicProcessors.cmake); LACONIC_ISA chooses one. Levels take turns
 in every round, and a number is the median over the rounds. The columns of a level are the microseconds of a call and
 the percent of its roof: of the multiply-adds that this level can do, or of reading the bytes of a call (kernels.cpp).
-The last line is the geometric mean of the percents. Levels that this processor lacks are named and left out.
+The last line is the geometric mean of the percents. Levels that this processor lacks are left out.
 """
 
 import argparse
@@ -18,18 +18,24 @@ import statistics
 import subprocess
 import sys
 
-LEVELS = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
 
-
-def run(program, level, options):
-    """The benchmarks of one level: {name: (microseconds, percent of the roof)}, or None where the processor lacks it."""
-    done = subprocess.run(
+def start(program, level, options):
+    return subprocess.run(
         [program, "--benchmark_format=json", *options],
         env={**os.environ, "LACONIC_ISA": level}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def levels_of(program):
+    """The levels in the program that this processor has: its answer to a name that is none."""
+    _, _, names = start(program, "?", []).stderr.partition("expected one of: ")
+    return names.split() or sys.exit(f"levels.py: {program} does not say which levels it has")
+
+
+def run(program, level, options):
+    """The benchmarks of one level: {name: (microseconds, percent of the roof)}"""
+    done = start(program, level, options)
     if done.returncode != 0:
-        if "this processor lacks it" in done.stderr:
-            return None
         sys.exit(f"levels.py: {program}, {level}: {done.stderr.strip()}")
     found = {}
     for b in json.loads(done.stdout[done.stdout.index("{") :])["benchmarks"]:
@@ -49,14 +55,11 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     options = parser.parse_args()
     arguments = [f"--benchmark_filter={options.filter}", f"--benchmark_min_time={options.seconds}"]
-    levels, times = LEVELS, {}
+    program = options.build / "kernels_levels"
+    levels, times = levels_of(program), {}
     for _ in range(options.rounds):
-        results = {level: run(options.build / "kernels_levels", level, arguments) for level in levels}
-        for level in [level for level in levels if results[level] is None]:
-            print(f"Not measured: {level}, which this processor lacks")
-        levels = [level for level in levels if results[level] is not None]
         for level in levels:
-            for name, numbers in results[level].items():
+            for name, numbers in run(program, level, arguments).items():
                 times.setdefault(name, {}).setdefault(level, []).append(numbers)
     medians = {
         name: {level: [statistics.median(column) for column in zip(*rounds)] for level, rounds in by_level.items()}

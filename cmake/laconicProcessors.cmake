@@ -14,10 +14,17 @@ if(CMAKE_SYSTEM_NAME STREQUAL Linux AND CMAKE_SYSTEM_PROCESSOR STREQUAL x86_64 A
   set(laconic_can_choose_processor ON)
 endif()
 
-# Compiles a target's sources for one level.
-function(laconic_level target level)
-  # Unique symbols would stay global.
-  target_compile_options(${target} PRIVATE -march=${level} $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
+# Compiles SOURCES at each level, as the objects ${name}_${level}.
+function(laconic_objects_of_levels name)
+  cmake_parse_arguments(PARSE_ARGV 1 of "" "" "SOURCES;DEFINITIONS;LIBRARIES")
+  foreach(level IN LISTS laconic_levels)
+    add_library(${name}_${level} OBJECT EXCLUDE_FROM_ALL ${of_SOURCES})
+    laconic_program(${name}_${level})
+    # Unique symbols would stay global.
+    target_compile_options(${name}_${level} PRIVATE -march=${level} $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
+    target_compile_definitions(${name}_${level} PRIVATE ${of_DEFINITIONS})
+    target_link_libraries(${name}_${level} PRIVATE ${of_LIBRARIES})
+  endforeach()
 endfunction()
 
 # Makes `target` from the objects ${name}_${level} of each name in OBJECTS, at all levels.

@@ -5881,6 +5881,9 @@ struct GemmTile {
 #endif
   /// Gives the columns of the register tile, and of a panel.
   static constexpr Index cols = vectors * lanes<T>;
+  /// Gives the panels that a single row meets at once. With one it would wait for its own sums; two panels are also two
+  /// streams from memory.
+  static constexpr Index row_panels = 2;
   /// Gives the columns of B that `gemm_block` packs at once.
   static constexpr Index block_cols = 5 * cols;
 };
@@ -6062,13 +6065,6 @@ void each_row_tile(Index m, Tile&& tile) {
   }
 }
 
-/// Returns the panels that meet so many rows together: as many as give independent sums enough to hide the latency of
-/// an addition. They also are as many streams from memory.
-template <class T>
-constexpr Index panels_together(Index rows) {
-  return std::max<Index>(1, 8 / (std::max<Index>(1, rows) * GemmTile<T>::vectors));
-}
-
 /// Packs `used` columns of B (depth rows), from column 0 on, into a panel with rows `stride` apart. Columns from `used`
 /// to `padded` are zeros.
 template <class T>
@@ -6103,18 +6099,6 @@ void gemm_panel(Index m, Operand<T> a, const Number* b, Index b_stride, Index de
                                                                    b, b_stride, 0, depth, c + i * c_stride, c_stride,
                                                                    used, from_c, bias);
     });
-  });
-}
-
-/// Computes as many panels of C together as fill the vector units with m rows, as `gemm_panel` computes one. The panels
-/// are whole and `panel_stride` elements apart.
-template <class T, class Number>
-void gemm_few_rows(Index m, Operand<T> a, const Number* b, Index panel_stride, Index depth, T* c, Index c_stride,
-                   bool from_c, const T* bias) {
-  with_constant<GemmTile<T>::rows>(m, [&](auto rows) {
-    constexpr Index count = decltype(rows)::value, vectors = panels_together<T>(count) * GemmTile<T>::vectors;
-    gemm_kernel<count, vectors>(a, b, GemmTile<T>::cols, panel_stride, depth, c, c_stride, vectors * lanes<T>, from_c,
-                                bias);
   });
 }
 
@@ -6169,7 +6153,7 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
   for (Index block = 0; block < blocks; ++block) {
     const Range of_block = equal_part(m, Tile::rows, block, blocks);
     const Index i = of_block.begin, rows = of_block.size();
-    const Index together = rows < Tile::rows ? detail::panels_together<T>(rows) * Tile::cols : Tile::cols;
+    const Index together = rows == 1 ? Tile::row_panels * Tile::cols : Tile::cols;
     for (Index j = 0, used; j < js.size(); j += used) {
       used = std::min(j + together <= js.size() ? together : Tile::cols, js.size() - j);
       T* to = c + i * c_stride + j;
@@ -6180,7 +6164,8 @@ void gemm_panels(Index m, Operand<T> a, const Panels<T, Number>& b, Range ks, Ra
         const bool from_c = accumulate || k > 0;
         const T* start = bias == nullptr ? nullptr : bias + j;
         if (used > Tile::cols)
-          detail::gemm_few_rows(rows, from, panel, b.depth * Tile::cols, depth, to, c_stride, from_c, start);
+          detail::gemm_kernel<1, Tile::row_panels * Tile::vectors>(from, panel, Tile::cols, b.depth * Tile::cols, depth,
+                                                                   to, c_stride, used, from_c, start);
         else
           detail::gemm_panel(rows, from, panel, b.width(js.begin + j), depth, to, c_stride, used, from_c, start);
       }
@@ -6881,8 +6866,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
                  const float* bias, float* y, const Epilogue& epilogue) {
   if (rows.size() == 0) return;
   using Tile = GemmTile<float>;
-  const Index together =
-                  rows.size() < Tile::rows ? detail::panels_together<float>(rows.size()) * Tile::cols : Tile::cols,
+  const Index together = rows.size() == 1 ? Tile::row_panels * Tile::cols : Tile::cols,
               panel_stride = layout.grouped_in() * Tile::cols;
   for (Index j = cols.begin, used; j < cols.end; j += used) {
     used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
@@ -6896,10 +6880,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
           layout.out, used);
     };
     if (used > Tile::cols)
-      detail::with_constant<Tile::rows>(rows.size(), [&](auto height) {
-        tile(0, height,
-             std::integral_constant<Index, detail::panels_together<float>(decltype(height)::value) * Tile::vectors>());
-      });
+      tile(0, std::integral_constant<Index, 1>(), std::integral_constant<Index, Tile::row_panels * Tile::vectors>());
     else
       detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
         detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });

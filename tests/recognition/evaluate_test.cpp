@@ -65,6 +65,7 @@ void check_portions(const Model& model, const Dataset& data, const Vocabulary& v
   REQUIRE(std::set<std::string>(whole.hypotheses.begin(), whole.hypotheses.end()).size() >
           1);                         // there is something to compare
   for (const int threads : {2, 3}) {  // which take batches of their own
+    REQUIRE(static_cast<int>(length_buckets(data, 60 / threads, std::nullopt).size()) >= 2 * threads);
     Cpu<float> several(threads);
     const Evaluation dealt = evaluate(model, several, data, vocabulary, 60);
     CHECK(dealt.hypotheses == whole.hypotheses);

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace laconic {
@@ -60,7 +61,7 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
   out.errors.resize(data.examples.size());
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
-  if constexpr (requires { Context(context.threads()); }) {
+  if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
     const auto threads = static_cast<Index>(context.threads());
     const Index fewest_frames = batch_frames / 8;  // of a batch, as far as threads allow: fewer are little work
     Index all = 0;

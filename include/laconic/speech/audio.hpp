@@ -62,7 +62,7 @@ class Resampler {
     silent_ = silence_;
   }
   /// Takes samples from the front of `in`, fills `out` as far as they allow and returns the number of samples written.
-  /// With `last`, no samples follow `in`, and all of `out` is filled until `ceil(n * to / from)` samples are written.
+  /// If `last` says that no samples follow, `out` is filled until `ceil(n * to / from)` samples are written in all.
   std::size_t operator()(std::span<const float>& in, bool last, std::span<float> out) {
     if (last) {
       const Index left = ((taken_ + static_cast<Index>(in.size())) * to_ + from_ - 1) / from_ - given_;

@@ -354,8 +354,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
                  const float* bias, float* y, const Epilogue& epilogue) {
   if (rows.size() == 0) return;
   using Tile = GemmTile<float>;
-  const Index together =
-                  rows.size() < Tile::rows ? detail::panels_together<float>(rows.size()) * Tile::cols : Tile::cols,
+  const Index together = rows.size() == 1 ? Tile::row_panels * Tile::cols : Tile::cols,
               panel_stride = layout.grouped_in() * Tile::cols;
   for (Index j = cols.begin, used; j < cols.end; j += used) {
     used = std::min(j + together <= layout.out && j + together <= cols.end ? together : Tile::cols, layout.out - j);
@@ -369,10 +368,7 @@ void int8_panels(Range rows, const RoundedRows& x, const PackedLayout& layout, c
           layout.out, used);
     };
     if (used > Tile::cols)
-      detail::with_constant<Tile::rows>(rows.size(), [&](auto height) {
-        tile(0, height,
-             std::integral_constant<Index, detail::panels_together<float>(decltype(height)::value) * Tile::vectors>());
-      });
+      tile(0, std::integral_constant<Index, 1>(), std::integral_constant<Index, Tile::row_panels * Tile::vectors>());
     else
       detail::with_constant<Tile::vectors>(layout.width(j) / lanes<float>, [&](auto vectors) {
         detail::each_row_tile<int8_tile_rows>(rows.size(), [&](Index i, auto height) { tile(i, height, vectors); });
