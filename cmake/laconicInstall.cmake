@@ -7,7 +7,7 @@ install(DIRECTORY include/laconic DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPON
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT laconic)
 
 # One export set a component, so that the core can be used where the dependencies of the others are missing.
-foreach(part laconic laconic_io laconic_speech)
+foreach(part laconic laconic_io laconic_speech laconic_mpi)
   install(TARGETS ${part} EXPORT ${part}Targets)
   install(EXPORT ${part}Targets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT laconic)
 endforeach()

@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 
 namespace {
 
@@ -87,21 +88,37 @@ class Study {
         results_(out_ / "results.json") {
     if (o_.seeds > 0) preset_.seeds = o_.seeds;
     require_gnuplot();
-    const bool begun = begin_or_go_on();
-    try {
-      corpus_ = find_corpus({o_.data, o_.holdout_speaker, o_.threads, o_.seed}, out_ / "corpus", preset_);
-    } catch (...) {
-      std::error_code ignored;
-      if (begun) std::filesystem::remove(out_ / "study.json", ignored);
-      std::filesystem::remove(out_, ignored);  // only if nothing is in it
-      throw;
-    }
+    corpus_ = first_alone([&] {
+      const bool begun = begin_or_go_on();
+      try {
+        return find_corpus({o_.data, o_.holdout_speaker, o_.threads, o_.seed}, out_ / "corpus", preset_);
+      } catch (...) {
+        std::error_code ignored;
+        if (begun) std::filesystem::remove(out_ / "study.json", ignored);
+        std::filesystem::remove(out_, ignored);  // only if nothing is in it
+        throw;
+      }
+    });
   }
 
   void run() {
     const auto start = std::chrono::steady_clock::now();
+    // Processes take the baselines in turn, then the variants of all seeds.
     const std::vector<Variant> all = variants();
-    for (Index i = 0; i < preset_.seeds; ++i) run_seed(o_.seed + i, all);
+    Index task = 0;
+    const auto is_own = [&] { return task++ % processes().size() == processes().rank(); };
+    for (Index i = 0; i < preset_.seeds; ++i)
+      if (is_own()) run_baseline(o_.seed + i, all);
+    processes().barrier();
+    task = 0;
+    for (Index i = 0; i < preset_.seeds; ++i) {
+      std::vector<Variant> own;
+      std::ranges::copy_if(all, std::back_inserter(own),
+                           [&](const Variant& v) { return is_own() && !is_finished(v, o_.seed + i); });
+      run_variants(o_.seed + i, own);
+    }
+    results_.gather();
+    if (processes().rank() > 0) return;
     write_report(out_, results_.rows(),
                  text("`laconic-study conversion", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ",
                       preset_.name, " --seeds ", preset_.seeds, " --seed ", o_.seed, " --encoder ", o_.encoder,
@@ -233,23 +250,34 @@ class Study {
            });
   }
 
-  void run_seed(std::int64_t seed, const std::vector<Variant>& all) {
-    if (is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed) &&
-        std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
-      return say("seed ", seed, " is finished");
-    const auto folder = out_ / "models" / text("seed", seed);
+  std::filesystem::path models_of(std::int64_t seed) const { return out_ / "models" / text("seed", seed); }
+  /// Returns the baseline of a seed, trained and measured. The variants are compared with its transcripts.
+  const Recognizer& baseline_of(std::int64_t seed) {
+    if (baseline_ && baseline_seed_ == seed) return *baseline_;
     Recognizer baseline =
         new_recognizer(corpus_, from_name<EncoderName>(o_.encoder).value(), preset_.encoder, seed, o_.threads);
     load_data(baseline.config(), baseline.vocabulary());
     full_bytes_ = baseline.cache_bytes_per_second();
-    train(baseline, folder / "mha", preset_.baseline, seed, "mha");
+    train(baseline, models_of(seed) / "mha", preset_.baseline, seed, "mha");
     measure(baseline, seed, {"mha", "", {}, {"", {}}}, "baseline", {}, seconds_);
-    // The control: what the same fine-tuning does where nothing was converted.
-    Recognizer control = baseline;
-    train(control, folder / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
+    baseline_seed_ = seed;
+    return baseline_.emplace(std::move(baseline));
+  }
+  /// Trains the baseline and the control: what the same fine-tuning does where nothing was converted.
+  void run_baseline(std::int64_t seed, const std::vector<Variant>& all) {
+    if (is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed)) {
+      if (std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
+        say("seed ", seed, " is finished");
+      return;
+    }
+    Recognizer control = baseline_of(seed);
+    train(control, models_of(seed) / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
     measure(control, seed, {"mha", "", {}, {"", {}}}, "finetuned", {}, seconds_);
-    for (const Variant& v : all)
-      if (!is_finished(v, seed)) run_variant(baseline, folder, seed, v);
+  }
+  void run_variants(std::int64_t seed, const std::vector<Variant>& variants) {
+    if (variants.empty()) return;
+    const Recognizer& baseline = baseline_of(seed);
+    for (const Variant& v : variants) run_variant(baseline, models_of(seed), seed, v);
   }
 
   /// Converts, measures, trains, measures.
@@ -361,7 +389,7 @@ class Study {
                     {"train_seconds", train_seconds},
                     {"test_set", test.name},
                     {"seed", seed}});
-      say("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [",
+      say_in_all("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [",
           fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
           stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
     }
@@ -375,6 +403,8 @@ class Study {
   Dataset train_, valid_;
   std::vector<TestSet> tests_;
   std::map<std::string, std::vector<std::string>> baseline_hypotheses_;
+  std::optional<Recognizer> baseline_;
+  std::int64_t baseline_seed_ = 0;
   double full_bytes_ = 0, seconds_ = 0;
 };
 
@@ -420,8 +450,10 @@ void add_conversion_command(CLI::App& app) {
   command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is used only for testing")
       ->type_name("NAME");
+  share_among_processes(command);
   command->footer(
       "Example:\n  laconic-study conversion --out study --preset quick\n"
+      "  mpirun -n 4 laconic-study conversion --out study --preset full\n"
       "  laconic-study conversion --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study "
       "--preset "
       "full\n"

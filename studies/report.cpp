@@ -217,14 +217,40 @@ std::string latents_against_groups(const std::vector<Summary>& all) {
 
 }  // namespace
 
-StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)) {
-  if (!std::filesystem::exists(path_)) return;
-  rows_ = read_json(path_);
-  require(rows_.is_array(), path_.string(), ": not the results of a study: a list of rows expected");
-  for (const auto& row : rows_) {
-    for (const char* key : {"name", "stage", "test_set"}) json_member<std::string>(row, key, path_.string());
-    json_member<std::int64_t>(row, "seed", path_.string());
+StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)), own_path_(path_) {
+  if (const int rank = processes().rank(); rank > 0)
+    own_path_.replace_filename(text(path_.stem().string(), "-of-", rank, ".json"));
+  if (std::filesystem::exists(path_)) read(path_);
+  for (const auto& file : files_of_others()) read(file);
+  processes().barrier();  // nobody writes before all have read
+}
+
+void StudyResults::read(const std::filesystem::path& path) {
+  const nlohmann::json rows = read_json(path);
+  require(rows.is_array(), path.string(), ": not the results of a study: a list of rows expected");
+  for (const auto& row : rows) {
+    for (const char* key : {"name", "stage", "test_set"}) json_member<std::string>(row, key, path.string());
+    json_member<std::int64_t>(row, "seed", path.string());
+    add(row);
   }
+}
+
+std::vector<std::filesystem::path> StudyResults::files_of_others() const {
+  std::vector<std::filesystem::path> out;
+  if (!std::filesystem::exists(path_.parent_path())) return out;
+  for (const auto& entry : std::filesystem::directory_iterator(path_.parent_path()))
+    if (entry.path().filename().string().starts_with(path_.stem().string() + "-of-")) out.push_back(entry.path());
+  std::ranges::sort(out);
+  return out;
+}
+
+void StudyResults::gather() {
+  processes().barrier();
+  if (processes().rank() > 0) return;
+  const auto others = files_of_others();
+  for (const auto& file : others) read(file);
+  write_json(path_, rows_);
+  for (const auto& file : others) std::filesystem::remove(file);
 }
 
 bool StudyResults::has(const std::string& name, const std::string& stage, const std::string& test_set,
@@ -235,6 +261,11 @@ bool StudyResults::has(const std::string& name, const std::string& stage, const 
 }
 
 void StudyResults::put(nlohmann::json row) {
+  add(std::move(row));
+  write_json(own_path_, rows_);
+}
+
+void StudyResults::add(nlohmann::json row) {
   const auto old = std::ranges::find_if(rows_, [&](const nlohmann::json& one) {
     return one["name"] == row["name"] && one["stage"] == row["stage"] && one["test_set"] == row["test_set"] &&
            one["seed"] == row["seed"];
@@ -243,7 +274,6 @@ void StudyResults::put(nlohmann::json row) {
     *old = std::move(row);
   else
     rows_.push_back(std::move(row));
-  write_json(path_, rows_);
 }
 
 void write_report(const std::filesystem::path& folder, const nlohmann::json& rows, const std::string& command,

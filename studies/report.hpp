@@ -6,19 +6,27 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
-/// results.json: a list of rows, one for each model, stage, test set and seed; written anew with every row.
+/// results.json: a list of rows, one for each model, stage, test set and seed; written anew with every row. Of several
+/// processes, those after the first write results-of-N.json beside it, until `gather`.
 class StudyResults {
  public:
-  /// Takes up the rows of an earlier run. Throws where the file holds something else.
+  /// Takes up the rows of an earlier run, of all its processes. Throws where a file holds something else.
   explicit StudyResults(std::filesystem::path path);
+  /// Waits for all processes. Then the first has the rows of all in its file, and the others' files are gone.
+  void gather();
   const nlohmann::json& rows() const { return rows_; }
   bool has(const std::string& name, const std::string& stage, const std::string& test_set, std::int64_t seed) const;
   /// Adds a row, in place of an earlier one of the same name, stage, test set and seed.
   void put(nlohmann::json row);
 
  private:
-  std::filesystem::path path_;
+  void add(nlohmann::json row);
+  void read(const std::filesystem::path& path);
+  std::vector<std::filesystem::path> files_of_others() const;
+
+  std::filesystem::path path_, own_path_;
   nlohmann::json rows_ = nlohmann::json::array();
 };
 

@@ -51,8 +51,9 @@ struct Corpus {
   Index size() const { return static_cast<Index>(utterances.size()); }
   /// Returns the duration of the utterances from `begin` on, in seconds.
   double seconds_from(Index begin) const { return std::accumulate(seconds.begin() + begin, seconds.end(), 0.0); }
-  /// Returns as many utterances from `begin` on as fill so many seconds, but at least one.
+  /// Returns as many utterances from `begin` on as fill so many seconds, but at least one if there is any.
   std::span<const Utterance> portion(Index begin, double most) const {
+    if (begin == size()) return {};
     const auto first = static_cast<std::size_t>(begin);
     return std::span(utterances).subspan(first, portion_end(seconds, first, most) - first);
   }
@@ -67,11 +68,36 @@ struct Findings {
   Index done() const { return static_cast<Index>(whole.hypotheses.size()); }
   const Evaluation& wanted(bool streaming) const { return streaming ? streamed : whole; }
 
+  Findings& operator+=(const Findings& more) {
+    whole += more.whole;
+    streamed += more.streamed;
+    return *this;
+  }
+
   static constexpr void fields(auto& self, auto&& visit) {
     visit("whole", self.whole);
     visit("streamed", self.streamed);
   }
 };
+
+/// Returns what each process has, in their order.
+std::vector<nlohmann::json> of_all_processes(const nlohmann::json& own) {
+  AnyCommunicator all = processes();
+  std::vector<nlohmann::json> out;
+  for (int rank = 0; rank < all.size(); ++rank) {
+    std::string json = rank == all.rank() ? own.dump() : std::string();
+    broadcast_text(all, json, rank);
+    out.push_back(nlohmann::json::parse(json));
+  }
+  return out;
+}
+/// Adds up what all processes found.
+Findings sum_of_all_processes(const Findings& own) {
+  if (processes().size() == 1) return own;
+  Findings out;
+  for (const auto& one : of_all_processes(to_json(own))) out += json_value<Findings>(one, "processes");
+  return out;
+}
 
 /// Returns null for an option that was not given.
 nlohmann::json optional_json(const std::optional<Index>& value) {
@@ -99,7 +125,7 @@ class PartialFile {
 
   /// Nothing where there is no such file; throws where it belongs to another run.
   Findings read() const {
-    if (path_.empty() || !std::filesystem::exists(path_)) return {};
+    if (processes().rank() > 0 || path_.empty() || !std::filesystem::exists(path_)) return {};
     const nlohmann::json json = read_json(path_, std::size_t{1} << 30);
     auto found = json_member<Findings>(json, "found", path_);
     const auto size = found.whole.hypotheses.size();
@@ -149,7 +175,7 @@ void add_labels(Dataset& data, const Vocabulary& vocabulary) {
 /// other, so that portions change no result.
 Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus,
                               const PartialFile& partial) {
-  Findings found = partial.read();
+  Findings found = sum_of_all_processes(partial.read());
   const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
   const auto longest_frames =
       static_cast<Index>(std::ceil(longest * recognizer.config().frames_per_second())) + 2;  // resampling rounds up
@@ -160,15 +186,25 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
     release_free_memory();  // what the portion before held
-    Dataset data = load_dataset(corpus.portion(found.done(), o.portion_seconds()), recognizer.config().features,
-                                nullptr, o.threads);
-    add_labels(data, recognizer.vocabulary());
-    notes.insert(notes.end(), data.notes.begin(), data.notes.end());
-    Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
-    found.whole += recognizer.evaluate(data, workspace);
-    if (o.stream.streaming)
-      found.streamed += recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()));
+    std::span<const Utterance> own;  // each process takes the next portion
+    Index begin = found.done();
+    for (int rank = 0; rank <= processes().rank(); ++rank) {
+      own = corpus.portion(begin, o.portion_seconds());
+      begin += static_cast<Index>(own.size());
+    }
+    Findings portion;
+    if (!own.empty()) {
+      Dataset data = load_dataset(own, recognizer.config().features, nullptr, o.threads);
+      add_labels(data, recognizer.vocabulary());
+      notes.insert(notes.end(), data.notes.begin(), data.notes.end());
+      Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
+      portion.whole = recognizer.evaluate(data, workspace);
+      if (o.stream.streaming)
+        portion.streamed = recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()));
+    }
+    found += sum_of_all_processes(portion);
     if (found.done() == corpus.size()) break;
+    if (processes().rank() > 0) continue;
     partial.write(found);
     if (!line.due()) continue;
     const Evaluation& e = found.wanted(o.stream.streaming);
@@ -180,7 +216,9 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
                    fixed(took / (ahead - left) * left, 0), " s left"));
   }
   line.end();
-  say_notes(notes);
+  std::vector<std::string> all_notes;
+  for (const auto& one : of_all_processes(notes)) all_notes.insert(all_notes.end(), one.begin(), one.end());
+  say_notes(all_notes);
   return found;
 }
 
@@ -237,6 +275,7 @@ void eval(const EvalOptions& o) {
   const PartialFile partial(o, recognizer, corpus);
   recognizer.prepare(o.threads);
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
+  if (processes().rank() > 0) return;
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
   std::string streaming_lines;
@@ -329,13 +368,15 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  share_among_processes(command);
   command->footer(
       "Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones "
       "where it has no capitals.\n\n"
       "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
       "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json "
       "clean.json\n"
-      "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8");
+      "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8\n"
+      "  mpirun -n 4 laconic eval --model runs/mha --data LibriSpeech/test-clean");
   command->callback([=] {
     if (!o->transcripts.empty()) o->transcripts = output_file(o->transcripts);
     eval(*o);

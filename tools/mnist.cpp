@@ -265,7 +265,9 @@ void profile(const ProfileOptions& o) {
           using Decoder = typename std::remove_cvref_t<decltype(model)>::Decoder;
           Cpu cpu(o.threads);
           cpu.prepare(model);
-          const auto [rows, sources] = model.encoder.hidden(cpu, batch.input, batch.sequences);
+          const auto heard = model.encoder.hidden(cpu, batch.input, batch.sequences);
+          const auto& rows = heard.first;  // a lambda cannot capture a structured binding (clang 14)
+          const auto& sources = heard.second;
           for (const Index length : o.lengths) {
             SourceDecoder greedy(cpu, model.decoder, {.slots = o.images, .max_tokens = length + 1}),
                 searching(cpu, model.decoder, {.slots = o.beams, .max_tokens = length + 1});

@@ -32,7 +32,7 @@ struct TrainOptions : CommonOptions {
 
   std::size_t feature_bytes() const {
     const double half = 0.5 * static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-    return static_cast<std::size_t>(feature_memory > 0 ? feature_memory * 0x1p30 : half);
+    return static_cast<std::size_t>(feature_memory > 0 ? feature_memory * 0x1p30 : half / processes_on_machine());
   }
 
   /// The numbers of a published model; what is said of chunks, dropout and features stays.
@@ -124,7 +124,7 @@ void train(TrainOptions& o) {
   Workspace workspace(o.threads);
   say(to_name(recognizer.config().model), " with ", to_name(recognizer.config().encoder.attention), ", ",
       recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ", o.threads,
-      " threads");
+      " threads", processes().size() == 1 ? "" : text(" in each of ", processes().size(), " processes"));
   TrainingLine line;
   const auto model_folder = out / "model";
   const TrainState state =
@@ -138,8 +138,10 @@ void train(TrainOptions& o) {
                         .cut =
                             [](Index rank, double error) {
                               say("latents of ", rank, ": ", fixed(100 * error, 1), "% of keys and values are cut off");
-                            }},
+                            },
+                        .communicator = processes()},
                        workspace);
+  if (processes().rank() > 0) return;
   recognizer.save(model_folder);
   const double working_mib = static_cast<double>(workspace.peak_bytes()) * 0x1p-20;
   const Evaluation evaluation = recognizer.evaluate(valid_set, workspace);
@@ -262,7 +264,7 @@ void add_train_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--batch-frames", o->training.batch_frames, "max feature frames in a batch")
       ->capture_default_str();
-  command->add_option("--accumulate", o->training.accumulate, "batches whose gradients are summed for an update")
+  command->add_option("--accumulate", o->training.accumulate, "batches whose gradients are summed for an update; processes of mpirun deal them")
       ->capture_default_str();
   command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")
       ->capture_default_str();
@@ -300,15 +302,17 @@ void add_train_command(CLI::App& app) {
   command
       ->add_option("--feature-memory", o->feature_memory,
                    "GiB of training features that are kept in memory; the others are made again for each batch, in "
-                   "the background; 0: half of the machine's memory")
+                   "the background; 0: half of the machine's memory, dealt among its processes")
       ->capture_default_str()
       ->check(between(0.0, 1e6));
   command
       ->add_option("--checkpoint-steps", o->checkpoint_steps,
                    "updates between checkpoints within an epoch; 0: at its end only")
       ->capture_default_str();
+  share_among_processes(command);
   command->footer(
       "Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
+      "  mpirun -n 4 laconic train --data digits --out runs/mha --accumulate 4\n"
       "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
       "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
       "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"

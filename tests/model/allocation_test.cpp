@@ -295,7 +295,7 @@ TEST_CASE("streams that keep many frames take nothing from the system either", "
 }
 
 TEST_CASE("a warm decoder takes nothing from the system for a token", "[allocation][decode]") {
-  const LanguageModelConfig config{.vocab_size = 11, .max_positions = 40, .d_model = 16, .num_layers = 2};
+  const LanguageModelConfig language{.vocab_size = 11, .max_positions = 40, .d_model = 16, .num_layers = 2};
   Cpu<float> cpu(1);
   const std::array<Index, 3> slots{0, 1, 2};
   const std::vector<int> ids(slots.size(), 3);
@@ -310,13 +310,13 @@ TEST_CASE("a warm decoder takes nothing from the system for a token", "[allocati
     });
   };
 
-  const Gpt<MlaHead<2, 4, 0, NoPosition>> model(config, Seed(1));
+  const Gpt<MlaHead<2, 4, 0, NoPosition>> model(language, Seed(1));
   TokenDecoder decoder(cpu, model, {.slots = 3});
   decode(decoder);  // warms up
   CHECK(decode(decoder) == 0);
 
   using Policy = MlaDecoupled<2, 8, 4>;
-  const AttentionDecoder<Policy, Policy> reader({config, {}}, Seed(1));
+  const AttentionDecoder<Policy, Policy> reader({language, {}}, Seed(1));
   SourceDecoder sources(cpu, reader, {.slots = 3});
   sources.listen(cpu.input(Matrix<float>(Matrix<float>::Random(20, 16))), Sequences{12, 8});
   decode(sources);

@@ -216,7 +216,9 @@ TEST_CASE("sizes and sources that do not fit are refused") {
   const std::vector<std::vector<int>> prompts(1, std::vector<int>{start});
   CHECK(message_of([&] { generate(decoder, std::span(prompts)); }) ==
         "source decoder: source 0 given, 0 sources are there");
-  const auto [rows, sources] = model.encoder.hidden(cpu, patches<float>(8), Sequences{8});
+  const auto heard = model.encoder.hidden(cpu, patches<float>(8), Sequences{8});
+  const auto& rows = heard.first;  // a lambda cannot capture a structured binding (clang 14)
+  const auto& sources = heard.second;
   CHECK(message_of([&] {
           decoder.listen(rows, Sequences{8, 0});
         }) == "source decoder: source 1 has no rows, at least one expected");

@@ -2,6 +2,7 @@
 // What a model wrote, against what was said; in portions as at once.
 #include "golden.hpp"
 #include "ridge_speech.hpp"
+#include "thread_processes.hpp"
 
 #include <laconic/attention/any.hpp>
 #include <laconic/io/hugging_face.hpp>
@@ -72,6 +73,20 @@ void check_portions(const Model& model, const Dataset& data, const Vocabulary& v
     CHECK(dealt.errors == whole.errors);
     CHECK(dealt.losses == whole.losses);
     CHECK(dealt.compute_seconds > 0);
+  }
+  for (const auto& [processes, threads] : {std::pair{2, 1}, {3, 2}, {40, 1}}) {  // some of 40 have nothing to do
+    std::vector<Evaluation> all(static_cast<std::size_t>(processes));
+    const auto errors = in_processes(processes, [&, threads = threads](ThreadProcess& process) {
+      Cpu<float> own(threads);
+      all[static_cast<std::size_t>(process.rank())] =
+          evaluate(model, own, data, vocabulary, 60, AnyCommunicator(process));
+    });
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      CHECK(errors[rank].empty());
+      CHECK(all[rank].hypotheses == whole.hypotheses);
+      CHECK(all[rank].errors == whole.errors);
+      CHECK(all[rank].losses == whole.losses);
+    }
   }
   for (const std::size_t size : {std::size_t{1}, std::size_t{3}, std::size_t{100}}) {
     const Evaluation parts = in_portions(model, data, vocabulary, size);

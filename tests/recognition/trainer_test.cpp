@@ -7,6 +7,7 @@
 #include "message_of.hpp"
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"
+#include "thread_processes.hpp"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -489,4 +490,81 @@ TEST_CASE("An utterance whose labels do not fit trains nothing and spoils nothin
     INFO(name);
     if (name.find("running") == std::string::npos) CHECK(numbers == before.at(name));
   }
+}
+
+TEST_CASE("Processes train the model that one trains", "[trainer]") {
+  const Runs r;
+  TrainConfig config = small_config();
+  config.accumulate = 4;
+  TemporaryFolder folder;
+  const Runs::Result alone = r.unbroken(config, const_cast<Cpu<float>&>(r.cpu), folder / "alone");
+  REQUIRE(alone.state.step >= 6);
+  /// Trains in so many processes until `stop`, and returns what each came to.
+  const auto train = [&](int size, const std::filesystem::path& run, auto&& stop) {
+    std::vector<Runs::Result> out(static_cast<std::size_t>(size));
+    std::vector<int> calls(out.size());
+    const auto errors = in_processes(size, [&](ThreadProcess& process) {
+      Cpu<float> cpu(1);
+      Model model = small_model();
+      const auto rank = static_cast<std::size_t>(process.rank());
+      Trainer trainer(model, cpu, r.train, r.valid, r.vocabulary, config, run, {}, {}, AnyCommunicator(process));
+      trainer.run([&](const TrainProgress&) { ++calls[rank]; }, [&] { ++calls[rank]; }, stop);
+      out[rank] = {values(model), {}, trainer.state()};
+    });
+    for (std::size_t rank = 0; rank < out.size(); ++rank) {
+      CHECK(errors[rank].empty());
+      CHECK((calls[rank] > 0) == (rank == 0));
+      CHECK(same_bits(out[rank].values, out[0].values));
+      CHECK(out[rank].state.best_wer == out[0].state.best_wer);
+    }
+    out[0].losses = read_file(run / "losses.csv", 1 << 20);
+    return out[0];
+  };
+  SECTION("bit for bit, if each has 1, 2 or 4 of the batches") {
+    for (const int size : {2, 4}) {
+      const Runs::Result together = train(size, folder / text(size), never);
+      CHECK(same_bits(together.values, alone.values));
+      CHECK(together.losses == alone.losses);
+      CHECK(together.state.best_loss == alone.state.best_loss);
+    }
+  }
+  SECTION("to rounding, if not") {
+    config.accumulate = 6;
+    const Runs::Result one = r.unbroken(config, const_cast<Cpu<float>&>(r.cpu), folder / "one"),
+                       two = train(2, folder / "two", never);
+    CHECK(one.state.step == two.state.step);
+    for (const auto& [name, list] : one.values)
+      for (std::size_t i = 0; i < list.size(); ++i) CHECK(two.values.at(name)[i] == Approx(list[i]).margin(2e-3));
+  }
+  SECTION("and go on with another number of processes") {
+    train(4, folder / "run", [](const TrainState& s) { return s.step == 2; });
+    train(1, folder / "run", [](const TrainState& s) { return s.step == 3; });
+    const Runs::Result rest = train(2, folder / "run", never);
+    CHECK(same_bits(rest.values, alone.values));
+    CHECK(rest.losses == alone.losses);
+  }
+}
+
+TEST_CASE("Processes that cannot train together say so", "[trainer]") {
+  const Runs r;
+  const auto begin = [&](int size, auto&& change) {
+    return in_processes(size, [&](ThreadProcess& process) {
+      Cpu<float> cpu(1);
+      Model model = small_model();
+      TrainConfig config = small_config();
+      config.accumulate = 2;
+      change(process.rank(), config, model);
+      Trainer(model, cpu, r.train, r.valid, r.vocabulary, config, {}, {}, {}, AnyCommunicator(process));
+    });
+  };
+  const auto as_it_is = [](int, TrainConfig&, Model&) {};
+  CHECK(begin(2, as_it_is) == std::vector<std::string>(2));
+  CHECK(begin(3, as_it_is)[1] ==
+        "train: accumulate 2 given for 3 processes, which deal so many batches of an update; at least 3 expected");
+  const std::string differs =
+      "process 1 of 2: other model, data, settings or folder than in process 0 given, the same expected in all";
+  CHECK(begin(2, [](int rank, TrainConfig& config, Model&) { config.seed += rank; })[1] == differs);
+  CHECK(begin(2, [](int rank, TrainConfig&, Model& model) {
+          if (rank == 1) model.parameters([](std::string_view, Parameter<float>& p) { p.host().data()[0] += 1; });
+        })[1] == differs);
 }

@@ -101,6 +101,12 @@ class Fenced {
   }
   double gradient_norm(std::span<const P* const> parameters) { return backend_.gradient_norm(here(parameters)); }
   void clear_gradients(std::span<const P* const> parameters) { backend_.clear_gradients(here(parameters)); }
+  void take_gradients(std::span<const P* const> parameters, std::span<Scalar> values) {
+    backend_.take_gradients(here(parameters), values);
+  }
+  void put_gradients(std::span<const P* const> parameters, std::span<const Scalar> values) {
+    backend_.put_gradients(here(parameters), values);
+  }
   void adamw(std::span<const AdamWUpdate<Tensor, Scalar>> updates, const AdamWStep& step) {
     std::vector<AdamWUpdate<Value, Scalar>> all;
     for (const auto& one : updates) {

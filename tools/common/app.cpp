@@ -1,7 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include "cli.hpp"
+#include "processes.hpp"
 
 #include <new>
+#include <optional>
 
 namespace {
 
@@ -27,17 +29,24 @@ int run_app(CLI::App& app, int argc, char** argv) {
   app.set_version_flag("--version", laconic::text(LACONIC_VERSION_MAJOR, '.', LACONIC_VERSION_MINOR, '.',
                                                   LACONIC_VERSION_PATCH, " (", instruction_set, ")"));
   if (!app.get_subcommands([](const CLI::App*) { return true; }).empty()) app.require_subcommand(1);
+  app.parse_complete_callback([&] { require_processes_fit(app); });
+  std::optional<Joined> joined;
+  const auto fail = [&](const char* message) {
+    if (processes().size() > 1) fail_in_all_processes(app.get_name().c_str(), message);
+    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), message);
+    return 1;
+  };
   try {
+    joined.emplace();
     app.parse(argc, argv);
     laconic::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
                      "standard output: cannot write the result");  // a full disk
     return 0;
   } catch (const CLI::ParseError& error) {
-    return app.exit(error);
+    return processes().rank() == 0 ? app.exit(error) : error.get_exit_code();
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "%s: out of memory\n", app.get_name().c_str());
+    return fail("out of memory");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), error.what());
+    return fail(error.what());
   }
-  return 1;
 }

@@ -1,6 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include "processes.hpp"
+
 #include <laconic/core/parallel.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/recognition/recognizer.hpp>
@@ -42,7 +44,7 @@ inline CLI::Validator between(double min, double max) {
 
 /// Options that every subcommand has.
 struct CommonOptions {
-  int threads = laconic::hardware_threads();
+  int threads = threads_of_process();
   std::int64_t seed = 1;
   std::string json;
 
@@ -116,8 +118,13 @@ inline std::string without_controls(std::string_view text) {
 
 /// Prints a note for a person on stderr.
 template <class... Parts>
-void say(const Parts&... parts) {
+void say_in_all(const Parts&... parts) {
   std::fprintf(stderr, "%s\n", laconic::text(parts...).c_str());
+}
+/// Prints a note that is the same in all processes: once.
+template <class... Parts>
+void say(const Parts&... parts) {
+  if (processes().rank() == 0) say_in_all(parts...);
 }
 
 /// Prints what had to be converted to be read: the first few files, and how many more.

@@ -301,7 +301,8 @@ concept TrainingContext = Context<C> &&
              const BatchNormParameters<typename C::Scalar>& norm, const DropoutMask& mask, double number, Index count,
              const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs, std::span<const int> tokens,
              const CrossEntropyShape& entropy, std::span<const Parameter<typename C::Scalar>* const> parameters,
-             std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
+             std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step,
+             std::span<typename C::Scalar> values) {
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
   // context that computes on the host also trains parameters on the host. Allocates.
@@ -311,6 +312,11 @@ concept TrainingContext = Context<C> &&
   { c.gradient_norm(parameters) } -> std::same_as<double>;
   // clear_gradients: zeroes the gradients of these parameters.
   {c.clear_gradients(parameters)};
+  // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One that
+  // there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
+  {c.take_gradients(parameters, values)};
+  // put_gradients: the inverse of take_gradients. A frozen parameter keeps none.
+  {c.put_gradients(parameters, std::span<const typename C::Scalar>(values))};
   // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
   // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in
   // the first step of a parameter.

@@ -4,6 +4,7 @@
 #include <laconic/backend/context.hpp>
 #include <laconic/core/parallel.hpp>
 #include <laconic/decode/greedy_ctc.hpp>
+#include <laconic/distributed/communicator.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/evaluation.hpp>
 
@@ -46,44 +47,99 @@ double evaluate_batch(const Model& model, Context& context, const Dataset& data,
   return seconds;
 }
 
+/// Gives all processes the results of all, of which process b % size has those of batch b.
+inline void share_evaluation(AnyCommunicator& communicator, const std::vector<std::vector<Index>>& batches,
+                             Evaluation& out) {
+  constexpr std::size_t numbers = 6;  // of an example: errors, reference words, bytes of the hypothesis, loss
+  std::vector<double> all(out.errors.size() * numbers);
+  std::vector<std::string> texts(static_cast<std::size_t>(communicator.size()));
+  const auto owner_of = [&](std::size_t batch) { return batch % texts.size(); };
+  for (std::size_t b = 0; b < batches.size(); ++b) {
+    if (owner_of(b) != static_cast<std::size_t>(communicator.rank())) continue;
+    for (const Index example : batches[b]) {
+      const auto i = static_cast<std::size_t>(example);
+      const WordErrors& e = out.errors[i];
+      std::size_t n = i * numbers;
+      for (const Index count : {e.substitutions, e.deletions, e.insertions, e.reference_words,
+                                static_cast<Index>(out.hypotheses[i].size())})
+        all[n++] = static_cast<double>(count);
+      all[n] = out.losses[i];
+      texts[owner_of(b)] += out.hypotheses[i];
+    }
+  }
+  communicator.sum(std::span(all));
+  for (std::size_t r = 0; r < texts.size(); ++r) broadcast_text(communicator, texts[r], static_cast<int>(r));
+  std::vector<std::size_t> read(texts.size());
+  for (std::size_t b = 0; b < batches.size(); ++b)
+    for (const Index example : batches[b]) {
+      const auto i = static_cast<std::size_t>(example);
+      const auto number = [&](std::size_t n) { return static_cast<Index>(all[i * numbers + n]); };
+      out.errors[i] = {number(0), number(1), number(2), number(3)};
+      out.losses[i] = all[i * numbers + 5];
+      std::size_t& begin = read[owner_of(b)];
+      out.hypotheses[i] = texts[owner_of(b)].substr(begin, static_cast<std::size_t>(number(4)));
+      begin += out.hypotheses[i].size();
+    }
+}
+
 }  // namespace detail
+
+/// Feature frames of a batch of `evaluate`, if nothing else is said.
+inline constexpr Index evaluation_frames = 8000;
 
 /// Transcribes a dataset by greedy CTC decoding, in batches of at most `batch_frames` feature frames on all threads
 /// together (a longer utterance is a batch of its own), and counts word errors. Returns texts, errors and losses by
 /// example; they do not depend on the batches. With several threads, each takes batches of its own through the whole
 /// model, in a context of its own, if there are enough of them; otherwise the threads share the kernels of one batch.
-/// Allocates.
+/// Several processes deal the batches of the same dataset, and each returns the results of all. Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
-                    Index batch_frames = 8000) {
+                    Index batch_frames = evaluation_frames, AnyCommunicator communicator = {}) {
   Evaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
-  if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
-    const auto threads = static_cast<Index>(context.threads());
+  const auto processes = static_cast<Index>(communicator.size());
+  const auto batches_for = [&](Index threads) {
     const Index fewest_frames = batch_frames / 8;  // of a batch, as far as threads allow: fewer are little work
     Index all = 0;
     for (const Example& e : data.examples) all += e.frames();
-    const Index frames = std::min(batch_frames / threads, std::max(fewest_frames, all / (4 * threads)));
-    const auto batches = threads > 1 ? length_buckets(data, std::max<Index>(1, frames), std::nullopt)
-                                     : std::vector<std::vector<Index>>();
-    if (static_cast<Index>(batches.size()) >= 2 * threads) {
+    return length_buckets(
+        data, std::max<Index>(1, std::min(batch_frames / threads,
+                                          std::max(fewest_frames, all / (4 * threads * processes)))),
+        std::nullopt);
+  };
+  std::vector<std::vector<Index>> batches;
+  const auto own_batch = [&](Index i) -> const std::vector<Index>& {
+    return batches[static_cast<std::size_t>(i * processes + communicator.rank())];
+  };
+  const auto own_batches = [&] {
+    return (static_cast<Index>(batches.size()) - communicator.rank() + processes - 1) / processes;
+  };
+  bool done = false;
+  if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
+    const auto threads = static_cast<Index>(context.threads());
+    if (threads > 1) batches = batches_for(threads);
+    if (threads > 1 && static_cast<Index>(batches.size()) >= 2 * threads * processes) {
       std::vector<std::unique_ptr<Context>> contexts(static_cast<std::size_t>(threads));
       std::vector<double> seconds(contexts.size());
-      kernels::parallel_or_throw(
-          context.threads(), static_cast<Index>(batches.size()), [&](std::size_t batch, std::size_t thread) {
-            auto& own = contexts[thread];
-            if (!own) own = std::make_unique<Context>(1);
-            seconds[thread] += detail::evaluate_batch(model, *own, data, batches[batch], vocabulary, out);
-          });
+      kernels::parallel_or_throw(context.threads(), own_batches(), [&](std::size_t batch, std::size_t thread) {
+        auto& own = contexts[thread];
+        if (!own) own = std::make_unique<Context>(1);
+        seconds[thread] +=
+            detail::evaluate_batch(model, *own, data, own_batch(static_cast<Index>(batch)), vocabulary, out);
+      });
       out.compute_seconds = *std::max_element(seconds.begin(), seconds.end());
-      return out;
+      done = true;
     }
   }
-  for (const auto& indices : length_buckets(data, batch_frames, std::nullopt))
-    out.compute_seconds += detail::evaluate_batch(model, context, data, indices, vocabulary, out);
+  if (!done) {
+    batches = processes > 1 ? batches_for(1) : length_buckets(data, batch_frames, std::nullopt);
+    for (Index i = 0; i < own_batches(); ++i)
+      out.compute_seconds += detail::evaluate_batch(model, context, data, own_batch(i), vocabulary, out);
+  }
+  if (processes > 1) detail::share_evaluation(communicator, batches, out);
   return out;
 }
 

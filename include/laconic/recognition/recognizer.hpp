@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/distributed/communicator.hpp>
 #include <laconic/convert/allocate.hpp>
 #include <laconic/convert/conversion_report.hpp>
 #include <laconic/core/matrix.hpp>
@@ -322,7 +323,8 @@ struct RecognizerConversion {
   ConversionReport report;  ///< predicted and measured errors
 };
 
-/// Holds the callbacks of a training run, the folder that it writes, and its sources of learning besides the labels.
+/// Holds the callbacks of a training run, the folder that it writes, its sources of learning besides the labels, and the
+/// processes that share the work (see `Trainer`).
 struct RecognizerTraining {
   std::function<void(const TrainProgress&)> progress = [](const TrainProgress&) {};  ///< called as training goes on
   std::function<void()> better = [] {};  ///< called when the model, as it then is, is the best so far
@@ -332,6 +334,7 @@ struct RecognizerTraining {
   std::vector<Index> ranks{};  ///< falling: latents are cut to each in turn, and trained for all epochs after each cut
   const SpeechBatch* calibration = nullptr;  ///< speech that the cuts are best for; null: all inputs count alike
   std::function<void(Index rank, double error)> cut = [](Index, double) {};  ///< called after each cut
+  AnyCommunicator communicator{};  ///< the processes; process 0 calls the callbacks and writes the folder
 };
 
 /// Returns the tokens that a corpus was made for, if a corpus.json in its folder says so; else characters. Throws

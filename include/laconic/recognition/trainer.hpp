@@ -2,15 +2,18 @@
 #pragma once
 
 #include <laconic/backend/autodiff.hpp>
+#include <laconic/distributed/communicator.hpp>
 #include <laconic/io/json.hpp>
 #include <laconic/io/parameters.hpp>
 #include <laconic/recognition/batch_loader.hpp>
 #include <laconic/recognition/evaluate.hpp>
+#include <laconic/recognition/fingerprint.hpp>
 #include <laconic/recognition/teacher.hpp>
 #include <laconic/recognition/train_config.hpp>
 #include <laconic/train/adamw.hpp>
 #include <laconic/train/ctc_loss.hpp>
 #include <laconic/train/dynamic_chunks.hpp>
+#include <laconic/train/gradient_sum.hpp>
 #include <laconic/train/schedule.hpp>
 
 #include <charconv>
@@ -47,6 +50,11 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
 /// the configuration says; it sees the same masked features, without dropout. `optimizer` is the state at the end of an
 /// earlier training of this model (at the end of its last epoch, which need not be the best).
 ///
+/// Several processes train one model together: they deal the batches of each update, and the utterances of each
+/// validation, and every process has the whole data and ends with the same model. A run is the same for any number of
+/// them, to rounding; bit for bit if each has 2^k of an update's batches (`GradientSum`). Process 0 calls the callbacks
+/// and writes the folder, which all read. A process that throws must end the others.
+///
 /// The model is on the host before and after `run`, and whenever `better` is called; a context that computes elsewhere
 /// has it in between.
 template <class Model, TrainingContext Context = Cpu<typename Model::Scalar>>
@@ -56,10 +64,10 @@ class Trainer {
 
   /// Prepares a run, and resumes it if `folder` has a checkpoint. Everything given by reference must outlive this
   /// object. Throws `Error` for settings that make no sense, for empty datasets, for a teacher without weight or a
-  /// weight without teacher, and for a checkpoint of another run.
+  /// weight without teacher, for a checkpoint of another run, and for processes with different models, data or settings.
   Trainer(Model& model, Context& context, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
           const TrainConfig& config, std::filesystem::path folder = {}, Teacher<Context> teacher = {},
-          OptimizerState<T> optimizer = {})
+          OptimizerState<T> optimizer = {}, AnyCommunicator communicator = {})
       : model_(model),
         context_(context),
         train_(train),
@@ -68,6 +76,7 @@ class Trainer {
         config_(config),
         folder_(std::move(folder)),
         teacher_(std::move(teacher)),
+        communicator_(communicator),
         best_(model),
         optimizer_(context, config.adamw) {
     require(train.size() > 0, "train: no utterances to train on");
@@ -77,6 +86,9 @@ class Trainer {
             "train: a teacher given, but its weight and layer_weight are 0; one must be more");
     require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight,
             " and layer_weight ", config.distillation.layer_weight, " given without a teacher, which it needs");
+    require(config_.accumulate >= communicator_.size(), "train: accumulate ", config_.accumulate, " given for ",
+            communicator_.size(), " processes, which deal so many batches of an update; at least ",
+            communicator_.size(), " expected");
     freeze(model_, config_.freeze, config_.train_only);
     optimizer.require_of(model_, "train");
     optimizer_.set_state(std::move(optimizer));
@@ -84,9 +96,11 @@ class Trainer {
       total_steps_ += updates(static_cast<Index>(batches(epoch).size()));
     schedule_ = {config_.learning_rate, static_cast<std::int64_t>(config_.warmup * static_cast<double>(total_steps_)),
                  config_.decay, total_steps_};
-    if (folder_.empty()) return;
+    if (folder_.empty() && communicator_.size() == 1) return;
     description_ = run_description();
-    if (std::filesystem::exists(checkpoint_path())) resume();
+    if (!folder_.empty() && std::filesystem::exists(checkpoint_path())) resume();
+    require_equal_in_all(communicator_, text(description_, state_.step, Fingerprint::of_parameters(model_)),
+                         "model, data, settings or folder");
   }
 
   /// Returns the position of the run.
@@ -108,18 +122,21 @@ class Trainer {
   void run(Progress&& progress, Better&& better, Stop&& stop, std::int64_t checkpoint_steps = 0) {
     Index failures = 0;
     const Resident resident(*this);
+    GradientSum<Context> gradients(context_, communicator_, model_);
     while (!finished()) {
-      auto plan = batches(state_.epoch);
+      const auto plan = batches(state_.epoch);
       const auto count = static_cast<Index>(plan.size());
-      BatchLoader loader(train_, std::move(plan), state_.batch, config_.spec_augment, seed() / "augment" / state_.epoch,
+      std::vector<std::vector<Index>> own;  // what this process does of the updates that are left
+      for (Index b = state_.batch; b < count; b += config_.accumulate)
+        for (const Index i : own_batches(plan, b, std::min(count, b + config_.accumulate)))
+          own.push_back(plan[static_cast<std::size_t>(i)]);
+      BatchLoader loader(train_, std::move(own), 0, config_.spec_augment, seed() / "augment" / state_.epoch,
                          std::max(1, context_.threads() / 4));
       while (state_.batch < count) {
         const auto start = std::chrono::steady_clock::now();
         TrainProgress report{state_, total_steps_, 0, schedule_(state_.step + 1), 0, 0, 0, unknown, unknown, false};
-        double audio = 0;
         const Index end = std::min(count, state_.batch + config_.accumulate);
-        const double weight = 1.0 / static_cast<double>(end - state_.batch);
-        for (Index b = state_.batch; b < end; ++b) report.loss += weight * train_batch(loader.next(), b, weight, audio);
+        const double audio = add_gradients(own_batches(plan, state_.batch, end), end, loader, gradients, report.loss);
         report.gradient_norm = optimizer_.step(model_, report.learning_rate);
         report.skipped = !std::isfinite(report.gradient_norm);
         failures = report.skipped ? failures + 1 : 0;
@@ -136,14 +153,14 @@ class Trainer {
         report.seconds_left =
             state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
         log_row(report);
-        progress(report);
+        if (is_first()) progress(report);
         const bool last = state_.batch == count;
         if (!last && checkpoint_steps > 0 && state_.step % checkpoint_steps == 0) on_host([&] { save(); });
-        if (!last && stop(state_)) return on_host([&] { save(); });
+        if (!last && stops(stop)) return on_host([&] { save(); });
       }
       if (state_.epoch_counted == 0) fail_diverged(failures);
       end_epoch(progress, better);
-      if (!finished() && stop(state_)) return;
+      if (!finished() && stops(stop)) return;
     }
     copy_values(best_, model_);
   }
@@ -208,10 +225,53 @@ class Trainer {
   /// Returns the number of updates that so many batches make.
   Index updates(Index batch_count) const { return (batch_count + config_.accumulate - 1) / config_.accumulate; }
 
-  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss. Adds the batch's duration to
-  /// `audio`.
-  double train_batch(const SpeechBatch& batch, Index b, double weight, double& audio) {
-    audio += batch.seconds;
+  /// Says whether this is the process that calls back and writes.
+  bool is_first() const { return communicator_.rank() == 0; }
+  /// Says whether process 0 wants to stop.
+  template <class Stop>
+  bool stops(Stop& stop) {
+    std::byte decided{is_first() && stop(state_)};
+    communicator_.broadcast(std::span(&decided, 1), 0);
+    return decided != std::byte{0};
+  }
+
+  /// Returns the batches that this process does of an update, `begin` to `end` of the epoch's plan. All processes get
+  /// about the same work.
+  std::vector<Index> own_batches(const std::vector<std::vector<Index>>& plan, Index begin, Index end) const {
+    std::vector<double> frames;
+    for (Index b = begin; b < end; ++b) {
+      double& sum = frames.emplace_back(0);
+      for (const Index i : plan[static_cast<std::size_t>(b)])
+        sum += static_cast<double>(train_.examples[static_cast<std::size_t>(i)].frames());
+    }
+    const auto order = in_even_blocks(frames);
+    const Share share = share_of(end - begin, communicator_.rank(), communicator_.size());
+    std::vector<Index> out(order.begin() + share.begin, order.begin() + share.end);
+    for (Index& b : out) b += begin;
+    return out;
+  }
+
+  /// Computes the gradient of the update whose last batch is before `end`, in all processes. Writes the mean loss of
+  /// its batches, and returns the seconds of their audio.
+  double add_gradients(const std::vector<Index>& own, Index end, BatchLoader& loader, GradientSum<Context>& gradients,
+                       double& loss) {
+    const Index begin = state_.batch;
+    const double weight = 1.0 / static_cast<double>(end - begin);
+    std::vector<double> measured(static_cast<std::size_t>(end - begin) + 1);  // losses, then seconds
+    for (const Index b : own) {
+      const SpeechBatch batch = loader.next();
+      measured[static_cast<std::size_t>(b - begin)] = train_batch(batch, b, weight);
+      measured.back() += batch.seconds;
+      if (config_.accumulate > 1) gradients.add();
+    }
+    if (config_.accumulate > 1) gradients.finish();
+    communicator_.sum(std::span(measured));
+    for (std::size_t i = 0; i + 1 < measured.size(); ++i) loss += weight * measured[i];
+    return measured.back();
+  }
+
+  /// Adds the gradients of batch b of the epoch, times `weight`, and returns its loss.
+  double train_batch(const SpeechBatch& batch, Index b, double weight) {
     Autodiff<Context> tape(context_, seed() / "dropout" / state_.epoch / b);
     tape.recompute_blocks = config_.recompute;
     const auto loss = batch_loss(tape, batch, b);
@@ -251,7 +311,7 @@ class Trainer {
   /// Validates the model, keeps it if it is the best so far, reports and saves.
   template <class Progress, class Better>
   void end_epoch(Progress& progress, Better& better) {
-    const Evaluation validation = evaluate(model_, context_, valid_, vocabulary_);
+    const Evaluation validation = evaluate(model_, context_, valid_, vocabulary_, evaluation_frames, communicator_);
     const double wer = validation.wer(), loss = state_.epoch_loss / static_cast<double>(state_.epoch_counted);
     const bool lower = state_.best_epoch == 0 || wer < state_.best_wer;
     ++state_.epoch;
@@ -264,15 +324,21 @@ class Trainer {
       state_.best_wer = wer;
       state_.best_loss = validation.loss();
       copy_values(model_, best_);
-      on_host(better);
+      on_host([&] {
+        if (is_first()) better();
+      });
     }
     const double left =
         state_.seconds / static_cast<double>(state_.step) * static_cast<double>(total_steps_ - state_.step);
     const TrainProgress report{state_, total_steps_, loss, schedule_(state_.step), 0,
                                0,      left,         wer,  validation.loss(),      false};
     log_row(report);
-    progress(report);
-    on_host([&] { save(); });
+    if (is_first()) progress(report);
+    on_host([&] {
+      save();
+      if (communicator_.size() > 1)
+        require_equal_in_all(communicator_, Fingerprint::of_parameters(model_), "parameters after an epoch");
+    });
   }
 
   /// Copies the values of all parameters within the context.
@@ -309,7 +375,7 @@ class Trainer {
 
   /// Writes the table of losses and the checkpoint, in this order, if there is a run folder.
   void save() const {
-    if (folder_.empty()) return;
+    if (folder_.empty() || !is_first()) return;
     make_folder(folder_);
     write_file(losses_path(), text("step,epoch,loss,learning_rate,gradient_norm,valid_wer,valid_loss\n", rows_));
     const OptimizerState<T> learnt = optimizer_.state();
@@ -389,6 +455,7 @@ class Trainer {
   TrainConfig config_;
   std::filesystem::path folder_;
   Teacher<Context> teacher_;
+  AnyCommunicator communicator_;
   Model best_;
   AdamW<Context> optimizer_;
   Schedule schedule_;

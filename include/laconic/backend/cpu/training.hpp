@@ -5,6 +5,7 @@
 #include <laconic/backend/shapes.hpp>
 #include <laconic/core/compiled.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <span>
 
@@ -29,6 +30,31 @@ class CpuTraining {
   void clear_gradients(std::span<const Parameter<T>* const> parameters) {
     for (const Parameter<T>* p : parameters)
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
+  }
+  /// Copies the gradients of these parameters, one after the other, to `values` and zeroes them. Throws `Error` unless
+  /// there are as many values as elements.
+  void take_gradients(std::span<const Parameter<T>* const> parameters, std::span<T> values) {
+    require_places(parameters, values.size());
+    T* to = values.data();
+    for (const Parameter<T>* p : parameters) {
+      if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) {
+        std::copy_n(gradient->data(), p->size(), to);
+        gradient->setZero();
+      } else {
+        std::fill_n(to, p->size(), T{0});
+      }
+      to += p->size();
+    }
+  }
+  /// Copies values to the gradients of these parameters, one after the other. A frozen parameter keeps none. Throws
+  /// `Error` unless there are as many values as elements.
+  void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
+    require_places(parameters, values.size());
+    const T* from = values.data();
+    for (const Parameter<T>* p : parameters) {
+      if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
+      from += p->size();
+    }
   }
   /// Updates each trainable parameter that has a gradient by one step of AdamW, then zeroes the gradient. A statistic
   /// gets its accumulated update added instead.
@@ -57,6 +83,12 @@ class CpuTraining {
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
+  /// Throws `Error` unless there are as many values as these parameters have elements.
+  static void require_places(std::span<const Parameter<T>* const> parameters, std::size_t values) {
+    Index elements = 0;
+    for (const Parameter<T>* p : parameters) elements += p->size();
+    require(static_cast<Index>(values) == elements, "gradients: ", values, " values given, ", elements, " expected");
+  }
   /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {

@@ -27,7 +27,8 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
   if (teacher != nullptr) follows = teacher_of(*teacher);
   const auto once = [&](const std::filesystem::path& folder, const std::function<void()>& better,
                         OptimizerState<float>& learnt) {
-    Trainer trainer(model, cpu, training, validation, vocabulary, config, folder, follows, std::move(learnt));
+    Trainer trainer(model, cpu, training, validation, vocabulary, config, folder, follows, std::move(learnt),
+                    how.communicator);
     trainer.run(
         how.progress, better, [](const TrainState&) { return false; }, how.checkpoint_steps);
     learnt = trainer.optimizer();
@@ -39,7 +40,7 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
   double seconds = 0;
   for (const Index rank : how.ranks) {
     const double error = cut_latents(model, rank, learnt, how.calibration);
-    how.cut(rank, error);
+    if (how.communicator.rank() == 0) how.cut(rank, error);
     last = once(
         how.folder.empty() ? how.folder : how.folder / text("rank-", rank),
         rank == how.ranks.back() ? how.better : [] {}, learnt);

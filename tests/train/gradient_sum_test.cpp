@@ -1,0 +1,112 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// Gradients of an update's batches, summed over processes.
+#include <laconic/nn/linear.hpp>
+#include <laconic/train/gradient_sum.hpp>
+
+#include "backends.hpp"
+#include "catch.hpp"
+#include "thread_processes.hpp"
+
+#include <map>
+#include <set>
+
+using namespace laconic;
+
+namespace {
+
+/// What one process does: gradients of the batches of its share, summed over all. Returns the sum that the model has.
+template <class Backend>
+std::vector<float> summed(AnyCommunicator communicator, Index batches, bool frozen_bias = false) {
+  Backend backend(1);
+  Linear<float> layer(5, 3, Seed(1));
+  layer.bias.trainable = !frozen_bias;
+  std::vector<float> out;
+  {
+    const TrainedOn on(backend, layer);
+    GradientSum<Backend> gradients(backend, communicator, layer);
+    const Share share = share_of(batches, communicator.rank(), communicator.size());
+    for (int update = 0; update < 2; ++update) {  // the second must not see the first
+      for (Index b = share.begin; b < share.end; ++b) {
+        Matrix<float> x(4, 5), dy(4, 3);
+        const Random random(Seed(2), static_cast<std::uint64_t>(b + update));
+        for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(i)));
+        for (Index i = 0; i < dy.size(); ++i)
+          dy.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(100 + i)) - 0.5);
+        backend.linear_backward(backend.input(dy), backend.input(x), layer.weight, &layer.bias, false);
+        gradients.add();
+      }
+      gradients.finish();
+      std::vector<const Parameter<float>*> all{&layer.weight, &layer.bias};
+      out.resize(static_cast<std::size_t>(layer.weight.size() + layer.bias.size()));
+      backend.take_gradients(all, std::span(out));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("Any number of processes gets the gradients of one", "[gradient_sum]", Backends<float>) {
+  for (const Index batches : {1, 4, 8, 11}) {
+    const auto alone = summed<TestType>({}, batches);
+    REQUIRE(*std::ranges::max_element(alone) > 0.1f);
+    for (const int size : {2, 3, 4, 8}) {
+      std::vector<std::vector<float>> got(static_cast<std::size_t>(size));
+      const auto errors = in_processes(size, [&](ThreadProcess& process) {
+        got[static_cast<std::size_t>(process.rank())] = summed<TestType>(AnyCommunicator(process), batches);
+      });
+      const Index each = (batches + size - 1) / size;
+      for (int rank = 0; rank < size; ++rank) {
+        const auto& one = got[static_cast<std::size_t>(rank)];
+        CHECK(errors[static_cast<std::size_t>(rank)].empty());
+        REQUIRE(one.size() == alone.size());
+        CHECK(one == got[0]);
+        if ((each & (each - 1)) == 0) CHECK(one == alone);
+        for (std::size_t i = 0; i < one.size(); ++i) CHECK(one[i] == Approx(alone[i]).margin(1e-6));
+      }
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("A frozen parameter has no part in the sum", "[gradient_sum]", Backends<float>) {
+  const auto all = summed<TestType>({}, 4), without_bias = summed<TestType>({}, 4, true);
+  for (std::size_t i = 0; i < all.size(); ++i) CHECK(without_bias[i] == (i < 15 ? all[i] : 0.0f));
+}
+
+TEMPLATE_LIST_TEST_CASE("Gradients are taken and put in lists of their size only", "[gradient_sum]", Backends<float>) {
+  TestType backend(1);
+  Linear<float> layer(5, 3, Seed(1));
+  const TrainedOn on(backend, layer);
+  std::vector<const Parameter<float>*> all{&layer.weight, &layer.bias};
+  std::vector<float> values(17, 1);
+  CHECK_THROWS_WITH(backend.take_gradients(all, std::span(values)), "gradients: 17 values given, 18 expected");
+  CHECK_THROWS_WITH(backend.put_gradients(all, std::span<const float>(values)),
+                    "gradients: 17 values given, 18 expected");
+}
+
+TEST_CASE("Work is dealt so that processes end together", "[gradient_sum]") {
+  for (const std::size_t count : {1u, 2u, 3u, 5u, 8u, 13u, 32u}) {
+    std::vector<double> work;
+    for (std::size_t i = 0; i < count; ++i) work.push_back(50 + 100 * Random(Seed(3), "work").uniform(i));
+    const auto order = in_even_blocks(work);
+    CHECK(std::set(order.begin(), order.end()).size() == count);
+    CHECK(order.size() == count);
+    const auto slowest = [&](const auto& tasks, std::size_t block) {
+      double most = 0;
+      for (std::size_t begin = 0; begin < count; begin += block) {
+        double sum = 0;
+        for (std::size_t i = begin; i < std::min(count, begin + block); ++i)
+          sum += work[static_cast<std::size_t>(tasks[i])];
+        most = std::max(most, sum);
+      }
+      return most;
+    };
+    std::vector<std::ptrdiff_t> as_given(count);
+    std::iota(as_given.begin(), as_given.end(), std::ptrdiff_t{0});
+    const double all = std::accumulate(work.begin(), work.end(), 0.0);
+    if (count < 32) continue;
+    for (const std::size_t block : {4u, 8u, 16u})
+      CHECK(slowest(order, block) < 1.05 * all * static_cast<double>(block) / static_cast<double>(count));
+    CHECK(slowest(as_given, 4) > 1.1 * slowest(order, 4));  // or else there is nothing to gain
+  }
+}

@@ -1,0 +1,97 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include "processes.hpp"
+
+#include "cli.hpp"
+
+#ifdef LACONIC_HAS_MPI
+#include <laconic/distributed/mpi.hpp>
+#endif
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+namespace {
+
+/// Returns the first of these environment variables that is a number above 0, or 0.
+int first_of(std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    if (const char* given = std::getenv(name)) {
+      int value = 0;
+      std::from_chars(given, given + std::strlen(given), value);
+      if (value > 0) return value;
+    }
+  return 0;
+}
+/// Returns the number of processes that were started together: by Open MPI, by MPICH and its kin.
+int started_together() { return first_of({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}); }
+
+laconic::AnyCommunicator joined;
+std::vector<const CLI::App*>& shared_commands() {
+  static std::vector<const CLI::App*> list;
+  return list;
+}
+
+}  // namespace
+
+laconic::AnyCommunicator processes() { return joined; }
+
+int processes_on_machine() {
+  return std::max(1, first_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"}));
+}
+int threads_of_process() {
+  const auto machine = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  // A process that is bound to some processors offers these only.
+  return std::min(laconic::hardware_threads(), std::max(1, machine / processes_on_machine()));
+}
+
+void share_among_processes(CLI::App* command) { shared_commands().push_back(command); }
+void require_processes_fit(const CLI::App& app) {
+  const CLI::App* given = &app;
+  while (!given->get_subcommands().empty()) given = given->get_subcommands().front();
+  laconic::require(joined.size() == 1 || std::ranges::count(shared_commands(), given) > 0, given->get_name(), ": ",
+                   joined.size(), " processes given by mpirun, one expected: they cannot share this job");
+}
+
+#ifdef LACONIC_HAS_MPI
+struct Joined::Parts {
+  laconic::Mpi mpi;
+};
+namespace {
+laconic::Mpi* mpi_of_program = nullptr;
+}
+
+Joined::Joined() {
+  if (started_together() < 1) return;
+  parts_ = std::make_unique<Parts>();
+  mpi_of_program = &parts_->mpi;
+  joined = laconic::AnyCommunicator(parts_->mpi);
+}
+Joined::~Joined() {
+  joined = {};
+  mpi_of_program = nullptr;
+}
+#else
+struct Joined::Parts {};
+
+Joined::Joined() {
+  laconic::require(started_together() < 2, "mpirun started ", started_together(),
+                   " processes, one expected: this program was built without MPI, so that each would do the whole job");
+}
+Joined::~Joined() = default;
+#endif
+
+void fail_in_all_processes(const char* program, const char* message) {
+  if (joined.rank() > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  std::fprintf(stderr, "%s: process %d of %d: %s\n", program, joined.rank(), joined.size(), message);
+#ifdef LACONIC_HAS_MPI
+  mpi_of_program->abort(1);
+#else
+  std::exit(1);
+#endif
+}
