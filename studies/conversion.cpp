@@ -389,9 +389,9 @@ class Study {
                     {"train_seconds", train_seconds},
                     {"test_set", test.name},
                     {"seed", seed}});
-      say_in_all("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2), "% [",
-          fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
-          stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
+      say_in_all("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2),
+                 "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
+                 stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
     }
   }
 

@@ -91,11 +91,19 @@ std::vector<nlohmann::json> of_all_processes(const nlohmann::json& own) {
   }
   return out;
 }
-/// Adds up what all processes found.
+/// Adds up what all processes found at the same time.
 Findings sum_of_all_processes(const Findings& own) {
   if (processes().size() == 1) return own;
   Findings out;
-  for (const auto& one : of_all_processes(to_json(own))) out += json_value<Findings>(one, "processes");
+  double whole = 0, streamed = 0;
+  for (const auto& json : of_all_processes(to_json(own))) {
+    const auto one = json_value<Findings>(json, "processes");
+    out += one;
+    whole = std::max(whole, one.whole.compute_seconds);
+    streamed = std::max(streamed, one.streamed.compute_seconds);
+  }
+  out.whole.compute_seconds = whole;
+  out.streamed.compute_seconds = streamed;
   return out;
 }
 
@@ -185,7 +193,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   StatusLine line;
   std::vector<std::string> notes;
   while (found.done() < corpus.size()) {
-    release_free_memory();  // what the portion before held
+    release_free_memory();           // what the portion before held
     std::span<const Utterance> own;  // each process takes the next portion
     Index begin = found.done();
     for (int rank = 0; rank <= processes().rank(); ++rank) {

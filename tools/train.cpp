@@ -264,7 +264,9 @@ void add_train_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--batch-frames", o->training.batch_frames, "max feature frames in a batch")
       ->capture_default_str();
-  command->add_option("--accumulate", o->training.accumulate, "batches whose gradients are summed for an update; processes of mpirun deal them")
+  command
+      ->add_option("--accumulate", o->training.accumulate,
+                   "batches whose gradients are summed for an update; processes of mpirun deal them")
       ->capture_default_str();
   command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")
       ->capture_default_str();

@@ -3234,7 +3234,8 @@ concept TrainingContext = Context<C> &&
              const BatchNormParameters<typename C::Scalar>& norm, const DropoutMask& mask, double number, Index count,
              const HeadShape& heads, const DepthwiseShape& depthwise, RotaryPairs pairs, std::span<const int> tokens,
              const CrossEntropyShape& entropy, std::span<const Parameter<typename C::Scalar>* const> parameters,
-             std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step) {
+             std::span<const AdamWUpdate<typename C::Tensor, typename C::Scalar>> updates, const AdamWStep& step,
+             std::span<typename C::Scalar> values) {
   // -- parameters ---------------------------------------------------------------------------------------------------
   // prepare_training: moves the parameters of a model, with their gradients, into the form that this context trains. A
   // context that computes on the host also trains parameters on the host. Allocates.
@@ -3244,6 +3245,11 @@ concept TrainingContext = Context<C> &&
   { c.gradient_norm(parameters) } -> std::same_as<double>;
   // clear_gradients: zeroes the gradients of these parameters.
   {c.clear_gradients(parameters)};
+  // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One
+  // that there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
+  {c.take_gradients(parameters, values)};
+  // put_gradients: the inverse of take_gradients. A frozen parameter keeps none.
+  {c.put_gradients(parameters, std::span<const typename C::Scalar>(values))};
   // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
   // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in
   // the first step of a parameter.
@@ -10810,6 +10816,31 @@ class CpuTraining {
     for (const Parameter<T>* p : parameters)
       if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) gradient->setZero();
   }
+  /// Copies the gradients of these parameters, one after the other, to `values` and zeroes them. Throws `Error` unless
+  /// there are as many values as elements.
+  void take_gradients(std::span<const Parameter<T>* const> parameters, std::span<T> values) {
+    require_places(parameters, values.size());
+    T* to = values.data();
+    for (const Parameter<T>* p : parameters) {
+      if (Matrix<T>* gradient = kernels::existing_gradient_of(*p)) {
+        std::copy_n(gradient->data(), p->size(), to);
+        gradient->setZero();
+      } else {
+        std::fill_n(to, p->size(), T{0});
+      }
+      to += p->size();
+    }
+  }
+  /// Copies values to the gradients of these parameters, one after the other. A frozen parameter keeps none. Throws
+  /// `Error` unless there are as many values as elements.
+  void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
+    require_places(parameters, values.size());
+    const T* from = values.data();
+    for (const Parameter<T>* p : parameters) {
+      if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
+      from += p->size();
+    }
+  }
   /// Updates each trainable parameter that has a gradient by one step of AdamW, then zeroes the gradient. A statistic
   /// gets its accumulated update added instead.
   void adamw(std::span<const AdamWUpdate<Tensor, T>> updates, const AdamWStep& step) {
@@ -10837,6 +10868,12 @@ class CpuTraining {
   explicit CpuTraining(CpuCore<T>& core) : core_(core) {}
 
  private:
+  /// Throws `Error` unless there are as many values as these parameters have elements.
+  static void require_places(std::span<const Parameter<T>* const> parameters, std::size_t values) {
+    Index elements = 0;
+    for (const Parameter<T>* p : parameters) elements += p->size();
+    require(static_cast<Index>(values) == elements, "gradients: ", values, " values given, ", elements, " expected");
+  }
   /// Updates a parameter and its moments from its gradient, which are made zeros before the first step.
   void change(const Parameter<T>& p, T* value, const T* gradient, Tensor& first_moment, Tensor& second_moment,
               const AdamWStep& step) {

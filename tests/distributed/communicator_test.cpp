@@ -42,9 +42,9 @@ TEST_CASE("A sum in pairs is the sum of the sums of its blocks, bit for bit", "[
     for (std::size_t block = 1; block <= lists.size(); block *= 2) {
       std::vector<std::vector<float>> blocks;
       for (std::size_t begin = 0; begin < lists.size(); begin += block)
-        blocks.push_back(sum_in_pairs(
-            {lists.begin() + static_cast<std::ptrdiff_t>(begin),
-             lists.begin() + static_cast<std::ptrdiff_t>(std::min(lists.size(), begin + block))}));
+        blocks.push_back(
+            sum_in_pairs({lists.begin() + static_cast<std::ptrdiff_t>(begin),
+                          lists.begin() + static_cast<std::ptrdiff_t>(std::min(lists.size(), begin + block))}));
       CHECK(sum_in_pairs(blocks) == whole);
     }
     std::vector<float> one_by_one = lists[0];

@@ -50,7 +50,8 @@ int main(int argc, char** argv) {
     for (int root = 0; root < mpi.size(); ++root) {
       std::string text(static_cast<std::size_t>(mpi.rank()) * 1000, static_cast<char>('a' + mpi.rank()));
       broadcast_text(mpi, text, root);
-      require(text == std::string(static_cast<std::size_t>(root) * 1000, static_cast<char>('a' + root)), "text of ", root);
+      require(text == std::string(static_cast<std::size_t>(root) * 1000, static_cast<char>('a' + root)), "text of ",
+              root);
     }
     require_equal_in_all(mpi, "settings", "settings");
     // The last process leaves the job: mpirun must end the others, who wait for it.

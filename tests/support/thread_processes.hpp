@@ -29,8 +29,7 @@ class ThreadProcess {
     give(own.data());
     std::vector<std::vector<T>> copies;
     std::vector<T*> terms;
-    for (void* one : job_.given)
-      copies.emplace_back(static_cast<T*>(one), static_cast<T*>(one) + values.size());
+    for (void* one : job_.given) copies.emplace_back(static_cast<T*>(one), static_cast<T*>(one) + values.size());
     for (auto& one : copies) terms.push_back(one.data());
     laconic::add_in_pairs<T>(terms, values.size());
     std::copy(copies[0].begin(), copies[0].end(), values.begin());

@@ -14,7 +14,7 @@ using namespace laconic;
 
 namespace {
 
-/// What one process does: gradients of the batches of its share, summed over all. Returns the sum that the model has.
+/// Returns the sum that the model of a process has, after it computed the gradients of its share of the batches.
 template <class Backend>
 std::vector<float> summed(AnyCommunicator communicator, Index batches, bool frozen_bias = false) {
   Backend backend(1);
@@ -29,7 +29,8 @@ std::vector<float> summed(AnyCommunicator communicator, Index batches, bool froz
       for (Index b = share.begin; b < share.end; ++b) {
         Matrix<float> x(4, 5), dy(4, 3);
         const Random random(Seed(2), static_cast<std::uint64_t>(b + update));
-        for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(i)));
+        for (Index i = 0; i < x.size(); ++i)
+          x.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(i)));
         for (Index i = 0; i < dy.size(); ++i)
           dy.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(100 + i)) - 0.5);
         backend.linear_backward(backend.input(dy), backend.input(x), layer.weight, &layer.bias, false);

@@ -312,8 +312,8 @@ concept TrainingContext = Context<C> &&
   { c.gradient_norm(parameters) } -> std::same_as<double>;
   // clear_gradients: zeroes the gradients of these parameters.
   {c.clear_gradients(parameters)};
-  // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One that
-  // there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
+  // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One
+  // that there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
   {c.take_gradients(parameters, values)};
   // put_gradients: the inverse of take_gradients. A frozen parameter keeps none.
   {c.put_gradients(parameters, std::span<const typename C::Scalar>(values))};

@@ -58,8 +58,8 @@ class AnyCommunicator {
   AnyCommunicator() = default;
   /// Refers to a communicator.
   template <Communicator C>
-  requires(!std::same_as<std::remove_const_t<C>, AnyCommunicator>)
-  explicit AnyCommunicator(C& communicator) : held_(&communicator), calls_(&calls_of<C>) {}
+  requires(!std::same_as<std::remove_const_t<C>, AnyCommunicator>) explicit AnyCommunicator(C& communicator)
+      : held_(&communicator), calls_(&calls_of<C>) {}
 
   /// Returns the number of this process, from 0.
   int rank() const { return held_ == nullptr ? 0 : calls_->rank(held_); }

@@ -106,8 +106,8 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
     Index all = 0;
     for (const Example& e : data.examples) all += e.frames();
     return length_buckets(
-        data, std::max<Index>(1, std::min(batch_frames / threads,
-                                          std::max(fewest_frames, all / (4 * threads * processes)))),
+        data,
+        std::max<Index>(1, std::min(batch_frames / threads, std::max(fewest_frames, all / (4 * threads * processes)))),
         std::nullopt);
   };
   std::vector<std::vector<Index>> batches;

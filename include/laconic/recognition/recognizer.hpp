@@ -1,11 +1,11 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-#include <laconic/distributed/communicator.hpp>
 #include <laconic/convert/allocate.hpp>
 #include <laconic/convert/conversion_report.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/sequences.hpp>
+#include <laconic/distributed/communicator.hpp>
 #include <laconic/model/encoder_config.hpp>
 #include <laconic/model/stream_config.hpp>
 #include <laconic/recognition/evaluation.hpp>
@@ -323,8 +323,8 @@ struct RecognizerConversion {
   ConversionReport report;  ///< predicted and measured errors
 };
 
-/// Holds the callbacks of a training run, the folder that it writes, its sources of learning besides the labels, and the
-/// processes that share the work (see `Trainer`).
+/// Holds the callbacks of a training run, the folder that it writes, its sources of learning besides the labels, and
+/// the processes that share the work (see `Trainer`).
 struct RecognizerTraining {
   std::function<void(const TrainProgress&)> progress = [](const TrainProgress&) {};  ///< called as training goes on
   std::function<void()> better = [] {};  ///< called when the model, as it then is, is the best so far

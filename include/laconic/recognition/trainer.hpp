@@ -64,7 +64,8 @@ class Trainer {
 
   /// Prepares a run, and resumes it if `folder` has a checkpoint. Everything given by reference must outlive this
   /// object. Throws `Error` for settings that make no sense, for empty datasets, for a teacher without weight or a
-  /// weight without teacher, for a checkpoint of another run, and for processes with different models, data or settings.
+  /// weight without teacher, for a checkpoint of another run, and for processes with different models, data or
+  /// settings.
   Trainer(Model& model, Context& context, const Dataset& train, const Dataset& valid, const Vocabulary& vocabulary,
           const TrainConfig& config, std::filesystem::path folder = {}, Teacher<Context> teacher = {},
           OptimizerState<T> optimizer = {}, AnyCommunicator communicator = {})
