@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Prints how fast one training is in 1, 2, 4 ... processes of mpirun, and what their exchange of gradients costs.
 
+    cmake --preset release -DLACONIC_BUILD_BENCH=ON && cmake --build build/release
     python3 bench/scaling.py --build build/release [--processes 1 2 4] [--rounds 7] [--mbit 1000] [-- TRAIN OPTIONS]
 
-Each run trains on the same spoken digits with the same --accumulate, one thread a process, and counts seconds of speech
-a second of training (without validation). Numbers of processes take turns; the table has medians and quartiles, and
+Each run trains on the same spoken digits with the same --accumulate, one thread a process, and counts the seconds of an
+epoch (without validation). Numbers of processes take turns; the table has medians and quartiles, and
 ratios to the first number within the same turn. --mbit runs all in a network namespace of its own whose links carry so
 many Mbit/s for each process (root only): the processes then talk by TCP instead of shared memory.
 """
@@ -73,6 +74,9 @@ def main():
     parser.add_argument("train", nargs="*", help="further options of `laconic train`")
     args = parser.parse_args()
     build = args.build.resolve()
+    for program in ("laconic", "bench/exchange"):
+        if not (build / program).exists():
+            raise SystemExit(f"{build / program} is missing: a build with MPI and the benches expected")
     network = Network(args.mbit)
     try:
         with tempfile.TemporaryDirectory() as folder:

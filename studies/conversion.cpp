@@ -117,7 +117,9 @@ class Study {
                            [&](const Variant& v) { return is_own() && !is_finished(v, o_.seed + i); });
       run_variants(o_.seed + i, own);
     }
-    results_.gather();
+    std::vector<std::string> names{"mha"};
+    for (const Variant& v : all) names.push_back(v.name);
+    results_.gather(names);
     if (processes().rank() > 0) return;
     write_report(out_, results_.rows(),
                  text("`laconic-study conversion", o_.data.empty() ? "" : " --data DIR", " --out DIR --preset ",
@@ -265,12 +267,11 @@ class Study {
   }
   /// Trains the baseline and the control: what the same fine-tuning does where nothing was converted.
   void run_baseline(std::int64_t seed, const std::vector<Variant>& all) {
-    if (is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed)) {
-      if (std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
-        say("seed ", seed, " is finished");
-      return;
-    }
-    Recognizer control = baseline_of(seed);
+    const bool measured = is_measured("mha", "baseline", seed) && is_measured("mha", "finetuned", seed);
+    if (measured && std::ranges::all_of(all, [&](const Variant& v) { return is_finished(v, seed); }))
+      return say_in_all("seed ", seed, " is finished");
+    Recognizer control = baseline_of(seed);  // also for the processes that convert it
+    if (measured) return;
     train(control, models_of(seed) / "mha-tuned", preset_.finetune, seed, "mha, fine-tuned");
     measure(control, seed, {"mha", "", {}, {"", {}}}, "finetuned", {}, seconds_);
   }
@@ -361,6 +362,7 @@ class Study {
         by_utterance.push_back(e.errors());
         words_by_utterance.push_back(e.reference_words);
       }
+      const bool is_new = !results_.has(name, stage, test.name, seed);
       results_.put({{"name", name},
                     {"attention", to_name(model.config().encoder.attention)},
                     {"method", has_groups && v.method.name == "svd" ? "mean" : v.method.name},
@@ -389,9 +391,10 @@ class Study {
                     {"train_seconds", train_seconds},
                     {"test_set", test.name},
                     {"seed", seed}});
-      say_in_all("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2),
-                 "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
-                 stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
+      if (is_new)
+        say_in_all("seed ", seed, "  ", name, "  ", stage, "  ", test.name, ": WER ", fixed(100 * errors.rate(), 2),
+                   "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2), "]",
+                   stage == "baseline" ? "" : text(", ", changed, " of ", test.data.size(), " transcripts changed"));
     }
   }
 
@@ -453,7 +456,7 @@ void add_conversion_command(CLI::App& app) {
   share_among_processes(command);
   command->footer(
       "Example:\n  laconic-study conversion --out study --preset quick\n"
-      "  mpirun -n 4 laconic-study conversion --out study --preset full\n"
+      "  mpirun --bind-to none -n 4 laconic-study conversion --out study --preset full\n"
       "  laconic-study conversion --data free-spoken-digit-dataset/recordings --holdout-speaker jackson --out study "
       "--preset "
       "full\n"

@@ -239,16 +239,23 @@ std::vector<std::filesystem::path> StudyResults::files_of_others() const {
   std::vector<std::filesystem::path> out;
   if (!std::filesystem::exists(path_.parent_path())) return out;
   for (const auto& entry : std::filesystem::directory_iterator(path_.parent_path()))
-    if (entry.path().filename().string().starts_with(path_.stem().string() + "-of-")) out.push_back(entry.path());
+    if (entry.path().filename().string().starts_with(path_.stem().string() + "-of-") &&
+        entry.path().extension() == ".json")
+      out.push_back(entry.path());
   std::ranges::sort(out);
   return out;
 }
 
-void StudyResults::gather() {
+void StudyResults::gather(const std::vector<std::string>& names) {
   processes().barrier();
   if (processes().rank() > 0) return;
   const auto others = files_of_others();
   for (const auto& file : others) read(file);
+  const auto place = [&](const nlohmann::json& row) {
+    return std::pair(row["seed"].get<std::int64_t>(), std::ranges::find(names, row["name"]) - names.begin());
+  };
+  std::stable_sort(rows_.begin(), rows_.end(),
+                   [&](const nlohmann::json& a, const nlohmann::json& b) { return place(a) < place(b); });
   write_json(path_, rows_);
   for (const auto& file : others) std::filesystem::remove(file);
 }

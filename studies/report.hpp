@@ -14,8 +14,9 @@ class StudyResults {
  public:
   /// Takes up the rows of an earlier run, of all its processes. Throws where a file holds something else.
   explicit StudyResults(std::filesystem::path path);
-  /// Waits for all processes. Then the first has the rows of all in its file, and the others' files are gone.
-  void gather();
+  /// Waits for all processes. Then the first has the rows of all in its file, by seed and in the order of these names,
+  /// and the others' files are gone.
+  void gather(const std::vector<std::string>& names);
   const nlohmann::json& rows() const { return rows_; }
   bool has(const std::string& name, const std::string& stage, const std::string& test_set, std::int64_t seed) const;
   /// Adds a row, in place of an earlier one of the same name, stage, test set and seed.

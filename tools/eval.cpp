@@ -80,14 +80,15 @@ struct Findings {
   }
 };
 
-/// Returns what each process has, in their order.
-std::vector<nlohmann::json> of_all_processes(const nlohmann::json& own) {
+/// Returns the texts of all processes, in their order.
+std::vector<std::string> of_all_processes(const std::vector<std::string>& own) {
   AnyCommunicator all = processes();
-  std::vector<nlohmann::json> out;
+  std::vector<std::string> out;
   for (int rank = 0; rank < all.size(); ++rank) {
-    std::string json = rank == all.rank() ? own.dump() : std::string();
-    broadcast_text(all, json, rank);
-    out.push_back(nlohmann::json::parse(json));
+    std::string count = text(own.size());
+    broadcast_text(all, count, rank);
+    for (std::size_t i = 0; i < std::stoul(count); ++i)
+      broadcast_text(all, out.emplace_back(rank == all.rank() ? own[i] : std::string()), rank);
   }
   return out;
 }
@@ -96,8 +97,8 @@ Findings sum_of_all_processes(const Findings& own) {
   if (processes().size() == 1) return own;
   Findings out;
   double whole = 0, streamed = 0;
-  for (const auto& json : of_all_processes(to_json(own))) {
-    const auto one = json_value<Findings>(json, "processes");
+  for (const std::string& json : of_all_processes({to_json(own).dump()})) {
+    const auto one = json_value<Findings>(parse_json(json, "processes"), "processes");
     out += one;
     whole = std::max(whole, one.whole.compute_seconds);
     streamed = std::max(streamed, one.streamed.compute_seconds);
@@ -224,9 +225,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
                    fixed(took / (ahead - left) * left, 0), " s left"));
   }
   line.end();
-  std::vector<std::string> all_notes;
-  for (const auto& one : of_all_processes(notes)) all_notes.insert(all_notes.end(), one.begin(), one.end());
-  say_notes(all_notes);
+  say_notes(of_all_processes(notes));
   return found;
 }
 
@@ -344,10 +343,10 @@ void eval(const EvalOptions& o) {
       errors.insertions, errors.reference_words);
   std::printf(
       "%s%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
-      "real time, %d threads)\n",
+      "real time, %s)\n",
       loss_line.c_str(), std::string(to_name(recognizer.config().encoder.attention)).c_str(),
       recognizer.count_parameters(), recognizer.cache_bytes_per_second(), corpus.seconds_from(0),
-      evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, o.threads);
+      evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, threads_text(o.threads).c_str());
   std::printf("%s", streaming_lines.c_str());
 }
 
@@ -384,7 +383,7 @@ void add_eval_command(CLI::App& app) {
       "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json "
       "clean.json\n"
       "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8\n"
-      "  mpirun -n 4 laconic eval --model runs/mha --data LibriSpeech/test-clean");
+      "  mpirun --bind-to none -n 4 laconic eval --model runs/mha --data LibriSpeech/test-clean");
   command->callback([=] {
     if (!o->transcripts.empty()) o->transcripts = output_file(o->transcripts);
     eval(*o);

@@ -121,10 +121,14 @@ void train(TrainOptions& o) {
         fixed(static_cast<double>(o.feature_bytes()) * 0x1p-30, 2),
         " GiB (--feature-memory); they are made again for each batch, in the background");
 
+  const int share = static_cast<int>((o.training.accumulate + processes().size() - 1) / processes().size());
+  if (share * (processes().size() - 1) >= o.training.accumulate)
+    say("note: ", processes().size(), " processes share --accumulate ", o.training.accumulate,
+        " batches of an update, ", share, " each, so that the last has none");
   Workspace workspace(o.threads);
   say(to_name(recognizer.config().model), " with ", to_name(recognizer.config().encoder.attention), ", ",
-      recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ", o.threads,
-      " threads", processes().size() == 1 ? "" : text(" in each of ", processes().size(), " processes"));
+      recognizer.count_parameters(), " parameters, ", fixed(train_set.seconds() / 60, 1), " min of speech, ",
+      threads_text(o.threads));
   TrainingLine line;
   const auto model_folder = out / "model";
   const TrainState state =
@@ -266,7 +270,7 @@ void add_train_command(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--accumulate", o->training.accumulate,
-                   "batches whose gradients are summed for an update; processes of mpirun deal them")
+                   "batches whose gradients are summed for an update; processes of mpirun share them")
       ->capture_default_str();
   command->add_option("--patience", o->training.patience, "epochs without a lower WER before stopping; 0: never")
       ->capture_default_str();
@@ -304,7 +308,7 @@ void add_train_command(CLI::App& app) {
   command
       ->add_option("--feature-memory", o->feature_memory,
                    "GiB of training features that are kept in memory; the others are made again for each batch, in "
-                   "the background; 0: half of the machine's memory, dealt among its processes")
+                   "the background; 0: half of the machine's memory, shared by its processes")
       ->capture_default_str()
       ->check(between(0.0, 1e6));
   command
@@ -314,7 +318,7 @@ void add_train_command(CLI::App& app) {
   share_among_processes(command);
   command->footer(
       "Example:\n  laconic train --data digits --out runs/mha --attention mha --epochs 20\n"
-      "  mpirun -n 4 laconic train --data digits --out runs/mha --accumulate 4\n"
+      "  mpirun --bind-to none -n 4 laconic train --data digits --out runs/mha --accumulate 4\n"
       "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
       "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
       "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"

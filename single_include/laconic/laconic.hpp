@@ -181,6 +181,10 @@
                          LACONIC_ABI_PF, LACONIC_ABI_IFMA, LACONIC_ABI_VBMI, LACONIC_ABI_VBMI2, LACONIC_ABI_VNNI, \
                          LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
 
+#define LACONIC_QUOTE(...) #__VA_ARGS__
+#define LACONIC_QUOTE_EXPANDED(...) LACONIC_QUOTE(__VA_ARGS__)
+#define LACONIC_ABI_NAME LACONIC_QUOTE_EXPANDED(LACONIC_ABI)  // LACONIC_ABI as a text
+
 #if defined(__AVX512F__) ? defined(__AVX512VNNI__) : defined(__AVXVNNI__)
 #define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI, or AVX-VNNI)
 #else
@@ -1225,7 +1229,6 @@ struct BatchNormParameters {
   const Parameter<T>& running_mean;  ///< moving average of the mean
   const Parameter<T>& running_var;   ///< moving average of the unbiased variance
   double eps;                        ///< added to the variance
-  double momentum;                   ///< weight of a new batch in the moving averages
 };
 
 /// Describes one step of AdamW, which is the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).
@@ -1614,6 +1617,8 @@ class Parameter {
   bool trainable = true;
   /// Says what the owning layers compute with the values.
   WeightUse use = WeightUse::elementwise;
+  /// Says how much a new batch weighs in the moving average that a statistic is.
+  double momentum = 0;
 
   /// Says whether the values can be trained where they are.
   bool can_train() const { return !is_resident() || resident_.get()->can_train(); }
@@ -2306,16 +2311,16 @@ class BatchNorm : public Module<BatchNorm<T>> {
         bias({channels}),
         running_mean({channels}, Role::statistic),
         running_var({channels}, Role::statistic),
-        eps_(eps),
-        momentum_(momentum) {
+        eps_(eps) {
     weight.host().setOnes();
     running_var.host().setOnes();
+    running_mean.momentum = running_var.momentum = momentum;
   }
 
   /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
+    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_});
   }
 
   /// Visits the parameters with their names (see Module).
@@ -2332,7 +2337,7 @@ class BatchNorm : public Module<BatchNorm<T>> {
   Parameter<T> running_var;   ///< running variance (channels), a statistic
 
  private:
-  double eps_, momentum_;
+  double eps_;
 };
 
 }  // namespace LACONIC_ABI
@@ -3248,7 +3253,8 @@ concept TrainingContext = Context<C> &&
   // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One
   // that there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
   {c.take_gradients(parameters, values)};
-  // put_gradients: the inverse of take_gradients. A frozen parameter keeps none.
+  // put_gradients: the inverse of take_gradients. Zeros make no gradient where there is none, and a frozen parameter
+  // gets none.
   {c.put_gradients(parameters, std::span<const typename C::Scalar>(values))};
   // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
   // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in
@@ -10594,12 +10600,12 @@ class CpuNorms {
     if (x.rows() == 0) return core_.make(0, cols);
     check_batch_norm(cols, p);
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
-    const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
     // many forward passes give in PyTorch.
     const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable || !gather) return;
+      const T rate = static_cast<T>(statistic.momentum);
       T* update = kernels::gradient_of(statistic);
       const T* value = kernels::values_of(statistic);
       for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (value[c] + update[c]));
@@ -10831,13 +10837,15 @@ class CpuTraining {
       to += p->size();
     }
   }
-  /// Copies values to the gradients of these parameters, one after the other. A frozen parameter keeps none. Throws
-  /// `Error` unless there are as many values as elements.
+  /// Copies values to the gradients of these parameters, one after the other. Zeros make no gradient where there is
+  /// none. Throws `Error` unless there are as many values as elements.
   void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
     require_places(parameters, values.size());
     const T* from = values.data();
     for (const Parameter<T>* p : parameters) {
-      if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
+      if (kernels::existing_gradient_of(*p) != nullptr ||
+          std::any_of(from, from + p->size(), [](T g) { return g != 0; }))
+        if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
       from += p->size();
     }
   }

@@ -47,6 +47,10 @@ case $way in
     fi
     tr -s ' \n' ' ' <"$work/log" | grep -q "component io: missing nlohmann_json" ||
       { cat "$work/log"; fail "the message does not say what is missing"; }
+    if configure "-DPARTS=mpi" -DCMAKE_DISABLE_FIND_PACKAGE_MPI=ON >"$work/log" 2>&1; then
+      fail "a project that asks for mpi is configured where MPI is missing"
+    fi
+    grep -q 'component mpi: missing MPI' "$work/log" || { cat "$work/log"; fail "the message does not name MPI"; }
     exit 0
     ;;
   add_subdirectory)

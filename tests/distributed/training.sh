@@ -5,6 +5,7 @@
 set -euo pipefail
 laconic=$1 mpiexec=$2 jobs=${3:-2}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0"  # Open MPI leaves memory behind
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -40,28 +41,30 @@ processes_of() { # FOLDER
 }
 
 killed=0
-for ((i = 0; i < jobs; ++i)); do
-  train 4 "killed$i" >said 2>&1 &
+for ((i = 0; killed < jobs; ++i)); do
+  [ "$i" -lt $((4 * jobs + 4)) ] || fail "only $killed of $i jobs ran long enough to be killed"
+  run=$folder/stopped$i
+  train 4 "$run" >said 2>&1 &
   job=$!
-  until [ -f "killed$i/losses.csv" ]; do
+  until [ -f "$run/losses.csv" ]; do
     kill -0 $job 2>/dev/null || fail "ended before it began: $(cat said)"
     sleep 0.02
   done
-  sleep "0.$((RANDOM % 9))"
-  victim=$(processes_of "killed$i" | shuf -n 1)
+  sleep "0.$((RANDOM % 6))"
+  victim=$(processes_of "$run" | shuf -n 1)
+  code=0
   if [ -n "$victim" ] && kill -9 "$victim" 2>/dev/null; then
-    killed=$((killed + 1))
-    code=0
     wait $job || code=$?
     [ "$code" != 0 ] && [ "$code" != 124 ] || fail "a killed process left exit code $code: $(cat said)"
-    grep -qi 'exited on signal 9\|killed' said || fail "a killed process was not named: $(cat said)"
+    grep -q 'exited on signal 9' said || fail "a killed process was not named: $(cat said)"
+    killed=$((killed + 1))
   else
     wait $job || fail "$(cat said)"  # it was done before
   fi
-  train $((1 << RANDOM % 3)) "killed$i" >said 2>&1 || fail "did not go on: $(cat said)"
-  same "killed$i"
+  train $((1 << RANDOM % 3)) "$run" >said 2>&1 || fail "did not go on: $(cat said)"
+  same "$run"
 done
-echo "$killed of $jobs jobs had a process killed; all came to the model of one process"
+echo "a process of each of $killed jobs was killed; all came to the model of one process"
 
 # What cannot be shared, and what does not fit, is said once and ends all.
 refuse() { # SENTENCE ARGUMENTS...

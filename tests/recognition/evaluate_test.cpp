@@ -77,7 +77,7 @@ void check_portions(const Model& model, const Dataset& data, const Vocabulary& v
   for (const auto& [processes, threads] : {std::pair{2, 1}, {3, 2}, {40, 1}}) {  // some of 40 have nothing to do
     std::vector<Evaluation> all(static_cast<std::size_t>(processes));
     const auto errors = in_processes(processes, [&, threads = threads](ThreadProcess& process) {
-      Cpu<float> own(threads);
+      Cpu<float> own(process.rank() == 0 ? threads : 1);  // machines differ
       all[static_cast<std::size_t>(process.rank())] =
           evaluate(model, own, data, vocabulary, 60, AnyCommunicator(process));
     });

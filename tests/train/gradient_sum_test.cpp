@@ -1,6 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // Gradients of an update's batches, summed over processes.
+#include <laconic/backend/autodiff.hpp>
 #include <laconic/nn/linear.hpp>
+#include <laconic/nn/norm.hpp>
+#include <laconic/train/adamw.hpp>
 #include <laconic/train/gradient_sum.hpp>
 
 #include "backends.hpp"
@@ -34,7 +37,7 @@ std::vector<float> summed(AnyCommunicator communicator, Index batches, bool froz
         for (Index i = 0; i < dy.size(); ++i)
           dy.data()[i] = static_cast<float>(random.uniform(static_cast<std::uint64_t>(100 + i)) - 0.5);
         backend.linear_backward(backend.input(dy), backend.input(x), layer.weight, &layer.bias, false);
-        gradients.add();
+        gradients.add(batches - 1 - b);
       }
       gradients.finish();
       std::vector<const Parameter<float>*> all{&layer.weight, &layer.bias};
@@ -74,6 +77,52 @@ TEMPLATE_LIST_TEST_CASE("A frozen parameter has no part in the sum", "[gradient_
   for (std::size_t i = 0; i < all.size(); ++i) CHECK(without_bias[i] == (i < 15 ? all[i] : 0.0f));
 }
 
+TEMPLATE_LIST_TEST_CASE("Statistics of many batches are those of as many updates", "[gradient_sum]", Backends<double>) {
+  constexpr Index batches = 30;
+  const auto gathered = [&](AnyCommunicator communicator, bool at_once) {
+    TestType backend(1);
+    BatchNorm<double> norm(3);
+    {
+      const TrainedOn on(backend, norm);
+      AdamW optimizer(backend);
+      GradientSum<TestType> gradients(backend, communicator, norm);
+      const Share share = share_of(batches, communicator.rank(), communicator.size());
+      for (Index b = share.begin; b < share.end; ++b) {
+        Matrix<double> x(6, 3);
+        const Random random(Seed(4), static_cast<std::uint64_t>(b));
+        for (Index i = 0; i < x.size(); ++i)
+          x.data()[i] = static_cast<double>(b) + 0.1 * random.uniform(static_cast<std::uint64_t>(i));
+        Autodiff<TestType> tape(backend);
+        norm(tape, tape.input(x));
+        if (at_once)
+          gradients.add(batches - 1 - b);
+        else
+          optimizer.step(norm, 0);
+      }
+      if (at_once) {
+        gradients.finish();
+        optimizer.step(norm, 0);
+      }
+    }
+    return norm;
+  };
+  const BatchNorm<double> often = gathered({}, false), once = gathered({}, true);
+  CHECK(often.running_mean.host()(0, 0) > 10);  // it has moved
+  const auto check = [&](const BatchNorm<double>& got) {
+    CHECK((got.running_mean.host() - often.running_mean.host()).cwiseAbs().maxCoeff() < 1e-12);
+    CHECK((got.running_var.host() - often.running_var.host()).cwiseAbs().maxCoeff() < 1e-12);
+    CHECK(got.running_var.host().minCoeff() > 0);
+  };
+  check(once);
+  for (const int size : {2, 4}) {
+    const auto errors = in_processes(size, [&](ThreadProcess& process) {
+      const BatchNorm<double> together = gathered(AnyCommunicator(process), true);
+      if (process.rank() == 0) check(together);
+    });
+    for (const std::string& one : errors) CHECK(one.empty());
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("Gradients are taken and put in lists of their size only", "[gradient_sum]", Backends<float>) {
   TestType backend(1);
   Linear<float> layer(5, 3, Seed(1));
@@ -83,6 +132,16 @@ TEMPLATE_LIST_TEST_CASE("Gradients are taken and put in lists of their size only
   CHECK_THROWS_WITH(backend.take_gradients(all, std::span(values)), "gradients: 17 values given, 18 expected");
   CHECK_THROWS_WITH(backend.put_gradients(all, std::span<const float>(values)),
                     "gradients: 17 values given, 18 expected");
+  // Where nothing was computed there is no gradient, so that no optimiser changes the parameter.
+  values.assign(18, 0);
+  backend.put_gradients(all, std::span<const float>(values));
+  AdamW optimizer(backend, {.weight_decay = 1});
+  const Linear<float> before = layer;
+  optimizer.step(layer, 0.5);
+  backend.fetch(layer);
+  Linear<float> copy = before;
+  backend.fetch(copy);
+  CHECK(layer.weight.host() == copy.weight.host());
 }
 
 TEST_CASE("Work is dealt so that processes end together", "[gradient_sum]") {

@@ -44,10 +44,19 @@ laconic::AnyCommunicator processes() { return joined; }
 int processes_on_machine() {
   return std::max(1, first_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"}));
 }
+namespace {
+/// Returns the number of processors that each process on this machine could have.
+int processors_of_process() {
+  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / processes_on_machine());
+}
+}  // namespace
 int threads_of_process() {
-  const auto machine = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  // A process that is bound to some processors offers these only.
-  return std::min(laconic::hardware_threads(), std::max(1, machine / processes_on_machine()));
+  const int here = laconic::hardware_threads();  // fewer where mpirun has bound the process to some processors
+  return processes_on_machine() > 1 ? std::min(here, processors_of_process()) : here;
+}
+std::string threads_text(int threads) {
+  return laconic::text(threads, " threads",
+                       joined.size() == 1 ? "" : laconic::text(" in each of ", joined.size(), " processes"));
 }
 
 void share_among_processes(CLI::App* command) { shared_commands().push_back(command); }
@@ -67,10 +76,16 @@ laconic::Mpi* mpi_of_program = nullptr;
 }
 
 Joined::Joined() {
-  if (started_together() < 1) return;
+  const int started = started_together();
+  if (started < 2 && std::getenv("PMIX_RANK") == nullptr) return;
   parts_ = std::make_unique<Parts>();
+  laconic::require(started == 0 || parts_->mpi.size() == started, "mpirun started ", started, " processes, of which ",
+                   parts_->mpi.size(), " found each other: it belongs to another MPI than this program");
   mpi_of_program = &parts_->mpi;
   joined = laconic::AnyCommunicator(parts_->mpi);
+  if (laconic::hardware_threads() < processors_of_process())
+    say("note: mpirun has bound each process to ", laconic::hardware_threads(), " of ", processors_of_process(),
+        " processors that it could have; --bind-to none does not");
 }
 Joined::~Joined() {
   joined = {};

@@ -4,6 +4,7 @@
 #include <laconic/distributed/communicator.hpp>
 
 #include <memory>
+#include <string>
 
 namespace CLI {
 class App;
@@ -16,9 +17,11 @@ laconic::AnyCommunicator processes();
 
 /// Returns the number of this job's processes on this machine.
 int processes_on_machine();
-/// Returns the number of threads of a process where nothing else is said: all that the machine offers, dealt among the
+/// Returns the number of threads of a process where nothing else is said: all that the machine offers, shared by the
 /// processes on it.
 int threads_of_process();
+/// Returns "4 threads", or how many each process has.
+std::string threads_text(int threads);
 
 /// Calls f in process 0 and then, when it is done, in the others. Returns what it returns.
 template <class F>

@@ -17,7 +17,8 @@ class TrainingLine {
     using laconic::text;
     if (p.skipped) {
       line_.end();
-      say("step ", p.state.step, ": the gradient was not finite; this step changed nothing");
+      say_in_all(name_, name_.empty() ? "" : "  ", "step ", p.state.step,
+                 ": the gradient was not finite; this step changed nothing");
     }
     const bool epoch_end = !std::isnan(p.valid_wer);
     if (!epoch_end && !line_.due()) return;

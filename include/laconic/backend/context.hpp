@@ -315,7 +315,8 @@ concept TrainingContext = Context<C> &&
   // take_gradients: copies the gradients of these parameters, one after the other, to the host and zeroes them. One
   // that there is not yet counts as zeros. Throws `Error` unless there are as many values as elements.
   {c.take_gradients(parameters, values)};
-  // put_gradients: the inverse of take_gradients. A frozen parameter keeps none.
+  // put_gradients: the inverse of take_gradients. Zeros make no gradient where there is none, and a frozen parameter
+  // gets none.
   {c.put_gradients(parameters, std::span<const typename C::Scalar>(values))};
   // adamw: updates each trainable parameter that has a gradient by one step of AdamW (Loshchilov and Hutter 2019,
   // algorithm 2), then zeroes the gradient. A statistic gets its accumulated update added instead. Moments are made in

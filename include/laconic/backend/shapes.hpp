@@ -275,7 +275,6 @@ struct BatchNormParameters {
   const Parameter<T>& running_mean;  ///< moving average of the mean
   const Parameter<T>& running_var;   ///< moving average of the unbiased variance
   double eps;                        ///< added to the variance
-  double momentum;                   ///< weight of a new batch in the moving averages
 };
 
 /// Describes one step of AdamW, which is the same for all parameters (Loshchilov and Hutter 2019, algorithm 2).

@@ -149,6 +149,8 @@ class Parameter {
   bool trainable = true;
   /// Says what the owning layers compute with the values.
   WeightUse use = WeightUse::elementwise;
+  /// Says how much a new batch weighs in the moving average that a statistic is.
+  double momentum = 0;
 
   /// Says whether the values can be trained where they are.
   bool can_train() const { return !is_resident() || resident_.get()->can_train(); }

@@ -172,6 +172,10 @@
                          LACONIC_ABI_PF, LACONIC_ABI_IFMA, LACONIC_ABI_VBMI, LACONIC_ABI_VBMI2, LACONIC_ABI_VNNI, \
                          LACONIC_ABI_I8MM, LACONIC_ABI_OPENMP, LACONIC_ABI_ALIGNMENT)
 
+#define LACONIC_QUOTE(...) #__VA_ARGS__
+#define LACONIC_QUOTE_EXPANDED(...) LACONIC_QUOTE(__VA_ARGS__)
+#define LACONIC_ABI_NAME LACONIC_QUOTE_EXPANDED(LACONIC_ABI)  // LACONIC_ABI as a text
+
 #if defined(__AVX512F__) ? defined(__AVX512VNNI__) : defined(__AVXVNNI__)
 #define LACONIC_VNNI 1  // the processor has dot products of bytes (AVX-512 VNNI, or AVX-VNNI)
 #else

@@ -18,7 +18,7 @@ inline namespace LACONIC_ABI {
 
 /// Implements a communicator by MPI (target `laconic::mpi`): process `rank` of those that `mpirun` started. One thread
 /// calls it. Sums have the same bits whatever algorithm MPI chooses: each process gets a chunk of everybody's values,
-/// adds them in the order of ranks, and sends the sums to all. That is the volume of a ring: 2 (size - 1) / size of the
+/// adds them in pairs, and sends the sums to all. That is the volume of a ring: 2 (size - 1) / size of the
 /// values leave each process.
 ///
 /// An error inside MPI, as when another process is gone, ends the program with MPI's message.
@@ -48,7 +48,8 @@ class Mpi {
   /// Returns the number of processes.
   int size() const { return size_; }
 
-  /// Replaces the values by their sums over all processes. The first call takes 2 MiB of memory.
+  /// Replaces the values by their sums over all processes. The first call takes 2 MiB of memory, or
+  /// 64 KiB for each process.
   void sum(std::span<float> values) { sum_of(values, MPI_FLOAT); }
   /// Replaces the values by their sums over all processes.
   void sum(std::span<double> values) { sum_of(values, MPI_DOUBLE); }
@@ -81,15 +82,18 @@ class Mpi {
 
  private:
   static constexpr std::chrono::microseconds awake{200}, asleep{100};
-  static constexpr std::size_t piece_bytes = std::size_t{2} << 20;  // what is exchanged at once: it stays in the caches
+  /// Returns what is exchanged at once: it stays in the caches, and messages of many processes do not become short.
+  std::size_t piece_bytes() const {
+    return std::max(std::size_t{2} << 20, static_cast<std::size_t>(size_) * (std::size_t{64} << 10));
+  }
 
   template <class T>
   void sum_of(std::span<T> values, MPI_Datatype type) {
     if (size_ == 1) return;
     barrier();
     const auto size = static_cast<std::size_t>(size_);
-    if (scratch_.empty()) scratch_.resize(piece_bytes + size * sizeof(double));  // shares are rounded up
-    for (std::size_t begin = 0, most = piece_bytes / sizeof(T); begin < values.size(); begin += most)
+    if (scratch_.empty()) scratch_.resize(piece_bytes() + size * sizeof(double));  // shares are rounded up
+    for (std::size_t begin = 0, most = piece_bytes() / sizeof(T); begin < values.size(); begin += most)
       sum_piece(values.subspan(begin, std::min(most, values.size() - begin)), type, size);
   }
   /// Sums values of which all processes together fit the scratch memory once.

@@ -123,16 +123,16 @@ class BatchNorm : public Module<BatchNorm<T>> {
         bias({channels}),
         running_mean({channels}, Role::statistic),
         running_var({channels}, Role::statistic),
-        eps_(eps),
-        momentum_(momentum) {
+        eps_(eps) {
     weight.host().setOnes();
     running_var.host().setOnes();
+    running_mean.momentum = running_var.momentum = momentum;
   }
 
   /// Returns the normalised rows.
   template <class Context, class Tensor>
   auto operator()(Context& context, const Tensor& x) const {
-    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_, momentum_});
+    return context.batch_norm(x, BatchNormParameters<T>{weight, bias, running_mean, running_var, eps_});
   }
 
   /// Visits the parameters with their names (see Module).
@@ -149,7 +149,7 @@ class BatchNorm : public Module<BatchNorm<T>> {
   Parameter<T> running_var;   ///< running variance (channels), a statistic
 
  private:
-  double eps_, momentum_;
+  double eps_;
 };
 
 }  // namespace LACONIC_ABI

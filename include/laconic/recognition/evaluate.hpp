@@ -91,7 +91,8 @@ inline constexpr Index evaluation_frames = 8000;
 /// together (a longer utterance is a batch of its own), and counts word errors. Returns texts, errors and losses by
 /// example; they do not depend on the batches. With several threads, each takes batches of its own through the whole
 /// model, in a context of its own, if there are enough of them; otherwise the threads share the kernels of one batch.
-/// Several processes deal the batches of the same dataset, and each returns the results of all. Allocates.
+/// Several processes share the batches of the same dataset, and each returns the results of all, but the seconds of its
+/// own. Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = evaluation_frames, AnyCommunicator communicator = {}) {
@@ -101,43 +102,38 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
   out.losses.resize(data.examples.size(), -1);
   out.audio_seconds = data.seconds();
   const auto processes = static_cast<Index>(communicator.size());
-  const auto batches_for = [&](Index threads) {
+  Index threads = 1;
+  if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) threads = context.threads();
+  Index agreed = threads;  // all must make the same batches
+  communicator.broadcast(std::as_writable_bytes(std::span(&agreed, 1)), 0);
+  std::vector<std::vector<Index>> batches;
+  if (agreed * processes > 1) {
     const Index fewest_frames = batch_frames / 8;  // of a batch, as far as threads allow: fewer are little work
     Index all = 0;
     for (const Example& e : data.examples) all += e.frames();
-    return length_buckets(
-        data,
-        std::max<Index>(1, std::min(batch_frames / threads, std::max(fewest_frames, all / (4 * threads * processes)))),
-        std::nullopt);
-  };
-  std::vector<std::vector<Index>> batches;
-  const auto own_batch = [&](Index i) -> const std::vector<Index>& {
-    return batches[static_cast<std::size_t>(i * processes + communicator.rank())];
-  };
-  const auto own_batches = [&] {
-    return (static_cast<Index>(batches.size()) - communicator.rank() + processes - 1) / processes;
-  };
-  bool done = false;
-  if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
-    const auto threads = static_cast<Index>(context.threads());
-    if (threads > 1) batches = batches_for(threads);
-    if (threads > 1 && static_cast<Index>(batches.size()) >= 2 * threads * processes) {
-      std::vector<std::unique_ptr<Context>> contexts(static_cast<std::size_t>(threads));
-      std::vector<double> seconds(contexts.size());
-      kernels::parallel_or_throw(context.threads(), own_batches(), [&](std::size_t batch, std::size_t thread) {
-        auto& own = contexts[thread];
-        if (!own) own = std::make_unique<Context>(1);
-        seconds[thread] +=
-            detail::evaluate_batch(model, *own, data, own_batch(static_cast<Index>(batch)), vocabulary, out);
-      });
-      out.compute_seconds = *std::max_element(seconds.begin(), seconds.end());
-      done = true;
-    }
+    const Index frames = std::min(batch_frames / agreed, std::max(fewest_frames, all / (4 * agreed * processes)));
+    batches = length_buckets(data, std::max<Index>(1, frames), std::nullopt);
   }
-  if (!done) {
-    batches = processes > 1 ? batches_for(1) : length_buckets(data, batch_frames, std::nullopt);
-    for (Index i = 0; i < own_batches(); ++i)
-      out.compute_seconds += detail::evaluate_batch(model, context, data, own_batch(i), vocabulary, out);
+  if (processes == 1 && static_cast<Index>(batches.size()) < 2 * threads) {
+    threads = 1;  // too few to deal out
+    batches = length_buckets(data, batch_frames, std::nullopt);
+  }
+  std::vector<const std::vector<Index>*> own;
+  for (auto b = static_cast<std::size_t>(communicator.rank()); b < batches.size();
+       b += static_cast<std::size_t>(processes))
+    own.push_back(&batches[b]);
+  if (threads == 1 || static_cast<Index>(own.size()) < 2 * threads) {
+    for (const auto* indices : own)
+      out.compute_seconds += detail::evaluate_batch(model, context, data, *indices, vocabulary, out);
+  } else if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
+    std::vector<std::unique_ptr<Context>> contexts(static_cast<std::size_t>(threads));
+    std::vector<double> seconds(contexts.size());
+    kernels::parallel_or_throw(
+        context.threads(), static_cast<Index>(own.size()), [&](std::size_t batch, std::size_t thread) {
+          if (!contexts[thread]) contexts[thread] = std::make_unique<Context>(1);
+          seconds[thread] += detail::evaluate_batch(model, *contexts[thread], data, *own[batch], vocabulary, out);
+        });
+    out.compute_seconds = *std::max_element(seconds.begin(), seconds.end());
   }
   if (processes > 1) detail::share_evaluation(communicator, batches, out);
   return out;

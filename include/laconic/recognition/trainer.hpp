@@ -16,6 +16,7 @@
 #include <laconic/train/gradient_sum.hpp>
 #include <laconic/train/schedule.hpp>
 
+#include <bit>
 #include <charconv>
 #include <limits>
 
@@ -50,10 +51,10 @@ void freeze(Model& model, std::span<const std::string> fixed, std::span<const st
 /// the configuration says; it sees the same masked features, without dropout. `optimizer` is the state at the end of an
 /// earlier training of this model (at the end of its last epoch, which need not be the best).
 ///
-/// Several processes train one model together: they deal the batches of each update, and the utterances of each
+/// Several processes train one model together: they share the batches of each update, and the utterances of each
 /// validation, and every process has the whole data and ends with the same model. A run is the same for any number of
-/// them, to rounding; bit for bit if each has 2^k of an update's batches (`GradientSum`). Process 0 calls the callbacks
-/// and writes the folder, which all read. A process that throws must end the others.
+/// them, to rounding; bit for bit if accumulate / processes is a power of two (`GradientSum`). Process 0 calls the
+/// callbacks and writes the folder, which all read. A process that throws must end the others.
 ///
 /// The model is on the host before and after `run`, and whenever `better` is called; a context that computes elsewhere
 /// has it in between.
@@ -88,8 +89,8 @@ class Trainer {
     require(teacher_ || !config.distillation.any(), "train: distillation with weight ", config.distillation.weight,
             " and layer_weight ", config.distillation.layer_weight, " given without a teacher, which it needs");
     require(config_.accumulate >= communicator_.size(), "train: accumulate ", config_.accumulate, " given for ",
-            communicator_.size(), " processes, which deal so many batches of an update; at least ",
-            communicator_.size(), " expected");
+            communicator_.size(), " processes, which share the batches of an update; at least ", communicator_.size(),
+            " expected");
     freeze(model_, config_.freeze, config_.train_only);
     optimizer.require_of(model_, "train");
     optimizer_.set_state(std::move(optimizer));
@@ -100,6 +101,7 @@ class Trainer {
     if (folder_.empty() && communicator_.size() == 1) return;
     description_ = run_description();
     if (!folder_.empty() && std::filesystem::exists(checkpoint_path())) resume();
+    require_equal_in_all(communicator_, LACONIC_ABI_NAME, "instruction set");
     require_equal_in_all(communicator_, text(description_, state_.step, Fingerprint::of_parameters(model_)),
                          "model, data, settings or folder");
   }
@@ -236,8 +238,8 @@ class Trainer {
     return decided != std::byte{0};
   }
 
-  /// Returns the batches that this process does of an update, `begin` to `end` of the epoch's plan. All processes get
-  /// about the same work.
+  /// Returns the batches that this process does of an update, `begin` to `end` of the epoch's plan: one block of those
+  /// that are sorted so that equally many are about the same work.
   std::vector<Index> own_batches(const std::vector<std::vector<Index>>& plan, Index begin, Index end) const {
     std::vector<double> frames;
     for (Index b = begin; b < end; ++b) {
@@ -246,8 +248,14 @@ class Trainer {
         sum += static_cast<double>(train_.examples[static_cast<std::size_t>(i)].frames());
     }
     const auto order = in_even_blocks(frames);
-    const Share share = share_of(end - begin, communicator_.rank(), communicator_.size());
-    std::vector<Index> out(order.begin() + share.begin, order.begin() + share.end);
+    // The last update of an epoch has fewer batches. It is summed as the others are: in blocks of 2^k, if those are.
+    const auto each_of = [&](Index count) { return (count + communicator_.size() - 1) / communicator_.size(); };
+    std::size_t each = static_cast<std::size_t>(each_of(end - begin));
+    if (std::has_single_bit(static_cast<std::size_t>(each_of(config_.accumulate)))) each = std::bit_ceil(each);
+    const auto first = std::min(order.size(), each * static_cast<std::size_t>(communicator_.rank())),
+               last = std::min(order.size(), first + each);
+    std::vector<Index> out(order.begin() + static_cast<std::ptrdiff_t>(first),
+                           order.begin() + static_cast<std::ptrdiff_t>(last));
     for (Index& b : out) b += begin;
     return out;
   }
@@ -263,7 +271,7 @@ class Trainer {
       const SpeechBatch batch = loader.next();
       measured[static_cast<std::size_t>(b - begin)] = train_batch(batch, b, weight);
       measured.back() += batch.seconds;
-      if (config_.accumulate > 1) gradients.add();
+      if (config_.accumulate > 1) gradients.add(end - 1 - b);
     }
     if (config_.accumulate > 1) gradients.finish();
     communicator_.sum(std::span(measured));

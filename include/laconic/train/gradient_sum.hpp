@@ -6,9 +6,12 @@
 #include <laconic/distributed/communicator.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <functional>
 #include <numeric>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -17,7 +20,9 @@ inline namespace LACONIC_ABI {
 
 /// Sums the gradients of the batches of one update over the processes of a job. Each batch's gradient is computed from
 /// zeros, and all are added in pairs (`add_in_pairs`): first those of one process, then over processes. So one process
-/// gets the bits of several wherever each of those has 2^k batches. What batch norms gather is summed likewise.
+/// gets the bits of several wherever each of those has 2^k batches. A statistic of batch norm becomes what as many
+/// updates in the order of the batches would make of it: v + m (x_i - v) for each batch i in turn, whose part in the
+/// sum is therefore (1 - m)^later m (x_i - v), with `later` batches after it.
 ///
 /// A process keeps log2(its batches) + 1 copies of the gradients on the host.
 template <TrainingContext Context>
@@ -31,15 +36,22 @@ class GradientSum {
       : context_(context), communicator_(communicator) {
     model.parameters([&](std::string_view, const Parameter<T>& p) {
       if (!p.trainable) return;
+      if (p.role() == Role::statistic) statistics_.push_back({size_, static_cast<std::size_t>(p.size()), p.momentum});
       parameters_.push_back(&p);
       size_ += static_cast<std::size_t>(p.size());
     });
   }
 
-  /// Takes the gradients that the model has as those of this process's next batch, and leaves zeros.
-  void add() {
+  /// Takes the gradients that the model has as those of this process's next batch, and leaves zeros. In all processes,
+  /// `later` batches of the update come after it in their order.
+  void add(Index later) {
     if (used_ == sums_.size()) sums_.emplace_back(size_);
-    context_.take_gradients(parameters_, sums_[used_++]);
+    std::vector<T>& own = sums_[used_++];
+    context_.take_gradients(parameters_, own);
+    for (const Statistic& s : statistics_) {
+      const T kept = static_cast<T>(std::pow(1 - s.momentum, static_cast<double>(later)));
+      for (std::size_t i = s.begin; i < s.begin + s.size; ++i) own[i] *= kept;
+    }
     for (std::size_t batches = ++batches_; batches % 2 == 0; batches /= 2) join_last();
   }
   /// Gives the model the sum of all that was added, in all processes, and begins anew.
@@ -63,9 +75,16 @@ class GradientSum {
     --used_;
   }
 
+  /// Holds the place of a statistic in the sums, and its momentum.
+  struct Statistic {
+    std::size_t begin, size;
+    double momentum;
+  };
+
   Context& context_;
   AnyCommunicator communicator_;
   std::vector<const Parameter<T>*> parameters_;
+  std::vector<Statistic> statistics_;
   std::size_t size_ = 0, used_ = 0, batches_ = 0;
   std::vector<std::vector<T>> sums_;  // of 2^k batches, each fewer than the one before; used_ of them
 };

@@ -73,12 +73,12 @@ class CpuNorms {
     if (x.rows() == 0) return core_.make(0, cols);
     check_batch_norm(cols, p);
     kernels::column_moments(core_.threads(), x.rows(), cols, x.data(), moments.row(0), moments.row(1));
-    const T rate = static_cast<T>(p.momentum);
     const T unbiased = static_cast<T>(x.rows()) / static_cast<T>(std::max<Index>(1, x.rows() - 1));
     // Each batch updates what the batches before it accumulated, so that several batches before a step give what as
     // many forward passes give in PyTorch.
     const auto add_update = [&](const Parameter<T>& statistic, Index row, T factor) {
       if (!statistic.trainable || !gather) return;
+      const T rate = static_cast<T>(statistic.momentum);
       T* update = kernels::gradient_of(statistic);
       const T* value = kernels::values_of(statistic);
       for (Index c = 0; c < cols; ++c) update[c] += rate * (moments.row(row)[c] * factor - (value[c] + update[c]));

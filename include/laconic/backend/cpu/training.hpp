@@ -46,13 +46,15 @@ class CpuTraining {
       to += p->size();
     }
   }
-  /// Copies values to the gradients of these parameters, one after the other. A frozen parameter keeps none. Throws
-  /// `Error` unless there are as many values as elements.
+  /// Copies values to the gradients of these parameters, one after the other. Zeros make no gradient where there is
+  /// none. Throws `Error` unless there are as many values as elements.
   void put_gradients(std::span<const Parameter<T>* const> parameters, std::span<const T> values) {
     require_places(parameters, values.size());
     const T* from = values.data();
     for (const Parameter<T>* p : parameters) {
-      if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
+      if (kernels::existing_gradient_of(*p) != nullptr ||
+          std::any_of(from, from + p->size(), [](T g) { return g != 0; }))
+        if (T* gradient = kernels::gradient_of(*p)) std::copy_n(from, p->size(), gradient);
       from += p->size();
     }
   }

@@ -367,14 +367,16 @@ LACONIC_RECOGNIZER_INLINE TrainState Recognizer::train(const Dataset& training, 
               ": belongs to a run without ranks; choose another folder, or delete it to start anew");
       const nlohmann::json now{{"ranks", how.ranks}, {"initial_parameters", fingerprint()}};
       if (std::filesystem::exists(plan)) require_same_run(read_json(plan), now, plan.string(), "folder");
-      make_folder(how.folder);
-      write_json(plan, now);
+      if (how.communicator.rank() == 0) {
+        make_folder(how.folder);
+        write_json(plan, now);
+      }
     }
   }
   RecognizerTraining shown = how;
   shown.cut = [&](Index rank, double error) {
     parts_->config.encoder = parts_->model->config();  // before anyone saves the smaller model
-    how.cut(rank, error);
+    if (how.communicator.rank() == 0) how.cut(rank, error);
   };
   return parts_->model->train(workspace.context().cpu, training, validation, vocabulary(), used, shown,
                               how.teacher != nullptr ? how.teacher->parts_->model.get() : nullptr);

@@ -40,7 +40,7 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
   double seconds = 0;
   for (const Index rank : how.ranks) {
     const double error = cut_latents(model, rank, learnt, how.calibration);
-    if (how.communicator.rank() == 0) how.cut(rank, error);
+    how.cut(rank, error);
     last = once(
         how.folder.empty() ? how.folder : how.folder / text("rank-", rank),
         rank == how.ranks.back() ? how.better : [] {}, learnt);
