@@ -184,7 +184,7 @@ TEST_CASE("operands that do not fit are refused") {
   CHECK_THROWS_WITH(cpu.linear(x, weight, &short_bias), "linear: a bias of 2 given for 3 channels");
   CHECK_THROWS_WITH(cpu.layer_norm(x, six, five, 1e-5),
                     "layer_norm: input has 6 channels, weight and bias expect 6 and 5");
-  CHECK_THROWS_WITH(cpu.batch_norm(x, {six, six, six, five, 1e-5, 0.1}),
+  CHECK_THROWS_WITH(cpu.batch_norm(x, {six, six, six, five, 1e-5}),
                     "batch_norm: input has 6 channels, a parameter expects 5");
   const Parameter<float> taps({6, 1, 3});
   CHECK_THROWS_WITH(cpu.depthwise_conv(x, taps, &five, four, {1}), "depthwise_conv: a bias of 5 given for 6 channels");
