@@ -116,7 +116,8 @@ int run(const Options& o) {
       answer["peak_gflops"].push_back(bench::fma_peak_gflops(o.threads));
       for (const auto& product : products)
         for (std::size_t c = 0; c < product.calls.size(); ++c) {
-          const auto& [label, call] = product.calls[c];
+          const auto& label = product.calls[c].first;
+          const auto& call = product.calls[c].second;  // a lambda cannot capture a structured binding (clang 14)
           const Index repeats = product.repeats[c];
           const double seconds = bench::seconds_of([&] {
             for (Index i = 0; i < repeats; ++i) call(i);

@@ -252,7 +252,8 @@ void StudyResults::gather(const std::vector<std::string>& names) {
   const auto others = files_of_others();
   for (const auto& file : others) read(file);
   const auto place = [&](const nlohmann::json& row) {
-    return std::pair(row["seed"].get<std::int64_t>(), std::ranges::find(names, row["name"].get<std::string>()) - names.begin());
+    return std::pair(row["seed"].get<std::int64_t>(),
+                     std::ranges::find(names, row["name"].get<std::string>()) - names.begin());
   };
   std::stable_sort(rows_.begin(), rows_.end(),
                    [&](const nlohmann::json& a, const nlohmann::json& b) { return place(a) < place(b); });
