@@ -35,7 +35,11 @@ class Network:
         self.mbit = mbit
         if mbit:
             run(["ip", "netns", "add", namespace])
-            run(self.inside(["ip", "link", "set", "lo", "up"]))
+            try:
+                run(self.inside(["ip", "link", "set", "lo", "up"]))
+            except SystemExit:
+                self.close()
+                raise
 
     def inside(self, command):
         return ["ip", "netns", "exec", namespace, *command] if self.mbit else command
@@ -59,7 +63,7 @@ class Network:
 def quartiles(values):
     if len(values) < 2:
         return values[0], values[0]
-    q = statistics.quantiles(values, n=4)
+    q = statistics.quantiles(values, n=4, method="inclusive")
     return q[0], q[2]
 
 

@@ -7,6 +7,7 @@
 #include <laconic/distributed/mpi.hpp>
 #endif
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,9 +46,18 @@ int processes_on_machine() {
   return std::max(1, first_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"}));
 }
 namespace {
-/// Returns the number of processors that each process on this machine could have.
+/// Returns the number of processors that a process may run on, 0 if that is not known.
+int processors_of(pid_t process) {
+#ifdef __linux__
+  cpu_set_t set;
+  return sched_getaffinity(process, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+#else
+  return process == 0 ? laconic::hardware_threads() : 0;
+#endif
+}
+/// Returns the number of processors that each process on this machine could have: mpirun, its parent, may use them all.
 int processors_of_process() {
-  return std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / processes_on_machine());
+  return std::max(1, std::max(processors_of(0), processors_of(getppid())) / processes_on_machine());
 }
 }  // namespace
 int threads_of_process() {
@@ -83,8 +93,8 @@ Joined::Joined() {
                    parts_->mpi.size(), " found each other: it belongs to another MPI than this program");
   mpi_of_program = &parts_->mpi;
   joined = laconic::AnyCommunicator(parts_->mpi);
-  if (laconic::hardware_threads() < processors_of_process())
-    say("note: mpirun has bound each process to ", laconic::hardware_threads(), " of ", processors_of_process(),
+  if (processors_of(0) < processors_of_process())
+    say("note: mpirun has bound each process to ", processors_of(0), " of the ", processors_of_process(),
         " processors that it could have; --bind-to none does not");
 }
 Joined::~Joined() {

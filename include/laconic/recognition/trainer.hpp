@@ -378,6 +378,7 @@ class Trainer {
                        {"initial_parameters", Fingerprint::of_parameters(model_)},
                        {"teacher", teacher_.fingerprint},
                        {"optimizer_steps", optimizer_.steps()}};
+    if (config_.accumulate > 1) out["gradients"] = "summed in pairs";
     if constexpr (requires { model_.config(); }) out["model"] = to_json(model_.config());
     return out.dump();
   }
