@@ -45,7 +45,7 @@ class CpuCore {
   /// Returns a tensor that borrows a matrix, which must outlive everything that is computed from it.
   Tensor input(const Matrix<T>& x) { return Tensor::borrow(x); }
   /// Returns a tensor that copies a temporary matrix.
-  Tensor input(Matrix<T>&& x) {
+  Tensor input(const Matrix<T>&& x) {
     Tensor out = make(x.rows(), x.cols());
     out.view() = x;
     return out;
