@@ -6,6 +6,7 @@
 #include <laconic/distributed/communicator.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <functional>
@@ -98,8 +99,7 @@ inline std::vector<std::ptrdiff_t> in_even_blocks(std::span<const double> work) 
   // Deals sorted tasks to two halves, to one there and back, and each half likewise.
   const auto deal = [](auto& self, std::span<std::ptrdiff_t> tasks) -> void {
     if (tasks.size() <= 2) return;
-    std::size_t half = 1;
-    while (2 * half < tasks.size()) half *= 2;
+    const std::size_t half = std::bit_ceil(tasks.size()) / 2;
     std::vector<std::ptrdiff_t> first, second;
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       const bool to_first = second.size() == tasks.size() - half || (first.size() < half && (i % 4 == 0 || i % 4 == 3));
