@@ -20,6 +20,15 @@ foreach(part laconic_compiled laconic_recognizer)
   endif()
 endforeach()
 
+# The C interface: a shared library, which needs no export of what it is made of, and its pkg-config file.
+if(TARGET laconic_c)
+  install(TARGETS laconic_c EXPORT laconic_cTargets COMPONENT laconic_c EXCLUDE_FROM_ALL)
+  install(EXPORT laconic_cTargets NAMESPACE laconic:: DESTINATION ${package_dir} COMPONENT laconic_c EXCLUDE_FROM_ALL)
+  configure_file(cmake/laconic_c.pc.in laconic_c.pc @ONLY)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/laconic_c.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT laconic_c
+          EXCLUDE_FROM_ALL)
+endif()
+
 configure_package_config_file(cmake/laconicConfig.cmake.in laconicConfig.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(laconicConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/laconicConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/laconicConfigVersion.cmake

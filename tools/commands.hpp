@@ -13,6 +13,7 @@ void add_quantize_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
 void add_transcribe_command(CLI::App& app);
+void add_align_command(CLI::App& app);
 void add_profile_command(CLI::App& app);
 void add_gpt_command(CLI::App& app);
 void add_mnist_command(CLI::App& app);

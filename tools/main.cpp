@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   add_eval_command(app);
   add_compare_command(app);
   add_transcribe_command(app);
+  add_align_command(app);
   add_profile_command(app);
   add_gpt_command(app);
   add_mnist_command(app);

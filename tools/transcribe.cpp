@@ -3,82 +3,83 @@
 // laconic transcribe: what a model hears in audio files, or in speech as it comes.
 #include "commands.hpp"
 #include "common/portions.hpp"
+#include "common/transcripts.hpp"
 #include "stream_options.hpp"
 
-#include <laconic/decode/greedy_ctc.hpp>
 #include <laconic/io/safetensors.hpp>
-#include <laconic/recognition/dataset.hpp>
+#include <laconic/speech/audio.hpp>
+#include <laconic/speech/subtitles.hpp>
+#include <laconic/speech/vocabulary.hpp>
+
+#include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
+#include <system_error>
+#include <utility>
 
 namespace {
 
 using namespace laconic;
 using Clock = std::chrono::steady_clock;
 
+volatile std::sig_atomic_t interrupted = 0;
+/// Makes the first Ctrl-C end standard input, and the second one the program.
+void end_input_at_interrupt() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = 1; };
+  action.sa_flags = SA_RESETHAND;  // and no SA_RESTART: reading stops
+  ::sigaction(SIGINT, &action, nullptr);
+}
+
 struct TranscribeOptions : CommonOptions {
-  std::string model, logits;
+  std::string model, logits, format = "text", confidence = "max-probability";
   std::vector<std::string> files;
   StreamOptions stream;
-  double max_seconds = 600, at_once = 80;
+  bool endpoint = false;
+  double max_seconds = 600, window_seconds = TranscriptionConfig{}.window_seconds;
 };
 
 /// Collects the logits (frames, tokens) of every file, and writes them as safetensors under the files' paths.
 class LogitsFile {
  public:
-  /// Keeps logits until they are written, and returns them.
-  const Matrix<float>& add(const std::string& file, Matrix<float> logits) {
-    const Matrix<float>& one = logits_.emplace_back(std::move(logits));
-    writer_.add(file, std::array{one.rows(), one.cols()},
-                std::span<const float>(one.data(), static_cast<std::size_t>(one.size())));
-    return one;
+  /// Keeps the logits of a file, which came in blocks, until they are written.
+  void add(const std::string& file, const std::vector<float>& values, Index tokens) {
+    const std::vector<float>& one = values_.emplace_back(values);
+    writer_.add(file, std::array{static_cast<Index>(one.size()) / tokens, tokens}, std::span<const float>(one));
   }
   void write(const std::string& path) const { writer_.write(path); }
 
  private:
-  std::deque<Matrix<float>> logits_;  // stay where they are, for the writer borrows them
+  std::deque<std::vector<float>> values_;  // stay where they are, for the writer borrows them
   SafetensorsWriter writer_;
 };
 
-/// Holds what is heard in a portion of the files.
+/// Holds what came of a file.
 struct Heard {
-  std::vector<std::string> texts;
-  std::vector<double> seconds;
-  std::vector<std::string> notes;
+  Transcript transcript;
+  std::vector<float> logits;  ///< (frames, tokens), if they are wanted
+  std::string note,           ///< says what was converted or not heard
+      error;                  ///< says why nothing was heard; empty if it was
 };
 
-/// Transcribes a portion, and collects its logits if there is a file for them.
-Heard hear(std::span<const Utterance> files, const Recognizer& recognizer, int threads, LogitsFile* logits) {
-  Dataset data = load_dataset(files, recognizer.config().features, nullptr, threads);
-  Workspace workspace(threads);  // its memory goes with the portion, for the next one has other shapes
-  Heard out;
-  if (logits == nullptr) out.texts = recognizer.evaluate(data, workspace).hypotheses;
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    const Example& example = data.examples[i];
-    out.seconds.push_back(example.seconds);
-    if (logits == nullptr) continue;
-    const auto& one = logits->add(files[i].audio_filepath.string(), recognizer.logits(example.features, workspace));
-    out.texts.push_back(recognizer.vocabulary().decode(greedy_ctc(view(one))));
-  }
-  out.notes = std::move(data.notes);
-  return out;
+/// Throws for formats that hold one recording, if there are several.
+void require_one_recording(const TranscribeOptions& o) {
+  require(o.files.size() == 1 || (o.format != "srt" && o.format != "vtt"), "transcribe: --format ", o.format,
+          " holds one recording, ", o.files.size(), " given");
 }
 
-/// Transcribes files in portions, so that memory holds one at a time, and prints each portion when it is done. Packed
-/// utterances are independent of each other, so that portions change no result.
+/// Transcribes files and prints each when it and those before it are done. A file that cannot be read is said, and the
+/// others are heard; the exit code is then 1. Several threads hear files of their own if there are enough of them.
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
-  std::vector<Utterance> files;
-  std::vector<double> seconds;
-  for (const std::string& file : o.files) {
-    files.push_back({file, 0, "", ""});
-    seconds.push_back(detail::audio_duration(file));  // throws before any work is done for a file that is no audio
-  }
   if (!o.logits.empty()) {
     std::vector<std::string> names = o.files;
     std::sort(names.begin(), names.end());
@@ -86,28 +87,71 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     require(twice == names.end(), "transcribe: ", twice == names.end() ? "" : *twice,
             " given twice, but --logits names each file's logits by its path");
   }
+  const auto format = from_name<TranscriptFormat>(o.format).value();
+  const int rate = recognizer.config().features.fbank.sample_rate;
+  const bool deal = o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
+  std::vector<std::unique_ptr<Workspace>> workspaces(deal ? static_cast<std::size_t>(o.threads) : 1);
+  const auto hear = [&](const std::string& file, std::size_t thread) {
+    Heard out;
+    try {
+      if (!workspaces[thread]) workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads);
+      AudioReader audio(file, rate);
+      TranscriptionConfig how{.window_seconds = o.window_seconds,
+                              .confidence = from_name<ConfidenceMeasure>(o.confidence).value()};
+      if (!o.logits.empty())
+        how.logits = [&](MatrixView<const float> rows) {
+          out.logits.insert(out.logits.end(), rows.data(), rows.data() + rows.size());
+        };
+      out.transcript = recognizer.transcribe(audio, *workspaces[thread], how);
+      out.note = audio.note();
+    } catch (const Error& error) {
+      out.error = error.what();
+    }
+    return out;
+  };
+
   nlohmann::json result = nlohmann::json::array();
   LogitsFile logits;
-  struct Notes {
-    std::vector<std::string> all;
-    ~Notes() { say_notes(all); }  // also where a later portion fails
-  } notes;
-  for (std::size_t begin = 0, end; begin < files.size(); begin = end) {
-    end = portion_end(seconds, begin, o.at_once);
-    const Heard heard = hear(std::span<const Utterance>(files).subspan(begin, end - begin), recognizer, o.threads,
-                             o.logits.empty() ? nullptr : &logits);
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::string& said = heard.texts[i - begin];
-      std::printf("%s\n", without_controls(text(o.files[i], ": ", said)).c_str());
-      result.push_back({{"audio_filepath", o.files[i]}, {"text", said}, {"seconds", heard.seconds[i - begin]}});
+  std::vector<std::string> notes, errors;
+  const std::size_t together = deal ? static_cast<std::size_t>(4 * o.threads) : 1;
+  for (std::size_t begin = 0; begin < o.files.size(); begin += together) {
+    std::vector<Heard> heard(std::min(together, o.files.size() - begin));
+    if (deal)
+      kernels::parallel_or_throw(o.threads, static_cast<Index>(heard.size()), [&](std::size_t i, std::size_t thread) {
+        heard[i] = hear(o.files[begin + i], thread);
+      });
+    else
+      heard[0] = hear(o.files[begin], 0);
+    for (std::size_t i = 0; i < heard.size(); ++i) {
+      const std::string& file = o.files[begin + i];
+      const Heard& one = heard[i];
+      if (!one.error.empty()) {
+        require(o.files.size() > 1, one.error);
+        say("laconic: ", without_controls(one.error));
+        errors.push_back(one.error);
+        result.push_back({{"audio_filepath", file}, {"error", one.error}});
+        continue;
+      }
+      print_transcript(format, file, one.transcript);
+      result.push_back({{"audio_filepath", file},
+                        {"text", one.transcript.text},
+                        {"seconds", one.transcript.seconds},
+                        {"words", to_json(one.transcript.words)}});
+      if (!one.note.empty()) {
+        notes.push_back(one.note);
+        result.back()["notes"] = {one.note};
+      }
+      if (!o.logits.empty()) logits.add(file, one.logits, recognizer.vocabulary().size());
     }
     std::fflush(stdout);
     release_free_memory();
-    notes.all.insert(notes.all.end(), heard.notes.begin(), heard.notes.end());
   }
+  say_notes(notes);
   if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
-  if (!o.logits.empty()) std::printf("logits: %s\n", o.logits.c_str());
+  if (!o.logits.empty()) say("logits: ", o.logits);
+  require(errors.empty(), errors.size(), " of ", o.files.size(),
+          " files could not be transcribed; they are named above");
 }
 
 /// Samples as they come: of a file, or raw 16-bit ones in the machine's order from standard input.
@@ -118,7 +162,9 @@ class SampleSource {
     reader_.emplace(file, sample_rate);
     if (const std::string note = reader_->note(); !note.empty()) say("note: ", note);
   }
-  /// Up to `count` samples; fewer only at the end.
+  /// Returns the seconds of a file, as far as its header says them; 0 for standard input.
+  double duration() const { return reader_ ? reader_->duration() : 0; }
+  /// Returns up to `count` samples; fewer only at the end. On standard input an interrupt (Ctrl-C) is the end.
   std::vector<float> next(std::size_t count) {
     std::vector<float> out(count);
     if (reader_) {
@@ -126,14 +172,35 @@ class SampleSource {
       return out;
     }
     std::vector<std::int16_t> raw(count);
-    out.resize(std::fread(raw.data(), sizeof(std::int16_t), count, stdin));
-    require(std::ferror(stdin) == 0, "standard input: cannot be read");
+    out.resize(read_all(std::as_writable_bytes(std::span(raw))) / sizeof(std::int16_t));
+    if (std::exchange(begins_, false)) require_raw(raw, out.size());
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(raw[i]) / 32768.0F;
     return out;
   }
 
  private:
+  /// Reads standard input until the bytes are full, or it ends. Returns the number of bytes.
+  static std::size_t read_all(std::span<std::byte> bytes) {
+    std::size_t got = 0;
+    while (got < bytes.size() && !interrupted) {
+      const ssize_t count = ::read(STDIN_FILENO, bytes.data() + got, bytes.size() - got);
+      if (count < 0 && errno == EINTR) continue;
+      require(count >= 0, "standard input: cannot be read: ", std::generic_category().message(errno));
+      if (count == 0) break;
+      got += static_cast<std::size_t>(count);
+    }
+    return got;
+  }
+  /// Throws for the header of an audio file, which would be heard as samples.
+  static void require_raw(const std::vector<std::int16_t>& raw, std::size_t count) {
+    const std::string_view head(reinterpret_cast<const char*>(raw.data()), count * sizeof(std::int16_t));
+    for (const std::string_view name : {"RIFF", "RIFX", "RF64", "fLaC", "OggS", "FORM", "caff", "ID3"})
+      require(!head.starts_with(name), "standard input: begins with ", name,
+              ", as an audio file does; raw 16-bit samples expected (ffmpeg -i FILE -f s16le -ac 1 -ar RATE -)");
+  }
+
   std::optional<AudioReader> reader_;  // empty: standard input
+  bool begins_ = true;
 };
 
 /// Prints words as they become final.
@@ -141,40 +208,78 @@ class TextLine {
  public:
   void show(std::string_view text) {
     if (text.size() <= shown_) return;
-    std::printf("%s", without_controls(text.substr(shown_)).c_str());
+    std::string_view more = text.substr(shown_);
+    if (std::exchange(begins_, false) && more.front() == ' ') more.remove_prefix(1);
+    std::printf("%s", without_controls(more).c_str());
     std::fflush(stdout);
     shown_ = text.size();
+  }
+  /// Ends the line; the next word begins another.
+  void end() {
+    std::printf("\n");
+    std::fflush(stdout);
+    begins_ = true;
   }
 
  private:
   std::size_t shown_ = 0;
+  bool begins_ = false;
 };
+
+/// Pushes samples; where the stream is full, the error says which option makes it longer.
+Index push(SpeechStream& stream, std::span<const float> samples) try {
+  return stream.push(samples);
+} catch (const Error& error) {
+  const std::string what = error.what();
+  throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
+}
 
 nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const std::string& file) {
   const RecognizerConfig& config = recognizer.config();
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
+  const double most = std::max(o.max_seconds, source.duration() + 1);
   SpeechStream stream =
-      recognizer.stream(o.stream.config(1, static_cast<Index>(o.max_seconds * config.frames_per_second()), o.threads));
+      recognizer.stream(o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads));
   const FeatureStreams& streams = stream.streams();
+  const auto format = from_name<TranscriptFormat>(o.format).value();
+  const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
   TextLine line;
+  std::size_t printed = 0;  // words of CTM
   std::vector<double> pushes;
   double compute = 0, seconds = 0;
-  if (o.files.size() > 1) std::printf("%s: ", without_controls(file).c_str());
+  nlohmann::json utterances = nlohmann::json::array();
+  if (format == TranscriptFormat::text && o.files.size() > 1) std::printf("%s: ", without_controls(file).c_str());
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
     const std::vector<float> samples = source.next(block);
     more = samples.size() == block;
     seconds += static_cast<double>(samples.size()) / rate;
     const auto start = Clock::now();
-    const Index final_frames = stream.push(samples);
+    const Index final_frames = push(stream, samples);
     if (!more) stream.finish();
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;
-    line.show(stream.text());
+    if (format == TranscriptFormat::text) line.show(stream.text());
+    if (o.endpoint && stream.is_endpoint()) {
+      if (const std::string said = stream.next_utterance(); !said.empty()) {
+        if (format == TranscriptFormat::text) line.end();
+        utterances.push_back({{"text", said}, {"end", seconds}});
+      }
+    }
+    if (format != TranscriptFormat::ctm) continue;
+    std::printf("%s", without_controls(to_ctm(std::span(stream.words()).subspan(printed), name)).c_str());
+    std::fflush(stdout);
+    printed = stream.words().size();
   }
-  std::printf("\n");
+  if (format == TranscriptFormat::text)
+    std::printf("\n");
+  else if (format != TranscriptFormat::ctm)
+    print_transcript(format, file, {stream.text(), stream.words(), seconds});
+  if (o.endpoint)
+    if (const std::string said = stream.next_utterance(); !said.empty())
+      utterances.push_back({{"text", said}, {"end", seconds}});
   std::sort(pushes.begin(), pushes.end());
   const double chunk = static_cast<double>(streams.chunk_rows()) * config.features.fbank.frame_shift_ms,
                worst = 1e3 * pushes.back();
@@ -187,6 +292,8 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   return {{"audio_filepath", file},
           {"text", stream.text()},
           {"seconds", seconds},
+          {"words", to_json(stream.words())},
+          {"utterances", utterances},
           {"compute_seconds", compute},
           {"push_seconds_median", pushes[pushes.size() / 2]},
           {"push_seconds_most", pushes.back()},
@@ -197,12 +304,14 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
 }
 
 void transcribe(const TranscribeOptions& o) {
+  require_one_recording(o);
   Recognizer recognizer = Recognizer::load(o.model);
   recognizer.prepare(o.threads);
   if (!o.stream.streaming) {
     for (const auto& file : o.files) require(file != "-", "transcribe: standard input needs --streaming");
     return transcribe_files(o, recognizer);
   }
+  if (std::find(o.files.begin(), o.files.end(), "-") != o.files.end()) end_input_at_interrupt();
   nlohmann::json result = nlohmann::json::array();
   for (const auto& file : o.files) result.push_back(stream_file(o, recognizer, file));
   o.write(result);
@@ -226,18 +335,33 @@ void add_transcribe_command(CLI::App& app) {
       command
           ->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")
           ->type_name("FILE");
-  CLI::Option* at_once =
-      command->add_option("--at-once", o->at_once, "seconds of speech in memory at once; changes no result")
+  CLI::Option* window =
+      command
+          ->add_option("--window", o->window_seconds,
+                       "seconds of a window; longer recordings are heard in windows that overlap by an eighth")
           ->capture_default_str()
-          ->check(between(0.001, 1e6));
+          ->check(between(1, 1e6));
+  command
+      ->add_option("--format", o->format,
+                   "text; json: an object a file, with words; srt, vtt: subtitles; ctm: a word a line, with times")
+      ->capture_default_str()
+      ->check(CLI::IsMember(names_of<TranscriptFormat>()));
+  command->add_option("--confidence", o->confidence, "what a word's confidence is")
+      ->capture_default_str()
+      ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
+  command
+      ->add_flag("--endpoint", o->endpoint,
+                 "begin a new line where an utterance ends: after 1.2 s of silence (2.4 s before any word), or 20 s")
+      ->needs("--streaming");
   logits->excludes("--streaming");
-  at_once->excludes("--streaming");
+  window->excludes("--streaming");
   command->add_option("--max-seconds", o->max_seconds, "max seconds of a stream that keeps all frames")
       ->capture_default_str()
       ->check(between(1.0, 1e6));
   command->footer(
       "Example:\n  laconic transcribe --model runs/mha speech.wav\n"
+      "  laconic transcribe --model runs/mha --format srt talk.flac > talk.srt\n"
       "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");
   command->callback([=] { transcribe(*o); });
 }

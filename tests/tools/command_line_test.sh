@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The programs `laconic` and `laconic-study` from outside: a corpus, a model, its conversions, and every bad input.
-#   usage: command_line_test.sh LACONIC LACONIC_STUDY
+#   usage: command_line_test.sh LACONIC LACONIC_STUDY C_TRANSCRIBE C_STREAMS
 set -uo pipefail
 export LC_ALL=C
 laconic=$(realpath "$1")
 study=$(realpath "$2")
+c_transcribe=$(realpath "$3")
+c_streams=$(realpath "$4")
 program=$laconic  # the one that is tested
 work=$(mktemp -d)
 mounted=
@@ -83,7 +85,7 @@ wav() {
 # --- Help and version.
 "$laconic" --version >out 2>err || fail "laconic --version"
 grep -qE '^[0-9]+\.[0-9]+\.[0-9]+ \(.+\)$' out || fail "--version does not print a version and an instruction set"
-for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe profile gpt "gpt train" "gpt eval" \
+for command in "" data "data digits" "data speak" train convert quantize eval compare transcribe align profile gpt "gpt train" "gpt eval" \
   "gpt sample" mnist "mnist train" "mnist eval" "mnist profile"; do
   # shellcheck disable=SC2086
   "$laconic" $command --help >out 2>err || fail "laconic $command --help"
@@ -149,28 +151,45 @@ done
 ok transcribe --model run/model recordings/3_tone_0.wav recordings/4_tone_0.wav
 [ "$(grep -c '^recordings/[34]_tone_0.wav: ' out)" -eq 2 ] || fail "not two transcripts"
 
-# More files than a portion holds: the same lines, JSON and logits, in the order given.
+# Many files: a line each in the order given; threads and windows that are long enough change nothing.
 files=(recordings/[3-9]_tone_0.wav recordings/[0-2]_tone_0.wav)
 ok transcribe --model run "${files[@]}" --json whole.json --logits whole.safetensors
-grep -v '^logits: ' out >whole.txt
+mv out whole.txt
+says err 'logits: whole.safetensors'
 [ "$(sed 's/: .*//' whole.txt)" = "$(printf '%s\n' "${files[@]}")" ] || fail "not in the order given"
-ok transcribe --model run "${files[@]}" --json portions.json --logits portions.safetensors --at-once 0.3
-grep -v '^logits: ' out | cmp - whole.txt || fail "portions change what is heard"
-for kind in json safetensors; do cmp portions.$kind whole.$kind || fail "portions change whole.$kind"; done
-ok transcribe --model run "${files[@]}" --at-once 0.001
-cmp out whole.txt || fail "portions of one file change what is heard"
-# What is printed stays when a later portion fails, here at a rate that cannot be resampled.
+"$laconic" transcribe --model run "${files[@]}" --json dealt.json --logits dealt.safetensors --threads 3 >out 2>err || fail "three threads"
+cmp out whole.txt || fail "threads change what is heard"
+for kind in json safetensors; do cmp dealt.$kind whole.$kind || fail "threads change whole.$kind"; done
+# A file that cannot be heard is said, the others are heard, and the exit code is 1.
 wav slow.wav 10 1 5 1
-refused slow.wav ratio -- transcribe --model run "${files[@]}" slow.wav --at-once 0.3 --json new.json
-cmp out whole.txt || fail "no line was printed before the last portion"
-refused missing.wav -- transcribe --model run "${files[@]}" missing.wav --at-once 0.3 --json new.json
-[ ! -s out ] || fail "began before it looked whether all files are there"
+"$laconic" transcribe --model run recordings/3_tone_0.wav slow.wav missing.wav recordings/4_tone_0.wav --json some.json >out 2>err
+[ $? -eq 1 ] || fail "an error is not an exit code"
+[ "$(grep -c '^recordings/[34]_tone_0.wav: ' out)" -eq 2 ] || fail "good files were not heard beside bad ones"
+for line in 'laconic: slow.wav: ' 'laconic: missing.wav: ' 'laconic: 2 of 4 files could not be transcribed'; do says err "$line"; done
+[ "$(grep -c '"error":' some.json)" -eq 2 ] || fail "some.json does not hold the errors"
+refused missing.wav -- transcribe --model run missing.wav --json new.json
+# Words with times, in each format.
+ok transcribe --model run "${files[@]}" --format ctm
+awk 'NF != 6 || $2 != 1 || $3 < 0 || $4 <= 0 || $6 < 0 || $6 > 1 { exit 1 }' out || fail "no CTM"
+ok transcribe --model run "${files[@]}" --format json --confidence entropy
+[ "$(grep -c '"words":\[' out)" -eq 10 ] || fail "not ten objects"
+ok transcribe --model run recordings/3_tone_0.wav --format vtt
+says out WEBVTT
+ok transcribe --model run recordings/3_tone_0.wav --format srt
+refused '--format srt' -- transcribe --model run recordings/3_tone_0.wav recordings/4_tone_0.wav --format srt
+misused '--window' transcribe --model run "${files[@]}" --window 0
+misused '--window' transcribe --model run "${files[@]}" --window 1 --streaming
+# A known text.
+ok align --model run recordings/3_tone_0.wav --text 'three' --json aligned.json
+grep -qE '^[0-9.]+ [0-9.]+ -?[0-9.]+ three$' out || fail "no line with times"
+grep -q '"word":"three"' aligned.json || fail "aligned.json holds no word"
+ok align --model run recordings/3_tone_0.wav --text 'three & co' --format ctm
+says err "note: left out 2 times what the vocabulary lacks: & co"
+refused 'without a token of the vocabulary' -- align --model run recordings/3_tone_0.wav --text '&' --json new.json
+refused 'frames given, at least' -- align --model run recordings/3_tone_0.wav --text "$(yes three | head -n 500 | tr '\n' ' ')"
 cp recordings/3_tone_0.wav $'red\033[31m.wav'
 ok transcribe --model run $'red\033[31m.wav'
 says out 'red?[31m.wav: '
-misused '--at-once' transcribe --model run "${files[@]}" --at-once 0
-misused '--at-once' transcribe --model run "${files[@]}" --at-once 1 --streaming
-
 # --- What models cost, and published ones by name. No time is compared with any.
 ok profile --list
 [ "$(grep -c '^[a-z]*former_[a-z_]* ' out)" -eq 16 ] || fail "not 16 published models"
@@ -281,6 +300,25 @@ mv out heard
 ok transcribe --model live --streaming --block-ms 33 - <all.raw
 cmp heard out || fail "a file is heard otherwise than its samples"
 grep -q '[a-z]' heard || fail "heard nothing, so that equal texts say nothing"
+for format in ctm json srt; do
+  ok transcribe --model live --streaming all.wav --format $format
+  [ -s out ] || fail "nothing in format $format"
+done
+refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
+# Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
+{ cat all.raw; sleep 20; } | "$laconic" transcribe --model live --streaming --threads 1 --json live.json - >out 2>err &
+for ((i = 0; i < 200; i++)); do [ ! -s out ] || break; sleep 0.1; done
+pkill -INT -P $$ -f 'transcribe --model live --streaming --threads 1 --json live.json' || fail "it has ended by itself"
+wait $! || fail "Ctrl-C is an error"
+cut -c 1-10 heard | cmp - <(cut -c 1-10 out) || fail "Ctrl-C loses text"
+grep -q '"text"' live.json || fail "Ctrl-C loses the JSON"
+# The C interface, by programs in C: the same texts from several threads, and words.
+"$c_streams" live 6 3 0 all.wav >out 2>err || fail "c_streams"
+[ "$(sort -u out)" = "$(cat heard)" ] || fail "the C interface hears otherwise"
+"$c_transcribe" run recordings/3_tone_0.wav >out 2>err || fail "c_transcribe"
+ok transcribe --model run recordings/3_tone_0.wav
+"$c_transcribe" run missing.wav >out 2>err && fail "c_transcribe hears what is not there"
+says err missing.wav
 printf 'no sound' >words.raw
 refused words.raw 'cannot read as audio' -- transcribe --model live --streaming words.raw --json new.json
 

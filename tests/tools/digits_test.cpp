@@ -180,7 +180,7 @@ TEST_CASE("gaps are as quiet as the room and never digital silence", "[digits]")
   const auto joined = [&](std::vector<float> samples) {
     const DigitClip clip = detail::make_clip(std::move(samples), 8000);
     const DigitClip* clips[] = {&clip, &clip, &clip};
-    return detail::join_clips(clips, config, Random(Seed(3), "gaps"));
+    return detail::join_clips(clips, config, Random(Seed(3), "gaps")).samples;
   };
   const auto rms = [](std::span<const float> x) {
     double sum = 0;

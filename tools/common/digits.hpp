@@ -6,6 +6,7 @@
 #include <laconic/io/json.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/corpus.hpp>
+#include <laconic/speech/subtitles.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <span>
 #include <string>
@@ -120,12 +122,19 @@ inline std::vector<std::vector<int>> draw_digits(const ConnectedDigitsConfig& co
   return out;
 }
 
+/// Holds joined clips, and when each of them begins and ends, in samples.
+struct JoinedClips {
+  std::vector<float> samples;
+  std::vector<Range> clips;
+};
+
 /// Joins clips with gaps. A gap is filled with noise as loud as the quieter of its neighbours' rooms, and digital
 /// silence anywhere with noise of 1 LSB: the log energies of zeros are far below any recording's, and a model would
 /// learn to cut there.
-inline std::vector<float> join_clips(std::span<const DigitClip* const> clips, const ConnectedDigitsConfig& config,
-                                     const Random& random) {
-  std::vector<float> out;
+inline JoinedClips join_clips(std::span<const DigitClip* const> clips, const ConnectedDigitsConfig& config,
+                              const Random& random) {
+  JoinedClips joined;
+  std::vector<float>& out = joined.samples;
   std::uint64_t counter = 0;
   const auto noise = [&](float rms) {
     return std::sqrt(3.0f) * rms * static_cast<float>(2 * random.uniform(counter++) - 1);
@@ -137,11 +146,13 @@ inline std::vector<float> join_clips(std::span<const DigitClip* const> clips, co
   };
   for (std::size_t i = 0; i < clips.size(); ++i) {
     gap(i == 0 ? clips[i]->floor : std::min(clips[i - 1]->floor, clips[i]->floor));
+    const auto begin = static_cast<Index>(out.size());
     for (const float sample : clips[i]->samples)
       out.push_back(clips[i]->floor < least_amplitude ? sample + noise(least_amplitude) : sample);
+    joined.clips.push_back({begin, static_cast<Index>(out.size())});
   }
   gap(clips.back()->floor);
-  return out;
+  return joined;
 }
 
 /// Throws `Error` for settings that make no sense and for an `out` that is not empty.
@@ -185,8 +196,8 @@ class SharedProgress {
 };
 
 /// Returns digits of a speaker, each drawn from that speaker's recordings, joined.
-inline std::vector<float> say_digits(const ConnectedDigitsConfig& config, const DigitSpeaker& speaker,
-                                     std::span<const int> digits, const std::string& stream) {
+inline JoinedClips say_digits(const ConnectedDigitsConfig& config, const DigitSpeaker& speaker,
+                              std::span<const int> digits, const std::string& stream) {
   const Random pick(config.seed, stream + " clips");
   std::vector<const DigitClip*> clips;
   for (const int digit : digits) {
@@ -196,7 +207,8 @@ inline std::vector<float> say_digits(const ConnectedDigitsConfig& config, const 
   return join_clips(clips, config, Random(config.seed, stream));
 }
 
-/// Writes NAME.jsonl and its audio, and returns the entry for corpus.json.
+/// Writes NAME.jsonl, its audio and NAME.ctm, which has the begin and the duration of every word, and returns the entry
+/// for corpus.json.
 inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const DigitSplit& split,
                                   const std::filesystem::path& folder, SharedProgress& progress) {
   struct Plan {
@@ -217,23 +229,32 @@ inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const Dig
   }
 
   std::vector<Utterance> utterances(plans.size());
+  std::vector<std::string> times(plans.size());
   kernels::parallel_or_throw(config.threads, static_cast<Index>(plans.size()), [&](std::size_t i) {
     Utterance& one = utterances[i];
     for (const int digit : plans[i].digits) {
       if (!one.text.empty()) one.text += ' ';
       one.text += digit_words[static_cast<std::size_t>(digit)];
     }
-    const Audio audio{say_digits(config, *plans[i].speaker, plans[i].digits, plans[i].stream), config.sample_rate};
+    JoinedClips said = say_digits(config, *plans[i].speaker, plans[i].digits, plans[i].stream);
+    std::vector<Word> words;
+    const auto seconds = [&](Index sample) { return static_cast<double>(sample) / config.sample_rate; };
+    for (std::size_t n = 0; n < said.clips.size(); ++n)
+      words.push_back({std::string(digit_words[static_cast<std::size_t>(plans[i].digits[n])]),
+                       seconds(said.clips[n].begin), seconds(said.clips[n].end)});
+    const Audio audio{std::move(said.samples), config.sample_rate};
     std::string number = text(i);
     number.insert(0, number.size() < 6 ? 6 - number.size() : 0, '0');
     one.audio_filepath = folder / "wav" / text(split.name, '_', number, ".wav");
     one.duration = audio.duration();
     one.speaker = plans[i].speaker->name;
+    times[i] = to_ctm(words, one.audio_filepath.stem().string());
     write_wav(one.audio_filepath, audio);
     progress.one_done();
   });
   shuffle(utterances, Random(config.seed, text(split.name, " order")));
   write_manifest(folder / (split.name + ".jsonl"), utterances);
+  write_file(folder / (split.name + ".ctm"), std::accumulate(times.begin(), times.end(), std::string()));
   double seconds = 0;
   for (const Utterance& one : utterances) seconds += one.duration;
   return {{"utterances", split.utterances}, {"seconds", seconds}, {"speakers", names}};

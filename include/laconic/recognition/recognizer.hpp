@@ -5,6 +5,7 @@
 #include <laconic/convert/conversion_report.hpp>
 #include <laconic/core/matrix.hpp>
 #include <laconic/core/sequences.hpp>
+#include <laconic/decode/confidence.hpp>
 #include <laconic/distributed/communicator.hpp>
 #include <laconic/model/encoder_config.hpp>
 #include <laconic/model/stream_config.hpp>
@@ -12,6 +13,7 @@
 #include <laconic/recognition/train_config.hpp>
 #include <laconic/speech/features.hpp>
 #include <laconic/speech/tokens.hpp>
+#include <laconic/speech/word.hpp>
 
 #include <cstdint>
 #include <filesystem>
@@ -30,9 +32,11 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-class Vocabulary;    // <laconic/speech/vocabulary.hpp>
-struct Dataset;      // <laconic/recognition/dataset.hpp>
-struct SpeechBatch;  // <laconic/recognition/dataset.hpp>
+class AudioReader;    // <laconic/speech/audio.hpp>
+struct BeamDecoding;  // <laconic/recognition/beam_decoding.hpp>
+class Vocabulary;     // <laconic/speech/vocabulary.hpp>
+struct Dataset;       // <laconic/recognition/dataset.hpp>
+struct SpeechBatch;   // <laconic/recognition/dataset.hpp>
 namespace detail {
 class RecognizerModel;
 class StreamsOfModel;
@@ -58,19 +62,48 @@ struct RecognizerConfig {
   }
 };
 
-/// Holds a word of a transcript. Times and confidence are empty: no decoder measures them yet.
-struct Word {
-  std::string text;                  ///< the word in UTF-8
-  std::optional<double> begin,       ///< start in seconds from the beginning of the speech
-      end;                           ///< end in seconds from the beginning of the speech
-  std::optional<double> confidence;  ///< the probability that the word was said, 0 to 1
+/// Holds one of the texts that a beam search found.
+struct Alternative {
+  std::string text;     ///< the whole text in UTF-8
+  double score = 0;     ///< score by which the texts are ordered: log_prob, language model and hotwords
+  double log_prob = 0;  ///< log probability of the text by the model alone
 };
 
 /// Holds the result of recognising one utterance.
 struct Transcript {
   std::string text;         ///< the whole text in UTF-8
-  std::vector<Word> words;  ///< the words of the text, in order
+  std::vector<Word> words;  ///< the words of the text, in order, with times and confidence (see `WordDecoder`)
   double seconds = 0;       ///< duration of the speech in seconds
+  std::vector<Alternative> alternatives{};  ///< the best texts, best first, if a beam search decodes
+};
+
+/// Holds a line of a text that was aligned with a recording.
+struct AlignedLine {
+  std::string text;               ///< the line, words with one space between them
+  Range words;                    ///< its words among those of the text
+  std::optional<double> begin{},  ///< start in seconds; empty if no token of the vocabulary is in the line
+      end{};                      ///< end in seconds
+  std::optional<double> score{};  ///< log probability: the min over 30 frames of their mean (`CtcAlignment::score`)
+};
+
+/// Holds a text that was aligned with a recording.
+struct AlignedText {
+  std::vector<Word> words;  ///< the words as given, with the times of their tokens (CTC's, not corrected by the level)
+                            ///< and the mean probability; without times if the vocabulary cannot write the word
+  std::vector<AlignedLine> lines;        ///< the lines as given
+  std::vector<std::string> not_written;  ///< characters or words that the vocabulary lacks, each time one occurs
+  double seconds = 0;                    ///< duration of the recording in seconds
+};
+
+/// Says how recordings are transcribed.
+struct TranscriptionConfig {
+  /// Longer recordings are heard in windows of this length that overlap by an eighth. Between two windows the text is
+  /// joined in the middle of the longest pause that both hear. In seconds.
+  double window_seconds = 40;
+  ConfidenceMeasure confidence = ConfidenceMeasure::max_probability;  ///< meaning of `Word::confidence`
+  std::shared_ptr<const BeamDecoding> beam = nullptr;  ///< beam search with its language model; null: greedy
+  /// Called with the logits (frames, tokens) when they become final, if it is set.
+  std::function<void(MatrixView<const float>)> logits = nullptr;
 };
 
 /// Holds an attention's name and sizes. A size of 0 follows from the name and the encoder.
@@ -183,6 +216,14 @@ class FeatureStreams {
   std::unique_ptr<detail::StreamsOfModel> streams_;
 };
 
+/// Says when somebody who speaks into a stream has ended an utterance: the rules of Kaldi and sherpa-onnx, and their
+/// defaults. In seconds.
+struct EndpointRules {
+  double silence_before_words = 2.4,  ///< silence after which an utterance without words ends
+      silence_after_words = 1.2,      ///< silence after which an utterance with words ends
+      longest = 20;                   ///< length at which an utterance ends at any rate
+};
+
 /// Transcribes one utterance while it is spoken.
 ///
 ///     SpeechStream stream = recognizer.stream({.threads = 1});
@@ -191,7 +232,7 @@ class FeatureStreams {
 class SpeechStream {
  public:
   /// Opens one of the streams. Throws `Error` for features that need the whole utterance, and if no stream is free.
-  SpeechStream(FeatureStreams streams, const FeatureConfig& features, const Vocabulary& vocabulary);
+  SpeechStream(FeatureStreams streams, const FeatureConfig& features, const Vocabulary& vocabulary, FrameTimes times);
   /// Takes over the other's utterance.
   SpeechStream(SpeechStream&&) noexcept;
   SpeechStream& operator=(SpeechStream&&) noexcept;
@@ -204,6 +245,15 @@ class SpeechStream {
   Index finish();
   /// Returns the text of all final frames. Later texts begin with the earlier ones. Each push decodes what it adds.
   const std::string& text() const;
+  /// Returns the words of the text that are final, with times and confidence. The last word is final when another has
+  /// begun, or the utterance has ended.
+  const std::vector<Word>& words() const;
+  /// Says whether the utterance that began last has ended. Silence is what the model hears as such: frames whose
+  /// likeliest class is the blank.
+  bool is_endpoint(const EndpointRules& rules = {}) const;
+  /// Begins another utterance in the same stream, which goes on hearing as before, and returns the text of the one that
+  /// ends here. Allocates.
+  std::string next_utterance();
   /// Returns the streams that compute the utterance, for their sizes.
   const FeatureStreams& streams() const;
 
@@ -258,19 +308,31 @@ class Recognizer {
   /// Packs the weights as products read them, rounded as `weights` says, with so many threads. Allocates.
   void prepare(Storage weights, int threads);
 
-  /// Transcribes an audio file that libsndfile reads (WAV, FLAC, Ogg and others). Channels are averaged and samples are
-  /// resampled to the model's rate. Computes in a workspace of its own, with all threads. Throws `Error` if the file
-  /// cannot be read.
-  Transcript transcribe(const std::filesystem::path& audio) const;
+  /// Transcribes an audio file of any length that libsndfile reads (WAV, FLAC, Ogg and others), in memory that does not
+  /// grow with it but for the text. Channels are averaged and samples are resampled to the model's rate. Computes in a
+  /// workspace of its own, with all threads. Throws `Error` if the file cannot be read.
+  Transcript transcribe(const std::filesystem::path& audio, const TranscriptionConfig& config = {}) const;
   /// Transcribes an audio file in this workspace.
-  Transcript transcribe(const std::filesystem::path& audio, Workspace& workspace) const;
+  Transcript transcribe(const std::filesystem::path& audio, Workspace& workspace,
+                        const TranscriptionConfig& config = {}) const;
+  /// Transcribes the rest of an audio file, which must be read at the model's sample rate, in this workspace.
+  Transcript transcribe(AudioReader& audio, Workspace& workspace, const TranscriptionConfig& config = {}) const;
   /// Transcribes samples in [-1, 1] at this rate in Hz, in a workspace of its own with all threads.
-  Transcript transcribe(std::span<const float> samples, int sample_rate) const;
+  Transcript transcribe(std::span<const float> samples, int sample_rate, const TranscriptionConfig& config = {}) const;
   /// Transcribes samples in [-1, 1] at this rate in Hz in this workspace.
-  Transcript transcribe(std::span<const float> samples, int sample_rate, Workspace& workspace) const;
+  Transcript transcribe(std::span<const float> samples, int sample_rate, Workspace& workspace,
+                        const TranscriptionConfig& config = {}) const;
 
   /// Returns the logits (frames, tokens) of one utterance's features (rows, num_mels).
   Matrix<float> logits(const Matrix<float>& features, Workspace& workspace) const;
+
+  /// Aligns a known text with a recording of any length (forced alignment, see `CtcAligner`). What the vocabulary lacks
+  /// is left out. Throws `Error` for a text without a token of the vocabulary and a recording that is too short for it.
+  AlignedText align(AudioReader& audio, std::span<const std::string> lines, Workspace& workspace,
+                    const TranscriptionConfig& config = {}) const;
+
+  /// Returns when the encoder's frames are, in seconds.
+  FrameTimes frame_times() const;
 
   /// Begins an utterance that comes piece by piece. Throws `Error` if model or features need the whole utterance.
   SpeechStream stream(const StreamConfig& config = {}) const;

@@ -9,8 +9,10 @@
 #include <laconic/recognition/encoder_costs.hpp>
 #include <laconic/recognition/feature_stream.hpp>
 #include <laconic/recognition/fingerprint.hpp>
+#include <laconic/recognition/recognizer/align.hpp>
 #include <laconic/recognition/recognizer/inline.hpp>
 #include <laconic/recognition/recognizer/model.hpp>
+#include <laconic/recognition/recognizer/transcriber.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/vocabulary.hpp>
 #include <laconic/speech/words.hpp>
@@ -128,32 +130,69 @@ struct SpeechStream::Parts {
   FeatureStream features;       ///< samples to features
   Vocabulary vocabulary;        ///< tokens to text
   std::array<Index, 1> stream;  ///< the one open stream
-  GreedyCtc decoder{};          ///< logits to tokens, with the last token as its state
+  WordDecoder decoder;          ///< logits to words
+  GreedyCtc greedy{};           ///< logits to tokens, with the last token as its state
   DecodedText text{};           ///< the text of all final frames
   std::vector<int> tokens{};    ///< tokens of the frames that became final last
+  std::vector<Word> words{};    ///< words that are final
+  std::size_t begin = 0;        ///< where the utterance begins in the text
+  Index begin_frame = 0;        ///< frame in which it begins
+  double frame_seconds;         ///< seconds of a frame
+
+  /// Begins a stream's utterance.
+  Parts(FeatureStreams s, const FeatureConfig& f, const Vocabulary& v, FrameTimes times, Index number)
+      : streams(std::move(s)),
+        features(f),
+        vocabulary(v),
+        stream{number},
+        decoder(vocabulary, times, f.fbank.sample_rate),
+        frame_seconds(times.shift) {}
 
   /// Decodes logits that became final. Returns their number.
   Index take(const FrameLogits& logits) {
     tokens.clear();
-    decoder(view(logits.rows), tokens);
+    greedy(view(logits.rows), tokens);
     vocabulary.decode(tokens, text);
+    decoder(view(logits.rows), words);
     return logits.rows.rows();
   }
 };
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const FeatureConfig& features,
-                                                     const Vocabulary& vocabulary) {
+                                                     const Vocabulary& vocabulary, FrameTimes times) {
   const Index stream = streams.open();
-  parts_.reset(new Parts{std::move(streams), FeatureStream(features), vocabulary, {stream}});
+  parts_.reset(new Parts(std::move(streams), features, vocabulary, times, stream));
 }
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(SpeechStream&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE SpeechStream& SpeechStream::operator=(SpeechStream&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE SpeechStream::~SpeechStream() = default;
 LACONIC_RECOGNIZER_INLINE Index SpeechStream::push(std::span<const float> samples) {
+  parts_->decoder.hear(samples);
   const Matrix<float> rows = parts_->features.push(samples);
   return parts_->take(parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()}));
 }
-LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() { return parts_->take(parts_->streams.finish(parts_->stream)); }
+LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
+  const Index frames = parts_->take(parts_->streams.finish(parts_->stream));
+  parts_->decoder.finish(parts_->words);
+  return frames;
+}
 LACONIC_RECOGNIZER_INLINE const std::string& SpeechStream::text() const { return parts_->text.text; }
+LACONIC_RECOGNIZER_INLINE const std::vector<Word>& SpeechStream::words() const { return parts_->words; }
+LACONIC_RECOGNIZER_INLINE bool SpeechStream::is_endpoint(const EndpointRules& rules) const {
+  const Index frames = parts_->decoder.tokens().frames() - parts_->begin_frame,
+              silent = std::min(frames, parts_->decoder.tokens().silent_frames());
+  const bool has_words = parts_->text.text.size() > parts_->begin;
+  return static_cast<double>(silent) * parts_->frame_seconds >=
+             (has_words ? rules.silence_after_words : rules.silence_before_words) ||
+         static_cast<double>(frames) * parts_->frame_seconds >= rules.longest;
+}
+LACONIC_RECOGNIZER_INLINE std::string SpeechStream::next_utterance() {
+  const std::string& all = parts_->text.text;
+  std::string out = all.substr(parts_->begin +
+                               (parts_->begin > 0 && parts_->begin < all.size() && all[parts_->begin] == ' ' ? 1 : 0));
+  parts_->begin = all.size();
+  parts_->begin_frame = parts_->decoder.tokens().frames();
+  return out;
+}
 LACONIC_RECOGNIZER_INLINE const FeatureStreams& SpeechStream::streams() const { return parts_->streams; }
 
 /// Holds the members of a Recognizer, out of the sight of its header.
@@ -241,31 +280,41 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(Storage weights, int threads)
 }
 
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
-                                                            Workspace& workspace) const {
+                                                            Workspace& workspace,
+                                                            const TranscriptionConfig& how) const {
   const int rate = config().features.fbank.sample_rate;
   std::vector<float> resampled;
   if (sample_rate != rate) resampled = resample(samples, sample_rate, rate);
-  const std::span<const float> heard = sample_rate != rate ? std::span<const float>(resampled) : samples;
-  const Matrix<float> rows = logits(FeatureExtractor(config().features)(heard), workspace);
-  Transcript out;
-  out.text = parts_->vocabulary.decode(greedy_ctc(view(rows)));
-  for (const std::string_view word : detail::split_words(out.text))
-    out.words.push_back({std::string(word), {}, {}, {}});
-  out.seconds = static_cast<double>(heard.size()) / rate;
-  return out;
+  detail::Transcriber out(*this, workspace, how);
+  out.push(sample_rate != rate ? std::span<const float>(resampled) : samples);
+  return out.finish();
 }
-LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate) const {
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
+                                                            const TranscriptionConfig& how) const {
   Workspace workspace;
-  return transcribe(samples, sample_rate, workspace);
+  return transcribe(samples, sample_rate, workspace, how);
+}
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(AudioReader& audio, Workspace& workspace,
+                                                            const TranscriptionConfig& how) const {
+  detail::Transcriber out(*this, workspace, how);
+  detail::read_all(audio, *this, [&](std::span<const float> samples) { out.push(samples); });
+  return out.finish();
+}
+LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path, Workspace& workspace,
+                                                            const TranscriptionConfig& how) const {
+  AudioReader audio(path, config().features.fbank.sample_rate);
+  return transcribe(audio, workspace, how);
 }
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path,
-                                                            Workspace& workspace) const {
-  const Audio audio = read_audio(path, config().features.fbank.sample_rate);
-  return transcribe(audio.samples, audio.sample_rate, workspace);
-}
-LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesystem::path& path) const {
+                                                            const TranscriptionConfig& how) const {
   Workspace workspace;
-  return transcribe(path, workspace);
+  return transcribe(path, workspace, how);
+}
+LACONIC_RECOGNIZER_INLINE FrameTimes Recognizer::frame_times() const {
+  const FbankConfig& rows = config().features.fbank;
+  const double seen = static_cast<double>(parts_->model->window() - 1) * rows.frame_shift_ms + rows.frame_length_ms;
+  const double shift = 1000 / config().frames_per_second();
+  return {shift / 1000, (seen - shift) / 2000};
 }
 LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& features, Workspace& workspace) const {
   return parts_->model->logits(workspace.context().cpu, features);
@@ -273,7 +322,7 @@ LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& 
 
 LACONIC_RECOGNIZER_INLINE SpeechStream Recognizer::stream(const StreamConfig& streaming) const {
   config().features.require_streamable();
-  return SpeechStream(feature_streams(streaming), config().features, vocabulary());
+  return SpeechStream(feature_streams(streaming), config().features, vocabulary(), frame_times());
 }
 LACONIC_RECOGNIZER_INLINE FeatureStreams Recognizer::feature_streams(const StreamConfig& streaming) const {
   return FeatureStreams(parts_->model->streams(streaming));

@@ -68,6 +68,8 @@ class RecognizerModel {
 
   virtual Index count_parameters() const = 0;
   virtual Index weight_bytes() const = 0;
+  /// Returns the rows of features that one frame sees before the blocks.
+  virtual Index window() const = 0;
   virtual std::string fingerprint() const = 0;
 
   virtual std::pair<std::unique_ptr<RecognizerModel>, ConversionReport> convert(const AttentionChoice& choice,

@@ -129,6 +129,7 @@ class ModelOf final : public RecognizerModel {
     });
     return sum;
   }
+  Index window() const override { return model_.subsampling.window(); }
   std::string fingerprint() const override { return Fingerprint::of_parameters(model_); }
 
   std::pair<std::unique_ptr<RecognizerModel>, ConversionReport> convert(const AttentionChoice& choice,

@@ -1,0 +1,114 @@
+/* laconic: attention for speech models. SPDX-License-Identifier: MIT
+ *
+ * Many live streams by the C interface: THREADS threads push STREAMS streams of the files (16-bit WAV with a header of
+ * 44 bytes, at the model's rate) in blocks of 100 ms, again and again for SECONDS, once for 0. Prints the text of each
+ * stream of the last round, and the resident memory in kB after the first and the last round.
+ *   usage: streams MODEL STREAMS THREADS SECONDS FILE... */
+#include <laconic/laconic.h>
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static laconic_recognizer* recognizer;
+static int stream_count, thread_count, file_count;
+static float** samples;
+static size_t* sample_counts;
+static char** texts;
+
+static void check(laconic_status status) {
+  if (status == LACONIC_OK) return;
+  fprintf(stderr, "streams: %s\n", laconic_last_error());
+  exit(1);
+}
+
+/* Reads a file's samples. */
+static void read_file(const char* path, int index) {
+  FILE* file = fopen(path, "rb");
+  size_t room = 1 << 16, count = 0, got;
+  int16_t block[4096];
+  char header[44];
+  if (file == NULL || fread(header, 1, sizeof header, file) != sizeof header) exit(1);
+  samples[index] = malloc(room * sizeof(float));
+  while ((got = fread(block, sizeof block[0], 4096, file)) > 0) {
+    if (count + got > room) samples[index] = realloc(samples[index], (room *= 2) * sizeof(float));
+    for (size_t i = 0; i < got; ++i) samples[index][count++] = (float)block[i] / 32768;
+  }
+  sample_counts[index] = count;
+  fclose(file);
+}
+
+/* Runs the streams of one thread, a block of each in turn. */
+static void* run(void* argument) {
+  const int first = *(const int*)argument;
+  const size_t block = (size_t)laconic_recognizer_sample_rate(recognizer) / 10;
+  laconic_stream** streams = calloc((size_t)stream_count, sizeof *streams);
+  for (int s = first; s < stream_count; s += thread_count) check(laconic_stream_open(recognizer, 3600, &streams[s]));
+  for (size_t at = 0, more = 1; more; at += block) {
+    more = 0;
+    for (int s = first; s < stream_count; s += thread_count) {
+      const size_t count = sample_counts[s % file_count];
+      if (at >= count) continue;
+      check(laconic_stream_push(streams[s], samples[s % file_count] + at, count - at < block ? count - at : block));
+      more = 1;
+    }
+  }
+  for (int s = first; s < stream_count; s += thread_count) {
+    check(laconic_stream_finish(streams[s]));
+    free(texts[s]);
+    texts[s] = strdup(laconic_stream_text(streams[s]));
+    laconic_stream_free(streams[s]);
+  }
+  free(streams);
+  return NULL;
+}
+
+/* Returns the resident memory in kB, 0 where it is not known. */
+static long resident(void) {
+  long pages = 0, all = 0;
+  FILE* file = fopen("/proc/self/statm", "r");
+  if (file == NULL) return 0;
+  if (fscanf(file, "%ld %ld", &all, &pages) != 2) pages = 0;
+  fclose(file);
+  return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+int main(int argc, char** argv) {
+  if (argc < 6) return 2;
+  stream_count = atoi(argv[2]);
+  thread_count = atoi(argv[3]);
+  file_count = argc - 5;
+  samples = calloc((size_t)file_count, sizeof *samples);
+  sample_counts = calloc((size_t)file_count, sizeof *sample_counts);
+  texts = calloc((size_t)stream_count, sizeof *texts);
+  for (int i = 0; i < file_count; ++i) read_file(argv[5 + i], i);
+
+  /* What must fail says so, and crashes nothing. */
+  if (laconic_recognizer_load("/nowhere", 1, &recognizer) != LACONIC_FAILED || recognizer != NULL ||
+      strstr(laconic_last_error(), "/nowhere") == NULL || laconic_stream_push(NULL, NULL, 0) != LACONIC_INVALID_ARGUMENT)
+    return 3;
+  check(laconic_recognizer_load(argv[1], 1, &recognizer));
+
+  const time_t end = time(NULL) + atol(argv[4]);
+  long after_first = 0;
+  do {
+    pthread_t* threads = calloc((size_t)thread_count, sizeof *threads);
+    int* numbers = calloc((size_t)thread_count, sizeof *numbers);
+    for (int t = 0; t < thread_count; ++t) {
+      numbers[t] = t;
+      if (pthread_create(&threads[t], NULL, run, &numbers[t]) != 0) return 4;
+    }
+    for (int t = 0; t < thread_count; ++t) pthread_join(threads[t], NULL);
+    free(threads);
+    free(numbers);
+    if (after_first == 0) after_first = resident();
+  } while (time(NULL) < end);
+  fprintf(stderr, "resident: %ld kB after the first round, %ld kB after the last\n", after_first, resident());
+  for (int s = 0; s < stream_count; ++s) printf("%s\n", texts[s]);
+  laconic_recognizer_free(recognizer);
+  return 0;
+}

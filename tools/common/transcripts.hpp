@@ -1,0 +1,27 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include "cli.hpp"
+
+#include <string>
+#include <vector>
+
+/// Says how transcripts are printed.
+enum class TranscriptFormat {
+  text,  ///< "FILE: TEXT"
+  json,  ///< an object a recording, with words
+  srt,   ///< subtitles (SubRip)
+  vtt,   ///< subtitles (WebVTT)
+  ctm    ///< a word a line, with times
+};
+constexpr auto enum_names(TranscriptFormat) {
+  using enum TranscriptFormat;
+  return std::to_array<laconic::EnumName<TranscriptFormat>>(
+      {{text, "text"}, {json, "json"}, {srt, "srt"}, {vtt, "vtt"}, {ctm, "ctm"}});
+}
+
+/// Returns words with times for JSON.
+nlohmann::json to_json(const std::vector<laconic::Word>& words);
+
+/// Prints a transcript in the chosen format.
+void print_transcript(TranscriptFormat format, const std::string& file, const laconic::Transcript& heard);
