@@ -6,6 +6,7 @@
 #include <laconic/speech/subtitles.hpp>
 
 #include "catch.hpp"
+#include "golden.hpp"
 #include "message_of.hpp"
 
 #include <cmath>
@@ -198,6 +199,32 @@ TEST_CASE("an alignment is the likeliest path of all, in blocks as at once", "[d
       }
       CHECK(found_path == best_path);
     }
+  }
+}
+
+TEST_CASE("alignments are those of torchaudio, and nearly those of ctc-segmentation", "[decode]") {
+  const SafetensorsFile golden = golden_file("align.safetensors");
+  for (const std::string name : {"short", "noisy", "long"}) {
+    CAPTURE(name);
+    const auto get = [&](const std::string& what) { return tensor<float>(golden, text(name, '/', what)); };
+    const Matrix<float> logits = get("logits"), given = get("labels"), begin = get("begin"), end = get("end"),
+                        score = get("score"), segmented = get("segmented");
+    std::vector<int> labels;
+    for (Index i = 0; i < given.cols(); ++i) labels.push_back(static_cast<int>(given(0, i)));
+    CtcAligner aligner(labels);
+    aligner(view(logits));
+    const CtcAlignment found = aligner.finish();
+    REQUIRE(found.tokens.size() == labels.size());
+    int within_a_frame = 0;
+    for (Index i = 0; i < given.cols(); ++i) {
+      const CtcToken& one = found.tokens[static_cast<std::size_t>(i)];
+      CHECK(one.token == labels[static_cast<std::size_t>(i)]);
+      CHECK(static_cast<float>(one.begin) == begin(0, i));
+      CHECK(static_cast<float>(one.end) == end(0, i));
+      CHECK_THAT(one.confidence, WithinAbs(static_cast<double>(score(0, i)), 1e-4));
+      within_a_frame += std::abs(static_cast<float>(one.begin) - segmented(0, i)) <= 1 ? 1 : 0;
+    }
+    CHECK(within_a_frame >= 0.9 * static_cast<double>(labels.size()));  // it may pass over weak labels
   }
 }
 

@@ -5,6 +5,7 @@
 #include <laconic/speech/speech_level.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -12,63 +13,32 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Finds the words of an utterance, with times and confidence, while its samples and logits come.
-///
-/// CTC says where a word's tokens peak, which may be anywhere in the word, or after it in a model that hears in chunks.
-/// So the level of sound corrects the times: a word ends where silence of 30 ms or more begins after its last token and
-/// begins where that silence ends; words without silence between them meet at the quietest step.
-class WordDecoder {
+/// Corrects the times of words by the level of sound. CTC says where a word's tokens peak, which may be anywhere in the
+/// word, or after it in a model that hears in chunks. A word ends where silence of 30 ms or more begins after its last
+/// token, and the next begins where that silence ends; words without silence between them meet at the quietest step.
+class WordTimes {
  public:
-  /// Borrows the vocabulary. `sample_rate` is that of the samples, in Hz. Allocates.
-  WordDecoder(const Vocabulary& vocabulary, FrameTimes times, int sample_rate, int blank = 0,
-              ConfidenceMeasure measure = ConfidenceMeasure::max_probability)
-      : tokens_(blank, measure), words_(vocabulary, times), level_(sample_rate) {}
+  /// Begins an utterance. `sample_rate` is that of the samples, in Hz.
+  explicit WordTimes(int sample_rate) : level_(sample_rate) {}
 
-  /// Takes the samples that follow, in [-1, 1], before the logits of their frames. Allocates.
+  /// Takes the samples that follow, in [-1, 1], before the words in them. Allocates.
   void hear(std::span<const float> samples) { level_.push(samples); }
-  /// Takes the logits (frames, classes) that follow, and appends the words that are final: each whose successor has
-  /// begun. Throws `Error` for a frame that holds NaN. Allocates.
-  void operator()(MatrixView<const float> logits, std::vector<Word>& words) {
-    found_.clear();
-    tokens_(logits, found_);
-    for (const CtcToken& one : found_) {  // one by one, so that a word is taken when its successor begins
-      words_(std::span(&one, 1), raw_);
-      take(words);
-    }
+  /// Corrects a word whose times are those of its tokens; `next` is the begin of the first token of the word after it,
+  /// if there is one. Words come in order.
+  void correct(Word& word, std::optional<double> next) {
+    const Index peak = SpeechLevel::step_at(*word.end);
+    const Index until = next ? std::max(peak, SpeechLevel::step_at(*next)) : level_.steps();
+    word.begin = begin_ ? *begin_ : seconds(begin_of(SpeechLevel::step_at(*word.begin), 0));
+    const auto [end, begin] = between(SpeechLevel::step_at(*word.begin), peak, until, next.has_value());
+    word.end = std::max(*word.begin + SpeechLevel::step, seconds(end));
+    begin_ = std::max(*word.end, seconds(begin));
+    level_.forget_before(*word.end);
   }
-  /// Ends the utterance and appends the last word.
-  void finish(std::vector<Word>& words) {
-    found_.clear();
-    tokens_.finish(found_);
-    for (const CtcToken& one : found_) {
-      words_(std::span(&one, 1), raw_);
-      take(words);
-    }
-    words_.finish(raw_);
-    take(words);
-  }
-  /// Returns the decoder of tokens, for its counts of frames.
-  const CtcTokens& tokens() const { return tokens_; }
 
  private:
   static constexpr Index shortest_silence = 3, shortest_speech = 5;  // steps of 10 ms
 
-  /// Corrects the times of the words that are complete, and appends them.
-  void take(std::vector<Word>& words) {
-    for (Word& one : raw_) {
-      const Index peak = SpeechLevel::step_at(*one.end);
-      const Index next = words_.begun() ? std::max(peak, SpeechLevel::step_at(*words_.begun())) : level_.steps();
-      one.begin =
-          begin_.value_or(static_cast<double>(begin_of(SpeechLevel::step_at(*one.begin), 0)) * SpeechLevel::step);
-      const auto [end, begin] = between(SpeechLevel::step_at(*one.begin), peak, next);
-      one.end = std::max(*one.begin + SpeechLevel::step, static_cast<double>(end) * SpeechLevel::step);
-      begin_ = std::max(*one.end, static_cast<double>(begin) * SpeechLevel::step);
-      level_.forget_before(*one.end);
-      words.push_back(std::move(one));
-    }
-    raw_.clear();
-  }
-
+  static double seconds(Index i) { return static_cast<double>(i) * SpeechLevel::step; }
   /// Says whether steps i, i + 1 ... are silent, so many.
   bool silence_at(Index i) const {
     for (Index k = 0; k < shortest_silence; ++k)
@@ -91,8 +61,8 @@ class WordDecoder {
     return i;
   }
   /// Returns the steps in which a word ends and the next begins. The one has its last token at step `peak` and begins
-  /// at `begin`, the other has its first token at step `next`.
-  std::pair<Index, Index> between(Index begin, Index peak, Index next) const {
+  /// at `begin`, the other, if there is one, has its first token at step `next`.
+  std::pair<Index, Index> between(Index begin, Index peak, Index next, bool has_next) const {
     Index end = peak;
     if (level_.is_silent(end))
       while (end > begin + 1 && level_.is_silent(end - 1)) --end;
@@ -102,15 +72,62 @@ class WordDecoder {
     Index quiet = peak;  // no silence between the words
     for (Index i = peak; i < next; ++i)
       if (level_.level(i) < level_.level(quiet)) quiet = i;
-    return words_.begun() ? std::pair{quiet, quiet} : std::pair{end, end};
+    return has_next ? std::pair{quiet, quiet} : std::pair{end, end};
+  }
+
+  SpeechLevel level_;
+  std::optional<double> begin_;  // of the next word
+};
+
+/// Finds the words of an utterance greedily, with times and confidence, while its samples and logits come.
+class WordDecoder {
+ public:
+  /// Borrows the vocabulary. `sample_rate` is that of the samples, in Hz. Allocates.
+  WordDecoder(const Vocabulary& vocabulary, FrameTimes times, int sample_rate, int blank = 0,
+              ConfidenceMeasure measure = ConfidenceMeasure::max_probability)
+      : tokens_(blank, measure), words_(vocabulary, times), times_(sample_rate) {}
+
+  /// Takes the samples that follow, in [-1, 1], before the logits of their frames. Allocates.
+  void hear(std::span<const float> samples) { times_.hear(samples); }
+  /// Takes the logits (frames, classes) that follow, and appends the words that are final: each whose successor has
+  /// begun. Throws `Error` for a frame that holds NaN. Allocates.
+  void operator()(MatrixView<const float> logits, std::vector<Word>& words) {
+    found_.clear();
+    tokens_(logits, found_);
+    take_tokens(words);
+  }
+  /// Ends the utterance and appends the last word.
+  void finish(std::vector<Word>& words) {
+    found_.clear();
+    tokens_.finish(found_);
+    take_tokens(words);
+    words_.finish(raw_);
+    take_words(words);
+  }
+  /// Returns the decoder of tokens, for its counts of frames.
+  const CtcTokens& tokens() const { return tokens_; }
+
+ private:
+  /// Appends the words that the tokens complete.
+  void take_tokens(std::vector<Word>& words) {
+    for (const CtcToken& one : found_) {  // one by one, so that a word is taken when its successor begins
+      words_(std::span(&one, 1), raw_);
+      take_words(words);
+    }
+  }
+  void take_words(std::vector<Word>& words) {
+    for (Word& one : raw_) {
+      times_.correct(one, words_.begun());
+      words.push_back(std::move(one));
+    }
+    raw_.clear();
   }
 
   CtcTokens tokens_;
   CtcWords words_;
-  SpeechLevel level_;
+  WordTimes times_;
   std::vector<CtcToken> found_;
-  std::vector<Word> raw_;        // as CTC has them
-  std::optional<double> begin_;  // of the next word
+  std::vector<Word> raw_;  // complete, with the times of their tokens
 };
 
 }  // namespace LACONIC_ABI

@@ -135,7 +135,7 @@ struct SpeechStream::Parts {
   DecodedText text{};           ///< the text of all final frames
   std::vector<int> tokens{};    ///< tokens of the frames that became final last
   std::vector<Word> words{};    ///< words that are final
-  std::size_t begin = 0;        ///< where the utterance begins in the text
+  std::size_t begin = 0;        ///< position in the text at which the utterance begins
   Index begin_frame = 0;        ///< frame in which it begins
   double frame_seconds;         ///< seconds of a frame
 
