@@ -4,6 +4,7 @@
 #include "commands.hpp"
 #include "common/portions.hpp"
 #include "common/status_line.hpp"
+#include "decoding_options.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/recognition/dataset.hpp>
@@ -27,6 +28,7 @@ using namespace laconic;
 struct EvalOptions : CommonOptions {
   std::string model, data, transcripts;
   StreamOptions stream;
+  DecodingOptions decoding;
   Index streams = 16;
   double at_once = 80;  // what a batch holds
 
@@ -124,6 +126,10 @@ class PartialFile {
     run_ = {{"model", to_json(recognizer.config())},
             {"parameters", recognizer.fingerprint()},
             {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary().to_json().dump()})}};
+    if (o.decoding.beam.config.beam_width > 0)
+      run_["beam"] = {{"search", to_json(o.decoding.beam.config)},
+                      {"lm", o.decoding.language_model},
+                      {"hotwords", o.decoding.beam.hotwords}};
     if (streaming_)
       run_["streaming"] = {{"streams", o.streams},
                            {"chunk", optional_json(o.stream.chunk)},
@@ -189,6 +195,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   const auto longest_frames =
       static_cast<Index>(std::ceil(longest * recognizer.config().frames_per_second())) + 2;  // resampling rounds up
   const StreamConfig stream = o.stream.config(o.streams, longest_frames, o.threads);
+  const TranscriptionConfig how{.beam = o.decoding.chosen(recognizer.vocabulary())};
   const double all = corpus.seconds_from(0), ahead = corpus.seconds_from(found.done());
   const auto start = std::chrono::steady_clock::now();
   StatusLine line;
@@ -207,7 +214,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
       add_labels(data, recognizer.vocabulary());
       notes.insert(notes.end(), data.notes.begin(), data.notes.end());
       Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
-      portion.whole = recognizer.evaluate(data, workspace);
+      portion.whole = recognizer.evaluate(data, workspace, how);
       if (o.stream.streaming)
         portion.streamed = recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()));
     }
@@ -371,6 +378,7 @@ void add_eval_command(CLI::App& app) {
       "also write the result to this file, as JSON; FILE.partial keeps what is done until then, and the same command "
       "goes on "
       "from it");
+  o->decoding.add_to(*command);
   o->stream.add_to(*command, "evaluate speech that comes block by block to many streams at once");
   command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()

@@ -4,6 +4,7 @@
 #include "commands.hpp"
 #include "common/portions.hpp"
 #include "common/transcripts.hpp"
+#include "decoding_options.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/io/safetensors.hpp>
@@ -44,6 +45,7 @@ struct TranscribeOptions : CommonOptions {
   std::string model, logits, format = "text", confidence = "max-probability";
   std::vector<std::string> files;
   StreamOptions stream;
+  DecodingOptions decoding;
   bool endpoint = false;
   double max_seconds = 600, window_seconds = TranscriptionConfig{}.window_seconds;
 };
@@ -79,7 +81,7 @@ void require_one_recording(const TranscribeOptions& o) {
 
 /// Transcribes files and prints each when it and those before it are done. A file that cannot be read is said, and the
 /// others are heard; the exit code is then 1. Several threads hear files of their own if there are enough of them.
-void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) {
+void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& config) {
   if (!o.logits.empty()) {
     std::vector<std::string> names = o.files;
     std::sort(names.begin(), names.end());
@@ -96,8 +98,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
     try {
       if (!workspaces[thread]) workspaces[thread] = std::make_unique<Workspace>(deal ? 1 : o.threads);
       AudioReader audio(file, rate);
-      TranscriptionConfig how{.window_seconds = o.window_seconds,
-                              .confidence = from_name<ConfidenceMeasure>(o.confidence).value()};
+      TranscriptionConfig how = config;
       if (!o.logits.empty())
         how.logits = [&](MatrixView<const float> rows) {
           out.logits.insert(out.logits.end(), rows.data(), rows.data() + rows.size());
@@ -137,6 +138,9 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer) 
                         {"text", one.transcript.text},
                         {"seconds", one.transcript.seconds},
                         {"words", to_json(one.transcript.words)}});
+      for (const Alternative& other : one.transcript.alternatives)
+        result.back()["alternatives"].push_back(
+            {{"text", other.text}, {"score", other.score}, {"log_prob", other.log_prob}});
       if (!one.note.empty()) {
         notes.push_back(one.note);
         result.back()["notes"] = {one.note};
@@ -234,13 +238,14 @@ Index push(SpeechStream& stream, std::span<const float> samples) try {
   throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
 }
 
-nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const std::string& file) {
+nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
+                           const std::string& file) {
   const RecognizerConfig& config = recognizer.config();
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
   const double most = std::max(o.max_seconds, source.duration() + 1);
   SpeechStream stream =
-      recognizer.stream(o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads));
+      recognizer.stream(o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads), how);
   const FeatureStreams& streams = stream.streams();
   const auto format = from_name<TranscriptFormat>(o.format).value();
   const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
@@ -307,13 +312,16 @@ void transcribe(const TranscribeOptions& o) {
   require_one_recording(o);
   Recognizer recognizer = Recognizer::load(o.model);
   recognizer.prepare(o.threads);
+  const TranscriptionConfig how{.window_seconds = o.window_seconds,
+                                .confidence = from_name<ConfidenceMeasure>(o.confidence).value(),
+                                .beam = o.decoding.chosen(recognizer.vocabulary())};
   if (!o.stream.streaming) {
     for (const auto& file : o.files) require(file != "-", "transcribe: standard input needs --streaming");
-    return transcribe_files(o, recognizer);
+    return transcribe_files(o, recognizer, how);
   }
   if (std::find(o.files.begin(), o.files.end(), "-") != o.files.end()) end_input_at_interrupt();
   nlohmann::json result = nlohmann::json::array();
-  for (const auto& file : o.files) result.push_back(stream_file(o, recognizer, file));
+  for (const auto& file : o.files) result.push_back(stream_file(o, recognizer, how, file));
   o.write(result);
 }
 
@@ -349,6 +357,7 @@ void add_transcribe_command(CLI::App& app) {
   command->add_option("--confidence", o->confidence, "what a word's confidence is")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));
+  o->decoding.add_to(*command);
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
   command
       ->add_flag("--endpoint", o->endpoint,

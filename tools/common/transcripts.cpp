@@ -7,8 +7,10 @@ using namespace laconic;
 
 nlohmann::json to_json(const std::vector<Word>& words) {
   nlohmann::json out = nlohmann::json::array();
-  for (const Word& one : words)
-    out.push_back({{"word", one.text}, {"begin", *one.begin}, {"end", *one.end}, {"confidence", *one.confidence}});
+  for (const Word& one : words) {
+    out.push_back({{"word", one.text}, {"begin", one.begin.value_or(0)}, {"end", one.end.value_or(0)}});
+    if (one.confidence) out.back()["confidence"] = *one.confidence;
+  }
   return out;
 }
 

@@ -13,10 +13,10 @@ inline namespace LACONIC_ABI {
 
 /// Says how a beam search decodes (see `CtcBeamSearch`).
 struct BeamDecoding {
-  CtcBeamConfig config{};                          ///< width, pruning and weights
-  std::shared_ptr<const NgramModel> model{};       ///< language model; null: none
-  std::vector<std::string> hotwords{};             ///< words and phrases that are likelier than others
-  Index alternatives = 1;                          ///< number of texts in `Transcript::alternatives`
+  CtcBeamConfig config{};                     ///< width, pruning and weights
+  std::shared_ptr<const NgramModel> model{};  ///< language model; null: none
+  std::vector<std::string> hotwords{};        ///< words and phrases that are likelier than others
+  Index alternatives = 1;                     ///< number of texts in `Transcript::alternatives`
 };
 
 }  // namespace LACONIC_ABI

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <laconic/core/extent.hpp>
+#include <laconic/core/matrix.hpp>
 #include <laconic/speech/wer.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <numeric>
 #include <string>
@@ -12,6 +14,9 @@
 
 namespace laconic {
 inline namespace LACONIC_ABI {
+
+/// Returns the text of the logits (frames, tokens) of an utterance. Several threads may call it at once.
+using TextOfLogits = std::function<std::string(MatrixView<const float>)>;
 
 /// Holds the transcripts that a model wrote for a dataset, and their errors.
 struct Evaluation {

@@ -34,9 +34,10 @@ inline namespace LACONIC_ABI {
 
 class AudioReader;    // <laconic/speech/audio.hpp>
 struct BeamDecoding;  // <laconic/recognition/beam_decoding.hpp>
-class Vocabulary;     // <laconic/speech/vocabulary.hpp>
-struct Dataset;       // <laconic/recognition/dataset.hpp>
-struct SpeechBatch;   // <laconic/recognition/dataset.hpp>
+class Recognizer;
+class Vocabulary;    // <laconic/speech/vocabulary.hpp>
+struct Dataset;      // <laconic/recognition/dataset.hpp>
+struct SpeechBatch;  // <laconic/recognition/dataset.hpp>
 namespace detail {
 class RecognizerModel;
 class StreamsOfModel;
@@ -232,7 +233,7 @@ struct EndpointRules {
 class SpeechStream {
  public:
   /// Opens one of the streams. Throws `Error` for features that need the whole utterance, and if no stream is free.
-  SpeechStream(FeatureStreams streams, const FeatureConfig& features, const Vocabulary& vocabulary, FrameTimes times);
+  SpeechStream(FeatureStreams streams, const Recognizer& recognizer, const TranscriptionConfig& how);
   /// Takes over the other's utterance.
   SpeechStream(SpeechStream&&) noexcept;
   SpeechStream& operator=(SpeechStream&&) noexcept;
@@ -243,7 +244,8 @@ class SpeechStream {
   Index push(std::span<const float> samples);
   /// Ends the utterance. Returns the number of encoder frames that were left.
   Index finish();
-  /// Returns the text of all final frames. Later texts begin with the earlier ones. Each push decodes what it adds.
+  /// Returns the text of all final frames; of a beam search the words on which all beams agree. Later texts begin with
+  /// the earlier ones. Each push decodes what it adds.
   const std::string& text() const;
   /// Returns the words of the text that are final, with times and confidence. The last word is final when another has
   /// begun, or the utterance has ended.
@@ -334,16 +336,17 @@ class Recognizer {
   /// Returns when the encoder's frames are, in seconds.
   FrameTimes frame_times() const;
 
-  /// Begins an utterance that comes piece by piece. Throws `Error` if model or features need the whole utterance.
-  SpeechStream stream(const StreamConfig& config = {}) const;
+  /// Begins an utterance that comes piece by piece. Throws `Error` if model or features need the whole utterance. Of
+  /// the second argument, windows and logits have no meaning here.
+  SpeechStream stream(const StreamConfig& config = {}, const TranscriptionConfig& how = {}) const;
   /// Makes streams that take features and return logits, for a decoder outside the library. Throws `Error` if the model
   /// needs the whole utterance.
   FeatureStreams feature_streams(const StreamConfig& config = {}) const;
   /// Throws `Error` if the model needs the whole utterance.
   void require_streamable() const;
 
-  /// Transcribes a dataset in batches and counts word errors.
-  Evaluation evaluate(const Dataset& data, Workspace& workspace) const;
+  /// Transcribes a dataset in batches and counts word errors, greedily or by the beam search of `how`.
+  Evaluation evaluate(const Dataset& data, Workspace& workspace, const TranscriptionConfig& how = {}) const;
   /// Transcribes a dataset in many streams at once, `block_frames` feature frames with every push.
   StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
 

@@ -21,6 +21,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string_view>
 
 // The members of Recognizer and of the classes that it returns. Nothing here sees a model.
@@ -126,54 +127,70 @@ LACONIC_RECOGNIZER_INLINE Index FeatureStreams::feature_bytes() const { return s
 
 /// Holds the members of a SpeechStream, out of the sight of its header.
 struct SpeechStream::Parts {
-  FeatureStreams streams;       ///< streams of the model
-  FeatureStream features;       ///< samples to features
-  Vocabulary vocabulary;        ///< tokens to text
-  std::array<Index, 1> stream;  ///< the one open stream
-  WordDecoder decoder;          ///< logits to words
-  GreedyCtc greedy{};           ///< logits to tokens, with the last token as its state
-  DecodedText text{};           ///< the text of all final frames
-  std::vector<int> tokens{};    ///< tokens of the frames that became final last
-  std::vector<Word> words{};    ///< words that are final
-  std::size_t begin = 0;        ///< position in the text at which the utterance begins
-  Index begin_frame = 0;        ///< frame in which it begins
-  double frame_seconds;         ///< seconds of a frame
+  FeatureStreams streams;                     ///< streams of the model
+  FeatureStream features;                     ///< samples to features
+  Vocabulary vocabulary;                      ///< tokens to text
+  std::array<Index, 1> stream;                ///< the one open stream
+  WordDecoder decoder;                        ///< logits to words
+  std::optional<detail::BeamDecoder> beam{};  ///< decides the words in place of the decoder, if it is set
+  GreedyCtc greedy{};                         ///< logits to tokens, with the last token as its state
+  DecodedText text{};                         ///< the text of all final frames
+  std::vector<int> tokens{};                  ///< tokens of the frames that became final last
+  std::vector<Word> words{};                  ///< words that are final
+  std::size_t begin = 0;                      ///< position in the text at which the utterance begins
+  Index begin_frame = 0;                      ///< frame in which it begins
+  double frame_seconds;                       ///< seconds of a frame
 
   /// Begins a stream's utterance.
-  Parts(FeatureStreams s, const FeatureConfig& f, const Vocabulary& v, FrameTimes times, Index number)
+  Parts(FeatureStreams s, const Recognizer& recognizer, const TranscriptionConfig& how)
       : streams(std::move(s)),
-        features(f),
-        vocabulary(v),
-        stream{number},
-        decoder(vocabulary, times, f.fbank.sample_rate),
-        frame_seconds(times.shift) {}
+        features(recognizer.config().features),
+        vocabulary(recognizer.vocabulary()),
+        stream{streams.open()},
+        decoder(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, 0,
+                how.confidence),
+        frame_seconds(recognizer.frame_times().shift) {
+    if (how.beam != nullptr)
+      beam.emplace(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, *how.beam);
+  }
 
-  /// Decodes logits that became final. Returns their number.
-  Index take(const FrameLogits& logits) {
+  /// Takes the samples that follow.
+  void hear(std::span<const float> samples) {
+    decoder.hear(samples);
+    if (beam) beam->hear(samples);
+  }
+  /// Decodes logits that became final, the last ones at the end. Returns their number.
+  Index take(const FrameLogits& logits, bool ends) {
+    if (beam) {
+      std::vector<Word> greedy_words;  // only their frames count, for endpoints
+      decoder(view(logits.rows), greedy_words);
+      (*beam)(view(logits.rows));
+      const std::size_t before = words.size();
+      ends ? static_cast<void>(beam->finish(words)) : beam->take_stable(words);
+      for (std::size_t i = before; i < words.size(); ++i) text.text += (text.text.empty() ? "" : " ") + words[i].text;
+      return logits.rows.rows();
+    }
     tokens.clear();
     greedy(view(logits.rows), tokens);
     vocabulary.decode(tokens, text);
     decoder(view(logits.rows), words);
+    if (ends) decoder.finish(words);
     return logits.rows.rows();
   }
 };
-LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const FeatureConfig& features,
-                                                     const Vocabulary& vocabulary, FrameTimes times) {
-  const Index stream = streams.open();
-  parts_.reset(new Parts(std::move(streams), features, vocabulary, times, stream));
-}
+LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const Recognizer& recognizer,
+                                                     const TranscriptionConfig& how)
+    : parts_(new Parts(std::move(streams), recognizer, how)) {}
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(SpeechStream&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE SpeechStream& SpeechStream::operator=(SpeechStream&&) noexcept = default;
 LACONIC_RECOGNIZER_INLINE SpeechStream::~SpeechStream() = default;
 LACONIC_RECOGNIZER_INLINE Index SpeechStream::push(std::span<const float> samples) {
-  parts_->decoder.hear(samples);
+  parts_->hear(samples);
   const Matrix<float> rows = parts_->features.push(samples);
-  return parts_->take(parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()}));
+  return parts_->take(parts_->streams.push(parts_->stream, rows, Sequences{rows.rows()}), false);
 }
 LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
-  const Index frames = parts_->take(parts_->streams.finish(parts_->stream));
-  parts_->decoder.finish(parts_->words);
-  return frames;
+  return parts_->take(parts_->streams.finish(parts_->stream), true);
 }
 LACONIC_RECOGNIZER_INLINE const std::string& SpeechStream::text() const { return parts_->text.text; }
 LACONIC_RECOGNIZER_INLINE const std::vector<Word>& SpeechStream::words() const { return parts_->words; }
@@ -320,18 +337,27 @@ LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& 
   return parts_->model->logits(workspace.context().cpu, features);
 }
 
-LACONIC_RECOGNIZER_INLINE SpeechStream Recognizer::stream(const StreamConfig& streaming) const {
+LACONIC_RECOGNIZER_INLINE SpeechStream Recognizer::stream(const StreamConfig& streaming,
+                                                          const TranscriptionConfig& how) const {
   config().features.require_streamable();
-  return SpeechStream(feature_streams(streaming), config().features, vocabulary(), frame_times());
+  return SpeechStream(feature_streams(streaming), *this, how);
 }
 LACONIC_RECOGNIZER_INLINE FeatureStreams Recognizer::feature_streams(const StreamConfig& streaming) const {
   return FeatureStreams(parts_->model->streams(streaming));
 }
 LACONIC_RECOGNIZER_INLINE void Recognizer::require_streamable() const { parts_->model->require_streamable(); }
 
-LACONIC_RECOGNIZER_INLINE Evaluation Recognizer::evaluate(const Dataset& data, Workspace& workspace) const {
+LACONIC_RECOGNIZER_INLINE Evaluation Recognizer::evaluate(const Dataset& data, Workspace& workspace,
+                                                          const TranscriptionConfig& how) const {
+  TextOfLogits text_of;
+  if (how.beam != nullptr)
+    text_of = [&](MatrixView<const float> logits) {
+      CtcBeamSearch search(CtcClasses::of(vocabulary()), how.beam->config, how.beam->model, how.beam->hotwords);
+      search.push(logits);
+      return search.finish().front().text;
+    };
   const auto rows = static_cast<Index>(80e3 / config().features.fbank.frame_shift_ms);  // 80 s of speech at once
-  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows);
+  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows, text_of);
 }
 LACONIC_RECOGNIZER_INLINE StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data,
                                                                            const StreamConfig& streaming,

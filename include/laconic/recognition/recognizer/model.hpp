@@ -7,6 +7,7 @@
 #include <laconic/recognition/recognizer.hpp>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -59,8 +60,8 @@ class RecognizerModel {
   virtual void prepare(Storage weights, int threads) = 0;
 
   virtual Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const = 0;
-  virtual Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary,
-                              Index batch_frames) const = 0;
+  virtual Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
+                              const TextOfLogits& text_of) const = 0;
   virtual StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary,
                                                const StreamConfig& config, Index block_frames) const = 0;
   virtual std::unique_ptr<StreamsOfModel> streams(const StreamConfig& config) const = 0;

@@ -106,9 +106,9 @@ class ModelOf final : public RecognizerModel {
   Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const override {
     return cpu.output(model_(cpu, features, Sequences{features.rows()}).rows);
   }
-  Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary,
-                      Index batch_frames) const override {
-    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames);
+  Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
+                      const TextOfLogits& text_of) const override {
+    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames, {}, text_of);
   }
   StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary, const StreamConfig& config,
                                        Index block_frames) const override {

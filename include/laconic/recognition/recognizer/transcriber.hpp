@@ -4,11 +4,14 @@
 #include <laconic/decode/windowed_logits.hpp>
 #include <laconic/decode/word_decoder.hpp>
 #include <laconic/recognition/recognizer.hpp>
+#include <laconic/recognition/recognizer/beam.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/features.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -63,17 +66,24 @@ class Transcriber {
       : take_logits_(config.logits),
         logits_(recognizer, workspace, config.window_seconds),
         words_(recognizer.vocabulary(), recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, 0,
-               config.confidence) {}
+               config.confidence) {
+    if (config.beam != nullptr)
+      beam_.emplace(recognizer.vocabulary(), recognizer.frame_times(), recognizer.config().features.fbank.sample_rate,
+                    *config.beam);
+  }
 
   /// Takes the samples that follow, at the model's rate.
   void push(std::span<const float> samples) {
-    words_.hear(samples);
+    beam_ ? beam_->hear(samples) : words_.hear(samples);
     logits_.push(samples, [this](MatrixView<const float> rows) { take(rows); });
   }
   /// Ends the recording and returns what was said.
   Transcript finish() {
     logits_.finish([this](MatrixView<const float> rows) { take(rows); });
-    words_.finish(out_.words);
+    if (beam_)
+      out_.alternatives = beam_->finish(out_.words);
+    else
+      words_.finish(out_.words);
     for (const Word& one : out_.words) out_.text += (out_.text.empty() ? "" : " ") + one.text;
     out_.seconds = logits_.seconds();
     return std::move(out_);
@@ -82,12 +92,16 @@ class Transcriber {
  private:
   void take(MatrixView<const float> rows) {
     if (take_logits_) take_logits_(rows);
-    words_(rows, out_.words);
+    if (beam_)
+      (*beam_)(rows);
+    else
+      words_(rows, out_.words);
   }
 
   std::function<void(MatrixView<const float>)> take_logits_;
   RecordingLogits logits_;
   WordDecoder words_;
+  std::optional<BeamDecoder> beam_;  // in place of words_
   Transcript out_;
 };
 
