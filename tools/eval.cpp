@@ -380,6 +380,7 @@ void add_eval_command(CLI::App& app) {
       "from it");
   o->decoding.add_to(*command);
   o->stream.add_to(*command, "evaluate speech that comes block by block to many streams at once");
+  command->get_option("--beam")->excludes("--streaming");
   command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
