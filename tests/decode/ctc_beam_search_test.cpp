@@ -16,6 +16,9 @@
 #include "catch.hpp"
 #include "message_of.hpp"
 #include "temporary_folder.hpp"
+#ifdef LACONIC_TEST_ZLIB
+#include <laconic/decode/read_ngram.hpp>
+#endif
 
 using namespace laconic;
 
@@ -243,6 +246,35 @@ TEST_CASE("damaged ARPA files are refused with the line", "[decode][ngram]") {
   CHECK(message_of([&] { NgramModel::read(folder / "none.arpa"); }) ==
         (folder / "none.arpa").string() + ": cannot open: No such file or directory");
 }
+
+#ifdef LACONIC_TEST_ZLIB
+TEST_CASE("models that gzip has compressed", "[decode][ngram]") {
+  const TemporaryFolder folder;
+  const std::string path = (folder / "m.arpa.gz").string();
+  const auto written = [&](const std::string& arpa) {
+    const gzFile file = ::gzopen(path.c_str(), "wb");
+    ::gzwrite(file, arpa.data(), static_cast<unsigned>(arpa.size()));
+    ::gzclose(file);
+    return message_of([&] { read_ngram_model(path); });
+  };
+  std::string arpa = read_file(golden / "ctc_beams.arpa", 1 << 20);
+  arpa.insert(arpa.find("\\1-grams"), std::string(70'000, '\n'));  // more than what is read at a time
+  CHECK(written(arpa) == "no error");
+  CHECK(read_ngram_model(path).size() == golden_model()->size());
+  CHECK(message_of([&] { NgramModel::read(path); }) == path + ": a gzip file given, an ARPA file expected");
+  const std::string whole = read_file(path, 1 << 20);
+  write_file(path, whole.substr(0, whole.size() / 2));
+  CHECK_THAT(message_of([&] { read_ngram_model(path); }),
+             Catch::Matchers::ContainsSubstring(path + ": cannot decompress: ") &&
+                 Catch::Matchers::ContainsSubstring("unexpected end of file"));
+  CHECK(written("\\data\\\nngram 1=1\n") == path + ": the end of the file given after line 2, \\1-grams: expected");
+  CHECK(written(small_arpa.substr(0, small_arpa.size() - 1)) == "no error");
+  CHECK(written(std::string(3 << 20, 'x')) == path + ": a line of more than 1048576 bytes, which is no ARPA file's");
+  CHECK(read_ngram_model(golden / "ctc_beams.arpa").size() == golden_model()->size());
+  CHECK(message_of([&] { read_ngram_model(folder / "none"); }) ==
+        (folder / "none").string() + ": cannot open: No such file or directory");
+}
+#endif
 
 TEST_CASE("a wide beam sums all alignments of every text", "[decode][beams]") {
   const auto model = std::make_shared<const NgramModel>(model_of(small_arpa));

@@ -20,6 +20,7 @@ class Seeds {
     manifest();
     transcripts();
     audio();
+    arpa();
   }
 
  private:
@@ -158,6 +159,30 @@ class Seeds {
     put("transcripts", "bad_gone", "1-2-0 ONE\n1-2-1 TWO\n");
     put("transcripts", "bad_twice", "1-2-0 ONE\n1-2-0 TWO\n");
     put("transcripts", "bad_no_text", "1-2-0\n");
+  }
+
+  void arpa() const {
+    const char* const target = "arpa";
+    const std::string good =
+        "\\data\\\nngram 1=4\nngram 2=3\nngram 3=1\n\n\\1-grams:\n-99\t<s>\t-0.5\n-1\t</s>\n-1.5 "
+        "<unk>\n-0.4\ta\t-0.3\n\n"
+        "\\2-grams:\n-0.2\t<s> a\t-0.1\n-0.6\ta a\t-0.4\n-0.3\ta </s>\n\n\\3-grams:\n-0.05\t<s> a a\n\n\\end\\\n";
+    const auto changed = [&](const std::string& from, const std::string& to) {
+      std::string out = good;
+      return out.replace(out.find(from), from.size(), to);
+    };
+    put_whole_and_half(target, "trigrams", good);
+    put(target, "good_words_alone", "\\data\\\nngram 1=2\n\\1-grams:\n-9 <s>\n-1 </s>\n\\end\\");
+    put(target, "good_no_trigrams", changed("ngram 3=1", "ngram 3=0").replace(good.find("-0.05"), 14, ""));
+    put(target, "bad_empty", "");
+    put(target, "bad_count", changed("ngram 2=3", "ngram 2=18446744073709551615"));
+    put(target, "bad_order", changed("ngram 3=1", "ngram 3=1\nngram 4=1"));
+    put(target, "bad_number", changed("-0.6", "-1e999"));
+    put(target, "bad_positive", changed("-0.6", "0.6"));
+    put(target, "bad_word", changed("a a\t", "a b\t"));
+    put(target, "bad_context", changed("<s> a a", "</s> a a"));
+    put(target, "bad_twice", changed("a </s>", "a a"));
+    put(target, "bad_kenlm", "mmap lm http://kheafield.com/code format version 5\n");
   }
 
   /// Some samples through libsndfile.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/attention/any.hpp>
+#include <laconic/decode/ngram.hpp>
 #include <laconic/io/deepseek.hpp>
 #include <laconic/io/gpt2.hpp>
 #include <laconic/io/hugging_face.hpp>
@@ -222,6 +223,20 @@ inline void audio(std::string_view bytes) {
   demand(read_audio(path, 16000, &note).sample_rate == 16000, "another rate than was asked for");
 }
 
+/// The bytes are those of a language model of n-grams.
+inline void arpa(std::string_view bytes) {
+  const NgramModel model("f.arpa", detail::TextLines(bytes));
+  demand(model.size() >= model.words().size(), "fewer n-grams than words");
+  NgramModel::State state = model.begin();
+  for (std::size_t i = 0; i < 200; ++i) {
+    const auto word = static_cast<NgramModel::Word>(i * i % model.words().size());
+    const auto [log_prob, next] = model.score(state, word);
+    demand(std::isfinite(log_prob), "a log probability that is not finite");
+    demand(model.words().find(model.words()[word]) == word, "a word that is not found");
+    state = next;
+  }
+}
+
 struct Target {
   std::string_view name;
   void (*read)(std::string_view bytes);
@@ -233,7 +248,8 @@ inline constexpr auto targets = std::to_array<Target>({{"safetensors", safetenso
                                                        {"config", config},
                                                        {"manifest", manifest},
                                                        {"transcripts", transcripts},
-                                                       {"audio", audio}});
+                                                       {"audio", audio},
+                                                       {"arpa", arpa}});
 
 /// Gives the bytes to a reader. True where it accepts them, and false where it refuses them with one clear line.
 inline bool accepts(const Target& target, std::string_view bytes) {

@@ -46,14 +46,8 @@ struct ArpaEntry {
 /// Reads an ARPA file of n-grams, as SRILM and KenLM write them, line by line. Memory is that of one line. What the
 /// header claims is compared with what follows, and nothing is allocated by it.
 ///
-///     \data\
-///     ngram 1=3
-///     ngram 2=2
-///
-///     \1-grams:
-///     -1.2  <s>  -0.3
-///
-/// Each line of a section has a log10 probability, the n words and, below the highest order, perhaps the log10 of the
+/// The header is "\data\" and a line "ngram 1=COUNT" for each order. A section follows for each, which begins with
+/// "\1-grams:". Its lines have a log10 probability, the n words and, below the highest order, perhaps the log10 of the
 /// back-off weight. "\end\" ends the file.
 template <class NextLine>
 class ArpaReader {
