@@ -353,6 +353,23 @@ TEST_CASE("memory does not grow with time", "[decode][beams]") {
   CHECK(later <= most * 2);
   CHECK(most < 2000);
   CHECK(search.stable().size() > 300);
+
+  // Two words that score alike: the better one wins in the end, though nothing tells them apart later.
+  Matrix<float> sure = peaky(classes, "a night ", 4, 0.1F);
+  CtcBeamSearch tied(classes, {.max_lag = 200});
+  Matrix<float> unsure = sure;
+  for (const Index t : {1, 2}) {
+    unsure.row(t).setConstant(-20);
+    unsure(t, 2) = 1;
+    unsure(t, 3) = 1.001F;
+  }
+  tied.push(unsure);
+  for (int n = 0; n < 8; ++n) tied.push(sure);
+  CHECK(tied.stable().empty());
+  for (int n = 0; n < 4; ++n) tied.push(sure);
+  CHECK(tied.stable().size() > 20);
+  CHECK(tied.stable().front().text == "b");
+
   CtcClasses words{{"", "a", "b", "c"}, Tokens::words, 0};
   CtcBeamSearch other(words, {.prune_history = true});
   for (Index n = 0; n < 50; ++n) other.push(peaky(words, "abcabc", n, 3));
@@ -430,6 +447,7 @@ TEST_CASE("errors of the beam search", "[decode][beams]") {
   CHECK(refused(letters, {.beam_width = 0}) == "ctc_beam_search: beam_width 0 given, at least 1 expected");
   CHECK(refused(letters, {.beam_prune_logp = 1}) == "ctc_beam_search: beam_prune_logp 1 given, at most 0 expected");
   CHECK(refused(letters, {.token_min_logp = 2}) == "ctc_beam_search: token_min_logp 2 given, at most 0 expected");
+  CHECK(refused(letters, {.max_lag = 0}) == "ctc_beam_search: max_lag 0 given, at least 1 expected");
   CHECK(refused(letters, {.alpha = infinity}) == "ctc_beam_search: a weight of inf given, a finite number expected");
   CtcBeamSearch search(letters);
   CHECK(message_of([&] { search.push(Matrix<float>(1, 3)); }) ==
