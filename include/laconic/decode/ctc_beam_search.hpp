@@ -42,7 +42,7 @@ inline namespace LACONIC_ABI {
 class CtcBeamSearch {
  public:
   /// Begins an utterance. The model may be null: then only hotwords change the order. Throws `Error` for numbers out of
-  /// range and for a blank that is no class. Allocates.
+  /// range, for a blank that is no class, and for a model none of whose words begin with a class. Allocates.
   explicit CtcBeamSearch(CtcClasses classes, const CtcBeamConfig& config = {},
                          std::shared_ptr<const NgramModel> model = nullptr,
                          const std::vector<std::string>& hotwords = {})
@@ -59,6 +59,10 @@ class CtcBeamSearch {
           static_cast<std::uint32_t>(c == classes_.blank ? 0 : detail::split_characters(token).size()));
       if (classes_.kind == Tokens::characters && c != classes_.blank && token == " ") space_ = c;
     }
+    require(std::any_of(classes_.tokens.begin(), classes_.tokens.end(),
+                        [this](const std::string& token) { return scorer_.may_begin(token); }),
+            "ctc_beam_search: a language model given whose words begin with none of the classes, another one expected, "
+            "perhaps in upper or lower case as the classes are");
     log_probs_.resize(classes_.tokens.size());
     begin();
   }
@@ -155,7 +159,8 @@ class CtcBeamSearch {
   template <class Logits>
   void read_frame(const Logits& logits, Index t) {
     const auto size = static_cast<Index>(log_probs_.size());
-    double max = never, sum = 0;
+    double max = never;
+    double sum = 0;
     Index best = 0;
     for (Index c = 0; c < size; ++c) {
       const auto x = static_cast<double>(logits(t, c));
@@ -302,7 +307,7 @@ class CtcBeamSearch {
   /// Says whether no better prefix of this frame has the same history, and notes it.
   bool is_new_history(const Tree::Node& node) {
     const std::uint64_t history =
-        Hash().add(scorer_.history(node.words)).add(static_cast<std::uint64_t>(node.token + 1)).value();
+        Hash().add(scorer_.history(node.words)).add(static_cast<std::uint64_t>(node.token)).value();
     if (std::find(histories_.begin(), histories_.end(), history) != histories_.end()) return false;
     histories_.push_back(history);
     return true;

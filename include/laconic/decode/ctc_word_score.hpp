@@ -83,6 +83,12 @@ class CtcWordScorer {
       hot_lengths_.push_back(static_cast<std::uint32_t>(split_characters(hot_[i]).size()));
   }
 
+  /// Says whether a token can begin a word of the model that is spoken. Without a model it can.
+  bool may_begin(std::string_view token) const {
+    if (!model_) return true;
+    const SortedWords::Range range = model_->words().narrow(model_->words().all(), token);
+    return !token.empty() && !range.empty() && model_->is_spoken(range.begin);
+  }
   /// Returns the state of the empty prefix.
   State start() const {
     State out;
