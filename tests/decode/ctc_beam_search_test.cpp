@@ -48,7 +48,8 @@ Matrix<float> random_logits(Index rows, Index cols, Index seed, float scale) {
 
 /// Sums the probabilities of all alignments of logits, by the text that they give.
 std::map<std::string, double> all_texts(const Matrix<float>& logits, const CtcClasses& classes) {
-  const Index frames = logits.rows(), size = logits.cols();
+  const Index frames = logits.rows();
+  const Index size = logits.cols();
   std::map<std::string, double> out;
   std::vector<Index> path(static_cast<std::size_t>(frames), 0);
   while (true) {
@@ -138,7 +139,8 @@ TEST_CASE("n-grams score as KenLM's do", "[decode][ngram]") {
   CHECK(model.order() == 4);
   const SafetensorsFile file(golden / "ctc_beams.safetensors");
   std::istringstream lines(file.metadata().at("sentences"));
-  std::size_t words = 0, unknown = 0;
+  std::size_t words = 0;
+  std::size_t unknown = 0;
   for (std::string line; std::getline(lines, line);) {
     const std::size_t tab = line.find('\t');
     std::istringstream scores(line.substr(0, tab));
@@ -345,7 +347,8 @@ TEST_CASE("memory does not grow with time", "[decode][beams]") {
   const CtcClasses classes = alphabet();
   const Matrix<float> logits = peaky(classes, speech, 3, 2.5F);
   CtcBeamSearch search(classes, {.beam_width = 20}, golden_model());
-  std::size_t most = 0, later = 0;
+  std::size_t most = 0;
+  std::size_t later = 0;
   for (int n = 0; n < 20; ++n) {
     search.push(logits);
     (n < 5 ? most : later) = std::max(n < 5 ? most : later, search.prefixes());
@@ -353,6 +356,23 @@ TEST_CASE("memory does not grow with time", "[decode][beams]") {
   CHECK(later <= most * 2);
   CHECK(most < 2000);
   CHECK(search.stable().size() > 300);
+
+  // Two words that score alike: the better one wins in the end, though nothing tells them apart later.
+  Matrix<float> sure = peaky(classes, "a night ", 4, 0.1F);
+  CtcBeamSearch tied(classes, {.max_lag = 200});
+  Matrix<float> unsure = sure;
+  for (const Index t : {1, 2}) {
+    unsure.row(t).setConstant(-20);
+    unsure(t, 2) = 1;
+    unsure(t, 3) = 1.001F;
+  }
+  tied.push(unsure);
+  for (int n = 0; n < 8; ++n) tied.push(sure);
+  CHECK(tied.stable().empty());
+  for (int n = 0; n < 4; ++n) tied.push(sure);
+  CHECK(tied.stable().size() > 20);
+  CHECK(tied.stable().front().text == "b");
+
   CtcClasses words{{"", "a", "b", "c"}, Tokens::words, 0};
   CtcBeamSearch other(words, {.prune_history = true});
   for (Index n = 0; n < 50; ++n) other.push(peaky(words, "abcabc", n, 3));
@@ -430,7 +450,13 @@ TEST_CASE("errors of the beam search", "[decode][beams]") {
   CHECK(refused(letters, {.beam_width = 0}) == "ctc_beam_search: beam_width 0 given, at least 1 expected");
   CHECK(refused(letters, {.beam_prune_logp = 1}) == "ctc_beam_search: beam_prune_logp 1 given, at most 0 expected");
   CHECK(refused(letters, {.token_min_logp = 2}) == "ctc_beam_search: token_min_logp 2 given, at most 0 expected");
+  CHECK(refused(letters, {.max_lag = 0}) == "ctc_beam_search: max_lag 0 given, at least 1 expected");
   CHECK(refused(letters, {.alpha = infinity}) == "ctc_beam_search: a weight of inf given, a finite number expected");
+  CHECK(message_of([] {
+          CtcBeamSearch({{"", " ", "A", "<unk>"}, Tokens::characters, 0}, {}, golden_model());
+        }) ==
+        "ctc_beam_search: a language model given whose words begin with none of the classes, another one expected, "
+        "perhaps in upper or lower case as the classes are");
   CtcBeamSearch search(letters);
   CHECK(message_of([&] { search.push(Matrix<float>(1, 3)); }) ==
         "ctc_beam_search: logits of 3 classes given, 4 expected");

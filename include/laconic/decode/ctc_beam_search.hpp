@@ -4,8 +4,8 @@
 #include <laconic/backend/cpu/kernels/ctc.hpp>
 #include <laconic/core/hash.hpp>
 #include <laconic/core/matrix.hpp>
+#include <laconic/decode/ctc_hypothesis.hpp>
 #include <laconic/decode/ctc_prefix_tree.hpp>
-#include <laconic/speech/tokens.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -21,39 +21,6 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Lists the classes of a CTC head for a beam search.
-struct CtcClasses {
-  std::vector<std::string> tokens{};  ///< the text of each class; that of the blank does not matter
-  Tokens kind = Tokens::characters;   ///< characters: " " stands between words; words: each token is one
-  int blank = 0;                      ///< class of the blank
-
-  /// Returns the classes of a `Vocabulary`. Allocates.
-  template <class Vocabulary>
-  static CtcClasses of(const Vocabulary& vocabulary, int blank = 0) {
-    CtcClasses out{{}, vocabulary.kind(), blank};
-    for (Index i = 0; i < vocabulary.size(); ++i) out.tokens.push_back(vocabulary.token(i));
-    return out;
-  }
-};
-
-/// Holds a word and the frames in which its tokens are, from `begin` to before `end`.
-struct CtcWord {
-  std::string text;  ///< the word
-  Index begin = 0,   ///< frame of its first token
-      end = 0;       ///< frame after its last token
-  /// Says whether all members are equal.
-  friend bool operator==(const CtcWord&, const CtcWord&) = default;
-};
-
-/// Holds one result of a beam search over CTC's frames.
-struct CtcHypothesis {
-  std::string text{};            ///< the words with one space between them
-  double score = 0;              ///< log_prob + word_score, by which results are ordered
-  double log_prob = 0;           ///< natural log of the probability of the text by the frames alone
-  double word_score = 0;         ///< weighted score by the language model and hotwords
-  std::vector<CtcWord> words{};  ///< the words with their frames
-};
-
 /// Decodes CTC by prefix beam search while frames come (Graves and Jaitly 2014, algorithm 1; Hannun et al. 2014,
 /// algorithm 1). A prefix has the sum of the probabilities of all its alignments. It is ranked by the log of that plus
 /// alpha times the log probability of its words by an n-gram model, beta for each word, and a bonus for hotwords. A
@@ -61,7 +28,8 @@ struct CtcHypothesis {
 /// lower if no word of the model begins so. Spaces that follow each other are one, and those at the ends are none.
 ///
 /// Results do not depend on how the frames are split into blocks. Memory does not grow with time but for the words:
-/// what all prefixes agree on is kept as words only. Frames of words are those of a likely alignment.
+/// what all prefixes agree on is kept as words only, and they must agree on words that ended `max_lag` frames ago.
+/// Frames of words are those of a likely alignment.
 ///
 ///     CtcBeamSearch search(CtcClasses::of(vocabulary), {.beam_width = 50}, model, {"laconic"});
 ///     search.push(view(logits));                           // (frames, classes), any number of times
@@ -74,7 +42,7 @@ struct CtcHypothesis {
 class CtcBeamSearch {
  public:
   /// Begins an utterance. The model may be null: then only hotwords change the order. Throws `Error` for numbers out of
-  /// range and for a blank that is no class. Allocates.
+  /// range, for a blank that is no class, and for a model none of whose words begin with a class. Allocates.
   explicit CtcBeamSearch(CtcClasses classes, const CtcBeamConfig& config = {},
                          std::shared_ptr<const NgramModel> model = nullptr,
                          const std::vector<std::string>& hotwords = {})
@@ -91,13 +59,17 @@ class CtcBeamSearch {
           static_cast<std::uint32_t>(c == classes_.blank ? 0 : detail::split_characters(token).size()));
       if (classes_.kind == Tokens::characters && c != classes_.blank && token == " ") space_ = c;
     }
+    require(std::any_of(classes_.tokens.begin(), classes_.tokens.end(),
+                        [this](const std::string& token) { return scorer_.may_begin(token); }),
+            "ctc_beam_search: a language model given whose words begin with none of the classes, another one expected, "
+            "perhaps in upper or lower case as the classes are");
     log_probs_.resize(classes_.tokens.size());
     begin();
   }
 
-  /// Adds frames: logits (frames, classes) on the host, normalised or not. Allocates only while prefixes become more
-  /// than ever before. Throws `Error` for another number of classes, and for a frame with NaN or without a finite
-  /// largest value; frames before that one are added.
+  /// Adds frames: logits (frames, classes) on the host, normalised or not. Allocates for words that get stable, and
+  /// while there are more prefixes than ever before. Throws `Error` for another number of classes, and for a frame with
+  /// NaN or whose largest value is not finite; the frames before that one are added.
   template <class Logits>
   requires requires(const Logits& logits) { logits(Index(), Index()); }
   void push(const Logits& logits) {
@@ -156,6 +128,7 @@ class CtcBeamSearch {
   using Tree = detail::CtcPrefixTree;
   using Id = Tree::Id;
   static constexpr double never = Tree::never;
+  static constexpr Index lag_interval = 32;                    // frames between looks at what is late
   static constexpr double min_log_prob = -34.538776394910684;  // ln 1e-15: a frame cannot forbid a class
 
   static const CtcBeamConfig& checked(const CtcBeamConfig& config) {
@@ -164,6 +137,7 @@ class CtcBeamSearch {
             " given, at most 0 expected");
     require(config.token_min_logp <= 0, "ctc_beam_search: token_min_logp ", config.token_min_logp,
             " given, at most 0 expected");
+    require(config.max_lag > 0, "ctc_beam_search: max_lag ", config.max_lag, " given, at least 1 expected");
     for (const double x : {config.alpha, config.beta, config.unk_score_offset, config.hotword_weight})
       require(std::isfinite(x), "ctc_beam_search: a weight of ", x, " given, a finite number expected");
     return config;
@@ -185,7 +159,8 @@ class CtcBeamSearch {
   template <class Logits>
   void read_frame(const Logits& logits, Index t) {
     const auto size = static_cast<Index>(log_probs_.size());
-    double max = never, sum = 0;
+    double max = never;
+    double sum = 0;
     Index best = 0;
     for (Index c = 0; c < size; ++c) {
       const auto x = static_cast<double>(logits(t, c));
@@ -305,12 +280,34 @@ class CtcBeamSearch {
     }
     for (const Id id : dropped_) tree_.release(id);
     for (const Id id : touched_) tree_.release(id);
+    if (frames_ % lag_interval == 0) drop_late();
+  }
+
+  /// Drops prefixes that differ from the best one in a word that ended more than `max_lag` frames ago.
+  void drop_late() {
+    Id agreed = live_.front();
+    while (agreed != tree_.root() && !(breaks(agreed) && tree_[agreed].frames.finished_end + config_.max_lag < frames_))
+      agreed = tree_[agreed].parent;
+    // Among words, a node is the word that goes on; the one before it has ended.
+    if (agreed != tree_.root() && classes_.kind == Tokens::words) agreed = tree_[agreed].parent;
+    if (agreed == tree_.root()) return;
+    dropped_.clear();
+    for (const Id id : live_) {
+      Id above = id;
+      while (above != agreed && above != tree_.root()) above = tree_[above].parent;
+      if (above != agreed) dropped_.push_back(id);
+    }
+    for (const Id id : dropped_) {
+      tree_[id].live = false;
+      tree_.release(id);
+    }
+    std::erase_if(live_, [this](Id id) { return !tree_[id].live; });
   }
 
   /// Says whether no better prefix of this frame has the same history, and notes it.
   bool is_new_history(const Tree::Node& node) {
     const std::uint64_t history =
-        Hash().add(scorer_.history(node.words)).add(static_cast<std::uint64_t>(node.token + 1)).value();
+        Hash().add(scorer_.history(node.words)).add(static_cast<std::uint64_t>(node.token)).value();
     if (std::find(histories_.begin(), histories_.end(), history) != histories_.end()) return false;
     histories_.push_back(history);
     return true;

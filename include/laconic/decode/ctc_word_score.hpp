@@ -22,7 +22,7 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Says how a beam search over CTC's frames runs. Names and values are those of pyctcdecode.
+/// Says how a beam search over CTC's frames runs. Names and values are those of pyctcdecode, which has no `max_lag`.
 struct CtcBeamConfig {
   Index beam_width = 100;         ///< prefixes that are kept after each frame
   double beam_prune_logp = -10;   ///< a prefix whose score is further below the best is dropped
@@ -32,6 +32,7 @@ struct CtcBeamConfig {
   double unk_score_offset = -10;  ///< log10 probability added for a word that the model does not know
   bool lm_score_boundary = true;  ///< whether a text is scored from <s> to </s>, or as a part of a longer one
   double hotword_weight = 10;     ///< added for each hotword
+  Index max_lag = 1000;           ///< a prefix that differs from the best in a word that ended earlier is dropped
   bool prune_history = false;     ///< drops prefixes that no word to come will tell from a better one: faster, and
                                   ///< `stable` gets further, but there are fewer results after the first
 
@@ -45,6 +46,7 @@ struct CtcBeamConfig {
     visit("unk_score_offset", self.unk_score_offset);
     visit("lm_score_boundary", self.lm_score_boundary);
     visit("hotword_weight", self.hotword_weight);
+    visit("max_lag", self.max_lag);
     visit("prune_history", self.prune_history);
   }
 };
@@ -81,6 +83,12 @@ class CtcWordScorer {
       hot_lengths_.push_back(static_cast<std::uint32_t>(split_characters(hot_[i]).size()));
   }
 
+  /// Says whether a token can begin a word of the model that is spoken. Without a model it can.
+  bool may_begin(std::string_view token) const {
+    if (!model_) return true;
+    const SortedWords::Range range = model_->words().narrow(model_->words().all(), token);
+    return !token.empty() && !range.empty() && model_->is_spoken(range.begin);
+  }
   /// Returns the state of the empty prefix.
   State start() const {
     State out;

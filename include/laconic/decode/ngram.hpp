@@ -137,7 +137,8 @@ class NgramModel {
 
   template <class Child>
   static const Child* find(const std::vector<Child>& children, const Node& node, Word word) {
-    const Child *const begin = children.data() + node.begin, *const end = children.data() + node.end;
+    const Child* const begin = children.data() + node.begin;
+    const Child* const end = children.data() + node.end;
     const Child* const found =
         std::lower_bound(begin, end, word, [](const Child& child, Word w) { return child.word < w; });
     return found != end && found->word == word ? found : nullptr;
