@@ -19,6 +19,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -37,7 +38,7 @@ volatile std::sig_atomic_t interrupted = 0;
 void end_input_at_interrupt() {
   struct sigaction action {};
   action.sa_handler = [](int) { interrupted = 1; };
-  action.sa_flags = SA_RESETHAND;  // and no SA_RESTART: reading stops
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // and no SA_RESTART: reading stops
   ::sigaction(SIGINT, &action, nullptr);
 }
 
