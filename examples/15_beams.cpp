@@ -40,7 +40,8 @@ int main() {
   logits(7, 7) = 0.5;
 
   std::string greedy;
-  for (const int label : greedy_ctc(view(std::as_const(logits)))) greedy += classes.tokens[static_cast<std::size_t>(label)];
+  for (const int label : greedy_ctc(view(std::as_const(logits))))
+    greedy += classes.tokens[static_cast<std::size_t>(label)];
 
   detail::TextLines lines(arpa);
   const auto model = std::make_shared<const NgramModel>("arpa", lines);

@@ -187,7 +187,7 @@ def main():
         "plain_default": ("we can not hallow this ground", {}, {}),
         "model": ("we can not hallow this ground", model, wide),
         "model_default": ("the world will little note nor long remember what we say here", model, {}),
-        "unknown_default": ("we say laconic", model, wide),
+        "unknown": ("we say laconic", model, {**wide, "beam_width": 8000}),
         "hotword": ("a laconic people rather", model, {**wide, "hotwords": ["laconic", "people this"]}),
         "hotword_alone": ("a laconic fan", {}, {**wide, "hotwords": ["laconic", "lacking"], "hotword_weight": 5.0}),
         "hotword_default": ("we say laconic people dedicate this field", model, {"hotwords": ["laconic"]}),
