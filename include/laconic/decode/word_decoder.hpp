@@ -14,8 +14,9 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Corrects the times of words by the level of sound. CTC says where a word's tokens peak, which may be anywhere in the
-/// word, or after it in a model that hears in chunks. A word ends where silence of 30 ms or more begins after its last
-/// token, and the next begins where that silence ends; words without silence between them meet at the quietest step.
+/// word, or after it in a model that hears in chunks. Between two words lies the longest silence of 30 ms or more that
+/// is between their peaks; without one they meet at the quietest step. Before the first word and after the last one, a
+/// silence of 200 ms ends the speech.
 class WordTimes {
  public:
   /// Begins an utterance. `sample_rate` is that of the samples, in Hz.
@@ -27,56 +28,68 @@ class WordTimes {
   /// if there is one. Words come in order.
   void correct(Word& word, std::optional<double> next) {
     const Index peak = SpeechLevel::step_at(*word.end);
-    const Index until = next ? std::max(peak, SpeechLevel::step_at(*next)) : level_.steps();
-    word.begin = begin_ ? *begin_ : seconds(begin_of(SpeechLevel::step_at(*word.begin), 0));
-    const auto [end, begin] = between(SpeechLevel::step_at(*word.begin), peak, until, next.has_value());
-    word.end = std::max(*word.begin + SpeechLevel::step, seconds(end));
-    begin_ = std::max(*word.end, seconds(begin));
-    level_.forget_before(*word.end);
+    if (!begin_) begin_ = first_begin(SpeechLevel::step_at(*word.begin));
+    const Range pause = next ? between(peak, std::max(peak, SpeechLevel::step_at(*next))) : last_pause(peak);
+    word.begin = seconds(*begin_);
+    word.end = seconds(std::max(pause.begin, *begin_ + 1));
+    begin_ = std::max(pause.end, *begin_ + 1);
+    level_.forget_before(*word.end - 1);
   }
 
  private:
-  static constexpr Index shortest_silence = 3, shortest_speech = 5;  // steps of 10 ms
+  static constexpr Index shortest = 3, ends_speech = 20;  // silences, in steps of 10 ms
 
   static double seconds(Index i) { return static_cast<double>(i) * SpeechLevel::step; }
-  /// Says whether steps i, i + 1 ... are silent, so many.
-  bool silence_at(Index i) const {
-    for (Index k = 0; k < shortest_silence; ++k)
-      if (!level_.is_silent(i + k)) return false;
-    return true;
+  /// Returns the silence that contains step i, which is silent, as far as [least, most) goes.
+  Range silence_around(Index i, Index least, Index most) const {
+    Range out{i, i + 1};
+    while (out.begin > least && level_.is_silent(out.begin - 1)) --out.begin;
+    while (out.end < most && level_.is_silent(out.end)) ++out.end;
+    return out;
   }
-  /// Returns the step in which a word begins whose first token is at step `peak`; the word before ends at `after`.
-  Index begin_of(Index peak, Index after) const {
-    Index i = peak;
-    if (level_.is_silent(i)) {  // after the word's speech, or before it
-      Index back = i;
-      while (back > after && level_.is_silent(back - 1)) --back;
-      Index from = back;
-      while (from > after && !silence_at(from - shortest_silence)) --from;
-      if (back > after && back - from >= shortest_speech) return from;
-      while (i < level_.steps() && level_.is_silent(i)) ++i;
-      return i < level_.steps() ? i : peak;
+  /// Returns the step in which the first word begins; its first token is at step `peak`.
+  Index first_begin(Index peak) const {
+    Index begin = 0;
+    for (Index i = 0; i < peak; ++i) {
+      if (!level_.is_silent(i)) continue;
+      const Range silence = silence_around(i, 0, peak);
+      if (silence.begin == 0 || (silence.size() >= ends_speech && silence.end < peak)) begin = silence.end;
+      i = silence.end;
     }
-    while (i > after && !(level_.is_silent(i - 1) && silence_at(i - shortest_silence))) --i;
-    return i;
+    return begin < peak ? begin : peak;  // all is silent: nothing to go by
   }
-  /// Returns the steps in which a word ends and the next begins. The one has its last token at step `peak` and begins
-  /// at `begin`, the other, if there is one, has its first token at step `next`.
-  std::pair<Index, Index> between(Index begin, Index peak, Index next, bool has_next) const {
-    Index end = peak;
-    if (level_.is_silent(end))
-      while (end > begin + 1 && level_.is_silent(end - 1)) --end;
-    if (end == begin + 1) end = peak;  // all is silent: nothing to go by
-    while (end < next && !silence_at(end)) ++end;
-    if (end < next) return {end, begin_of(next, end)};
-    Index quiet = peak;  // no silence between the words
-    for (Index i = peak; i < next; ++i)
+  /// Returns the silence after the last word, whose last token is at step `peak`.
+  Range last_pause(Index peak) const {
+    const Index least = begin_.value_or(0) + 1, steps = std::max(level_.steps(), peak);
+    for (Index i = std::min(peak, steps); i < steps; ++i) {
+      if (!level_.is_silent(i)) continue;
+      const Range silence = silence_around(i, least, steps);
+      if (silence.begin > least && (silence.size() >= ends_speech || silence.end == steps)) return silence;
+      i = silence.end;
+    }
+    return {steps, steps};
+  }
+  /// Returns the silence between two words, or the step where they meet. The one has its last token at step `peak`, the
+  /// other its first one at step `next`.
+  Range between(Index peak, Index next) const {
+    const Index least = begin_.value_or(0) + 1;
+    std::optional<Range> longest;
+    Index quiet = peak;
+    for (Index i = peak; i <= next; ++i) {
       if (level_.level(i) < level_.level(quiet)) quiet = i;
-    return has_next ? std::pair{quiet, quiet} : std::pair{end, end};
+      if (!level_.is_silent(i)) continue;
+      const Range silence = silence_around(i, least, level_.steps());
+      // A silence around the next word's peak comes after its speech, if there is another silence before.
+      const bool after_next = silence.end > next && longest.has_value();
+      if (silence.size() >= shortest && !after_next && (!longest || silence.size() > longest->size()))
+        longest = silence;
+      i = silence.end;
+    }
+    return longest.value_or(Range{quiet, quiet});
   }
 
   SpeechLevel level_;
-  std::optional<double> begin_;  // of the next word
+  std::optional<Index> begin_;  // step in which the next word begins
 };
 
 /// Finds the words of an utterance greedily, with times and confidence, while its samples and logits come.

@@ -5,16 +5,19 @@
 #include <laconic/core/extent.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
+#include <numeric>
+#include <optional>
 #include <span>
 
 namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Measures the level of sound in steps of 10 ms while samples come, and says which steps are silent: nearer to the
-/// level of the background than to that of speech. Both levels are followed: the background's falls at once and rises
-/// by 1 dB a second, that of speech rises at once and falls by 1 dB a second.
+/// level of the background than to that of speech. These levels are the 10% and 90% quantiles of the levels so far, of
+/// which those of ten seconds ago count a third.
 class SpeechLevel {
  public:
   static constexpr double step = 0.01;  ///< seconds of a step
@@ -44,40 +47,51 @@ class SpeechLevel {
   Index steps() const { return first_ + static_cast<Index>(levels_.size()); }
   /// Returns the step in which a time lies.
   static Index step_at(double seconds) { return static_cast<Index>(std::floor(seconds / step + 1e-6)); }
-  /// Says whether a step is silent. Steps that are forgotten or to come count as silent.
-  bool is_silent(Index i) const { return level(i) < threshold(); }
-  /// Returns the level in dB below which a step is silent. 0 dB is that of samples of 1.
-  double threshold() const { return background_ + std::max(6.0, 0.3 * (speech_ - background_)); }
-  /// Returns the level of a step in dB; that of a silent one if it is forgotten or to come.
+  /// Returns the level of a step in dB, 0 dB being that of samples of 1; the lowest one if the step is forgotten or to
+  /// come.
   double level(Index i) const {
-    return i < first_ || i >= steps() ? quietest : levels_[static_cast<std::size_t>(i - first_)];
+    return i < first_ || i >= steps() ? lowest : levels_[static_cast<std::size_t>(i - first_)];
   }
-  /// Returns the seconds of silence that the samples so far end with.
-  double silence() const {
-    Index i = steps();
-    while (i > first_ && is_silent(i - 1)) --i;
-    return static_cast<double>(steps() - i) * step;
+  /// Says whether a step is silent. Steps that are forgotten or to come are.
+  bool is_silent(Index i) const { return level(i) < threshold(); }
+  /// Returns the level in dB below which a step is silent.
+  double threshold() const {
+    if (!threshold_) {
+      const double background = quantile(0.1), speech = quantile(0.9);
+      threshold_ = background + std::max(6.0, 0.2 * (speech - background));
+    }
+    return *threshold_;
   }
 
  private:
-  static constexpr double quietest = -90;   // dB: half a bit of 16
-  static constexpr double rise = 1 * step;  // dB a step
+  static constexpr double lowest = -90;   // dB: half a bit of 16
+  static constexpr double keeps = 0.999;  // part of a count that is left after a step
 
   void end_step() {
     const auto n = static_cast<double>(per_step_);
     const double mean = sum_ / n, power = std::max(0.0, squares_ / n - mean * mean);
-    const double level = std::max(quietest, 10 * std::log10(power + 1e-12));
-    const bool first = steps() == 0;
-    background_ = first ? level : std::min(level, background_ + rise);
-    speech_ = first ? level : std::max(level, speech_ - rise);
+    const double level = std::clamp(10 * std::log10(power + 1e-12), lowest, 0.0);
+    for (double& one : counts_) one *= keeps;
+    counts_[static_cast<std::size_t>(level - lowest)] += 1;
     levels_.push_back(level);
+    threshold_.reset();
     sum_ = squares_ = 0;
     in_step_ = 0;
   }
+  /// Returns the level in dB below which this part of the counts is.
+  double quantile(double part) const {
+    const double wanted = part * std::accumulate(counts_.begin(), counts_.end(), 0.0);
+    double sum = 0;
+    std::size_t i = 0;
+    while (i + 1 < counts_.size() && sum + counts_[i] <= wanted) sum += counts_[i++];
+    return lowest + static_cast<double>(i);
+  }
 
   Index per_step_, in_step_ = 0, first_ = 0;
-  double sum_ = 0, squares_ = 0, background_ = 0, speech_ = 0;
-  std::deque<double> levels_;  // dB, from step first_ on
+  double sum_ = 0, squares_ = 0;
+  std::deque<double> levels_;                // dB, from step first_ on
+  std::array<double, 91> counts_{};          // steps by level, in steps of 1 dB
+  mutable std::optional<double> threshold_;  // empty after another step
 };
 
 }  // namespace LACONIC_ABI
