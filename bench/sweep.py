@@ -60,7 +60,8 @@ def compiled(compiler, text, folder):
 
 def plot(rows, file):
     """Measured time of both kinds of work against the bytes of cache."""
-    script = [f'set terminal pngcairo size 1400,620 font "sans,10"; set output "{file}"',
+    # To its standard output: a name like "|rm x" would be a command to it.
+    script = ['set terminal pngcairo noenhanced size 1400,620 font "sans,10"',
               "set multiplot layout 1,2; set key off; set grid; set logscale xy",
               'set xlabel "cache of 1000 frames, KB"']
     for work, title in (("whole", "1000 frames"), ("stream", "16 frames after 1000")):
@@ -70,11 +71,12 @@ def plot(rows, file):
             script.append(f'{row["cache_bytes"] / 1024} {row[work + "_ms"]} {row[work + "_predicted_ms"]} "{row["name"]}"')
         script += ["EOD", "plot $d u 1:2:4 w labels point pt 7 offset 1,0.4 left font ',7', $d u 1:3 w p pt 6"]
     try:
-        done = subprocess.run(["gnuplot"], input="\n".join(script), text=True, capture_output=True)
+        done = subprocess.run(["gnuplot", "-d"], input="\n".join(script).encode(), capture_output=True)
     except FileNotFoundError:
         sys.exit("sweep.py: gnuplot: not found; apt-get install gnuplot-nox, or leave out --plot")
     if done.returncode != 0:
-        sys.exit(f"sweep.py: gnuplot: {done.stderr.strip()}")
+        sys.exit(f"sweep.py: gnuplot: {done.stderr.decode(errors='replace').strip()}")
+    file.write_bytes(done.stdout)
 
 
 def main():

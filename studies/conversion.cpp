@@ -128,20 +128,19 @@ class Study {
                       joined(o_.strategies), " --caches ", joined(o_.caches),
                       o_.holdout_speaker.empty() ? "" : text(" --holdout-speaker ", o_.holdout_speaker), "`"),
                  o_.threads);
-    o_.write(results_.rows());
     say("done in ", fixed(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60, 1),
         " min");
-    std::printf("%s\ntable:   %s\nplots:   %s, %s\nresults: %s\nmodels:  %s\n",
-                read_file(out_ / "summary.txt", 1 << 20).c_str(), (out_ / "report.md").c_str(),
-                (out_ / "wer_cache.png").c_str(), (out_ / "conversion_error.png").c_str(),
-                (out_ / "results.json").c_str(), (out_ / "models").c_str());
+    print(Lines{read_file(out_ / "summary.txt", 1 << 20)}, "\ntable:   ", (out_ / "report.md").string(),
+          "\nplots:   ", (out_ / "wer_cache.png").string(), ", ", (out_ / "conversion_error.png").string(),
+          "\nresults: ", (out_ / "results.json").string(), "\nmodels:  ", (out_ / "models").string(), '\n');
+    o_.write(results_.rows());
   }
 
  private:
   /// A folder can go on only with the study that began it, described in study.json. Whether it begins here.
   bool begin_or_go_on() const {
     const nlohmann::json now{
-        {"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+        {"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
         {"preset", preset_.name},
         {"model", o_.encoder},
         {"utterances", {preset_.train_utterances, preset_.valid_utterances, preset_.test_utterances}},
@@ -151,7 +150,7 @@ class Study {
         {"seed", o_.seed},
         {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "study.json";
-    if (std::filesystem::exists(path)) {
+    if (detail::is_there(path)) {
       require_same_run(read_json(path), now, path.string(), "folder");
       say("going on with the study in ", out_.string());
       return false;
@@ -172,8 +171,7 @@ class Study {
     train_ = load("train.jsonl", &vocabulary);
     valid_ = load("valid.jsonl", &vocabulary);
     tests_.push_back({known, load("test.jsonl", nullptr)});
-    if (std::filesystem::exists(corpus_ / "holdout.jsonl"))
-      tests_.push_back({held_out, load("holdout.jsonl", nullptr)});
+    if (detail::is_there(corpus_ / "holdout.jsonl")) tests_.push_back({held_out, load("holdout.jsonl", nullptr)});
     say(train_.size(), " training utterances, ", fixed(train_.seconds() / 60, 1), " min of speech");
   }
 
@@ -244,7 +242,7 @@ class Study {
 
   bool is_measured(const std::string& name, const std::string& stage, std::int64_t seed) const {
     return results_.has(name, stage, known, seed) &&
-           (!std::filesystem::exists(corpus_ / "holdout.jsonl") || results_.has(name, stage, held_out, seed));
+           (!detail::is_there(corpus_ / "holdout.jsonl") || results_.has(name, stage, held_out, seed));
   }
   bool is_finished(const Variant& v, std::int64_t seed) const {
     return is_measured(v.name, "converted", seed) && std::ranges::all_of(strategies(v), [&](Strategy s) {
@@ -325,7 +323,7 @@ class Study {
   void train(Recognizer& model, const std::filesystem::path& folder, TrainConfig config, std::int64_t seed,
              const std::string& name, RecognizerTraining with = {}) {
     config.seed = seed;
-    if (std::filesystem::exists(folder / "finished.json")) {
+    if (detail::is_there(folder / "finished.json")) {
       model = Recognizer::load(folder / "model");
       seconds_ = read_json(folder / "finished.json").at("seconds").get<double>();
       return;
@@ -338,9 +336,8 @@ class Study {
     seconds_ = state.seconds;
     write_json(folder / "finished.json",
                {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
-    std::filesystem::remove(folder / "checkpoint.safetensors");
-    for (const Index rank : with.ranks)
-      std::filesystem::remove(folder / text("rank-", rank) / "checkpoint.safetensors");
+    ::unlink((folder / "checkpoint.safetensors").c_str());
+    for (const Index rank : with.ranks) ::unlink((folder / text("rank-", rank) / "checkpoint.safetensors").c_str());
   }
 
   /// A row for each test set.
@@ -450,7 +447,7 @@ void add_conversion_command(CLI::App& app) {
       ->capture_default_str()
       ->delimiter(',')
       ->check(between(0.1, 50.0));
-  command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(CLI::PositiveNumber);
+  command->add_option("--seeds", o->seeds, "number of seeds; default: as the preset says")->check(whole_number(1));
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is used only for testing")
       ->type_name("NAME");
   share_among_processes(command);

@@ -68,7 +68,6 @@ class JointStudy {
           "mla-decoupled", seed, o_.ctc_weight,
           {latent, {.num_heads = 4, .kv_lora_rank = latent.kv_lora_rank, .qk_rope_head_dim = latent.qk_rope_head_dim}});
     }
-    o_.write(rows_);
     Table table = Table::of_titles({"decoder", "seed", "decoding", "WER %", "95% interval", "cache bytes a token",
                                     "memory bytes a second of speech"});
     for (const auto& row : rows_)
@@ -79,8 +78,9 @@ class JointStudy {
                  std::to_string(row.at("cache_bytes_per_token").get<Index>()),
                  std::to_string(row.at("memory_bytes_per_second").get<Index>())});
     write_file(out_ / "joint.md", table.markdown());
-    std::printf("%s\ntable:   %s\nresults: %s\n", table.markdown().c_str(), (out_ / "joint.md").c_str(),
-                (out_ / "joint.json").c_str());
+    print(Lines{table.markdown()}, "\ntable:   ", (out_ / "joint.md").string(),
+          "\nresults: ", (out_ / "joint.json").string(), '\n');
+    o_.write(rows_);
   }
 
  private:
@@ -262,15 +262,15 @@ int main(int argc, char** argv) {
   app.add_option("--preset", o->preset, "quick: a small model; full: a larger one, and more speech")
       ->capture_default_str()
       ->check(CLI::IsMember({"quick", "full"}));
-  app.add_option("--epochs", o->epochs, "epochs of training")->capture_default_str()->check(CLI::Range(1, 10000));
-  app.add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::Range(1, 100));
+  app.add_option("--epochs", o->epochs, "epochs of training")->capture_default_str()->check(whole_number(1, 10000));
+  app.add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(whole_number(1, 100));
   app.add_option("--ctc-weight", o->ctc_weight, "weight of CTC, in training and in joint decoding")
       ->capture_default_str()
       ->check(between(0.0, 0.99));
-  app.add_option("--beams", o->beams, "beams")->capture_default_str()->check(CLI::Range(1, 100));
+  app.add_option("--beams", o->beams, "beams")->capture_default_str()->check(whole_number(1, 100));
   app.add_option("--decoder-layers", o->decoder_layers, "blocks of the decoder")
       ->capture_default_str()
-      ->check(CLI::Range(1, 48));
+      ->check(whole_number(1, 48));
   app.add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is used only for testing")
       ->type_name("NAME");
   app.footer("Example:\n  laconic-joint-study --out study --data free-spoken-digit-dataset/recordings");

@@ -135,9 +135,8 @@ std::vector<Series> series_of(const std::vector<Summary>& all, const std::string
 /// little so that intervals do not hide each other.
 void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& all,
               const std::vector<std::string>& sets) {
-  std::string data, body = text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "wer_cache.dat"),
-                                "\nset ylabel 'word error rate, %'\n", "set multiplot layout 2,", sets.size(),
-                                " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
+  std::string data, body = text(cache_axis(all), "set ylabel 'word error rate, %'\n", "set multiplot layout 2,",
+                                sets.size(), " margins screen 0.055,0.74,0.08,0.95 spacing screen 0.055,0.14\n");
   int index = 0;
   for (const bool is_trained : {false, true}) {
     body +=
@@ -154,7 +153,7 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
                        fixed(s->high, 4), '\n');
         }
         data += "\n\n";
-        list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++,
+        list += text(list.empty() ? "" : ", \\\n  ", "$data index ", index++,
                      " using 1:2:3:4 with yerrorlines lw 1.2 ps 0.9 ", series[i].style, " title ",
                      gnuplot_quoted(series[i].title));
       }
@@ -162,8 +161,7 @@ void plot_wer(const std::filesystem::path& folder, const std::vector<Summary>& a
                    "\nset yrange [0:", fixed(1.05 * most, 3), "]\nplot ", list, "\nunset key\n");  // once a row
     }
   }
-  write_file(folder / "wer_cache.dat", data);
-  draw_with_script(folder, "wer_cache", body + "unset multiplot\n", true);
+  draw_with_script(folder, "wer_cache", text("$data << EOD\n", data, "EOD\n", body, "unset multiplot\n"), true);
 }
 
 /// Relative error of keys and values after conversion.
@@ -175,15 +173,13 @@ void plot_conversion(const std::filesystem::path& folder, const std::vector<Summ
     for (const Summary* s : one.points)
       data += text(fixed(100 * s->cache_fraction, 4), ' ', fixed(s->key_value_error, 6), '\n');
     data += "\n\n";
-    list += text(list.empty() ? "" : ", \\\n  ", "DATA index ", index++, " using 1:2 with linespoints lw 2 ", one.style,
-                 " title ", gnuplot_quoted(one.title));
+    list += text(list.empty() ? "" : ", \\\n  ", "$data index ", index++, " using 1:2 with linespoints lw 2 ",
+                 one.style, " title ", gnuplot_quoted(one.title));
   }
   if (list.empty()) return;
-  write_file(folder / "conversion_error.dat", data);
   draw_with_script(
       folder, "conversion_error",
-      text(cache_axis(all), "DATA = ", gnuplot_quoted(folder / "conversion_error.dat"),
-           "\nset yrange [0:1]\nset key below\n",
+      text("$data << EOD\n", data, "EOD\n", cache_axis(all), "set yrange [0:1]\nset key below\n",
            "set ylabel 'relative error of keys and values'\nset title 'After conversion, on validation speech'\nplot ",
            list, '\n'));
 }
@@ -220,7 +216,7 @@ std::string latents_against_groups(const std::vector<Summary>& all) {
 StudyResults::StudyResults(std::filesystem::path path) : path_(std::move(path)), own_path_(path_) {
   if (const int rank = processes().rank(); rank > 0)
     own_path_.replace_filename(text(path_.stem().string(), "-of-", rank, ".json"));
-  if (std::filesystem::exists(path_)) read(path_);
+  if (detail::is_there(path_)) read(path_);
   for (const auto& file : files_of_others()) read(file);
   processes().barrier();  // nobody writes before all have read
 }
@@ -237,12 +233,10 @@ void StudyResults::read(const std::filesystem::path& path) {
 
 std::vector<std::filesystem::path> StudyResults::files_of_others() const {
   std::vector<std::filesystem::path> out;
-  if (!std::filesystem::exists(path_.parent_path())) return out;
-  for (const auto& entry : std::filesystem::directory_iterator(path_.parent_path()))
-    if (entry.path().filename().string().starts_with(path_.stem().string() + "-of-") &&
-        entry.path().extension() == ".json")
-      out.push_back(entry.path());
-  std::ranges::sort(out);
+  if (!detail::is_there(path_.parent_path())) return out;
+  for (const auto& file : detail::files_in(path_.parent_path()))
+    if (file.filename().string().starts_with(path_.stem().string() + "-of-") && file.extension() == ".json")
+      out.push_back(file);
   return out;
 }
 
@@ -258,7 +252,7 @@ void StudyResults::gather(const std::vector<std::string>& names) {
   std::stable_sort(rows_.begin(), rows_.end(),
                    [&](const nlohmann::json& a, const nlohmann::json& b) { return place(a) < place(b); });
   write_json(path_, rows_);
-  for (const auto& file : others) std::filesystem::remove(file);
+  for (const auto& file : others) ::unlink(file.c_str());
 }
 
 bool StudyResults::has(const std::string& name, const std::string& stage, const std::string& test_set,

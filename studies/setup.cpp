@@ -43,12 +43,12 @@ Preset study_preset(const std::string& name) {
 
 std::filesystem::path find_corpus(const CorpusSource& source, const std::filesystem::path& made, const Preset& preset) {
   const std::filesystem::path data = source.data;
-  if (!data.empty() && std::filesystem::exists(data / "train.jsonl")) {
+  if (!data.empty() && detail::is_there(data / "train.jsonl")) {
     require(source.holdout_speaker.empty(), "--holdout-speaker: ", source.data,
             " is a finished corpus; its own held-out speaker is used if it has one");
     return data;
   }
-  if (std::filesystem::exists(made / "corpus.json")) return made;
+  if (detail::is_there(made / "corpus.json")) return made;
   const auto set = [&](ConnectedDigitsConfig& config) {
     config.out = made;
     config.threads = source.threads;
@@ -81,7 +81,7 @@ Recognizer new_recognizer(const std::filesystem::path& corpus, EncoderName encod
   config.model = encoder;
   config.encoder = encoder_config;
   config.features.fbank.num_mels = num_mels;
-  config.features.fbank.sample_rate = read_audio(utterances.at(0).audio_filepath).sample_rate;
+  config.features.fbank.sample_rate = AudioReader(utterances.at(0).audio_filepath).sample_rate();
   if (encoder_config.chunk > 0) {
     config.features.normalization = Normalization::global;
     fit_normalization(utterances, config.features, threads);

@@ -43,14 +43,14 @@ class StreamStudy {
     for (Index i = 0; i < o_.seeds; ++i)
       for (const EncoderConfig& config : quarter_caches(preset_.encoder)) run_variant(o_.seed + i, config);
     write_report();
+    print("table:   ", (out_ / "streaming.md").string(), "\nresults: ", (out_ / "streaming.json").string(),
+          "\nmodels:  ", (out_ / "models").string(), '\n');
     o_.write(rows_);
-    std::printf("table:   %s\nresults: %s\nmodels:  %s\n", (out_ / "streaming.md").c_str(),
-                (out_ / "streaming.json").c_str(), (out_ / "models").c_str());
   }
 
  private:
   void begin_or_go_on() {
-    const nlohmann::json now{{"data", o_.data.empty() ? "" : std::filesystem::weakly_canonical(o_.data).string()},
+    const nlohmann::json now{{"data", o_.data.empty() ? "" : detail::resolved(o_.data).string()},
                              {"encoder", to_json(preset_.encoder)},
                              {"model", o_.encoder},
                              {"training", to_json(preset_.baseline)},
@@ -58,10 +58,10 @@ class StreamStudy {
                              {"seed", o_.seed},
                              {"holdout_speaker", o_.holdout_speaker}};
     const auto path = out_ / "stream-study.json";
-    if (std::filesystem::exists(path)) {
+    if (detail::is_there(path)) {
       require(read_json(path) == now, path.string(),
               ": this folder belongs to a study of other data or settings; choose another folder, or delete it");
-      if (std::filesystem::exists(out_ / "streaming.json")) rows_ = read_json(out_ / "streaming.json");
+      if (detail::is_there(out_ / "streaming.json")) rows_ = read_json(out_ / "streaming.json");
     } else {
       write_json(path, now);
     }
@@ -88,7 +88,7 @@ class StreamStudy {
 
   /// Trains, or takes the model that an earlier run of this study finished. Gives the seconds of training.
   double train(Recognizer& model, const std::filesystem::path& folder, std::int64_t seed, const std::string& name) {
-    if (std::filesystem::exists(folder / "finished.json")) {
+    if (detail::is_there(folder / "finished.json")) {
       model = Recognizer::load(folder / "model");
       return read_json(folder / "finished.json").at("seconds").get<double>();
     }
@@ -100,7 +100,7 @@ class StreamStudy {
     model.save(folder / "model");
     write_json(folder / "finished.json",
                {{"seconds", state.seconds}, {"best_epoch", state.best_epoch}, {"valid_wer", 100 * state.best_wer}});
-    std::filesystem::remove(folder / "checkpoint.safetensors");
+    ::unlink((folder / "checkpoint.safetensors").c_str());
     return state.seconds;
   }
 
@@ -202,7 +202,7 @@ class StreamStudy {
         o_.preset, " --chunk ", o_.chunk, " --left-context ", o_.left_context, " --seeds ", o_.seeds, " --seed ",
         o_.seed, " --threads ", o_.threads, "`\n\n", costs.markdown(), '\n', stored.markdown());
     write_file(out_ / "streaming.md", out);
-    std::printf("%s\n", out.c_str());
+    print(Lines{out}, '\n');
   }
 
   StreamStudyOptions o_;
@@ -237,17 +237,17 @@ void add_streaming_command(CLI::App& app) {
       ->check(CLI::IsMember({"causal", "chunk"}));
   command->add_option("--chunk", o->chunk, "encoder frames of 40 ms that become final together")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--left-context", o->left_context, "encoder frames kept")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   command->add_option("--streams", o->streams, "number of streams at once, measured in addition to a single stream")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--block-ms", o->block_ms, "milliseconds of speech that come with each push")
       ->capture_default_str()
       ->check(between(10.0, 1e4));
-  command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--seeds", o->seeds, "number of seeds")->capture_default_str()->check(whole_number(1));
   command->add_option("--holdout-speaker", o->holdout_speaker, "speaker of the recordings who is left out")
       ->type_name("NAME");
   command->footer("Example:\n  laconic-study streaming --data free-spoken-digit-dataset/recordings --out live");

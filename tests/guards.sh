@@ -41,6 +41,14 @@ plant include/laconic/cellar/new.hpp '#pragma once'
 caught 'no floor is called cellar' floors
 plant include/laconic/core/forgotten.hpp '#pragma once'
 caught ' laconic/core/forgotten.hpp ' floors
+plant include/laconic/speech/audio.hpp 'int file = ::open("a", 0);'
+caught 'may open files: include/laconic/speech/audio.hpp:' floors
+plant include/laconic/speech/audio.hpp 'std::ifstream file("a");'
+caught 'may open files: include/laconic/speech/audio.hpp:' floors
+plant include/laconic/speech/audio.hpp 'int code = std::system("ls");'
+caught 'may start programs: include/laconic/speech/audio.hpp:' floors
+plant include/laconic/speech/audio.hpp 'int count = std::printf("%s", name);'
+caught 'may write to the terminal: include/laconic/speech/audio.hpp:' floors
 
 plant include/laconic/core/error.hpp 'struct New {};'
 caught 'run scripts/amalgamate' bash "$project/scripts/amalgamate" --check "$work/copy"

@@ -134,11 +134,11 @@ std::vector<Result> read_results(const CompareOptions& o) {
           " expected, one for each file");
   std::map<std::filesystem::path, std::string> files;
   for (const std::string& file : o.files) {
-    const auto [at, fresh] = files.emplace(std::filesystem::weakly_canonical(file), file);
+    const auto [at, fresh] = files.emplace(detail::resolved(file), file);
     require(fresh, file, ": given twice", at->second == file ? "" : text(", as ", at->second, ", too"),
             "; different files expected");
   }
-  require(o.json.empty() || !files.contains(std::filesystem::weakly_canonical(o.json)), "--json: ", o.json,
+  require(o.json.empty() || !files.contains(detail::resolved(o.json)), "--json: ", o.json,
           " given, which is one of the files to compare; another file expected");
   std::vector<Result> out;
   std::map<std::string, std::string> names;
@@ -227,7 +227,7 @@ void print_table(const std::vector<Result>& results, const std::vector<std::opti
                r.peak_memory_bytes ? fixed(static_cast<double>(*r.peak_memory_bytes) / (1024 * 1024), 1) : "-",
                d ? shown(d->wer, d->interval.low, d->interval.high) : "-"});
   }
-  std::printf("%s\n", table.lines().c_str());
+  print(Lines{table.lines()}, '\n');
 }
 
 /// A point with its interval for each result. Those of equal caches are set apart a little so that intervals do not
@@ -242,35 +242,24 @@ void plot_results(const std::string& path, const std::vector<Result>& results) {
   const bool logarithmic = least > 0;
   const double span = most > least ? most - least : std::max(most, 1000.0);
   std::map<double, int> seen;
-  std::string points, names[2];
+  std::string points, labels;
   for (const Result& r : results) {
     const int before = seen[r.cache_bytes_per_second]++;
     const double step = before % 2 == 0 ? before / 2.0 : -(before + 1) / 2.0;  // 0, -1, 1, -2, 2, ...
     const double x = logarithmic ? r.cache_bytes_per_second * std::exp2(0.06 * step)
                                  : r.cache_bytes_per_second + 0.015 * span * step;
-    const std::string at = text(fixed(x / 1000, 6), ' ', fixed(r.wer, 4));
-    points += text(at, ' ', fixed(r.low, 4), ' ', fixed(r.high, 4), '\n');
-    std::string label;
-    for (const char c : r.name) label += c == '"' || c == '\\' ? text('\\', c) : std::string(1, c);
-    names[before % 2] += text(at, " \"", label, "\"\n");
+    points += text(fixed(x / 1000, 6), ' ', fixed(r.wer, 4), ' ', fixed(r.low, 4), ' ', fixed(r.high, 4), '\n');
+    labels += text("set label ", gnuplot_quoted(r.name), " at ", fixed(x / 1000, 6), ", ", fixed(r.wer, 4),
+                   before % 2 == 0 ? " left offset 1,0.4\n" : " right offset -1,0.4\n");
   }
   const std::string range =
       logarithmic ? text(fixed(least / 2000, 6), ':', fixed(most / 500, 6))
                   : text(fixed((least - 0.3 * span) / 1000, 6), ':', fixed((most + 0.4 * span) / 1000, 6));
-  std::string script = text("set encoding utf8\nset termoption noenhanced\n$points << EOD\n", points, "EOD\n");
-  std::string list = "$points using 1:2:3:4 with yerrorbars lw 2 pt 7 lc rgb '#0060ad'";
-  for (const int side : {0, 1}) {
-    if (names[side].empty()) continue;
-    script += text("$names", side, " << EOD\n", names[side], "EOD\n");
-    list +=
-        text(", $names", side, " using 1:2:3 with labels ", side == 0 ? "left offset 1,0.4" : "right offset -1,0.4");
-  }
-  script +=
-      text(logarithmic ? "set logscale x 2\n" : "", "set xrange [", range, "]\nset yrange [0:", fixed(1.1 * highest, 4),
-           "]\nset grid\nset bars small\nunset key\nset xlabel 'key-value cache, kB a second of speech'\n"
-           "set ylabel 'word error rate, %, with its 95% interval'\nplot ",
-           list, '\n');
-  draw(path, script);
+  draw(path, text("$points << EOD\n", points, "EOD\n", labels, logarithmic ? "set logscale x 2\n" : "", "set xrange [",
+                  range, "]\nset yrange [0:", fixed(1.1 * highest, 4),
+                  "]\nset grid\nset bars small\nunset key\nset xlabel 'key-value cache, kB a second of speech'\n"
+                  "set ylabel 'word error rate, %, with its 95% interval'\n"
+                  "plot $points using 1:2:3:4 with yerrorbars lw 2 pt 7 lc rgb '#0060ad'\n"));
 }
 
 void compare(const CompareOptions& o) {
@@ -287,20 +276,19 @@ void compare(const CompareOptions& o) {
   for (std::size_t i = 1; i < results.size(); ++i) {
     const auto& d = differences.emplace_back(difference(results[0], results[i], o.seed));
     const std::string said = sentence(results[0], results[i], d);
-    sentences += text(results[i].name, ": ", said, '\n');
+    sentences += text(without_line_ends(results[i].name), ": ", without_line_ends(said), '\n');
     rows.push_back(result_json(results[i], d));
     rows.back()["sentence"] = said;
   }
+  print_table(results, differences);
+  print(Lines{sentences},
+        "(95% intervals by utterance, the same ones drawn for both of a difference; of other trainings they know "
+        "nothing)\n");
   o.write({{"first", results[0].name},
            {"utterances", results[0].utterances},
            {"reference_words", results[0].reference_words},
            {"results", rows}});
   if (!o.plot.empty()) plot_results(o.plot, results);
-  print_table(results, differences);
-  std::printf(
-      "%s(95%% intervals by utterance, the same ones drawn for both of a difference; of other trainings they know "
-      "nothing)\n",
-      sentences.c_str());
 }
 
 }  // namespace

@@ -38,10 +38,8 @@ inline nlohmann::json conversion_json(const laconic::ConversionReport& report) {
 
 /// Prints a line for each layer and the error of the logits. A rank of R/S is one of R for keys and of S for values.
 inline void print_conversion(const laconic::ConversionReport& report, const std::string& measured_on) {
-  std::printf(
-      "relative errors, measured on %s; of outputs also mean squared and absolute errors, and the cosine; K and V: of "
-      "the weights\n",
-      measured_on.c_str());
+  print("relative errors, measured on ", measured_on,
+        "; of outputs also mean squared and absolute errors, and the cosine; K and V: of the weights\n");
   Table table({{"layer", 0, true, 0},
                {"rank", 5},
                {"K", 7},
@@ -65,6 +63,7 @@ inline void print_conversion(const laconic::ConversionReport& report, const std:
     add(layer.layer, rank, fixed(layer.k_factor_error, 4), fixed(layer.v_factor_error, 4), layer);
   }
   add("all layers", "", "", "", report);
-  std::printf("%s", table.lines().c_str());
-  std::printf("logits %*.4f\n", static_cast<int>(width) + 49, report.logits_error);
+  const std::string logits = fixed(report.logits_error, 4);
+  const std::string padding(width + 49 - std::min(width + 49, logits.size()), ' ');
+  print(Lines{table.lines()}, "logits ", padding, logits, '\n');
 }

@@ -65,7 +65,8 @@ void plot(const ConvertOptions& o, const std::vector<std::vector<double>>& spect
                              "set grid\nset key outside font ',10'\nunset colorbox\nset autoscale xfix\nset palette "
                              "defined (0 '#0060ad', 1 '#dd7711')\n"
                              "set xlabel 'rank'\n";
-  const auto at = [&](const char* name) { return (std::filesystem::path(o.plots) / name).string(); };
+  make_folder(o.plots);
+  const auto at = [&](const char* name) { return std::filesystem::path(o.plots) / name; };
   draw(at("spectra.png"),
        values + common +
            "set logscale y\nset format y '%g'\nset yrange [1e-6:1.2]\nset ylabel 'singular value, of the first'\n" +
@@ -91,13 +92,14 @@ void convert(ConvertOptions& o) {
           " needs speech with its text: --calibration");
   require(is_calibrated || minds_texts || o.calibration.empty(), "--method ", o.method,
           " looks at the weights alone, so --calibration has no use");
+  output_folder(o.output);
   if (o.export_mha) o.attention.attention = "mha";
   if (!o.plots.empty()) {
     const AttentionName attention = o.attention.chosen().attention;
     require(attention == AttentionName::mla || attention == AttentionName::mla_simple, "--plots: ", to_name(attention),
             " given, mla or mla-simple expected");
     require_gnuplot();
-    make_folder(o.plots);
+    output_folder(o.plots);
   }
   const Recognizer source = Recognizer::load(o.input);
   const SpeechBatch batch = first_utterances(o.speech, 32, source, false, o.threads);
@@ -117,14 +119,14 @@ void convert(ConvertOptions& o) {
   report["cache_bytes_per_second"] = target.cache_bytes_per_second();
   report["source_cache_bytes_per_second"] = source.cache_bytes_per_second();
   report["cache_fraction"] = target.cache_bytes_per_second() / source.cache_bytes_per_second();
-  o.write(report);
-  if (!o.plots.empty()) plot(o, source.spectra(how), report);
-
   print_conversion(what, report["measured_on"].get<std::string>());
-  std::printf("cache: %.0f to %.0f bytes a second of speech (%.2f%%)\nmodel: %s\n", source.cache_bytes_per_second(),
-              target.cache_bytes_per_second(), 100 * target.cache_bytes_per_second() / source.cache_bytes_per_second(),
-              o.output.c_str());
-  if (!o.plots.empty()) std::printf("plots: %s/{spectra,error_by_rank,ranks}.png\n", o.plots.c_str());
+  const double before = source.cache_bytes_per_second(), after = target.cache_bytes_per_second();
+  print("cache: ", fixed(before, 0), " to ", fixed(after, 0), " bytes a second of speech (",
+        fixed(100 * after / before, 2), "%)\nmodel: ", o.output, '\n');
+  o.write(report);
+  if (o.plots.empty()) return;
+  plot(o, source.spectra(how), report);
+  print("plots: ", o.plots, "/{spectra,error_by_rank,ranks}.png\n");
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include "common/digits.hpp"
 #include "common/speak.hpp"
 #include "common/status_line.hpp"
+#include "common/table.hpp"
 
-#include <cstdio>
 #include <memory>
 #include <string>
 
@@ -36,6 +36,7 @@ void add_options(CLI::App& command, DataOptions& options, ConnectedDigitsConfig&
 }
 
 void apply(const DataOptions& options, ConnectedDigitsConfig& config) {
+  output_folder(options.out);
   config.out = options.out;
   config.seed = Seed(static_cast<std::uint64_t>(options.common.seed));
   config.threads = options.common.threads;
@@ -54,17 +55,17 @@ Progress progress_line() {
 void report(const DataOptions& options) {
   const std::filesystem::path out = options.out;
   const nlohmann::json made = read_json(out / "corpus.json");
-  std::printf("%s: connected digits, made from %s; tokens: %s\n", options.out.c_str(),
-              made.at("made_from").get<std::string>().c_str(), made.at("tokens").get<std::string>().c_str());
+  print(options.out, ": connected digits, made from ", made.at("made_from").get<std::string>(),
+        "; tokens: ", made.at("tokens").get<std::string>(), '\n');
+  Table table({{"", 40, true, 2}, {"", 6}, {"", 0, true, 1}, {"", 7, false, 1}, {"", 0, true, 1}});
   for (const char* name : {"train", "valid", "test", "holdout"}) {
     if (!made.at("splits").contains(name)) continue;
     const nlohmann::json& split = made.at("splits").at(name);
     const std::string file = (out / (std::string(name) + ".jsonl")).string();
-    std::printf("  %-40s %6td utterances  %6.1f min  speakers: %zu\n", file.c_str(),
-                split.at("utterances").get<Index>(), split.at("seconds").get<double>() / 60,
-                split.at("speakers").size());
+    table.add({file, text(split.at("utterances").get<Index>()), "utterances",
+               fixed(split.at("seconds").get<double>() / 60, 1), text("min  speakers: ", split.at("speakers").size())});
   }
-  std::printf("  %-40s how it was made\n", (out / "corpus.json").c_str());
+  print(Lines{table.lines()}, "  ", (out / "corpus.json").string(), " says how it was made\n");
   options.common.write(made);
 }
 

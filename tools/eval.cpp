@@ -45,9 +45,9 @@ struct Corpus {
   explicit Corpus(const std::string& data) : utterances(read_corpus(data)) {
     require(!utterances.empty(), data, ": no utterances");
     for (const Utterance& u : utterances) {
-      seconds.push_back(detail::audio_duration(u.audio_filepath));
+      seconds.push_back(detail::audio_duration(u.audio_filepath, u.part()));
       identities.push_back(
-          text(name(u), '\n', u.text, '\n', seconds.back(), '\n', std::filesystem::file_size(u.audio_filepath)));
+          text(name(u), '\n', u.text, '\n', seconds.back(), '\n', detail::open_to_read(u.audio_filepath).size));
     }
   }
   Index size() const { return static_cast<Index>(utterances.size()); }
@@ -59,7 +59,9 @@ struct Corpus {
     const auto first = static_cast<std::size_t>(begin);
     return std::span(utterances).subspan(first, portion_end(seconds, first, most) - first);
   }
-  static std::string name(const Utterance& u) { return u.audio_filepath.stem().string(); }
+  static std::string name(const Utterance& u) {
+    return u.audio_filepath.stem().string() + (u.part().offset > 0 ? text('@', *u.offset) : "");
+  }
 };
 
 /// Holds the results for the first utterances of a corpus.
@@ -115,13 +117,20 @@ nlohmann::json optional_json(const std::optional<Index>& value) {
   return value ? nlohmann::json(*value) : nlohmann::json();
 }
 
+/// Says whether a file of this name is replaced, or made: next to a pipe or a device there is no place for another.
+bool is_replaced(const std::string& file) {
+  std::error_code ignored;
+  return detail::own_descriptor(file) < 0 &&
+         (!detail::is_there(file) || std::filesystem::is_regular_file(file, ignored));
+}
+
 /// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
 class PartialFile {
  public:
   PartialFile(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus)
       : corpus_(corpus), streaming_(o.stream.streaming) {
     // Beside a pipe or a device there is no place.
-    if (o.json.empty() || (std::filesystem::exists(o.json) && !std::filesystem::is_regular_file(o.json))) return;
+    if (o.json.empty() || !is_replaced(o.json)) return;
     path_ = o.json + ".partial";
     run_ = {{"model", to_json(recognizer.config())},
             {"parameters", recognizer.fingerprint()},
@@ -140,7 +149,7 @@ class PartialFile {
 
   /// Nothing where there is no such file; throws where it belongs to another run.
   Findings read() const {
-    if (processes().rank() > 0 || path_.empty() || !std::filesystem::exists(path_)) return {};
+    if (processes().rank() > 0 || path_.empty() || !detail::is_there(path_)) return {};
     const nlohmann::json json = read_json(path_, std::size_t{1} << 30);
     auto found = json_member<Findings>(json, "found", path_);
     const auto size = found.whole.hypotheses.size();
@@ -158,7 +167,7 @@ class PartialFile {
       write_file(path_, nlohmann::json{{"run", run(found.done())}, {"found", to_json(found)}}.dump() + '\n');
   }
   void remove() const {
-    if (!path_.empty()) std::filesystem::remove(path_);
+    if (!path_.empty()) ::unlink(path_.c_str());
   }
 
  private:
@@ -236,21 +245,16 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   return found;
 }
 
-/// JSON for a person. Names of files and folders may be no UTF-8, which must not cost the result.
-std::string to_text(const nlohmann::json& json, int indent) {
-  return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + '\n';
-}
-
 /// One JSON object a line: name, text as it was compared, hypothesis.
 void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const Corpus& corpus,
                        const Evaluation& evaluation) {
   std::string out;
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     const Utterance& u = corpus.utterances[i];
-    out += to_text({{"name", Corpus::name(u)},
-                    {"text", recognizer.vocabulary().written(u.text)},
-                    {"hypothesis", evaluation.hypotheses[i]}},
-                   -1);
+    out += json_text({{"name", Corpus::name(u)},
+                      {"text", recognizer.vocabulary().written(u.text)},
+                      {"hypothesis", evaluation.hypotheses[i]}}) +
+           '\n';
   }
   write_file(path, out);
 }
@@ -310,7 +314,6 @@ void eval(const EvalOptions& o) {
   const WordErrors errors = evaluation.total_errors();
   const Seed seed(static_cast<std::uint64_t>(o.seed));
   const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, seed);
-  if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   nlohmann::json result{{"model", o.model},
                         {"data", o.data},
                         {"encoder", to_name(recognizer.config().model)},
@@ -341,20 +344,18 @@ void eval(const EvalOptions& o) {
                      '\n');
   }
   add_utterances(result, corpus, evaluation, found.whole.losses);
-  if (!o.json.empty()) write_file(o.json, to_text(result, 2));
+  // Before any file is written: a disk that is full costs no result.
+  print("WER ", fixed(100 * errors.rate(), 2), "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2),
+        "]  (", errors.substitutions, " substitutions, ", errors.deletions, " deletions, ", errors.insertions,
+        " insertions in ", errors.reference_words, " words; 95% interval by utterance)\n", Lines{loss_line},
+        to_name(recognizer.config().encoder.attention), ", ", recognizer.count_parameters(), " parameters, ",
+        fixed(recognizer.cache_bytes_per_second(), 0), " bytes of key-value cache a second of speech\n",
+        fixed(corpus.seconds_from(0), 1), " s of speech in ", fixed(evaluation.compute_seconds, 2), " s (",
+        fixed(corpus.seconds_from(0) / evaluation.compute_seconds, 0), " times real time, ", threads_text(o.threads),
+        ")\n", Lines{streaming_lines});
+  if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
+  o.write(result);
   partial.remove();
-  std::printf(
-      "WER %.2f%% [%.2f, %.2f]  (%td substitutions, %td deletions, %td insertions in %td words; 95%% interval by "
-      "utterance)\n",
-      100 * errors.rate(), 100 * interval.low, 100 * interval.high, errors.substitutions, errors.deletions,
-      errors.insertions, errors.reference_words);
-  std::printf(
-      "%s%s, %td parameters, %.0f bytes of key-value cache a second of speech\n%.1f s of speech in %.2f s (%.0f times "
-      "real time, %s)\n",
-      loss_line.c_str(), std::string(to_name(recognizer.config().encoder.attention)).c_str(),
-      recognizer.count_parameters(), recognizer.cache_bytes_per_second(), corpus.seconds_from(0),
-      evaluation.compute_seconds, corpus.seconds_from(0) / evaluation.compute_seconds, threads_text(o.threads).c_str());
-  std::printf("%s", streaming_lines.c_str());
 }
 
 }  // namespace
@@ -383,7 +384,7 @@ void add_eval_command(CLI::App& app) {
   command->get_option("--beam")->excludes("--streaming");
   command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   share_among_processes(command);
   command->footer(
       "Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones "

@@ -37,6 +37,7 @@ LanguageModelConfig config_of(TrainOptions& o, Index vocab_size) {
 }
 
 void train(TrainOptions& o) {
+  output_folder(o.out);
   const std::string text_file = o.text.read();
   o.training.seed = Seed(static_cast<std::uint64_t>(o.seed));
   Loaded loaded = [&]() -> Loaded {
@@ -54,6 +55,9 @@ void train(TrainOptions& o) {
   const TrainingResult result =
       train_language_model(cpu, loaded.model, text.train, text.valid, o.training, std::ref(line));
   save(o.out, loaded.model, loaded.characters);
+  print("validation loss ", fixed(result.valid_loss, 4), " nats a character (step ", result.best_step, " of ",
+        o.training.steps, ", ", fixed(result.seconds, 0), " s of training, ", fixed(result.items_per_second, 0),
+        " characters/s)\nmodel: ", o.out, '\n');
   o.write({{"model", o.out},
            {"attention", to_name(c.attention)},
            {"parameters", loaded.model.count_parameters()},
@@ -63,10 +67,6 @@ void train(TrainOptions& o) {
            {"steps", o.training.steps},
            {"seconds", result.seconds},
            {"characters_per_second", result.items_per_second}});
-  std::printf("validation loss %s nats a character (step %lld of %lld, %s s of training, %s characters/s)\nmodel: %s\n",
-              fixed(result.valid_loss, 4).c_str(), static_cast<long long>(result.best_step),
-              static_cast<long long>(o.training.steps), fixed(result.seconds, 0).c_str(),
-              fixed(result.items_per_second, 0).c_str(), o.out.c_str());
 }
 
 struct EvalOptions : CommonOptions {
@@ -80,13 +80,13 @@ void evaluate(const EvalOptions& o) {
   Cpu cpu(o.threads);
   cpu.prepare(loaded.model);
   const double loss = evaluate_language_model(cpu, loaded.model, text.valid);
+  print(text.valid.size(), " characters: ", fixed(loss, 4), " nats a character, ", fixed(loss / std::numbers::ln2, 4),
+        " bits, perplexity ", fixed(std::exp(loss), 3), '\n');
   o.write({{"model", o.model},
            {"characters", text.valid.size()},
            {"loss", loss},
            {"bits", loss / std::numbers::ln2},
            {"perplexity", std::exp(loss)}});
-  std::printf("%zu characters: %s nats a character, %s bits, perplexity %s\n", text.valid.size(),
-              fixed(loss, 4).c_str(), fixed(loss / std::numbers::ln2, 4).c_str(), fixed(std::exp(loss), 3).c_str());
 }
 
 struct SampleOptions : CommonOptions {
@@ -121,9 +121,9 @@ void sample(const SampleOptions& o) {
   }
   nlohmann::json all = nlohmann::json::array();
   for (const auto& one : texts) all.push_back(loaded.characters.decode(one));
-  o.write({{"model", o.model}, {"texts", all}});
   for (const auto& one : texts)
-    std::printf("%s\n%s", without_controls(loaded.characters.decode(one)).c_str(), texts.size() > 1 ? "---\n" : "");
+    print(Lines{loaded.characters.decode(one)}, '\n', Lines{texts.size() > 1 ? "---\n" : ""});
+  o.write({{"model", o.model}, {"texts", all}});
 }
 
 void add_train(CLI::App& gpt) {
@@ -186,8 +186,8 @@ void add_all(CLI::App& app) {
   command->add_option("--prompt", s->prompt, "text to continue; default: a line end");
   command->add_option("--length", s->length, "characters to add")
       ->capture_default_str()
-      ->check(CLI::Range(1, 10'000'000));
-  command->add_option("--count", s->count, "texts")->capture_default_str()->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 10'000'000));
+  command->add_option("--count", s->count, "texts")->capture_default_str()->check(whole_number(1, 1024));
   command->add_option("--temperature", s->sampling.temperature, "divides the logits; 0: the most probable character")
       ->capture_default_str();
   command->add_option("--top-k", s->sampling.top_k, "draw from the k most probable characters; 0: from all")

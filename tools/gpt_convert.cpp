@@ -38,6 +38,7 @@ CalibrationTokens windows_of(std::span<const int> tokens, Index positions, Index
 }
 
 void convert(ConvertOptions& o) {
+  output_folder(o.out);
   const auto name = from_name<ConversionMethod>(o.method).value();
   const bool has_text = !o.text.path.empty();
   require(has_text || name == ConversionMethod::svd || name == ConversionMethod::randomized, "--method ", o.method,
@@ -93,12 +94,11 @@ void convert(ConvertOptions& o) {
     report["valid_loss"] = loss;
     report["source_valid_loss"] = loss_before;
   }
-  o.write(report);
   print_conversion(conversion.report, report["measured_on"].get<std::string>());
-  if (has_text)
-    std::printf("validation loss: %s to %s nats a character\n", fixed(loss_before, 4).c_str(), fixed(loss, 4).c_str());
-  std::printf("cache of %td characters: %td to %td bytes (%.2f%%)\nmodel: %s\n", before.max_positions, bytes_before,
-              bytes, 100 * fraction, o.out.c_str());
+  if (has_text) print("validation loss: ", fixed(loss_before, 4), " to ", fixed(loss, 4), " nats a character\n");
+  print("cache of ", before.max_positions, " characters: ", bytes_before, " to ", bytes, " bytes (",
+        fixed(100 * fraction, 2), "%)\nmodel: ", o.out, '\n');
+  o.write(report);
 }
 
 }  // namespace

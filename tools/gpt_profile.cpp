@@ -92,7 +92,7 @@ void plot(const ProfileOptions& o, std::vector<const Profiled*> models, Index to
     labels += text("set label ", i + 1, ' ', gnuplot_quoted(has_names ? name_of(&p) : p.folder), " at ", at,
                    " center offset 0, ", i % 2 == 0 ? "0.9" : "-0.9", '\n');
   }
-  draw(o.plot, text("set encoding utf8\nset termoption noenhanced\n", points, "EOD\n", labels,
+  draw(o.plot, text(points, "EOD\n", labels,
                     "set grid\nset offsets graph 0.1, graph 0.1, graph 0.12, graph 0.12\nset xrange [*:*]\nset format "
                     "y '%.3f'\nset xlabel 'cache of ",
                     tokens,
@@ -156,6 +156,10 @@ void profile(const ProfileOptions& o) {
                     {"seconds_max", p.decoding.max()}});
     points.push_back(&p);
   }
+  print("cache and decoding: one stream of ", tokens, " characters, ",
+        o.threads == 1 ? std::string("1 thread") : text(o.threads, " threads"), ", median of ", o.repeats,
+        "; loss: nats a character on the last ", first.text.size(), " of ", o.text.path,
+        ";\ncompression and saving: relative to the first model\n\n", Lines{table.lines()});
   o.write({{"text", o.text.path},
            {"valid_characters", first.text.size()},
            {"tokens", tokens},
@@ -163,11 +167,6 @@ void profile(const ProfileOptions& o) {
            {"threads", o.threads},
            {"models", rows}});
   if (!o.plot.empty()) plot(o, points, tokens);
-  std::printf(
-      "cache and decoding: one stream of %td characters, %s, median of %td; loss: nats a character on the last %zu of "
-      "%s;\ncompression and saving: relative to the first model\n\n%s",
-      tokens, o.threads == 1 ? "1 thread" : text(o.threads, " threads").c_str(), o.repeats, first.text.size(),
-      o.text.path.c_str(), table.lines().c_str());
 }
 
 }  // namespace
@@ -184,10 +183,10 @@ void add_profile(CLI::App& gpt) {
   command
       ->add_option("--tokens", o->tokens,
                    "characters in the cache, and of a stream; default: as many as every model sees at a time")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command->add_option("--repeats", o->repeats, "streams that are timed for each model, in turns")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   command->add_option("--plot", o->plot, "draw the cache against the loss into this .png or .svg, with gnuplot")
       ->type_name("FILE");
   command->footer("Example:\n  laconic gpt profile --model mha small tuned --text input.txt --plot cache.png");

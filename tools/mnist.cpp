@@ -63,6 +63,7 @@ FolderConfig config_of(const TrainOptions& o) {
 }
 
 void train(TrainOptions& o) {
+  output_folder(o.out);
   o.training.seed = Seed(static_cast<std::uint64_t>(o.seed));
   o.training.loss.boundary = boundary;
   Loaded loaded{config_of(o), make_model(config_of(o), o.training.seed)};
@@ -108,6 +109,8 @@ void train(TrainOptions& o) {
       },
       loaded.model);
   save(o.out, loaded);
+  print(fixed(100 - 100 * result.valid_loss, 2), "% of the images kept aside read right (step ", result.best_step,
+        " of ", o.training.steps, ", ", fixed(result.seconds, 0), " s of training)\nmodel: ", o.out, '\n');
   o.write({{"model", o.out},
            {"attention", to_name(c.attention)},
            {"grid", c.grid},
@@ -117,9 +120,6 @@ void train(TrainOptions& o) {
            {"steps", o.training.steps},
            {"seconds", result.seconds},
            {"images_per_second", result.items_per_second}});
-  std::printf("%s%% of the images kept aside read right (step %lld of %lld, %s s of training)\nmodel: %s\n",
-              fixed(100 - 100 * result.valid_loss, 2).c_str(), static_cast<long long>(result.best_step),
-              static_cast<long long>(o.training.steps), fixed(result.seconds, 0).c_str(), o.out.c_str());
 }
 
 struct EvalOptions : CommonOptions {
@@ -179,6 +179,8 @@ void evaluate(const EvalOptions& o) {
   const auto [low, high] = wilson(static_cast<double>(right), count);
   const double accuracy = static_cast<double>(right) / count,
                digit_accuracy = static_cast<double>(right_digits) / (count * static_cast<double>(cells));
+  print(images, " test images of ", cells, " digits: ", fixed(100 * accuracy, 2), "% read right (95% interval ",
+        fixed(100 * low, 2), " to ", fixed(100 * high, 2), "%), ", fixed(100 * digit_accuracy, 2), "% of the digits\n");
   o.write({{"model", o.model},
            {"attention", to_name(c.attention)},
            {"grid", c.grid},
@@ -188,9 +190,6 @@ void evaluate(const EvalOptions& o) {
            {"sequence_accuracy_low", low},
            {"sequence_accuracy_high", high},
            {"digit_accuracy", digit_accuracy}});
-  std::printf("%td test images of %td digits: %s%% read right (95%% interval %s to %s%%), %s%% of the digits\n", images,
-              cells, fixed(100 * accuracy, 2).c_str(), fixed(100 * low, 2).c_str(), fixed(100 * high, 2).c_str(),
-              fixed(100 * digit_accuracy, 2).c_str());
 }
 
 struct ProfileOptions : CommonOptions {
@@ -319,8 +318,8 @@ void profile(const ProfileOptions& o) {
         },
         models[m].model);
   }
+  print(Lines{table.lines()});
   o.write({{"threads", o.threads}, {"results", results}});
-  std::printf("%s", table.lines().c_str());
 }
 
 void add_data(CLI::App& command, std::string& data) {
@@ -337,20 +336,24 @@ void add_train(CLI::App& mnist) {
   command->add_option("--out", o->out, "folder for the model")->required()->type_name("DIR");
   command->add_option("--grid", o->grid, "digits of an image's side: 2 for images of 2 x 2 digits")
       ->capture_default_str()
-      ->check(CLI::Range(1, 6));
+      ->check(whole_number(1, 6));
   command->add_option("--attention", o->attention, "attention of encoder, decoder and between them")
       ->capture_default_str()
       ->check(CLI::IsMember({"mha", "mla-decoupled"}));
-  command->add_option("--patch", o->patch, "pixels of a patch's side")->capture_default_str()->check(CLI::Range(1, 28));
-  command->add_option("--d-model", o->d_model, "width of the model")->capture_default_str()->check(CLI::Range(8, 4096));
-  command->add_option("--heads", o->heads, "query heads")->capture_default_str()->check(CLI::Range(1, 64));
+  command->add_option("--patch", o->patch, "pixels of a patch's side")
+      ->capture_default_str()
+      ->check(whole_number(1, 28));
+  command->add_option("--d-model", o->d_model, "width of the model")
+      ->capture_default_str()
+      ->check(whole_number(8, 4096));
+  command->add_option("--heads", o->heads, "query heads")->capture_default_str()->check(whole_number(1, 64));
   command->add_option("--encoder-layers", o->encoder_layers, "blocks of the encoder")->capture_default_str();
   command->add_option("--decoder-layers", o->decoder_layers, "blocks of the decoder")->capture_default_str();
   command->add_option("--max-tokens", o->max_tokens, "tokens that the decoder can write")->capture_default_str();
   command->add_option("--dropout", o->dropout, "dropout probability")->capture_default_str()->check(between(0.0, 0.9));
   command->add_option("--shift", o->shift, "pixels by which a digit is moved at most, each way, in training")
       ->capture_default_str()
-      ->check(CLI::Range(0, 14));
+      ->check(whole_number(0, 14));
   command->add_option("--steps", o->training.steps, "updates")->capture_default_str();
   command->add_option("--batch", o->training.batch, "images of an update")->capture_default_str();
   command->add_option("--lr", o->training.learning_rate, "peak learning rate")->capture_default_str();
@@ -375,7 +378,7 @@ void add_all(CLI::App& app) {
   add_data(*command, e->data);
   command->add_option("--beams", e->beams, "beams of a beam search; 1: greedy")
       ->capture_default_str()
-      ->check(CLI::Range(1, 64));
+      ->check(whole_number(1, 64));
   command->footer("Example:\n  laconic mnist eval --model model --data mnist --beams 4");
   command->callback([e] { evaluate(*e); });
 
@@ -387,12 +390,14 @@ void add_all(CLI::App& app) {
   command->add_option("--lengths", p->lengths, "tokens that are written of each image, with commas between")
       ->delimiter(',')
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
-  command->add_option("--images", p->images, "images at a time")->capture_default_str()->check(CLI::Range(1, 1024));
-  command->add_option("--beams", p->beams, "beams of the beam search")->capture_default_str()->check(CLI::Range(1, 10));
+      ->check(whole_number(1, 1 << 20));
+  command->add_option("--images", p->images, "images at a time")->capture_default_str()->check(whole_number(1, 1024));
+  command->add_option("--beams", p->beams, "beams of the beam search")
+      ->capture_default_str()
+      ->check(whole_number(1, 10));
   command->add_option("--repetitions", p->repetitions, "measurements of each, of which the median counts")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   command->footer("Example:\n  laconic mnist profile --model mha latent --data mnist --lengths 10,50");
   command->callback([p] { profile(*p); });
 }

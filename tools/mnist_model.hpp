@@ -122,8 +122,8 @@ inline Digits read_digits(const std::string& folder, const std::string& name) {
   const auto file = [&](const char* kind) {
     const std::string plain = (std::filesystem::path(folder) / (name + kind)).string();
     const std::string zipped = plain + ".gz";
-    require(std::filesystem::exists(plain) || std::filesystem::exists(zipped), plain, ": no such file, nor ", zipped);
-    return std::filesystem::exists(plain) ? plain : zipped;
+    require(detail::is_there(plain) || detail::is_there(zipped), plain, ": no such file, nor ", zipped);
+    return detail::is_there(plain) ? plain : zipped;
   };
   const std::string images_file = file("-images-idx3-ubyte"), labels_file = file("-labels-idx1-ubyte");
   IdxBytes images = read_idx(images_file, 3), labels = read_idx(labels_file, 1);

@@ -18,7 +18,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <fstream>
 #include <optional>
 
 namespace {
@@ -41,14 +40,12 @@ double since(Clock::time_point start) { return std::chrono::duration<double>(Clo
 /// Returns the text after the colon in the first line of a system file that begins with `key`; empty without such a
 /// line.
 std::string system_value(const char* path, const std::string& key) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    const auto colon = line.find(':');
-    if (!line.starts_with(key) || colon == std::string::npos) continue;
-    const auto begin = line.find_first_not_of(" \t", colon + 1);
-    return begin == std::string::npos ? "" : line.substr(begin);
-  }
-  return "";
+  if (!detail::is_there(path)) return "";  // not Linux
+  const std::string file = '\n' + read_file(path, std::size_t{1} << 24);
+  const std::size_t line = file.find('\n' + key), colon = line == std::string::npos ? line : file.find(':', line);
+  if (colon == std::string::npos) return "";
+  const std::size_t begin = file.find_first_not_of(" \t", colon + 1);
+  return begin == std::string::npos ? "" : file.substr(begin, file.find('\n', begin) - begin);
 }
 std::string cpu_name() {
   const std::string name = system_value("/proc/cpuinfo", "model name");
@@ -171,7 +168,7 @@ void list_models() {
     table.add({std::string(m.name), fixed(1e-6 * static_cast<double>(costs.parameters()), 2),
                m.config.attention == AttentionName::linear ? text("a state of ", bytes) : text(bytes)});
   }
-  std::printf("%s", table.lines().c_str());
+  print(Lines{table.lines()});
 }
 
 /// Loads or makes the model to profile, and says what it is.
@@ -233,9 +230,9 @@ void profile(const ProfileOptions& o) {
     p.not_streamed = text(e.what(), " (`laconic train --convolution chunk` makes one).");
   }
   p.resident_bytes = peak_resident_bytes();
+  print_profile(p);
   o.write(profile_json(p));
   if (!o.plot.empty()) plot_profile(o.plot, p);
-  print_profile(p);
 }
 
 }  // namespace
@@ -257,21 +254,21 @@ void add_profile_command(CLI::App& app) {
           "--frames", o->frames,
           "length in encoder frames (40 ms each in most models); an eighth, a quarter and half of it are measured, too")
       ->capture_default_str()
-      ->check(CLI::Range(8, 1'000'000));
+      ->check(whole_number(8, 1'000'000));
   command
       ->add_option("--repeats", o->repeats,
                    text("measurements of each length; fewer once they have taken ", enough_seconds, " s"))
       ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   command
       ->add_option("--chunk", o->chunk,
                    text("encoder frames of a push; default: the model's chunk, else ", default_chunk))
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(whole_number(1, 1 << 20));
   command
       ->add_option("--left-context", o->left_context,
                    text("encoder frames kept, measured in addition to all; -1: only all; default: the model's, else ",
                         default_left_context))
-      ->check(CLI::Range(-1, 1 << 20));
+      ->check(whole_number(-1, 1 << 20));
   command
       ->add_option("--weights", o->weights,
                    "how the weights of --name are stored; those of --model are stored as in its folder")

@@ -115,31 +115,39 @@ nlohmann::json profile_json(const Profile& p) {
 void print_profile(const Profile& p) {
   const auto million = [](Index value) { return 1e-6 * static_cast<double>(value); };
   const std::string what = text(p.name, ": ", to_name(p.config.model), ", ", description(p.config.encoder));
-  std::printf("%s\n%s, %s\n\n", what.c_str(), p.cpu.c_str(), threads(p).c_str());
-  std::printf("parameters, M %10.2f   attention %.2f (%.1f%%), subsampling %.2f, other %.2f\n", million(p.parameters),
-              million(p.attention_parameters), percent(p.attention_parameters, p.parameters),
-              million(p.subsampling_parameters),
-              million(p.parameters - p.attention_parameters - p.subsampling_parameters));
-  std::printf("weights, MiB  %10.2f   as %s; the process holds %.2f at most\n", mib(p.weight_bytes),
-              std::string(to_name(p.weights)).c_str(), mib(p.resident_bytes));
-  std::printf("GFLOP         %10.2f   for %td frames (%.1f s of speech); attention %.2f (%.1f%%)%s\n",
-              1e-3 * million(p.flops), p.frames, p.speech_seconds(p.frames), 1e-3 * million(p.attention_flops),
-              percent(p.attention_flops, p.flops),
-              p.attention_path.empty() ? "" : text(", ", p.attention_path, " path").c_str());
+  const auto right = [](const std::string& value, std::size_t width) {
+    return std::string(width - std::min(width, value.size()), ' ') + value;
+  };
+  const auto left = [](const std::string& value, std::size_t width) {
+    return value + std::string(width - std::min(width, value.size()), ' ');
+  };
+  print(what, '\n', p.cpu, ", ", threads(p), "\n\n");
+  print("parameters, M ", right(fixed(million(p.parameters), 2), 10), "   attention ",
+        fixed(million(p.attention_parameters), 2), " (", fixed(percent(p.attention_parameters, p.parameters), 1),
+        "%), subsampling ", fixed(million(p.subsampling_parameters), 2), ", other ",
+        fixed(million(p.parameters - p.attention_parameters - p.subsampling_parameters), 2), '\n');
+  print("weights, MiB  ", right(fixed(mib(p.weight_bytes), 2), 10), "   as ", to_name(p.weights),
+        "; the process holds ", fixed(mib(p.resident_bytes), 2), " at most\n");
+  print("GFLOP         ", right(fixed(1e-3 * million(p.flops), 2), 10), "   for ", p.frames, " frames (",
+        fixed(p.speech_seconds(p.frames), 1), " s of speech); attention ", fixed(1e-3 * million(p.attention_flops), 2),
+        " (", fixed(percent(p.attention_flops, p.flops), 1), "%)",
+        p.attention_path.empty() ? "" : text(", ", p.attention_path, " path"), '\n');
 
+  const auto name = [&](const std::string& title) { return left(title, 28); };
   if (p.has_state()) {
-    std::printf("\n%-28s%10.3f\n", "state of attention, MiB", mib(p.cache.front().bytes));
+    print('\n', name("state of attention, MiB"), right(fixed(mib(p.cache.front().bytes), 3), 10), '\n');
   } else {
-    std::printf("\n%-28s", "cache of keys and values");
-    for (const auto& c : p.cache) std::printf("%10s", std::string(to_name(c.storage)).c_str());
-    std::printf("\n%-28s", "  a frame, bytes");
-    for (const auto& c : p.cache) std::printf("%10td", c.frame_bytes);
-    std::printf("\n%-28s", text("  ", p.frames, " frames, MiB").c_str());
-    for (const auto& c : p.cache) std::printf("%10.3f", mib(c.bytes));
-    std::printf("\n");
+    std::string kinds = name("cache of keys and values"), frame = name("  a frame, bytes"),
+                all = name(text("  ", p.frames, " frames, MiB"));
+    for (const auto& c : p.cache) {
+      kinds += right(std::string(to_name(c.storage)), 10);
+      frame += right(text(c.frame_bytes), 10);
+      all += right(fixed(mib(c.bytes), 3), 10);
+    }
+    print('\n', kinds, '\n', frame, '\n', all, '\n');
   }
   if (!p.streaming.empty())
-    std::printf("%-28s%10.3f\n", "state of convolutions, MiB", mib(p.streaming.front().convolution_bytes));
+    print(name("state of convolutions, MiB"), right(fixed(mib(p.streaming.front().convolution_bytes), 3), 10), '\n');
 
   const std::vector<Table::Column> times{{"median ms", 12, false, 0},
                                          {"min ms", 10, false, 0},
@@ -162,9 +170,9 @@ void print_profile(const Profile& p) {
   for (const auto& e : p.encoding)
     encoding.add(joined(Cells{"", text(e.frames)}, cells(e.latency, e.frames),
                         Cells{fixed(gflops_per_second(e), 1), fixed(mib(e.activation_bytes), 2)}));
-  std::printf("\n%s", encoding.lines().c_str());
+  print('\n', Lines{encoding.lines()});
   if (!p.not_streamed.empty()) {
-    std::printf("\nstreaming: not measured. %s\n", p.not_streamed.c_str());
+    print("\nstreaming: not measured. ", p.not_streamed, '\n');
     return;
   }
   const bool has_paths = !p.attention_path.empty();
@@ -176,11 +184,11 @@ void print_profile(const Profile& p) {
       pushes.add(joined(Cells{kept(p, s), text(push.before)}, cells(push.latency, p.chunk),
                         has_paths ? Cells{fixed(mib(push.cache_bytes), 3), push.attention_path}
                                   : Cells{fixed(mib(push.cache_bytes), 3)}));
-  std::printf("\n%s", pushes.lines().c_str());
+  print('\n', Lines{pushes.lines()});
 }
 
 void plot_profile(const std::string& path, const Profile& p) {
-  std::string script = "set encoding utf8\nset termoption noenhanced\n$encoding << EOD\n";
+  std::string script = "$encoding << EOD\n";
   for (const auto& e : p.encoding) script += point(e.frames, e.latency);
   script += "EOD\n";
   for (std::size_t i = 0; i < p.streaming.size(); ++i) {

@@ -18,8 +18,9 @@ struct QuantizeOptions : CommonOptions {
 
 std::uintmax_t weight_bytes(const std::filesystem::path& folder) {
   std::uintmax_t sum = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder))
-    if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".bin") sum += entry.file_size();
+  for (const std::filesystem::path& file : detail::files_in(folder))
+    if (file.extension() == ".safetensors" || file.extension() == ".bin")
+      sum += static_cast<std::uintmax_t>(detail::open_to_read(file).size);
   return sum;
 }
 
@@ -37,18 +38,24 @@ void quantize(const QuantizeOptions& o) {
   const Storage weights = from_name<Storage>(o.weights).value();
   const std::filesystem::path run = std::filesystem::path(o.input) / "model";
   for (const std::filesystem::path& source : {std::filesystem::path(o.input), run})
-    require(std::filesystem::weakly_canonical(o.output) != std::filesystem::weakly_canonical(source), o.output,
+    require(detail::resolved(o.output) != detail::resolved(source), o.output,
             ": is the model to be rounded, another folder expected");
+  output_folder(o.output);
+  require(!detail::is_there(std::filesystem::path(o.output) / "model" / "config.json"), o.output,
+          ": is the folder of a training run, which has a model in it; choose another for this one");
   Recognizer exact = Recognizer::load(o.input);
-  exact.save(o.output, weights);
-  Recognizer rounded = Recognizer::load(o.output);
-  const auto before = weight_bytes(std::filesystem::is_directory(run) ? run : std::filesystem::path(o.input)),
-             after = weight_bytes(o.output);
+  FolderWriter output(o.output);  // in place only when all has been measured
+  exact.save(output.path(), weights);
+  Recognizer rounded = Recognizer::load(output.path());
+  std::error_code ignored;
+  const auto before = weight_bytes(std::filesystem::is_directory(run, ignored) ? run : std::filesystem::path(o.input)),
+             after = weight_bytes(output.path());
   nlohmann::json result{{"model", o.output},    {"weights", o.weights},
                         {"bytes", after},       {"source_bytes", before},
                         {"threads", o.threads}, {"attention", to_name(exact.config().encoder.attention)}};
-  std::printf("weights: %s, %.2f to %.2f MB (%.1f%%)\n", o.weights.c_str(), static_cast<double>(before) / 1e6,
-              static_cast<double>(after) / 1e6, 100 * static_cast<double>(after) / static_cast<double>(before));
+  print("weights: ", o.weights, ", ", fixed(static_cast<double>(before) / 1e6, 2), " to ",
+        fixed(static_cast<double>(after) / 1e6, 2), " MB (",
+        fixed(100 * static_cast<double>(after) / static_cast<double>(before), 1), "%)\n");
   if (!o.data.empty()) {
     say("reading ", o.data, " ...");
     const Dataset data = load_dataset(read_corpus(o.data), exact.config().features, nullptr, o.threads);
@@ -70,14 +77,15 @@ void quantize(const QuantizeOptions& o) {
                    {"transcripts_changed", changed},
                    {"compute_seconds", of_rounded.compute_seconds},
                    {"source_compute_seconds", of_exact.compute_seconds}});
-    std::printf(
-        "logits: relative error %.4f\nWER: %.2f%%, %.2f%% before; %td of %zu transcripts changed\n"
-        "speed: %.2f s, %.2f s before (%.2f times as fast; %d threads)\n",
-        error, wer, source_wer, changed, data.examples.size(), of_rounded.compute_seconds, of_exact.compute_seconds,
-        of_exact.compute_seconds / of_rounded.compute_seconds, o.threads);
+    print(
+        "logits: relative error ", fixed(error, 4), "\nWER: ", fixed(wer, 2), "%, ", fixed(source_wer, 2), "% before; ",
+        changed, " of ", data.examples.size(), " transcripts changed\nspeed: ", fixed(of_rounded.compute_seconds, 2),
+        " s, ", fixed(of_exact.compute_seconds, 2), " s before (",
+        fixed(of_exact.compute_seconds / of_rounded.compute_seconds, 2), " times as fast; ", o.threads, " threads)\n");
   }
+  output.commit();
+  print("model: ", o.output, '\n');
   o.write(result);
-  std::printf("model: %s\n", o.output.c_str());
 }
 
 }  // namespace

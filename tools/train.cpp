@@ -77,7 +77,7 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
   config.encoder.num_mels = o.num_mels;
   config.features.fbank.num_mels = o.num_mels;
   config.features.fbank.sample_rate =
-      o.sample_rate > 0 ? o.sample_rate : read_audio(utterances.at(0).audio_filepath).sample_rate;
+      o.sample_rate > 0 ? o.sample_rate : AudioReader(utterances.at(0).audio_filepath).sample_rate();
   config.features.normalization =
       from_name<Normalization>(o.normalization.empty() ? (chunks ? "global" : "utterance") : o.normalization).value();
   if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
@@ -91,6 +91,8 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
 
 void train(TrainOptions& o) {
   const std::filesystem::path data = o.data, out = o.out;
+  std::optional<FolderLock> lock;  // a second run into the same folder would overwrite this one's model
+  if (processes().rank() == 0) lock.emplace(out);
   if (!o.name.empty()) o.set_model(published_model(o.name));
   o.training.seed = o.seed;
   o.training.decay = from_name<Decay>(o.decay).value();
@@ -149,6 +151,10 @@ void train(TrainOptions& o) {
   recognizer.save(model_folder);
   const double working_mib = static_cast<double>(workspace.peak_bytes()) * 0x1p-20;
   const Evaluation evaluation = recognizer.evaluate(valid_set, workspace);
+  print("validation WER ", fixed(100 * evaluation.wer(), 2), "% (epoch ", state.best_epoch, " of ", state.epoch, ", ",
+        fixed(state.seconds, 0), " s of training, at most ", fixed(working_mib, 0),
+        " MiB of working memory)\nmodel:  ", model_folder.string(),
+        "\nlosses: ", ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").string(), '\n');
   o.write({{"model", model_folder.string()},
            {"steps", state.step},
            {"epochs", state.epoch},
@@ -157,12 +163,6 @@ void train(TrainOptions& o) {
            {"seconds", state.seconds},
            {"working_memory_mib", working_mib},
            {"parameters", recognizer.count_parameters()}});
-  std::printf(
-      "validation WER %s%% (epoch %td of %td, %s s of training, at most %s MiB of working memory)\nmodel:  %s\n"
-      "losses: %s\n",
-      fixed(100 * evaluation.wer(), 2).c_str(), state.best_epoch, state.epoch, fixed(state.seconds, 0).c_str(),
-      fixed(working_mib, 0).c_str(), model_folder.c_str(),
-      ((o.ranks.empty() ? out : out / text("rank-", o.ranks.back())) / "losses.csv").c_str());
 }
 
 }  // namespace
@@ -294,7 +294,7 @@ void add_train_command(CLI::App& app) {
                    "in OUT/rank-N")
       ->delimiter(',')
       ->needs(init)
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command
       ->add_option("--train-only", o->training.train_only,
                    "train only parameters whose name contains this, as self_attn. (may be repeated)")

@@ -151,7 +151,9 @@ class Seeds {
     put(target, "bad_empty", "\n\n");
     put(target, "bad_gone", R"({"audio_filepath": "gone.wav", "duration": 0.5, "text": ""})");
     put(target, "bad_duration", R"({"audio_filepath": "a.wav", "duration": -1, "text": ""})");
-    put(target, "bad_offset", R"({"audio_filepath": "a.wav", "duration": 1, "text": "", "offset": 0.5})");
+    put(target, "bad_offset", R"({"audio_filepath": "a.wav", "duration": 1, "text": "", "offset": -0.5})");
+    put(target, "good_part",
+        R"({"audio_filepath": "a.wav", "duration": null, "text": "", "offset": 0.001, "speaker": 3})");
   }
 
   void transcripts() const {
@@ -213,7 +215,12 @@ class Seeds {
     put(target, "good_au", recording(SF_FORMAT_AU | SF_FORMAT_ULAW, 1));
     put(target, "good_caf", recording(SF_FORMAT_CAF | SF_FORMAT_PCM_16, 1));
     put_whole_and_half(target, "flac", recording(SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1));
-    put_whole_and_half(target, "opus", recording(SF_FORMAT_OGG | SF_FORMAT_OPUS, 1));
+    const std::string opus = recording(SF_FORMAT_OGG | SF_FORMAT_OPUS, 1),
+                      mp3 = recording(SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III, 1);
+    put_whole_and_half(target, "opus", opus);
+    put(target, "good_chain_opus", opus + opus);
+    put(target, "good_mp3", mp3);
+    put(target, "good_w64", recording(SF_FORMAT_W64 | SF_FORMAT_PCM_16, 1));
     put(target, "bad_empty", "");
     const auto changed = [&](std::size_t at, std::uint32_t value) {
       std::string out = wav;
@@ -221,6 +228,8 @@ class Seeds {
       return out;
     };
     put(target, "bad_length.wav", changed(40, 1000));
+    put(target, "good_length_0.wav", changed(40, 0));
+    put(target, "good_two_parts.wav", wav + wav.substr(36));
     put(target, "bad_channels.wav", changed(20, 0x00010001U * 0xff00U));
     put(target, "bad_rate.wav", changed(24, 0));
     std::string nan = recording(SF_FORMAT_WAV | SF_FORMAT_FLOAT, 1);

@@ -202,7 +202,7 @@ inline void manifest(std::string_view bytes) {
   for (const Utterance& one : read_manifest(folder().with("m.jsonl", bytes))) {
     demand(one.audio_filepath.string().find('\0') == std::string::npos,
            "a path that the system sees the beginning of only");
-    demand(detail::audio_duration(one.audio_filepath) > 0 && one.duration >= 0, "no duration");
+    demand(detail::audio_duration(one.audio_filepath, one.part()) >= 0 && one.duration >= 0, "no duration");
   }
 }
 /// The bytes are those of a LibriSpeech folder's transcripts; 1-2-0.flac lies beside them.

@@ -90,20 +90,21 @@ TEST_CASE("a bad manifest is refused with file and line", "[corpus]") {
   };
   CHECK(message(good) == "nothing");
   CHECK(read_manifest(path).size() == 3);  // the blank line and the unknown key are no utterance and no mistake
-  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "offset": 2.5})") ==
-        "'offset' is not 0: parts of a recording are not read; cut them into files of their own");
+  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "offset": -2.5})") ==
+        "'offset' is -2.5, seconds expected");
+  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "offset": "2"})") ==
+        "'offset' is '2', a number expected");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1)").starts_with("not valid JSON: "));
   CHECK(message(R"([1, 2])") == "an array of 2 given, an object expected");
   CHECK(message(R"({"duration": 1, "text": "one"})") == "'audio_filepath' is missing");
-  CHECK(message(R"({"audio_filepath": "a.wav", "text": "one"})") == "'duration' is missing");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1})") == "'text' is missing");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": "1", "text": "one"})") ==
         "'duration' is '1', a number expected");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": -1, "text": "one"})") ==
         "'duration' is -1, seconds expected");
   CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": 1})") == "'text' is 1, a string expected");
-  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "speaker": 5})") ==
-        "'speaker' is 5, a string expected");
+  CHECK(message(R"({"audio_filepath": "a.wav", "duration": 1, "text": "one", "speaker": [5]})") ==
+        "'speaker' is an array of 1, a string expected");
   CHECK(message(R"({"audio_filepath": "", "duration": 1, "text": "one"})") == "'audio_filepath' is empty");
   CHECK(message(R"({"audio_filepath": "a.wav\u0000b", "duration": 1, "text": "one"})") ==
         "'audio_filepath' is 'a.wav?b', a path without a zero byte expected");
@@ -112,7 +113,56 @@ TEST_CASE("a bad manifest is refused with file and line", "[corpus]") {
   put(path, "\n");
   CHECK_THROWS_WITH(read_manifest(path), path.string() + ": holds no utterances");
   CHECK_THROWS_WITH(read_manifest(folder / "none.jsonl"), (folder / "none.jsonl").string() + ": no such file");
-  CHECK_THROWS_WITH(read_manifest(folder.path), folder.path.string() + ": no such file");
+  CHECK_THROWS_WITH(read_manifest(folder.path), folder.path.string() + ": is a folder, a regular file expected");
+}
+
+TEST_CASE("a manifest as NeMo writes them", "[corpus]") {
+  TemporaryFolder folder;
+  write_wav(folder / "a.wav", {std::vector<float>(32000, 0.25F), 16000});
+  put(folder / "m.jsonl", R"({"audio_filepath": "a.wav", "duration": null, "text": "one", "speaker": 12}
+{"audio_filepath": "a.wav", "text": "two", "speaker": null}
+{"audio_filepath": "a.wav", "duration": 0.25, "text": "three", "offset": 0.5}
+{"audio_filepath": "a.wav", "text": "four", "offset": 1.5, "duration": null}
+{"audio_filepath": "a.wav", "duration": 0.5, "text": "five", "offset": 0}
+{"audio_filepath": "a.wav", "duration": 0.5, "text": "six", "offset": null}
+)");
+  const auto read = read_manifest(folder / "m.jsonl");
+  REQUIRE(read.size() == 6);
+  CHECK(read[0].speaker == "12");
+  CHECK(read[0].duration == 0);
+  CHECK(read[1].speaker.empty());
+  const std::vector<double> seconds{2, 2, 0.25, 0.5, 0.5, 2};
+  for (std::size_t i = 0; i < read.size(); ++i) {
+    INFO("line " << i + 1);
+    CHECK(detail::audio_duration(read[i].audio_filepath, read[i].part()) == seconds[i]);
+    CHECK(read_audio(read[i].audio_filepath, 0, nullptr, read[i].part()).duration() == seconds[i]);
+  }
+  write_manifest(folder / "again.jsonl", read);
+  const auto again = read_manifest(folder / "again.jsonl");
+  for (std::size_t i = 0; i < read.size(); ++i) {
+    CHECK(again[i].offset == read[i].offset);
+    CHECK(again[i].duration == read[i].duration);
+  }
+}
+
+TEST_CASE("links and hidden files in a corpus", "[corpus]") {
+  TemporaryFolder folder;
+  const fs::path corpus = folder / "clean";
+  put_flac(corpus / "7/2/7-2-0000.flac");
+  put(corpus / "7/2/7-2.trans.txt", "7-2-0000 ONE\n");
+  put(corpus / "7/2/._7-2-0000.flac", "of macOS");
+  put(corpus / "7/2/._7-2.trans.txt", "of macOS");
+  put_flac(corpus / ".trash/9-9-0000.flac");
+  put_flac(folder / "other/8-2-0000.flac");
+  put(folder / "other/8-2.trans.txt", "8-2-0000 TWO\n");
+  fs::create_directory_symlink(corpus, corpus / "7/2/up");            // to a folder that it is in
+  fs::create_directory_symlink(folder.path, corpus / "7/2/further");  // in which other corpora are, too
+  fs::create_directory_symlink(corpus / "7", corpus / "6");           // to one that is listed anyway
+  fs::create_directory_symlink(folder / "other", corpus / "8");
+  const auto read = read_librispeech(corpus);
+  REQUIRE(read.size() == 2);
+  CHECK(read[0].audio_filepath == corpus / "7/2/7-2-0000.flac");
+  CHECK(read[1].audio_filepath == corpus / "8/8-2-0000.flac");
 }
 
 TEST_CASE("a recording whose header does not say how long it is, is heard", "[corpus]") {

@@ -101,9 +101,20 @@ misused '--no-such-option' eval --model m --data d --no-such-option
 misused '--attention' train --data corpus --out new --attention mla-full
 misused '--data' train --out new
 misused '--out' train --data corpus
-misused '--threads' eval --model m --data d --threads 0
-misused '--feature-memory: Value nan not in range 0 to 1e+06' train --data corpus --out new --feature-memory nan
-misused '--at-once: Value nan' eval --model m --data d --at-once nan
+misused '--threads: 0 given, a whole number from 1 to 64 expected' eval --model m --data d --threads 0
+misused '--threads: many given, a whole number from 1 to 64 expected' eval --model m --data d --threads many
+misused '--epochs: 1.5 given, a whole number expected' train --data corpus --out new --epochs 1.5
+misused '--seed: -1 given, a whole number of at least 0 expected' eval --model m --data d --seed -1
+misused '--feature-memory: nan given, a number from 0 to 1e+06 expected' train --data corpus --out new --feature-memory nan
+misused '--at-once: nan given' eval --model m --data d --at-once nan
+# Names of files and folders are not empty.
+empty='an empty text given, the name of a file or folder expected'
+misused "--out: $empty" train --data corpus --out ''
+misused "--json: $empty" eval --model m --data d --json ''
+misused "--transcripts: $empty" eval --model m --data d --transcripts ''
+misused "--output: $empty" convert --input run --output ''
+misused "--plot: $empty" compare a b --plot ''
+misused 'no?[31m' eval --model m --data d $'--no\033[31m'
 misused '--latent-dim' train --data corpus --out new --init model --latent-dim 4
 
 # --- A corpus of tones in place of digits.
@@ -277,12 +288,11 @@ resumed() {
   done
   kill -9 $killed
   wait $killed 2>/dev/null
-  rm -f "$name".json.partial.partial-*
   [ ! -e "$name.json" ] || fail "a killed evaluation has a result"
   cp "$name.json.partial" "$name.left"
   ok eval "$@" --data corpus/long.jsonl --json "$name.json" --transcripts "$name.jsonl" --at-once 0.001
   grep -qE "^going on after [1-9][0-9]* of 400 utterances, which $PWD/$name.json.partial holds\$" err || fail "does not say that it goes on"
-  [ ! -e "$name.json.partial" ] || fail "$name.json.partial is left"
+  [ -z "$(find . -name "$name.json.partial*")" ] || fail "left: $(find . -name "$name.json.partial*")"
   same "$name.whole.json" "$name.json"
   cmp "$name.whole.jsonl" "$name.jsonl" || fail "other transcripts"
   checks=$((checks + 1))
@@ -364,6 +374,23 @@ sed 's/"utterance_errors": \[/&9,/' mla.json >longer.json
 mkdir again
 cp mla.json again/
 refused valid.json eval.json 4 8 -- compare eval.json valid.json --json new.json
+# A name is a file, and a text is a text: gnuplot takes neither for a command.
+ok compare eval.json mla.json --plot '|touch owned;.png' --names $'a\nEOD\n!touch owned\n,`touch owned`\047;!touch owned #'
+[ "$(head -c 4 '|touch owned;.png')" = $'\x89PNG' ] || fail "no picture of that name"
+grep -q $'^a?EOD?!touch owned?' out || fail "a name of two lines makes two"
+grep -q '^!touch' out && fail "a name of two lines makes two"
+mkdir -p "it's "'`touch owned`'
+cp run/model/* "it's "'`touch owned`/'
+ok profile --model "it's "'`touch owned`' --frames 8 --repeats 1 --plot '<touch owned;.svg'
+[ "$(head -c 5 '<touch owned;.svg')" = '<?xml' ] || fail "no picture of that name"
+ok convert --input run --output plotted --latent-dim 16 --plots '|touch owned;'
+[ -s '|touch owned;/ranks.png' ] || fail "no pictures in that folder"
+[ -z "$(find . -name owned)" ] || fail "a name was run as a command"
+# A disk that is full keeps the older picture.
+ln -s /dev/full full.svg
+refused full.svg space -- compare eval.json mla.json --plot full.svg
+says out 'mla: not told apart'
+refused 'File name too long' -- compare eval.json mla.json --plot "$(printf 'n%.0s' {1..300}).svg"
 refused renamed.json 'number 1' other- eval.json -- compare eval.json renamed.json --plot new.png
 refused longer.json utterance_errors 9 8 -- compare eval.json longer.json
 sed -z 's/"utterance_losses": \[[^,]*/"utterance_losses": [-3/' eval.json >negative.json
@@ -452,6 +479,10 @@ rows=$(grep -c '"stage":' study/results.json)
 [ "$rows" -eq $((16 + 3 + 5 + 4 + 2 + 4)) ] || fail "a study that was widened has $rows rows"
 grep -qE '^\| .* \| 12.50% \| distilled \| mla-simple R=[0-9]+, activation \| mqa' study/report.md || fail "latents are not compared with groups"
 refused study.json -- conversion --data corpus --out study --preset full
+cp -r study '<touch owned;'
+ok conversion --data corpus --out '<touch owned;'
+[ ! -e owned ] || fail "a name was run as a command"
+rm -r '<touch owned;'
 refused nowhere -- conversion --data nowhere --out new
 touch file
 refused file -- conversion --data corpus --out file
@@ -504,6 +535,10 @@ refused_model broken/config.json
 fresh
 rm broken/vocab.json
 refused_model broken vocab.json
+fresh # a pipe that nobody writes to
+rm broken/vocab.json
+mkfifo broken/vocab.json
+refused_model broken/vocab.json 'is a pipe, a regular file expected'
 refused nowhere -- eval --model nowhere --data corpus/test.jsonl
 refused corpus config.json -- transcribe --model corpus stereo.wav
 refused nowhere -- convert --input nowhere --output new --latent-dim 4
@@ -539,8 +574,19 @@ refused m.jsonl -- eval --model run --data m.jsonl
 refused nowhere.jsonl -- eval --model run --data nowhere.jsonl
 refused corpus -- eval --model run --data corpus
 refused train.jsonl -- train --data recordings --out new
-echo '{"audio_filepath":"stereo.wav","duration":0.1,"offset":0.2,"text":"one"}' >m.jsonl
-refused m.jsonl:1 offset -- eval --model run --data m.jsonl
+echo '{"audio_filepath":"stereo.wav","duration":0.1,"offset":0.2,"text":"one","speaker":12}' >m.jsonl
+echo '{"audio_filepath":"stereo.wav","duration":null,"offset":0.25,"text":"one"}' >>m.jsonl
+echo '{"audio_filepath":"stereo.wav","text":"one"}' >>m.jsonl
+ok eval --model run --data m.jsonl --json parts.json
+says out '0.8 s of speech' # 0.1, 0.2 and 0.45
+says parts.json '"stereo@0.2"'
+echo '{"audio_filepath":"stereo.wav","offset":7,"text":"one"}' >m.jsonl
+refused stereo.wav 'an offset of 7 s given, but it ends after 0.45 s' -- eval --model run --data m.jsonl
+cp stereo.wav $'\xff.wav' # no UTF-8
+ok transcribe --model run $'\xff.wav' --json odd.json
+says odd.json $'"audio_filepath": "\xef\xbf\xbd.wav"'
+echo '{"audio_filepath":"words.wav","duration":1,"text":"one"}' >m.jsonl
+refused words.wav -- quantize --input run --output new --data m.jsonl
 echo '{"audio_filepath":"stereo.wav","duration":9,"text":"one"}' >m.jsonl
 ok eval --model run --data m.jsonl
 says err 'its duration is given as 9 s'
@@ -718,12 +764,65 @@ refused '1 dimensions given, 3 expected' -- mnist eval --model mnist-mha --data 
 
 # --- A disk that is full.
 refused /dev/full -- eval --model run --data corpus/test.jsonl --json /dev/full
+says out 'WER '
 refused /dev/full -- transcribe --model run stereo.wav --json /dev/full
 refused nowhere -- eval --model run --data corpus/test.jsonl --json nowhere/new.json
 mkdir here
 cp run/model/* here/
 (cd here && "$laconic" convert --input ../run --output . --latent-dim 4 --json new.json >/dev/null) || fail "convert into the folder that one is in"
 [ -s here/new.json ] || fail "no here/new.json"
+# A folder stays the one that it is, with its mode.
+mkdir mine
+chmod 700 mine
+identity=$(stat -c '%i %a' mine)
+ok convert --input run --output mine --latent-dim 4
+ok convert --input run --output mine --latent-dim 5
+[ "$(stat -c '%i %a' mine)" = "$identity" ] || fail "another folder is in the place of 'mine'"
+[ "$(find mine -mindepth 1 | sort | tr '\n' ' ')" = 'mine/config.json mine/model.safetensors mine/vocab.json ' ] || fail "left: $(find mine)"
+# What is named as a descriptor is written to, after what was printed.
+"$laconic" eval --model run --data corpus/test.jsonl --threads 1 --json /dev/stdout 2>err | cat >both
+"$laconic" eval --model run --data corpus/test.jsonl --threads 1 --json /dev/stdout 2>err >file
+for written in both file; do
+  head -n 1 $written | grep -q '^WER ' || fail "results do not come before the file in $written"
+  grep -q '"reference_words"' $written || fail "no JSON in $written"
+done
+refused 'File name too long' -- eval --model run --data corpus/test.jsonl --json "$(printf 'n%.0s' {1..300})"
+refused 'is a file' -- convert --input run --output stereo.wav/new --latent-dim 4
+
+# --- A program that is told to end leaves nothing; what a killed one leaves, the next one removes.
+many=(data digits --recordings recordings --out many --valid 4 --test 8 --train)
+for signal in INT TERM KILL; do
+  # Shells let programs in the background ignore SIGINT.
+  env --default-signal=INT "$laconic" "${many[@]}" 100000 --threads 1 >out 2>err &
+  killed=$!
+  until [ -n "$(find . -maxdepth 1 -name 'many.partial-*')" ]; do
+    kill -0 $killed 2>/dev/null || fail "done before it could be told to end"
+    sleep 0.02
+  done
+  kill -$signal $killed
+  wait $killed 2>/dev/null
+  code=$?
+  [ $code -eq $((128 + $(kill -l $signal))) ] || fail "SIG$signal ends it with $code"
+  left=$(find . -maxdepth 1 -name 'many.partial-*' | wc -l)
+  [ "$left" -eq "$([ $signal = KILL ] && echo 1 || echo 0)" ] || fail "after SIG$signal $left partial folders"
+done
+ok "${many[@]}" 60
+[ -z "$(find . -maxdepth 1 -name 'many.partial-*')" ] || fail "what a killed run left is still there"
+checks=$((checks + 3))
+# shellcheck disable=SC2086
+"$laconic" train --data corpus --out twice ${tiny/--epochs 30/--epochs 100000} --threads 1 >out 2>err &
+first=$!
+until [ -s twice/lock ]; do
+  kill -0 $first 2>/dev/null || fail "done before a second run could begin"
+  sleep 0.02
+done
+"$laconic" train --data corpus --out twice --threads 1 >out 2>err && fail "two runs write to one folder"
+says err "laconic: twice: process $first on "
+says err ' is writing to it, a folder that nobody writes to expected'
+kill $first
+wait $first 2>/dev/null
+[ ! -e twice/lock ] || fail "a lock is left"
+rm -rf twice
 "$laconic" eval --model run --data corpus/test.jsonl --threads 1 >/dev/full 2>err && fail "accepted: results to a full standard output"
 says err 'laconic: standard output: cannot write'
 mkdir small

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "processes.hpp"
+#include "terminal.hpp"
 
 #include <laconic/core/parallel.hpp>
 #include <laconic/io/json.hpp>
@@ -14,6 +15,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -26,20 +29,58 @@ int run_app(CLI::App& app, int argc, char** argv);
 
 /// Returns the absolute path of a file to write. Throws, before the work is done, unless it may be written there.
 inline std::string output_file(const std::string& file) {
-  const auto path = std::filesystem::absolute(file);
-  laconic::require(std::filesystem::is_directory(path.parent_path()), path.string(), ": no such folder");
-  laconic::require(!std::filesystem::is_directory(path), path.string(), ": is a folder, the name of a file expected");
-  return path.string();
+  laconic::FileWriter::check(file);
+  return laconic::detail::own_descriptor(file) < 0 ? laconic::detail::absolute_path(file).string() : file;
 }
+/// Throws, before the work is done, unless a folder may be written there.
+inline void output_folder(const std::string& folder) { laconic::FolderWriter::check(folder); }
 
+/// Accepts a text for which `is_right` holds; otherwise says what was given and what is expected. Help shows `shown`.
+inline CLI::Validator accepts(std::function<bool(const std::string&)> is_right, std::string expected,
+                              std::string shown = "") {
+  return {[=](const std::string& given) {
+            if (is_right(given)) return std::string();
+            return laconic::text(given.empty() ? "an empty text" : given, " given, ", expected, " expected");
+          },
+          std::move(shown)};
+}
+/// Accepts any text but an empty one, for names of files and folders.
+inline CLI::Validator not_empty() {
+  return accepts([](const std::string& given) { return !given.empty(); }, "the name of a file or folder");
+}
+/// Accepts numbers, nan and infinity among them.
+inline CLI::Validator number() {
+  return accepts(
+      [](const std::string& given) {
+        double value = 0;
+        return CLI::detail::lexical_cast(given, value);
+      },
+      "a number");
+}
 /// Accepts a number from min to max. CLI::Range would accept nan, too.
 inline CLI::Validator between(double min, double max) {
-  return {[=](const std::string& given) {
-            double value = 0;
-            if (CLI::detail::lexical_cast(given, value) && value >= min && value <= max) return std::string();
-            return laconic::text("Value ", given, " not in range ", min, " to ", max);
-          },
-          laconic::text("FLOAT in [", min, " - ", max, "]")};
+  const std::string range = laconic::text(min, " to ", max);
+  return accepts(
+      [=](const std::string& given) {
+        double value = 0;
+        return CLI::detail::lexical_cast(given, value) && value >= min && value <= max;
+      },
+      "a number from " + range, laconic::text("FLOAT in [", min, " - ", max, "]"));
+}
+/// Accepts a whole number of at least min, and at most max if that is given.
+inline CLI::Validator whole_number(std::int64_t min = std::numeric_limits<std::int64_t>::min(),
+                                   std::int64_t max = std::numeric_limits<std::int64_t>::max()) {
+  constexpr std::int64_t lowest = std::numeric_limits<std::int64_t>::min(),
+                         highest = std::numeric_limits<std::int64_t>::max();
+  const std::string range = max < highest  ? laconic::text(" from ", min, " to ", max)
+                            : min > lowest ? laconic::text(" of at least ", min)
+                                           : std::string();
+  return accepts(
+      [=](const std::string& given) {
+        std::int64_t value = 0;
+        return CLI::detail::lexical_cast(given, value) && value >= min && value <= max;
+      },
+      "a whole number" + range, range.substr(range.empty() ? 0 : 1));
 }
 
 /// Options that every subcommand has.
@@ -51,10 +92,8 @@ struct CommonOptions {
   void add_to(CLI::App& command) {
     command.add_option("--threads", threads, "number of CPU threads")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    command.add_option("--seed", seed, "seed of all random choices")
-        ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(whole_number(1, laconic::detail::ThreadTeam::max_threads));
+    command.add_option("--seed", seed, "seed of all random choices")->capture_default_str()->check(whole_number(0));
     command.add_option("--json", json, "also write the result to this file, as JSON")->type_name("FILE");
     command.parse_complete_callback([this] {
       if (!json.empty()) json = output_file(json);
@@ -102,25 +141,6 @@ struct AttentionOptions {
   }
 };
 
-/// Returns a text without characters that a terminal would obey: all control characters but line ends and tabs become
-/// '?'. Other bytes stay as they are, for the name of a file may be no UTF-8.
-inline std::string without_controls(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(at < text.size() ? text[at] : 0); };
-    const bool c1 = byte(i) == 0xC2 && byte(i + 1) >= 0x80 && byte(i + 1) < 0xA0;
-    const bool control = c1 || (byte(i) < ' ' && text[i] != '\n' && text[i] != '\t') || byte(i) == 0x7F;
-    out += control ? '?' : text[i];
-    if (c1) ++i;
-  }
-  return out;
-}
-
-/// Prints a note for a person on stderr.
-template <class... Parts>
-void say_in_all(const Parts&... parts) {
-  std::fprintf(stderr, "%s\n", laconic::text(parts...).c_str());
-}
 /// Prints a note that is the same in all processes: once.
 template <class... Parts>
 void say(const Parts&... parts) {

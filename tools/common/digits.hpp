@@ -160,7 +160,8 @@ inline void check(const ConnectedDigitsConfig& config) {
   const std::string out = config.out.string();
   require(!out.empty(), "connected digits: no folder to write to given");
   std::error_code error;
-  if (std::filesystem::exists(config.out, error))
+  Partials::all().locked([&] { Partials::all().remove_stale(resolved(config.out), partial_prefix("")); });
+  if (is_there(config.out))
     require(std::filesystem::is_directory(config.out, error) && std::filesystem::is_empty(config.out, error), out,
             ": exists and is not an empty folder; give another or remove it");
   require(config.train_utterances > 0 && config.valid_utterances > 0 && config.test_utterances > 0, out, ": ",
@@ -265,7 +266,7 @@ inline nlohmann::json write_split(const ConnectedDigitsConfig& config, const Dig
 inline void write_connected_digits(const ConnectedDigitsConfig& config, std::span<const DigitSplit> splits,
                                    nlohmann::json made, const Progress& progress) {
   FolderWriter folder(config.out);
-  std::filesystem::create_directory(folder.path() / "wav");
+  make_folder(folder.path() / "wav");
   Index total = 0;
   for (const DigitSplit& split : splits) total += split.utterances;
   SharedProgress shared(progress, "writing utterances", total);
@@ -287,7 +288,7 @@ struct DigitRecordings {
   /// Lists a folder. Throws `Error` for a misnamed file, two of the same name, and a folder without recordings.
   explicit DigitRecordings(const std::filesystem::path& folder) {
     std::error_code error;
-    require(std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
+    require(is_there(folder) && std::filesystem::is_directory(folder, error), folder.string(), ": no such folder");
     for (const std::filesystem::path& file : files_in(folder)) {
       if (file.extension() != ".wav") continue;
       const std::string name = file.stem().string();

@@ -2,12 +2,12 @@
 #include "idx.hpp"
 
 #include <laconic/core/error.hpp>
+#include <laconic/io/descriptor.hpp>
 
+#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <memory>
 
 using namespace laconic;
@@ -31,9 +31,11 @@ void read(gzFile file, void* out, std::size_t size, const std::string& path) {
 }  // namespace
 
 IdxBytes read_idx(const std::string& path, std::size_t dimensions) {
-  errno = 0;
-  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
-  require(file != nullptr, path, ": cannot be opened: ", errno != 0 ? std::strerror(errno) : "out of memory");
+  const auto opened = detail::open_to_read(path);
+  const int own = ::dup(opened.descriptor.get());  // which gzclose closes
+  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzdopen(own, "rb"), gzclose);
+  if (file == nullptr) ::close(own);
+  require(file != nullptr, path, ": cannot be opened: out of memory");
   unsigned char head[4];
   read(file.get(), head, 4, path);
   require(head[0] == 0 && head[1] == 0, path, ": not an IDX file: it begins with other bytes than 0 0");

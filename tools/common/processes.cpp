@@ -113,7 +113,8 @@ Joined::~Joined() = default;
 
 void fail_in_all_processes(const char* program, const char* message) {
   if (joined.rank() > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
-  std::fprintf(stderr, "%s: process %d of %d: %s\n", program, joined.rank(), joined.size(), message);
+  say_in_all(std::string_view(program), ": process ", joined.rank(), " of ", joined.size(), ": ",
+             std::string_view(message));
 #ifdef LACONIC_HAS_MPI
   mpi_of_program->abort(1);
 #else

@@ -59,11 +59,12 @@ inline DigitSpeaker render_digits(const std::string& voice, Index words_per_minu
   std::string all;
   for (const std::string_view word : digit_words) all += text(word, ".\n\n");
   const std::string doing = text("say the digits with the voice ", voice);
-  run_or_throw({"espeak-ng", "-v", voice, "-s", text(words_per_minute), "-p", text(pitch), "-w", file.string(), all},
-               doing);
+  run_or_throw(
+      {"espeak-ng", "-v", voice, "-s", text(words_per_minute), "-p", text(pitch), "-w", file.string(), "--", all},
+      doing);
   require(is_file(file), "espeak-ng: wrote no audio when asked to ", doing);  // it exits with 0 on a full disk
   const Audio audio = read_audio(file);
-  std::filesystem::remove(file);
+  ::unlink(file.c_str());
   const auto pieces = cut_at_pauses(audio.samples, static_cast<std::size_t>(audio.sample_rate) * 150 / 1000);
   require(pieces.size() == 10, "espeak-ng: ", pieces.size(), " words heard when asked to ", doing, ", 10 expected");
   DigitSpeaker out{voice, {}};

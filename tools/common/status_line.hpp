@@ -1,9 +1,10 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include "terminal.hpp"
+
 #include <unistd.h>
 
-#include <cstdio>
 #include <ctime>
 #include <string>
 #include <utility>
@@ -20,12 +21,12 @@ class StatusLine {
   bool due() const { return std::time(nullptr) - shown_ >= (terminal_ ? 1 : 20); }
   void show(const std::string& line) {
     shown_ = std::time(nullptr);
-    std::fprintf(stderr, terminal_ ? "\r\033[K%s" : "%s\n", line.c_str());
+    terminal::write_note((terminal_ ? "\r\033[K" : "") + without_line_ends(line) + (terminal_ ? "" : "\n"));
     open_ = terminal_;
   }
   /// Lets what is printed next have a line of its own.
   void end() {
-    if (std::exchange(open_, false)) std::fprintf(stderr, "\n");
+    if (std::exchange(open_, false)) terminal::write_note("\n");
   }
 
  private:

@@ -1,6 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include "terminal.hpp"
+
 #include <string>
 #include <vector>
 
@@ -22,7 +24,11 @@ class Table {
     return Table(std::move(columns));
   }
 
-  void add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  /// Adds a row. What a cell holds becomes one line without control characters.
+  void add(std::vector<std::string> cells) {
+    for (std::string& cell : cells) cell = without_line_ends(cell);
+    rows_.push_back(std::move(cells));
+  }
   bool empty() const { return rows_.empty(); }
 
   /// Returns a line of titles, if any column has one, and a line for each row. The last column is not padded to the

@@ -45,7 +45,8 @@ inline constexpr std::string_view model_folder_expected =
 /// Throws `Error` unless the folder exists.
 inline void require_folder(const std::filesystem::path& folder) {
   std::error_code ignored;
-  require(std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder", model_folder_expected);
+  require(is_there(folder) && std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder",
+          model_folder_expected);
 }
 
 /// Returns the path of a file in a model folder. Throws `Error` if there is none.

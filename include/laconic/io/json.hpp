@@ -171,16 +171,15 @@ inline nlohmann::json read_json(const std::filesystem::path& path, std::size_t m
   return parse_json(read_file(path, max_bytes), path.string());
 }
 
-/// Writes a JSON file, indented, whole or not at all. Throws `Error` for strings that are not UTF-8.
+/// Returns a value as JSON text, of one line, or indented by so many spaces a level. Bytes that are not UTF-8 (names of
+/// files may hold such) become U+FFFD, for they must not cost a result. Allocates.
+inline std::string json_text(const nlohmann::json& value, int indent = -1) {
+  return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// Writes a JSON file, indented, whole or not at all, with the text of `json_text`.
 inline void write_json(const std::filesystem::path& path, const nlohmann::json& value) {
-  std::string out;
-  try {
-    out = value.dump(2);
-  } catch (const nlohmann::json::exception&) {
-    throw Error(text(path.string(), ": cannot write as JSON: a string is not valid UTF-8"));
-  }
-  out += '\n';
-  write_file(path, out);
+  write_file(path, json_text(value, 2) + '\n');
 }
 
 namespace detail {

@@ -32,10 +32,12 @@ struct Example {
       name,                 ///< file name without extension
       speaker;              ///< empty if not known
   double seconds = 0;       ///< duration
+  bool is_whole = true;     ///< false if a part of its file could not be heard, or may have been cut off
 
   /// Describes features that are not kept in memory.
   struct InFile {
     std::filesystem::path audio_filepath;  ///< the file they are made from
+    AudioPart part;                        ///< the part of it
     Index frames;                          ///< number of their rows
     std::uint64_t hash;                    ///< hash of their values
   };
@@ -71,7 +73,8 @@ struct Dataset {
     if (!e.in_file) return e.features;
     const std::string path = e.in_file->audio_filepath.string();
     require(extract != nullptr, path, ": its features are not kept, and nothing to make them with is given");
-    const Audio audio = read_audio(e.in_file->audio_filepath, extract->config().fbank.sample_rate);
+    const Audio audio =
+        read_audio(e.in_file->audio_filepath, extract->config().fbank.sample_rate, nullptr, e.in_file->part);
     Matrix<float> out = (*extract)(audio.samples);
     require(out.rows() == e.in_file->frames && Example::hash_of(out) == e.in_file->hash, path,
             ": is not what it was when the dataset was loaded");
@@ -92,11 +95,12 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
   std::atomic<std::size_t> bytes = 0;
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
     const Utterance& u = utterances[i];
-    const Audio audio = read_audio(u.audio_filepath, config.fbank.sample_rate, &notes[i]);
+    const Audio audio = read_audio(u.audio_filepath, config.fbank.sample_rate, &notes[i], u.part());
     Example& e = out.examples[i];
     e.text = u.text;
     e.name = u.audio_filepath.stem().string();
     e.speaker = u.speaker;
+    e.is_whole = audio.is_whole;
     e.seconds = static_cast<double>(audio.samples.size()) / config.fbank.sample_rate;
     if (u.duration > 0 && std::abs(u.duration - e.seconds) > 0.1 + 0.01 * e.seconds)
       notes[i] += text(notes[i].empty() ? u.audio_filepath.string() + ": " : "; ", e.seconds,
@@ -111,7 +115,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
     const auto these = static_cast<std::size_t>(e.features.size()) * sizeof(float);
     if (bytes.fetch_add(these) + these <= feature_bytes) return;
     bytes -= these;
-    e.in_file = {u.audio_filepath, e.features.rows(), Example::hash_of(e.features)};
+    e.in_file = {u.audio_filepath, u.part(), e.features.rows(), Example::hash_of(e.features)};
     e.features.resize(0, 0);
   });
   for (std::string& note : notes)
@@ -124,8 +128,8 @@ inline void fit_normalization(std::span<const Utterance> utterances, FeatureConf
   const FeatureExtractor extract(config);
   std::vector<FeatureStatistics> each(utterances.size());
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
-    const Matrix<float> features =
-        extract.raw(read_audio(utterances[i].audio_filepath, config.fbank.sample_rate).samples);
+    const Matrix<float> features = extract.raw(
+        read_audio(utterances[i].audio_filepath, config.fbank.sample_rate, nullptr, utterances[i].part()).samples);
     each[i].add(view(features));
   });
   FeatureStatistics all;

@@ -52,8 +52,8 @@ inline void require_same_run(const nlohmann::json& before, const nlohmann::json&
   for (const auto& [name, unused] : names.items())
     if (there.value(name, nlohmann::json()) != here.value(name, nlohmann::json()))
       differences += text(differences.empty() ? "" : ", ", name.substr(std::min<std::size_t>(1, name.size())), ": ",
-                          there.value(name, nlohmann::json()).dump(), " there and ",
-                          here.value(name, nlohmann::json()).dump(), " here");
+                          json_text(there.value(name, nlohmann::json())), " there and ",
+                          json_text(here.value(name, nlohmann::json())), " here");
   throw Error(text(path, ": belongs to a run with other settings or data (", differences, "); choose another ", other,
                    ", or delete it to start anew"));
 }

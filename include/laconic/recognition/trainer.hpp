@@ -100,7 +100,7 @@ class Trainer {
                  config_.decay, total_steps_};
     if (folder_.empty() && communicator_.size() == 1) return;
     description_ = run_description();
-    if (!folder_.empty() && std::filesystem::exists(checkpoint_path())) resume();
+    if (!folder_.empty() && detail::is_there(checkpoint_path())) resume();
     require_equal_in_all(communicator_, LACONIC_ABI_NAME, "instruction set");
     require_equal_in_all(communicator_, text(description_, state_.step, Fingerprint::of_parameters(model_)),
                          "model, data, settings or folder");

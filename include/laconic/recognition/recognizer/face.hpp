@@ -62,7 +62,7 @@ inline RecognizerConfig hugging_face_recognizer(const std::filesystem::path& fol
   out.encoder = wav2vec2_conformer_config(config, where);
   out.tokens = Tokens::characters;
   const auto path = folder / "preprocessor_config.json";
-  const nlohmann::json features = std::filesystem::exists(path) ? read_json(path) : nlohmann::json::object();
+  const nlohmann::json features = detail::is_there(path) ? read_json(path) : nlohmann::json::object();
   const int rate =
       features.contains("sampling_rate") ? json_member<int>(features, "sampling_rate", path.string()) : 16000;
   const bool normalize =
@@ -92,8 +92,7 @@ LACONIC_RECOGNIZER_INLINE EncoderConfig with_attention(EncoderConfig encoder, co
 
 LACONIC_RECOGNIZER_INLINE Tokens corpus_tokens(const std::filesystem::path& folder) {
   const auto path = folder / "corpus.json";
-  return std::filesystem::exists(path) ? json_member<Tokens>(read_json(path), "tokens", path.string())
-                                       : Tokens::characters;
+  return detail::is_there(path) ? json_member<Tokens>(read_json(path), "tokens", path.string()) : Tokens::characters;
 }
 
 LACONIC_RECOGNIZER_INLINE Workspace::Workspace(int threads) : context_(new Context{Cpu<float>(threads)}) {}
@@ -245,8 +244,7 @@ LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::create(RecognizerConfig config,
 }
 
 LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::path& folder) {
-  const bool is_run =
-      !std::filesystem::exists(folder / "config.json") && std::filesystem::exists(folder / "model" / "config.json");
+  const bool is_run = !detail::is_there(folder / "config.json") && detail::is_there(folder / "model" / "config.json");
   const auto path = is_run ? folder / "model" : folder;
   const std::string where = (path / "config.json").string();
   const nlohmann::json json = read_model_config(path);
@@ -275,7 +273,7 @@ LACONIC_RECOGNIZER_INLINE const Vocabulary& Recognizer::vocabulary() const { ret
 LACONIC_RECOGNIZER_INLINE Storage Recognizer::storage() const { return parts_->storage; }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::save(const std::filesystem::path& folder, Storage weights) const {
-  require(!std::filesystem::exists(folder / "model" / "config.json"), folder.string(),
+  require(!detail::is_there(folder / "model" / "config.json"), folder.string(),
           ": is the folder of a training run, which has a model in it; choose another for this one");
   parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(), {}, weights);
 }
@@ -435,13 +433,13 @@ LACONIC_RECOGNIZER_INLINE TrainState Recognizer::train(const Dataset& training, 
   // A run in steps has its checkpoints elsewhere than one without, and both must know of each other.
   if (const auto plan = how.folder / "ranks.json"; !how.folder.empty()) {
     if (how.ranks.empty()) {
-      require(!std::filesystem::exists(plan), how.folder.string(),
+      require(!detail::is_there(plan), how.folder.string(),
               ": belongs to a run with ranks; choose another folder, or delete it to start anew");
     } else {
-      require(!std::filesystem::exists(how.folder / "losses.csv"), how.folder.string(),
+      require(!detail::is_there(how.folder / "losses.csv"), how.folder.string(),
               ": belongs to a run without ranks; choose another folder, or delete it to start anew");
       const nlohmann::json now{{"ranks", how.ranks}, {"initial_parameters", fingerprint()}};
-      if (std::filesystem::exists(plan)) require_same_run(read_json(plan), now, plan.string(), "folder");
+      if (detail::is_there(plan)) require_same_run(read_json(plan), now, plan.string(), "folder");
       if (how.communicator.rank() == 0) {
         make_folder(how.folder);
         write_json(plan, now);

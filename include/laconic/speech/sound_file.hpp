@@ -1,0 +1,173 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+#pragma once
+
+#include <sndfile.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <laconic/core/error.hpp>
+#include <laconic/io/descriptor.hpp>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// What libsndfile is shown of a file. It trusts headers that recorders have left unfinished, hears only the first of
+// several streams, and does not say that a part is missing, so that the containers are read here first: wav.hpp,
+// ogg.hpp, mp3.hpp.
+
+namespace laconic {
+inline namespace LACONIC_ABI {
+namespace detail {
+
+/// Owns a file of libsndfile and closes it.
+using SoundFile = std::unique_ptr<SNDFILE, int (*)(SNDFILE*)>;
+
+/// Reads the bytes of a file at any place, through a window that moves on.
+class FileBytes {
+ public:
+  /// Reads from an open file, which must stay open.
+  explicit FileBytes(const OpenFile& file) : descriptor_(file.descriptor.get()), size_(file.size) {}
+  /// Returns the size of the file in bytes.
+  std::int64_t size() const { return size_; }
+  /// Returns up to `count` bytes from `at` on, fewer at the end of the file. They are valid until the next call.
+  std::string_view at(std::int64_t at, std::size_t count) {
+    if (at < 0 || at >= size_) return {};
+    count = static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(count), size_ - at));
+    if (at < begin_ || at + static_cast<std::int64_t>(count) > begin_ + static_cast<std::int64_t>(window_.size())) {
+      window_.resize(std::max(count, std::size_t{1} << 16));
+      ssize_t got = 0;
+      do got = ::pread(descriptor_, window_.data(), window_.size(), at);
+      while (got < 0 && errno == EINTR);
+      window_.resize(static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+      begin_ = at;
+    }
+    return std::string_view(window_).substr(static_cast<std::size_t>(at - begin_), count);
+  }
+  /// Returns an unsigned number of `width` bytes at `at`, the lowest first; 0 beyond the end of the file.
+  std::uint64_t number(std::int64_t at, std::size_t width) { return little_endian(this->at(at, width), width); }
+  /// Returns the unsigned number that a text of `width` bytes holds, the lowest first; 0 if the text is shorter.
+  static std::uint64_t little_endian(std::string_view bytes, std::size_t width) {
+    std::uint64_t out = 0;
+    if (bytes.size() < width) return 0;
+    for (std::size_t i = width; i-- > 0;) out = out << 8 | static_cast<unsigned char>(bytes[i]);
+    return out;
+  }
+
+ private:
+  int descriptor_;
+  std::int64_t size_, begin_ = 0;
+  std::string window_;
+};
+
+/// Holds a stretch of what libsndfile is shown: bytes of the file, or others in their place.
+struct SoundBytes {
+  std::int64_t begin = 0, size = 0;  ///< place in the file, in bytes
+  std::string instead;               ///< shown if it is not empty, with `size` its length
+  /// Returns a stretch with these bytes.
+  static SoundBytes of(std::string bytes) {
+    const auto size = static_cast<std::int64_t>(bytes.size());
+    return {0, size, std::move(bytes)};
+  }
+};
+
+/// Describes a stream of sound: its bytes, and how long they should sound.
+struct SoundStream {
+  std::vector<SoundBytes> bytes;
+  double seconds = -1;  ///< duration as the container tells it; negative: as libsndfile says
+};
+
+/// Describes what is to be heard of a file: streams, one after the other, and what is wrong with it.
+struct SoundPlan {
+  std::vector<SoundStream> streams;
+  std::vector<std::string> notes;  ///< parts of a sentence for a person
+  bool is_whole = true;            ///< false: something is missing, and it may not be known how much
+};
+
+/// Returns the plan for a file of which nothing more is known.
+inline SoundPlan whole_file(const OpenFile& file) { return {{{{{0, file.size, {}}}}}, {}, true}; }
+
+/// Shows libsndfile the bytes of a stream.
+class SoundInput {
+ public:
+  /// Reads from this descriptor, which must stay open.
+  SoundInput(int descriptor, std::vector<SoundBytes> bytes) : descriptor_(descriptor), bytes_(std::move(bytes)) {
+    for (const SoundBytes& one : bytes_) size_ += one.size;
+  }
+  /// Opens the stream. This object must stay where it is until the file is closed.
+  SoundFile open(SF_INFO& info) {
+    SF_VIRTUAL_IO io{};
+    io.get_filelen = [](void* self) { return static_cast<sf_count_t>(static_cast<SoundInput*>(self)->size_); };
+    io.seek = [](sf_count_t to, int whence, void* self) { return static_cast<SoundInput*>(self)->seek(to, whence); };
+    io.read = [](void* out, sf_count_t count, void* self) {
+      return static_cast<SoundInput*>(self)->read(static_cast<char*>(out), count);
+    };
+    io.write = [](const void*, sf_count_t, void*) { return sf_count_t{0}; };
+    io.tell = [](void* self) { return static_cast<sf_count_t>(static_cast<SoundInput*>(self)->at_); };
+    return {sf_open_virtual(&io, SFM_READ, &info, this), sf_close};
+  }
+
+ private:
+  sf_count_t seek(sf_count_t to, int whence) {
+    const std::int64_t base = whence == SEEK_CUR ? at_ : whence == SEEK_END ? size_ : 0;
+    if (to < -base || to > size_ - base) return -1;
+    return at_ = base + to;
+  }
+  sf_count_t read(char* out, sf_count_t count) {
+    sf_count_t done = 0;
+    std::int64_t begin = 0;  // of a stretch, in the stream
+    for (const SoundBytes& one : bytes_) {
+      const std::int64_t within = at_ - begin;
+      begin += one.size;
+      while (done < count && within >= 0 && at_ < begin) {
+        const std::int64_t from = at_ - (begin - one.size);
+        auto more = static_cast<std::size_t>(std::min<std::int64_t>(count - done, one.size - from));
+        if (!one.instead.empty()) {
+          std::memcpy(out + done, one.instead.data() + from, more);
+        } else {
+          const ssize_t got = ::pread(descriptor_, out + done, more, one.begin + from);
+          if (got < 0 && errno == EINTR) continue;
+          if (got <= 0) return done;
+          more = static_cast<std::size_t>(got);
+        }
+        done += static_cast<sf_count_t>(more);
+        at_ += static_cast<std::int64_t>(more);
+      }
+    }
+    return done;
+  }
+
+  int descriptor_;
+  std::vector<SoundBytes> bytes_;
+  std::int64_t size_ = 0, at_ = 0;
+};
+
+/// Says whether there is sound, or anything else but zeros, in the first bytes from `at` on.
+inline bool is_filled_from(FileBytes& file, std::int64_t at) {
+  return file.at(at, 4096).find_first_not_of('\0') != std::string_view::npos;
+}
+
+/// Throws `Error` for a header without channels or without a rate.
+inline void require_channels(const std::filesystem::path& path, std::uint64_t channels, std::uint64_t rate) {
+  require(rate > 0 && channels > 0, path.string(), ": its header says ", channels, " channels at ", rate,
+          " Hz, at least 1 of each expected");
+}
+
+/// Returns a duration for a person: "0.98 s".
+inline std::string shown_seconds(double seconds) {
+  char out[32];
+  std::snprintf(out, sizeof out, "%.2f s", seconds);
+  return out;
+}
+
+}  // namespace detail
+}  // namespace LACONIC_ABI
+}  // namespace laconic
