@@ -34,7 +34,7 @@ void say_what_is_not_written(const AlignedText& aligned) {
   const std::set<std::string> different(aligned.not_written.begin(), aligned.not_written.end());
   std::string which;
   for (const std::string& one : different) which += " " + one;
-  say("note: left out ", aligned.not_written.size(), " times what the vocabulary lacks:", without_controls(which));
+  say("note: left out ", aligned.not_written.size(), " times what the vocabulary lacks:", which);
 }
 
 void align(const AlignOptions& o) {
@@ -57,10 +57,9 @@ void align(const AlignOptions& o) {
   const auto format = from_name<TranscriptFormat>(o.format).value();
   if (format == TranscriptFormat::text)
     for (const AlignedLine& line : aligned.lines)
-      std::printf("%s\n", without_controls(line.begin ? text(fixed(*line.begin, 3), ' ', fixed(*line.end, 3), ' ',
-                                                             fixed(*line.score, 3), ' ', line.text)
-                                                      : text("- - - ", line.text))
-                              .c_str());
+      print(line.begin ? text(fixed(*line.begin, 3), ' ', fixed(*line.end, 3), ' ', fixed(*line.score, 3), ' ')
+                       : std::string("- - - "),
+            line.text, '\n');
   else
     print_transcript(format, o.audio, transcript);
   nlohmann::json result{{"audio_filepath", o.audio},
@@ -73,6 +72,7 @@ void align(const AlignOptions& o) {
     result["notes"] = {note};
   }
   o.write(result);
+  require(audio.is_whole(), o.audio, ": not all of it was heard");
 }
 
 }  // namespace

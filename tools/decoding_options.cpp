@@ -1,6 +1,7 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include "decoding_options.hpp"
 
+#include <laconic/decode/read_ngram.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
 using namespace laconic;
@@ -12,6 +13,6 @@ std::shared_ptr<const BeamDecoding> DecodingOptions::chosen(const Vocabulary& vo
   }
   auto out = std::make_shared<BeamDecoding>(beam);
   for (std::string& one : out->hotwords) one = vocabulary.written(one);
-  if (!language_model.empty()) out->model = std::make_shared<NgramModel>(NgramModel::read(language_model));
+  if (!language_model.empty()) out->model = std::make_shared<NgramModel>(read_ngram_model(language_model));
   return out;
 }

@@ -2,6 +2,7 @@
 //
 // laconic transcribe: what a model hears in audio files, or in speech as it comes.
 #include "commands.hpp"
+#include "common/interrupts.hpp"
 #include "common/portions.hpp"
 #include "common/transcripts.hpp"
 #include "decoding_options.hpp"
@@ -12,14 +13,13 @@
 #include <laconic/speech/subtitles.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
-#include <signal.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -32,15 +32,6 @@ namespace {
 
 using namespace laconic;
 using Clock = std::chrono::steady_clock;
-
-volatile std::sig_atomic_t interrupted = 0;
-/// Makes the first Ctrl-C end standard input, and the second one the program.
-void end_input_at_interrupt() {
-  struct sigaction action {};
-  action.sa_handler = [](int) { interrupted = 1; };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // and no SA_RESTART: reading stops
-  ::sigaction(SIGINT, &action, nullptr);
-}
 
 struct TranscribeOptions : CommonOptions {
   std::string model, logits, format = "text", confidence = "max-probability";
@@ -72,12 +63,19 @@ struct Heard {
   std::vector<float> logits;  ///< (frames, tokens), if they are wanted
   std::string note,           ///< says what was converted or not heard
       error;                  ///< says why nothing was heard; empty if it was
+  bool is_whole = true;       ///< false if a part of the file could not be heard
 };
 
 /// Throws for formats that hold one recording, if there are several.
 void require_one_recording(const TranscribeOptions& o) {
   require(o.files.size() == 1 || (o.format != "srt" && o.format != "vtt"), "transcribe: --format ", o.format,
           " holds one recording, ", o.files.size(), " given");
+}
+
+/// Throws, so that the exit code says it, if some files could not be heard or are not whole.
+void require_all_heard(std::size_t files, std::size_t failed, std::size_t parts) {
+  require(failed == 0, failed, " of ", files, " files could not be transcribed; they are named above");
+  require(parts == 0, parts, " of ", files, " files were not heard whole; the notes say what is missing");
 }
 
 /// Transcribes files and prints each when it and those before it are done. A file that cannot be read is said, and the
@@ -106,6 +104,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         };
       out.transcript = recognizer.transcribe(audio, *workspaces[thread], how);
       out.note = audio.note();
+      out.is_whole = audio.is_whole();
     } catch (const Error& error) {
       out.error = error.what();
     }
@@ -114,7 +113,8 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
 
   nlohmann::json result = nlohmann::json::array();
   LogitsFile logits;
-  std::vector<std::string> notes, errors;
+  std::vector<std::string> notes;
+  std::size_t failed = 0, parts = 0;
   const std::size_t together = deal ? static_cast<std::size_t>(4 * o.threads) : 1;
   for (std::size_t begin = 0; begin < o.files.size(); begin += together) {
     std::vector<Heard> heard(std::min(together, o.files.size() - begin));
@@ -129,8 +129,8 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
       const Heard& one = heard[i];
       if (!one.error.empty()) {
         require(o.files.size() > 1, one.error);
-        say("laconic: ", without_controls(one.error));
-        errors.push_back(one.error);
+        say("laconic: ", one.error);
+        ++failed;
         result.push_back({{"audio_filepath", file}, {"error", one.error}});
         continue;
       }
@@ -142,10 +142,12 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
       for (const Alternative& other : one.transcript.alternatives)
         result.back()["alternatives"].push_back(
             {{"text", other.text}, {"score", other.score}, {"log_prob", other.log_prob}});
+      parts += one.is_whole ? 0 : 1;
       if (!one.note.empty()) {
         notes.push_back(one.note);
         result.back()["notes"] = {one.note};
       }
+      if (!one.is_whole) result.back()["is_whole"] = false;
       if (!o.logits.empty()) logits.add(file, one.logits, recognizer.vocabulary().size());
     }
     std::fflush(stdout);
@@ -155,18 +157,23 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
   if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
   if (!o.logits.empty()) say("logits: ", o.logits);
-  require(errors.empty(), errors.size(), " of ", o.files.size(),
-          " files could not be transcribed; they are named above");
+  require_all_heard(o.files.size(), failed, parts);
 }
 
 /// Samples as they come: of a file, or raw 16-bit ones in the machine's order from standard input.
 class SampleSource {
  public:
   SampleSource(const std::string& file, int sample_rate) {
-    if (file == "-") return;
+    if (file == "-") {
+      interrupt_.emplace();
+      return;
+    }
     reader_.emplace(file, sample_rate);
-    if (const std::string note = reader_->note(); !note.empty()) say("note: ", note);
   }
+  /// Returns what of a file was converted or not heard, "" if nothing.
+  std::string note() const { return reader_ ? reader_->note() : ""; }
+  /// Says whether nothing is known to be missing.
+  bool is_whole() const { return !reader_ || reader_->is_whole(); }
   /// Returns the seconds of a file, as far as its header says them; 0 for standard input.
   double duration() const { return reader_ ? reader_->duration() : 0; }
   /// Returns up to `count` samples; fewer only at the end. On standard input an interrupt (Ctrl-C) is the end.
@@ -185,9 +192,12 @@ class SampleSource {
 
  private:
   /// Reads standard input until the bytes are full, or it ends. Returns the number of bytes.
-  static std::size_t read_all(std::span<std::byte> bytes) {
+  std::size_t read_all(std::span<std::byte> bytes) const {
     std::size_t got = 0;
-    while (got < bytes.size() && !interrupted) {
+    while (got < bytes.size()) {
+      pollfd inputs[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_->descriptor(), POLLIN, 0}};
+      if (::poll(inputs, 2, -1) < 0 && errno == EINTR) continue;
+      if (inputs[1].revents != 0) break;
       const ssize_t count = ::read(STDIN_FILENO, bytes.data() + got, bytes.size() - got);
       if (count < 0 && errno == EINTR) continue;
       require(count >= 0, "standard input: cannot be read: ", std::generic_category().message(errno));
@@ -204,7 +214,8 @@ class SampleSource {
               ", as an audio file does; raw 16-bit samples expected (ffmpeg -i FILE -f s16le -ac 1 -ar RATE -)");
   }
 
-  std::optional<AudioReader> reader_;  // empty: standard input
+  std::optional<AudioReader> reader_;           // empty: standard input
+  std::optional<FinishOnInterrupt> interrupt_;  // set: standard input
   bool begins_ = true;
 };
 
@@ -215,13 +226,13 @@ class TextLine {
     if (text.size() <= shown_) return;
     std::string_view more = text.substr(shown_);
     if (std::exchange(begins_, false) && more.front() == ' ') more.remove_prefix(1);
-    std::printf("%s", without_controls(more).c_str());
+    print(more);
     std::fflush(stdout);
     shown_ = text.size();
   }
   /// Ends the line; the next word begins another.
   void end() {
-    std::printf("\n");
+    print("\n");
     std::fflush(stdout);
     begins_ = true;
   }
@@ -255,7 +266,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   std::vector<double> pushes;
   double compute = 0, seconds = 0;
   nlohmann::json utterances = nlohmann::json::array();
-  if (format == TranscriptFormat::text && o.files.size() > 1) std::printf("%s: ", without_controls(file).c_str());
+  if (format == TranscriptFormat::text && o.files.size() > 1) print(file, ": ");
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
     const std::vector<float> samples = source.next(block);
@@ -275,12 +286,12 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       }
     }
     if (format != TranscriptFormat::ctm) continue;
-    std::printf("%s", without_controls(to_ctm(std::span(stream.words()).subspan(printed), name)).c_str());
+    print(Lines{to_ctm(std::span(stream.words()).subspan(printed), name)});
     std::fflush(stdout);
     printed = stream.words().size();
   }
   if (format == TranscriptFormat::text)
-    std::printf("\n");
+    print("\n");
   else if (format != TranscriptFormat::ctm)
     print_transcript(format, file, {stream.text(), stream.words(), seconds});
   if (o.endpoint)
@@ -295,18 +306,24 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ", fixed(window - chunk, 0), " to ",
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
-  return {{"audio_filepath", file},
-          {"text", stream.text()},
-          {"seconds", seconds},
-          {"words", to_json(stream.words())},
-          {"utterances", utterances},
-          {"compute_seconds", compute},
-          {"push_seconds_median", pushes[pushes.size() / 2]},
-          {"push_seconds_most", pushes.back()},
-          {"chunk_ms", chunk},
-          {"window_ms", window},
-          {"attention_bytes", streams.attention_bytes()},
-          {"convolution_bytes", streams.convolution_bytes()}};
+  nlohmann::json result{{"audio_filepath", file},
+                        {"text", stream.text()},
+                        {"seconds", seconds},
+                        {"words", to_json(stream.words())},
+                        {"utterances", utterances},
+                        {"compute_seconds", compute},
+                        {"push_seconds_median", pushes[pushes.size() / 2]},
+                        {"push_seconds_most", pushes.back()},
+                        {"chunk_ms", chunk},
+                        {"window_ms", window},
+                        {"attention_bytes", streams.attention_bytes()},
+                        {"convolution_bytes", streams.convolution_bytes()}};
+  if (const std::string note = source.note(); !note.empty()) {
+    say("note: ", note);
+    result["notes"] = {note};
+  }
+  if (!source.is_whole()) result["is_whole"] = false;
+  return result;
 }
 
 void transcribe(const TranscribeOptions& o) {
@@ -320,10 +337,19 @@ void transcribe(const TranscribeOptions& o) {
     for (const auto& file : o.files) require(file != "-", "transcribe: standard input needs --streaming");
     return transcribe_files(o, recognizer, how);
   }
-  if (std::find(o.files.begin(), o.files.end(), "-") != o.files.end()) end_input_at_interrupt();
   nlohmann::json result = nlohmann::json::array();
-  for (const auto& file : o.files) result.push_back(stream_file(o, recognizer, how, file));
+  std::size_t failed = 0, parts = 0;
+  for (const auto& file : o.files) try {
+      result.push_back(stream_file(o, recognizer, how, file));
+      parts += result.back().contains("is_whole") ? 1 : 0;
+    } catch (const Error& error) {
+      if (o.files.size() == 1) throw;
+      say("laconic: ", error.what());
+      result.push_back({{"audio_filepath", file}, {"error", error.what()}});
+      ++failed;
+    }
   o.write(result);
+  require_all_heard(o.files.size(), failed, parts);
 }
 
 }  // namespace

@@ -316,7 +316,8 @@ for format in ctm json srt; do
 done
 refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
 # Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
-{ cat all.raw; sleep 20; } | "$laconic" transcribe --model live --streaming --threads 1 --json live.json - >out 2>err &
+{ cat all.raw; sleep 20; } |
+  env --default-signal=INT "$laconic" transcribe --model live --streaming --threads 1 --json live.json - >out 2>err &
 for ((i = 0; i < 200; i++)); do [ ! -s out ] || break; sleep 0.1; done
 pkill -INT -P $$ -f 'transcribe --model live --streaming --threads 1 --json live.json' || fail "it has ended by itself"
 wait $! || fail "Ctrl-C is an error"

@@ -37,5 +37,5 @@ void print_transcript(TranscriptFormat format, const std::string& file, const Tr
     default:
       out = text(file, ": ", heard.text, '\n');
   }
-  std::printf("%s", without_controls(out).c_str());
+  print(Lines{out});
 }

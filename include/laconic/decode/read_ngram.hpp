@@ -3,11 +3,13 @@
 
 #include <laconic/core/error.hpp>
 #include <laconic/decode/ngram.hpp>
+#include <laconic/io/descriptor.hpp>
+
+#include <unistd.h>
 
 #include <zlib.h>
 #include <cstddef>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -23,8 +25,12 @@ namespace detail {
 class GzipLines {
  public:
   /// Opens the file. Throws `Error` if that fails.
-  explicit GzipLines(const std::filesystem::path& path) : path_(path.string()), file_(::gzopen(path.c_str(), "rb")) {
-    if (file_ == nullptr) fail_system(path, "open");
+  explicit GzipLines(const std::filesystem::path& path) : path_(path.string()) {
+    const auto opened = open_to_read(path);
+    const int own = ::dup(opened.descriptor.get());  // which gzclose closes
+    file_ = ::gzdopen(own, "rb");
+    if (file_ == nullptr) ::close(own);
+    require(file_ != nullptr, path_, ": cannot be opened: out of memory");
   }
   /// Not copyable.
   GzipLines(const GzipLines&) = delete;
@@ -67,7 +73,7 @@ class GzipLines {
   }
 
   std::string path_;
-  ::gzFile file_;
+  ::gzFile file_ = nullptr;
   std::string buffer_;
   std::size_t begin_ = 0;  // of the next line in the buffer
 };
@@ -78,8 +84,10 @@ class GzipLines {
 /// for a damaged gzip file.
 inline NgramModel read_ngram_model(const std::filesystem::path& path) {
   char first[2] = {};
-  std::ifstream(path, std::ios::binary).read(first, sizeof first);
-  if (std::string_view(first, sizeof first) != "\x1f\x8b") return NgramModel::read(path);
+  const auto opened = detail::open_to_read(path);
+  const bool is_gzip = ::pread(opened.descriptor.get(), first, sizeof first, 0) == sizeof first &&
+                       std::string_view(first, sizeof first) == "\x1f\x8b";
+  if (!is_gzip) return NgramModel::read(path);
   return NgramModel(path.string(), detail::GzipLines(path));
 }
 
