@@ -9,6 +9,7 @@
 #include <laconic/recognition/encoder_costs.hpp>
 #include <laconic/recognition/feature_stream.hpp>
 #include <laconic/recognition/fingerprint.hpp>
+#include <laconic/recognition/recognizer/hugging_face.hpp>
 #include <laconic/recognition/recognizer/inline.hpp>
 #include <laconic/recognition/recognizer/model.hpp>
 #include <laconic/speech/audio.hpp>
@@ -49,24 +50,6 @@ inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabu
           ", the vocabulary has ", vocabulary.size(), " tokens");
   require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ",
           config.encoder.num_mels, ", the features have ", config.features.fbank.num_mels);
-}
-
-/// Returns the configuration of a model in a folder of Hugging Face, from its two JSON files.
-inline RecognizerConfig hugging_face_recognizer(const std::filesystem::path& folder, const nlohmann::json& config,
-                                                const std::string& where) {
-  RecognizerConfig out;
-  out.model = EncoderName::wav2vec2_conformer;
-  out.encoder = wav2vec2_conformer_config(config, where);
-  out.tokens = Tokens::characters;
-  const auto path = folder / "preprocessor_config.json";
-  const nlohmann::json features = std::filesystem::exists(path) ? read_json(path) : nlohmann::json::object();
-  const int rate =
-      features.contains("sampling_rate") ? json_member<int>(features, "sampling_rate", path.string()) : 16000;
-  const bool normalize =
-      !features.contains("do_normalize") || json_member<bool>(features, "do_normalize", path.string());
-  require(rate > 0, path.string(), ": 'sampling_rate' is ", rate, ", more than 0 expected");
-  out.features = FeatureConfig::samples(rate, normalize ? Normalization::utterance : Normalization::none);
-  return out;
 }
 
 }  // namespace detail
@@ -128,7 +111,7 @@ struct SpeechStream::Parts {
   FeatureStream features;       ///< samples to features
   Vocabulary vocabulary;        ///< tokens to text
   std::array<Index, 1> stream;  ///< the one open stream
-  GreedyCtc decoder{};          ///< logits to tokens, with the last token as its state
+  GreedyCtc decoder{vocabulary.blank(), vocabulary.labels()};  ///< logits to tokens, with the last token as its state
   DecodedText text{};           ///< the text of all final frames
   std::vector<int> tokens{};    ///< tokens of the frames that became final last
 
@@ -195,9 +178,8 @@ LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::pat
   const std::string where = (path / "config.json").string();
   const nlohmann::json json = read_model_config(path);
   const bool is_foreign = is_hugging_face_config(json);
-  const auto config =
-      is_foreign ? detail::hugging_face_recognizer(path, json, where) : json_value<RecognizerConfig>(json, where);
-  auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
+  auto [config, vocabulary] =
+      is_foreign ? detail::hugging_face_recognizer(path, json, where) : detail::own_recognizer(path, json, where);
   const Tensors tensors = open_model_tensors(path);
   try {
     detail::check_parts(config, vocabulary);
@@ -221,7 +203,8 @@ LACONIC_RECOGNIZER_INLINE Storage Recognizer::storage() const { return parts_->s
 LACONIC_RECOGNIZER_INLINE void Recognizer::save(const std::filesystem::path& folder, Storage weights) const {
   require(!std::filesystem::exists(folder / "model" / "config.json"), folder.string(),
           ": is the folder of a training run, which has a model in it; choose another for this one");
-  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(), {}, weights);
+  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(),
+                      {{"tokenizer_config.json", parts_->vocabulary.tokenizer().to_json()}}, weights);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {
@@ -231,8 +214,12 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesy
                                 {"padding_value", 0},
                                 {"do_normalize", config().features.normalization == Normalization::utterance},
                                 {"return_attention_mask", true}};
-  parts_->model->save(folder, hugging_face_config(config().encoder), parts_->vocabulary.to_json(),
-                      {{"preprocessor_config.json", features}}, Storage::full);
+  nlohmann::json tokenizer = parts_->vocabulary.tokenizer().to_json();
+  tokenizer["tokenizer_class"] =
+      config().tokens == Tokens::words ? "Wav2Vec2PhonemeCTCTokenizer" : "Wav2Vec2CTCTokenizer";
+  parts_->model->save(folder, hugging_face_config(config().encoder, parts_->vocabulary.blank()),
+                      parts_->vocabulary.to_json(),
+                      {{"preprocessor_config.json", features}, {"tokenizer_config.json", tokenizer}}, Storage::full);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads) { prepare(parts_->storage, threads); }
@@ -248,7 +235,7 @@ LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const floa
   const std::span<const float> heard = sample_rate != rate ? std::span<const float>(resampled) : samples;
   const Matrix<float> rows = logits(FeatureExtractor(config().features)(heard), workspace);
   Transcript out;
-  out.text = parts_->vocabulary.decode(greedy_ctc(view(rows)));
+  out.text = parts_->vocabulary.decode(greedy_ctc(view(rows), parts_->vocabulary.blank(), parts_->vocabulary.labels()));
   for (const std::string_view word : detail::split_words(out.text))
     out.words.push_back({std::string(word), {}, {}, {}});
   out.seconds = static_cast<double>(heard.size()) / rate;
