@@ -64,7 +64,8 @@ Heard hear(std::span<const Utterance> files, const Recognizer& recognizer, int t
     out.seconds.push_back(example.seconds);
     if (logits == nullptr) continue;
     const auto& one = logits->add(files[i].audio_filepath.string(), recognizer.logits(example.features, workspace));
-    out.texts.push_back(recognizer.vocabulary().decode(greedy_ctc(view(one), recognizer.vocabulary().blank(), recognizer.vocabulary().labels())));
+    out.texts.push_back(recognizer.vocabulary().decode(
+        greedy_ctc(view(one), recognizer.vocabulary().blank(), recognizer.vocabulary().labels())));
   }
   out.notes = std::move(data.notes);
   return out;

@@ -65,8 +65,7 @@ inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0
 /// not have as many rows, or if the blank is no class. Allocates.
 template <class Context>
 std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Context::Tensor& logits,
-                                         const Sequences& sequences, int blank = 0,
-                                         std::span<const int> labels = {}) {
+                                         const Sequences& sequences, int blank = 0, std::span<const int> labels = {}) {
   require(sequences.rows() == logits.rows(), "greedy_ctc: ", logits.rows(), " frames given, the sequences have ",
           sequences.rows());
   require(blank >= 0 && blank < logits.cols(), "greedy_ctc: blank ", blank, " given for ", logits.cols(), " classes");
@@ -74,7 +73,7 @@ std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Contex
   context.argmax(logits, best);
   std::vector<std::vector<int>> out(static_cast<std::size_t>(sequences.size()));
   for (Index n = 0; n < sequences.size(); ++n)
-    GreedyCtc (blank, labels)(
+    GreedyCtc(blank, labels)(
         std::span<const Index>(best.data() + sequences.begin(n), static_cast<std::size_t>(sequences.length(n))),
         out[static_cast<std::size_t>(n)]);
   return out;

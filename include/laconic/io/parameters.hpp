@@ -86,8 +86,8 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 /// Fills a model from files, converting from single, double and half precision, bfloat16 and bytes with scales. Every
 /// parameter must be among the tensors as `prefix` + its name with the model's shape. Every tensor whose name begins
 /// with `prefix` must be a parameter, or one that `ignored(name)`, without the prefix, says takes no part. All values
-/// must be finite. Otherwise throws `Error` and leaves the model as it was. A parameter that is missing keeps its values
-/// if `may_lack(name)` says so.
+/// must be finite. Otherwise throws `Error` and leaves the model as it was. A parameter that is missing keeps its
+/// values if `may_lack(name)` says so.
 template <class Model, class Ignored, class MayLack>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored,
                      MayLack&& may_lack) {

@@ -198,7 +198,8 @@ class Tensors {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == Dtype::i8 && contains(text(name, scale_suffix))) {
       const TensorInfo& scales = info(text(name, scale_suffix));
-      require(!tensor.shape.empty() && tensor.strides.empty() && scales.dtype == Dtype::f32 && scales.shape == std::vector{tensor.shape[0]},
+      require(!tensor.shape.empty() && tensor.strides.empty() && scales.dtype == Dtype::f32 &&
+                  scales.shape == std::vector{tensor.shape[0]},
               path(name), ": tensor ", detail::in_quotes(name), " of shape ", shape_text(tensor.shape),
               " has scales of dtype ", to_name(scales.dtype), " and shape ", shape_text(scales.shape),
               ", F32 and one for each row expected");
@@ -221,7 +222,8 @@ class Tensors {
     const auto bytes = files_.back().map.bytes();
     constexpr std::string_view pointer = "version https://git-lfs.github.com/spec/";
     require(bytes.size() < pointer.size() || std::memcmp(bytes.data(), pointer.data(), pointer.size()) != 0,
-            path.string(), ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its "
+            path.string(),
+            ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its "
             "folder");
     return bytes;
   }

@@ -465,8 +465,8 @@ class TorchPickle {
     }
   }
 
-  /// Returns the type, shape and bytes of a tensor, with strides if its values do not lie one after the other: it may be
-  /// transposed, or a part of another one. Throws `Error` unless its values are apart and lie within its storage.
+  /// Returns the type, shape and bytes of a tensor, with strides if its values do not lie one after the other: it may
+  /// be transposed, or a part of another one. Throws `Error` unless its values are apart and lie within its storage.
   TensorInfo checked(const std::string& name, const Tensor& tensor) const {
     const std::string start = text(where_, ": tensor ", in_quotes(name), " has ");
     const std::vector<Index> shape = extents(start, "shape", tensor.shape);
@@ -483,7 +483,8 @@ class TorchPickle {
       is_dense = is_dense && strides[d] == dense;
       require(strides[d] >= 0 && strides[d] <= held, start, "strides ", shape_text(strides), ", 0 to ", held,
               " expected, as many as its storage holds");
-      span = strides[d] > 0 && shape[d] - 1 > (held - span) / strides[d] ? held + 1 : span + (shape[d] - 1) * strides[d];
+      span =
+          strides[d] > 0 && shape[d] - 1 > (held - span) / strides[d] ? held + 1 : span + (shape[d] - 1) * strides[d];
       if (span > held) break;
     }
     require(tensor.offset >= 0 && tensor.offset <= held && span <= held - tensor.offset, start, "shape ",

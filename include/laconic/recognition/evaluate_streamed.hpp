@@ -59,8 +59,12 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   while (next < data.examples.size() || !live.empty()) {
     while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity) {
       const bool kept = !data.examples[next].in_file;
-      live.push_back(
-          {next, streams.open(), 0, GreedyCtc(vocabulary.blank(), vocabulary.labels()), {}, kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
+      live.push_back({next,
+                      streams.open(),
+                      0,
+                      GreedyCtc(vocabulary.blank(), vocabulary.labels()),
+                      {},
+                      kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
       ++next;
     }
     std::vector<Index> ids, lengths;

@@ -297,7 +297,8 @@ class Trainer {
               ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
                                    Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
               : config.mask();
-      if (!teacher_) return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels, vocabulary_.blank());
+      if (!teacher_)
+        return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels, vocabulary_.blank());
       return loss_with_teacher(tape, batch, mask);
     } else {
       require(!teacher_, "train: a teacher given for a model that takes no mask and shows no blocks");

@@ -15,14 +15,14 @@ inline namespace LACONIC_ABI {
 /// Says which tokens of a vocabulary are not text, and how text is spelled: what tokenizer_config.json holds next to
 /// vocab.json, under the names of Hugging Face's `Wav2Vec2CTCTokenizer`. An empty name means that there is none.
 struct TokenizerConfig {
-  std::string pad_token = "<pad>",               ///< the CTC blank
-      unk_token = "<unk>",                       ///< stands for classes without a token
-      bos_token = "<s>",                         ///< begins a sequence; no text
-      eos_token = "</s>",                        ///< ends a sequence; no text
-      word_delimiter_token = "|",                ///< stands between words
-      replace_word_delimiter_char = " ";         ///< what is written for it
+  std::string pad_token = "<pad>",                ///< the CTC blank
+      unk_token = "<unk>",                        ///< stands for classes without a token
+      bos_token = "<s>",                          ///< begins a sequence; no text
+      eos_token = "</s>",                         ///< ends a sequence; no text
+      word_delimiter_token = "|",                 ///< stands between words
+      replace_word_delimiter_char = " ";          ///< what is written for it
   std::vector<std::string> other_special_tokens;  ///< further tokens that are no text
-  bool do_lower_case = false;                    ///< whether transcripts are in small letters, whatever the tokens have
+  bool do_lower_case = false;  ///< whether transcripts are in small letters, whatever the tokens have
 
   /// Says whether two configurations are equal.
   friend bool operator==(const TokenizerConfig&, const TokenizerConfig&) = default;

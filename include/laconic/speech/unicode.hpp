@@ -20,8 +20,8 @@ namespace detail {
 /// Returns the first code point of a text, -1 if there is none in UTF-8.
 inline utf8proc_int32_t code_point(std::string_view text) {
   utf8proc_int32_t out = -1;
-  utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &out);
+  utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &out);
   return out;
 }
 /// Says whether a text is valid UTF-8.
@@ -53,6 +53,11 @@ inline bool is_capital(std::string_view character) {
 inline bool is_small(std::string_view character) {
   const auto code = code_point(character);
   return code >= 0 && code != 0xDF && utf8proc_toupper(code) != code;
+}
+/// Says whether a character is punctuation or a symbol (categories P and S).
+inline bool is_punctuation(std::string_view character) {
+  const auto kind = utf8proc_category(std::max(0, code_point(character)));
+  return kind >= UTF8PROC_CATEGORY_PC && kind <= UTF8PROC_CATEGORY_SO;
 }
 /// Says whether a text has a control character (category Cc), which a terminal would obey.
 inline bool has_control(std::string_view text) {
@@ -87,8 +92,9 @@ inline std::string decomposed(std::string_view text) { return mapped(text, UTF8P
 /// separates words. Throws `Error` for bytes that are not UTF-8.
 inline std::string composed_words(std::string_view text) {
   if (is_ascii(text)) return join_words(text);
+  const std::string whole = composed(text);
   std::string spaced;
-  for (const std::string_view one : split_characters(composed(text))) {
+  for (const std::string_view one : split_characters(whole)) {
     const auto kind = utf8proc_category(std::max(0, code_point(one)));
     const bool separates = kind == UTF8PROC_CATEGORY_ZS || kind == UTF8PROC_CATEGORY_ZL ||
                            kind == UTF8PROC_CATEGORY_ZP || code_point(one) == 0x85;
@@ -130,8 +136,8 @@ std::string in_capitals(std::string_view text, Keeps&& keeps) {
       continue;
     }
     // utf8proc knows capitals of one letter only, but all folded forms, and the capitals of these are the full ones.
-    for (const std::string_view folded : split_characters(mapped(one, UTF8PROC_COMPOSE | UTF8PROC_CASEFOLD)))
-      append_code_point(out, utf8proc_toupper(code_point(folded)));
+    const std::string folded = mapped(one, UTF8PROC_COMPOSE | UTF8PROC_CASEFOLD);
+    for (const std::string_view c : split_characters(folded)) append_code_point(out, utf8proc_toupper(code_point(c)));
   }
   return composed(out);
 }

@@ -29,10 +29,11 @@ struct DecodedText {
   bool ends_word = false;  ///< whether the next token begins a word
 };
 
-/// Lists the output classes of a CTC model. In a vocabulary that laconic makes, class 0 is the blank, "<blank>", and the
-/// tokens follow in byte order, so that the same texts give the same vocabulary in any order. In a vocabulary of Hugging
-/// Face the blank may be any class, tokens may have several characters, some are no text ("<unk>"), and a class may have
-/// no token. Texts are words with one space between them, in Normalization Form C: other white space counts as a space.
+/// Lists the output classes of a CTC model. In a vocabulary that laconic makes, class 0 is the blank, "<blank>", and
+/// the tokens follow in byte order, so that the same texts give the same vocabulary in any order. In a vocabulary of
+/// Hugging Face the blank may be any class, tokens may have several characters, some are no text ("<unk>"), and a class
+/// may have no token. Texts are words with one space between them, in Normalization Form C: other white space counts as
+/// a space.
 class Vocabulary {
  public:
   static constexpr std::string_view blank_token = "<blank>";  ///< the blank's name in laconic's own vocabularies
@@ -100,6 +101,23 @@ class Vocabulary {
     return in_case(detail::composed_words(text), tokenizer_.do_lower_case ? Case::small : case_);
   }
 
+  /// Returns a text without the punctuation and symbols that no token has: a space in their place, but nothing for
+  /// apostrophes within words, and a plain apostrophe for a typographic one. A text that is not UTF-8 stays as it is.
+  std::string without_punctuation(std::string_view text) const {
+    if (!detail::is_utf8(text)) return std::string(text);
+    const auto is_known = [&](std::string_view c) { return spelled_.contains(std::string(c)); };
+    const std::string words = detail::composed_words(text);
+    std::string out;
+    for (std::string_view c : detail::split_characters(words)) {
+      if (c == "\u2019" && !is_known(c)) c = "'";
+      if (!detail::is_punctuation(c) || is_known(c))
+        out += c;
+      else if (c != "'")
+        out += ' ';
+    }
+    return detail::join_words(out);
+  }
+
   /// Returns the indices of the tokens of a text, as `written`; of several tokens that fit, the longest. Special tokens
   /// are never among them. Throws `Error` for an unknown token.
   std::vector<int> encode(std::string_view text) const {
@@ -111,8 +129,8 @@ class Vocabulary {
     });
     return out;
   }
-  /// Returns the characters or words of a text, as `written`, that `encode` does not know, each once. Throws `Error` for
-  /// a text that is not UTF-8.
+  /// Returns the characters or words of a text, as `written`, that `encode` does not know, each once. Throws `Error`
+  /// for a text that is not UTF-8.
   std::set<std::string, std::less<>> unknown(std::string_view text) const {
     std::set<std::string, std::less<>> out;
     std::vector<int> ignored;
@@ -147,8 +165,8 @@ class Vocabulary {
                        detail::is_utf8(transcript) ? detail::composed(transcript) : std::string(transcript));
   }
 
-  /// Returns an object of token to index, as Hugging Face writes vocab.json: the word delimiter, "|", is the space among
-  /// characters. The kind of tokens is not in it; it belongs in config.json. Special tokens belong in
+  /// Returns an object of token to index, as Hugging Face writes vocab.json: the word delimiter, "|", is the space
+  /// among characters. The kind of tokens is not in it; it belongs in config.json. Special tokens belong in
   /// tokenizer_config.json.
   nlohmann::json to_json() const {
     nlohmann::json out = nlohmann::json::object();
@@ -161,15 +179,15 @@ class Vocabulary {
   /// of a file).
   ///
   /// The blank is `tokenizer.pad_token`. Without a tokenizer it is class 0, "<blank>" or, among characters, "<pad>". If
-  /// the blank is "<blank>", laconic made the vocabulary: its indices must be 0 .. n-1, each once, the blank 0, and each
-  /// token one character or one word. Otherwise tokens beyond the `classes` of the model are left out, and classes may
-  /// be without a token; `classes` = 0 means as many as the indices say. Throws `Error` for anything else, and for
+  /// the blank is "<blank>", laconic made the vocabulary: its indices must be 0 .. n-1, each once, the blank 0, and
+  /// each token one character or one word. Otherwise tokens beyond the `classes` of the model are left out, and classes
+  /// may be without a token; `classes` = 0 means as many as the indices say. Throws `Error` for anything else, and for
   /// control characters in a token.
   static Vocabulary from_json(Tokens kind, const nlohmann::json& json, const std::string& where = "vocab.json",
                               const TokenizerConfig* tokenizer = nullptr, Index classes = 0) {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
-    const bool published = tokenizer == nullptr && kind == Tokens::characters && json.contains("<pad>") &&
-                           json["<pad>"] == 0;
+    const bool published =
+        tokenizer == nullptr && kind == Tokens::characters && json.contains("<pad>") && json["<pad>"] == 0;
     Vocabulary out;
     out.kind_ = kind;
     out.tokenizer_ = tokenizer != nullptr ? *tokenizer : published ? TokenizerConfig() : TokenizerConfig::plain();
@@ -192,12 +210,12 @@ class Vocabulary {
       tokens[slot] = name;
     }
     if (own) {
-      require(!tokens.empty() && tokens[0] == blank_token, where, ": index 0 is ", tokens.empty() ? "missing" : tokens[0],
-              ", ", blank_token, " expected");
+      require(!tokens.empty() && tokens[0] == blank_token, where, ": index 0 is ",
+              tokens.empty() ? "missing" : tokens[0], ", ", blank_token, " expected");
       for (const std::string& one : tokens)
-        require(one == blank_token || (kind == Tokens::words ? detail::split_words(one).size() == 1 &&
-                                                                  detail::join_words(one) == one
-                                                             : detail::split_characters(one).size() == 1),
+        require(one == blank_token ||
+                    (kind == Tokens::words ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
+                                           : detail::split_characters(one).size() == 1),
                 where, ": token \"", one, "\" is not one of ", to_name(kind));
     }
     out.fill(std::move(tokens), where);
@@ -350,12 +368,12 @@ class Vocabulary {
   Tokens kind_;
   TokenizerConfig tokenizer_;
   int blank_ = 0, delimiter_ = -1;
-  Case case_ = Case::both;              // of tokens that are not special
-  std::vector<std::string> tokens_;     // of each class; the word delimiter is " "
-  std::vector<std::string> texts_;      // what is written for each class
-  std::vector<int> labels_;             // of each class; see labels()
+  Case case_ = Case::both;                        // of tokens that are not special
+  std::vector<std::string> tokens_;               // of each class; the word delimiter is " "
+  std::vector<std::string> texts_;                // what is written for each class
+  std::vector<int> labels_;                       // of each class; see labels()
   std::unordered_map<std::string, int> spelled_;  // tokens that are text, in Normalization Form C
-  std::size_t longest_ = 0;             // bytes of the longest of these
+  std::size_t longest_ = 0;                       // bytes of the longest of these
 };
 
 }  // namespace LACONIC_ABI

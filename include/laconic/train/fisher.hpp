@@ -17,9 +17,10 @@ inline namespace LACONIC_ABI {
 /// Returns how sensitive the loss of transcribed speech is to errors in the key and value weights of each attention
 /// layer: the mean over these weights of the squared derivative of an utterance's CTC loss, which is the diagonal of
 /// the empirical Fisher information. (Palu, Chang et al. 2024, section 3.3, takes the mean of its root.) The features
-/// (rows, num_mels) are packed sequences, with a label sequence for each, and `blank` is the class of the blank. The model has full or grouped attention,
-/// whose weights are those that a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error`
-/// unless there is a label sequence for each utterance and the derivatives have a finite, positive sum.
+/// (rows, num_mels) are packed sequences, with a label sequence for each, and `blank` is the class of the blank. The
+/// model has full or grouped attention, whose weights are those that a conversion approximates. Uses up the model's
+/// gradients. Allocates. Throws `Error` unless there is a label sequence for each utterance and the derivatives have a
+/// finite, positive sum.
 template <class Model, class Context, class T = typename Model::Scalar>
 std::vector<double> fisher_information(const Model& model_on_host, Context& context, const Matrix<T>& features,
                                        const Sequences& sequences, const Labels& labels, int blank = 0) {

@@ -107,13 +107,13 @@ LACONIC_RECOGNIZER_INLINE Index FeatureStreams::feature_bytes() const { return s
 
 /// Holds the members of a SpeechStream, out of the sight of its header.
 struct SpeechStream::Parts {
-  FeatureStreams streams;       ///< streams of the model
-  FeatureStream features;       ///< samples to features
-  Vocabulary vocabulary;        ///< tokens to text
-  std::array<Index, 1> stream;  ///< the one open stream
+  FeatureStreams streams;                                      ///< streams of the model
+  FeatureStream features;                                      ///< samples to features
+  Vocabulary vocabulary;                                       ///< tokens to text
+  std::array<Index, 1> stream;                                 ///< the one open stream
   GreedyCtc decoder{vocabulary.blank(), vocabulary.labels()};  ///< logits to tokens, with the last token as its state
-  DecodedText text{};           ///< the text of all final frames
-  std::vector<int> tokens{};    ///< tokens of the frames that became final last
+  DecodedText text{};                                          ///< the text of all final frames
+  std::vector<int> tokens{};                                   ///< tokens of the frames that became final last
 
   /// Decodes logits that became final. Returns their number.
   Index take(const FrameLogits& logits) {

@@ -15,8 +15,9 @@
 #include <system_error>
 #include <utility>
 
-// What the JSON files of a folder of Hugging Face say of features and tokens. Transformers 5 writes processor_config.json
-// where older versions wrote preprocessor_config.json, and keeps added and special tokens in tokenizer_config.json.
+// What the JSON files of a folder of Hugging Face say of features and tokens. Transformers 5 writes
+// processor_config.json where older versions wrote preprocessor_config.json, and keeps added and special tokens in
+// tokenizer_config.json.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -68,9 +69,8 @@ class HuggingFaceTokens {
     // Since transformers 4.34 the first file says all, before it the second overrides it.
     const bool complete = config.contains("added_tokens_decoder");
     if (complete) tokenizer.read(special, special_path);
-    const nlohmann::json fast = std::filesystem::exists(folder / "vocab.json")
-                                    ? nlohmann::json::object()
-                                    : object_in(folder / "tokenizer.json");
+    const nlohmann::json fast = std::filesystem::exists(folder / "vocab.json") ? nlohmann::json::object()
+                                                                               : object_in(folder / "tokenizer.json");
     if (!fast.empty()) read_fast(fast, (folder / "tokenizer.json").string());
     tokenizer.read(config, config_path);
     if (!complete) tokenizer.read(special, special_path);
@@ -100,9 +100,9 @@ class HuggingFaceTokens {
     return Vocabulary::from_json(kind, json, where, &tokenizer, classes);
   }
 
-  std::string where;            ///< the file that has most of the tokens
+  std::string where;  ///< the file that has most of the tokens
   Tokens kind = Tokens::characters;
-  TokenizerConfig tokenizer;    ///< which of the tokens are no text
+  TokenizerConfig tokenizer;                       ///< which of the tokens are no text
   nlohmann::json json = nlohmann::json::object();  ///< index of each token
 
  private:
@@ -139,8 +139,8 @@ class HuggingFaceTokens {
   }
   /// Makes a class the blank. A class without a token gets a name.
   void blank_is(Index blank, const std::string& config_path, Index classes) {
-    require(blank >= 0 && blank < classes, config_path, ": 'pad_token_id' is ", blank,
-            ", one of the classes 0 to ", classes - 1, " expected: it is the CTC blank");
+    require(blank >= 0 && blank < classes, config_path, ": 'pad_token_id' is ", blank, ", one of the classes 0 to ",
+            classes - 1, " expected: it is the CTC blank");
     for (const auto& [name, index] : json.items())
       if (index == blank) {
         tokenizer.pad_token = name;
@@ -161,8 +161,8 @@ class HuggingFaceTokens {
   std::set<std::int64_t> taken_;
 };
 
-/// Returns the configuration and the vocabulary of a model in a folder of Hugging Face. Throws `Error`, naming the file,
-/// for what laconic does not compute.
+/// Returns the configuration and the vocabulary of a model in a folder of Hugging Face. Throws `Error`, naming the
+/// file, for what laconic does not compute.
 inline std::pair<RecognizerConfig, Vocabulary> hugging_face_recognizer(const std::filesystem::path& folder,
                                                                        const nlohmann::json& config,
                                                                        const std::string& where) {
