@@ -325,7 +325,8 @@ void eval(const EvalOptions& o) {
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
   if (processes().rank() > 0) return;
   const Unknown unknown(corpus, recognizer.vocabulary());
-  if (const std::string note = unknown.note(corpus, recognizer.vocabulary()); !note.empty()) say(note);
+  if (const std::string note = unknown.note(corpus, recognizer.vocabulary()); !note.empty())
+    say(without_controls(note));
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
   std::string streaming_lines;

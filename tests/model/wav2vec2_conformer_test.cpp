@@ -114,7 +114,19 @@ TEST_CASE("a wav2vec2-conformer converts to latents that both its positions know
                     "expected with these positions");
   CHECK(error(none, AttentionName::mla_simple, 8) < 1e-12);
   CHECK_THROWS_WITH(error(none, AttentionName::mla_split, 8),
-                    Catch::Matchers::Contains("mla-split with none positions"));
+                    Catch::Matchers::Contains("mla-split with no positions given, one of "));
+}
+
+TEST_CASE("a model whose numbers overflow is not converted", "[wav2vec2][convert]") {
+  using Model = Wav2Vec2Conformer<AnyAttention, double>;
+  auto model = model_of<double>("case3");
+  model.parameters([](std::string_view name, Parameter<double>& p) {
+    if (name.find("linear_k.weight") != std::string_view::npos) p.host().setConstant(1e200);
+  });
+  CHECK_THROWS_WITH(
+      convert<Model>(model, JointSvd{}, {.kv_lora_rank = 8, .attention = AttentionName::mla_simple}),
+      "convert: logits of the source that are not finite given: its weights are too large to compute with, "
+      "smaller ones expected");
 }
 
 TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {

@@ -68,8 +68,10 @@ struct NamedPolicies {
     };
     add(std::type_identity<First>());
     (add(std::type_identity<Rest>()), ...);
-    throw Error(text("attention: ", to_name(config.attention), " with ", to_name(config.position_embeddings_type),
-                     " positions given, one of ", names, " expected with these positions"));
+    const bool none = config.position_embeddings_type == PositionEmbeddings::none;
+    throw Error(text("attention: ", to_name(config.attention), " with ",
+                     none ? "no" : to_name(config.position_embeddings_type), " positions given, one of ", names,
+                     " expected with these positions"));
   }
 };
 

@@ -26,7 +26,8 @@ inline namespace LACONIC_ABI {
 ///
 /// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
 /// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
-/// Streams).
+/// Streams). A model whose chunk is longer than `StreamConfig::max_frames` is run on whole streams, and takes memory
+/// for the frames that come.
 ///
 /// Streams compute in contexts of their own, one for each thread. A push deals its streams out: each thread takes some
 /// through the whole model, so that threads meet once a push. Few streams are not dealt out, but share the threads in
@@ -59,7 +60,7 @@ class Streams {
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
     for (auto& worker : workers_)
       for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
-    warm_up();
+    if (!is_whole_) warm_up();  // nobody may ever speak for so long
   }
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;

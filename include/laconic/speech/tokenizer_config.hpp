@@ -20,7 +20,7 @@ struct TokenizerConfig {
       bos_token = "<s>",                          ///< begins a sequence; no text
       eos_token = "</s>",                         ///< ends a sequence; no text
       word_delimiter_token = "|",                 ///< stands between words
-      replace_word_delimiter_char = " ";          ///< what is written for it
+      replace_word_delimiter_char = " ";          ///< the text of the word delimiter
   std::vector<std::string> other_special_tokens;  ///< further tokens that are no text
   bool do_lower_case = false;  ///< whether transcripts are in small letters, whatever the tokens have
 

@@ -320,8 +320,10 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::check_ranks(const std::vector<Index>&
 LACONIC_RECOGNIZER_INLINE void Recognizer::check_teacher(const Recognizer& teacher, bool chunks) const {
   require(teacher.config().model == config().model, "teacher: a ", to_name(teacher.config().model), " given, a ",
           to_name(config().model), " expected");
-  require(teacher.vocabulary().to_json() == vocabulary().to_json(), "teacher: has ", teacher.vocabulary().size(),
-          " tokens, and not the ", vocabulary().size(), " that the model to train has");
+  require(
+      teacher.vocabulary().to_json() == vocabulary().to_json() && teacher.vocabulary().blank() == vocabulary().blank(),
+      "teacher: has ", teacher.vocabulary().size(), " tokens, and not the ", vocabulary().size(),
+      " that the model to train has");
   require(to_json(teacher.config().features) == to_json(config().features),
           "teacher: hears other features than the model to train (see 'features' in their config.json)");
   require(teacher.config().encoder.num_layers == config().encoder.num_layers, "teacher: has ",

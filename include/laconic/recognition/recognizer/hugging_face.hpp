@@ -100,9 +100,9 @@ class HuggingFaceTokens {
     return Vocabulary::from_json(kind, json, where, &tokenizer, classes);
   }
 
-  std::string where;  ///< the file that has most of the tokens
+  std::string where;  ///< path of the file that has most of the tokens
   Tokens kind = Tokens::characters;
-  TokenizerConfig tokenizer;                       ///< which of the tokens are no text
+  TokenizerConfig tokenizer;                       ///< names of the special tokens
   nlohmann::json json = nlohmann::json::object();  ///< index of each token
 
  private:
