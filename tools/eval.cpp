@@ -17,8 +17,10 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <span>
 
 namespace {
@@ -29,6 +31,7 @@ struct EvalOptions : CommonOptions {
   std::string model, data, transcripts;
   StreamOptions stream;
   DecodingOptions decoding;
+  bool normalize = false;
   Index streams = 16;
   double at_once = 80;  // what a batch holds
 
@@ -42,8 +45,11 @@ struct Corpus {
   std::vector<double> seconds;          ///< as the files say, not the manifest
   std::vector<std::string> identities;  ///< texts that tell an utterance from others
 
-  explicit Corpus(const std::string& data) : utterances(read_corpus(data)) {
+  /// Reads a corpus, its texts without the punctuation that the vocabulary lacks if `normalize` is true.
+  Corpus(const std::string& data, const Vocabulary& vocabulary, bool normalize) : utterances(read_corpus(data)) {
     require(!utterances.empty(), data, ": no utterances");
+    for (Utterance& u : utterances)
+      if (normalize) u.text = vocabulary.without_punctuation(u.text);
     for (const Utterance& u : utterances) {
       seconds.push_back(detail::audio_duration(u.audio_filepath, u.part()));
       identities.push_back(
@@ -185,6 +191,41 @@ class PartialFile {
   nlohmann::json run_;
 };
 
+/// Characters or words of the texts that the vocabulary does not have, and in how many texts each is.
+struct Unknown {
+  std::map<std::string, Index> in_texts;
+  Index texts = 0;  ///< texts with at least one
+
+  Unknown(const Corpus& corpus, const Vocabulary& vocabulary) {
+    for (const Utterance& u : corpus.utterances) {
+      std::set<std::string, std::less<>> all;
+      try {
+        all = vocabulary.unknown(u.text);
+      } catch (const Error&) {
+        all = {"bytes that are not UTF-8"};
+      }
+      texts += all.empty() ? 0 : 1;
+      for (const std::string& one : all) ++in_texts[one];
+    }
+  }
+  /// Returns what a person should know, the most frequent first; nothing without unknown ones.
+  std::string note(const Corpus& corpus, const Vocabulary& vocabulary) const {
+    if (texts == 0) return "";
+    std::vector<std::pair<Index, std::string>> order;
+    for (const auto& [one, count] : in_texts) order.emplace_back(-count, one);
+    std::sort(order.begin(), order.end());
+    constexpr std::size_t shown = 20;
+    std::string list;
+    for (std::size_t i = 0; i < std::min(order.size(), shown); ++i)
+      list += text(i > 0 ? ", " : "", '"', order[i].second, "\" (", -order[i].first, ')');
+    return text("note: ", texts, " of ", corpus.size(), " texts have ", to_name(vocabulary.kind()),
+                " that the vocabulary lacks: ", list,
+                order.size() > shown ? text(" and ", order.size() - shown, " more") : "",
+                " (in so many texts). Words with them are counted as errors, and these texts have no loss",
+                vocabulary.kind() == Tokens::characters ? "; --normalize takes punctuation away" : "");
+  }
+};
+
 /// Adds labels to the examples whose text the vocabulary can write. The others have no loss, but errors in their words.
 void add_labels(Dataset& data, const Vocabulary& vocabulary) {
   for (Example& e : data.examples) {
@@ -288,12 +329,15 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 void eval(const EvalOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
   if (o.stream.streaming) recognizer.config().features.require_streamable();
-  const Corpus corpus(o.data);
+  const Corpus corpus(o.data, recognizer.vocabulary(), o.normalize);
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
   recognizer.prepare(o.threads);
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
   if (processes().rank() > 0) return;
+  const Unknown unknown(corpus, recognizer.vocabulary());
+  if (const std::string note = unknown.note(corpus, recognizer.vocabulary()); !note.empty())
+    say(without_controls(note));
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
   std::string streaming_lines;
@@ -326,6 +370,8 @@ void eval(const EvalOptions& o) {
                         {"deletions", errors.deletions},
                         {"insertions", errors.insertions},
                         {"reference_words", errors.reference_words},
+                        {"texts_with_unknown", unknown.texts},
+                        {"unknown", unknown.in_texts},
                         {"audio_seconds", corpus.seconds_from(0)},
                         {"compute_seconds", evaluation.compute_seconds},
                         {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
@@ -375,6 +421,9 @@ void add_eval_command(CLI::App& app) {
                    "seconds of speech in memory at once (streamed: for each stream); changes no result")
       ->capture_default_str()
       ->check(between(0.001, 1e6));
+  command->add_flag(
+      "--normalize", o->normalize,
+      "compare without the punctuation that the vocabulary lacks; a typographic apostrophe is a plain one");
   command->get_option("--json")->description(
       "also write the result to this file, as JSON; FILE.partial keeps what is done until then, and the same command "
       "goes on "
@@ -387,8 +436,8 @@ void add_eval_command(CLI::App& app) {
       ->check(whole_number(1));
   share_among_processes(command);
   command->footer(
-      "Texts are compared as the vocabulary writes them: in capitals where it has no small letters, in small ones "
-      "where it has no capitals.\n\n"
+      "Texts are compared as the vocabulary writes them, in Unicode's composed form (NFC): in capitals where it has no "
+      "small letters, in small ones where it has no capitals.\n\n"
       "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
       "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json "
       "clean.json\n"

@@ -1376,13 +1376,15 @@ enum class PositionEmbeddings {
   relative,  ///< Transformer-XL's relative positions
   rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
              ///< a decoder's queries and keys after them
-  learned    ///< a decoder's trained vector for each position, added to the embeddings
+  learned,   ///< a decoder's trained vector for each position, added to the embeddings
+  none       ///< no positions: convolutions alone know the order
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(PositionEmbeddings) {
   return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
                                                       {PositionEmbeddings::rotary, "rotary"},
-                                                      {PositionEmbeddings::learned, "learned"}});
+                                                      {PositionEmbeddings::learned, "learned"},
+                                                      {PositionEmbeddings::none, "none"}});
 }
 
 /// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".
@@ -4308,9 +4310,14 @@ struct NamedPolicy {
   static constexpr bool rotates =
       Policy::Position::turns_input || (Policy::Position::turns_keys && !Policy::KeyValue::is_latent);
   /// Returns whether the configuration names it.
-  static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates && ((c.attention == Names) || ...);
+  static constexpr bool is(const AttentionConfig& c) { return goes_with(c) && ((c.attention == Names) || ...); }
+  /// Returns whether the policy has the positions that the configuration names.
+  static constexpr bool goes_with(const AttentionConfig& c) {
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates &&
+           !(c.position_embeddings_type == PositionEmbeddings::none && Policy::Position::is_relative);
   }
+  /// Appends the names to a list.
+  static void append_names(std::string& to) { ((to += text(to.empty() ? "" : ", ", to_name(Names))), ...); }
 };
 
 /// Lists named policies, of which `visit` calls back with the first that the configuration names.
@@ -4321,13 +4328,26 @@ struct NamedPolicies {
 
   template <class F>
   static constexpr decltype(auto) visit(const AttentionConfig& config, F&& f) {
+    if (!(First::is(config) || ... || Rest::is(config))) refuse(config);
     if constexpr (sizeof...(Rest) > 0) {
       if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(config), "attention: ", to_name(config.attention), " with ",
-            to_name(config.position_embeddings_type),
-            " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
+  }
+
+ private:
+  /// Throws Error with the names that go with the positions of the configuration.
+  [[noreturn]] static void refuse(const AttentionConfig& config) {
+    std::string names;
+    const auto add = [&]<class Named>(std::type_identity<Named>) {
+      if (Named::goes_with(config)) Named::append_names(names);
+    };
+    add(std::type_identity<First>());
+    (add(std::type_identity<Rest>()), ...);
+    const bool none = config.position_embeddings_type == PositionEmbeddings::none;
+    throw Error(text("attention: ", to_name(config.attention), " with ",
+                     none ? "no" : to_name(config.position_embeddings_type), " positions given, one of ", names,
+                     " expected with these positions"));
   }
 };
 
@@ -4405,8 +4425,8 @@ struct AnyAttentionOf {
 };
 
 /// Names the attention of an encoder. Positions are relative, except where an attention has its own (rotary for a
-/// decoupled latent, none for linear attention) and where the configuration says rotary, with which full, grouped and
-/// split attention go.
+/// decoupled latent, none for linear attention), where the configuration says rotary, with which full, grouped and
+/// split attention go, and where it says none, with which full and grouped attention and a shared latent go.
 struct AnyAttention
     : AnyAttentionOf<AnyAttention,
                      detail::NamedPolicies<
@@ -4420,7 +4440,10 @@ struct AnyAttention
                          detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
                          detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa,
                                              AttentionName::mqa>,
-                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>> {};
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>,
+                         detail::NamedPolicy<Gqa<dyn, dyn, NoPosition>, AttentionName::mha, AttentionName::gqa,
+                                             AttentionName::mqa>,
+                         detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>>> {};
 
 /// Names the attention of a decoder. It adds no positions by itself, except where it has its own (rotary for a
 /// decoupled latent) and where the configuration says rotary, with which full and grouped attention go.
@@ -11722,8 +11745,10 @@ struct LanguageModelConfig {
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
     within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
-    require(position_embeddings_type != PositionEmbeddings::relative,
-            "language model: position_embeddings_type relative given, learned or rotary expected");
+    require(position_embeddings_type == PositionEmbeddings::learned ||
+                position_embeddings_type == PositionEmbeddings::rotary,
+            "language model: position_embeddings_type ", to_name(position_embeddings_type),
+            " given, learned or rotary expected");
     require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
             " given, more than 0 and less than 1 expected");
     require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");
@@ -12195,7 +12220,7 @@ struct EncoderConfig {
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
     require(position_embeddings_type != PositionEmbeddings::learned,
-            "encoder: position_embeddings_type learned given, relative or rotary expected");
+            "encoder: position_embeddings_type learned given, relative, rotary or none expected");
     within(num_heads, 0, 1 << 16, "num_heads");
     within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
     within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");
@@ -14141,9 +14166,10 @@ struct StreamConfig {
   Index capacity = 1;                   ///< streams at once
   std::optional<Index> chunk{};         ///< encoder frames that become final together
   std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
-  Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
-  Storage storage = Storage::full;      ///< how keys, values and latents are stored
-  int threads = 0;                      ///< 0: all that the machine offers
+  /// Max encoder frames of a stream; needed where all are kept. A larger chunk or left context takes no more memory.
+  Index max_frames = 0;
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
+  int threads = 0;                  ///< 0: all that the machine offers
 };
 
 }  // namespace LACONIC_ABI
@@ -14162,7 +14188,8 @@ inline namespace LACONIC_ABI {
 ///
 /// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
 /// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
-/// Streams).
+/// Streams). A model whose chunk is longer than `StreamConfig::max_frames` is run on whole streams, and takes memory
+/// for the frames that come.
 ///
 /// Streams compute in contexts of their own, one for each thread. A push deals its streams out: each thread takes some
 /// through the whole model, so that threads meet once a push. Few streams are not dealt out, but share the threads in
@@ -14183,7 +14210,9 @@ class Streams {
         context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
-        keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
+        keeps_all_((mask_.left_context == Mask::unlimited || reaches_all(mask_.left_context)) &&
+                   model.layers.front().attention().keeps_frames()),
+        is_whole_(reaches_all(config.chunk.value_or(model.config().chunk))),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_of_pass() / mask_.chunk, 1, config.capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
@@ -14193,7 +14222,7 @@ class Streams {
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
     for (auto& worker : workers_)
       for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
-    warm_up();
+    if (!is_whole_) warm_up();  // nobody may ever speak for so long
   }
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
@@ -14302,8 +14331,11 @@ class Streams {
             max_chunk, " expected");
     require(left >= -1 && left <= max_chunk, "streams: left_context ", left, " given, 0 to ", max_chunk,
             " expected, -1 for all, or none for the model's own");
-    return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
+    // A chunk beyond the longest stream is all of it, and asks for no more memory.
+    return Mask::chunked(c.max_frames > 0 ? std::min(chunk, c.max_frames) : chunk, left < 0 ? Mask::unlimited : left);
   }
+  /// Says whether so many frames are more than any stream may have.
+  bool reaches_all(Index frames) const { return max_frames_ > 0 && frames > max_frames_; }
   Slot& slot(Index stream) {
     require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open,
             "streams: stream ", stream, " is not open");
@@ -14330,8 +14362,8 @@ class Streams {
       s.sequence = static_cast<Index>(n);
       s.next = blocks.begin(s.sequence);
       const Index frames = frames_with(s, blocks.length(s.sequence), last);
-      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ",
-              s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
+      require(!(keeps_all_ || is_whole_) || s.frames + frames <= max_frames_, "streams: stream ", streams[n],
+              " would have ", s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
     }
     Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
                          return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
@@ -14464,7 +14496,7 @@ class Streams {
   Context& context_;  // of the first worker
   Mask mask_;
   Index max_frames_;
-  bool keeps_all_;
+  bool keeps_all_, is_whole_;  // whether attention keeps all frames, and whether a chunk is all of a stream
   Index window_, together_;
   typename Model::template State<Context> state_;
   Tensor pending_;  // (streams * window, num_mels)
@@ -16790,6 +16822,10 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
       *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
   const auto logits = run_on(recorder, *run, input);
   require_rows("convert", input, logits.rows.rows());
+  const auto source_logits = context.output(logits.rows);
+  require(source_logits.allFinite(),
+          "convert: logits of the source that are not finite given: its weights are too "
+          "large to compute with, smaller ones expected");
 
   const Mask mask = source.config().mask();
   Deviation predicted, key_value, output;
@@ -16806,6 +16842,11 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
     key_value += layer.key_value;
     output += layer.output;
   });
+  out.model.parameters([](std::string_view name, const Parameter<T>& p) {
+    require(p.host().allFinite(), "convert: ", name,
+            " would hold values that are not finite: the source's weights are "
+            "too large, smaller ones expected");
+  });
   constexpr bool is_speech = requires { input.features; };
   out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
   out.report.predicted_error = predicted.relative();
@@ -16813,7 +16854,7 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
   set_output(out.report, output);
   const Runnable converted(context, out.model);
   const auto converted_logits = run_on(context, *converted, input);
-  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
+  out.report.logits_error = deviation(context.output(converted_logits.rows), source_logits).relative();
   return out;
 }
 

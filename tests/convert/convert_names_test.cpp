@@ -96,8 +96,8 @@ TEST_CASE("conversions that are not known are refused by name, too", "[convert]"
     const auto source = random_model<Any>(14, named(from, 14));
     CHECK_THROWS_WITH(convert<Any>(source, JointSvd{}, {.attention = Names::linear}), unknown(from, Names::linear));
     CHECK_THROWS_WITH(convert<Any>(source),
-                      "attention: by-type with relative positions given; the type leaves it open, so the "
-                      "configuration must name one that it knows");
+                      "attention: by-type with relative positions given, one of mha, gqa, mqa, mla, mla-simple, "
+                      "mla-split, mla-head, mla-decoupled, input-latent, linear expected with these positions");
   }
   const auto from_decoupled = random_model<Any>(14, named(Names::mla_decoupled, 14)),
              from_linear = random_model<Any>(14, named(Names::linear, 14));

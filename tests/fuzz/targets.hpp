@@ -82,7 +82,8 @@ inline const Folder& folder() {
 inline void use(const TensorInfo& tensor) {
   Index size = 0;
   demand(detail::checked_size(tensor.shape, size), "a shape whose size overflows");
-  demand(tensor.bytes.size() == static_cast<std::size_t>(size) * dtype_bytes(tensor.dtype),
+  const std::size_t bytes = static_cast<std::size_t>(size) * dtype_bytes(tensor.dtype);
+  demand(tensor.strides.empty() ? tensor.bytes.size() == bytes : tensor.bytes.size() >= bytes,
          "other bytes than the shape says");
   unsigned sum = 0;
   for (const std::byte b : tensor.bytes) sum += std::to_integer<unsigned>(b);
@@ -94,7 +95,9 @@ inline void use(const Tensors& tensors) {
   for (const std::string& name : tensors.names()) {
     const TensorInfo& tensor = tensors.info(name);
     use(tensor);
-    std::vector<float> values(tensor.bytes.size() / dtype_bytes(tensor.dtype));
+    Index size = 0;
+    detail::checked_size(tensor.shape, size);
+    std::vector<float> values(static_cast<std::size_t>(size));
     try {
       tensors.read(name, std::span<float>(values));
     } catch (const Error&) {  // of whole numbers, or a number too large

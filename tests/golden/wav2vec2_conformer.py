@@ -9,6 +9,7 @@ the parameters. Layout: golden_case.py; `CASE.config` in the metadata is the con
 case0: relative positions, norm behind every convolution, with biases, swish.
 case1: rotary positions, norm over time behind the first convolution only, no biases, gelu.
 case2: relative positions, other widths, heads and layers, norm over time, gelu.
+case3: no positions.
 
 Tables of positions are computed in double here; Hugging Face rounds them to single precision.
 `masked_spec_embed` and `encoder.pos_conv_embed` take no part; the latter is left out.
@@ -73,6 +74,20 @@ CASES = [
         "position_embeddings_type": "relative",
         "layer_norm_eps": 1e-3,
     },
+    {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 12,
+        "hidden_act": "swish",
+        "conv_dim": (6, 6),
+        "conv_kernel": (10, 4),
+        "conv_stride": (5, 4),
+        "conv_bias": True,
+        "feat_extract_norm": "layer",
+        "conv_depthwise_kernel_size": 5,
+        "position_embeddings_type": None,
+    },
 ]
 
 
@@ -103,7 +118,8 @@ def main():
         config = Wav2Vec2ConformerConfig(**COMMON, **case, attn_implementation="eager")
         model = Wav2Vec2ConformerForCTC(config).double().eval()
         encoder = model.wav2vec2_conformer.encoder
-        encoder.embed_positions = Table(config, encoder.embed_positions)
+        if config.position_embeddings_type is not None:
+            encoder.embed_positions = Table(config, encoder.embed_positions)
 
         def forward(inputs, parameters):
             unused = 0 * parameters["wav2vec2_conformer.masked_spec_embed"].sum()

@@ -101,7 +101,11 @@ TEST_CASE("a prefix picks a part of a file", "[io][parameters]") {
   CHECK(all_values(one) == all_values(first));
   CHECK(all_values(three) == all_values(second));
   CHECK(message_of([&] { load_parameters(one, file); }) ==
-        file.path() + ": 3 of the model's 3 tensors are missing: 'layers.0.weight', 'layers.0.mean', 'bias'");
+        file.path() +
+            ": 3 of the model's 3 tensors are missing: 'layers.0.weight', 'layers.0.mean', 'bias'; the model does not "
+            "have "
+            "'second.bias', 'second.layers.0.mean', 'second.layers.0.weight', 'second.layers.1.mean', "
+            "'second.layers.1.weight' and 5 more");
 }
 
 TEST_CASE("a file that does not fit the model is refused and the model kept", "[io][parameters]") {
@@ -197,7 +201,13 @@ TEST_CASE("a model folder that cannot be written leaves the older one", "[io][fo
 TEST_CASE("a folder that is no model folder is named", "[io][folder]") {
   const TemporaryFolder folder;
   const std::string path = folder.path.string(), none = (folder / "none").string();
-  const std::string expected = ": expected a model folder written by `laconic train` or `laconic convert`";
+  const std::string expected =
+      ": expected a model folder written by `laconic train` or `laconic convert`, or one of Hugging Face with "
+      "config.json, vocab.json and model.safetensors or pytorch_model.bin";
+  CHECK(message_of([] { read_model_config("facebook/wav2vec2-conformer"); }) ==
+        "facebook/wav2vec2-conformer: no such folder" + expected +
+            "; if this is a model of the Hugging Face Hub, download it first: hf download facebook/wav2vec2-conformer "
+            "--local-dir wav2vec2-conformer");
   CHECK(message_of([&] { read_model_config(none); }) == none + ": no such folder" + expected);
   CHECK(message_of([&] { read_model_config(path); }) == path + ": no config.json" + expected);
   CHECK(message_of([&] { read_model_vocab(path); }) == path + ": no vocab.json" + expected);

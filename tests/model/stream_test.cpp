@@ -432,6 +432,17 @@ TEST_CASE("streams refuse what they cannot do, and go on afterwards", "[stream]"
                     "streams: stream 0 would have 12 frames, at most max_frames = 10 expected");
   CHECK(keeps.push(one, x.topRows(2), {2}).rows.rows() == 0);
   CHECK(keeps.finish(one).rows.rows() == 1);
+
+  // A chunk of hours asks for no more than the longest stream.
+  Streams large(model, {.chunk = 1 << 20, .left_context = 1 << 20, .max_frames = 100, .threads = 1});
+  CHECK(large.mask().chunk == 100);
+  CHECK(large.kept_frames() == 100);
+  large.open();
+  CHECK(large.push(one, x, {x.rows()}).rows.rows() == 0);
+  CHECK(Matrix<float>(large.finish(one).rows.view()) == whole(model, x, Mask::chunked(1 << 20, Mask::unlimited)));
+  large.open();
+  CHECK_THROWS_WITH(large.push(one, random_matrix<float>(500, 8, 1), {500}),
+                    Catch::Matchers::EndsWith("frames, at most max_frames = 100 expected"));
 }
 
 TEST_CASE("some models and numbers make no streams", "[stream]") {

@@ -56,7 +56,7 @@ TEMPLATE_TEST_CASE("a wav2vec2-conformer gives the logits and gradients of Huggi
                    double) {
   using T = TestType;
   constexpr bool single = std::is_same_v<T, float>;
-  const std::string name = GENERATE("case0", "case1", "case2");
+  const std::string name = GENERATE("case0", "case1", "case2", "case3");
   const Golden<T> golden{file(), name + ".", single ? 1e-4 : 1e-10, single ? 1e-3 : 1e-9};
   const auto model = model_of<T>(name);
   const Matrix<T> input = golden("input");
@@ -78,7 +78,7 @@ TEMPLATE_TEST_CASE("a wav2vec2-conformer gives the logits and gradients of Huggi
 }
 
 TEST_CASE("utterances of samples in a batch are those alone, on any number of threads", "[wav2vec2]") {
-  const std::string name = GENERATE("case0", "case1", "case2");
+  const std::string name = GENERATE("case0", "case1", "case2", "case3");
   const auto model = model_of<float>(name);
   const Index lengths[] = {311, 12, 400};  // the second is too short for a frame
   const Sequences batch(lengths);
@@ -97,7 +97,7 @@ TEST_CASE("utterances of samples in a batch are those alone, on any number of th
 
 TEST_CASE("a wav2vec2-conformer converts to latents that both its positions know", "[wav2vec2][convert]") {
   using Model = Wav2Vec2Conformer<AnyAttention, double>;
-  const auto relative = model_of<double>("case0"), rotary = model_of<double>("case1");
+  const auto relative = model_of<double>("case0"), rotary = model_of<double>("case1"), none = model_of<double>("case3");
   const auto samples = random_matrix<double>(500, 1, 5);
   const auto error = [&](const Model& source, AttentionName attention, Index rank) {
     const auto made = convert<Model>(
@@ -110,7 +110,23 @@ TEST_CASE("a wav2vec2-conformer converts to latents that both its positions know
   CHECK(error(relative, AttentionName::mla_simple, 4) > 1e-3);
   CHECK(error(rotary, AttentionName::mla_split, 24) < 1e-12);
   CHECK_THROWS_WITH(error(rotary, AttentionName::mla_simple, 24),
-                    Catch::Matchers::Contains("mla-simple with rotary positions"));
+                    "attention: mla-simple with rotary positions given, one of mha, gqa, mqa, mla-split "
+                    "expected with these positions");
+  CHECK(error(none, AttentionName::mla_simple, 8) < 1e-12);
+  CHECK_THROWS_WITH(error(none, AttentionName::mla_split, 8),
+                    Catch::Matchers::Contains("mla-split with no positions given, one of "));
+}
+
+TEST_CASE("a model whose numbers overflow is not converted", "[wav2vec2][convert]") {
+  using Model = Wav2Vec2Conformer<AnyAttention, double>;
+  auto model = model_of<double>("case3");
+  model.parameters([](std::string_view name, Parameter<double>& p) {
+    if (name.find("linear_k.weight") != std::string_view::npos) p.host().setConstant(1e200);
+  });
+  CHECK_THROWS_WITH(
+      convert<Model>(model, JointSvd{}, {.kv_lora_rank = 8, .attention = AttentionName::mla_simple}),
+      "convert: logits of the source that are not finite given: its weights are too large to compute with, "
+      "smaller ones expected");
 }
 
 TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {
@@ -133,7 +149,7 @@ TEST_CASE("a convolution over time is its definition", "[wav2vec2]") {
 }
 
 TEST_CASE("a config.json of Hugging Face is written as it was understood", "[wav2vec2]") {
-  for (const char* name : {"case0", "case1", "case2"}) {
+  for (const char* name : {"case0", "case1", "case2", "case3"}) {
     const EncoderConfig config = config_of(name);
     const EncoderConfig again = wav2vec2_conformer_config(hugging_face_config(config), "config.json");
     CHECK(to_json(again) == to_json(config));
@@ -180,7 +196,7 @@ TEST_CASE("a config.json of Hugging Face that is not understood is refused", "[w
                       Catch::Matchers::Contains("config.json: ") && Catch::Matchers::Contains(why));
   };
   refused("model_type", "wav2vec2", "'model_type' is 'wav2vec2'");
-  refused("position_embeddings_type", nullptr, "'position_embeddings_type'");
+  refused("position_embeddings_type", 1, "'position_embeddings_type'");
   refused("position_embeddings_type", "learned", "position_embeddings_type learned given");
   refused("hidden_act", "mish", "'hidden_act'");
   refused("intermediate_size", 0, "'intermediate_size' is 0, at least 1 expected");

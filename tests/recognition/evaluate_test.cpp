@@ -1,7 +1,9 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 // What a model wrote, against what was said; in portions as at once.
 #include "golden.hpp"
+#include "message_of.hpp"
 #include "ridge_speech.hpp"
+#include "temporary_folder.hpp"
 #include "thread_processes.hpp"
 
 #include <laconic/attention/any.hpp>
@@ -9,6 +11,7 @@
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
 #include <laconic/recognition/evaluate.hpp>
+#include <laconic/recognition/recognizer/hugging_face.hpp>
 
 #include <set>
 
@@ -119,6 +122,74 @@ TEST_CASE("texts are compared as the vocabulary writes them", "[evaluate]") {
   CHECK(e.errors[0] == WordErrors{.substitutions = 3, .deletions = 2, .reference_words = 5});
   CHECK(e.errors[1] == WordErrors{.deletions = 1, .reference_words = 2});
   CHECK(e.wer() == Approx(6.0 / 7));
+}
+
+TEST_CASE("texts of Hugging Face's vocabularies are those of transformers", "[evaluate][hugging_face]") {
+  const auto cases = read_json(std::filesystem::path(LACONIC_GOLDEN_DIR) / "hugging_face_tokens.json");
+  REQUIRE(cases.size() == 13);
+  for (const auto& one : cases) {
+    INFO(one["name"]);
+    const TemporaryFolder folder;
+    for (const auto& [name, json] : one["files"].items()) write_json(folder / name, json);
+    const auto frames = one["frames"].get<std::vector<Index>>();
+    for (const nlohmann::json& config :
+         {nlohmann::json{{"pad_token_id", one["pad_token_id"]}}, nlohmann::json{{"pad_token_id", nullptr}}}) {
+      const Vocabulary v = detail::HuggingFaceTokens(folder.path).vocabulary(config, "config.json", one["classes"]);
+      CHECK(v.size() == one["classes"]);
+      CHECK(v.blank() == one["pad_token_id"]);
+      std::vector<int> labels;
+      GreedyCtc(v.blank(), v.labels())(frames, labels);
+      CHECK(v.decode(labels) == one["text"]);
+      // As a model folder of laconic has it.
+      TokenizerConfig tokenizer;
+      tokenizer.read(v.tokenizer().to_json(), "t");
+      CHECK(Vocabulary::from_json(v.kind(), v.to_json(), "v", &tokenizer, v.size()) == v);
+    }
+  }
+}
+
+TEST_CASE("the files of a folder of Hugging Face that say of features and tokens", "[evaluate][hugging_face]") {
+  const TemporaryFolder folder;
+  const auto features = [&] { return detail::hugging_face_features(folder.path); };
+  CHECK(features().normalization == Normalization::utterance);
+  write_json(folder / "preprocessor_config.json", {{"do_normalize", false}, {"sampling_rate", 8000}});
+  CHECK(features().normalization == Normalization::none);
+  CHECK(features().fbank.sample_rate == 8000);
+  const auto path = folder / "processor_config.json";
+  write_json(path, {{"processor_class", "Wav2Vec2Processor"}});  // of transformers 4
+  CHECK(features().normalization == Normalization::none);
+  write_json(path, {{"feature_extractor", {{"do_normalize", true}, {"return_attention_mask", nullptr}}}});
+  CHECK(features().normalization == Normalization::utterance);
+  CHECK(features().fbank.sample_rate == 16000);
+  write_json(path, {{"feature_extractor", {{"feature_extractor_type", "SeamlessM4TFeatureExtractor"}}}});
+  CHECK(message_of(features) == path.string() +
+                                    ": 'feature_extractor_type' is 'SeamlessM4TFeatureExtractor', "
+                                    "'Wav2Vec2FeatureExtractor' expected");
+
+  const auto vocabulary = [&](const nlohmann::json& config, Index classes) {
+    return detail::HuggingFaceTokens(folder.path).vocabulary(config, "config.json", classes);
+  };
+  CHECK(message_of([&] { vocabulary({}, 4); }).starts_with(folder.path.string() + ": no vocab.json: expected"));
+  const nlohmann::json fast{{"model", {{"vocab", {{"<p>", 0}, {"a", 1}, {"-", 2}}}}},
+                            {"added_tokens", {{{"id", 3}, {"content", "<x>"}}}},
+                            {"decoder", {{"type", "CTC"}, {"pad_token", "<p>"}, {"word_delimiter_token", "-"}}}};
+  write_json(folder / "tokenizer.json", fast);
+  CHECK(vocabulary({{"pad_token_id", nullptr}}, 4).decode(std::vector{0, 1, 2, 1, 3}) == "a a<x>");
+  auto other = fast;
+  using nlohmann::json;
+  other["model"]["vocab"] = json::array({json::array({"<p>", -1.5}), json::array({"a", -2})});  // Unigram
+  write_json(folder / "tokenizer.json", other);
+  CHECK(vocabulary({{"pad_token_id", 0}}, 2).token(1) == "a");
+  other["decoder"] = {{"type", "Metaspace"}};
+  write_json(folder / "tokenizer.json", other);
+  CHECK(message_of([&] { vocabulary({}, 4); }) ==
+        (folder / "tokenizer.json").string() + ": 'decoder.type' is 'Metaspace', CTC expected");
+  write_json(folder / "vocab.json", {{"a", 0}, {"b", 1}});
+  CHECK(vocabulary({{"pad_token_id", 2}}, 3).token(2) == "<pad>");  // a class without a token is the blank
+  CHECK(vocabulary(nlohmann::json::object(), 2).blank() == 0);
+  CHECK(message_of([&] {
+          vocabulary({{"pad_token_id", 3}}, 3);
+        }) == "config.json: 'pad_token_id' is 3, one of the classes 0 to 2 expected: it is the CTC blank");
 }
 
 TEST_CASE("an evaluation in portions is that of all at once", "[evaluate]") {

@@ -153,7 +153,10 @@ TEST_CASE("labels of pieces are those of the whole", "[stream][decode]") {
       }
       CHECK(labels == greedy_ctc(view(std::as_const(logits)), blank));
     }
+  // Classes of one label are one: 2 and 3 go on where the other ends.
   std::vector<int> labels;
+  GreedyCtc(0, std::array{0, 1, 3, 3})(std::array<Index, 7>{2, 3, 3, 0, 2, 1, 3}, labels);
+  CHECK(labels == std::vector{3, 3, 1, 3});
   GreedyCtc decoder;
   const Matrix<float> nan = Matrix<float>::Constant(1, 4, std::nanf(""));
   CHECK_THROWS_WITH(decoder(view(nan), labels), "greedy_ctc: frame 0, class 0 is NaN");

@@ -64,7 +64,16 @@ TEST_CASE("a text is written in the letters that the vocabulary has", "[vocabula
   CHECK(written({"ab'c"}, " it's\ta Day ") == "it's a day");
   CHECK(written({"Ab"}, "it's  a Day") == "it's a Day");  // it tells them apart
   CHECK(written({"12"}, "Day 1") == "Day 1");
-  CHECK(written({"\u00c9A"}, "caf\u00e9") == "CAF\u00e9");  // A to Z alone
+  CHECK(written({"\u00c9A"}, "caf\u00e9") == "CAF\u00c9");
+  CHECK(written({"\u00e4\u00f6\u00fc\u00df"}, "\u00c4PFEL UND \u00dcBERGR\u00d6SSE") ==
+        "\u00e4pfel und \u00fcbergr\u00f6sse");
+  CHECK(written({"AUS"}, "Stra\u00dfe, \ufb01") == "STRASSE, FI");  // as Python's upper()
+  CHECK(written({"A\u00df"}, "Stra\u00dfe") == "STRA\u00dfE");      // which is a token
+  CHECK(written({"\u03b1\u03c2"}, "\u039b\u039f\u0393\u039f\u03a3 \u03a3\u0391\u03a3.") ==
+        "\u03bb\u03bf\u03b3\u03bf\u03c2 \u03c3\u03b1\u03c2.");  // final sigmas
+  CHECK(written({"\u0434\u0430"}, "\u0414\u0410 \u0419") == "\u0434\u0430 \u0439");
+  CHECK(written({"\u00e9A"}, "e\u0301\u00a0 \u3000A") == "\u00e9 A");  // composed, and all white space is a space
+  CHECK(written({"a"}, "A\xff  B") == "A\xff B");                      // no text
   CHECK(written({"one two"}, "ONE Three", Tokens::words) == "one three");
   CHECK(written({"ONE TWO"}, "one three", Tokens::words) == "ONE THREE");
   CHECK(written({"one Two"}, "ONE two", Tokens::words) == "ONE two");
@@ -112,6 +121,57 @@ TEST_CASE("a vocabulary goes to vocab.json and back", "[vocabulary]") {
                     "DIR/vocab.json: token \"ab\" is not one of characters");
   CHECK_THROWS_WITH(reading(R"({"<blank>": 0, " ": 1, "|": 2})", Tokens::characters)(),
                     "vocabulary: token \" \" occurs twice or is the blank's name");
+}
+
+TEST_CASE("letters with accents are one token or several", "[vocabulary]") {
+  CHECK(Vocabulary::characters(Texts{"e\u0301"}).size() == 2);
+  CHECK(Vocabulary::words(Texts{"e\u0301", "\u00e9"}).size() == 2);
+  nlohmann::json json{{"<pad>", 0}, {"e", 1}, {"\u0301", 2}, {"|", 3}};
+  const auto apart = Vocabulary::from_json(Tokens::characters, json);
+  CHECK(apart.encode("\u00e9 e") == Labels{1, 2, 3, 1});
+  CHECK(apart.errors("\u00c9", apart.decode(Labels{1, 2})) == WordErrors{.reference_words = 1});
+  CHECK(apart.unknown("e\u00e8, x\u00e9x,").size() == 3);
+  CHECK(apart.unknown("e").empty());
+  CHECK(apart.without_punctuation("\u00ab E\u2019e, \u2013 e' \u00bb") == "Ee e");
+  json["'"] = 4;
+  CHECK(Vocabulary::from_json(Tokens::characters, json).without_punctuation("E\u2019e!") == "E'e");
+}
+
+TEST_CASE("a vocabulary of Hugging Face may have its blank anywhere, and tokens of several characters",
+          "[vocabulary]") {
+  TokenizerConfig names;
+  names.read({{"pad_token", {{"content", "[PAD]"}}}, {"unk_token", "[UNK]"}, {"word_delimiter_token", "\u2581"}}, "t");
+  const nlohmann::json json{{"\u2581", 0}, {"a", 1}, {"a\u026a", 2}, {"|", 3}, {"[UNK]", 5}, {"[PAD]", 4}, {"<s>", 9}};
+  const auto read = [&](Index classes, const TokenizerConfig& t) {
+    return Vocabulary::from_json(Tokens::characters, json, "DIR/vocab.json", &t, classes);
+  };
+  const Vocabulary v = read(8, names);
+  CHECK(v.size() == 8);
+  CHECK(v.blank() == 4);
+  CHECK(v.encode("A a\u026a|a") == Labels{1, 0, 2, 3, 1});
+  CHECK(v.decode(Labels{1, 0, 4, 2, 5, 3, 7}) == "a a\u026a[UNK]|[UNK]");
+  CHECK(std::vector<int>(v.labels().begin(), v.labels().end()) == Labels{0, 1, 2, 3, 4, 5, 5, 5});
+  for (const Index special : {4, 5, 6, 7}) CHECK(v.is_special(special));
+  for (const Index text : {0, 1, 2, 3}) CHECK_FALSE(v.is_special(text));
+  CHECK_THROWS_WITH(v.encode("[UNK]"), Catch::Matchers::StartsWith("vocabulary: unknown token \"[\" in \"[unk]\"; "));
+  CHECK_THROWS_WITH(read(4, names),
+                    "DIR/vocab.json: no token '[PAD]', which is the blank, in the 4 classes of the model");
+  CHECK(read(0, names).size() == 10);
+  TokenizerConfig again;
+  again.read(nlohmann::json::parse(names.to_json().dump()), "t");
+  CHECK(again == names);
+  CHECK(Vocabulary::from_json(Tokens::characters, v.to_json(), "v", &again, 8) == v);
+
+  names.do_lower_case = true;
+  names.replace_word_delimiter_char = "_";
+  const Vocabulary lower = read(8, names);
+  CHECK(lower.written("\u00c4 A") == "\u00e4 a");
+  CHECK(lower.decode(Labels{1, 0, 5}) == "a_[unk]");
+  names.word_delimiter_token = "";
+  CHECK(read(8, names).decode(Labels{1, 0, 1}) == "a\u2581a");
+  CHECK_THROWS_WITH(names.read({{"pad_token", 3}}, "DIR/t.json"), "DIR/t.json: 'pad_token' is 3, a token expected");
+  CHECK_THROWS_WITH(Vocabulary::from_json(Tokens::words, {{"<blank>", 0}, {"a\x1b[2J", 1}}, "DIR/vocab.json"),
+                    "DIR/vocab.json: token 'a?[2J' has a control character, text expected");
 }
 
 TEST_CASE("of a large vocabulary an error shows the beginning", "[vocabulary]") {

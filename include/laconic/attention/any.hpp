@@ -3,6 +3,7 @@
 
 #include <laconic/attention/attention.hpp>
 
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -33,9 +34,14 @@ struct NamedPolicy {
   static constexpr bool rotates =
       Policy::Position::turns_input || (Policy::Position::turns_keys && !Policy::KeyValue::is_latent);
   /// Returns whether the configuration names it.
-  static constexpr bool is(const AttentionConfig& c) {
-    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates && ((c.attention == Names) || ...);
+  static constexpr bool is(const AttentionConfig& c) { return goes_with(c) && ((c.attention == Names) || ...); }
+  /// Returns whether the policy has the positions that the configuration names.
+  static constexpr bool goes_with(const AttentionConfig& c) {
+    return (c.position_embeddings_type == PositionEmbeddings::rotary) == rotates &&
+           !(c.position_embeddings_type == PositionEmbeddings::none && Policy::Position::is_relative);
   }
+  /// Appends the names to a list.
+  static void append_names(std::string& to) { ((to += text(to.empty() ? "" : ", ", to_name(Names))), ...); }
 };
 
 /// Lists named policies, of which `visit` calls back with the first that the configuration names.
@@ -46,13 +52,26 @@ struct NamedPolicies {
 
   template <class F>
   static constexpr decltype(auto) visit(const AttentionConfig& config, F&& f) {
+    if (!(First::is(config) || ... || Rest::is(config))) refuse(config);
     if constexpr (sizeof...(Rest) > 0) {
       if (!First::is(config)) return NamedPolicies<Rest...>::visit(config, std::forward<F>(f));
     }
-    require(First::is(config), "attention: ", to_name(config.attention), " with ",
-            to_name(config.position_embeddings_type),
-            " positions given; the type leaves it open, so the configuration must name one that it knows");
     return f(std::type_identity<typename First::Policy>());
+  }
+
+ private:
+  /// Throws Error with the names that go with the positions of the configuration.
+  [[noreturn]] static void refuse(const AttentionConfig& config) {
+    std::string names;
+    const auto add = [&]<class Named>(std::type_identity<Named>) {
+      if (Named::goes_with(config)) Named::append_names(names);
+    };
+    add(std::type_identity<First>());
+    (add(std::type_identity<Rest>()), ...);
+    const bool none = config.position_embeddings_type == PositionEmbeddings::none;
+    throw Error(text("attention: ", to_name(config.attention), " with ",
+                     none ? "no" : to_name(config.position_embeddings_type), " positions given, one of ", names,
+                     " expected with these positions"));
   }
 };
 
@@ -130,8 +149,8 @@ struct AnyAttentionOf {
 };
 
 /// Names the attention of an encoder. Positions are relative, except where an attention has its own (rotary for a
-/// decoupled latent, none for linear attention) and where the configuration says rotary, with which full, grouped and
-/// split attention go.
+/// decoupled latent, none for linear attention), where the configuration says rotary, with which full, grouped and
+/// split attention go, and where it says none, with which full and grouped attention and a shared latent go.
 struct AnyAttention
     : AnyAttentionOf<AnyAttention,
                      detail::NamedPolicies<
@@ -145,7 +164,10 @@ struct AnyAttention
                          detail::NamedPolicy<LinearAttention<dyn, dyn>, AttentionName::linear>,
                          detail::NamedPolicy<Gqa<dyn, dyn, InputRotary<>>, AttentionName::mha, AttentionName::gqa,
                                              AttentionName::mqa>,
-                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>>> {};
+                         detail::NamedPolicy<MlaSplit<dyn, dyn, dyn, InputRotary<>>, AttentionName::mla_split>,
+                         detail::NamedPolicy<Gqa<dyn, dyn, NoPosition>, AttentionName::mha, AttentionName::gqa,
+                                             AttentionName::mqa>,
+                         detail::NamedPolicy<MlaSimple<dyn, dyn, NoPosition>, AttentionName::mla_simple>>> {};
 
 /// Names the attention of a decoder. It adds no positions by itself, except where it has its own (rotary for a
 /// decoupled latent) and where the configuration says rotary, with which full and grouped attention go.

@@ -43,13 +43,15 @@ enum class PositionEmbeddings {
   relative,  ///< Transformer-XL's relative positions
   rotary,    ///< rotation: of an encoder's input before the projections, as the Hugging Face Conformer computes it; of
              ///< a decoder's queries and keys after them
-  learned    ///< a decoder's trained vector for each position, added to the embeddings
+  learned,   ///< a decoder's trained vector for each position, added to the embeddings
+  none       ///< no positions: convolutions alone know the order
 };
 /// Lists the names as configurations spell them.
 constexpr auto enum_names(PositionEmbeddings) {
   return std::to_array<EnumName<PositionEmbeddings>>({{PositionEmbeddings::relative, "relative"},
                                                       {PositionEmbeddings::rotary, "rotary"},
-                                                      {PositionEmbeddings::learned, "learned"}});
+                                                      {PositionEmbeddings::learned, "learned"},
+                                                      {PositionEmbeddings::none, "none"}});
 }
 
 /// Holds the sizes of an attention that its type may leave open (`dyn`). 0 means "as the type says".

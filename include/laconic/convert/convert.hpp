@@ -49,6 +49,10 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
       *run, [&](std::string_view, const From& layer) { inputs.push_back(&recorder.input_of(layer.input_weight())); });
   const auto logits = run_on(recorder, *run, input);
   require_rows("convert", input, logits.rows.rows());
+  const auto source_logits = context.output(logits.rows);
+  require(source_logits.allFinite(),
+          "convert: logits of the source that are not finite given: its weights are too "
+          "large to compute with, smaller ones expected");
 
   const Mask mask = source.config().mask();
   Deviation predicted, key_value, output;
@@ -65,6 +69,11 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
     key_value += layer.key_value;
     output += layer.output;
   });
+  out.model.parameters([](std::string_view name, const Parameter<T>& p) {
+    require(p.host().allFinite(), "convert: ", name,
+            " would hold values that are not finite: the source's weights are "
+            "too large, smaller ones expected");
+  });
   constexpr bool is_speech = requires { input.features; };
   out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
   out.report.predicted_error = predicted.relative();
@@ -72,7 +81,7 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
   set_output(out.report, output);
   const Runnable converted(context, out.model);
   const auto converted_logits = run_on(context, *converted, input);
-  out.report.logits_error = deviation(context.output(converted_logits.rows), context.output(logits.rows)).relative();
+  out.report.logits_error = deviation(context.output(converted_logits.rows), source_logits).relative();
   return out;
 }
 

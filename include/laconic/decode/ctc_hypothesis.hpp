@@ -4,6 +4,7 @@
 #include <laconic/core/extent.hpp>
 #include <laconic/speech/tokens.hpp>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -16,11 +17,14 @@ struct CtcClasses {
   Tokens kind = Tokens::characters;   ///< characters: " " stands between words; words: each token is one
   int blank = 0;                      ///< class of the blank
 
-  /// Returns the classes of a `Vocabulary`. Allocates.
+  /// Returns the classes of a `Vocabulary`, each with the text that it writes. Allocates.
   template <class Vocabulary>
-  static CtcClasses of(const Vocabulary& vocabulary, int blank = 0) {
-    CtcClasses out{{}, vocabulary.kind(), blank};
-    for (Index i = 0; i < vocabulary.size(); ++i) out.tokens.push_back(vocabulary.token(i));
+  static CtcClasses of(const Vocabulary& vocabulary) {
+    CtcClasses out{{}, vocabulary.kind(), vocabulary.blank()};
+    for (int i = 0; i < static_cast<int>(vocabulary.size()); ++i) {
+      const bool is_space = vocabulary.token(i) == " ";
+      out.tokens.push_back(is_space ? " " : vocabulary.decode(std::array{i}));  // special tokens write nothing
+    }
     return out;
   }
 };

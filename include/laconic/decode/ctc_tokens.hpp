@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <span>
 #include <vector>
 
 namespace laconic {
@@ -45,9 +46,10 @@ double frame_confidence(const Row& logits, Index best, ConfidenceMeasure measure
 /// length; a token is returned when it has ended.
 class CtcTokens {
  public:
-  /// Begins a sequence; `blank` is the class of the blank.
-  explicit CtcTokens(int blank = 0, ConfidenceMeasure measure = ConfidenceMeasure::max_probability)
-      : blank_(blank), measure_(measure) {}
+  /// Begins a sequence; `blank` is the class of the blank, `labels` are as those of `GreedyCtc`.
+  explicit CtcTokens(int blank = 0, ConfidenceMeasure measure = ConfidenceMeasure::max_probability,
+                     std::span<const int> labels = {})
+      : blank_(blank), measure_(measure), labels_(labels) {}
 
   /// Takes logits (frames, classes), normalised or not, and appends the tokens that have ended. Throws `Error` for a
   /// frame that holds NaN. Allocates only in `out`.
@@ -59,10 +61,11 @@ class CtcTokens {
         require(!std::isnan(logits(t, c)), "ctc: frame ", frame_, ", class ", c, " is NaN");
         if (logits(t, c) > logits(t, best)) best = c;
       }
-      if (open_ && open_->token != best) finish(out);
-      silent_ = best == blank_ ? silent_ + 1 : 0;
-      if (best == blank_) continue;
-      if (!open_) open_ = CtcToken{static_cast<int>(best), frame_, frame_, 0};
+      const int label = labels_.empty() ? static_cast<int>(best) : labels_[static_cast<std::size_t>(best)];
+      if (open_ && open_->token != label) finish(out);
+      silent_ = label == blank_ ? silent_ + 1 : 0;
+      if (label == blank_) continue;
+      if (!open_) open_ = CtcToken{label, frame_, frame_, 0};
       open_->confidence += detail::frame_confidence(logits.row(t), best, measure_);
       open_->end = frame_ + 1;
     }
@@ -82,6 +85,7 @@ class CtcTokens {
  private:
   int blank_;
   ConfidenceMeasure measure_;
+  std::span<const int> labels_;
   Index frame_ = 0, silent_ = 0;
   std::optional<CtcToken> open_;  // its confidence is a sum
 };

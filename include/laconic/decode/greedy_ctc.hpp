@@ -16,14 +16,16 @@ inline namespace LACONIC_ABI {
 /// holds NaN, because such a frame must not read as silence.
 class GreedyCtc {
  public:
-  /// Begins a sequence; `blank` is the class of the blank.
-  explicit GreedyCtc(int blank = 0) : blank_(blank), previous_(blank) {}
+  /// Begins a sequence; `blank` is the class of the blank. Classes of one label in `labels`, which must stay, are one;
+  /// empty: each is its own.
+  explicit GreedyCtc(int blank = 0, std::span<const int> labels = {})
+      : blank_(blank), previous_(blank), labels_(labels) {}
 
   /// Appends the labels of frames whose likeliest classes are `best`, as `Context::argmax` gives them.
   void operator()(std::span<const Index> best, std::vector<int>& labels) {
     for (std::size_t t = 0; t < best.size(); ++t) {
       require(best[t] >= 0, "greedy_ctc: frame ", t, ", class ", -1 - best[t], " is NaN");
-      const int label = static_cast<int>(best[t]);
+      const int label = labels_.empty() ? static_cast<int>(best[t]) : labels_[static_cast<std::size_t>(best[t])];
       if (label != previous_ && label != blank_) labels.push_back(label);
       previous_ = label;
     }
@@ -48,12 +50,13 @@ class GreedyCtc {
 
  private:
   int blank_, previous_;
+  std::span<const int> labels_;
 };
 
 /// Returns the labels of one sequence of logits (frames, classes) on the host.
-inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0) {
+inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0, std::span<const int> labels = {}) {
   std::vector<int> out;
-  GreedyCtc decoder(blank);
+  GreedyCtc decoder(blank, labels);
   decoder(logits, out);
   return out;
 }
@@ -62,7 +65,7 @@ inline std::vector<int> greedy_ctc(MatrixView<const float> logits, int blank = 0
 /// not have as many rows, or if the blank is no class. Allocates.
 template <class Context>
 std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Context::Tensor& logits,
-                                         const Sequences& sequences, int blank = 0) {
+                                         const Sequences& sequences, int blank = 0, std::span<const int> labels = {}) {
   require(sequences.rows() == logits.rows(), "greedy_ctc: ", logits.rows(), " frames given, the sequences have ",
           sequences.rows());
   require(blank >= 0 && blank < logits.cols(), "greedy_ctc: blank ", blank, " given for ", logits.cols(), " classes");
@@ -70,7 +73,7 @@ std::vector<std::vector<int>> greedy_ctc(Context& context, const typename Contex
   context.argmax(logits, best);
   std::vector<std::vector<int>> out(static_cast<std::size_t>(sequences.size()));
   for (Index n = 0; n < sequences.size(); ++n)
-    GreedyCtc{blank}(
+    GreedyCtc(blank, labels)(
         std::span<const Index>(best.data() + sequences.begin(n), static_cast<std::size_t>(sequences.length(n))),
         out[static_cast<std::size_t>(n)]);
   return out;

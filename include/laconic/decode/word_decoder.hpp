@@ -96,9 +96,9 @@ class WordTimes {
 class WordDecoder {
  public:
   /// Borrows the vocabulary. `sample_rate` is that of the samples, in Hz. Allocates.
-  WordDecoder(const Vocabulary& vocabulary, FrameTimes times, int sample_rate, int blank = 0,
+  WordDecoder(const Vocabulary& vocabulary, FrameTimes times, int sample_rate,
               ConfidenceMeasure measure = ConfidenceMeasure::max_probability)
-      : tokens_(blank, measure), words_(vocabulary, times), times_(sample_rate) {}
+      : tokens_(vocabulary.blank(), measure, vocabulary.labels()), words_(vocabulary, times), times_(sample_rate) {}
 
   /// Takes the samples that follow, in [-1, 1], before the logits of their frames. Allocates.
   void hear(std::span<const float> samples) { times_.hear(samples); }

@@ -40,13 +40,22 @@ namespace detail {
 
 /// Ends the message about a folder that is not a model's.
 inline constexpr std::string_view model_folder_expected =
-    ": expected a model folder written by `laconic train` or `laconic convert`";
+    ": expected a model folder written by `laconic train` or `laconic convert`, or one of Hugging Face with "
+    "config.json, "
+    "vocab.json and model.safetensors or pytorch_model.bin";
 
 /// Throws `Error` unless the folder exists.
 inline void require_folder(const std::filesystem::path& folder) {
   std::error_code ignored;
-  require(is_there(folder) && std::filesystem::is_directory(folder, ignored), folder.string(), ": no such folder",
-          model_folder_expected);
+  if (is_there(folder) && std::filesystem::is_directory(folder, ignored)) return;
+  const std::string name = folder.string();
+  const auto slash = name.find('/');  // of OWNER/NAME
+  const bool of_hub = slash != std::string::npos && slash > 0 && slash + 1 < name.size() && name.front() != '.' &&
+                      slash == name.rfind('/') && !std::filesystem::exists(folder.parent_path(), ignored);
+  throw Error(text(name, ": no such folder", model_folder_expected,
+                   of_hub ? text("; if this is a model of the Hugging Face Hub, download it first: hf download ", name,
+                                 " --local-dir ", name.substr(slash + 1))
+                          : ""));
 }
 
 /// Returns the path of a file in a model folder. Throws `Error` if there is none.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <laconic/io/json.hpp>
+#include <laconic/io/tensors.hpp>
 #include <laconic/model/encoder_config.hpp>
 
 #include <string>
@@ -14,10 +15,11 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// Returns a member of config.json, or the default of transformers if it is missing.
+/// Returns a member of config.json, or the default of transformers if it is missing or null.
 template <class T>
 T hugging_face_member(const nlohmann::json& config, std::string_view key, const std::string& where, T otherwise) {
-  return config.contains(key) ? json_member<T>(config, key, where) : otherwise;
+  const auto found = config.find(key);
+  return found == config.end() || found->is_null() ? otherwise : json_member<T>(config, key, where);
 }
 
 /// Returns the activation that a member names; "swish" is silu, and a missing one gelu. Throws `Error` for other names.
@@ -73,7 +75,9 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   out.attention = AttentionName::mha;
   out.num_heads = number("num_attention_heads", 12);
   out.position_embeddings_type =
-      detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
+      config.contains("position_embeddings_type") && config["position_embeddings_type"].is_null()
+          ? PositionEmbeddings::none
+          : detail::hugging_face_member(config, "position_embeddings_type", where, PositionEmbeddings::relative);
   out.hidden_act = detail::hugging_face_activation(config, "hidden_act", where);
   out.layer_norm_eps = detail::hugging_face_member(config, "layer_norm_eps", where, 1e-5);
   out.intermediate_size = intermediate;
@@ -90,9 +94,9 @@ inline EncoderConfig wav2vec2_conformer_config(const nlohmann::json& config, con
   return detail::checked_in(where, out);
 }
 
-/// Returns the config.json with which transformers makes the same model. Throws `Error` unless the model reads
-/// waveforms and has full attention (mha).
-inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
+/// Returns the config.json with which transformers makes the same model, with this class for the CTC blank. Throws
+/// `Error` unless the model reads waveforms and has full attention (mha).
+inline nlohmann::json hugging_face_config(const EncoderConfig& c, int blank = 0) {
   require(!c.waveform.empty() && c.attention == AttentionName::mha,
           "hugging face: a wav2vec2-conformer with mha expected; ", to_name(c.attention),
           c.waveform.empty() ? " over features" : "", " given");
@@ -106,7 +110,9 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
           {"num_attention_heads", c.num_heads},
           {"intermediate_size", c.feed_forward_width()},
           {"hidden_act", activation(c.hidden_act)},
-          {"position_embeddings_type", to_name(c.position_embeddings_type)},
+          {"position_embeddings_type", c.position_embeddings_type == PositionEmbeddings::none
+                                           ? nlohmann::json()
+                                           : nlohmann::json(to_name(c.position_embeddings_type))},
           {"rotary_embedding_base", 10000},
           {"conv_depthwise_kernel_size", c.conv_kernel},
           {"layer_norm_eps", c.layer_norm_eps},
@@ -115,7 +121,7 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
           {"attention_dropout", c.dropout},
           {"conformer_conv_dropout", c.dropout},
           {"vocab_size", c.vocab_size},
-          {"pad_token_id", 0},
+          {"pad_token_id", blank},
           {"conv_dim", to_json(c.waveform.conv_dim)},
           {"conv_kernel", to_json(c.waveform.conv_kernel)},
           {"conv_stride", to_json(c.waveform.conv_stride)},
@@ -125,6 +131,26 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c) {
           {"feat_extract_activation", activation(c.waveform.feat_extract_activation)},
           {"add_adapter", false},
           {"torch_dtype", "float32"}};
+}
+
+/// Returns what a checkpoint has before all names of its tensors: "module." of DataParallel, "_orig_mod." of a compiled
+/// model. Empty if it has no tensor that ends in the name of the CTC head's weight, or more than one.
+inline std::string hugging_face_prefix(const Tensors& tensors) {
+  constexpr std::string_view head = "lm_head.weight";
+  std::string out;
+  Index found = 0;
+  for (const std::string& name : tensors.names())
+    if (name == head || name.ends_with(text('.', head))) {
+      ++found;
+      out = name.substr(0, name.size() - head.size());
+    }
+  return found == 1 ? out : "";
+}
+
+/// Says whether a checkpoint may lack a parameter, which the model does not compute with: transformers has none for
+/// masked frames where a configuration masks none.
+inline bool may_lack_hugging_face_tensor(std::string_view name) {
+  return name == "wav2vec2_conformer.masked_spec_embed";
 }
 
 /// Says whether a tensor of a checkpoint takes no part in the model: a convolution that transformers makes and never

@@ -85,10 +85,12 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 
 /// Fills a model from files, converting from single, double and half precision, bfloat16 and bytes with scales. Every
 /// parameter must be among the tensors as `prefix` + its name with the model's shape. Every tensor whose name begins
-/// with `prefix` must be a parameter, or one that `ignored(name)` says takes no part. All values must be finite.
-/// Otherwise throws `Error` and leaves the model as it was.
-template <class Model, class Ignored>
-void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored) {
+/// with `prefix` must be a parameter, or one that `ignored(name)`, without the prefix, says takes no part. All values
+/// must be finite. Otherwise throws `Error` and leaves the model as it was. A parameter that is missing keeps its
+/// values if `may_lack(name)` says so.
+template <class Model, class Ignored, class MayLack>
+void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored,
+                     MayLack&& may_lack) {
   require_on_host(model, "load_parameters");
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
@@ -96,21 +98,24 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   model.parameters([&](std::string_view name, const auto&) {
     ++parameters;
     std::string full = text(prefix, name);
-    if (!tensors.contains(full)) missing.push_back(full);
+    if (!tensors.contains(full) && !may_lack(name)) missing.push_back(full);
     if (tensors.contains(full) && tensors.info(full).dtype == Dtype::i8)
       known.insert(full + std::string(Tensors::scale_suffix));
     known.insert(std::move(full));
   });
   for (const std::string& name : tensors.names())
-    if (name.starts_with(prefix) && !known.contains(name) && !ignored(name)) unknown.push_back(name);
+    if (name.starts_with(prefix) && !known.contains(name) && !ignored(std::string_view(name).substr(prefix.size())))
+      unknown.push_back(name);
   require(missing.empty(), tensors.path(), ": ", missing.size(), " of the model's ", parameters,
-          " tensors are missing: ", detail::some_names(missing));
+          " tensors are missing: ", detail::some_names(missing),
+          unknown.empty() ? "" : text("; the model does not have ", detail::some_names(unknown)));
   require(unknown.empty(), tensors.path(), ": ", unknown.size(),
           " tensors that the model does not have: ", detail::some_names(unknown));
 
   // Everything is checked before anything is changed.
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     const std::string full = text(prefix, name);
+    if (!tensors.contains(full)) return;
     detail::check_loadable(tensors, full, p.shape());
     std::vector<T> numbers(static_cast<std::size_t>(p.size()));
     tensors.read(full, std::span<T>(numbers));
@@ -118,19 +123,21 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
             ": tensor ", detail::in_quotes(full), " holds numbers that are not finite");
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
-    tensors.read(text(prefix, name), std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));
+    const std::string full = text(prefix, name);
+    if (tensors.contains(full)) tensors.read(full, std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));
   });
 }
 
 /// Returns the rounding of a model's weights in these files, if all that `save_parameters` rounds have it; else `full`.
+/// Throws `Error` if one of these is missing.
 template <class Model>
-Storage stored_weights(const Model& model, const Tensors& tensors) {
+Storage stored_weights(const Model& model, const Tensors& tensors, std::string_view prefix = "") {
   for (const auto& [storage, dtype] : {std::pair{Storage::int8, Dtype::i8}, std::pair{Storage::bf16, Dtype::bf16}}) {
     bool any = false, all = true;
     model.parameters([&, storage = storage, dtype = dtype](std::string_view name, const auto& p) {
       if (!is_rounded(p, storage)) return;
       any = true;
-      all = all && tensors.info(name).dtype == dtype;
+      all = all && tensors.info(text(prefix, name)).dtype == dtype;
     });
     if (any && all) return storage;
   }
@@ -141,7 +148,8 @@ Storage stored_weights(const Model& model, const Tensors& tensors) {
 /// model as it was if they do not fit.
 template <class Model>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix = "") {
-  load_parameters(model, tensors, prefix, [](std::string_view) { return false; });
+  const auto none = [](std::string_view) { return false; };
+  load_parameters(model, tensors, prefix, none, none);
 }
 
 }  // namespace LACONIC_ABI

@@ -74,8 +74,9 @@ class SafetensorsHeader {
         fail("has a name of ", name_.size(), " bytes, at most ", SafetensorsLimits::name_bytes, " expected");
       return true;
     }
-    if ((event == Event::value || event == Event::array_start) && depth == 1) fail("is not a JSON object");
     const bool metadata_entry = name_ == "__metadata__";
+    if (event == Event::value && depth == 1 && metadata_entry && value.is_null()) return false;  // as good as none
+    if ((event == Event::value || event == Event::array_start) && depth == 1) fail("is not a JSON object");
     if ((event == Event::value || event == Event::array_start || event == Event::object_start) && depth > 1 &&
         ++values_ > (metadata_entry ? 100'000u : 64u))
       fail("has too many values");
@@ -114,8 +115,10 @@ class SafetensorsHeader {
       fail("has ", shape.size(), " dimensions, at most ", SafetensorsLimits::rank, " expected");
     if (offsets.size() != 2) fail("has ", offsets.size(), " data_offsets, 2 expected");
     const Index begin = offsets[0], end = offsets[1];
-    if (begin < 0 || begin > end || static_cast<std::size_t>(end) > data_.size())
-      fail("has data_offsets [", begin, ", ", end, "], but the file holds ", data_.size(), " bytes of data");
+    const bool ordered = begin >= 0 && begin <= end;
+    if (!ordered || static_cast<std::size_t>(end) > data_.size())
+      fail("has data_offsets [", begin, ", ", end, "], but the file holds ", data_.size(), " bytes of data",
+           ordered ? ": it is cut short" : "");
 
     Index size = 0, bytes = 0;
     const auto width = static_cast<Index>(dtype_bytes(*known));

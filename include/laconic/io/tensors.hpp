@@ -71,6 +71,7 @@ struct TensorInfo {
   Dtype dtype;                       ///< element type
   std::vector<Index> shape;          ///< dimensions
   std::span<const std::byte> bytes;  ///< the elements in the mapped file, unaligned
+  std::vector<Index> strides{};      ///< elements from one index of a dimension to the next; empty: those of the shape
 };
 
 namespace detail {
@@ -84,6 +85,29 @@ inline bool checked_size(std::span<const Index> shape, Index& size) {
   }
   return true;
 }
+
+/// Goes through the elements of a tensor with strides in the order of its shape and says where each lies.
+class ElementPlaces {
+ public:
+  /// Begins at the first element. The tensor must outlive this object. Allocates.
+  explicit ElementPlaces(const TensorInfo& tensor) : tensor_(tensor), at_(tensor.shape.size()) {}
+  /// Returns the place of the current element, in elements, and goes on to the next.
+  std::size_t next() {
+    const std::size_t here = place_;
+    for (std::size_t d = at_.size(); d-- > 0;) {
+      const auto stride = static_cast<std::size_t>(tensor_.strides[d]);
+      place_ += stride;
+      if (++at_[d] < tensor_.shape[d]) break;
+      place_ -= stride * static_cast<std::size_t>(std::exchange(at_[d], 0));
+    }
+    return here;
+  }
+
+ private:
+  const TensorInfo& tensor_;
+  std::vector<Index> at_;  // index in each dimension
+  std::size_t place_ = 0;
+};
 
 /// Converts IEEE half precision to single, exactly.
 inline float half_to_float(std::uint16_t half) {
@@ -144,16 +168,16 @@ class Tensors {
     require_readable(name);
     switch (tensor.dtype) {
       case Dtype::f32:
-        convert<float>(name, tensor.bytes, out, [](float x) { return x; });
+        convert<float>(name, tensor, out, [](float x) { return x; });
         break;
       case Dtype::f64:
-        convert<double>(name, tensor.bytes, out, [](double x) { return x; });
+        convert<double>(name, tensor, out, [](double x) { return x; });
         break;
       case Dtype::f16:
-        convert<std::uint16_t>(name, tensor.bytes, out, detail::half_to_float);
+        convert<std::uint16_t>(name, tensor, out, detail::half_to_float);
         break;
       case Dtype::bf16:
-        convert<Bf16>(name, tensor.bytes, out, from_bf16);
+        convert<Bf16>(name, tensor, out, from_bf16);
         break;
       default: {
         const auto rows = static_cast<std::size_t>(tensor.shape[0]);
@@ -174,7 +198,8 @@ class Tensors {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == Dtype::i8 && contains(text(name, scale_suffix))) {
       const TensorInfo& scales = info(text(name, scale_suffix));
-      require(!tensor.shape.empty() && scales.dtype == Dtype::f32 && scales.shape == std::vector{tensor.shape[0]},
+      require(!tensor.shape.empty() && tensor.strides.empty() && scales.dtype == Dtype::f32 &&
+                  scales.shape == std::vector{tensor.shape[0]},
               path(name), ": tensor ", detail::in_quotes(name), " of shape ", shape_text(tensor.shape),
               " has scales of dtype ", to_name(scales.dtype), " and shape ", shape_text(scales.shape),
               ", F32 and one for each row expected");
@@ -190,10 +215,17 @@ class Tensors {
   /// Makes an empty set of tensors, which `path` names in messages.
   explicit Tensors(std::string path) : path_(std::move(path)) {}
 
-  /// Maps a file, keeps it and returns its bytes. Tensors added next belong to it.
+  /// Maps a file, keeps it and returns its bytes. Tensors added next belong to it. Throws `Error` for a file that only
+  /// stands for another one, in Git LFS.
   std::span<const std::byte> map(const std::filesystem::path& path) {
     files_.push_back({path.string(), MappedFile(path)});
-    return files_.back().map.bytes();
+    const auto bytes = files_.back().map.bytes();
+    constexpr std::string_view pointer = "version https://git-lfs.github.com/spec/";
+    require(bytes.size() < pointer.size() || std::memcmp(bytes.data(), pointer.data(), pointer.size()) != 0,
+            path.string(),
+            ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its "
+            "folder");
+    return bytes;
   }
   /// Adds a tensor of the file mapped last. Throws `Error` if there is one of that name already.
   void add(const std::string& name, TensorInfo info) {
@@ -225,7 +257,11 @@ class Tensors {
   };
 
   /// Returns the number of elements of a tensor.
-  static std::size_t count_of(const TensorInfo& tensor) { return tensor.bytes.size() / dtype_bytes(tensor.dtype); }
+  static std::size_t count_of(const TensorInfo& tensor) {
+    Index size = 0;
+    detail::checked_size(tensor.shape, size);
+    return static_cast<std::size_t>(size);
+  }
 
   /// Returns the entry of a tensor. Throws `Error` if there is none of that name.
   const Entry& find(std::string_view name) const {
@@ -237,17 +273,19 @@ class Tensors {
   /// Converts the elements of a tensor, stored as `Stored`, to `T`. Throws `Error` for a finite value too large for
   /// `T`.
   template <class Stored, class T, class Decode>
-  void convert(std::string_view name, std::span<const std::byte> bytes, std::span<T> out, Decode&& decode) const {
-    for (std::size_t i = 0; i < out.size(); ++i) {
+  void convert(std::string_view name, const TensorInfo& tensor, std::span<T> out, Decode&& decode) const {
+    const auto take = [&](std::size_t i, std::size_t place) {
       Stored stored;
-      std::memcpy(&stored, bytes.data() + i * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
+      std::memcpy(&stored, tensor.bytes.data() + place * sizeof(Stored), sizeof(Stored));  // the bytes may be unaligned
       const auto value = decode(stored);
       if constexpr (sizeof(value) > sizeof(T))
         if (std::isfinite(value) && std::abs(value) > std::numeric_limits<T>::max())
           throw Error(text(path(name), ": tensor ", detail::in_quotes(name), " holds ", value,
                            ", too large for single precision"));
       out[i] = static_cast<T>(value);
-    }
+    };
+    detail::ElementPlaces places(tensor);
+    for (std::size_t i = 0; i < out.size(); ++i) take(i, tensor.strides.empty() ? i : places.next());
   }
 
   std::string path_;

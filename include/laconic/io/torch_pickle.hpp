@@ -465,7 +465,8 @@ class TorchPickle {
     }
   }
 
-  /// Returns the type, shape and bytes of a tensor. Throws `Error` unless it is contiguous and lies within its storage.
+  /// Returns the type, shape and bytes of a tensor, with strides if its values do not lie one after the other: it may
+  /// be transposed, or a part of another one. Throws `Error` unless its values are apart and lie within its storage.
   TensorInfo checked(const std::string& name, const Tensor& tensor) const {
     const std::string start = text(where_, ": tensor ", in_quotes(name), " has ");
     const std::vector<Index> shape = extents(start, "shape", tensor.shape);
@@ -473,17 +474,29 @@ class TorchPickle {
     require(shape.size() == strides.size(), start, "shape ", shape_text(shape), " but strides ", shape_text(strides));
     Index size = 0;
     require(checked_size(shape, size), start, "shape ", shape_text(shape), ", whose size is negative or overflows");
-    Index dense = 1;
-    for (std::size_t d = shape.size(); d-- > 0 && size > 0; dense *= shape[d])
-      require(shape[d] == 1 || strides[d] == dense, start, "shape ", shape_text(shape), " and strides ",
-              shape_text(strides), ": its values do not lie one after the other, save it after .contiguous()");
     const std::size_t width = dtype_bytes(tensor.storage.dtype);
     const auto held = static_cast<Index>(tensor.storage.bytes.size() / width);
-    require(tensor.offset >= 0 && tensor.offset <= held && size <= held - tensor.offset, start, "shape ",
-            shape_text(shape), " from value ", tensor.offset, " on, but its storage holds ", held, " values");
-    return {tensor.storage.dtype, shape,
-            tensor.storage.bytes.subspan(static_cast<std::size_t>(tensor.offset) * width,
-                                         static_cast<std::size_t>(size) * width)};
+    Index dense = 1, span = size > 0 ? 1 : 0;  // from the first value to the last
+    bool is_dense = true;
+    for (std::size_t d = shape.size(); d-- > 0 && size > 0; dense *= shape[d]) {
+      if (shape[d] == 1) continue;
+      is_dense = is_dense && strides[d] == dense;
+      require(strides[d] >= 0 && strides[d] <= held, start, "strides ", shape_text(strides), ", 0 to ", held,
+              " expected, as many as its storage holds");
+      span =
+          strides[d] > 0 && shape[d] - 1 > (held - span) / strides[d] ? held + 1 : span + (shape[d] - 1) * strides[d];
+      if (span > held) break;
+    }
+    require(tensor.offset >= 0 && tensor.offset <= held && span <= held - tensor.offset, start, "shape ",
+            shape_text(shape), is_dense ? "" : text(" and strides ", shape_text(strides)), " from value ",
+            tensor.offset, " on, but its storage holds ", held, " values");
+    require(size <= span, start, "shape ", shape_text(shape), " and strides ", shape_text(strides),
+            ": its values overlap, save it after .contiguous()");
+    TensorInfo out{tensor.storage.dtype, shape,
+                   tensor.storage.bytes.subspan(static_cast<std::size_t>(tensor.offset) * width,
+                                                static_cast<std::size_t>(span) * width)};
+    if (!is_dense) out.strides = strides;
+    return out;
   }
   /// Returns the integers of a tuple that is a shape or strides.
   std::vector<Index> extents(const std::string& start, std::string_view what, const Value& tuple) const {

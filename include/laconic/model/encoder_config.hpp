@@ -163,7 +163,7 @@ struct EncoderConfig {
     within(num_layers, 1, 1 << 12, "num_layers");
     within(vocab_size, 2, 1 << 24, "vocab_size");
     require(position_embeddings_type != PositionEmbeddings::learned,
-            "encoder: position_embeddings_type learned given, relative or rotary expected");
+            "encoder: position_embeddings_type learned given, relative, rotary or none expected");
     within(num_heads, 0, 1 << 16, "num_heads");
     within(num_kv_heads, 0, 1 << 16, "num_kv_heads");
     within(kv_lora_rank, 0, 1 << 16, "kv_lora_rank");

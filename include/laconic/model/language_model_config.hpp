@@ -100,8 +100,10 @@ struct LanguageModelConfig {
     within(qk_rope_head_dim, 0, 1 << 16, "qk_rope_head_dim");
     within(intermediate_size, 0, 1 << 22, "intermediate_size");
     within(num_heads * head_dim, 0, 1 << 20, "num_heads * head_dim");
-    require(position_embeddings_type != PositionEmbeddings::relative,
-            "language model: position_embeddings_type relative given, learned or rotary expected");
+    require(position_embeddings_type == PositionEmbeddings::learned ||
+                position_embeddings_type == PositionEmbeddings::rotary,
+            "language model: position_embeddings_type ", to_name(position_embeddings_type),
+            " given, learned or rotary expected");
     require(layer_norm_eps > 0 && layer_norm_eps < 1, "language model: layer_norm_eps ", layer_norm_eps,
             " given, more than 0 and less than 1 expected");
     require(dropout >= 0 && dropout < 1, "language model: dropout ", dropout, " given, expected from 0 to less than 1");

@@ -26,7 +26,8 @@ inline namespace LACONIC_ABI {
 ///
 /// Construction allocates, and runs the model on zeros to find how much. Afterwards `push` and `finish` take no memory
 /// from the system, as tests show, while no call returns more than `max_rows` rows of logits (docs/architecture.md,
-/// Streams).
+/// Streams). A model whose chunk is longer than `StreamConfig::max_frames` is run on whole streams, and takes memory
+/// for the frames that come.
 ///
 /// Streams compute in contexts of their own, one for each thread. A push deals its streams out: each thread takes some
 /// through the whole model, so that threads meet once a push. Few streams are not dealt out, but share the threads in
@@ -47,7 +48,9 @@ class Streams {
         context_(workers_.front()->context),
         mask_(resolved_mask(model.config(), config)),
         max_frames_(config.max_frames),
-        keeps_all_(mask_.left_context == Mask::unlimited && model.layers.front().attention().keeps_frames()),
+        keeps_all_((mask_.left_context == Mask::unlimited || reaches_all(mask_.left_context)) &&
+                   model.layers.front().attention().keeps_frames()),
+        is_whole_(reaches_all(config.chunk.value_or(model.config().chunk))),
         window_(model.subsampling.window() + (mask_.chunk - 1) * model.subsampling.factor()),
         together_(std::clamp<Index>(rows_of_pass() / mask_.chunk, 1, config.capacity)),
         state_(context_, model, StateShape{config.capacity, kept_frames(), mask_.chunk, config.storage}),
@@ -57,7 +60,7 @@ class Streams {
     for (Index s = config.capacity; s-- > 0;) free_.push_back(s);
     for (auto& worker : workers_)
       for (auto* list : {&worker->ready, &worker->firsts}) list->reserve(static_cast<std::size_t>(together_));
-    warm_up();
+    if (!is_whole_) warm_up();  // nobody may ever speak for so long
   }
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
@@ -166,8 +169,11 @@ class Streams {
             max_chunk, " expected");
     require(left >= -1 && left <= max_chunk, "streams: left_context ", left, " given, 0 to ", max_chunk,
             " expected, -1 for all, or none for the model's own");
-    return Mask::chunked(chunk, left < 0 ? Mask::unlimited : left);
+    // A chunk beyond the longest stream is all of it, and asks for no more memory.
+    return Mask::chunked(c.max_frames > 0 ? std::min(chunk, c.max_frames) : chunk, left < 0 ? Mask::unlimited : left);
   }
+  /// Says whether so many frames are more than any stream may have.
+  bool reaches_all(Index frames) const { return max_frames_ > 0 && frames > max_frames_; }
   Slot& slot(Index stream) {
     require(stream >= 0 && stream < static_cast<Index>(slots_.size()) && slots_[static_cast<std::size_t>(stream)].open,
             "streams: stream ", stream, " is not open");
@@ -194,8 +200,8 @@ class Streams {
       s.sequence = static_cast<Index>(n);
       s.next = blocks.begin(s.sequence);
       const Index frames = frames_with(s, blocks.length(s.sequence), last);
-      require(!keeps_all_ || s.frames + frames <= max_frames_, "streams: stream ", streams[n], " would have ",
-              s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
+      require(!(keeps_all_ || is_whole_) || s.frames + frames <= max_frames_, "streams: stream ", streams[n],
+              " would have ", s.frames + frames, " frames, at most max_frames = ", max_frames_, " expected");
     }
     Logits<Tensor> out{{}, Sequences::make(context_.arena(), blocks.size(), [&](Index n) {
                          return frames_with(slot(streams[static_cast<std::size_t>(n)]), blocks.length(n), last);
@@ -328,7 +334,7 @@ class Streams {
   Context& context_;  // of the first worker
   Mask mask_;
   Index max_frames_;
-  bool keeps_all_;
+  bool keeps_all_, is_whole_;  // whether attention keeps all frames, and whether a chunk is all of a stream
   Index window_, together_;
   typename Model::template State<Context> state_;
   Tensor pending_;  // (streams * window, num_mels)

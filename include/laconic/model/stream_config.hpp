@@ -14,9 +14,10 @@ struct StreamConfig {
   Index capacity = 1;                   ///< streams at once
   std::optional<Index> chunk{};         ///< encoder frames that become final together
   std::optional<Index> left_context{};  ///< encoder frames kept before the chunk, or `Mask::unlimited`
-  Index max_frames = 0;                 ///< max encoder frames of a stream; needed where all are kept
-  Storage storage = Storage::full;      ///< how keys, values and latents are stored
-  int threads = 0;                      ///< 0: all that the machine offers
+  /// Max encoder frames of a stream; needed where all are kept. A larger chunk or left context takes no more memory.
+  Index max_frames = 0;
+  Storage storage = Storage::full;  ///< how keys, values and latents are stored
+  int threads = 0;                  ///< 0: all that the machine offers
 };
 
 }  // namespace LACONIC_ABI

@@ -58,6 +58,7 @@ struct Dataset {
   std::vector<Example> examples;   ///< the utterances, in the order of the corpus
   std::vector<std::string> notes;  ///< lines on files that had to be converted or differ from their manifest
   std::shared_ptr<const FeatureExtractor> extract;  ///< makes the features that are not kept
+  int blank = 0;                                    ///< the class of the CTC blank, which no label is
 
   /// Returns the number of examples.
   Index size() const { return static_cast<Index>(examples.size()); }
@@ -91,6 +92,7 @@ inline Dataset load_dataset(std::span<const Utterance> utterances, const Feature
   Dataset out;
   out.extract = std::make_shared<FeatureExtractor>(config);
   out.examples.resize(utterances.size());
+  if (vocabulary != nullptr) out.blank = vocabulary->blank();
   std::vector<std::string> notes(utterances.size());
   std::atomic<std::size_t> bytes = 0;
   kernels::parallel_or_throw(threads, static_cast<Index>(utterances.size()), [&](std::size_t i) {
@@ -143,6 +145,7 @@ struct SpeechBatch {
   Sequences sequences;     ///< rows of each utterance
   Labels labels;           ///< labels of each utterance
   double seconds = 0;      ///< duration of all utterances
+  int blank = 0;           ///< the class of the CTC blank
 };
 
 /// Packs examples into a batch; with `augment`, masks each by its own random numbers. Allocates.
@@ -150,6 +153,7 @@ inline SpeechBatch make_batch(const Dataset& data, std::span<const Index> indice
                               Seed seed) {
   std::vector<Index> lengths, label_lengths;
   SpeechBatch out;
+  out.blank = data.blank;
   for (const Index i : indices) {
     const Example& e = data.examples[static_cast<std::size_t>(i)];
     lengths.push_back(e.frames());

@@ -41,12 +41,12 @@ double evaluate_batch(const Model& model, Context& context, const Dataset& data,
                                      logits.sequences.length(at), rows.cols()));
     }
   } else {
-    const auto tokens = greedy_ctc(context, logits.rows, logits.sequences);
+    const auto tokens = greedy_ctc(context, logits.rows, logits.sequences, vocabulary.blank(), vocabulary.labels());
     for (std::size_t n = 0; n < indices.size(); ++n) texts[n] = vocabulary.decode(tokens[n]);
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!batch.labels.tokens.empty()) {
-    const auto losses = context.output(context.ctc(logits.rows, logits.sequences, batch.labels, 0));
+    const auto losses = context.output(context.ctc(logits.rows, logits.sequences, batch.labels, vocabulary.blank()));
     for (std::size_t n = 0; n < indices.size(); ++n) {
       const auto i = static_cast<std::size_t>(indices[n]);
       const double one = static_cast<double>(losses(static_cast<Index>(n), 0));
@@ -56,7 +56,7 @@ double evaluate_batch(const Model& model, Context& context, const Dataset& data,
   for (std::size_t n = 0; n < indices.size(); ++n) {
     const auto i = static_cast<std::size_t>(indices[n]);
     out.hypotheses[i] = std::move(texts[n]);
-    out.errors[i] = word_errors(vocabulary.written(data.examples[i].text), out.hypotheses[i]);
+    out.errors[i] = vocabulary.errors(data.examples[i].text, out.hypotheses[i]);
   }
   return seconds;
 }

@@ -59,8 +59,12 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   while (next < data.examples.size() || !live.empty()) {
     while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity) {
       const bool kept = !data.examples[next].in_file;
-      live.push_back(
-          {next, streams.open(), 0, GreedyCtc(), {}, kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
+      live.push_back({next,
+                      streams.open(),
+                      0,
+                      GreedyCtc(vocabulary.blank(), vocabulary.labels()),
+                      {},
+                      kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
       ++next;
     }
     std::vector<Index> ids, lengths;
@@ -95,7 +99,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     out.compute_seconds += since(start);
     for (const Live& l : done) {
       out.hypotheses[l.example] = vocabulary.decode(l.tokens);
-      out.errors[l.example] = word_errors(vocabulary.written(data.examples[l.example].text), out.hypotheses[l.example]);
+      out.errors[l.example] = vocabulary.errors(data.examples[l.example].text, out.hypotheses[l.example]);
     }
   }
   std::sort(out.push_seconds.begin(), out.push_seconds.end());

@@ -297,11 +297,12 @@ class Trainer {
               ? dynamic_chunk_mask(batch.sequences.max_length() / config.subsampling, config.left_context >= 0,
                                    Random(seed() / "chunks" / state_.epoch, static_cast<std::uint64_t>(b)))
               : config.mask();
-      if (!teacher_) return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels);
+      if (!teacher_)
+        return ctc_loss(tape, model_(tape, batch.features, batch.sequences, mask), batch.labels, vocabulary_.blank());
       return loss_with_teacher(tape, batch, mask);
     } else {
       require(!teacher_, "train: a teacher given for a model that takes no mask and shows no blocks");
-      return ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels);
+      return ctc_loss(tape, model_(tape, batch.features, batch.sequences), batch.labels, vocabulary_.blank());
     }
   }
 
@@ -311,7 +312,7 @@ class Trainer {
     const auto taught = teacher_.output(context_, batch.features, batch.sequences, mask);
     std::vector<typename Autodiff<Context>::Tensor> blocks;
     const auto logits = model_(tape, batch.features, batch.sequences, mask, d.layer_weight > 0 ? &blocks : nullptr);
-    auto loss = tape.scale(ctc_loss(tape, logits, batch.labels), 1 - d.weight);
+    auto loss = tape.scale(ctc_loss(tape, logits, batch.labels, vocabulary_.blank()), 1 - d.weight);
     if (d.weight > 0) loss = tape.add(loss, distillation_loss(tape, logits, taught.logits, d.temperature), d.weight);
     if (d.layer_weight > 0) loss = tape.add(loss, block_loss(tape, blocks, taught.blocks), d.layer_weight);
     return loss;

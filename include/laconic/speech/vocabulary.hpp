@@ -2,13 +2,15 @@
 #pragma once
 
 #include <laconic/core/extent.hpp>
+#include <laconic/speech/tokenizer_config.hpp>
 #include <laconic/speech/tokens.hpp>
+#include <laconic/speech/unicode.hpp>
+#include <laconic/speech/wer.hpp>
 #include <laconic/speech/words.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <set>
 #include <span>
@@ -27,17 +29,17 @@ struct DecodedText {
   bool ends_word = false;  ///< whether the next token begins a word
 };
 
-/// Lists the output classes of a CTC model. Index 0 is the blank, "<blank>"; the tokens follow in byte order, so that
-/// the same texts give the same vocabulary in any order. Texts are words with one space between them: other white space
-/// counts as a space.
+/// Lists the output classes of a CTC model. In a vocabulary that laconic makes, class 0 is the blank, "<blank>", and
+/// the tokens follow in byte order, so that the same texts give the same vocabulary in any order. In a vocabulary of
+/// Hugging Face the blank may be any class, tokens may have several characters, some are no text ("<unk>"), and a class
+/// may have no token. Texts are words with one space between them, in Normalization Form C: other white space counts as
+/// a space.
 class Vocabulary {
  public:
-  static constexpr std::string_view blank_token = "<blank>";  ///< name of the blank
-  /// Name of the blank in vocabularies of Hugging Face's CTC models, whose characters include tokens such as "<unk>".
-  static constexpr std::string_view hugging_face_blank = "<pad>";
+  static constexpr std::string_view blank_token = "<blank>";  ///< the blank's name in laconic's own vocabularies
 
   /// Makes a vocabulary of the blank only.
-  Vocabulary() : Vocabulary(Tokens::characters, std::string(blank_token)) {}
+  Vocabulary() : Vocabulary(Tokens::characters, std::set<std::string, std::less<>>()) {}
 
   /// Returns the vocabulary of all characters of `texts`, a range of strings. Throws `Error` for a text that has '|',
   /// which is the space in vocab.json, or is not UTF-8.
@@ -45,7 +47,7 @@ class Vocabulary {
   static Vocabulary characters(const Texts& texts) {
     std::set<std::string, std::less<>> tokens;
     for (const auto& one : texts) {
-      const std::string joined = detail::join_words(one);
+      const std::string joined = detail::composed_words(one);
       for (const std::string_view c : detail::split_characters(joined)) {
         require(c != "|", "vocabulary: '|' stands for the space and may not occur in a text: \"", joined, '"');
         tokens.emplace(c);
@@ -54,12 +56,14 @@ class Vocabulary {
     return Vocabulary(Tokens::characters, tokens);
   }
 
-  /// Returns the vocabulary of all words of `texts`, a range of strings.
+  /// Returns the vocabulary of all words of `texts`, a range of strings. Throws `Error` for a text that is not UTF-8.
   template <class Texts>
   static Vocabulary words(const Texts& texts) {
     std::set<std::string, std::less<>> tokens;
-    for (const auto& one : texts)
-      for (const std::string_view word : detail::split_words(one)) tokens.emplace(word);
+    for (const auto& one : texts) {
+      const std::string joined = detail::composed_words(one);
+      for (const std::string_view word : detail::split_words(joined)) tokens.emplace(word);
+    }
     return Vocabulary(Tokens::words, tokens);
   }
 
@@ -73,148 +77,303 @@ class Vocabulary {
   Tokens kind() const { return kind_; }
   /// Returns the number of classes, with the blank.
   Index size() const { return static_cast<Index>(tokens_.size()); }
-  /// Returns the token of class i. Throws `Error` if there is none.
+  /// Returns the class of the CTC blank.
+  int blank() const { return blank_; }
+  /// Returns the token of class i, empty if it has none. Throws `Error` if there is no such class.
   const std::string& token(Index i) const {
     require(i >= 0 && i < size(), "vocabulary: token ", i, " given, 0 to ", size() - 1, " expected");
     return tokens_[static_cast<std::size_t>(i)];
   }
+  /// Says whether class i is no part of a text: the blank, a token such as "<unk>" or "[UNK]" of Hugging Face, or a
+  /// class without a token. `encode` never returns it. Throws `Error` if there is no such class.
+  bool is_special(Index i) const { return token(i).empty() || is_special(tokens_[static_cast<std::size_t>(i)]); }
+  /// Returns the label of each class for `greedy_ctc`: classes without a token are one, the unknown token. Empty if
+  /// each class has a token, and is its own label.
+  std::span<const int> labels() const { return labels_; }
+  /// Returns the names of the special tokens, and how text is spelled.
+  const TokenizerConfig& tokenizer() const { return tokenizer_; }
 
-  /// Returns a text as the tokens write it: words with one space between them, and A to Z in upper case if no token has
-  /// lower case letters, in lower case if none has upper case letters. What the tokens cannot write stays as it is.
+  /// Returns a text as transcripts write it: in Normalization Form C, words with one space between them, in capitals if
+  /// no token has small letters, in small letters if none has capitals or the tokenizer says so. What the tokens cannot
+  /// write stays as it is, and so do the words of a text that is not UTF-8.
   std::string written(std::string_view text) const {
-    std::string out = detail::join_words(text);
-    for (char& c : out)
-      if (capitals_ && !small_letters_ && is_small(c))
-        c = static_cast<char>(c - 'a' + 'A');
-      else if (small_letters_ && !capitals_ && is_capital(c))
-        c = static_cast<char>(c - 'A' + 'a');
-    return out;
+    if (!detail::is_utf8(text)) return detail::join_words(text);
+    return in_case(detail::composed_words(text), tokenizer_.do_lower_case ? Case::small : case_);
   }
 
-  /// Returns the indices of the tokens of a text, as `written`; never the blank. Throws `Error` for an unknown token.
-  std::vector<int> encode(std::string_view text) const {
-    const std::string joined = written(text);
-    std::vector<int> out;
-    for (const std::string_view token :
-         kind_ == Tokens::words ? detail::split_words(joined) : detail::split_characters(joined)) {
-      const auto found = index_.find(std::string(token));
-      require(found != index_.end() && found->second != 0, "vocabulary: unknown token \"", token, "\" in \"", joined,
-              "\"; known ", to_name(kind_), ": ", known());
-      out.push_back(found->second);
+  /// Returns a text without the punctuation and symbols that no token has: a space in their place, but nothing for
+  /// apostrophes within words, and a plain apostrophe for a typographic one. A text that is not UTF-8 stays as it is.
+  std::string without_punctuation(std::string_view text) const {
+    if (!detail::is_utf8(text)) return std::string(text);
+    const auto is_known = [&](std::string_view c) { return spelled_.contains(std::string(c)); };
+    const std::string words = detail::composed_words(text);
+    std::string out;
+    for (std::string_view c : detail::split_characters(words)) {
+      if (c == "\u2019" && !is_known(c)) c = "'";
+      if (!detail::is_punctuation(c) || is_known(c))
+        out += c;
+      else if (c != "'")
+        out += ' ';
     }
+    return detail::join_words(out);
+  }
+
+  /// Returns the indices of the tokens of a text, as `written`; of several tokens that fit, the longest. Special tokens
+  /// are never among them. Throws `Error` for an unknown token.
+  std::vector<int> encode(std::string_view text) const {
+    const std::string spelled = in_case(detail::composed_words(text), case_);
+    std::vector<int> out;
+    spell(spelled, out, [&](std::string_view token) {
+      throw Error(laconic::text("vocabulary: unknown token \"", token, "\" in \"", spelled, "\"; known ",
+                                to_name(kind_), ": ", known()));
+    });
+    return out;
+  }
+  /// Returns the characters or words of a text, as `written`, that `encode` does not know, each once. Throws `Error`
+  /// for a text that is not UTF-8.
+  std::set<std::string, std::less<>> unknown(std::string_view text) const {
+    std::set<std::string, std::less<>> out;
+    std::vector<int> ignored;
+    spell(in_case(detail::composed_words(text), case_), ignored, [&](std::string_view token) { out.emplace(token); });
     return out;
   }
 
   /// Returns the text of token indices; blanks are skipped. `decode(encode(text))` is the text with single spaces.
-  /// Throws `Error` for an index that has no token.
+  /// Special tokens are written ("<unk>"), as transformers' `batch_decode` and its pipeline of speech recognition do by
+  /// default, and a class without a token is the unknown token. Throws `Error` for an index that is no class.
   std::string decode(std::span<const int> indices) const {
     DecodedText out;
     decode(indices, out);
     return std::move(out.text);
   }
   /// Appends token indices to a text that earlier ones have begun. Texts of any parts are those of the whole. Throws
-  /// `Error` for an index that has no token.
+  /// `Error` for an index that is no class.
   void decode(std::span<const int> indices, DecodedText& to) const {
     for (const int i : indices) {
-      const std::string& one = token(i);
-      if (i == 0) continue;
+      token(i);  // is there one
+      const std::string& one = texts_[static_cast<std::size_t>(i)];
+      if (one.empty()) continue;
       to.ends_word |= kind_ == Tokens::words;
       detail::append_words(to.text, to.ends_word, one);  // the output of a model may have two spaces in a row
     }
   }
 
-  /// Returns an object of token to index, as Hugging Face writes vocab.json: "|" is the space among characters. The
-  /// kind of tokens is not in it; it belongs in config.json.
+  /// Returns the word errors of a transcript: both texts are compared in Normalization Form C, the reference as
+  /// `written`.
+  WordErrors errors(std::string_view reference, std::string_view transcript) const {
+    return word_errors(written(reference),
+                       detail::is_utf8(transcript) ? detail::composed(transcript) : std::string(transcript));
+  }
+
+  /// Returns an object of token to index, as Hugging Face writes vocab.json: the word delimiter, "|", is the space
+  /// among characters. The kind of tokens is not in it; it belongs in config.json. Special tokens belong in
+  /// tokenizer_config.json.
   nlohmann::json to_json() const {
     nlohmann::json out = nlohmann::json::object();
-    for (std::size_t i = 0; i < tokens_.size(); ++i) out[in_file(tokens_[i])] = i;
+    for (std::size_t i = 0; i < tokens_.size(); ++i)
+      if (!tokens_[i].empty()) out[in_file(i)] = i;
     return out;
   }
 
-  /// Returns the vocabulary that `to_json` wrote. Throws `Error` unless the indices are 0 .. n-1, each once, and 0 is
-  /// the blank. `where` begins the texts of errors (the name of a file).
-  static Vocabulary from_json(Tokens kind, const nlohmann::json& json, std::string_view where = "vocab.json") {
+  /// Returns the vocabulary that `to_json` wrote, or one of Hugging Face. `where` begins the texts of errors (the name
+  /// of a file).
+  ///
+  /// The blank is `tokenizer.pad_token`. Without a tokenizer it is class 0, "<blank>" or, among characters, "<pad>". If
+  /// the blank is "<blank>", laconic made the vocabulary: its indices must be 0 .. n-1, each once, the blank 0, and
+  /// each token one character or one word. Otherwise tokens beyond the `classes` of the model are left out, and classes
+  /// may be without a token; `classes` = 0 means as many as the indices say. Throws `Error` for anything else, and for
+  /// control characters in a token.
+  static Vocabulary from_json(Tokens kind, const nlohmann::json& json, const std::string& where = "vocab.json",
+                              const TokenizerConfig* tokenizer = nullptr, Index classes = 0) {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
-    std::vector<std::string> tokens(json.size());
-    std::vector<bool> seen(json.size(), false);
+    const bool published =
+        tokenizer == nullptr && kind == Tokens::characters && json.contains("<pad>") && json["<pad>"] == 0;
+    Vocabulary out;
+    out.kind_ = kind;
+    out.tokenizer_ = tokenizer != nullptr ? *tokenizer : published ? TokenizerConfig() : TokenizerConfig::plain();
+    const bool own = out.is_own();
+    std::vector<std::string> tokens(own ? json.size() : static_cast<std::size_t>(classes));
     for (const auto& [name, value] : json.items()) {
       require(value.is_number_integer(), where, ": token \"", name, "\" has ", value.type_name(),
               ", an integer index expected");
       const auto i = value.get<std::int64_t>();
-      require(i >= 0 && i < static_cast<std::int64_t>(tokens.size()), where, ": token \"", name, "\" has index ", i,
-              ", 0 to ", static_cast<std::int64_t>(tokens.size()) - 1, " expected for ", tokens.size(), " tokens");
+      if (own)
+        require(i >= 0 && i < static_cast<std::int64_t>(tokens.size()), where, ": token \"", name, "\" has index ", i,
+                ", 0 to ", static_cast<std::int64_t>(tokens.size()) - 1, " expected for ", tokens.size(), " tokens");
+      require(i >= 0 && i < max_index, where, ": token \"", name, "\" has index ", i, ", 0 to ", max_index - 1,
+              " expected");
       const auto slot = static_cast<std::size_t>(i);
-      require(!seen[slot], where, ": index ", i, " belongs to \"", tokens[slot], "\" and to \"", name, '"');
-      seen[slot] = true;
-      tokens[slot] = kind == Tokens::characters && name == "|" ? " " : name;
+      if (slot >= tokens.size() && classes > 0) continue;  // the model never says it
+      if (slot >= tokens.size()) tokens.resize(slot + 1);
+      require(tokens[slot].empty(), where, ": index ", i, " belongs to \"", tokens[slot], "\" and to \"", name, '"');
+      require(!name.empty(), where, ": token \"\" is not one of ", to_name(kind));
+      tokens[slot] = name;
     }
-    const bool foreign = kind == Tokens::characters && !tokens.empty() && tokens[0] == hugging_face_blank;
-    require(foreign || (!tokens.empty() && tokens[0] == blank_token), where, ": index 0 is ",
-            tokens.empty() ? "missing" : tokens[0], ", ", blank_token, " expected");
-    Vocabulary out(kind, tokens[0]);
-    for (std::size_t i = 1; i < tokens.size(); ++i) {
-      const std::string& one = tokens[i];
-      const bool whole = kind == Tokens::words
-                             ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
-                             : detail::split_characters(one).size() == 1 || (foreign && is_special(one));
-      require(whole, where, ": token \"", one, "\" is not one of ", to_name(kind));
-      out.add(one);
+    if (own) {
+      require(!tokens.empty() && tokens[0] == blank_token, where, ": index 0 is ",
+              tokens.empty() ? "missing" : tokens[0], ", ", blank_token, " expected");
+      for (const std::string& one : tokens)
+        require(one == blank_token ||
+                    (kind == Tokens::words ? detail::split_words(one).size() == 1 && detail::join_words(one) == one
+                                           : detail::split_characters(one).size() == 1),
+                where, ": token \"", one, "\" is not one of ", to_name(kind));
     }
+    out.fill(std::move(tokens), where);
     return out;
   }
 
-  /// Says whether two vocabularies have the same kind and tokens.
+  /// Says whether two vocabularies have the same kind, tokens and tokenizer.
   friend bool operator==(const Vocabulary& a, const Vocabulary& b) {
-    return a.kind_ == b.kind_ && a.tokens_ == b.tokens_;
+    return a.kind_ == b.kind_ && a.tokens_ == b.tokens_ && a.tokenizer_ == b.tokenizer_;
   }
 
  private:
-  /// Makes a vocabulary of the blank only.
-  Vocabulary(Tokens kind, const std::string& blank) : kind_(kind) { add(blank); }
+  enum class Case { both, small, capital };  // the letters that tokens have; `both` if neither lacks
+  static constexpr std::int64_t max_index = 1 << 24;
+
   /// Makes a vocabulary of the blank and these tokens.
   Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens)
-      : Vocabulary(kind, std::string(blank_token)) {
-    for (const std::string& one : tokens) add(one);
+      : kind_(kind), tokenizer_(TokenizerConfig::plain()) {
+    std::vector<std::string> all{std::string(blank_token)};
+    for (const std::string& one : tokens)
+      all.push_back(kind == Tokens::characters && one == " " ? tokenizer_.word_delimiter_token : one);
+    fill(std::move(all), "vocabulary");
   }
 
-  /// Adds a token. Throws `Error` if it is known already.
-  void add(const std::string& token) {
-    require(index_.emplace(token, static_cast<int>(tokens_.size())).second, "vocabulary: token \"", token,
-            "\" occurs twice or is the blank's name");
-    tokens_.push_back(token);
-    if (tokens_.size() == 1 || is_special(token)) return;
-    capitals_ = capitals_ || std::any_of(token.begin(), token.end(), is_capital);
-    small_letters_ = small_letters_ || std::any_of(token.begin(), token.end(), is_small);
+  /// Says whether laconic made the vocabulary.
+  bool is_own() const { return tokenizer_.pad_token == blank_token; }
+
+  /// Takes the tokens of all classes, as a file has them.
+  void fill(std::vector<std::string> tokens, const std::string& where) {
+    const auto blank = std::find(tokens.begin(), tokens.end(), tokenizer_.pad_token);
+    require(blank != tokens.end(), where, ": no token ", detail::in_quotes(tokenizer_.pad_token),
+            ", which is the blank, in the ", tokens.size(), " classes of the model");
+    blank_ = static_cast<int>(blank - tokens.begin());
+    tokens_ = std::move(tokens);
+    texts_.assign(tokens_.size(), {});
+    spelled_.clear();
+    const bool has_delimiter = kind_ == Tokens::characters && !tokenizer_.word_delimiter_token.empty();
+    bool capitals = false, small = false, unnamed = false;
+    int unknown = -1;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      std::string& token = tokens_[i];
+      require(!detail::has_control(token), where, ": token ", detail::in_quotes(token),
+              " has a control character, text expected");
+      if (token == tokenizer_.unk_token && unknown < 0 && !token.empty()) unknown = static_cast<int>(i);
+      unnamed = unnamed || token.empty();
+      if (has_delimiter && token == tokenizer_.word_delimiter_token) {
+        delimiter_ = static_cast<int>(i);
+        token = " ";
+      }
+      if (static_cast<int>(i) == blank_) continue;
+      texts_[i] = text_of(i);
+      if (token.empty() || is_special(token)) continue;
+      const auto [found, is_new] = spelled_.emplace(detail::composed(token), static_cast<int>(i));
+      require(is_new || !is_own(), "vocabulary: token \"", token, "\" occurs twice or is the blank's name");
+      longest_ = std::max(longest_, found->first.size());
+      for (const std::string_view c : detail::split_characters(token)) {
+        capitals = capitals || detail::is_capital(c);
+        small = small || detail::is_small(c);
+      }
+    }
+    require(!is_own() || std::count(tokens_.begin(), tokens_.end(), blank_token) == 1, "vocabulary: token \"",
+            blank_token, "\" occurs twice or is the blank's name");
+    case_ = capitals == small ? Case::both : small ? Case::small : Case::capital;
+    for (std::size_t i = 0; unnamed && i < tokens_.size(); ++i) {
+      if (tokens_[i].empty() && unknown < 0) unknown = static_cast<int>(i);
+      labels_.push_back(tokens_[i].empty() ? unknown : static_cast<int>(i));
+    }
+  }
+  /// Returns what is written for a class.
+  std::string text_of(std::size_t i) const {
+    if (kind_ == Tokens::words && !is_own() && tokens_[i] == tokenizer_.word_delimiter_token) return "";
+    const std::string& named = tokens_[i].empty() ? tokenizer_.unk_token : tokens_[i];
+    const std::string& out = static_cast<int>(i) == delimiter_ ? tokenizer_.replace_word_delimiter_char : named;
+    return tokenizer_.do_lower_case ? in_case(out, Case::small) : out;
   }
 
-  /// Says whether a character is A to Z.
-  static bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }
-  /// Says whether a character is a to z.
-  static bool is_small(char c) { return c >= 'a' && c <= 'z'; }
-  /// Says whether a token is one such as "<unk>".
-  static bool is_special(std::string_view token) {
-    return token.size() > 2 && token.front() == '<' && token.back() == '>';
+  /// Returns a text in capitals or in small letters. A letter that is a token already stays as it is.
+  std::string in_case(std::string text, Case letters) const {
+    const auto keeps = [&](std::string_view c) { return letters == case_ && spelled_.contains(std::string(c)); };
+    if (letters == Case::small) return detail::in_small_letters(text, keeps);
+    return letters == Case::capital ? detail::in_capitals(text, keeps) : text;
+  }
+
+  /// Appends the tokens of a text in the tokens' letters, and calls refuse(part) for each character or word without
+  /// one. A letter with accents may be several tokens.
+  template <class Refuse>
+  void spell(std::string_view text, std::vector<int>& out, Refuse&& refuse) const {
+    const auto find = [&](std::string_view part) {
+      const auto found = spelled_.find(std::string(part));
+      return found == spelled_.end() ? -1 : found->second;
+    };
+    if (kind_ == Tokens::words) {
+      for (const std::string_view word : detail::split_words(text))
+        if (const int one = find(word); one >= 0)
+          out.push_back(one);
+        else
+          refuse(word);
+      return;
+    }
+    for (std::size_t i = 0; i < text.size();) {
+      std::size_t size = std::min(longest_, text.size() - i);
+      int one = -1;
+      while (size > 0 && (one = find(text.substr(i, size))) < 0) --size;
+      if (one >= 0) {
+        out.push_back(one);
+        i += size;
+        continue;
+      }
+      const std::string_view character = text.substr(i, detail::character_size(text, i));
+      i += character.size();
+      const std::string parts = detail::decomposed(character);
+      const auto letters = detail::split_characters(parts);
+      if (std::all_of(letters.begin(), letters.end(), [&](std::string_view c) { return find(c) >= 0; }))
+        for (const std::string_view c : letters) out.push_back(find(c));
+      else
+        refuse(character);
+    }
+  }
+
+  /// Says whether a token is no text.
+  bool is_special(const std::string& token) const {
+    const TokenizerConfig& t = tokenizer_;
+    if (token == t.pad_token) return true;
+    if (is_own() || token == " ") return false;
+    const bool in_brackets = token.size() > 2 && ((token.front() == '<' && token.back() == '>') ||
+                                                  (token.front() == '[' && token.back() == ']'));
+    return in_brackets || token == t.unk_token || token == t.bos_token || token == t.eos_token ||
+           std::find(t.other_special_tokens.begin(), t.other_special_tokens.end(), token) !=
+               t.other_special_tokens.end();
   }
 
   /// Returns a token as vocab.json spells it.
-  std::string in_file(const std::string& token) const {
-    return kind_ == Tokens::characters && token == " " ? "|" : token;
+  std::string in_file(std::size_t i) const {
+    return static_cast<int>(i) == delimiter_ ? tokenizer_.word_delimiter_token : tokens_[i];
   }
 
   /// Returns the tokens for the text of an error; the first ones if there are many.
   std::string known() const {
-    constexpr std::size_t shown = 40;
+    constexpr Index shown = 40;
     std::string out;
-    for (std::size_t i = 1; i < std::min(tokens_.size(), shown + 1); ++i)
-      out += text(i > 1 ? " " : "", in_file(tokens_[i]));
-    if (tokens_.size() > shown + 1) out += text(" ... (", size() - 1, " in all)");
+    Index count = 0;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      if (static_cast<int>(i) == blank_ || tokens_[i].empty()) continue;
+      if (++count <= shown) out += text(count > 1 ? " " : "", in_file(i));
+    }
+    if (count > shown) out += text(" ... (", count, " in all)");
     return out.empty() ? "none" : out;
   }
 
   Tokens kind_;
-  bool capitals_ = false, small_letters_ = false;  // in any token that is not special
-  std::vector<std::string> tokens_;
-  std::unordered_map<std::string, int> index_;
+  TokenizerConfig tokenizer_;
+  int blank_ = 0, delimiter_ = -1;
+  Case case_ = Case::both;                        // of tokens that are not special
+  std::vector<std::string> tokens_;               // of each class; the word delimiter is " "
+  std::vector<std::string> texts_;                // what is written for each class
+  std::vector<int> labels_;                       // of each class; see labels()
+  std::unordered_map<std::string, int> spelled_;  // tokens that are text, in Normalization Form C
+  std::size_t longest_ = 0;                       // bytes of the longest of these
 };
 
 }  // namespace LACONIC_ABI

@@ -48,20 +48,25 @@ inline std::string join_words(std::string_view text) {
   return out;
 }
 
+/// Returns the bytes of the UTF-8 code point that begins at byte i of a text, 0 if none does.
+inline std::size_t character_size(std::string_view text, std::size_t i) {
+  const auto lead = static_cast<unsigned char>(text[i]);
+  const std::size_t length = lead < 0x80   ? 1
+                             : lead < 0xC2 ? 0
+                             : lead < 0xE0 ? 2
+                             : lead < 0xF0 ? 3
+                             : lead < 0xF5 ? 4
+                                           : 0;
+  bool valid = length > 0 && i + length <= text.size();
+  for (std::size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xC0) == 0x80;
+  return valid ? length : 0;
+}
 /// Returns the UTF-8 code points of a text. The views point into `text`. Throws `Error` for bytes that are not UTF-8.
 inline std::vector<std::string_view> split_characters(std::string_view text) {
   std::vector<std::string_view> characters;
   for (std::size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    const std::size_t length = lead < 0x80   ? 1
-                               : lead < 0xC2 ? 0
-                               : lead < 0xE0 ? 2
-                               : lead < 0xF0 ? 3
-                               : lead < 0xF5 ? 4
-                                             : 0;
-    bool valid = length > 0 && i + length <= text.size();
-    for (std::size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xC0) == 0x80;
-    require(valid, "text: byte ", i, " is not UTF-8");
+    const std::size_t length = character_size(text, i);
+    require(length > 0, "text: byte ", i, " is not UTF-8");
     characters.push_back(text.substr(i, length));
     i += length;
   }

@@ -17,12 +17,13 @@ inline namespace LACONIC_ABI {
 /// Returns how sensitive the loss of transcribed speech is to errors in the key and value weights of each attention
 /// layer: the mean over these weights of the squared derivative of an utterance's CTC loss, which is the diagonal of
 /// the empirical Fisher information. (Palu, Chang et al. 2024, section 3.3, takes the mean of its root.) The features
-/// (rows, num_mels) are packed sequences, with a label sequence for each. The model has full or grouped attention,
-/// whose weights are those that a conversion approximates. Uses up the model's gradients. Allocates. Throws `Error`
-/// unless there is a label sequence for each utterance and the derivatives have a finite, positive sum.
+/// (rows, num_mels) are packed sequences, with a label sequence for each, and `blank` is the class of the blank. The
+/// model has full or grouped attention, whose weights are those that a conversion approximates. Uses up the model's
+/// gradients. Allocates. Throws `Error` unless there is a label sequence for each utterance and the derivatives have a
+/// finite, positive sum.
 template <class Model, class Context, class T = typename Model::Scalar>
 std::vector<double> fisher_information(const Model& model_on_host, Context& context, const Matrix<T>& features,
-                                       const Sequences& sequences, const Labels& labels) {
+                                       const Sequences& sequences, const Labels& labels, int blank = 0) {
   std::unique_ptr<Model> copy;
   if constexpr (!Context::computes_on_host) {
     copy = std::make_unique<Model>(model_on_host);
@@ -66,7 +67,7 @@ std::vector<double> fisher_information(const Model& model_on_host, Context& cont
     Autodiff<Context> tape(context, Seed(), false);
     const auto logits = model(tape, rows, Sequences{rows.rows()});
     if (logits.rows.rows() == 0) continue;
-    tape.backward(ctc_loss(tape, logits, own));
+    tape.backward(ctc_loss(tape, logits, own, blank));
     model.parameters([&](std::string_view, const Parameter<T>& p) {
       const double square = take_square(p);
       if (const auto found = layer_of.find(&p); found != layer_of.end()) sums[found->second] += square;

@@ -77,7 +77,7 @@ LACONIC_RECOGNIZER_INLINE AlignedText Recognizer::align(AudioReader& audio, std:
   require(!given.labels.empty(), "align: a text without a token of the vocabulary given");
   out.not_written = std::move(given.not_written);
 
-  CtcAligner aligner(given.labels);
+  CtcAligner aligner(given.labels, vocabulary().blank());
   const auto take = [&](MatrixView<const float> rows) {
     if (how.logits) how.logits(rows);
     aligner(rows);

@@ -36,7 +36,7 @@ using Tape = Autodiff<Cpu<float>>;
                                       const Pass<Tensor<float>>&, std::nullptr_t)
 
 #ifdef LACONIC_RECOGNIZER_SOURCES
-static_assert(std::variant_size_v<AnyAttentionLayer<float>::Variant> == 10);
+static_assert(std::variant_size_v<AnyAttentionLayer<float>::Variant> == 12);
 #define LACONIC_DECLARE_ATTENTION(I)       \
   extern LACONIC_ATTENTION_OF_WHOLE(I);    \
   extern LACONIC_ATTENTION_OF_STREAM(I);   \
@@ -52,6 +52,8 @@ LACONIC_DECLARE_ATTENTION(6);
 LACONIC_DECLARE_ATTENTION(7);
 LACONIC_DECLARE_ATTENTION(8);
 LACONIC_DECLARE_ATTENTION(9);
+LACONIC_DECLARE_ATTENTION(10);
+LACONIC_DECLARE_ATTENTION(11);
 #undef LACONIC_DECLARE_ATTENTION
 #endif
 

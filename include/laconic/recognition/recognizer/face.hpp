@@ -10,6 +10,7 @@
 #include <laconic/recognition/feature_stream.hpp>
 #include <laconic/recognition/fingerprint.hpp>
 #include <laconic/recognition/recognizer/align.hpp>
+#include <laconic/recognition/recognizer/hugging_face.hpp>
 #include <laconic/recognition/recognizer/inline.hpp>
 #include <laconic/recognition/recognizer/model.hpp>
 #include <laconic/recognition/recognizer/transcriber.hpp>
@@ -52,24 +53,6 @@ inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabu
           ", the vocabulary has ", vocabulary.size(), " tokens");
   require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ",
           config.encoder.num_mels, ", the features have ", config.features.fbank.num_mels);
-}
-
-/// Returns the configuration of a model in a folder of Hugging Face, from its two JSON files.
-inline RecognizerConfig hugging_face_recognizer(const std::filesystem::path& folder, const nlohmann::json& config,
-                                                const std::string& where) {
-  RecognizerConfig out;
-  out.model = EncoderName::wav2vec2_conformer;
-  out.encoder = wav2vec2_conformer_config(config, where);
-  out.tokens = Tokens::characters;
-  const auto path = folder / "preprocessor_config.json";
-  const nlohmann::json features = detail::is_there(path) ? read_json(path) : nlohmann::json::object();
-  const int rate =
-      features.contains("sampling_rate") ? json_member<int>(features, "sampling_rate", path.string()) : 16000;
-  const bool normalize =
-      !features.contains("do_normalize") || json_member<bool>(features, "do_normalize", path.string());
-  require(rate > 0, path.string(), ": 'sampling_rate' is ", rate, ", more than 0 expected");
-  out.features = FeatureConfig::samples(rate, normalize ? Normalization::utterance : Normalization::none);
-  return out;
 }
 
 }  // namespace detail
@@ -132,7 +115,7 @@ struct SpeechStream::Parts {
   std::array<Index, 1> stream;                ///< the one open stream
   WordDecoder decoder;                        ///< logits to words
   std::optional<detail::BeamDecoder> beam{};  ///< decides the words in place of the decoder, if it is set
-  GreedyCtc greedy{};                         ///< logits to tokens, with the last token as its state
+  GreedyCtc greedy;                           ///< logits to tokens, with the last token as its state
   DecodedText text{};                         ///< the text of all final frames
   std::vector<int> tokens{};                  ///< tokens of the frames that became final last
   std::vector<Word> words{};                  ///< words that are final
@@ -146,8 +129,8 @@ struct SpeechStream::Parts {
         features(recognizer.config().features),
         vocabulary(recognizer.vocabulary()),
         stream{streams.open()},
-        decoder(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, 0,
-                how.confidence),
+        decoder(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, how.confidence),
+        greedy(vocabulary.blank(), vocabulary.labels()),
         frame_seconds(recognizer.frame_times().shift) {
     if (how.beam != nullptr)
       beam.emplace(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, *how.beam);
@@ -249,9 +232,8 @@ LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::pat
   const std::string where = (path / "config.json").string();
   const nlohmann::json json = read_model_config(path);
   const bool is_foreign = is_hugging_face_config(json);
-  const auto config =
-      is_foreign ? detail::hugging_face_recognizer(path, json, where) : json_value<RecognizerConfig>(json, where);
-  auto vocabulary = Vocabulary::from_json(config.tokens, read_model_vocab(path), (path / "vocab.json").string());
+  auto [config, vocabulary] =
+      is_foreign ? detail::hugging_face_recognizer(path, json, where) : detail::own_recognizer(path, json, where);
   const Tensors tensors = open_model_tensors(path);
   try {
     detail::check_parts(config, vocabulary);
@@ -275,7 +257,8 @@ LACONIC_RECOGNIZER_INLINE Storage Recognizer::storage() const { return parts_->s
 LACONIC_RECOGNIZER_INLINE void Recognizer::save(const std::filesystem::path& folder, Storage weights) const {
   require(!detail::is_there(folder / "model" / "config.json"), folder.string(),
           ": is the folder of a training run, which has a model in it; choose another for this one");
-  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(), {}, weights);
+  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(),
+                      {{"tokenizer_config.json", parts_->vocabulary.tokenizer().to_json()}}, weights);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {
@@ -285,8 +268,12 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesy
                                 {"padding_value", 0},
                                 {"do_normalize", config().features.normalization == Normalization::utterance},
                                 {"return_attention_mask", true}};
-  parts_->model->save(folder, hugging_face_config(config().encoder), parts_->vocabulary.to_json(),
-                      {{"preprocessor_config.json", features}}, Storage::full);
+  nlohmann::json tokenizer = parts_->vocabulary.tokenizer().to_json();
+  tokenizer["tokenizer_class"] =
+      config().tokens == Tokens::words ? "Wav2Vec2PhonemeCTCTokenizer" : "Wav2Vec2CTCTokenizer";
+  parts_->model->save(folder, hugging_face_config(config().encoder, parts_->vocabulary.blank()),
+                      parts_->vocabulary.to_json(),
+                      {{"preprocessor_config.json", features}, {"tokenizer_config.json", tokenizer}}, Storage::full);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads) { prepare(parts_->storage, threads); }
@@ -406,8 +393,10 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::check_ranks(const std::vector<Index>&
 LACONIC_RECOGNIZER_INLINE void Recognizer::check_teacher(const Recognizer& teacher, bool chunks) const {
   require(teacher.config().model == config().model, "teacher: a ", to_name(teacher.config().model), " given, a ",
           to_name(config().model), " expected");
-  require(teacher.vocabulary().to_json() == vocabulary().to_json(), "teacher: has ", teacher.vocabulary().size(),
-          " tokens, and not the ", vocabulary().size(), " that the model to train has");
+  require(
+      teacher.vocabulary().to_json() == vocabulary().to_json() && teacher.vocabulary().blank() == vocabulary().blank(),
+      "teacher: has ", teacher.vocabulary().size(), " tokens, and not the ", vocabulary().size(),
+      " that the model to train has");
   require(to_json(teacher.config().features) == to_json(config().features),
           "teacher: hears other features than the model to train (see 'features' in their config.json)");
   require(teacher.config().encoder.num_layers == config().encoder.num_layers, "teacher: has ",

@@ -93,9 +93,13 @@ class ModelOf final : public RecognizerModel {
   const EncoderConfig& config() const override { return model_.config(); }
 
   Storage load(const Tensors& tensors, bool is_foreign) override {
-    load_parameters(model_, tensors, "",
-                    [&](std::string_view name) { return is_foreign && is_unused_hugging_face_tensor(name); });
-    return stored_weights(model_, tensors);
+    if (!is_foreign) {
+      load_parameters(model_, tensors);
+      return stored_weights(model_, tensors);
+    }
+    const std::string prefix = hugging_face_prefix(tensors);
+    load_parameters(model_, tensors, prefix, is_unused_hugging_face_tensor, may_lack_hugging_face_tensor);
+    return stored_weights(model_, tensors, prefix);
   }
   void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
             const std::map<std::string, nlohmann::json>& others, Storage weights) const override {

@@ -53,7 +53,7 @@ TrainState train_model(Model& model, Cpu<float>& cpu, const Dataset& training, c
 template <class Model>
 std::vector<double> layer_information(const Model& model, const SpeechBatch& speech, int threads) {
   Cpu<float> cpu(threads);
-  return fisher_information(model, cpu, speech.features, speech.sequences, speech.labels);
+  return fisher_information(model, cpu, speech.features, speech.sequences, speech.labels, speech.blank);
 }
 
 }  // namespace detail

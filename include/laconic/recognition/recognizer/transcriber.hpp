@@ -30,7 +30,7 @@ class RecordingLogits {
       : extract_(recognizer.config().features),
         windows_([&recognizer, &workspace,
                   this](std::span<const float> samples) { return recognizer.logits(extract_(samples), workspace); },
-                 sizes(recognizer, window_seconds)) {}
+                 sizes(recognizer, window_seconds), recognizer.vocabulary().blank()) {}
   RecordingLogits(const RecordingLogits&) = delete;
   RecordingLogits& operator=(const RecordingLogits&) = delete;
 
@@ -65,7 +65,7 @@ class Transcriber {
   Transcriber(const Recognizer& recognizer, Workspace& workspace, const TranscriptionConfig& config)
       : take_logits_(config.logits),
         logits_(recognizer, workspace, config.window_seconds),
-        words_(recognizer.vocabulary(), recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, 0,
+        words_(recognizer.vocabulary(), recognizer.frame_times(), recognizer.config().features.fbank.sample_rate,
                config.confidence) {
     if (config.beam != nullptr)
       beam_.emplace(recognizer.vocabulary(), recognizer.frame_times(), recognizer.config().features.fbank.sample_rate,
