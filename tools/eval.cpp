@@ -31,7 +31,7 @@ struct EvalOptions : CommonOptions {
   std::string model, data, transcripts;
   StreamOptions stream;
   DecodingOptions decoding;
-  bool normalize = false;
+  bool normalize = false, cer = false, by_speaker = false, by_word = false;
   Index streams = 16;
   double at_once = 80;  // what a batch holds
 
@@ -74,6 +74,7 @@ struct Corpus {
 struct Findings {
   Evaluation whole;             ///< whole utterances
   StreamedEvaluation streamed;  ///< empty unless they are streamed, too
+  Index not_whole = 0;          ///< recordings of which a part could not be heard
 
   Index done() const { return static_cast<Index>(whole.hypotheses.size()); }
   const Evaluation& wanted(bool streaming) const { return streaming ? streamed : whole; }
@@ -81,12 +82,14 @@ struct Findings {
   Findings& operator+=(const Findings& more) {
     whole += more.whole;
     streamed += more.streamed;
+    not_whole += more.not_whole;
     return *this;
   }
 
   static constexpr void fields(auto& self, auto&& visit) {
     visit("whole", self.whole);
     visit("streamed", self.streamed);
+    visit("not_whole", self.not_whole);
   }
 };
 
@@ -262,6 +265,8 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
     if (!own.empty()) {
       Dataset data = load_dataset(own, recognizer.config().features, nullptr, o.threads);
       add_labels(data, recognizer.vocabulary());
+      portion.not_whole =
+          std::count_if(data.examples.begin(), data.examples.end(), [](const Example& e) { return !e.is_whole; });
       notes.insert(notes.end(), data.notes.begin(), data.notes.end());
       Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
       portion.whole = recognizer.evaluate(data, workspace, how);
@@ -326,6 +331,81 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
           {"transcripts_changed", changed}};
 }
 
+/// Errors of a corpus by characters, speaker and word, for JSON and for a person.
+class Details {
+ public:
+  Details(const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation) {
+    const Vocabulary& vocabulary = recognizer.vocabulary();
+    for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
+      const Utterance& u = corpus.utterances[i];
+      if (!u.speaker.empty()) speakers_[u.speaker] += evaluation.errors[i];
+      const std::string reference = vocabulary.written(u.text), &hypothesis = evaluation.hypotheses[i];
+      for (const TextEdit& one : word_edits(reference, hypothesis)) {
+        if (one.is_equal()) continue;
+        if (one.reference.empty())
+          ++inserted_[std::string(one.hypothesis)];
+        else if (one.hypothesis.empty())
+          ++deleted_[std::string(one.reference)];
+        else
+          ++substituted_[text(one.reference, " -> ", one.hypothesis)];
+      }
+      try {
+        characters_ += character_errors(reference, hypothesis);
+      } catch (const Error&) {
+        ++not_text_;  // not UTF-8: it has no characters
+      }
+    }
+  }
+
+  void add_to(nlohmann::json& result) const {
+    result["cer"] = 100 * characters_.rate();
+    result["reference_characters"] = characters_.reference_words;
+    if (not_text_ > 0) result["texts_not_utf8"] = not_text_;
+    result["deleted_words"] = deleted_;
+    result["inserted_words"] = inserted_;
+    result["substituted_words"] = substituted_;
+    for (const auto& [name, errors] : speakers_)
+      result["speakers"].push_back({{"name", name},
+                                    {"wer", 100 * errors.rate()},
+                                    {"errors", errors.errors()},
+                                    {"reference_words", errors.reference_words}});
+  }
+  /// Prints what the options ask for.
+  void print_wanted(const EvalOptions& o) const {
+    if (o.cer)
+      print("CER ", fixed(100 * characters_.rate(), 2), "%  (", characters_.substitutions, " substitutions, ",
+            characters_.deletions, " deletions, ", characters_.insertions, " insertions in ",
+            characters_.reference_words, " characters)\n");
+    if (o.by_speaker) {
+      if (speakers_.empty()) print("no speaker is known\n");
+      for (const auto& [name, errors] : speakers_)
+        print("  ", name, ": WER ", fixed(100 * errors.rate(), 2), "% (", errors.errors(), " errors in ",
+              errors.reference_words, " words)\n");
+    }
+    if (!o.by_word) return;
+    print_most("missing", deleted_);
+    print_most("too many", inserted_);
+    print_most("others", substituted_);
+  }
+
+ private:
+  using Counts = std::map<std::string, Index>;
+  static void print_most(const char* what, const Counts& counts) {
+    std::vector<std::pair<Index, std::string>> order;
+    for (const auto& [word, count] : counts) order.emplace_back(-count, word);
+    std::sort(order.begin(), order.end());
+    std::string line;
+    for (std::size_t i = 0; i < std::min<std::size_t>(10, order.size()); ++i)
+      line += text(i > 0 ? ", " : " ", order[i].second, " (", -order[i].first, ')');
+    print("  ", std::string_view(what), ":", line.empty() ? std::string(" none") : line, '\n');
+  }
+
+  WordErrors characters_;
+  Index not_text_ = 0;
+  std::map<std::string, WordErrors> speakers_;
+  Counts deleted_, inserted_, substituted_;
+};
+
 void eval(const EvalOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
   if (o.stream.streaming) recognizer.config().features.require_streamable();
@@ -372,6 +452,7 @@ void eval(const EvalOptions& o) {
                         {"reference_words", errors.reference_words},
                         {"texts_with_unknown", unknown.texts},
                         {"unknown", unknown.in_texts},
+                        {"not_whole", found.not_whole},
                         {"audio_seconds", corpus.seconds_from(0)},
                         {"compute_seconds", evaluation.compute_seconds},
                         {"cache_bytes_per_second", recognizer.cache_bytes_per_second()},
@@ -390,6 +471,8 @@ void eval(const EvalOptions& o) {
                      '\n');
   }
   add_utterances(result, corpus, evaluation, found.whole.losses);
+  const Details details(recognizer, corpus, evaluation);
+  details.add_to(result);
   // Before any file is written: a disk that is full costs no result.
   print("WER ", fixed(100 * errors.rate(), 2), "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2),
         "]  (", errors.substitutions, " substitutions, ", errors.deletions, " deletions, ", errors.insertions,
@@ -399,9 +482,12 @@ void eval(const EvalOptions& o) {
         fixed(corpus.seconds_from(0), 1), " s of speech in ", fixed(evaluation.compute_seconds, 2), " s (",
         fixed(corpus.seconds_from(0) / evaluation.compute_seconds, 0), " times real time, ", threads_text(o.threads),
         ")\n", Lines{streaming_lines});
+  details.print_wanted(o);
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   o.write(result);
   partial.remove();
+  require(found.not_whole == 0, o.data, ": ", found.not_whole, " of ", corpus.size(),
+          " recordings were not heard whole; the notes say what is missing");
 }
 
 }  // namespace
@@ -428,6 +514,9 @@ void add_eval_command(CLI::App& app) {
       "also write the result to this file, as JSON; FILE.partial keeps what is done until then, and the same command "
       "goes on "
       "from it");
+  command->add_flag("--cer", o->cer, "print the character error rate, too: for languages without spaces");
+  command->add_flag("--by-speaker", o->by_speaker, "print the word error rate of each speaker");
+  command->add_flag("--by-word", o->by_word, "print the words that are most often missing, too many, or others");
   o->decoding.add_to(*command);
   o->stream.add_to(*command, "evaluate speech that comes block by block to many streams at once");
   command->get_option("--beam")->excludes("--streaming");

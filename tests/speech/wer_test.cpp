@@ -167,3 +167,22 @@ TEST_CASE("the interval of a difference draws the same utterances for both", "[w
                       "bootstrap_difference: utterance 4 has 1 and 2 reference words, the same utterance expected");
   }
 }
+
+TEST_CASE("edits of words name them, in order", "[wer]") {
+  const auto edits = word_edits("the cat sat down", "the bat sat up now");
+  REQUIRE(edits.size() == 5);
+  CHECK(edits[0].is_equal());
+  CHECK((edits[1].reference == "cat" && edits[1].hypothesis == "bat"));
+  CHECK(edits[2].reference == "sat");
+  CHECK(edits[3].reference.empty() != edits[4].reference.empty());  // one of the last two is inserted
+  CHECK(word_edits("", "a")[0].reference.empty());
+  CHECK(word_edits("a", "")[0].hypothesis.empty());
+}
+
+TEST_CASE("characters are code points, with single spaces between words, as jiwer counts them", "[wer]") {
+  CHECK(character_errors("one two", "one  to ") == WordErrors{0, 1, 0, 7});
+  CHECK(character_errors("\u4f60\u597d", "\u4f60\u4eec\u597d") == WordErrors{0, 0, 1, 2});
+  CHECK(character_errors("ab", "ba").errors() == 2);
+  CHECK(character_errors("", "") == WordErrors{0, 0, 0, 0});
+  CHECK_THROWS_AS(character_errors("\xff", "a"), Error);
+}

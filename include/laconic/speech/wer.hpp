@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -49,15 +50,22 @@ struct WordErrors {
   }
 };
 
-/// Returns the fewest edits that turn the reference into the hypothesis (Levenshtein), both split at white space. Words
-/// are compared byte by byte: case and spelling are up to the caller. Of alignments of equal cost, one that prefers
-/// substitutions is counted, so only the total is comparable with other programs. Time and memory grow with (reference
-/// words) x (hypothesis words). Allocates.
-inline WordErrors word_errors(std::string_view reference, std::string_view hypothesis) {
-  const auto r = detail::split_words(reference), h = detail::split_words(hypothesis);
+/// Holds a difference between a reference and a hypothesis, or a part that both have. The views point into the texts.
+struct TextEdit {
+  std::string_view reference,  ///< part of the reference; empty: inserted
+      hypothesis;              ///< part of the hypothesis; empty: deleted
+
+  /// Says whether both are the same.
+  bool is_equal() const { return reference == hypothesis; }
+};
+
+namespace detail {
+
+/// Returns the fewest edits that turn the parts of a reference into those of a hypothesis (Levenshtein), in order. Of
+/// alignments of equal cost, one that prefers substitutions. Time and memory grow with the product of the lengths.
+inline std::vector<TextEdit> edits(std::span<const std::string_view> r, std::span<const std::string_view> h) {
   const std::size_t width = h.size() + 1;
-  std::vector<Index> cost((r.size() + 1) *
-                          width);  // cost[i * width + j]: first i reference words, first j of the hypothesis
+  std::vector<Index> cost((r.size() + 1) * width);  // cost[i * width + j]: first i of r, first j of h
   for (std::size_t j = 0; j < width; ++j) cost[j] = static_cast<Index>(j);
   for (std::size_t i = 1; i <= r.size(); ++i) {
     cost[i * width] = static_cast<Index>(i);
@@ -66,21 +74,51 @@ inline WordErrors word_errors(std::string_view reference, std::string_view hypot
                                       cost[(i - 1) * width + j] + 1, cost[i * width + j - 1] + 1});
   }
 
-  WordErrors out{.reference_words = static_cast<Index>(r.size())};
+  std::vector<TextEdit> out;
   for (std::size_t i = r.size(), j = h.size(); i > 0 || j > 0;) {
     const Index here = cost[i * width + j];
     const bool both = i > 0 && j > 0;
     if (both && here == cost[(i - 1) * width + j - 1] + (r[i - 1] == h[j - 1] ? 0 : 1)) {
-      out.substitutions += r[--i] == h[--j] ? 0 : 1;
+      out.push_back({r[--i], h[--j]});
     } else if (i > 0 && here == cost[(i - 1) * width + j] + 1) {
-      ++out.deletions;
-      --i;
+      out.push_back({r[--i], {}});
     } else {
-      ++out.insertions;
-      --j;
+      out.push_back({{}, h[--j]});
     }
   }
+  std::reverse(out.begin(), out.end());
   return out;
+}
+
+/// Counts edits.
+inline WordErrors count_edits(std::span<const TextEdit> edits) {
+  WordErrors out;
+  for (const TextEdit& one : edits) {
+    out.reference_words += one.reference.empty() ? 0 : 1;
+    if (one.is_equal()) continue;
+    ++(one.reference.empty() ? out.insertions : one.hypothesis.empty() ? out.deletions : out.substitutions);
+  }
+  return out;
+}
+
+}  // namespace detail
+
+/// Returns the fewest edits that turn the words of a reference into those of a hypothesis, both split at white space,
+/// with the words that both have among them. Words are compared byte by byte: case and spelling are up to the caller.
+/// Of alignments of equal cost, one that prefers substitutions is returned, so only the number of all errors is
+/// comparable with other programs. Time and memory grow with (reference words) x (hypothesis words). Allocates.
+inline std::vector<TextEdit> word_edits(std::string_view reference, std::string_view hypothesis) {
+  return detail::edits(detail::split_words(reference), detail::split_words(hypothesis));
+}
+/// Returns the counts of `word_edits`. Allocates.
+inline WordErrors word_errors(std::string_view reference, std::string_view hypothesis) {
+  return detail::count_edits(word_edits(reference, hypothesis));
+}
+/// Returns the counts of errors by characters (code points), with single spaces between words, as jiwer's `cer` counts
+/// them. `reference_words` is the number of characters. Throws `Error` for a text that is not UTF-8. Allocates.
+inline WordErrors character_errors(std::string_view reference, std::string_view hypothesis) {
+  const std::string r = detail::join_words(reference), h = detail::join_words(hypothesis);
+  return detail::count_edits(detail::edits(detail::split_characters(r), detail::split_characters(h)));
 }
 
 /// Returns the sum over a corpus.

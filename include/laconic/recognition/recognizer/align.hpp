@@ -39,23 +39,17 @@ struct LabelsOfText {
   }
 
  private:
+  /// Returns the labels of a word without what the vocabulary lacks.
   std::vector<int> known(std::string_view word, const Vocabulary& vocabulary) {
-    try {
-      return vocabulary.encode(word);
-    } catch (const Error&) {
-      if (vocabulary.kind() == Tokens::words) {
-        not_written.emplace_back(word);
-        return {};
+    std::string left = vocabulary.written(word);
+    for (const std::string& one : vocabulary.unknown(left))
+      for (auto at = left.find(one); at != std::string::npos; at = left.find(one, at)) {
+        not_written.push_back(one);
+        left.erase(at, one.size());
       }
-    }
-    std::vector<int> out;
-    for (const std::string_view c : split_characters(word)) try {
-        const std::vector<int> one = vocabulary.encode(c);
-        out.insert(out.end(), one.begin(), one.end());
-      } catch (const Error&) {
-        not_written.emplace_back(c);
-      }
-    return out;
+    if (left.empty() || vocabulary.unknown(left).empty()) return vocabulary.encode(left);
+    not_written.emplace_back(word);
+    return {};
   }
 };
 
