@@ -153,7 +153,7 @@ class Seeds {
     put(target, "bad_duration", R"({"audio_filepath": "a.wav", "duration": -1, "text": ""})");
     put(target, "bad_offset", R"({"audio_filepath": "a.wav", "duration": 1, "text": "", "offset": -0.5})");
     put(target, "good_part",
-        R"({"audio_filepath": "a.wav", "duration": null, "text": "", "offset": 0.001, "speaker": 3})");
+        R"({"audio_filepath": "a.wav", "duration": null, "text": "", "offset": 1e-9, "speaker": 3})");
   }
 
   void transcripts() const {

@@ -175,10 +175,12 @@ TEST_CASE("what JSON cannot hold is not written", "[io][json]") {
   ModelConfig config;
   config.encoder.dropout = std::numeric_limits<double>::quiet_NaN();
   CHECK(message_of([&] { to_json(config); }) == "JSON cannot hold the number nan");
-  CHECK(message_of([&] { write_json(folder / "a", "\xff"); }) ==
+  CHECK(message_of([&] { write_json(folder / "a", "\xff", NotUtf8::refused); }) ==
         (folder / "a").string() + ": cannot write as JSON: a string is not valid UTF-8");
   CHECK(message_of([&] { to_json(static_cast<Norm>(7)); }) == "no name for value 7 of an enumeration");
   CHECK(folder.names().empty());
+  write_json(folder / "result.json", {"a\xff.wav"});  // the name of a file must not cost a result
+  CHECK(read_json(folder / "result.json")[0] == "a\xef\xbf\xbd.wav");
 }
 
 TEST_CASE("names of enumerations", "[core]") {

@@ -811,7 +811,7 @@ ok "${many[@]}" 60
 [ -z "$(find . -maxdepth 1 -name 'many.partial-*')" ] || fail "what a killed run left is still there"
 checks=$((checks + 3))
 # shellcheck disable=SC2086
-"$laconic" train --data corpus --out twice ${tiny/--epochs 30/--epochs 100000} --threads 1 >out 2>err &
+"$laconic" train --data corpus --out twice ${tiny/--epochs 30/--epochs 10000} --threads 1 >out 2>err &
 first=$!
 until [ -s twice/lock ]; do
   kill -0 $first 2>/dev/null || fail "done before a second run could begin"

@@ -28,8 +28,8 @@ void save_model_folder(const std::filesystem::path& path, const Model& model, co
                        const nlohmann::json& vocab, const std::map<std::string, nlohmann::json>& others = {},
                        Storage weights = Storage::full) {
   FolderWriter folder(path);
-  write_json(folder.path() / "config.json", config);
-  write_json(folder.path() / "vocab.json", vocab);
+  write_json(folder.path() / "config.json", config, NotUtf8::refused);
+  write_json(folder.path() / "vocab.json", vocab, NotUtf8::refused);
   for (const auto& [name, json] : others) write_json(folder.path() / name, json);
   // Hugging Face tools require this note; the layout of the values is PyTorch's.
   save_parameters(model, folder.path() / "model.safetensors", {{"format", "pt"}}, weights);

@@ -177,9 +177,23 @@ inline std::string json_text(const nlohmann::json& value, int indent = -1) {
   return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-/// Writes a JSON file, indented, whole or not at all, with the text of `json_text`.
-inline void write_json(const std::filesystem::path& path, const nlohmann::json& value) {
-  write_file(path, json_text(value, 2) + '\n');
+/// Says what is done with strings that are not UTF-8, which JSON cannot hold.
+enum class NotUtf8 {
+  replaced,  ///< U+FFFD stands for each wrong byte
+  refused    ///< an error: for what is read again, such as tokens
+};
+
+/// Writes a JSON file, indented, whole or not at all. Throws `Error` for strings that are not UTF-8, if these are
+/// refused.
+inline void write_json(const std::filesystem::path& path, const nlohmann::json& value,
+                       NotUtf8 strings = NotUtf8::replaced) {
+  std::string out;
+  try {
+    out = strings == NotUtf8::replaced ? json_text(value, 2) : value.dump(2);
+  } catch (const nlohmann::json::exception&) {
+    throw Error(text(path.string(), ": cannot write as JSON: a string is not valid UTF-8"));
+  }
+  write_file(path, out + '\n');
 }
 
 namespace detail {
