@@ -21,7 +21,7 @@ struct AlignOptions : CommonOptions {
 
 /// Returns the lines of the text.
 std::vector<std::string> lines_of(const AlignOptions& o) {
-  if (!o.text.empty()) return {o.text};
+  if (o.text_file.empty()) return {o.text};
   std::vector<std::string> out;
   detail::each_line(o.text_file, [&](std::string_view line, const std::string&) { out.emplace_back(line); });
   require(!out.empty(), o.text_file, ": holds no text");
@@ -61,7 +61,7 @@ void align(const AlignOptions& o) {
                        : std::string("- - - "),
             line.text, '\n');
   else
-    print_transcript(format, o.audio, transcript);
+    print_transcript(format, o.audio, transcript, to_json(o.audio, transcript, audio.note(), audio.is_whole()));
   nlohmann::json result{{"audio_filepath", o.audio},
                         {"seconds", aligned.seconds},
                         {"lines", lines},

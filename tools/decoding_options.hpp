@@ -30,11 +30,14 @@ struct DecodingOptions {
               ->delimiter(',')
               ->type_name("TEXT"),
           command.add_option("--hotword-weight", beam.config.hotword_weight, "added for each hotword")
-              ->capture_default_str(),
-          command.add_option("--n-best", beam.alternatives, "number of texts in JSON, best first")
-              ->capture_default_str()
-              ->check(between(1, 10000))})
+              ->capture_default_str()})
       option->needs(width);
+  }
+  /// Adds the number of texts, for a command that shows more than one.
+  void add_alternatives_to(CLI::App& command) {
+    command.add_option("--n-best", beam.alternatives, "number of texts in JSON, best first")
+        ->capture_default_str()
+        ->needs("--beam");
   }
   /// Returns the beam search, null for greedy decoding. Texts are written as the vocabulary writes them. Throws for a
   /// file that holds no model.

@@ -334,12 +334,14 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 /// Errors of a corpus by characters, speaker and word, for JSON and for a person.
 class Details {
  public:
-  Details(const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation) {
+  Details(const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation, bool with_characters)
+      : with_characters_(with_characters) {
     const Vocabulary& vocabulary = recognizer.vocabulary();
     for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
       const Utterance& u = corpus.utterances[i];
       if (!u.speaker.empty()) speakers_[u.speaker] += evaluation.errors[i];
-      const std::string reference = vocabulary.written(u.text), &hypothesis = evaluation.hypotheses[i];
+      const std::string reference = vocabulary.written(u.text), &heard = evaluation.hypotheses[i];
+      const std::string hypothesis = detail::is_utf8(heard) ? detail::composed(heard) : heard;  // as errors are counted
       for (const TextEdit& one : word_edits(reference, hypothesis)) {
         if (one.is_equal()) continue;
         if (one.reference.empty())
@@ -349,6 +351,7 @@ class Details {
         else
           ++substituted_[text(one.reference, " -> ", one.hypothesis)];
       }
+      if (!with_characters_) continue;
       try {
         characters_ += character_errors(reference, hypothesis);
       } catch (const Error&) {
@@ -358,8 +361,8 @@ class Details {
   }
 
   void add_to(nlohmann::json& result) const {
-    result["cer"] = 100 * characters_.rate();
-    result["reference_characters"] = characters_.reference_words;
+    if (with_characters_)
+      result.update({{"cer", 100 * characters_.rate()}, {"reference_characters", characters_.reference_words}});
     if (not_text_ > 0) result["texts_not_utf8"] = not_text_;
     result["deleted_words"] = deleted_;
     result["inserted_words"] = inserted_;
@@ -400,6 +403,7 @@ class Details {
     print("  ", std::string_view(what), ":", line.empty() ? std::string(" none") : line, '\n');
   }
 
+  bool with_characters_;
   WordErrors characters_;
   Index not_text_ = 0;
   std::map<std::string, WordErrors> speakers_;
@@ -471,8 +475,6 @@ void eval(const EvalOptions& o) {
                      '\n');
   }
   add_utterances(result, corpus, evaluation, found.whole.losses);
-  const Details details(recognizer, corpus, evaluation);
-  details.add_to(result);
   // Before any file is written: a disk that is full costs no result.
   print("WER ", fixed(100 * errors.rate(), 2), "% [", fixed(100 * interval.low, 2), ", ", fixed(100 * interval.high, 2),
         "]  (", errors.substitutions, " substitutions, ", errors.deletions, " deletions, ", errors.insertions,
@@ -482,6 +484,8 @@ void eval(const EvalOptions& o) {
         fixed(corpus.seconds_from(0), 1), " s of speech in ", fixed(evaluation.compute_seconds, 2), " s (",
         fixed(corpus.seconds_from(0) / evaluation.compute_seconds, 0), " times real time, ", threads_text(o.threads),
         ")\n", Lines{streaming_lines});
+  const Details details(recognizer, corpus, evaluation, o.cer);
+  details.add_to(result);
   details.print_wanted(o);
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   o.write(result);

@@ -23,6 +23,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string_view>
 #include <system_error>
@@ -46,8 +47,8 @@ struct TranscribeOptions : CommonOptions {
 class LogitsFile {
  public:
   /// Keeps the logits of a file, which came in blocks, until they are written.
-  void add(const std::string& file, const std::vector<float>& values, Index tokens) {
-    const std::vector<float>& one = values_.emplace_back(values);
+  void add(const std::string& file, std::vector<float> values, Index tokens) {
+    const std::vector<float>& one = values_.emplace_back(std::move(values));
     writer_.add(file, std::array{static_cast<Index>(one.size()) / tokens, tokens}, std::span<const float>(one));
   }
   void write(const std::string& path) const { writer_.write(path); }
@@ -66,10 +67,15 @@ struct Heard {
   bool is_whole = true;       ///< false if a part of the file could not be heard
 };
 
-/// Throws for formats that hold one recording, if there are several.
-void require_one_recording(const TranscribeOptions& o) {
+/// Throws for formats in which several recordings would be mixed.
+void require_told_apart(const TranscribeOptions& o) {
   require(o.files.size() == 1 || (o.format != "srt" && o.format != "vtt"), "transcribe: --format ", o.format,
           " holds one recording, ", o.files.size(), " given");
+  if (o.format != "ctm") return;
+  std::set<std::string> stems;
+  for (const std::string& file : o.files)
+    require(stems.insert(std::filesystem::path(file).stem().string()).second, "transcribe: ", file,
+            ": --format ctm names a recording by its file without folder and ending, which another one has, too");
 }
 
 /// Throws, so that the exit code says it, if some files could not be heard or are not whole.
@@ -78,7 +84,7 @@ void require_all_heard(std::size_t files, std::size_t failed, std::size_t parts)
   require(parts == 0, parts, " of ", files, " files were not heard whole; the notes say what is missing");
 }
 
-/// Transcribes files and prints each when it and those before it are done. A file that cannot be read is said, and the
+/// Transcribes files and prints each, in their order. A file that cannot be read is said, and the
 /// others are heard; the exit code is then 1. Several threads hear files of their own if there are enough of them.
 void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& config) {
   if (!o.logits.empty()) {
@@ -126,31 +132,22 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
       heard[0] = hear(o.files[begin], 0);
     for (std::size_t i = 0; i < heard.size(); ++i) {
       const std::string& file = o.files[begin + i];
-      const Heard& one = heard[i];
+      Heard& one = heard[i];
       if (!one.error.empty()) {
         require(o.files.size() > 1, one.error);
         say("laconic: ", one.error);
         ++failed;
         result.push_back({{"audio_filepath", file}, {"error", one.error}});
+        if (format == TranscriptFormat::json) print_transcript(format, file, {}, result.back());
         continue;
       }
-      print_transcript(format, file, one.transcript);
-      result.push_back({{"audio_filepath", file},
-                        {"text", one.transcript.text},
-                        {"seconds", one.transcript.seconds},
-                        {"words", to_json(one.transcript.words)}});
-      for (const Alternative& other : one.transcript.alternatives)
-        result.back()["alternatives"].push_back(
-            {{"text", other.text}, {"score", other.score}, {"log_prob", other.log_prob}});
-      parts += one.is_whole ? 0 : 1;
-      if (!one.note.empty()) {
-        notes.push_back(one.note);
-        result.back()["notes"] = {one.note};
-      }
-      if (!one.is_whole) result.back()["is_whole"] = false;
-      if (!o.logits.empty()) logits.add(file, one.logits, recognizer.vocabulary().size());
+      result.push_back(to_json(file, one.transcript, one.note, one.is_whole));
+      print_transcript(format, file, one.transcript, result.back());
+      parts += one.is_whole ? 0U : 1U;
+      if (!one.note.empty()) notes.push_back(one.note);
+      if (!o.logits.empty()) logits.add(file, std::move(one.logits), recognizer.vocabulary().size());
     }
-    std::fflush(stdout);
+    flush_result();
     release_free_memory();
   }
   say_notes(notes);
@@ -227,13 +224,13 @@ class TextLine {
     std::string_view more = text.substr(shown_);
     if (std::exchange(begins_, false) && more.front() == ' ') more.remove_prefix(1);
     print(more);
-    std::fflush(stdout);
+    flush_result();
     shown_ = text.size();
   }
   /// Ends the line; the next word begins another.
   void end() {
     print("\n");
-    std::fflush(stdout);
+    flush_result();
     begins_ = true;
   }
 
@@ -287,13 +284,9 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     }
     if (format != TranscriptFormat::ctm) continue;
     print(Lines{to_ctm(std::span(stream.words()).subspan(printed), name)});
-    std::fflush(stdout);
+    flush_result();
     printed = stream.words().size();
   }
-  if (format == TranscriptFormat::text)
-    print("\n");
-  else if (format != TranscriptFormat::ctm)
-    print_transcript(format, file, {stream.text(), stream.words(), seconds});
   if (o.endpoint)
     if (const std::string said = stream.next_utterance(); !said.empty())
       utterances.push_back({{"text", said}, {"end", seconds}});
@@ -306,28 +299,26 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ", fixed(window - chunk, 0), " to ",
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
-  nlohmann::json result{{"audio_filepath", file},
-                        {"text", stream.text()},
-                        {"seconds", seconds},
-                        {"words", to_json(stream.words())},
-                        {"utterances", utterances},
-                        {"compute_seconds", compute},
-                        {"push_seconds_median", pushes[pushes.size() / 2]},
-                        {"push_seconds_most", pushes.back()},
-                        {"chunk_ms", chunk},
-                        {"window_ms", window},
-                        {"attention_bytes", streams.attention_bytes()},
-                        {"convolution_bytes", streams.convolution_bytes()}};
-  if (const std::string note = source.note(); !note.empty()) {
-    say("note: ", note);
-    result["notes"] = {note};
-  }
-  if (!source.is_whole()) result["is_whole"] = false;
+  const Transcript heard{stream.text(), stream.words(), seconds};
+  nlohmann::json result = to_json(file, heard, source.note(), source.is_whole());
+  if (format == TranscriptFormat::text)
+    print("\n");
+  else if (format != TranscriptFormat::ctm)
+    print_transcript(format, file, heard, result);
+  if (const std::string note = source.note(); !note.empty()) say("note: ", note);
+  result.update({{"utterances", utterances},
+                 {"compute_seconds", compute},
+                 {"push_seconds_median", pushes[pushes.size() / 2]},
+                 {"push_seconds_most", pushes.back()},
+                 {"chunk_ms", chunk},
+                 {"window_ms", window},
+                 {"attention_bytes", streams.attention_bytes()},
+                 {"convolution_bytes", streams.convolution_bytes()}});
   return result;
 }
 
 void transcribe(const TranscribeOptions& o) {
-  require_one_recording(o);
+  require_told_apart(o);
   Recognizer recognizer = Recognizer::load(o.model);
   recognizer.prepare(o.threads);
   const TranscriptionConfig how{.window_seconds = o.window_seconds,
@@ -341,8 +332,9 @@ void transcribe(const TranscribeOptions& o) {
   std::size_t failed = 0, parts = 0;
   for (const auto& file : o.files) try {
       result.push_back(stream_file(o, recognizer, how, file));
-      parts += result.back().contains("is_whole") ? 1 : 0;
+      parts += result.back().contains("is_whole") ? 1U : 0U;
     } catch (const Error& error) {
+      if (o.format == "text") print("\n");  // the line that was begun
       if (o.files.size() == 1) throw;
       say("laconic: ", error.what());
       result.push_back({{"audio_filepath", file}, {"error", error.what()}});
@@ -385,13 +377,16 @@ void add_transcribe_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));
   o->decoding.add_to(*command);
+  o->decoding.add_alternatives_to(*command);
   o->stream.add_to(*command, "print words as they become final, with latency and real-time factor");
   command
       ->add_flag("--endpoint", o->endpoint,
                  "begin a new line where an utterance ends: after 1.2 s of silence (2.4 s before any word), or 20 s")
-      ->needs("--streaming");
+      ->needs("--streaming")
+      ->excludes("--beam");
   logits->excludes("--streaming");
   window->excludes("--streaming");
+  command->get_option("--n-best")->excludes("--streaming");
   command->add_option("--max-seconds", o->max_seconds, "max seconds of a stream that keeps all frames")
       ->capture_default_str()
       ->check(between(1.0, 1e6));

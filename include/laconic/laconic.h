@@ -5,7 +5,7 @@
  *
  * Functions that can fail return LACONIC_OK or a code; laconic_last_error() then says what went wrong, as a sentence.
  * Where they fail, `*out` is set to NULL. Texts are UTF-8 and belong to the object that returned them: they live until
- * it is freed or, for a stream, until its next push. Every free function takes NULL, too.
+ * it is freed or, for a stream, until its next push or finish. Every free function takes NULL, too.
  *
  * A recogniser may be used by many threads at once. A transcript or a stream may be used by one thread at a time, and
  * may live longer than its recogniser.
@@ -88,10 +88,11 @@ LACONIC_API laconic_status laconic_transcript_word(const laconic_transcript* tra
                                                    laconic_word* out);
 
 /** Opens a stream, which computes on the thread that pushes. The model must be one that streams. A model that keeps all
- * frames hears at most `max_seconds`; for others the number has no effect. */
+ * frames, or more of them than these, hears at most `max_seconds`. */
 LACONIC_API laconic_status laconic_stream_open(const laconic_recognizer* recognizer, double max_seconds,
                                                laconic_stream** out);
-/** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. */
+/** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. A push that fails ends
+ * the stream. */
 LACONIC_API laconic_status laconic_stream_push(laconic_stream* stream, const float* samples, size_t count);
 /** Ends the utterance: what is left becomes final. Later pushes fail. */
 LACONIC_API laconic_status laconic_stream_finish(laconic_stream* stream);

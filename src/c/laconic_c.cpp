@@ -126,12 +126,11 @@ laconic_status laconic_transcribe_file(const laconic_recognizer* recognizer, con
   if (path == nullptr) return invalid("path: NULL given, an audio file expected");
   return guarded([&] {
     AudioReader audio(path, laconic_recognizer_sample_rate(recognizer));
-    recognizer->shared->with_workspace([&](Workspace& workspace) {
-      auto made = std::make_unique<laconic_transcript>();
-      made->transcript = recognizer->shared->recognizer.transcribe(audio, workspace);
-      made->note = audio.note();
-      *out = made.release();
-    });
+    auto made = std::make_unique<laconic_transcript>();
+    recognizer->shared->with_workspace(
+        [&](Workspace& workspace) { made->transcript = recognizer->shared->recognizer.transcribe(audio, workspace); });
+    made->note = audio.note();
+    *out = made.release();
   });
 }
 laconic_status laconic_transcribe_samples(const laconic_recognizer* recognizer, const float* samples, size_t count,
@@ -141,11 +140,11 @@ laconic_status laconic_transcribe_samples(const laconic_recognizer* recognizer, 
   if (recognizer == nullptr) return invalid("recognizer: NULL given");
   if (samples == nullptr || count == 0) return invalid("samples: none given");
   return guarded([&] {
+    auto made = std::make_unique<laconic_transcript>();
     recognizer->shared->with_workspace([&](Workspace& workspace) {
-      auto made = std::make_unique<laconic_transcript>();
       made->transcript = recognizer->shared->recognizer.transcribe(std::span(samples, count), sample_rate, workspace);
-      *out = made.release();
     });
+    *out = made.release();
   });
 }
 void laconic_transcript_free(laconic_transcript* transcript) { delete transcript; }
@@ -182,7 +181,9 @@ laconic_status laconic_stream_push(laconic_stream* stream, const float* samples,
   if (stream == nullptr) return invalid("stream: NULL given");
   if (samples == nullptr && count > 0) return invalid("samples: NULL given");
   if (stream->is_finished) return invalid("stream: finished before; open another one");
-  return guarded([&] { stream->stream.push(std::span(samples, count)); });
+  const laconic_status status = guarded([&] { stream->stream.push(std::span(samples, count)); });
+  stream->is_finished = status != LACONIC_OK;
+  return status;
 }
 laconic_status laconic_stream_finish(laconic_stream* stream) {
   if (stream == nullptr) return invalid("stream: NULL given");

@@ -259,7 +259,7 @@ TEST_CASE("a long alignment is decided on the way, and a lost one is said", "[de
           lost(matrix_view(logits.data(), 2500, 5));
           lost.finish();
         })
-            .starts_with("align: no path left that ends with the text"));
+            .starts_with("align: the text does not fit the recording"));
 }
 
 TEST_CASE("windows give the logits of the whole where the model sees a frame at a time", "[decode]") {

@@ -48,3 +48,5 @@ std::string without_line_ends(std::string_view text) { return cleaned(text, fals
 
 void terminal::write_result(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 void terminal::write_note(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); }
+
+void flush_result() { std::fflush(stdout); }

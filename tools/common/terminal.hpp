@@ -53,6 +53,9 @@ void print(const Parts&... parts) {
   terminal::write_result(out);
 }
 
+/// Shows what was printed so far, also where standard output is a pipe.
+void flush_result();
+
 /// Prints a line for a person on standard error.
 template <class... Parts>
 void say_in_all(const Parts&... parts) {

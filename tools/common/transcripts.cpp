@@ -14,28 +14,32 @@ nlohmann::json to_json(const std::vector<Word>& words) {
   return out;
 }
 
-void print_transcript(TranscriptFormat format, const std::string& file, const Transcript& heard) {
-  std::string out;
+nlohmann::json to_json(const std::string& file, const Transcript& heard, const std::string& note, bool is_whole) {
+  nlohmann::json out{
+      {"audio_filepath", file}, {"text", heard.text}, {"seconds", heard.seconds}, {"words", to_json(heard.words)}};
+  for (const Alternative& one : heard.alternatives)
+    out["alternatives"].push_back({{"text", one.text}, {"score", one.score}, {"log_prob", one.log_prob}});
+  if (!note.empty()) out["notes"] = {note};
+  if (!is_whole) out["is_whole"] = false;
+  return out;
+}
+
+void print_transcript(TranscriptFormat format, const std::string& file, const Transcript& heard,
+                      const nlohmann::json& json) {
   switch (format) {
     case TranscriptFormat::json:
-      out = nlohmann::json{{"audio_filepath", file},
-                           {"text", heard.text},
-                           {"seconds", heard.seconds},
-                           {"words", to_json(heard.words)}}
-                .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
-            '\n';
+      print(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), "\n");
       break;
     case TranscriptFormat::srt:
-      out = to_srt(heard.words);
+      print(Lines{to_srt(heard.words)});
       break;
     case TranscriptFormat::vtt:
-      out = to_vtt(heard.words);
+      print(Lines{to_vtt(heard.words)});
       break;
     case TranscriptFormat::ctm:
-      out = to_ctm(heard.words, std::filesystem::path(file).stem().string());
+      print(Lines{to_ctm(heard.words, std::filesystem::path(file).stem().string())});
       break;
     default:
-      out = text(file, ": ", heard.text, '\n');
+      print(file, ": ", heard.text, "\n");
   }
-  print(Lines{out});
 }

@@ -23,5 +23,10 @@ constexpr auto enum_names(TranscriptFormat) {
 /// Returns words with times for JSON.
 nlohmann::json to_json(const std::vector<laconic::Word>& words);
 
-/// Prints a transcript in the chosen format.
-void print_transcript(TranscriptFormat format, const std::string& file, const laconic::Transcript& heard);
+/// Returns what came of a recording, for JSON: text, words, the best texts of a beam search, and what was not heard.
+nlohmann::json to_json(const std::string& file, const laconic::Transcript& heard, const std::string& note,
+                       bool is_whole);
+
+/// Prints a transcript in the chosen format; `json` is what `to_json` returned for it.
+void print_transcript(TranscriptFormat format, const std::string& file, const laconic::Transcript& heard,
+                      const nlohmann::json& json);

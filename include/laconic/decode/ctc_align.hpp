@@ -48,6 +48,7 @@ class CtcAligner {
   /// Begins a recording. Throws `Error` for labels that are negative or the blank, and unless beam > 0. Allocates.
   explicit CtcAligner(std::vector<int> labels, int blank = 0, double beam = 2000)
       : labels_(std::move(labels)), blank_(blank), beam_(beam) {
+    require(blank >= 0, "align: blank ", blank, " given, at least 0 expected");
     require(beam > 0, "align: a beam of ", beam, " given, more than 0 expected");
     for (const int one : labels_)
       require(one >= 0 && one != blank, "align: label ", one, " given, labels of 0 or more that are not the blank (",
@@ -59,8 +60,8 @@ class CtcAligner {
   /// frame that holds NaN, and where no path is left. Allocates.
   void operator()(MatrixView<const float> logits) {
     for (const int one : labels_)
-      require(one < logits.cols() && blank_ < logits.cols(), "align: label ", std::max(one, blank_), " given for ",
-              logits.cols(), " classes");
+      require(one < logits.cols(), "align: label ", one, " given for ", logits.cols(), " classes");
+    require(blank_ < logits.cols(), "align: blank ", blank_, " given for ", logits.cols(), " classes");
     for (Index t = 0; t < logits.rows(); ++t) {
       step(log_softmax(logits.row(t)));
       if (frames_.size() % 1024 == 0) decide();
@@ -73,13 +74,11 @@ class CtcAligner {
     require(count_ >= std::max<Index>(1, needed), "align: ", count_, " frames given, at least ",
             std::max<Index>(1, needed), " expected for ", labels_.size(), " tokens");
     const Index last = states() - 1;
-    require(first_ + static_cast<Index>(scores_.size()) >= last,
-            "align: no path left that ends with the text; a wider "
-            "beam than ",
-            beam_, " expected");
+    constexpr auto lost = "align: the text does not fit the recording: no likely path ends with it";
+    require(first_ + static_cast<Index>(scores_.size()) >= last, lost);
     Index state = last;
     if (last > 0 && (score(last) < score(last - 1))) state = last - 1;
-    require(score(state) > lowest, "align: no path left that ends with the text");
+    require(score(state) > lowest, lost);
     commit(frames_.size(), state);
     return std::move(out_);
   }

@@ -23,7 +23,7 @@ struct CtcClasses {
     CtcClasses out{{}, vocabulary.kind(), vocabulary.blank()};
     for (int i = 0; i < static_cast<int>(vocabulary.size()); ++i) {
       const bool is_space = vocabulary.token(i) == " ";
-      out.tokens.push_back(is_space ? " " : vocabulary.decode(std::array{i}));  // special tokens write nothing
+      out.tokens.push_back(is_space ? " " : vocabulary.decode(std::array{i}));  // what decode writes
     }
     return out;
   }

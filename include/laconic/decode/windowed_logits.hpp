@@ -63,6 +63,8 @@ class WindowedLogits {
     const Matrix<float> logits = model_(samples);
     const Index held_end = held_begin_ + held_.rows(), end = window_begin_ + logits.rows();
     if (end <= held_end) return;  // the window hears nothing new
+    require(window_begin_ <= held_end,
+            "windows: an overlap is shorter than what the model loses at the end of a window");
     const Index cut = join(logits, held_end);
     give(cut - held_begin_, take);
     held_ = logits.bottomRows(end - cut).eval();

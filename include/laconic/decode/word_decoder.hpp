@@ -16,7 +16,8 @@ inline namespace LACONIC_ABI {
 /// Corrects the times of words by the level of sound. CTC says where a word's tokens peak, which may be anywhere in the
 /// word, or after it in a model that hears in chunks. Between two words lies the longest silence of 30 ms or more that
 /// is between their peaks; without one they meet at the quietest step. Before the first word and after the last one, a
-/// silence of 200 ms ends the speech.
+/// silence of 200 ms ends the speech. No word begins after its first token, and none reaches further than a second from
+/// its tokens.
 class WordTimes {
  public:
   /// Begins an utterance. `sample_rate` is that of the samples, in Hz.
@@ -27,17 +28,20 @@ class WordTimes {
   /// Corrects a word whose times are those of its tokens; `next` is the begin of the first token of the word after it,
   /// if there is one. Words come in order.
   void correct(Word& word, std::optional<double> next) {
-    const Index peak = SpeechLevel::step_at(*word.end);
-    if (!begin_) begin_ = first_begin(SpeechLevel::step_at(*word.begin));
-    const Range pause = next ? between(peak, std::max(peak, SpeechLevel::step_at(*next))) : last_pause(peak);
+    const Index first = SpeechLevel::step_at(*word.begin), last = SpeechLevel::step_at(*word.end);
+    if (!begin_) begin_ = std::clamp(first_begin(first), std::max<Index>(0, first - reach), first);
+    const Index next_first = next ? std::max(last, SpeechLevel::step_at(*next)) : std::max(level_.steps(), last);
+    const Range pause = next ? between(last, next_first) : last_pause(last);
+    const Index end = std::clamp(pause.begin, *begin_ + 1, std::max(*begin_ + 1, std::min(last + reach, next_first)));
     word.begin = seconds(*begin_);
-    word.end = seconds(std::max(pause.begin, *begin_ + 1));
-    begin_ = std::max(pause.end, *begin_ + 1);
+    word.end = seconds(end);
+    begin_ = std::clamp(std::max(pause.end, next_first - reach), end, std::max(end, next_first));
     level_.forget_before(*word.end - 1);
   }
 
  private:
-  static constexpr Index shortest = 3, ends_speech = 20;  // silences, in steps of 10 ms
+  // In steps of 10 ms: silences, and how far a word may reach from its tokens.
+  static constexpr Index shortest = 3, ends_speech = 20, reach = 100;
 
   static double seconds(Index i) { return static_cast<double>(i) * SpeechLevel::step; }
   /// Returns the silence that contains step i, which is silent, as far as [least, most) goes.
@@ -64,7 +68,7 @@ class WordTimes {
     for (Index i = std::min(peak, steps); i < steps; ++i) {
       if (!level_.is_silent(i)) continue;
       const Range silence = silence_around(i, least, steps);
-      if (silence.begin > least && (silence.size() >= ends_speech || silence.end == steps)) return silence;
+      if (silence.size() >= ends_speech || silence.end == steps) return silence;
       i = silence.end;
     }
     return {steps, steps};

@@ -240,7 +240,7 @@ class SpeechStream {
   ~SpeechStream();
 
   /// Takes samples in [-1, 1] at the model's sample rate and returns the number of encoder frames that became final.
-  /// Allocates, for features and text.
+  /// Allocates, for features and text. A stream whose `push` or `finish` threw is over.
   Index push(std::span<const float> samples);
   /// Ends the utterance. Returns the number of encoder frames that were left.
   Index finish();
@@ -251,7 +251,7 @@ class SpeechStream {
   /// begun, or the utterance has ended.
   const std::vector<Word>& words() const;
   /// Says whether the utterance that began last has ended. Silence is what the model hears as such: frames whose
-  /// likeliest class is the blank.
+  /// likeliest class is the blank. Throws `Error` for a beam search, which decides words later.
   bool is_endpoint(const EndpointRules& rules = {}) const;
   /// Begins another utterance in the same stream, which goes on hearing as before, and returns the text of the one that
   /// ends here. Allocates.

@@ -114,11 +114,29 @@ inline std::vector<TextEdit> word_edits(std::string_view reference, std::string_
 inline WordErrors word_errors(std::string_view reference, std::string_view hypothesis) {
   return detail::count_edits(word_edits(reference, hypothesis));
 }
-/// Returns the counts of errors by characters (code points), with single spaces between words, as jiwer's `cer` counts
-/// them. `reference_words` is the number of characters. Throws `Error` for a text that is not UTF-8. Allocates.
+/// Returns the counts of errors by characters (code points), with single spaces between words; of such texts they are
+/// those of jiwer's `cer`. `reference_words` is the number of characters. Time grows with the product of the lengths,
+/// memory with their sum. Throws `Error` for a text that is not UTF-8. Allocates.
 inline WordErrors character_errors(std::string_view reference, std::string_view hypothesis) {
-  const std::string r = detail::join_words(reference), h = detail::join_words(hypothesis);
-  return detail::count_edits(detail::edits(detail::split_characters(r), detail::split_characters(h)));
+  const std::string r_text = detail::join_words(reference), h_text = detail::join_words(hypothesis);
+  const auto r = detail::split_characters(r_text), h = detail::split_characters(h_text);
+  std::vector<WordErrors> row(h.size() + 1);  // of the first i characters of r, and the first j of h
+  for (std::size_t j = 1; j < row.size(); ++j) row[j].insertions = static_cast<Index>(j);
+  for (std::size_t i = 1; i <= r.size(); ++i) {
+    WordErrors diagonal = row[0];
+    row[0].deletions = static_cast<Index>(i);
+    for (std::size_t j = 1; j < row.size(); ++j) {
+      WordErrors replaced = diagonal, deleted = row[j], inserted = row[j - 1];
+      replaced.substitutions += r[i - 1] == h[j - 1] ? 0 : 1;
+      ++deleted.deletions;
+      ++inserted.insertions;
+      diagonal = row[j];
+      row[j] = deleted.errors() < inserted.errors() ? deleted : inserted;
+      if (replaced.errors() <= row[j].errors()) row[j] = replaced;
+    }
+  }
+  row.back().reference_words = static_cast<Index>(r.size());
+  return row.back();
 }
 
 /// Returns the sum over a corpus.

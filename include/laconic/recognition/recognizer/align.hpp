@@ -22,17 +22,19 @@ namespace detail {
 
 /// Holds the labels of a text, and which of them are a word's.
 struct LabelsOfText {
+  std::optional<int> space;  // the class between words, if there is one
   std::vector<int> labels;
   std::vector<Range> words;              // labels of each word
   std::vector<std::string> not_written;  // characters or words that the vocabulary lacks
 
+  explicit LabelsOfText(const Vocabulary& vocabulary) {
+    for (int i = 0; i < static_cast<int>(vocabulary.size()) && vocabulary.kind() == Tokens::characters; ++i)
+      if (i != vocabulary.blank() && vocabulary.token(i) == " ") space = i;
+  }
   /// Appends a word, without what the vocabulary lacks.
   void add_word(std::string_view word, const Vocabulary& vocabulary) {
     std::vector<int> own = known(word, vocabulary);
-    if (!own.empty() && !labels.empty()) {
-      const std::vector<int> both = vocabulary.encode(vocabulary.decode(own) + ' ' + vocabulary.decode(own));
-      if (both.size() == 2 * own.size() + 1) labels.push_back(both[own.size()]);  // the space
-    }
+    if (space && !own.empty() && !labels.empty()) labels.push_back(*space);
     const auto begin = static_cast<Index>(labels.size());
     labels.insert(labels.end(), own.begin(), own.end());
     words.push_back({begin, static_cast<Index>(labels.size())});
@@ -57,7 +59,7 @@ struct LabelsOfText {
 
 LACONIC_RECOGNIZER_INLINE AlignedText Recognizer::align(AudioReader& audio, std::span<const std::string> lines,
                                                         Workspace& workspace, const TranscriptionConfig& how) const {
-  detail::LabelsOfText given;
+  detail::LabelsOfText given(vocabulary());
   AlignedText out;
   for (const std::string& line : lines) {
     const std::string joined = detail::join_words(line);

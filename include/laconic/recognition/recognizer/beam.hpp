@@ -43,7 +43,8 @@ class BeamDecoder {
     const std::size_t begin = words.size();
     const auto& best = found.front().words;
     take(best, best.size(), words);
-    for (std::size_t i = begin; i < words.size(); ++i) words[i].confidence = share(found, best[i]);
+    const std::vector<double> confidences = shares(found);
+    for (std::size_t i = begin; i < words.size(); ++i) words[i].confidence = confidences[i];
     std::vector<Alternative> out;
     for (const CtcHypothesis& one : found)
       if (static_cast<Index>(out.size()) < alternatives_) out.push_back({one.text, one.score, one.log_prob});
@@ -62,18 +63,26 @@ class BeamDecoder {
       words.push_back(std::move(word));
     }
   }
-  /// Returns the share of the texts that have a word at about the same time.
-  static double share(const std::vector<CtcHypothesis>& texts, const CtcWord& word) {
-    double with = 0, all = 0;
+  /// Returns for each word of the best text the share of the texts that have it at about the same time.
+  static std::vector<double> shares(const std::vector<CtcHypothesis>& texts) {
+    const std::vector<CtcWord>& best = texts.front().words;
+    std::vector<double> out(best.size());
+    double all = 0;
     for (const CtcHypothesis& one : texts) {
       const double weight = std::exp(one.score - texts.front().score);
       all += weight;
-      if (std::any_of(one.words.begin(), one.words.end(), [&](const CtcWord& other) {
-            return other.text == word.text && other.begin < word.end && word.begin < other.end;
-          }))
-        with += weight;
+      std::size_t from = 0;
+      for (std::size_t i = 0; i < best.size(); ++i) {
+        while (from < one.words.size() && one.words[from].end <= best[i].begin) ++from;
+        for (std::size_t k = from; k < one.words.size() && one.words[k].begin < best[i].end; ++k)
+          if (one.words[k].text == best[i].text) {
+            out[i] += weight;
+            break;
+          }
+      }
     }
-    return with / all;
+    for (double& one : out) one /= all;
+    return out;
   }
 
   CtcBeamSearch search_;

@@ -137,15 +137,10 @@ struct SpeechStream::Parts {
   }
 
   /// Takes the samples that follow.
-  void hear(std::span<const float> samples) {
-    decoder.hear(samples);
-    if (beam) beam->hear(samples);
-  }
+  void hear(std::span<const float> samples) { beam ? beam->hear(samples) : decoder.hear(samples); }
   /// Decodes logits that became final, the last ones at the end. Returns their number.
   Index take(const FrameLogits& logits, bool ends) {
     if (beam) {
-      std::vector<Word> greedy_words;  // only their frames count, for endpoints
-      decoder(view(logits.rows), greedy_words);
       (*beam)(view(logits.rows));
       const std::size_t before = words.size();
       ends ? static_cast<void>(beam->finish(words)) : beam->take_stable(words);
@@ -177,6 +172,7 @@ LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
 LACONIC_RECOGNIZER_INLINE const std::string& SpeechStream::text() const { return parts_->text.text; }
 LACONIC_RECOGNIZER_INLINE const std::vector<Word>& SpeechStream::words() const { return parts_->words; }
 LACONIC_RECOGNIZER_INLINE bool SpeechStream::is_endpoint(const EndpointRules& rules) const {
+  require(!parts_->beam, "endpoints: a stream with a beam search given, which decides words too late; greedy expected");
   const Index frames = parts_->decoder.tokens().frames() - parts_->begin_frame,
               silent = std::min(frames, parts_->decoder.tokens().silent_frames());
   const bool has_words = parts_->text.text.size() > parts_->begin;
@@ -288,7 +284,12 @@ LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const floa
   std::vector<float> resampled;
   if (sample_rate != rate) resampled = resample(samples, sample_rate, rate);
   detail::Transcriber out(*this, workspace, how);
-  out.push(sample_rate != rate ? std::span<const float>(resampled) : samples);
+  for (std::span<const float> left = sample_rate != rate ? std::span<const float>(resampled) : samples;
+       !left.empty();) {
+    const std::size_t second = std::min(left.size(), static_cast<std::size_t>(rate));
+    out.push(left.first(second));
+    left = left.subspan(second);
+  }
   return out.finish();
 }
 LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(std::span<const float> samples, int sample_rate,
@@ -313,10 +314,12 @@ LACONIC_RECOGNIZER_INLINE Transcript Recognizer::transcribe(const std::filesyste
   return transcribe(path, workspace, how);
 }
 LACONIC_RECOGNIZER_INLINE FrameTimes Recognizer::frame_times() const {
-  const FbankConfig& rows = config().features.fbank;
-  const double seen = static_cast<double>(parts_->model->window() - 1) * rows.frame_shift_ms + rows.frame_length_ms;
-  const double shift = 1000 / config().frames_per_second();
-  return {shift / 1000, (seen - shift) / 2000};
+  const FeatureConfig& features = config().features;
+  // Whole samples, as features are computed.
+  const double row = static_cast<double>(FeatureExtractor(features).frame_shift()) / features.fbank.sample_rate;
+  const double seen = static_cast<double>(parts_->model->window() - 1) * row + features.fbank.frame_length_ms / 1000;
+  const double shift = row * static_cast<double>(config().encoder.subsampling);
+  return {shift, (seen - shift) / 2};
 }
 LACONIC_RECOGNIZER_INLINE Matrix<float> Recognizer::logits(const Matrix<float>& features, Workspace& workspace) const {
   return parts_->model->logits(workspace.context().cpu, features);

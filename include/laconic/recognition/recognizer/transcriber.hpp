@@ -9,6 +9,7 @@
 #include <laconic/speech/features.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <optional>
@@ -49,8 +50,15 @@ class RecordingLogits {
     require(seconds > 0 && seconds <= 1e6, "windows of ", seconds,
             " s given, more than 0 and at most 1000000 s expected");
     const Index frame = extract_.frame_shift() * recognizer.config().encoder.subsampling;
-    const auto window = std::max(frame, static_cast<Index>(seconds * extract_.config().fbank.sample_rate));
-    return {frame, window, window / 8};
+    const int rate = extract_.config().fbank.sample_rate;
+    const FrameTimes times = recognizer.frame_times();
+    const auto seen = static_cast<Index>(std::ceil((2 * times.offset + times.shift) * rate));  // by a frame
+    const auto window = static_cast<Index>(seconds * rate);
+    const Index overlap = std::max(window / 8, seen + 4 * frame);
+    require(overlap <= window / 2, "windows of ", seconds, " s given, at least ",
+            2 * static_cast<double>(overlap) / rate, " s expected: each frame of the model sees ",
+            static_cast<double>(seen) / rate, " s");
+    return {frame, window, overlap};
   }
 
   FeatureExtractor extract_;
@@ -92,10 +100,12 @@ class Transcriber {
  private:
   void take(MatrixView<const float> rows) {
     if (take_logits_) take_logits_(rows);
-    if (beam_)
+    if (beam_) {
       (*beam_)(rows);
-    else
+      beam_->take_stable(out_.words);  // so that levels are not kept longer than needed
+    } else {
       words_(rows, out_.words);
+    }
   }
 
   std::function<void(MatrixView<const float>)> take_logits_;
