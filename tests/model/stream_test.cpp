@@ -349,7 +349,8 @@ TEST_CASE("one model, many latencies", "[stream]") {
       const Mask mask{chunk.value_or(4), left.value_or(config.left_context)};
       const StreamConfig with{
           .chunk = chunk, .left_context = left, .max_frames = mask.left_context < 0 ? 72 : 0, .threads = 1};
-      CHECK(Streams(model, with).mask().chunk == mask.chunk);
+      CHECK(Streams(model, with).mask().chunk ==
+            (mask.left_context < 0 ? std::min<Index>(mask.chunk, 72) : mask.chunk));
       CHECK(streamed(model, x, with) == whole(model, x, mask));
     }
   }

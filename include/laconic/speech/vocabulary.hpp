@@ -95,10 +95,14 @@ class Vocabulary {
 
   /// Returns a text as transcripts write it: in Normalization Form C, words with one space between them, in capitals if
   /// no token has small letters, in small letters if none has capitals or the tokenizer says so. What the tokens cannot
-  /// write stays as it is, and so do the words of a text that is not UTF-8.
+  /// write stays as it is. In a text that is not UTF-8 only the letters A to Z have cases.
   std::string written(std::string_view text) const {
-    if (!detail::is_utf8(text)) return detail::join_words(text);
-    return in_case(detail::composed_words(text), tokenizer_.do_lower_case ? Case::small : case_);
+    const Case letters = tokenizer_.do_lower_case ? Case::small : case_;
+    if (detail::is_utf8(text)) return in_case(detail::composed_words(text), letters);
+    std::string out = detail::join_words(text);
+    for (char& c : out)
+      if (detail::is_ascii({&c, 1})) c = in_case({&c, 1}, letters)[0];
+    return out;
   }
 
   /// Returns a text without the punctuation and symbols that no token has: a space in their place, but nothing for
@@ -188,9 +192,7 @@ class Vocabulary {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
     const bool published =
         tokenizer == nullptr && kind == Tokens::characters && json.contains("<pad>") && json["<pad>"] == 0;
-    Vocabulary out;
-    out.kind_ = kind;
-    out.tokenizer_ = tokenizer != nullptr ? *tokenizer : published ? TokenizerConfig() : TokenizerConfig::plain();
+    Vocabulary out(kind, tokenizer != nullptr ? *tokenizer : published ? TokenizerConfig() : TokenizerConfig::plain());
     const bool own = out.is_own();
     std::vector<std::string> tokens(own ? json.size() : static_cast<std::size_t>(classes));
     for (const auto& [name, value] : json.items()) {
@@ -231,9 +233,11 @@ class Vocabulary {
   enum class Case { both, small, capital };  // the letters that tokens have; `both` if neither lacks
   static constexpr std::int64_t max_index = 1 << 24;
 
+  /// Makes a vocabulary to be filled.
+  Vocabulary(Tokens kind, TokenizerConfig tokenizer) : kind_(kind), tokenizer_(std::move(tokenizer)) {}
   /// Makes a vocabulary of the blank and these tokens.
   Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens)
-      : kind_(kind), tokenizer_(TokenizerConfig::plain()) {
+      : Vocabulary(kind, TokenizerConfig::plain()) {
     std::vector<std::string> all{std::string(blank_token)};
     for (const std::string& one : tokens)
       all.push_back(kind == Tokens::characters && one == " " ? tokenizer_.word_delimiter_token : one);
@@ -251,9 +255,10 @@ class Vocabulary {
     blank_ = static_cast<int>(blank - tokens.begin());
     tokens_ = std::move(tokens);
     texts_.assign(tokens_.size(), {});
-    spelled_.clear();
     const bool has_delimiter = kind_ == Tokens::characters && !tokenizer_.word_delimiter_token.empty();
-    bool capitals = false, small = false, unnamed = false;
+    bool capitals = false;
+    bool small = false;
+    bool unnamed = false;
     int unknown = -1;
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
       std::string& token = tokens_[i];
@@ -269,7 +274,8 @@ class Vocabulary {
       texts_[i] = text_of(i);
       if (token.empty() || is_special(token)) continue;
       const auto [found, is_new] = spelled_.emplace(detail::composed(token), static_cast<int>(i));
-      require(is_new || !is_own(), "vocabulary: token \"", token, "\" occurs twice or is the blank's name");
+      require(is_new || tokens_[static_cast<std::size_t>(found->second)] != token || !is_own(), "vocabulary: token \"",
+              token, "\" occurs twice or is the blank's name");
       longest_ = std::max(longest_, found->first.size());
       for (const std::string_view c : detail::split_characters(token)) {
         capitals = capitals || detail::is_capital(c);
@@ -293,10 +299,10 @@ class Vocabulary {
   }
 
   /// Returns a text in capitals or in small letters. A letter that is a token already stays as it is.
-  std::string in_case(std::string text, Case letters) const {
+  std::string in_case(std::string_view text, Case letters) const {
     const auto keeps = [&](std::string_view c) { return letters == case_ && spelled_.contains(std::string(c)); };
     if (letters == Case::small) return detail::in_small_letters(text, keeps);
-    return letters == Case::capital ? detail::in_capitals(text, keeps) : text;
+    return letters == Case::capital ? detail::in_capitals(text, keeps) : std::string(text);
   }
 
   /// Appends the tokens of a text in the tokens' letters, and calls refuse(part) for each character or word without

@@ -62,9 +62,10 @@ class HuggingFaceTokens {
   /// Reads vocab.json, or else tokenizer.json, and the tokens that were added: added_tokens.json, and what
   /// tokenizer_config.json and special_tokens_map.json say. Throws `Error`, naming the file, for what does not fit.
   explicit HuggingFaceTokens(const std::filesystem::path& folder) {
-    const std::string config_path = (folder / "tokenizer_config.json").string(),
-                      special_path = (folder / "special_tokens_map.json").string();
-    const nlohmann::json config = object_in(config_path), special = object_in(special_path);
+    const std::string config_path = (folder / "tokenizer_config.json").string();
+    const std::string special_path = (folder / "special_tokens_map.json").string();
+    const nlohmann::json config = object_in(config_path);
+    const nlohmann::json special = object_in(special_path);
     tokenizer.pad_token.clear();  // config.json may say which it is
     // Since transformers 4.34 the first file says all, before it the second overrides it.
     const bool complete = config.contains("added_tokens_decoder");
