@@ -5,6 +5,8 @@
 #include "common/portions.hpp"
 #include "common/status_line.hpp"
 #include "decoding_options.hpp"
+#include "eval_corpus.hpp"
+#include "eval_details.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/recognition/dataset.hpp>
@@ -17,15 +19,14 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <optional>
-#include <set>
 #include <span>
 
 namespace {
 
 using namespace laconic;
+using namespace eval_parts;
 
 struct EvalOptions : CommonOptions {
   std::string model, data, transcripts;
@@ -37,37 +38,6 @@ struct EvalOptions : CommonOptions {
 
   /// Seconds of speech in a portion. Streams need more than one utterance each to be busy most of the time.
   double portion_seconds() const { return at_once * static_cast<double>(stream.streaming ? streams : 1); }
-};
-
-/// Utterances, and what is known of each before its samples are read.
-struct Corpus {
-  std::vector<Utterance> utterances;
-  std::vector<double> seconds;          ///< as the files say, not the manifest
-  std::vector<std::string> identities;  ///< texts that tell an utterance from others
-
-  /// Reads a corpus, its texts without the punctuation that the vocabulary lacks if `normalize` is true.
-  Corpus(const std::string& data, const Vocabulary& vocabulary, bool normalize) : utterances(read_corpus(data)) {
-    require(!utterances.empty(), data, ": no utterances");
-    for (Utterance& u : utterances)
-      if (normalize) u.text = vocabulary.without_punctuation(u.text);
-    for (const Utterance& u : utterances) {
-      seconds.push_back(detail::audio_duration(u.audio_filepath, u.part()));
-      identities.push_back(
-          text(name(u), '\n', u.text, '\n', seconds.back(), '\n', detail::open_to_read(u.audio_filepath).size));
-    }
-  }
-  Index size() const { return static_cast<Index>(utterances.size()); }
-  /// Returns the duration of the utterances from `begin` on, in seconds.
-  double seconds_from(Index begin) const { return std::accumulate(seconds.begin() + begin, seconds.end(), 0.0); }
-  /// Returns as many utterances from `begin` on as fill so many seconds, but at least one if there is any.
-  std::span<const Utterance> portion(Index begin, double most) const {
-    if (begin == size()) return {};
-    const auto first = static_cast<std::size_t>(begin);
-    return std::span(utterances).subspan(first, portion_end(seconds, first, most) - first);
-  }
-  static std::string name(const Utterance& u) {
-    return u.audio_filepath.stem().string() + (u.part().offset > 0 ? text('@', *u.offset) : "");
-  }
 };
 
 /// Holds the results for the first utterances of a corpus.
@@ -136,7 +106,7 @@ bool is_replaced(const std::string& file) {
 /// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
 class PartialFile {
  public:
-  PartialFile(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus)
+  PartialFile(const EvalOptions& o, const Recognizer& recognizer, const EvalCorpus& corpus)
       : corpus_(corpus), streaming_(o.stream.streaming) {
     // Beside a pipe or a device there is no place.
     if (o.json.empty() || !is_replaced(o.json)) return;
@@ -188,45 +158,10 @@ class PartialFile {
     return out;
   }
 
-  const Corpus& corpus_;
+  const EvalCorpus& corpus_;
   bool streaming_;
   std::string path_;
   nlohmann::json run_;
-};
-
-/// Characters or words of the texts that the vocabulary does not have, and in how many texts each is.
-struct Unknown {
-  std::map<std::string, Index> in_texts;
-  Index texts = 0;  ///< texts with at least one
-
-  Unknown(const Corpus& corpus, const Vocabulary& vocabulary) {
-    for (const Utterance& u : corpus.utterances) {
-      std::set<std::string, std::less<>> all;
-      try {
-        all = vocabulary.unknown(u.text);
-      } catch (const Error&) {
-        all = {"bytes that are not UTF-8"};
-      }
-      texts += all.empty() ? 0 : 1;
-      for (const std::string& one : all) ++in_texts[one];
-    }
-  }
-  /// Returns what a person should know, the most frequent first; nothing without unknown ones.
-  std::string note(const Corpus& corpus, const Vocabulary& vocabulary) const {
-    if (texts == 0) return "";
-    std::vector<std::pair<Index, std::string>> order;
-    for (const auto& [one, count] : in_texts) order.emplace_back(-count, one);
-    std::sort(order.begin(), order.end());
-    constexpr std::size_t shown = 20;
-    std::string list;
-    for (std::size_t i = 0; i < std::min(order.size(), shown); ++i)
-      list += text(i > 0 ? ", " : "", '"', order[i].second, "\" (", -order[i].first, ')');
-    return text("note: ", texts, " of ", corpus.size(), " texts have ", to_name(vocabulary.kind()),
-                " that the vocabulary lacks: ", list,
-                order.size() > shown ? text(" and ", order.size() - shown, " more") : "",
-                " (in so many texts). Words with them are counted as errors, and these texts have no loss",
-                vocabulary.kind() == Tokens::characters ? "; --normalize takes punctuation away" : "");
-  }
 };
 
 /// Adds labels to the examples whose text the vocabulary can write. The others have no loss, but errors in their words.
@@ -241,7 +176,7 @@ void add_labels(Dataset& data, const Vocabulary& vocabulary) {
 
 /// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each
 /// other, so that portions change no result.
-Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const Corpus& corpus,
+Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const EvalCorpus& corpus,
                               const PartialFile& partial) {
   Findings found = sum_of_all_processes(partial.read());
   const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
@@ -292,12 +227,12 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
 }
 
 /// One JSON object a line: name, text as it was compared, hypothesis.
-void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const Corpus& corpus,
+void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const EvalCorpus& corpus,
                        const Evaluation& evaluation) {
   std::string out;
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     const Utterance& u = corpus.utterances[i];
-    out += json_text({{"name", Corpus::name(u)},
+    out += json_text({{"name", EvalCorpus::name(u)},
                       {"text", recognizer.vocabulary().written(u.text)},
                       {"hypothesis", evaluation.hypotheses[i]}}) +
            '\n';
@@ -306,10 +241,10 @@ void write_transcripts(const std::filesystem::path& path, const Recognizer& reco
 }
 
 /// Adds the name, errors and loss of each utterance, for `laconic compare`.
-void add_utterances(nlohmann::json& result, const Corpus& corpus, const Evaluation& evaluation,
+void add_utterances(nlohmann::json& result, const EvalCorpus& corpus, const Evaluation& evaluation,
                     std::span<const double> losses) {
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
-    result["utterance_names"].push_back(Corpus::name(corpus.utterances[i]));
+    result["utterance_names"].push_back(EvalCorpus::name(corpus.utterances[i]));
     result["utterance_errors"].push_back(evaluation.errors[i].errors());
     result["utterance_words"].push_back(evaluation.errors[i].reference_words);
     result["utterance_losses"].push_back(losses[i] < 0 ? nlohmann::json() : nlohmann::json(losses[i]));
@@ -331,95 +266,16 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
           {"transcripts_changed", changed}};
 }
 
-/// Errors of a corpus by characters, speaker and word, for JSON and for a person.
-class Details {
- public:
-  Details(const Recognizer& recognizer, const Corpus& corpus, const Evaluation& evaluation, bool with_characters)
-      : with_characters_(with_characters) {
-    const Vocabulary& vocabulary = recognizer.vocabulary();
-    for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
-      const Utterance& u = corpus.utterances[i];
-      if (!u.speaker.empty()) speakers_[u.speaker] += evaluation.errors[i];
-      const std::string reference = vocabulary.written(u.text), &heard = evaluation.hypotheses[i];
-      const std::string hypothesis = detail::is_utf8(heard) ? detail::composed(heard) : heard;  // as errors are counted
-      for (const TextEdit& one : word_edits(reference, hypothesis)) {
-        if (one.is_equal()) continue;
-        if (one.reference.empty())
-          ++inserted_[std::string(one.hypothesis)];
-        else if (one.hypothesis.empty())
-          ++deleted_[std::string(one.reference)];
-        else
-          ++substituted_[text(one.reference, " -> ", one.hypothesis)];
-      }
-      if (!with_characters_) continue;
-      try {
-        characters_ += character_errors(reference, hypothesis);
-      } catch (const Error&) {
-        ++not_text_;  // not UTF-8: it has no characters
-      }
-    }
-  }
-
-  void add_to(nlohmann::json& result) const {
-    if (with_characters_)
-      result.update({{"cer", 100 * characters_.rate()}, {"reference_characters", characters_.reference_words}});
-    if (not_text_ > 0) result["texts_not_utf8"] = not_text_;
-    result["deleted_words"] = deleted_;
-    result["inserted_words"] = inserted_;
-    result["substituted_words"] = substituted_;
-    for (const auto& [name, errors] : speakers_)
-      result["speakers"].push_back({{"name", name},
-                                    {"wer", 100 * errors.rate()},
-                                    {"errors", errors.errors()},
-                                    {"reference_words", errors.reference_words}});
-  }
-  /// Prints what the options ask for.
-  void print_wanted(const EvalOptions& o) const {
-    if (o.cer)
-      print("CER ", fixed(100 * characters_.rate(), 2), "%  (", characters_.substitutions, " substitutions, ",
-            characters_.deletions, " deletions, ", characters_.insertions, " insertions in ",
-            characters_.reference_words, " characters)\n");
-    if (o.by_speaker) {
-      if (speakers_.empty()) print("no speaker is known\n");
-      for (const auto& [name, errors] : speakers_)
-        print("  ", name, ": WER ", fixed(100 * errors.rate(), 2), "% (", errors.errors(), " errors in ",
-              errors.reference_words, " words)\n");
-    }
-    if (!o.by_word) return;
-    print_most("missing", deleted_);
-    print_most("too many", inserted_);
-    print_most("others", substituted_);
-  }
-
- private:
-  using Counts = std::map<std::string, Index>;
-  static void print_most(const char* what, const Counts& counts) {
-    std::vector<std::pair<Index, std::string>> order;
-    for (const auto& [word, count] : counts) order.emplace_back(-count, word);
-    std::sort(order.begin(), order.end());
-    std::string line;
-    for (std::size_t i = 0; i < std::min<std::size_t>(10, order.size()); ++i)
-      line += text(i > 0 ? ", " : " ", order[i].second, " (", -order[i].first, ')');
-    print("  ", std::string_view(what), ":", line.empty() ? std::string(" none") : line, '\n');
-  }
-
-  bool with_characters_;
-  WordErrors characters_;
-  Index not_text_ = 0;
-  std::map<std::string, WordErrors> speakers_;
-  Counts deleted_, inserted_, substituted_;
-};
-
 void eval(const EvalOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
   if (o.stream.streaming) recognizer.config().features.require_streamable();
-  const Corpus corpus(o.data, recognizer.vocabulary(), o.normalize);
+  const EvalCorpus corpus(o.data, recognizer.vocabulary(), o.normalize);
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
   recognizer.prepare(o.threads);
   const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
   if (processes().rank() > 0) return;
-  const Unknown unknown(corpus, recognizer.vocabulary());
+  const UnknownTokens unknown(corpus, recognizer.vocabulary());
   if (const std::string note = unknown.note(corpus, recognizer.vocabulary()); !note.empty())
     say(without_controls(note));
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
@@ -484,9 +340,9 @@ void eval(const EvalOptions& o) {
         fixed(corpus.seconds_from(0), 1), " s of speech in ", fixed(evaluation.compute_seconds, 2), " s (",
         fixed(corpus.seconds_from(0) / evaluation.compute_seconds, 0), " times real time, ", threads_text(o.threads),
         ")\n", Lines{streaming_lines});
-  const Details details(recognizer, corpus, evaluation, o.cer);
+  const EvalDetails details(recognizer, corpus, evaluation, o.cer);
   details.add_to(result);
-  details.print_wanted(o);
+  details.print_wanted(o.cer, o.by_speaker, o.by_word);
   if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
   o.write(result);
   partial.remove();

@@ -193,7 +193,7 @@ misused '--window' transcribe --model run "${files[@]}" --window 1 --streaming
 # A known text.
 ok align --model run recordings/3_tone_0.wav --text 'three' --json aligned.json
 grep -qE '^[0-9.]+ [0-9.]+ -?[0-9.]+ three$' out || fail "no line with times"
-grep -q '"word":"three"' aligned.json || fail "aligned.json holds no word"
+grep -q '"word": "three"' aligned.json || fail "aligned.json holds no word"
 ok align --model run recordings/3_tone_0.wav --text 'three & co' --format ctm
 says err "note: left out 2 times what the vocabulary lacks: & co"
 refused 'without a token of the vocabulary' -- align --model run recordings/3_tone_0.wav --text '&' --json new.json
@@ -316,9 +316,10 @@ for format in ctm json srt; do
 done
 refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
 # Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
+rm -f out
 { cat all.raw; sleep 20; } |
   env --default-signal=INT "$laconic" transcribe --model live --streaming --threads 1 --json live.json - >out 2>err &
-for ((i = 0; i < 200; i++)); do [ ! -s out ] || break; sleep 0.1; done
+for ((i = 0; i < 150; i++)); do [ ! -s out ] || break; sleep 0.1; done
 pkill -INT -P $$ -f 'transcribe --model live --streaming --threads 1 --json live.json' || fail "it has ended by itself"
 wait $! || fail "Ctrl-C is an error"
 cut -c 1-10 heard | cmp - <(cut -c 1-10 out) || fail "Ctrl-C loses text"

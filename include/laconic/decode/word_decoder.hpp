@@ -16,8 +16,8 @@ inline namespace LACONIC_ABI {
 /// Corrects the times of words by the level of sound. CTC says where a word's tokens peak, which may be anywhere in the
 /// word, or after it in a model that hears in chunks. Between two words lies the longest silence of 30 ms or more that
 /// is between their peaks; without one they meet at the quietest step. Before the first word and after the last one, a
-/// silence of 200 ms ends the speech. No word begins after its first token, and none reaches further than a second from
-/// its tokens.
+/// silence of 200 ms ends the speech. No word begins more than half a second after its first token (a model that
+/// sees ahead may know it before), and none reaches further than a second from its tokens.
 class WordTimes {
  public:
   /// Begins an utterance. `sample_rate` is that of the samples, in Hz.
@@ -29,19 +29,19 @@ class WordTimes {
   /// if there is one. Words come in order.
   void correct(Word& word, std::optional<double> next) {
     const Index first = SpeechLevel::step_at(*word.begin), last = SpeechLevel::step_at(*word.end);
-    if (!begin_) begin_ = std::clamp(first_begin(first), std::max<Index>(0, first - reach), first);
+    if (!begin_) begin_ = std::clamp(first_begin(first), std::max<Index>(0, first - reach), first + early);
     const Index next_first = next ? std::max(last, SpeechLevel::step_at(*next)) : std::max(level_.steps(), last);
     const Range pause = next ? between(last, next_first) : last_pause(last);
     const Index end = std::clamp(pause.begin, *begin_ + 1, std::max(*begin_ + 1, std::min(last + reach, next_first)));
     word.begin = seconds(*begin_);
     word.end = seconds(end);
-    begin_ = std::clamp(std::max(pause.end, next_first - reach), end, std::max(end, next_first));
+    begin_ = std::clamp(std::max(pause.end, next_first - reach), end, std::max(end, next_first + early));
     level_.forget_before(*word.end - 1);
   }
 
  private:
-  // In steps of 10 ms: silences, and how far a word may reach from its tokens.
-  static constexpr Index shortest = 3, ends_speech = 20, reach = 100;
+  // In steps of 10 ms: silences, how far a word may reach from its tokens, and how far they may be ahead of it.
+  static constexpr Index shortest = 3, ends_speech = 20, reach = 100, early = 50;
 
   static double seconds(Index i) { return static_cast<double>(i) * SpeechLevel::step; }
   /// Returns the silence that contains step i, which is silent, as far as [least, most) goes.
@@ -53,14 +53,15 @@ class WordTimes {
   }
   /// Returns the step in which the first word begins; its first token is at step `peak`.
   Index first_begin(Index peak) const {
+    const Index most = std::min(peak + early, level_.steps());
     Index begin = 0;
-    for (Index i = 0; i < peak; ++i) {
+    for (Index i = 0; i <= peak && i < most; ++i) {
       if (!level_.is_silent(i)) continue;
-      const Range silence = silence_around(i, 0, peak);
-      if (silence.begin == 0 || (silence.size() >= ends_speech && silence.end < peak)) begin = silence.end;
+      const Range silence = silence_around(i, 0, most);
+      if ((silence.begin == 0 || silence.size() >= ends_speech) && silence.end < most) begin = silence.end;
       i = silence.end;
     }
-    return begin < peak ? begin : peak;  // all is silent: nothing to go by
+    return begin == 0 && level_.is_silent(std::min(peak, most)) ? peak : begin;  // all is silent: nothing to go by
   }
   /// Returns the silence after the last word, whose last token is at step `peak`.
   Range last_pause(Index peak) const {

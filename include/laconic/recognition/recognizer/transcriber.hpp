@@ -102,7 +102,8 @@ class Transcriber {
     if (take_logits_) take_logits_(rows);
     if (beam_) {
       (*beam_)(rows);
-      beam_->take_stable(out_.words);  // so that levels are not kept longer than needed
+      // Levels are kept for two minutes; words wait for all that is known of them as long as that allows.
+      if (logits_.seconds() > 60) beam_->take_stable(out_.words);
     } else {
       words_(rows, out_.words);
     }
