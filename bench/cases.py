@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import resource
-import signal
 import subprocess
 import tempfile
 import time
@@ -41,7 +40,7 @@ class Cases:
         code, out, err, seconds = result
         lines = [line for line in (err.strip() or out.strip()).splitlines() if not line.startswith("reading ")]
         said = next((line for line in lines if line.startswith("laconic: ")), lines[-1] if lines else "")
-        said = said.replace(str(self.args.models) + "/", "").replace(str(self.args.audio) + "/", "").replace("|", "\\|")
+        said = said.replace(str(self.args.models) + "/", "").replace(str(self.args.audio) + "/", "").replace(str(self.work) + "/", "").replace("|", "\\|")
         self.rows.append((name, f"exit {code}" if code != "hangs" else code, note or said[:180]))
         print(f"| {name} | {self.rows[-1][1]} | {self.rows[-1][2]} |", flush=True)
 
@@ -148,5 +147,4 @@ def main():
             group(cases)
 
 
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 main()

@@ -394,5 +394,8 @@ void add_transcribe_command(CLI::App& app) {
       "Example:\n  laconic transcribe --model runs/mha speech.wav\n"
       "  laconic transcribe --model runs/mha --format srt talk.flac > talk.srt\n"
       "  arecord -q -t raw -f S16_LE -r 16000 -c 1 | laconic transcribe --model runs/live --streaming -");
-  command->callback([=] { transcribe(*o); });
+  command->callback([=] {
+    if (!o->logits.empty()) o->logits = output_file(o->logits);  // said before the work
+    transcribe(*o);
+  });
 }
