@@ -166,7 +166,7 @@ ok transcribe --model run/model recordings/3_tone_0.wav recordings/4_tone_0.wav
 files=(recordings/[3-9]_tone_0.wav recordings/[0-2]_tone_0.wav)
 ok transcribe --model run "${files[@]}" --json whole.json --logits whole.safetensors
 mv out whole.txt
-says err 'logits: whole.safetensors'
+says err '/whole.safetensors'
 [ "$(sed 's/: .*//' whole.txt)" = "$(printf '%s\n' "${files[@]}")" ] || fail "not in the order given"
 "$laconic" transcribe --model run "${files[@]}" --json dealt.json --logits dealt.safetensors --threads 3 >out 2>err || fail "three threads"
 cmp out whole.txt || fail "threads change what is heard"
