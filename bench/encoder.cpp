@@ -116,7 +116,7 @@ int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
   Model model(is_there ? from_json(read_model_config(folder), (folder / "config.json").string()) : config_of(o.size),
               Seed(1));
   if (is_there) {
-    load_parameters(model, open_model_tensors(folder), "", is_unused_hugging_face_tensor);
+    load_parameters(model, open_model_tensors(folder), "", is_unused_hugging_face_tensor, may_lack_hugging_face_tensor);
   } else {
     make_uneven(model);
     if (o.prepares) save_model_folder(folder, model, as_json(model.config()), nlohmann::json::object());
@@ -148,7 +148,9 @@ int run(const Options& o, AsJson&& as_json, FromJson&& from_json) {
 
 int run(const Options& o) {
   require(!o.prepares || !o.folder.empty(), "encoder: --prepare without --folder");
-  if (o.size == "large") return run<Wav2Vec2Conformer<Mha<dyn>>>(o, hugging_face_config, wav2vec2_conformer_config);
+  if (o.size == "large")
+    return run<Wav2Vec2Conformer<Mha<dyn>>>(
+        o, [](const EncoderConfig& config) { return hugging_face_config(config); }, wav2vec2_conformer_config);
   return run<Conformer<Mha<dyn>>>(o, to_json<EncoderConfig>, json_value<EncoderConfig>);
 }
 

@@ -1,4 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/recognition/beam_decoding.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/encoder_costs.hpp>
 #include <laconic/recognition/recognizer.hpp>
@@ -10,7 +11,9 @@
 #include "temporary_folder.hpp"
 
 #include <cmath>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace laconic;
@@ -70,13 +73,16 @@ TEST_CASE("a recogniser transcribes files and samples alike, before and after it
 
   REQUIRE(!of_file.words.empty());  // random weights say something
   std::string joined;
+  double end = 0;
   for (const Word& word : of_file.words) {
     joined += (joined.empty() ? "" : " ") + word.text;
-    CHECK(!word.begin);
-    CHECK(!word.end);
-    CHECK(!word.confidence);
+    CHECK(*word.begin >= end);
+    CHECK(*word.end > *word.begin);
+    CHECK((*word.confidence > 0 && *word.confidence <= 1));
+    end = *word.end;
   }
   CHECK(joined == of_file.text);
+  CHECK(end <= of_file.seconds + 0.1);
 }
 
 TEST_CASE("a recogniser hears a stream as the whole utterance", "[recognizer]") {
@@ -93,8 +99,53 @@ TEST_CASE("a recogniser hears a stream as the whole utterance", "[recognizer]") 
   }
   frames += stream.finish();
   CHECK(stream.text() == whole);
+  std::string words;
+  for (const Word& one : stream.words()) words += (words.empty() ? "" : " ") + one.text;
+  CHECK(words == whole);
+  CHECK(stream.next_utterance() == whole);
+  CHECK(stream.next_utterance().empty());
+  CHECK(stream.is_endpoint({.silence_before_words = 0, .silence_after_words = 0, .longest = 20}));
   CHECK(frames == EncoderCosts{recognizer.config().model, recognizer.config().encoder}.frames_of(
                       FeatureExtractor(recognizer.config().features)(samples).rows()));
+}
+
+TEST_CASE("a long recording is heard in windows, and by a beam search", "[recognizer]") {
+  const Recognizer recognizer = small();
+  const std::vector<float> samples = chirp(8000 * 20);
+  Workspace workspace(1);
+  Index frames = 0;
+  const auto count = [&](MatrixView<const float> rows) { frames += rows.rows(); };
+  const Transcript whole = recognizer.transcribe(samples, 8000, workspace, {.logits = count});
+  const Index all = std::exchange(frames, 0);
+  const Transcript in_windows = recognizer.transcribe(samples, 8000, workspace, {.window_seconds = 4, .logits = count});
+  CHECK(frames == all);  // each once
+  CHECK(in_windows.seconds == whole.seconds);
+  CHECK(message_of([&] {
+          recognizer.transcribe(samples, 8000, workspace, {.window_seconds = 0.2});
+        }).starts_with("windows of 0.2 s given, at least "));
+
+  const auto beam = std::make_shared<BeamDecoding>();
+  beam->alternatives = 3;
+  const Transcript found = recognizer.transcribe(std::span(samples).first(16000), 8000, workspace, {.beam = beam});
+  REQUIRE(found.alternatives.size() == 3);
+  CHECK(found.alternatives[0].text == found.text);
+  CHECK(found.alternatives[0].score >= found.alternatives[1].score);
+  SpeechStream stream = recognizer.stream({.threads = 1}, {.beam = beam});
+  stream.push(std::span(samples).first(16000));
+  stream.finish();
+  CHECK(stream.text() == found.text);
+  CHECK(message_of([&] { stream.is_endpoint(); }).starts_with("endpoints: a stream with a beam search given"));
+
+  const TemporaryFolder folder;
+  write_wav(folder / "chirp.wav", {chirp(16000), 8000});
+  AudioReader audio(folder / "chirp.wav", 8000);
+  const AlignedText aligned = recognizer.align(audio, std::vector<std::string>{"one two", "seven four"}, workspace);
+  REQUIRE(aligned.words.size() == 4);
+  CHECK(aligned.not_written == std::vector<std::string>{"seven"});
+  CHECK(!aligned.words[2].begin);
+  CHECK(*aligned.words[3].begin >= *aligned.words[1].end);
+  CHECK((aligned.lines[1].begin == aligned.words[3].begin && aligned.lines[1].words.size() == 2));
+  CHECK(*aligned.lines[0].score < 0);
 }
 
 TEST_CASE("a conversion leaves its source alone and says what it cost", "[recognizer]") {
