@@ -90,7 +90,7 @@ class Seeds {
     put(target, "good_metadata",
         program(ordered_dict + std::string("q\0", 2) + string("w") + three + "s}" + string("_metadata") + ordered_dict +
                 "sb"));
-    put(target, "bad_strides", program(dict({{"w", tensor(storage(6), 0, {2, 3}, {1, 2})}})));
+    put(target, "good_strides", program(dict({{"w", tensor(storage(6), 0, {2, 3}, {1, 2})}})));
     put(target, "bad_offset", program(dict({{"w", tensor(storage(6), 5, {3}, {1})}})));
     put(target, "bad_shape", program(dict({{"w", tensor(storage(6), 0, {std::int64_t{1} << 62, 4}, {4, 1})}})));
     put(target, "bad_storage", program(dict({{"w", tensor(storage(7), 0, {3}, {1})}})));

@@ -18,7 +18,7 @@ inline namespace LACONIC_ABI {
 /// Measures the level of sound in steps of 10 ms while samples come, and says which steps are silent: nearer to the
 /// level of the background than to that of speech. These are the 10% and 90% quantiles of levels, of which those of ten
 /// seconds before count a third; a step is judged by the quantiles ten seconds after it, or the last ones. Digital
-/// silence counts for neither. Keeps the last two minutes.
+/// silence counts only where the rest has no contrast. Keeps the last two minutes.
 class SpeechLevel {
  public:
   static constexpr double step = 0.01;  ///< seconds of a step
@@ -59,22 +59,22 @@ class SpeechLevel {
   }
 
  private:
-  static constexpr double lowest = -90;        // dB: half a bit of 16
-  static constexpr double keeps = 0.999;       // part of a count that is left after a step
-  static constexpr Index per_threshold = 100;  // steps
-  static constexpr std::size_t most = 12000;   // steps
+  static constexpr double lowest = -90;         // dB: half a bit of 16
+  static constexpr double least_contrast = 15;  // dB between the levels
+  static constexpr double keeps = 0.999;        // part of a count that is left after a step
+  static constexpr Index per_threshold = 100;   // steps
+  static constexpr std::size_t most = 12000;    // steps
 
   void end_step() {
     const auto n = static_cast<double>(in_step_);
     const double mean = sum_ / n, power = std::max(0.0, squares_ / n - mean * mean);
     const double level = std::clamp(10 * std::log10(power + 1e-12), lowest, 0.0);
     for (double& one : counts_) one *= keeps;
-    if (level > lowest) counts_[static_cast<std::size_t>(level - lowest)] += 1;
+    counts_[static_cast<std::size_t>(level - lowest)] += 1;
     const Index at = steps() / per_threshold - first_threshold_;
     levels_.push_back(level);
     if (levels_.size() > most) forget_first();
-    const double background = quantile(0.1), speech = quantile(0.9);
-    const double threshold = background + std::max(6.0, 0.2 * (speech - background));
+    const double threshold = threshold_of_counts();
     if (at < static_cast<Index>(thresholds_.size()))
       thresholds_.back() = threshold;
     else
@@ -90,11 +90,20 @@ class SpeechLevel {
       ++first_threshold_;
     }
   }
-  /// Returns the level in dB below which this part of the counts is.
-  double quantile(double part) const {
-    const double wanted = part * std::accumulate(counts_.begin(), counts_.end(), 0.0);
+  double threshold_of_counts() const {
+    double background = quantile(0.1, 1), speech = quantile(0.9, 1);
+    if (speech - background < least_contrast) {  // no background but digital silence
+      background = quantile(0.1, 0);
+      speech = quantile(0.9, 0);
+    }
+    return background + std::max(6.0, 0.2 * (speech - background));
+  }
+  /// Returns the level in dB below which this part of the counts is, of those from index `first` on.
+  double quantile(double part, std::size_t first) const {
+    const double wanted =
+        part * std::accumulate(counts_.begin() + static_cast<std::ptrdiff_t>(first), counts_.end(), 0.0);
     double sum = 0;
-    std::size_t i = 0;
+    std::size_t i = first;
     while (i + 1 < counts_.size() && sum + counts_[i] <= wanted) sum += counts_[i++];
     return lowest + static_cast<double>(i);
   }
