@@ -16828,9 +16828,6 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
   const auto logits = run_on(recorder, *run, input);
   require_rows("convert", input, logits.rows.rows());
   const auto source_logits = context.output(logits.rows);
-  require(source_logits.allFinite(),
-          "convert: logits of the source that are not finite given: its weights are too "
-          "large to compute with, smaller ones expected");
 
   const Mask mask = source.config().mask();
   Deviation predicted, key_value, output;
@@ -16852,6 +16849,9 @@ Conversion<Target> convert_model(Recorder<Context>& recorder, const Source& sour
             " would hold values that are not finite: the source's weights are "
             "too large, smaller ones expected");
   });
+  require(source_logits.allFinite(),
+          "convert: logits of the source that are not finite given: its weights are too "
+          "large to compute with, smaller ones expected");
   constexpr bool is_speech = requires { input.features; };
   out.report.input = measure_on_noise ? "white noise" : is_speech ? "features" : "tokens";
   out.report.predicted_error = predicted.relative();
