@@ -103,6 +103,15 @@ bool is_replaced(const std::string& file) {
          (!detail::is_there(file) || std::filesystem::is_regular_file(file, ignored));
 }
 
+/// Returns what tells a file from another one of its name: the name as JSON can hold it, size and time. "" for none.
+std::string file_identity(const std::string& file) {
+  if (file.empty()) return "";
+  std::error_code error;
+  const auto size = std::filesystem::file_size(file, error);
+  const auto time = std::filesystem::last_write_time(file, error);
+  return Fingerprint::of_texts(std::array{file, text(size), text(time.time_since_epoch().count())});
+}
+
 /// Keeps findings beside the result's file until that is written, so that a run that was stopped can go on.
 class PartialFile {
  public:
@@ -116,7 +125,7 @@ class PartialFile {
             {"vocabulary", Fingerprint::of_texts(std::array{recognizer.vocabulary().to_json().dump()})}};
     if (o.decoding.beam.config.beam_width > 0)
       run_["beam"] = {{"search", to_json(o.decoding.beam.config)},
-                      {"lm", o.decoding.language_model},
+                      {"lm", file_identity(o.decoding.language_model)},
                       {"hotwords", o.decoding.beam.hotwords}};
     if (streaming_)
       run_["streaming"] = {{"streams", o.streams},
@@ -142,8 +151,7 @@ class PartialFile {
     return found;
   }
   void write(const Findings& found) const {
-    if (!path_.empty())
-      write_file(path_, nlohmann::json{{"run", run(found.done())}, {"found", to_json(found)}}.dump() + '\n');
+    if (!path_.empty()) write_file(path_, json_text({{"run", run(found.done())}, {"found", to_json(found)}}) + '\n');
   }
   void remove() const {
     if (!path_.empty()) ::unlink(path_.c_str());

@@ -28,8 +28,9 @@ std::string picture(const std::filesystem::path& path, const std::string& body, 
   ProgramEnd end = run_program({"gnuplot", "-d"}, gnuplot_terminal(svg, is_large) + body);
   require(end.succeeded(), path.string(), ": gnuplot cannot draw it", end.errors.empty() ? "" : ": ", end.errors);
   const std::string_view out = end.output;
-  const bool whole = svg ? out.starts_with("<?xml") && out.find("</svg>") != std::string_view::npos
-                         : out.starts_with("\x89PNG") && out.substr(out.size() - 8).starts_with("IEND");
+  const bool whole =
+      svg ? out.starts_with("<?xml") && out.find("</svg>") != std::string_view::npos
+          : out.starts_with("\x89PNG") && out.size() >= 8 && out.substr(out.size() - 8).starts_with("IEND");
   require(whole, path.string(), ": gnuplot has drawn no whole picture", end.errors.empty() ? "" : ": ", end.errors);
   return std::move(end.output);
 }

@@ -44,6 +44,7 @@ void wait_for(sigset_t signals) {
     sigaddset(&only, signal);
     pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
     ::raise(signal);
+    ::_exit(128 + signal);  // process 1 of a container does not end by a signal
   }
 }
 

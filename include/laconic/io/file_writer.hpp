@@ -147,8 +147,10 @@ class FileWriter {
     int reason = 0;
     std::tie(temporary_, file_) =
         detail::Partials::all().make(target_.parent_path(), detail::partial_prefix(target_.filename().string()), reason,
-                                     [](const std::filesystem::path& name) {
-                                       return ::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+                                     [&](const std::filesystem::path& name) {
+                                       // Nobody may read more of it than of the older one.
+                                       const mode_t mode = older_ ? older_->st_mode & 0666 : 0666;
+                                       return ::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
                                      });
     if (file_.get() >= 0) return;
     if (reason != EACCES && reason != EPERM && reason != EROFS) detail::fail_system(name_, "create", reason);

@@ -123,7 +123,7 @@ class FolderWriter {
     std::sort(names.begin(), names.end());
     for (std::size_t i = 0; i < names.size(); ++i)
       if (const int reason = exchange(names[i]); reason != 0) {
-        while (i-- > 0) exchange(names[i]);
+        while (i-- > 0) put_back(names[i]);
         return reason;
       }
     return 0;
@@ -146,7 +146,18 @@ class FolderWriter {
     if (::renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, place.c_str(), RENAME_EXCHANGE) == 0) return 0;
     if (errno != EINVAL && errno != ENOSYS) return errno;
 #endif
-    return moved(::rename(fresh.c_str(), place.c_str()));  // a file system without exchange: the older one is gone
+    // A file system without exchange: the older one is kept aside until all is in place.
+    const std::filesystem::path aside = partial_ / (name.string() + ".older");
+    if (::rename(place.c_str(), aside.c_str()) != 0) return errno;
+    if (::rename(fresh.c_str(), place.c_str()) == 0) return 0;
+    const int reason = errno;
+    ::rename(aside.c_str(), place.c_str());
+    return reason;
+  }
+  /// Undoes `exchange`.
+  void put_back(const std::filesystem::path& name) const {
+    const std::filesystem::path aside = partial_ / (name.string() + ".older");
+    if (::rename(aside.c_str(), (target_ / name).c_str()) != 0) exchange(name);
   }
 
   std::filesystem::path name_, target_, partial_;

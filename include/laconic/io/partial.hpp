@@ -137,7 +137,8 @@ class Partials {
   static void remove_if_stale(const std::filesystem::path& name, pid_t maker) {
     if (::kill(maker, 0) == 0 || errno != ESRCH) return;
     const Descriptor left(::open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-    if (left.get() < 0 || (::flock(left.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)) return;
+    if (left.get() < 0 || ::flock(left.get(), LOCK_EX | LOCK_NB) != 0)
+      return;  // in use, or a file system without locks
     std::error_code ignored;
     std::filesystem::remove_all(name, ignored);
   }

@@ -241,7 +241,8 @@ class AudioReader {
         return true;
       } catch (const Unreadable&) {
         plan_.is_whole = false;
-        plan_.notes.push_back(text("stream ", stream_ + 1, " of ", plan_.streams.size(), " cannot be read as audio"));
+        if (unreadable_++ < 3)
+          plan_.notes.push_back(text("stream ", stream_ + 1, " of ", plan_.streams.size(), " cannot be read as audio"));
       }
     }
     return false;
@@ -252,7 +253,7 @@ class AudioReader {
   std::string path_;
   detail::OpenFile opened_;  // for as long as input_ reads from it
   detail::SoundPlan plan_;
-  std::size_t stream_ = 0;
+  std::size_t stream_ = 0, unreadable_ = 0;
   SF_INFO info_{};
   std::unique_ptr<detail::SoundInput> input_;
   detail::SoundFile file_{nullptr, sf_close};

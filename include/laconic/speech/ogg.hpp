@@ -165,18 +165,22 @@ inline std::optional<SoundPlan> read_ogg(const OpenFile& opened) {
     gaps = gaps || (is_known && stream->has_gaps());
     all_ended = all_ended && (!is_known || stream->has_ended());
   };
+  constexpr std::size_t most_streams = 10000;
   while (at < file.size()) {
     const std::optional<OggPage> page = read_ogg_page(file, at);
     if (!page) {  // looks for the next one
-      const std::size_t next = file.at(at + 1, 65536 - 4).find("OggS");
-      const std::int64_t step = next != std::string_view::npos ? static_cast<std::int64_t>(next) + 1 : 65536 - 8;
+      // A short look, most of which lies in the window that the file has in memory.
+      constexpr std::int64_t look = 4096;
+      const std::size_t next = file.at(at + 1, look).find("OggS");
+      const std::int64_t step = next != std::string_view::npos ? static_cast<std::int64_t>(next) + 1 : look - 3;
       lost_bytes += std::min(step, file.size() - at);
       at += step;
       continue;
     }
     if (page->begins && page->is_intact) {
       if (!begins && at > 0) {  // after pages of sound: another stream
-        end_stream(at);
+        if (plan.streams.size() + 1 == most_streams) break;
+        end_stream(std::min(at, file.size()));
         begin = at;
         stream.reset();
       }
@@ -191,8 +195,9 @@ inline std::optional<SoundPlan> read_ogg(const OpenFile& opened) {
     }
     at = page->end;
   }
-  end_stream(file.size());
-  plan.is_whole = all_ended && !gaps;
+  end_stream(at);
+  plan.is_whole = all_ended && !gaps && at >= file.size();
+  if (at < file.size()) plan.notes.push_back(text("what follows ", most_streams, " streams is not heard"));
   if (gaps) plan.notes.push_back("pages are missing or damaged");
   if (!all_ended) plan.notes.push_back("it ends before the mark of its end, so that more may be missing");
   if (lost_bytes > 0 && gaps) plan.notes.push_back(text(lost_bytes, " bytes are no pages"));

@@ -100,7 +100,10 @@ class SoundInput {
  public:
   /// Reads from this descriptor, which must stay open.
   SoundInput(int descriptor, std::vector<SoundBytes> bytes) : descriptor_(descriptor), bytes_(std::move(bytes)) {
-    for (const SoundBytes& one : bytes_) size_ += one.size;
+    for (const SoundBytes& one : bytes_) {
+      begins_.push_back(size_);
+      size_ += one.size;
+    }
   }
   /// Opens the stream. This object must stay where it is until the file is closed.
   SoundFile open(SF_INFO& info) {
@@ -123,12 +126,11 @@ class SoundInput {
   }
   sf_count_t read(char* out, sf_count_t count) {
     sf_count_t done = 0;
-    std::int64_t begin = 0;  // of a stretch, in the stream
-    for (const SoundBytes& one : bytes_) {
-      const std::int64_t within = at_ - begin;
-      begin += one.size;
-      while (done < count && within >= 0 && at_ < begin) {
-        const std::int64_t from = at_ - (begin - one.size);
+    auto i = static_cast<std::size_t>(std::upper_bound(begins_.begin(), begins_.end(), at_) - begins_.begin());
+    for (i = i > 0 ? i - 1 : 0; i < bytes_.size() && done < count; ++i) {
+      const SoundBytes& one = bytes_[i];
+      while (done < count && at_ < begins_[i] + one.size) {
+        const std::int64_t from = at_ - begins_[i];
         auto more = static_cast<std::size_t>(std::min<std::int64_t>(count - done, one.size - from));
         if (!one.instead.empty()) {
           std::memcpy(out + done, one.instead.data() + from, more);
@@ -147,6 +149,7 @@ class SoundInput {
 
   int descriptor_;
   std::vector<SoundBytes> bytes_;
+  std::vector<std::int64_t> begins_;  // of the stretches, in the stream
   std::int64_t size_ = 0, at_ = 0;
 };
 

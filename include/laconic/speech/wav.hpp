@@ -54,6 +54,7 @@ inline std::optional<SoundPlan> read_wav(const std::filesystem::path& path, cons
   };
   std::vector<Chunk> samples;
   std::int64_t at = 12, bytes_a_second = 0;
+  bool only_chunks = false;  // known once, for it reads to the end
   for (std::int64_t size = 0; at + 8 <= file.size(); at += 8 + size + size % 2) {  // 64-bit: 8 + size may be 2^32
     const std::string name(file.at(at, 4));
     size = static_cast<std::int64_t>(file.number(at + 4, 4));
@@ -70,7 +71,8 @@ inline std::optional<SoundPlan> read_wav(const std::filesystem::path& path, cons
     if (size >= 0x7fff0000) return plan;
     require(size <= left, path.string(), ": cut short: the header says ", size, " bytes of samples, but ", left,
             " follow");
-    if (size == 0 && samples.empty() && left > 0 && !only_chunks_from(file, begin)) {
+    only_chunks = only_chunks || (size == 0 && samples.empty() && left > 0 && only_chunks_from(file, begin));
+    if (size == 0 && samples.empty() && left > 0 && !only_chunks) {
       plan.notes.push_back(text("the header says 0 bytes of samples; all ", left, " that follow are heard"));
       size = left;
     }
