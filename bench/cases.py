@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs the program on inputs that people and attackers bring, and prints a table of what comes of each.
 
-The inputs are made by two scripts (`make_models.py DIR`, `make_audio.py DIR`), which need PyTorch and transformers; what
-became of them stands in tests as small files. A case that has no folder of its own is made here.
+The folders hold models and audio as people save them, each named by its kind; tests have small files of these kinds. A
+case that has no folder of its own is made here.
 
 usage: cases.py --laconic build/release/laconic --models DIR --audio DIR --model TRAINED_MODEL [--reference]
 

@@ -15,8 +15,8 @@ namespace {
 using namespace laconic;
 
 struct AlignOptions : CommonOptions {
-  std::string model, audio, text, text_file, format = "text";
-  double window_seconds = TranscriptionConfig{}.window_seconds;
+  std::string model, audio, text, text_file;
+  TranscriptOptions transcripts;
 };
 
 /// Returns the lines of the text.
@@ -42,7 +42,8 @@ void align(const AlignOptions& o) {
   recognizer.prepare(o.threads);
   AudioReader audio(o.audio, recognizer.config().features.fbank.sample_rate);
   Workspace workspace(o.threads);
-  const AlignedText aligned = recognizer.align(audio, lines_of(o), workspace, {.window_seconds = o.window_seconds});
+  const AlignedText aligned =
+      recognizer.align(audio, lines_of(o), workspace, {.window_seconds = o.transcripts.window_seconds});
   say_what_is_not_written(aligned);
 
   Transcript transcript{"", {}, aligned.seconds};
@@ -54,7 +55,7 @@ void align(const AlignOptions& o) {
   }
   std::copy_if(aligned.words.begin(), aligned.words.end(), std::back_inserter(transcript.words),
                [](const Word& one) { return one.begin.has_value(); });
-  const auto format = from_name<TranscriptFormat>(o.format).value();
+  const auto format = o.transcripts.chosen_format();
   if (format == TranscriptFormat::text)
     for (const AlignedLine& line : aligned.lines)
       print(line.begin ? text(fixed(*line.begin, 3), ' ', fixed(*line.end, 3), ' ', fixed(*line.score, 3), ' ')
@@ -87,20 +88,11 @@ void add_align_command(CLI::App& app) {
   given->add_option("--text", o->text, "the text, one line")->type_name("TEXT");
   given->add_option("--text-file", o->text_file, "a file with the text, a segment a line")->type_name("FILE");
   given->require_option(1);
-  command
-      ->add_option("--window", o->window_seconds,
-                   "seconds of a window; longer recordings are heard in windows that overlap by an eighth")
-      ->capture_default_str()
-      ->check(between(1, 1e6));
-  command
-      ->add_option("--format", o->format,
-                   "text: begin, end, score and text of each line; the others as of laconic transcribe, by words")
-      ->capture_default_str()
-      ->check(CLI::IsMember(names_of<TranscriptFormat>()));
+  o->transcripts.add_to(*command,
+                        "text: begin, end, score and text of each line; the others as of laconic transcribe, by words");
   command->footer(
-      "Times are in seconds; they are those of CTC's tokens. The score of a line is the min over 30 frames in a row "
-      "of\n"
-      "the mean log probability: lines below about -3 are often not what was said.\n\n"
+      "Times are in seconds; they are those of CTC's tokens. The score of a line is the min over 30 frames in a row\n"
+      "of the mean log probability: lines below about -3 are often not what was said.\n\n"
       "Example:\n  laconic align --model runs/mha talk.flac --text-file talk.txt");
   command->callback([=] { align(*o); });
 }

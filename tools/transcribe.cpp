@@ -35,12 +35,13 @@ using namespace laconic;
 using Clock = std::chrono::steady_clock;
 
 struct TranscribeOptions : CommonOptions {
-  std::string model, logits, format = "text", confidence = "max-probability";
+  std::string model, logits, confidence = "max-probability";
   std::vector<std::string> files;
   StreamOptions stream;
   DecodingOptions decoding;
   bool endpoint = false;
-  double max_seconds = 600, window_seconds = TranscriptionConfig{}.window_seconds;
+  TranscriptOptions transcripts;
+  double max_seconds = 600;
 };
 
 /// Collects the logits (frames, tokens) of every file, and writes them as safetensors under the files' paths.
@@ -69,9 +70,9 @@ struct Heard {
 
 /// Throws for formats in which several recordings would be mixed.
 void require_told_apart(const TranscribeOptions& o) {
-  require(o.files.size() == 1 || (o.format != "srt" && o.format != "vtt"), "transcribe: --format ", o.format,
-          " holds one recording, ", o.files.size(), " given");
-  if (o.format != "ctm") return;
+  require(o.files.size() == 1 || (o.transcripts.format != "srt" && o.transcripts.format != "vtt"),
+          "transcribe: --format ", o.transcripts.format, " holds one recording, ", o.files.size(), " given");
+  if (o.transcripts.format != "ctm") return;
   std::set<std::string> stems;
   for (const std::string& file : o.files)
     require(stems.insert(std::filesystem::path(file).stem().string()).second, "transcribe: ", file,
@@ -94,7 +95,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
     require(twice == names.end(), "transcribe: ", twice == names.end() ? "" : *twice,
             " given twice, but --logits names each file's logits by its path");
   }
-  const auto format = from_name<TranscriptFormat>(o.format).value();
+  const auto format = o.transcripts.chosen_format();
   const int rate = recognizer.config().features.fbank.sample_rate;
   const bool deal = o.threads > 1 && o.files.size() >= static_cast<std::size_t>(2 * o.threads);
   std::vector<std::unique_ptr<Workspace>> workspaces(deal ? static_cast<std::size_t>(o.threads) : 1);
@@ -256,7 +257,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   SpeechStream stream =
       recognizer.stream(o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads), how);
   const FeatureStreams& streams = stream.streams();
-  const auto format = from_name<TranscriptFormat>(o.format).value();
+  const auto format = o.transcripts.chosen_format();
   const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
   TextLine line;
   std::size_t printed = 0;  // words of CTM
@@ -321,7 +322,7 @@ void transcribe(const TranscribeOptions& o) {
   require_told_apart(o);
   Recognizer recognizer = Recognizer::load(o.model);
   recognizer.prepare(o.threads);
-  const TranscriptionConfig how{.window_seconds = o.window_seconds,
+  const TranscriptionConfig how{.window_seconds = o.transcripts.window_seconds,
                                 .confidence = from_name<ConfidenceMeasure>(o.confidence).value(),
                                 .beam = o.decoding.chosen(recognizer.vocabulary())};
   if (!o.stream.streaming) {
@@ -334,7 +335,7 @@ void transcribe(const TranscribeOptions& o) {
       result.push_back(stream_file(o, recognizer, how, file));
       parts += result.back().contains("is_whole") ? 1U : 0U;
     } catch (const Error& error) {
-      if (o.format == "text") print("\n");  // the line that was begun
+      if (o.transcripts.format == "text") print("\n");  // the line that was begun
       if (o.files.size() == 1) throw;
       say("laconic: ", error.what());
       result.push_back({{"audio_filepath", file}, {"error", error.what()}});
@@ -362,17 +363,8 @@ void add_transcribe_command(CLI::App& app) {
       command
           ->add_option("--logits", o->logits, "write the logits (frames, tokens) of each file to this safetensors file")
           ->type_name("FILE");
-  CLI::Option* window =
-      command
-          ->add_option("--window", o->window_seconds,
-                       "seconds of a window; longer recordings are heard in windows that overlap by an eighth")
-          ->capture_default_str()
-          ->check(between(1, 1e6));
-  command
-      ->add_option("--format", o->format,
-                   "text; json: an object a file, with words; srt, vtt: subtitles; ctm: a word a line, with times")
-      ->capture_default_str()
-      ->check(CLI::IsMember(names_of<TranscriptFormat>()));
+  CLI::Option* window = o->transcripts.add_to(
+      *command, "text; json: an object a file, with words; srt, vtt: subtitles; ctm: a word a line, with times");
   command->add_option("--confidence", o->confidence, "what a word's confidence is")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));

@@ -91,8 +91,8 @@ LACONIC_API laconic_status laconic_transcript_word(const laconic_transcript* tra
  * frames, or more of them than these, hears at most `max_seconds`. */
 LACONIC_API laconic_status laconic_stream_open(const laconic_recognizer* recognizer, double max_seconds,
                                                laconic_stream** out);
-/** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. A push that fails ends
- * the stream. */
+/** Takes `count` samples in [-1, 1], one channel, at the model's rate: blocks may have any length. A push that fails
+ * ends the stream. */
 LACONIC_API laconic_status laconic_stream_push(laconic_stream* stream, const float* samples, size_t count);
 /** Ends the utterance: what is left becomes final. Later pushes fail. */
 LACONIC_API laconic_status laconic_stream_finish(laconic_stream* stream);

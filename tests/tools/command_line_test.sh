@@ -181,6 +181,7 @@ for line in 'laconic: slow.wav: ' 'laconic: missing.wav: ' 'laconic: 2 of 4 file
 refused missing.wav -- transcribe --model run missing.wav --json new.json
 # Words with times, in each format.
 ok transcribe --model run "${files[@]}" --format ctm
+[ -s out ] || fail "no words in CTM"
 awk 'NF != 6 || $2 != 1 || $3 < 0 || $4 <= 0 || $6 < 0 || $6 > 1 { exit 1 }' out || fail "no CTM"
 ok transcribe --model run "${files[@]}" --format json --confidence entropy
 [ "$(grep -c '"words":\[' out)" -eq 10 ] || fail "not ten objects"
@@ -327,8 +328,9 @@ grep -q '"text"' live.json || fail "Ctrl-C loses the JSON"
 # The C interface, by programs in C: the same texts from several threads, and words.
 "$c_streams" live 6 3 0 all.wav >out 2>err || fail "c_streams"
 [ "$(sort -u out)" = "$(cat heard)" ] || fail "the C interface hears otherwise"
-"$c_transcribe" run recordings/3_tone_0.wav >out 2>err || fail "c_transcribe"
-ok transcribe --model run recordings/3_tone_0.wav
+"$c_transcribe" live all.wav >words 2>err || fail "c_transcribe"
+ok transcribe --model live all.wav
+[ "all.wav: $(cut -d ' ' -f 4 words | paste -s -d ' ')" = "$(cat out)" ] || fail "the C interface has other words"
 "$c_transcribe" run missing.wav >out 2>err && fail "c_transcribe hears what is not there"
 says err missing.wav
 printf 'no sound' >words.raw

@@ -78,7 +78,3 @@ FinishOnInterrupt::~FinishOnInterrupt() {
   ::close(ends_[0]);
   ::close(ends_[1]);
 }
-bool FinishOnInterrupt::requested() const {
-  const std::lock_guard lock(finishing().mutex);
-  return finishing().requested;
-}

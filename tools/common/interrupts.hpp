@@ -9,8 +9,8 @@
 /// process to ignore (nohup, a shell's background) stay ignored.
 void watch_interrupts();
 
-/// While one lives, the first SIGINT or SIGTERM does not end the process: the work sees `requested()` and finishes what
-/// it has begun. The second one ends the process as ever. One at a time.
+/// While one lives, the first SIGINT or SIGTERM does not end the process: the work sees `descriptor()` and
+/// finishes what it has begun. The second one ends the process as ever. One at a time.
 class FinishOnInterrupt {
  public:
   FinishOnInterrupt();
@@ -18,8 +18,6 @@ class FinishOnInterrupt {
   FinishOnInterrupt& operator=(const FinishOnInterrupt&) = delete;
   ~FinishOnInterrupt();
 
-  /// Says whether the process was told to end.
-  bool requested() const;
   /// Returns a descriptor that can be read once the process was told to end. A thread that waits for input polls it,
   /// too, for signals interrupt no read.
   int descriptor() const { return ends_[0]; }

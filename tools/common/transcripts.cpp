@@ -5,6 +5,17 @@
 
 using namespace laconic;
 
+CLI::Option* TranscriptOptions::add_to(CLI::App& command, const std::string& formats) {
+  command.add_option("--format", format, formats)
+      ->capture_default_str()
+      ->check(CLI::IsMember(names_of<TranscriptFormat>()));
+  return command
+      .add_option("--window", window_seconds,
+                  "seconds of a window; longer recordings are heard in windows that overlap by an eighth")
+      ->capture_default_str()
+      ->check(between(1, 1e6));
+}
+
 nlohmann::json to_json(const std::vector<Word>& words) {
   nlohmann::json out = nlohmann::json::array();
   for (const Word& one : words) {

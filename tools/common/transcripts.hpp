@@ -20,6 +20,16 @@ constexpr auto enum_names(TranscriptFormat) {
       {{text, "text"}, {json, "json"}, {srt, "srt"}, {vtt, "vtt"}, {ctm, "ctm"}});
 }
 
+/// The options of commands that print transcripts of recordings.
+struct TranscriptOptions {
+  std::string format = "text";
+  double window_seconds = laconic::TranscriptionConfig{}.window_seconds;
+
+  /// Adds the options and returns that of windows. `formats` says what the formats are.
+  CLI::Option* add_to(CLI::App& command, const std::string& formats);
+  TranscriptFormat chosen_format() const { return laconic::from_name<TranscriptFormat>(format).value(); }
+};
+
 /// Returns words with times for JSON.
 nlohmann::json to_json(const std::vector<laconic::Word>& words);
 

@@ -3,6 +3,7 @@
 
 #include <laconic/core/matrix.hpp>
 #include <laconic/decode/confidence.hpp>
+#include <laconic/decode/greedy_ctc.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -51,21 +52,21 @@ class CtcTokens {
                      std::span<const int> labels = {})
       : blank_(blank), measure_(measure), labels_(labels) {}
 
-  /// Takes logits (frames, classes), normalised or not, and appends the tokens that have ended. Throws `Error` for a
-  /// frame that holds NaN. Allocates only in `out`.
-  void operator()(MatrixView<const float> logits, std::vector<CtcToken>& out) {
+  /// Takes logits (frames, classes), normalised or not, and appends the tokens that have ended, and to `begun`, unless
+  /// it is null, the classes of those that have begun. Throws `Error` for a frame that holds NaN. Allocates only in
+  /// `out` and `begun`.
+  void operator()(MatrixView<const float> logits, std::vector<CtcToken>& out, std::vector<int>* begun = nullptr) {
     require(blank_ >= 0 && blank_ < logits.cols(), "ctc: blank ", blank_, " given for ", logits.cols(), " classes");
     for (Index t = 0; t < logits.rows(); ++t, ++frame_) {
-      Index best = 0;
-      for (Index c = 0; c < logits.cols(); ++c) {
-        require(!std::isnan(logits(t, c)), "ctc: frame ", frame_, ", class ", c, " is NaN");
-        if (logits(t, c) > logits(t, best)) best = c;
-      }
+      const Index best = detail::likeliest_class(logits, t, "ctc", frame_);
       const int label = labels_.empty() ? static_cast<int>(best) : labels_[static_cast<std::size_t>(best)];
       if (open_ && open_->token != label) finish(out);
       silent_ = label == blank_ ? silent_ + 1 : 0;
       if (label == blank_) continue;
-      if (!open_) open_ = CtcToken{label, frame_, frame_, 0};
+      if (!open_) {
+        open_ = CtcToken{label, frame_, frame_, 0};
+        if (begun != nullptr) begun->push_back(label);
+      }
       open_->confidence += detail::frame_confidence(logits.row(t), best, measure_);
       open_->end = frame_ + 1;
     }

@@ -11,6 +11,22 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
+namespace detail {
+
+/// Returns the likeliest class in row t of logits (frames, classes), the first of equal ones. Throws `Error`, which
+/// begins with `who` and names the frame, if the row holds NaN.
+template <class Logits>
+Index likeliest_class(const Logits& logits, Index t, const char* who, Index frame) {
+  Index best = 0;
+  for (Index c = 0; c < logits.cols(); ++c) {
+    require(!std::isnan(logits(t, c)), who, ": frame ", frame, ", class ", c, " is NaN");
+    if (logits(t, c) > logits(t, best)) best = c;
+  }
+  return best;
+}
+
+}  // namespace detail
+
 /// Decodes CTC greedily (best path) while frames come: takes the likeliest class of each frame, collapses runs of one
 /// class and drops blanks (Graves et al. 2006, section 3.2). The first of equal logits wins. Throws `Error` if a frame
 /// holds NaN, because such a frame must not read as silence.
@@ -39,11 +55,7 @@ class GreedyCtc {
     require(blank_ >= 0 && blank_ < logits.cols(), "greedy_ctc: blank ", blank_, " given for ", logits.cols(),
             " classes");
     for (Index t = 0; t < logits.rows(); ++t) {
-      Index best = 0;
-      for (Index c = 0; c < logits.cols(); ++c) {
-        require(!std::isnan(logits(t, c)), "greedy_ctc: frame ", t, ", class ", c, " is NaN");
-        if (logits(t, c) > logits(t, best)) best = c;
-      }
+      const Index best = detail::likeliest_class(logits, t, "greedy_ctc", t);
       (*this)(std::span<const Index>(&best, 1), labels);
     }
   }

@@ -108,10 +108,11 @@ class WordDecoder {
   /// Takes the samples that follow, in [-1, 1], before the logits of their frames. Allocates.
   void hear(std::span<const float> samples) { times_.hear(samples); }
   /// Takes the logits (frames, classes) that follow, and appends the words that are final: each whose successor has
-  /// begun. Throws `Error` for a frame that holds NaN. Allocates.
-  void operator()(MatrixView<const float> logits, std::vector<Word>& words) {
+  /// begun; and to `begun`, unless it is null, the tokens that have begun. Throws `Error` for a frame that holds NaN.
+  /// Allocates.
+  void operator()(MatrixView<const float> logits, std::vector<Word>& words, std::vector<int>* begun = nullptr) {
     found_.clear();
-    tokens_(logits, found_);
+    tokens_(logits, found_, begun);
     take_tokens(words);
   }
   /// Ends the utterance and appends the last word.

@@ -105,8 +105,8 @@ inline WordErrors count_edits(std::span<const TextEdit> edits) {
 
 /// Returns the fewest edits that turn the words of a reference into those of a hypothesis, both split at white space,
 /// with the words that both have among them. Words are compared byte by byte: case and spelling are up to the caller.
-/// Of alignments of equal cost, one that prefers substitutions is returned, so only the number of all errors is
-/// comparable with other programs. Time and memory grow with (reference words) x (hypothesis words). Allocates.
+/// Prefers substitutions among alignments of equal cost, so only the number of all errors is comparable with other
+/// programs. Time and memory grow with (reference words) x (hypothesis words). Allocates.
 inline std::vector<TextEdit> word_edits(std::string_view reference, std::string_view hypothesis) {
   return detail::edits(detail::split_words(reference), detail::split_words(hypothesis));
 }

@@ -115,9 +115,8 @@ struct SpeechStream::Parts {
   std::array<Index, 1> stream;                ///< the one open stream
   WordDecoder decoder;                        ///< logits to words
   std::optional<detail::BeamDecoder> beam{};  ///< decides the words in place of the decoder, if it is set
-  GreedyCtc greedy;                           ///< logits to tokens, with the last token as its state
   DecodedText text{};                         ///< the text of all final frames
-  std::vector<int> tokens{};                  ///< tokens of the frames that became final last
+  std::vector<int> tokens{};                  ///< tokens that have begun in the frames that became final last
   std::vector<Word> words{};                  ///< words that are final
   std::size_t begin = 0;                      ///< position in the text at which the utterance begins
   Index begin_frame = 0;                      ///< frame in which it begins
@@ -130,7 +129,6 @@ struct SpeechStream::Parts {
         vocabulary(recognizer.vocabulary()),
         stream{streams.open()},
         decoder(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, how.confidence),
-        greedy(vocabulary.blank(), vocabulary.labels()),
         frame_seconds(recognizer.frame_times().shift) {
     if (how.beam != nullptr)
       beam.emplace(vocabulary, recognizer.frame_times(), recognizer.config().features.fbank.sample_rate, *how.beam);
@@ -148,9 +146,8 @@ struct SpeechStream::Parts {
       return logits.rows.rows();
     }
     tokens.clear();
-    greedy(view(logits.rows), tokens);
+    decoder(view(logits.rows), words, &tokens);
     vocabulary.decode(tokens, text);
-    decoder(view(logits.rows), words);
     if (ends) decoder.finish(words);
     return logits.rows.rows();
   }

@@ -1,0 +1,290 @@
+// laconic: attention for speech models. SPDX-License-Identifier: MIT
+// Audio as it comes from killed recorders, pipes and damaged disks.
+#include <laconic/speech/audio.hpp>
+
+#include "catch.hpp"
+#include "sound_files.hpp"
+#include "temporary_folder.hpp"
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+using namespace laconic;
+namespace fs = std::filesystem;
+
+TEST_CASE("damaged bytes give samples or an Error, never anything else", "[audio]") {
+  TemporaryFolder folder;
+  const struct {
+    const char* name;
+    int format;
+  } files[] = {
+      {"a.wav", wav16}, {"a.flac", SF_FORMAT_FLAC | SF_FORMAT_PCM_16}, {"a.opus", SF_FORMAT_OGG | SF_FORMAT_OPUS}};
+  std::uint32_t state = 1;
+  const auto random = [&](std::size_t n) { return (state = state * 1664525 + 1013904223) / 65536 % n; };
+  int errors = 0;
+  for (const auto& f : files) {
+    const fs::path path = folder / f.name;
+    put(path, f.format, 1, 16000, tone(440, 16000, 0.2));
+    const std::string whole = bytes_of(path);
+    for (int round = 0; round < 300; ++round) {
+      std::string damaged = whole;
+      // Mostly in the header, where sizes, rates and numbers of channels are.
+      const std::size_t range = round % 4 == 0 ? whole.size() : std::min<std::size_t>(whole.size(), 60);
+      for (int k = 0; k < 1 + round % 3; ++k) damaged[random(range)] = static_cast<char>(random(256));
+      if (round % 5 == 0) damaged.resize(random(damaged.size()));
+      std::ofstream(path, std::ios::binary) << damaged;  // not write_file: its fsync would make this slow
+      try {
+        const Audio audio = read_audio(path);
+        CHECK(!audio.samples.empty());
+        CHECK(audio.samples.size() < 1 << 22);
+        CHECK(std::ranges::all_of(audio.samples, [](float x) { return std::isfinite(x); }));
+      } catch (const Error& e) {
+        CHECK(contains(e.what(), path.string()));
+        ++errors;
+      }
+    }
+  }
+  CHECK(errors > 100);
+}
+
+namespace {
+
+/// The pages of an Ogg file.
+std::vector<std::string> pages_of(const std::string& ogg) {
+  std::vector<std::string> out;
+  for (std::size_t at = 0; at < ogg.size();) {
+    const auto count = static_cast<unsigned char>(ogg.at(at + 26));
+    std::size_t size = 27 + std::size_t{count};
+    for (std::size_t i = 0; i < count; ++i) size += static_cast<unsigned char>(ogg.at(at + 27 + i));
+    out.push_back(ogg.substr(at, size));
+    at += size;
+  }
+  return out;
+}
+std::string joined(const std::vector<std::string>& parts) {
+  std::string out;
+  for (const std::string& part : parts) out += part;
+  return out;
+}
+/// Holds what is heard of a file, and what its reader says afterwards.
+struct Heard {
+  explicit Heard(const fs::path& path) {
+    AudioReader reader(path);
+    std::vector<float> block(10000);
+    std::size_t count = block.size();
+    while (count == block.size()) {
+      count = reader.read(block);
+      seconds += static_cast<double>(count) / reader.sample_rate();
+    }
+    note = reader.note();
+    whole = reader.is_whole();
+    missing = reader.missing_seconds();
+    CHECK(read_audio(path).is_whole == whole);
+  }
+  double seconds = 0, missing = 0;
+  std::string note;
+  bool whole = true;
+};
+std::string chunk(const std::string& name, const std::string& bytes, std::int64_t size = -1) {
+  return name + detail::wav_size(size < 0 ? static_cast<std::int64_t>(bytes.size()) : size) + bytes +
+         std::string(bytes.size() % 2, '\0');
+}
+std::string riff(const std::string& chunks) {
+  return "RIFF" + detail::wav_size(4 + static_cast<std::int64_t>(chunks.size())) + "WAVE" + chunks;
+}
+
+}  // namespace
+
+TEST_CASE("of a damaged Ogg file what is there is heard, and what is not is said", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.ogg";
+  for (const int codec : {SF_FORMAT_OPUS, SF_FORMAT_VORBIS}) {
+    INFO((codec == SF_FORMAT_OPUS ? "Opus" : "Vorbis"));
+    std::vector<float> noise = tone(440, 16000, 6);
+    std::uint32_t state = 1;
+    for (float& x : noise) x += static_cast<float>((state = state * 1664525 + 1013904223) >> 16) / 262144;
+    put(path, SF_FORMAT_OGG | codec, 1, 16000, noise);
+    const std::string whole = bytes_of(path);
+    const Heard all(path);
+    CHECK(all.whole);
+    CHECK(all.note.empty());
+    CHECK(all.seconds == Approx(6).margin(0.01));
+    const std::vector<std::string> pages = pages_of(whole);
+    REQUIRE(pages.size() >= 6);
+
+    std::vector<std::string> lost = pages;  // a page that never came
+    lost.erase(lost.end() - 3);
+    write_file(path, joined(lost));
+    const Heard without(path);
+    CHECK_FALSE(without.whole);
+    CHECK(without.missing > 0.1);
+    CHECK(without.missing + without.seconds == Approx(6).margin(0.1));
+    CHECK(contains(without.note, path.string() + ": pages are missing or damaged; "));
+    CHECK(contains(without.note, " s are missing"));
+
+    std::string damaged = whole;  // one byte of a page, which libogg then drops
+    damaged[whole.size() - pages.back().size() - pages[pages.size() - 2].size() - 100] ^= 1;
+    write_file(path, damaged);
+    const Heard dropped(path);
+    CHECK_FALSE(dropped.whole);
+    CHECK(dropped.missing + dropped.seconds == Approx(6).margin(0.1));
+    CHECK(contains(dropped.note, "pages are missing or damaged"));
+
+    for (const std::size_t cut :
+         {whole.size() - 1, whole.size() - pages.back().size()}) {  // within a page, and between
+      write_file(path, whole.substr(0, cut));
+      const Heard part(path);
+      CHECK_FALSE(part.whole);
+      CHECK(part.seconds > 3);
+      CHECK(contains(part.note, "ends before the mark of its end"));
+    }
+
+    put(folder / "b.ogg", SF_FORMAT_OGG | codec, 1, 16000, tone(300, 16000, 2));
+    const std::string second = bytes_of(folder / "b.ogg");
+    write_file(path, whole + second + whole);
+    const Heard chain(path);
+    CHECK(chain.whole);
+    CHECK(chain.seconds == Approx(14).margin(0.03));
+    CHECK(chain.note == path.string() + ": 3 streams are heard one after the other");
+    CHECK(AudioReader(path).duration() == Approx(14).margin(0.03));
+    write_file(path, whole + second.substr(0, second.size() / 2));
+    CHECK_FALSE(Heard(path).whole);
+    put(folder / "b.ogg", SF_FORMAT_OGG | codec, 1, 24000, tone(300, 24000, 1));
+    write_file(path, whole + bytes_of(folder / "b.ogg"));
+    CHECK(error_of(path) == path.string() + ": stream 2 of 2 has 24000 Hz, 16000 expected, as the first");
+  }
+}
+
+TEST_CASE("WAV files that recorders have left unfinished", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.wav";
+  const std::string name = path.string();
+  write_wav(path, {tone(440, 16000, 1), 16000});
+  const std::vector<float> all = read_audio(path).samples;
+  const std::string bytes = bytes_of(path), format = bytes.substr(20, 16), pcm = bytes.substr(44);
+  const auto written = [&](const std::string& content) {
+    write_file(path, content);
+    return Heard(path);
+  };
+
+  Heard heard = written(riff(chunk("fmt ", format) + chunk("data", pcm, 0)));
+  CHECK(heard.note == name + ": the header says 0 bytes of samples; all 32000 that follow are heard");
+  CHECK(heard.whole);
+  CHECK(read_audio(path).samples == all);
+  CHECK(AudioReader(path).duration() == 1);
+  heard = written("RIFF" + std::string(4, '\0') + "WAVE" + chunk("fmt ", format) + chunk("data", pcm, 0));
+  CHECK(read_audio(path).samples == all);
+
+  heard = written(riff(chunk("fmt ", format) + chunk("data", pcm.substr(0, 10000)) + chunk("LIST", "abc") +
+                       chunk("data", pcm.substr(10000))));
+  CHECK(heard.note == name + ": 2 parts of samples are heard one after the other");
+  CHECK(read_audio(path).samples == all);
+
+  write_file(path, riff(chunk("fmt ", format) + chunk("data", "") + chunk("LIST", "information")));
+  CHECK(error_of(path) == name + ": holds no samples");
+  std::string zero = format;
+  zero.replace(4, 4, 4, '\0');
+  write_file(path, riff(chunk("fmt ", zero) + chunk("data", pcm)));
+  CHECK(error_of(path) == name + ": its header says 1 channels at 0 Hz, at least 1 of each expected");
+  zero = format;
+  zero.replace(2, 2, 2, '\0');
+  write_file(path, riff(chunk("fmt ", zero) + chunk("data", pcm)));
+  CHECK(error_of(path) == name + ": its header says 0 channels at 16000 Hz, at least 1 of each expected");
+
+  // A recorder that had last written a size long ago; and zeros that fill a sector, which are nothing.
+  heard = written(riff(chunk("fmt ", format) + chunk("data", pcm.substr(0, 8000), 8000) + pcm.substr(9000)));
+  CHECK_FALSE(heard.whole);
+  CHECK(heard.seconds == 0.25);
+  CHECK(contains(heard.note, "follow 23000 bytes that are not heard (0.72 s if they are samples)"));
+  heard = written(riff(chunk("fmt ", format) + chunk("data", pcm)) + std::string(5000, '\0'));
+  CHECK(heard.whole);
+  CHECK(heard.note.empty());
+}
+
+TEST_CASE("files of plain samples that were cut off, or never finished", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a";
+  const std::string name = path.string();
+  const auto pcm16 = [](int kind) { return kind | SF_FORMAT_PCM_16; };
+  for (const int kind : {SF_FORMAT_AU, SF_FORMAT_AIFF, SF_FORMAT_RF64, SF_FORMAT_W64}) {
+    INFO(std::hex << kind);
+    put(path, pcm16(kind), 1, 16000, tone(440, 16000, 1));
+    const std::string whole = bytes_of(path);
+    CHECK(Heard(path).seconds == 1);
+    CHECK(Heard(path).note.empty());
+    write_file(path, whole.substr(0, whole.size() / 2));
+    CHECK(error_of(path).starts_with(name + ": cut short: the header says 32"));
+    for (const std::size_t size : {9U, 30U, 50U}) {
+      write_file(path, whole.substr(0, size));
+      CHECK(error_of(path).starts_with(name + ": "));
+    }
+  }
+  put(path, pcm16(SF_FORMAT_AU), 1, 16000, tone(440, 16000, 1));
+  const std::string au = bytes_of(path);
+  std::string changed = au;
+  changed.replace(8, 4, 4, '\0');
+  write_file(path, changed);
+  CHECK(Heard(path).seconds == 1);
+  CHECK(Heard(path).note == name + ": the header says 0 bytes of samples; all 32000 that follow are heard");
+  changed = au;
+  changed.replace(16, 4, 4, '\0');
+  write_file(path, changed);
+  CHECK(error_of(path) == name + ": its header says 1 channels at 0 Hz, at least 1 of each expected");
+  put(path, pcm16(SF_FORMAT_AIFF), 1, 16000, tone(440, 16000, 1));
+  changed = bytes_of(path);
+  changed.replace(changed.find("SSND") + 4, 4, std::string("\0\0\0\x08", 4));
+  write_file(path, changed);
+  CHECK(Heard(path).seconds == 1);
+  CHECK(contains(Heard(path).note, "the header says 0 bytes of samples"));
+}
+
+TEST_CASE("an MP3 file that does not tell its length is heard to its end", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.mp3";
+  SF_INFO info{};
+  info.channels = 1;
+  info.samplerate = 16000;
+  info.format = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III;
+  std::vector<float> sound(4 * 16000);  // silence, then noise: the bit rate of the first frame says nothing of the rest
+  std::uint32_t state = 1;
+  for (std::size_t i = 16000; i < sound.size(); ++i)
+    sound[i] = static_cast<float>((state = state * 1664525 + 1013904223) >> 16) / 131072;
+  {
+    const detail::SoundFile file(sf_open(path.c_str(), SFM_WRITE, &info), sf_close);
+    if (file == nullptr) {
+      WARN("skipped: this libsndfile writes no MP3");
+      return;
+    }
+    int variable = SF_BITRATE_MODE_VARIABLE;
+    sf_command(file.get(), SFC_SET_BITRATE_MODE, &variable, sizeof variable);
+    REQUIRE(sf_write_float(file.get(), sound.data(), 64000) == 64000);
+  }
+  const std::string whole = bytes_of(path);
+  CHECK(Heard(path).seconds == Approx(4).margin(0.01));
+  const auto first = detail::read_mp3_header(whole);
+  REQUIRE(first);
+  const std::string bare = whole.substr(static_cast<std::size_t>(first->size));
+  write_file(path, bare);
+  const Heard heard(path);
+  CHECK(heard.seconds == Approx(4).margin(0.15));  // with what the encoder adds on both sides
+  CHECK(heard.seconds > 4);
+  CHECK(heard.whole);
+  CHECK(heard.note.empty());
+  write_file(path, bare.substr(0, bare.size() / 2));
+  const Heard cut(path);
+  CHECK(cut.seconds > 1);
+  CHECK(cut.note == path.string() + ": it ends within a frame, so that more may be missing");
+  CHECK_FALSE(cut.whole);
+  write_file(path, whole.substr(0, whole.size() / 2));
+  const Heard half(path);  // by its first frame it is known how much there should be
+  CHECK(half.missing > 1);
+  CHECK(half.missing + half.seconds == Approx(4).margin(0.2));
+  write_file(path, whole + whole);
+  CHECK(Heard(path).seconds == Approx(8).margin(0.3));
+  CHECK(contains(Heard(path).note, " are heard"));
+  write_file(path, bare.substr(0, bare.size() / 2) + std::string(3000, 'x') + bare.substr(bare.size() / 2 + 2000));
+  const Heard damaged(path);
+  CHECK_FALSE(damaged.whole);
+  CHECK(contains(damaged.note, " bytes are no frames of MP3"));
+}
