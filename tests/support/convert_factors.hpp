@@ -5,9 +5,12 @@
 
 #include <laconic/convert/activation.hpp>
 
-#include <Eigen/SVD>
+#include <functional>
 
 namespace laconic {
+
+// What is declared without a body is compiled with optimisation, in convert_factors.cpp: Eigen's solvers are a hundred
+// times slower without.
 
 /// Returns k above v.
 inline Matrix<double> below(const Matrix<double>& k, const Matrix<double>& v) {
@@ -16,10 +19,7 @@ inline Matrix<double> below(const Matrix<double>& k, const Matrix<double>& v) {
   return out;
 }
 /// Returns the singular values of a matrix, largest first.
-inline std::vector<double> singular_values(const Matrix<double>& m) {
-  const Eigen::VectorXd s = Eigen::JacobiSVD<Eigen::MatrixXd>(m).singularValues();
-  return {s.begin(), s.end()};
-}
+std::vector<double> singular_values(const Matrix<double>& m);
 /// Returns the sum of squares of the singular values after the first `rank`.
 inline double tail(const Matrix<double>& m, Index rank) {
   const auto s = singular_values(m);
@@ -28,19 +28,9 @@ inline double tail(const Matrix<double>& m, Index rank) {
   return sum;
 }
 /// Returns a random matrix whose singular values are s(0), s(1) ...
-template <class S>
-inline Matrix<double> with_spectrum(Index rows, Index cols, std::uint64_t seed, S&& s) {
-  Matrix<double> diagonal = Matrix<double>::Zero(rows, cols);
-  for (Index i = 0; i < std::min(rows, cols); ++i) diagonal(i, i) = s(static_cast<double>(i));
-  return detail::orthonormal(random_matrix(rows, rows, seed)) * diagonal *
-         detail::orthonormal(random_matrix(cols, cols, seed + 1));
-}
+Matrix<double> with_spectrum(Index rows, Index cols, std::uint64_t seed, const std::function<double(double)>& s);
 /// Returns the positive square root of a Gram matrix.
-inline Matrix<double> root(const Matrix<double>& gram) {
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(gram);
-  return eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() *
-         eigen.eigenvectors().transpose();
-}
+Matrix<double> root(const Matrix<double>& gram);
 /// Returns x^T x / rows.
 inline Matrix<double> second_moment(const Matrix<double>& x) {
   return x.transpose() * x / static_cast<double>(x.rows());
