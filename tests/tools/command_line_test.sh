@@ -315,6 +315,22 @@ for format in ctm json srt; do
   ok transcribe --model live --streaming all.wav --format $format
   [ -s out ] || fail "nothing in format $format"
 done
+# By beam search, streams that are evaluated give the texts of streams that are transcribed, and not the greedy ones.
+beams=(--streaming --beam 20 --hotwords "$(cut -d ' ' -f 1 heard)" --hotword-weight 5)
+ok eval --model live --data corpus/test.jsonl --streams 3 "${beams[@]}" --transcripts streamed.jsonl
+sed -E 's/.*"hypothesis":"([^"]*)".*/\1/' streamed.jsonl >streamed
+mapfile -t files < <(sed -E 's|.*"audio_filepath":"([^"]*)".*|corpus/\1|' corpus/test.jsonl)
+ok transcribe --model live "${beams[@]}" "${files[@]}"
+sed 's/^[^:]*: //' out | cmp - streamed || fail "streams by beam search: eval has other texts than transcribe"
+ok transcribe --model live --streaming "${files[@]}"
+sed 's/^[^:]*: //' out | cmp -s - streamed && fail "hotwords change nothing, so that equal texts say nothing"
+# An endpoint, at the latest after 20 s, decides the words of the utterance, and the next one begins.
+for ((i = 0; i < 40; i++)); do cat all.raw; done >long.raw
+ok transcribe --model live "${beams[@]}" --endpoint --json ends.json - <long.raw
+grep -o '"text":"[^"]*"' ends.json | cut -d '"' -f 4 >said
+cmp <(paste -s -d ' ' out) <(tail -n 1 said) || fail "utterances are not the text"
+cmp out <(head -n -1 said) || fail "lines are not utterances"
+[ "$(wc -l <out)" -ge 2 ] || fail "no endpoint within $(stat -c %s long.raw) bytes"
 refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
 # Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
 rm -f out
