@@ -28,6 +28,7 @@ struct DecodingOptions {
               .add_option("--hotwords", beam.hotwords,
                           "words or phrases that are likelier than others, with commas between them")
               ->delimiter(',')
+              ->allow_extra_args(false)  // files may follow
               ->type_name("TEXT"),
           command.add_option("--hotword-weight", beam.config.hotword_weight, "added for each hotword")
               ->capture_default_str()})

@@ -214,7 +214,7 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
       Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
       portion.whole = recognizer.evaluate(data, workspace, how);
       if (o.stream.streaming)
-        portion.streamed = recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()));
+        portion.streamed = recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()), how);
     }
     found += sum_of_all_processes(portion);
     if (found.done() == corpus.size()) break;
@@ -387,7 +387,6 @@ void add_eval_command(CLI::App& app) {
   command->add_flag("--by-word", o->by_word, "print the words that are most often missing, too many, or others");
   o->decoding.add_to(*command);
   o->stream.add_to(*command, "evaluate speech that comes block by block to many streams at once");
-  command->get_option("--beam")->excludes("--streaming");
   command->add_option("--streams", o->streams, "number of streams at once")
       ->capture_default_str()
       ->check(whole_number(1));

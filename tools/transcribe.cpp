@@ -279,7 +279,10 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     if (format == TranscriptFormat::text) line.show(stream.text());
     if (o.endpoint && stream.is_endpoint()) {
       if (const std::string said = stream.next_utterance(); !said.empty()) {
-        if (format == TranscriptFormat::text) line.end();
+        if (format == TranscriptFormat::text) {
+          line.show(stream.text());  // what a beam search has only now decided
+          line.end();
+        }
         utterances.push_back({{"text", said}, {"end", seconds}});
       }
     }
@@ -374,8 +377,7 @@ void add_transcribe_command(CLI::App& app) {
   command
       ->add_flag("--endpoint", o->endpoint,
                  "begin a new line where an utterance ends: after 1.2 s of silence (2.4 s before any word), or 20 s")
-      ->needs("--streaming")
-      ->excludes("--beam");
+      ->needs("--streaming");
   logits->excludes("--streaming");
   window->excludes("--streaming");
   command->get_option("--n-best")->excludes("--streaming");

@@ -337,6 +337,9 @@ TEST_CASE("blocks give what the whole gives", "[decode][beams]") {
       CHECK(parts[i].text == whole[i].text);
       CHECK(parts[i].score == whole[i].score);
       CHECK(parts[i].words == whole[i].words);
+      std::string joined;
+      for (const CtcWord& word : parts[i].words) joined += (joined.empty() ? "" : " ") + word.text;
+      CHECK(parts[i].text == joined);
       REQUIRE(parts[i].words.size() >= stable.size());
       CHECK(std::equal(stable.begin(), stable.end(), parts[i].words.begin()));
     }
@@ -437,6 +440,19 @@ TEST_CASE("hotwords and n-best", "[decode][beams]") {
   CHECK(texts({"ab"}, -1)[0].text == "aa");
 
   CtcBeamSearch silence(letters);
+  CHECK((silence.silent_frames() == 0 && !silence.has_words()));
+  silence.push(logits);
+  CHECK((silence.silent_frames() == 0 && silence.has_words()));
+  silence.push(peaky(letters, "a", 1, 0.1F));  // one frame of it is the letter, the blanks around it are not
+  Matrix<float> blanks = Matrix<float>::Zero(3, 4);
+  blanks.col(0).setConstant(9);
+  silence.push(blanks);
+  CHECK((silence.silent_frames() >= 3 && silence.has_words()));
+  silence.reset();
+  CHECK((silence.silent_frames() == 0 && !silence.has_words()));
+  silence.push(blanks);
+  CHECK((silence.silent_frames() == 3 && !silence.has_words()));
+  silence.reset();
   const auto nothing = silence.finish();
   REQUIRE(nothing.size() == 1);
   CHECK(nothing[0].text.empty());

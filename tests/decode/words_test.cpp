@@ -153,6 +153,21 @@ TEST_CASE("words begin and end where speech does, and in blocks as at once", "[d
   }
 }
 
+TEST_CASE("the first word of the next utterance begins after the silence", "[decode]") {
+  const auto samples = sound(loud_in(200, {{20, 60}, {140, 180}}));
+  WordTimes times(1000);
+  times.hear(std::span(samples).first(1100));
+  Word one{"one", 0.40, 0.44, {}}, two{"two", 1.52, 1.56, {}};
+  times.correct(one, 1.08);
+  times.end_utterance();  // after 0.5 s of silence, more of which is to come
+  times.hear(std::span(samples).subspan(1100));
+  times.correct(two, std::nullopt);
+  CHECK_THAT(*one.begin, WithinAbs(0.2, 0.011));
+  CHECK_THAT(*one.end, WithinAbs(0.6, 0.011));
+  CHECK_THAT(*two.begin, WithinAbs(1.4, 0.011));
+  CHECK_THAT(*two.end, WithinAbs(1.8, 0.011));
+}
+
 TEST_CASE("an alignment is the likeliest path of all, in blocks as at once", "[decode]") {
   const Index frames = 7, classes = 4;
   Random random(Seed(5), "align");

@@ -1,4 +1,5 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
+#include <laconic/decode/ctc_beam_search.hpp>
 #include <laconic/recognition/beam_decoding.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/encoder_costs.hpp>
@@ -134,7 +135,6 @@ TEST_CASE("a long recording is heard in windows, and by a beam search", "[recogn
   stream.push(std::span(samples).first(16000));
   stream.finish();
   CHECK(stream.text() == found.text);
-  CHECK(message_of([&] { stream.is_endpoint(); }).starts_with("endpoints: a stream with a beam search given"));
 
   const TemporaryFolder folder;
   write_wav(folder / "chirp.wav", {chirp(16000), 8000});
@@ -146,6 +146,59 @@ TEST_CASE("a long recording is heard in windows, and by a beam search", "[recogn
   CHECK(*aligned.words[3].begin >= *aligned.words[1].end);
   CHECK((aligned.lines[1].begin == aligned.words[3].begin && aligned.lines[1].words.size() == 2));
   CHECK(*aligned.lines[0].score < 0);
+}
+
+TEST_CASE("an endpoint ends one beam search and begins another one", "[recognizer]") {
+  const Recognizer recognizer = small();
+  const std::vector<float> samples = chirp(8000 * 8);
+  const auto beam = std::make_shared<BeamDecoding>();
+  beam->hotwords = {"three"};  // of each utterance
+  Matrix<float> logits;
+  const auto keep = [&](MatrixView<const float> rows) {
+    logits.conservativeResize(logits.rows() + rows.rows(), rows.cols());
+    logits.bottomRows(rows.rows()) = rows;
+  };
+  Workspace workspace(1);
+  recognizer.transcribe(samples, 8000, workspace, {.logits = keep});
+
+  SpeechStream stream = recognizer.stream({.threads = 1}, {.beam = beam});
+  CtcBeamSearch search(CtcClasses::of(recognizer.vocabulary()), beam->config, nullptr, beam->hotwords);
+  const EndpointRules rules{.silence_before_words = 9, .silence_after_words = 9, .longest = 2};
+  const double frame = recognizer.frame_times().shift;
+  std::string all;
+  Index begin = 0, frames = 0;
+  std::vector<std::string> utterances;
+  const auto end_utterance = [&] {
+    search.push(logits.middleRows(begin, frames - begin));
+    const std::string expected = search.finish().front().text;
+    const std::string said = stream.next_utterance();
+    CHECK(said == expected);
+    if (!said.empty()) all += (all.empty() ? "" : " ") + said;
+    CHECK(stream.text() == all);
+    utterances.push_back(said);
+    begin = frames;
+  };
+  for (std::size_t at = 0; at < samples.size(); at += 800) {
+    frames += stream.push(std::span(samples).subspan(at, 800));
+    CHECK(stream.text().starts_with(all));
+    CHECK(stream.is_endpoint(rules) == (static_cast<double>(frames - begin) * frame >= rules.longest));
+    if (stream.is_endpoint(rules)) end_utterance();
+  }
+  frames += stream.finish();
+  CHECK(frames == logits.rows());
+  end_utterance();
+  CHECK(stream.next_utterance().empty());
+  CHECK(utterances.size() == 4);
+  CHECK(all.find("three") != std::string::npos);
+  double before = 0;
+  std::string joined;
+  for (const Word& word : stream.words()) {
+    joined += (joined.empty() ? "" : " ") + word.text;
+    CHECK((*word.begin >= before && *word.end > *word.begin));
+    before = *word.end;
+    if (word.confidence) CHECK((*word.confidence > 0 && *word.confidence <= 1 + 1e-9));
+  }
+  CHECK(joined == all);
 }
 
 TEST_CASE("a conversion leaves its source alone and says what it cost", "[recognizer]") {

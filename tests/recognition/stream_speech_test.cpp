@@ -2,6 +2,7 @@
 // Speech that comes in pieces: features, decoding and evaluation are those of the whole; and training with chunks of
 // many sizes.
 #include <laconic/attention/any.hpp>
+#include <laconic/decode/ctc_beam_search.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
@@ -54,6 +55,20 @@ TrainConfig dynamic_config() {
 
 const auto silent = [](const TrainProgress&) {};
 
+/// Decodes one utterance by a beam search that prefers one of the words.
+class Beams final : public LogitsDecoder {
+ public:
+  explicit Beams(const Vocabulary& vocabulary)
+      : search_(CtcClasses::of(vocabulary),
+                {.beam_width = 20, .beam_prune_logp = -40, .token_min_logp = -20, .hotword_weight = 8}, nullptr,
+                {words[1]}) {}
+  void push(MatrixView<const float> logits) override { search_.push(logits); }
+  std::string finish() override { return search_.finish().front().text; }
+
+ private:
+  CtcBeamSearch search_;
+};
+
 template <class Model>
 void check_evaluation() {
   const Vocabulary vocabulary = Vocabulary::words(words);
@@ -68,6 +83,9 @@ void check_evaluation() {
   const Evaluation whole = evaluate(model, cpu, data, vocabulary);
   std::set<std::string> different(whole.hypotheses.begin(), whole.hypotheses.end());
   REQUIRE(different.size() > 8);  // there is something to compare
+  const auto beams = [&] { return std::make_unique<Beams>(vocabulary); };
+  const Evaluation by_beams = evaluate(model, cpu, data, vocabulary, evaluation_frames, {}, beams);
+  REQUIRE(by_beams.hypotheses != whole.hypotheses);  // hotwords make others likelier
   for (const Index capacity : {1, 5, 40})
     for (const Index block : {1, 7, 1000}) {
       INFO(capacity << " streams, blocks of " << block);
@@ -75,6 +93,10 @@ void check_evaluation() {
           evaluate_streamed(model, data, vocabulary, {.capacity = capacity, .threads = 1}, block);
       CHECK(streamed.hypotheses == whole.hypotheses);
       CHECK(streamed.wer() == whole.wer());
+      const StreamedEvaluation streamed_beams =
+          evaluate_streamed(model, data, vocabulary, {.capacity = capacity, .threads = 1}, block, beams);
+      CHECK(streamed_beams.hypotheses == by_beams.hypotheses);
+      CHECK(streamed_beams.wer() == by_beams.wer());
       CHECK(streamed.audio_seconds == whole.audio_seconds);
       CHECK((streamed.streams == capacity && streamed.chunk == 4 && streamed.left_context == 6));
       CHECK(streamed.attention_bytes == Model::cache_bytes(model.config(), frames(6)));

@@ -315,6 +315,26 @@ for format in ctm json srt; do
   ok transcribe --model live --streaming all.wav --format $format
   [ -s out ] || fail "nothing in format $format"
 done
+# By beam search, streams that are evaluated give the texts of streams that are transcribed. Tones between those of two
+# digits may be either, so that hotwords decide.
+for digit in 0 1 2 3 4 5 6 7 8; do
+  wav "between_$digit.wav" 8000 1 1920 $((305 + 110 * digit)) $((3290 - 220 * digit))
+  printf '{"audio_filepath":"between_%d.wav","text":"one"}\n' $digit
+done >between.jsonl
+beams=(--streaming --beam 20 --hotwords one,three,five,seven,nine)
+ok eval --model live --data between.jsonl --streams 4 "${beams[@]}" --transcripts streamed.jsonl
+sed -E 's/.*"hypothesis":"([^"]*)".*/\1/' streamed.jsonl >streamed
+ok transcribe --model live "${beams[@]}" between_?.wav
+sed 's/^[^:]*: //' out | cmp - streamed || fail "streams by beam search: eval has other texts than transcribe"
+ok transcribe --model live --streaming between_?.wav
+sed 's/^[^:]*: //' out | cmp -s - streamed && fail "hotwords change nothing, so that equal texts say nothing"
+# An endpoint, at the latest after 20 s, decides the words of the utterance, and the next one begins.
+for ((i = 0; i < 40; i++)); do cat all.raw; done >long.raw
+ok transcribe --model live "${beams[@]}" --endpoint --json ends.json - <long.raw
+grep -oE '"text": ?"[^"]*"' ends.json | cut -d '"' -f 4 >said
+cmp <(paste -s -d ' ' out) <(head -n 1 said) || fail "utterances are not the text"
+cmp out <(tail -n +2 said) || fail "lines are not utterances"
+[ "$(wc -l <out)" -ge 2 ] || fail "no endpoint within $(stat -c %s long.raw) bytes"
 refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
 # Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
 rm -f out

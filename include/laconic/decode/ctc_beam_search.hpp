@@ -84,13 +84,19 @@ class CtcBeamSearch {
 
   /// Returns the number of frames so far.
   Index frames() const { return frames_; }
+  /// Returns the number of frames at the end whose likeliest class is the blank.
+  Index silent_frames() const { return silent_; }
+  /// Says whether the best prefix so far has words, which may not be finished.
+  bool has_words() const { return !settled_.empty() || tree_[live_.front()].token >= 0; }
   /// Returns the words on which all live prefixes agree, and which later frames will not change. They grow with `push`.
   std::span<const CtcWord> stable() const { return settled_; }
   /// Returns the best prefix so far as it stands: the last word may not be finished, and the end of the sentence is not
   /// scored. Allocates.
   CtcHypothesis best() const {
     const detail::CtcPrefixTree::Node& node = tree_[live_.front()];
-    return hypothesis(live_.front(), node.total, node.words.words + node.words.partial);
+    CtcHypothesis out = ending(live_.front(), node.words.words + node.words.partial);
+    add_settled(out);
+    return out;
   }
   /// Ends the utterance, begins another one, and returns the results, best first, at most `count`. There is at least
   /// one. Allocates. Throws `Error` if no result is wanted.
@@ -99,7 +105,7 @@ class CtcBeamSearch {
     std::vector<CtcHypothesis> out;
     std::unordered_map<std::string, std::size_t> places;
     for (const Id id : live_) {
-      CtcHypothesis one = hypothesis(id, tree_[id].total, scorer_.finish(tree_[id].words));
+      CtcHypothesis one = ending(id, scorer_.finish(tree_[id].words));
       const auto found = places.emplace(one.text, out.size());
       if (found.second) {
         out.push_back(std::move(one));
@@ -113,6 +119,7 @@ class CtcBeamSearch {
     std::stable_sort(out.begin(), out.end(),
                      [](const CtcHypothesis& a, const CtcHypothesis& b) { return a.score > b.score; });
     if (static_cast<Index>(out.size()) > count) out.resize(static_cast<std::size_t>(count));
+    for (CtcHypothesis& one : out) add_settled(one);
     reset();
     return out;
   }
@@ -149,7 +156,7 @@ class CtcBeamSearch {
     root.live = true;
     root.blank = root.total = root.score = 0;
     settled_.clear();
-    frames_ = 0;
+    frames_ = silent_ = 0;
   }
 
   /// Says whether a prefix is at the begin of a word: empty, or after a space.
@@ -179,6 +186,7 @@ class CtcBeamSearch {
       x = std::clamp(x - normaliser, min_log_prob, 0.0);
       if (c == best || x >= config_.token_min_logp) candidates_.push_back(static_cast<int>(c));
     }
+    silent_ = best == classes_.blank ? silent_ + 1 : 0;
   }
 
   /// Adds a part to the next log probability of a prefix. `half` is Node::next_blank or Node::next_label.
@@ -348,12 +356,24 @@ class CtcBeamSearch {
     word.end = tree_[last].frames.end;
     out.push_back(std::move(word));
   }
-  CtcHypothesis hypothesis(Id id, double log_prob, double word_score) const {
-    CtcHypothesis out{{}, log_prob + word_score, log_prob, word_score, settled_};
+  /// Returns a prefix as a result that lacks the settled words, which all have.
+  CtcHypothesis ending(Id id, double word_score) const {
+    const double log_prob = tree_[id].total;
+    CtcHypothesis out{{}, log_prob + word_score, log_prob, word_score, {}};
     append_words(id, true, out.words);
-    for (const CtcWord& word : out.words) {
-      if (!out.text.empty()) out.text += ' ';
-      out.text += word.text;
+    out.text = text_of(out.words);
+    return out;
+  }
+  /// Puts the settled words before those of a result.
+  void add_settled(CtcHypothesis& one) const {
+    one.words.insert(one.words.begin(), settled_.begin(), settled_.end());
+    one.text = text_of(one.words);
+  }
+  static std::string text_of(std::span<const CtcWord> words) {
+    std::string out;
+    for (const CtcWord& word : words) {
+      if (!out.empty()) out += ' ';
+      out += word.text;
     }
     return out;
   }
@@ -371,7 +391,7 @@ class CtcBeamSearch {
   std::vector<std::uint64_t> histories_;                  // of the prefixes that are kept
   std::vector<CtcWord> settled_;
   std::uint64_t stamp_ = 0;
-  Index frames_ = 0;
+  Index frames_ = 0, silent_ = 0;
 };
 
 }  // namespace LACONIC_ABI

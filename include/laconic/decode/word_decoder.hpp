@@ -29,15 +29,21 @@ class WordTimes {
   /// if there is one. Words come in order.
   void correct(Word& word, std::optional<double> next) {
     const Index first = SpeechLevel::step_at(*word.begin), last = SpeechLevel::step_at(*word.end);
-    if (!begin_) begin_ = std::clamp(first_begin(first), std::max<Index>(0, first - reach), first + early);
+    if (!begin_) {
+      const Index least = std::max(least_, first - reach);
+      begin_ = std::clamp(first_begin(first), least, std::max(least, first + early));
+    }
     const Index next_first = next ? std::max(last, SpeechLevel::step_at(*next)) : std::max(level_.steps(), last);
     const Range pause = next ? between(last, next_first) : last_pause(last);
     const Index end = std::clamp(pause.begin, *begin_ + 1, std::max(*begin_ + 1, std::min(last + reach, next_first)));
     word.begin = seconds(*begin_);
     word.end = seconds(end);
+    least_ = end;
     begin_ = std::clamp(std::max(pause.end, next_first - reach), end, std::max(end, next_first + early));
     level_.forget_before(*word.end - 1);
   }
+  /// Ends the utterance: how long it is silent before the next word is heard only later.
+  void end_utterance() { begin_.reset(); }
 
  private:
   // In steps of 10 ms: silences, how far a word may reach from its tokens, and how far they may be ahead of it.
@@ -51,17 +57,17 @@ class WordTimes {
     while (out.end < most && level_.is_silent(out.end)) ++out.end;
     return out;
   }
-  /// Returns the step in which the first word begins; its first token is at step `peak`.
+  /// Returns the step in which the first word of an utterance begins; its first token is at step `peak`.
   Index first_begin(Index peak) const {
     const Index most = std::min(peak + early, level_.steps());
-    Index begin = 0;
-    for (Index i = 0; i <= peak && i < most; ++i) {
+    Index begin = least_;
+    for (Index i = least_; i <= peak && i < most; ++i) {
       if (!level_.is_silent(i)) continue;
-      const Range silence = silence_around(i, 0, most);
-      if ((silence.begin == 0 || silence.size() >= ends_speech) && silence.end < most) begin = silence.end;
+      const Range silence = silence_around(i, least_, most);
+      if ((silence.begin == least_ || silence.size() >= ends_speech) && silence.end < most) begin = silence.end;
       i = silence.end;
     }
-    return begin == 0 && level_.is_silent(std::min(peak, most)) ? peak : begin;  // all is silent: nothing to go by
+    return begin == least_ && level_.is_silent(std::min(peak, most)) ? peak : begin;  // all is silent: nothing to go by
   }
   /// Returns the silence after the last word, whose last token is at step `peak`.
   Range last_pause(Index peak) const {
@@ -94,7 +100,8 @@ class WordTimes {
   }
 
   SpeechLevel level_;
-  std::optional<Index> begin_;  // step in which the next word begins
+  std::optional<Index> begin_;  // step in which the next word of the utterance begins
+  Index least_ = 0;             // step before which no word can begin
 };
 
 /// Finds the words of an utterance greedily, with times and confidence, while its samples and logits come.

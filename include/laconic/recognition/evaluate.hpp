@@ -28,17 +28,19 @@ namespace detail {
 /// seconds of model and decoding.
 template <class Model, class Context>
 double evaluate_batch(const Model& model, Context& context, const Dataset& data, const std::vector<Index>& indices,
-                      const Vocabulary& vocabulary, const TextOfLogits& text_of, Evaluation& out) {
+                      const Vocabulary& vocabulary, const MakeLogitsDecoder& make_decoder, Evaluation& out) {
   const SpeechBatch batch = make_batch(data, indices, nullptr, Seed());
   const auto start = std::chrono::steady_clock::now();
   const auto logits = model(context, batch.features, batch.sequences);
   std::vector<std::string> texts(indices.size());
-  if (text_of) {
+  if (make_decoder) {
     const Matrix<float> rows = context.output(logits.rows).template cast<float>();
     for (std::size_t n = 0; n < indices.size(); ++n) {
       const auto at = static_cast<Index>(n);
-      texts[n] = text_of(matrix_view(rows.data() + logits.sequences.begin(at) * rows.cols(),
-                                     logits.sequences.length(at), rows.cols()));
+      const auto decoder = make_decoder();
+      decoder->push(matrix_view(rows.data() + logits.sequences.begin(at) * rows.cols(), logits.sequences.length(at),
+                                rows.cols()));
+      texts[n] = decoder->finish();
     }
   } else {
     const auto tokens = greedy_ctc(context, logits.rows, logits.sequences, vocabulary.blank(), vocabulary.labels());
@@ -101,16 +103,16 @@ inline void share_evaluation(AnyCommunicator& communicator, const std::vector<st
 /// Feature frames of a batch of `evaluate`, if nothing else is said.
 inline constexpr Index evaluation_frames = 8000;
 
-/// Transcribes a dataset by greedy CTC decoding, or by `text_of` if it is set, in batches of at most `batch_frames`
-/// feature frames on all threads together (a longer utterance is a batch of its own), and counts word errors. Returns
-/// texts, errors and losses by example; they do not depend on the batches. With several threads, each takes batches of
-/// its own through the whole model, in a context of its own, if there are enough of them; otherwise the threads share
-/// the kernels of one batch. Several processes share the batches of the same dataset, and each returns the results of
-/// all, but the seconds of its own. Allocates.
+/// Transcribes a dataset by greedy CTC decoding, or by `make_decoder` if it is set, in batches of at most
+/// `batch_frames` feature frames on all threads together (a longer utterance is a batch of its own), and counts word
+/// errors. Returns texts, errors and losses by example; they do not depend on the batches. With several threads, each
+/// takes batches of its own through the whole model, in a context of its own, if there are enough of them; otherwise
+/// the threads share the kernels of one batch. Several processes share the batches of the same dataset, and each
+/// returns the results of all, but the seconds of its own. Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = evaluation_frames, AnyCommunicator communicator = {},
-                    const TextOfLogits& text_of = {}) {
+                    const MakeLogitsDecoder& make_decoder = {}) {
   Evaluation out;
   out.hypotheses.resize(data.examples.size());
   out.errors.resize(data.examples.size());
@@ -139,7 +141,7 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
     own.push_back(&batches[b]);
   if (threads == 1 || static_cast<Index>(own.size()) < 2 * threads) {
     for (const auto* indices : own)
-      out.compute_seconds += detail::evaluate_batch(model, context, data, *indices, vocabulary, text_of, out);
+      out.compute_seconds += detail::evaluate_batch(model, context, data, *indices, vocabulary, make_decoder, out);
   } else if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) {
     std::vector<std::unique_ptr<Context>> contexts(static_cast<std::size_t>(threads));
     std::vector<double> seconds(contexts.size());
@@ -147,7 +149,7 @@ Evaluation evaluate(const Model& model, Context& context, const Dataset& data, c
         context.threads(), static_cast<Index>(own.size()), [&](std::size_t batch, std::size_t thread) {
           if (!contexts[thread]) contexts[thread] = std::make_unique<Context>(1);
           seconds[thread] +=
-              detail::evaluate_batch(model, *contexts[thread], data, *own[batch], vocabulary, text_of, out);
+              detail::evaluate_batch(model, *contexts[thread], data, *own[batch], vocabulary, make_decoder, out);
         });
     out.compute_seconds = *std::max_element(seconds.begin(), seconds.end());
   }

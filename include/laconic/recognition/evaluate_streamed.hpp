@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -13,11 +14,12 @@ namespace laconic {
 inline namespace LACONIC_ABI {
 
 /// Transcribes a dataset by streaming. Up to `config.capacity` utterances run at once, and every push brings
-/// `block_frames` feature frames of each, until all are done. Decodes greedily and counts word errors. Losses, which
-/// need whole utterances, are -1. Throws `Error` for blocks of no frames. Allocates.
+/// `block_frames` feature frames of each, until all are done. Decodes greedily, or by `make_decoder` if it is set, and
+/// counts word errors. Losses, which need whole utterances, are -1. Throws `Error` for blocks of no frames. Allocates.
 template <class Model, StreamingContext Context = Cpu<typename Model::Scalar>>
 StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, const Vocabulary& vocabulary,
-                                     const StreamConfig& config, Index block_frames) {
+                                     const StreamConfig& config, Index block_frames,
+                                     const MakeLogitsDecoder& make_decoder = {}) {
   require(block_frames > 0, "evaluate_streamed: blocks of ", block_frames, " frames given, at least 1 expected");
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point start) {
@@ -40,21 +42,31 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
   struct Live {
     std::size_t example;
     Index stream, given;
-    GreedyCtc decoder;
+    GreedyCtc greedy;
     std::vector<int> tokens;
-    Matrix<float> read;  // its features, if the dataset does not keep them
+    std::unique_ptr<LogitsDecoder> decoder;  // decodes in place of `greedy`, if it is set
+    Matrix<float> read;                      // its features, if the dataset does not keep them
   };
   const auto example = [&](const Live& l) -> const Example& { return data.examples[l.example]; };
   std::vector<Live> live;
   std::size_t next = 0;
   std::vector<Index> best;
   const auto decode = [&](std::vector<Live>& of, const auto& logits) {
+    if (make_decoder) {
+      const Matrix<float> rows = streams.context().output(logits.rows).template cast<float>();
+      for (std::size_t n = 0; n < of.size(); ++n) {
+        const auto at = static_cast<Index>(n);
+        of[n].decoder->push(matrix_view(rows.data() + logits.sequences.begin(at) * rows.cols(),
+                                        logits.sequences.length(at), rows.cols()));
+      }
+      return;
+    }
     best.resize(static_cast<std::size_t>(logits.rows.rows()));
     if (!best.empty()) streams.context().argmax(logits.rows, best);
     for (std::size_t n = 0; n < of.size(); ++n)
-      of[n].decoder(std::span<const Index>(best.data() + logits.sequences.begin(static_cast<Index>(n)),
-                                           static_cast<std::size_t>(logits.sequences.length(static_cast<Index>(n)))),
-                    of[n].tokens);
+      of[n].greedy(std::span<const Index>(best.data() + logits.sequences.begin(static_cast<Index>(n)),
+                                          static_cast<std::size_t>(logits.sequences.length(static_cast<Index>(n)))),
+                   of[n].tokens);
   };
   while (next < data.examples.size() || !live.empty()) {
     while (next < data.examples.size() && static_cast<Index>(live.size()) < config.capacity) {
@@ -64,6 +76,7 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
                       0,
                       GreedyCtc(vocabulary.blank(), vocabulary.labels()),
                       {},
+                      make_decoder ? make_decoder() : nullptr,
                       kept ? Matrix<float>() : data.features(static_cast<Index>(next))});
       ++next;
     }
@@ -96,11 +109,11 @@ StreamedEvaluation evaluate_streamed(const Model& model, const Dataset& data, co
     for (const Live& l : done) ids.push_back(l.stream);
     start = Clock::now();
     decode(done, streams.finish(ids));
+    for (const Live& l : done)
+      out.hypotheses[l.example] = l.decoder ? l.decoder->finish() : vocabulary.decode(l.tokens);
     out.compute_seconds += since(start);
-    for (const Live& l : done) {
-      out.hypotheses[l.example] = vocabulary.decode(l.tokens);
+    for (const Live& l : done)
       out.errors[l.example] = vocabulary.errors(data.examples[l.example].text, out.hypotheses[l.example]);
-    }
   }
   std::sort(out.push_seconds.begin(), out.push_seconds.end());
   return out;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <functional>
 #include <iterator>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -15,8 +16,17 @@
 namespace laconic {
 inline namespace LACONIC_ABI {
 
-/// Returns the text of the logits (frames, tokens) of an utterance. Several threads may call it at once.
-using TextOfLogits = std::function<std::string(MatrixView<const float>)>;
+/// Decodes the logits of one utterance while they come.
+class LogitsDecoder {
+ public:
+  virtual ~LogitsDecoder() = default;
+  /// Takes the logits (frames, tokens) that follow.
+  virtual void push(MatrixView<const float> logits) = 0;
+  /// Ends the utterance and returns its text.
+  virtual std::string finish() = 0;
+};
+/// Makes a decoder for one utterance. Several threads may call it at once.
+using MakeLogitsDecoder = std::function<std::unique_ptr<LogitsDecoder>()>;
 
 /// Holds the transcripts that a model wrote for a dataset, and their errors.
 struct Evaluation {

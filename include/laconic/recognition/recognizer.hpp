@@ -244,17 +244,18 @@ class SpeechStream {
   Index push(std::span<const float> samples);
   /// Ends the utterance. Returns the number of encoder frames that were left.
   Index finish();
-  /// Returns the text of all final frames; of a beam search the words on which all beams agree. Later texts begin with
-  /// the earlier ones. Each push decodes what it adds.
+  /// Returns the text of all final frames; of a beam search the words on which all beams agree, and those of utterances
+  /// that have ended. Later texts begin with the earlier ones. Each push decodes what it adds.
   const std::string& text() const;
   /// Returns the words of the text that are final, with times and confidence. The last word is final when another has
   /// begun, or the utterance has ended.
   const std::vector<Word>& words() const;
   /// Says whether the utterance that began last has ended. Silence is what the model hears as such: frames whose
-  /// likeliest class is the blank. Throws `Error` for a beam search, which decides words later.
+  /// likeliest class is the blank. The words of a beam search are those of its best text so far.
   bool is_endpoint(const EndpointRules& rules = {}) const;
   /// Begins another utterance in the same stream, which goes on hearing as before, and returns the text of the one that
-  /// ends here. Allocates.
+  /// ends here. A beam search decides the words of that one, and begins anew with the same language model and hotwords.
+  /// Allocates.
   std::string next_utterance();
   /// Returns the streams that compute the utterance, for their sizes.
   const FeatureStreams& streams() const;
@@ -347,8 +348,10 @@ class Recognizer {
 
   /// Transcribes a dataset in batches and counts word errors, greedily or by the beam search of `how`.
   Evaluation evaluate(const Dataset& data, Workspace& workspace, const TranscriptionConfig& how = {}) const;
-  /// Transcribes a dataset in many streams at once, `block_frames` feature frames with every push.
-  StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames) const;
+  /// Transcribes a dataset in many streams at once, `block_frames` feature frames with every push, greedily or by the
+  /// beam search of `how`.
+  StreamedEvaluation evaluate_streamed(const Dataset& data, const StreamConfig& config, Index block_frames,
+                                       const TranscriptionConfig& how = {}) const;
 
   /// Returns the number of parameters.
   Index count_parameters() const;

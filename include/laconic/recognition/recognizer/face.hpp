@@ -142,7 +142,7 @@ struct SpeechStream::Parts {
       (*beam)(view(logits.rows));
       const std::size_t before = words.size();
       ends ? static_cast<void>(beam->finish(words)) : beam->take_stable(words);
-      for (std::size_t i = before; i < words.size(); ++i) text.text += (text.text.empty() ? "" : " ") + words[i].text;
+      add_text(before);
       return logits.rows.rows();
     }
     tokens.clear();
@@ -150,6 +150,19 @@ struct SpeechStream::Parts {
     vocabulary.decode(tokens, text);
     if (ends) decoder.finish(words);
     return logits.rows.rows();
+  }
+  /// Has a beam search decide the words of the utterance that ends here, of which more frames may come.
+  void end_utterance() {
+    if (!beam) return;
+    const std::size_t before = words.size();
+    beam->next_utterance(words);
+    add_text(before);
+  }
+
+ private:
+  /// Adds the words from this one on to the text.
+  void add_text(std::size_t from) {
+    for (std::size_t i = from; i < words.size(); ++i) text.text += (text.text.empty() ? "" : " ") + words[i].text;
   }
 };
 LACONIC_RECOGNIZER_INLINE SpeechStream::SpeechStream(FeatureStreams streams, const Recognizer& recognizer,
@@ -169,15 +182,17 @@ LACONIC_RECOGNIZER_INLINE Index SpeechStream::finish() {
 LACONIC_RECOGNIZER_INLINE const std::string& SpeechStream::text() const { return parts_->text.text; }
 LACONIC_RECOGNIZER_INLINE const std::vector<Word>& SpeechStream::words() const { return parts_->words; }
 LACONIC_RECOGNIZER_INLINE bool SpeechStream::is_endpoint(const EndpointRules& rules) const {
-  require(!parts_->beam, "endpoints: a stream with a beam search given, which decides words too late; greedy expected");
-  const Index frames = parts_->decoder.tokens().frames() - parts_->begin_frame,
-              silent = std::min(frames, parts_->decoder.tokens().silent_frames());
-  const bool has_words = parts_->text.text.size() > parts_->begin;
+  const auto& beam = parts_->beam;
+  const CtcTokens& greedy = parts_->decoder.tokens();
+  const Index frames = beam ? beam->frames() : greedy.frames() - parts_->begin_frame,
+              silent = std::min(frames, beam ? beam->silent_frames() : greedy.silent_frames());
+  const bool has_words = beam ? beam->has_words() : parts_->text.text.size() > parts_->begin;
   return static_cast<double>(silent) * parts_->frame_seconds >=
              (has_words ? rules.silence_after_words : rules.silence_before_words) ||
          static_cast<double>(frames) * parts_->frame_seconds >= rules.longest;
 }
 LACONIC_RECOGNIZER_INLINE std::string SpeechStream::next_utterance() {
+  parts_->end_utterance();
   const std::string& all = parts_->text.text;
   std::string out = all.substr(parts_->begin +
                                (parts_->begin > 0 && parts_->begin < all.size() && all[parts_->begin] == ' ' ? 1 : 0));
@@ -334,21 +349,17 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::require_streamable() const { parts_->
 
 LACONIC_RECOGNIZER_INLINE Evaluation Recognizer::evaluate(const Dataset& data, Workspace& workspace,
                                                           const TranscriptionConfig& how) const {
-  TextOfLogits text_of;
-  if (how.beam != nullptr)
-    text_of = [&](MatrixView<const float> logits) {
-      CtcBeamSearch search(CtcClasses::of(vocabulary()), how.beam->config, how.beam->model, how.beam->hotwords);
-      search.push(logits);
-      return search.finish().front().text;
-    };
   const auto rows = static_cast<Index>(80e3 / config().features.fbank.frame_shift_ms);  // 80 s of speech at once
-  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows, text_of);
+  return parts_->model->evaluate(workspace.context().cpu, data, vocabulary(), rows,
+                                 detail::text_decoders(vocabulary(), how.beam));
 }
 LACONIC_RECOGNIZER_INLINE StreamedEvaluation Recognizer::evaluate_streamed(const Dataset& data,
                                                                            const StreamConfig& streaming,
-                                                                           Index block_frames) const {
+                                                                           Index block_frames,
+                                                                           const TranscriptionConfig& how) const {
   config().features.require_streamable();
-  return parts_->model->evaluate_streamed(data, vocabulary(), streaming, block_frames);
+  return parts_->model->evaluate_streamed(data, vocabulary(), streaming, block_frames,
+                                          detail::text_decoders(vocabulary(), how.beam));
 }
 
 LACONIC_RECOGNIZER_INLINE Index Recognizer::count_parameters() const { return parts_->model->count_parameters(); }

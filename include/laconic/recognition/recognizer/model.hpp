@@ -61,9 +61,10 @@ class RecognizerModel {
 
   virtual Matrix<float> logits(Cpu<float>& cpu, const Matrix<float>& features) const = 0;
   virtual Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
-                              const TextOfLogits& text_of) const = 0;
+                              const MakeLogitsDecoder& make_decoder) const = 0;
   virtual StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary,
-                                               const StreamConfig& config, Index block_frames) const = 0;
+                                               const StreamConfig& config, Index block_frames,
+                                               const MakeLogitsDecoder& make_decoder) const = 0;
   virtual std::unique_ptr<StreamsOfModel> streams(const StreamConfig& config) const = 0;
   virtual void require_streamable() const = 0;
 

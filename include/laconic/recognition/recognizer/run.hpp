@@ -111,12 +111,12 @@ class ModelOf final : public RecognizerModel {
     return cpu.output(model_(cpu, features, Sequences{features.rows()}).rows);
   }
   Evaluation evaluate(Cpu<float>& cpu, const Dataset& data, const Vocabulary& vocabulary, Index batch_frames,
-                      const TextOfLogits& text_of) const override {
-    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames, {}, text_of);
+                      const MakeLogitsDecoder& make_decoder) const override {
+    return laconic::evaluate(model_, cpu, data, vocabulary, batch_frames, {}, make_decoder);
   }
   StreamedEvaluation evaluate_streamed(const Dataset& data, const Vocabulary& vocabulary, const StreamConfig& config,
-                                       Index block_frames) const override {
-    return laconic::evaluate_streamed(model_, data, vocabulary, config, block_frames);
+                                       Index block_frames, const MakeLogitsDecoder& make_decoder) const override {
+    return laconic::evaluate_streamed(model_, data, vocabulary, config, block_frames, make_decoder);
   }
   std::unique_ptr<StreamsOfModel> streams(const StreamConfig& config) const override {
     return std::make_unique<StreamsOf<Model>>(model_, config);
