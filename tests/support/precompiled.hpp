@@ -11,7 +11,6 @@
 #include "catch.hpp"
 #include "golden.hpp"
 #include "gradient_check.hpp"
-#include "small_models.hpp"
 
 #include <laconic/laconic.hpp>
 #include <laconic/recognition/evaluate_streamed.hpp>
