@@ -12,6 +12,7 @@
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/subtitles.hpp>
 #include <laconic/speech/vocabulary.hpp>
+#include <laconic/speech/voice_activity.hpp>
 
 #include <poll.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include <cerrno>
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -39,7 +41,7 @@ struct TranscribeOptions : CommonOptions {
   std::vector<std::string> files;
   StreamOptions stream;
   DecodingOptions decoding;
-  bool endpoint = false;
+  bool endpoint = false, vad = false;
   TranscriptOptions transcripts;
   double max_seconds = 600;
 };
@@ -59,6 +61,26 @@ class LogitsFile {
   SafetensorsWriter writer_;
 };
 
+/// Says what is not heard because no one speaks, after another note of the file or "".
+std::string with_silence(const std::string& note, const std::string& file, double silence, double seconds) {
+  return text(note.empty() ? file + ": " : note + "; ", fixed(silence, 1), " of ", fixed(seconds, 1),
+              " s taken as silence and not heard (--vad)");
+}
+
+/// Returns an utterance for JSON.
+nlohmann::json utterance(const std::string& said, double begin, double end) {
+  return {{"text", said}, {"begin", begin}, {"end", end}};
+}
+
+/// Appends the words of an utterance that begins at this time, from word `first` on.
+void append_words(std::vector<Word>& words, const std::vector<Word>& more, double begin, std::size_t first = 0) {
+  for (std::size_t i = first; i < more.size(); ++i) {
+    words.push_back(more[i]);
+    for (std::optional<double>* time : {&words.back().begin, &words.back().end})
+      if (*time) **time += begin;
+  }
+}
+
 /// Holds what came of a file.
 struct Heard {
   Transcript transcript;
@@ -66,7 +88,38 @@ struct Heard {
   std::string note,           ///< says what was converted or not heard
       error;                  ///< says why nothing was heard; empty if it was
   bool is_whole = true;       ///< false if a part of the file could not be heard
+  nlohmann::json gated{};     ///< with --vad: the utterances, and the seconds of silence
 };
+
+/// Transcribes the stretches of speech in a file, each by itself.
+void hear_speech(AudioReader& audio, const std::string& file, const Recognizer& recognizer, Workspace& workspace,
+                 const TranscriptionConfig& how, Heard& out) {
+  const int rate = audio.sample_rate();
+  VoiceActivity gate(rate);
+  std::vector<float> stretch;
+  Transcript& all = out.transcript;
+  nlohmann::json utterances = nlohmann::json::array();
+  const auto take = [&](Index at, std::span<const float> samples, bool ends) {
+    stretch.insert(stretch.end(), samples.begin(), samples.end());
+    if (!ends) return;
+    const Transcript one = recognizer.transcribe(stretch, rate, workspace, how);
+    const double end = static_cast<double>(at) / rate, begin = end - one.seconds;
+    append_words(all.words, one.words, begin);
+    if (!one.text.empty()) utterances.push_back(utterance(one.text, begin, end));
+    all.text += (all.text.empty() || one.text.empty() ? "" : " ") + one.text;
+    stretch.clear();
+  };
+  std::vector<float> block(static_cast<std::size_t>(rate));
+  for (std::size_t count = block.size(); count == block.size();) {
+    count = audio.read(block);
+    gate.push(std::span<const float>(block).first(count), take);
+  }
+  gate.finish(take);
+  all.seconds = static_cast<double>(gate.samples()) / rate;
+  const double silence = static_cast<double>(gate.samples() - gate.speech()) / rate;
+  out.gated = {{"utterances", utterances}, {"silence_seconds", silence}};
+  out.note = with_silence(audio.note(), file, silence, all.seconds);
+}
 
 /// Throws for formats in which several recordings would be mixed.
 void require_told_apart(const TranscribeOptions& o) {
@@ -109,8 +162,12 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         how.logits = [&](MatrixView<const float> rows) {
           out.logits.insert(out.logits.end(), rows.data(), rows.data() + rows.size());
         };
-      out.transcript = recognizer.transcribe(audio, *workspaces[thread], how);
-      out.note = audio.note();
+      if (o.vad) {
+        hear_speech(audio, file, recognizer, *workspaces[thread], how, out);
+      } else {
+        out.transcript = recognizer.transcribe(audio, *workspaces[thread], how);
+        out.note = audio.note();
+      }
       out.is_whole = audio.is_whole();
     } catch (const Error& error) {
       out.error = error.what();
@@ -143,6 +200,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         continue;
       }
       result.push_back(to_json(file, one.transcript, one.note, one.is_whole));
+      if (o.vad) result.back().update(one.gated);
       print_transcript(format, file, one.transcript, result.back());
       parts += one.is_whole ? 0U : 1U;
       if (!one.note.empty()) notes.push_back(one.note);
@@ -234,19 +292,96 @@ class TextLine {
     flush_result();
     begins_ = true;
   }
+  /// Ends the line unless another is still to begin.
+  void finish() {
+    if (!begins_) end();
+  }
 
  private:
   std::size_t shown_ = 0;
   bool begins_ = false;
 };
 
-/// Pushes samples; where the stream is full, the error says which option makes it longer.
-Index push(SpeechStream& stream, std::span<const float> samples) try {
-  return stream.push(samples);
-} catch (const Error& error) {
-  const std::string what = error.what();
-  throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
-}
+/// Hears samples as they come: all of them, or with a gate only the stretches of speech, each in a stream of its own.
+class Listener {
+ public:
+  /// `open` makes a stream; `ended` is called after each stretch of speech.
+  Listener(std::function<SpeechStream()> open, int sample_rate, bool vad, std::function<void()> ended)
+      : open_(std::move(open)), rate_(sample_rate), ended_(std::move(ended)), stream_(open_()) {
+    if (vad) gate_.emplace(sample_rate);
+  }
+
+  /// Takes the samples that follow and returns the number of frames that became final.
+  Index push(std::span<const float> samples) {
+    if (!gate_) return take(samples, false);
+    Index frames = 0;
+    gate_->push(samples, [&](Index at, std::span<const float> part, bool ends) { frames += hear(at, part, ends); });
+    return frames;
+  }
+  void finish() {
+    if (!gate_) {
+      take({}, true);
+      return;
+    }
+    gate_->finish([&](Index at, std::span<const float> part, bool ends) { hear(at, part, ends); });
+  }
+
+  /// Returns the text and the words that are final, of all stretches.
+  const std::string& text() const { return text_; }
+  const std::vector<Word>& words() const { return words_; }
+  /// Returns the text of the stretch, and its begin and end in seconds, while `ended` is called.
+  nlohmann::json stretch() const { return utterance(stream_.text(), begin_, end_); }
+  SpeechStream& stream() { return stream_; }
+  /// Returns the seconds that were not heard.
+  double silence() const { return gate_ ? static_cast<double>(gate_->samples() - gate_->speech()) / rate_ : 0.0; }
+
+ private:
+  /// Hears a part of a stretch.
+  Index hear(Index at, std::span<const float> part, bool ends) {
+    const double seconds = static_cast<double>(at) / rate_;
+    if (!is_open_) {
+      if (is_used_) stream_ = open_();
+      before_ = text_;
+      taken_ = 0;
+      begin_ = seconds;
+      is_open_ = is_used_ = true;
+    }
+    const Index frames = take(part, ends);
+    if (ends) {
+      is_open_ = false;
+      end_ = seconds;
+      ended_();
+    }
+    return frames;
+  }
+  Index take(std::span<const float> samples, bool ends) {
+    const Index frames = samples.empty() && ends ? 0 : pushed(stream_, samples);
+    if (ends) stream_.finish();
+    const std::string& said = stream_.text();
+    text_ = before_ + (before_.empty() || said.empty() ? "" : " ") + said;
+    append_words(words_, stream_.words(), begin_, taken_);
+    taken_ = stream_.words().size();
+    return frames;
+  }
+  /// Pushes samples; where the stream is full, the error says which option makes it longer.
+  static Index pushed(SpeechStream& stream, std::span<const float> samples) try {
+    return stream.push(samples);
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
+  }
+
+  std::function<SpeechStream()> open_;
+  int rate_;
+  std::function<void()> ended_;
+  SpeechStream stream_;
+  std::optional<VoiceActivity> gate_;
+  bool is_open_ = false, is_used_ = false;  // a stretch; the stream, by a stretch before
+  std::string text_, before_;               // so far, and before the stretch
+  std::vector<Word> words_;
+  std::size_t taken_ = 0;  // of the stream's words
+  double begin_ = 0, end_ = 0;
+};
 
 nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
                            const std::string& file) {
@@ -254,9 +389,7 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   const int rate = config.features.fbank.sample_rate;
   SampleSource source(file, rate);
   const double most = std::max(o.max_seconds, source.duration() + 1);
-  SpeechStream stream =
-      recognizer.stream(o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads), how);
-  const FeatureStreams& streams = stream.streams();
+  const StreamConfig streaming = o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads);
   const auto format = o.transcripts.chosen_format();
   const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
   TextLine line;
@@ -264,6 +397,17 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   std::vector<double> pushes;
   double compute = 0, seconds = 0;
   nlohmann::json utterances = nlohmann::json::array();
+  Listener listener([&] { return recognizer.stream(streaming, how); }, rate, o.vad,
+                    [&] {
+                      nlohmann::json one = listener.stretch();
+                      if (one.at("text").get_ref<const std::string&>().empty()) return;
+                      if (format == TranscriptFormat::text) {
+                        line.show(listener.text());
+                        line.end();
+                      }
+                      utterances.push_back(std::move(one));
+                    });
+  SpeechStream& stream = listener.stream();
   if (format == TranscriptFormat::text && o.files.size() > 1) print(file, ": ");
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
@@ -271,29 +415,30 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     more = samples.size() == block;
     seconds += static_cast<double>(samples.size()) / rate;
     const auto start = Clock::now();
-    const Index final_frames = push(stream, samples);
-    if (!more) stream.finish();
+    const Index final_frames = listener.push(samples);
+    if (!more) listener.finish();
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;
-    if (format == TranscriptFormat::text) line.show(stream.text());
+    if (format == TranscriptFormat::text) line.show(listener.text());
     if (o.endpoint && stream.is_endpoint()) {
       if (const std::string said = stream.next_utterance(); !said.empty()) {
         if (format == TranscriptFormat::text) {
-          line.show(stream.text());  // what a beam search has only now decided
+          line.show(listener.text());  // what a beam search has only now decided
           line.end();
         }
         utterances.push_back({{"text", said}, {"end", seconds}});
       }
     }
     if (format != TranscriptFormat::ctm) continue;
-    print(Lines{to_ctm(std::span(stream.words()).subspan(printed), name)});
+    print(Lines{to_ctm(std::span(listener.words()).subspan(printed), name)});
     flush_result();
-    printed = stream.words().size();
+    printed = listener.words().size();
   }
   if (o.endpoint)
     if (const std::string said = stream.next_utterance(); !said.empty())
       utterances.push_back({{"text", said}, {"end", seconds}});
+  const FeatureStreams& streams = stream.streams();
   std::sort(pushes.begin(), pushes.end());
   const double chunk = static_cast<double>(streams.chunk_rows()) * config.features.fbank.frame_shift_ms,
                worst = 1e3 * pushes.back();
@@ -303,13 +448,18 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(compute / std::max(seconds, 1e-9), 4), "); words wait for ", fixed(window - chunk, 0), " to ",
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
-  const Transcript heard{stream.text(), stream.words(), seconds};
-  nlohmann::json result = to_json(file, heard, source.note(), source.is_whole());
+  const Transcript heard{listener.text(), listener.words(), seconds};
+  const std::string note =
+      o.vad ? with_silence(source.note(), file == "-" ? "standard input" : file, listener.silence(), seconds)
+            : source.note();
+  nlohmann::json result = to_json(file, heard, note, source.is_whole());
+  if (o.vad) result["silence_seconds"] = listener.silence();
+  if (o.vad) result["utterances"] = utterances;
   if (format == TranscriptFormat::text)
-    print("\n");
+    line.finish();
   else if (format != TranscriptFormat::ctm)
     print_transcript(format, file, heard, result);
-  if (const std::string note = source.note(); !note.empty()) say("note: ", note);
+  if (!note.empty()) say("note: ", note);
   result.update({{"utterances", utterances},
                  {"compute_seconds", compute},
                  {"push_seconds_median", pushes[pushes.size() / 2]},
@@ -378,6 +528,13 @@ void add_transcribe_command(CLI::App& app) {
       ->add_flag("--endpoint", o->endpoint,
                  "begin a new line where an utterance ends: after 1.2 s of silence (2.4 s before any word), or 20 s")
       ->needs("--streaming");
+  command
+      ->add_flag("--vad", o->vad,
+                 "hear only the stretches of speech, each as an utterance of its own, until 0.5 s of silence; the note "
+                 "says how much was taken as silence")
+      ->excludes("--endpoint")
+      ->excludes(logits)
+      ->excludes("--n-best");
   logits->excludes("--streaming");
   window->excludes("--streaming");
   command->get_option("--n-best")->excludes("--streaming");

@@ -9,6 +9,7 @@
 #include "golden.hpp"
 #include "message_of.hpp"
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -155,7 +156,7 @@ TEST_CASE("words begin and end where speech does, and in blocks as at once", "[d
 
 TEST_CASE("the first word of the next utterance begins after the silence", "[decode]") {
   const auto samples = sound(loud_in(200, {{20, 60}, {140, 180}}));
-  WordTimes times(1000);
+  WordTimes times(0, {0.04, 0}, 1000);
   times.hear(std::span(samples).first(1100));
   Word one{"one", 0.40, 0.44, {}}, two{"two", 1.52, 1.56, {}};
   times.correct(one, 1.08);
@@ -166,6 +167,63 @@ TEST_CASE("the first word of the next utterance begins after the silence", "[dec
   CHECK_THAT(*one.end, WithinAbs(0.6, 0.011));
   CHECK_THAT(*two.begin, WithinAbs(1.4, 0.011));
   CHECK_THAT(*two.end, WithinAbs(1.8, 0.011));
+}
+
+TEST_CASE("of several silences between words the logits choose one that is long enough", "[decode]") {
+  // The first word has a silence inside, from 0.60 to 0.75 s, that is longer than the pause after it.
+  const auto vocabulary = Vocabulary::words(std::vector<std::string>{"one two"});
+  const auto samples = sound(loud_in(160, {{20, 60}, {75, 90}, {102, 140}}));
+  std::vector<int> best(40);
+  best[10] = 1;  // 0.40 s
+  best[30] = 2;  // 1.20 s
+  Matrix<float> logits = saying(best, 3);
+  const auto heard = [&] {
+    std::vector<Word> words;
+    WordDecoder decoder(vocabulary, {0.04, 0}, 1000);
+    decoder.hear(samples);
+    decoder(view(std::as_const(logits)), words);
+    decoder.finish(words);
+    REQUIRE(words.size() == 2);
+    return words;
+  };
+  const auto likelier = [&](Index begin, Index end, Index token) {
+    for (Index t = begin; t < end; ++t) logits(t, token) += 1;
+  };
+  likelier(11, 24, 1);  // until 0.96 s: the part after the silence is the first word's
+  likelier(24, 30, 2);
+  std::vector<Word> words = heard();
+  CHECK_THAT(*words[0].end, WithinAbs(0.9, 0.011));
+  CHECK_THAT(*words[1].begin, WithinAbs(1.02, 0.011));
+
+  likelier(17, 24, 2);  // or it is the second word's
+  likelier(17, 24, 2);
+  words = heard();
+  CHECK_THAT(*words[0].end, WithinAbs(0.6, 0.011));
+  CHECK_THAT(*words[1].begin, WithinAbs(0.75, 0.011));
+}
+
+TEST_CASE("steady noise that is louder than the quietest places is silence", "[decode]") {
+  // Speech of falling and rising level, quiet places, and between them steady noise 10 dB above these.
+  SpeechLevel level(1000);
+  const auto push = [&](int steps, auto&& decibels) {
+    for (int i = 0; i < steps; ++i)
+      for (int k = 0; k < 10; ++k)
+        level.push(std::array{(k % 2 == 0 ? 1.0f : -1.0f) * static_cast<float>(std::pow(10.0, decibels(i) / 20))});
+  };
+  const auto speech = [](int i) { return -20.0 - 3 * std::abs(i % 10 - 5); };  // -20 to -35 dB
+  push(60, [](int) { return -60.0; });
+  push(60, speech);
+  push(40, [](int i) { return i % 2 == 0 ? -50.0 : -49.5; });
+  push(60, speech);
+  const auto count_silent = [&](Index begin, Index end) {
+    Index out = 0;
+    for (Index i = begin; i < end; ++i) out += level.is_silent(i) ? 1 : 0;
+    return out;
+  };
+  CHECK(count_silent(0, 60) == 60);
+  CHECK(count_silent(60, 120) == 0);
+  CHECK(count_silent(120, 160) == 40);
+  CHECK(count_silent(160, 220) == 0);
 }
 
 TEST_CASE("an alignment is the likeliest path of all, in blocks as at once", "[decode]") {

@@ -336,6 +336,23 @@ cmp <(paste -s -d ' ' out) <(head -n 1 said) || fail "utterances are not the tex
 cmp out <(tail -n +2 said) || fail "lines are not utterances"
 [ "$(wc -l <out)" -ge 2 ] || fail "no endpoint within $(stat -c %s long.raw) bytes"
 refused 'begins with RIFF' -- transcribe --model live --streaming - <all.wav
+# --vad hears only speech, each stretch as an utterance with its times, and says how much it did not hear.
+{ head -c 32000 /dev/zero; cat all.raw; head -c 32000 /dev/zero; cat all.raw; head -c 16000 /dev/zero; } >pauses.raw
+{ head -c 44 recordings/0_tone_0.wav; cat pauses.raw; } >pauses.wav
+printf "$(number "$(stat -c %s pauses.raw)" 4)" | dd of=pauses.wav bs=1 seek=40 conv=notrunc status=none
+for how in "" --streaming; do
+  # shellcheck disable=SC2086
+  ok transcribe --model live $how --vad pauses.wav --json pauses.json
+  grep -Eq '^note: pauses.wav: [34]\.[0-9] of 7\.4 s taken as silence and not heard \(--vad\)$' err || fail "no note of silence"
+  tr -d ' \n' <pauses.json | grep -Eq '"utterances":\[\{"begin":1\.[67][0-9.]*,"end":3\.[45][0-9.]*,"text":"[^"]+"\},\{"begin":4\.[89][0-9.]*,"end":6\.[67][0-9.]*,"text":"[^"]+"\}\]' ||
+    fail "--vad $how: not two utterances: $(cat pauses.json)"
+done
+[ "$(grep -c '[a-z]' out)" -eq 2 ] || fail "--vad --streaming: not a line an utterance"
+head -c 32000 /dev/zero >silence.raw
+ok transcribe --model live --streaming --vad - <silence.raw
+says err 'standard input: 2.0 of 2.0 s taken as silence and not heard (--vad)'
+[ -z "$(tr -d '\n' <out)" ] || fail "silence has words"
+misused '--vad' transcribe --model live --streaming --vad --endpoint all.wav
 # Ctrl-C ends what is heard: the text so far is whole, and the JSON is written.
 rm -f out
 { cat all.raw; sleep 20; } |

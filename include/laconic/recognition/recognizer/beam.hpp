@@ -27,13 +27,16 @@ class BeamDecoder {
   BeamDecoder(const Vocabulary& vocabulary, FrameTimes frames, int sample_rate, const BeamDecoding& how)
       : search_(CtcClasses::of(vocabulary), how.config, how.model, how.hotwords),
         frames_(frames),
-        times_(sample_rate),
+        times_(vocabulary.blank(), frames, sample_rate),
         alternatives_(how.alternatives) {}
 
   /// Takes the samples that follow, in [-1, 1], before the logits of their frames. Allocates.
   void hear(std::span<const float> samples) { times_.hear(samples); }
   /// Takes the logits (frames, tokens) that follow. Allocates.
-  void operator()(MatrixView<const float> logits) { search_.push(logits); }
+  void operator()(MatrixView<const float> logits) {
+    times_.take(logits);
+    search_.push(logits);
+  }
   /// Appends the words on which all beams agree, as far as another one follows each.
   void take_stable(std::vector<Word>& words) {
     const auto stable = search_.stable();
