@@ -3,6 +3,7 @@
 // the whole; what caches hold, what attention costs, and cross-attention.
 #include <laconic/attention/attention.hpp>
 
+#include "golden.hpp"
 #include "gradient_check.hpp"
 
 #include <map>
@@ -124,15 +125,6 @@ Matrix<T> run(const Layer& layer, const Matrix<T>& x, const Sequences& sequences
               AttentionPath path = by_cost, int threads = 1) {
   Cpu<T> cpu(threads);
   return apply(cpu, layer, cpu.input(x), {sequences, mask}, path).view();
-}
-
-/// The greatest difference, relative to the greatest number expected or to `least`.
-template <class T>
-double difference(const Matrix<T>& got, const Matrix<T>& expected, double least = 0) {
-  REQUIRE((got.rows() == expected.rows() && got.cols() == expected.cols()));
-  if (!got.allFinite()) return 1e300;
-  const double most = expected.size() == 0 ? 1 : static_cast<double>(expected.cwiseAbs().maxCoeff());
-  return expected.size() == 0 ? 0 : static_cast<double>((got - expected).cwiseAbs().maxCoeff()) / std::max(least, most);
 }
 
 using Gradients = std::map<std::string, Matrix<double>>;

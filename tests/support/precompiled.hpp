@@ -1,8 +1,8 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
-// What clang precompiles for all tests. g++ compiles each test without it (scripts/check), so that a test which forgets an
-// include is found there.
+// What clang precompiles for all tests. g++ compiles each test without it (scripts/check): there a test that forgets an
+// include is found.
 #include "../headers/json.hpp"
 
 #include <Eigen/Dense>
