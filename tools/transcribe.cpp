@@ -6,6 +6,7 @@
 #include "common/portions.hpp"
 #include "common/transcripts.hpp"
 #include "decoding_options.hpp"
+#include "listener.hpp"
 #include "stream_options.hpp"
 
 #include <laconic/io/safetensors.hpp>
@@ -22,7 +23,6 @@
 #include <cerrno>
 #include <chrono>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -65,20 +65,6 @@ class LogitsFile {
 std::string with_silence(const std::string& note, const std::string& file, double silence, double seconds) {
   return text(note.empty() ? file + ": " : note + "; ", fixed(silence, 1), " of ", fixed(seconds, 1),
               " s taken as silence and not heard (--vad)");
-}
-
-/// Returns an utterance for JSON.
-nlohmann::json utterance(const std::string& said, double begin, double end) {
-  return {{"text", said}, {"begin", begin}, {"end", end}};
-}
-
-/// Appends the words of an utterance that begins at this time, from word `first` on.
-void append_words(std::vector<Word>& words, const std::vector<Word>& more, double begin, std::size_t first = 0) {
-  for (std::size_t i = first; i < more.size(); ++i) {
-    words.push_back(more[i]);
-    for (std::optional<double>* time : {&words.back().begin, &words.back().end})
-      if (*time) **time += begin;
-  }
 }
 
 /// Holds what came of a file.
@@ -302,87 +288,6 @@ class TextLine {
   bool begins_ = false;
 };
 
-/// Hears samples as they come: all of them, or with a gate only the stretches of speech, each in a stream of its own.
-class Listener {
- public:
-  /// `open` makes a stream; `ended` is called after each stretch of speech.
-  Listener(std::function<SpeechStream()> open, int sample_rate, bool vad, std::function<void()> ended)
-      : open_(std::move(open)), rate_(sample_rate), ended_(std::move(ended)), stream_(open_()) {
-    if (vad) gate_.emplace(sample_rate);
-  }
-
-  /// Takes the samples that follow and returns the number of frames that became final.
-  Index push(std::span<const float> samples) {
-    if (!gate_) return take(samples, false);
-    Index frames = 0;
-    gate_->push(samples, [&](Index at, std::span<const float> part, bool ends) { frames += hear(at, part, ends); });
-    return frames;
-  }
-  void finish() {
-    if (!gate_) {
-      take({}, true);
-      return;
-    }
-    gate_->finish([&](Index at, std::span<const float> part, bool ends) { hear(at, part, ends); });
-  }
-
-  /// Returns the text and the words that are final, of all stretches.
-  const std::string& text() const { return text_; }
-  const std::vector<Word>& words() const { return words_; }
-  /// Returns the text of the stretch, and its begin and end in seconds, while `ended` is called.
-  nlohmann::json stretch() const { return utterance(stream_.text(), begin_, end_); }
-  SpeechStream& stream() { return stream_; }
-  /// Returns the seconds that were not heard.
-  double silence() const { return gate_ ? static_cast<double>(gate_->samples() - gate_->speech()) / rate_ : 0.0; }
-
- private:
-  /// Hears a part of a stretch.
-  Index hear(Index at, std::span<const float> part, bool ends) {
-    const double seconds = static_cast<double>(at) / rate_;
-    if (!is_open_) {
-      if (is_used_) stream_ = open_();
-      before_ = text_;
-      taken_ = 0;
-      begin_ = seconds;
-      is_open_ = is_used_ = true;
-    }
-    const Index frames = take(part, ends);
-    if (ends) {
-      is_open_ = false;
-      end_ = seconds;
-      ended_();
-    }
-    return frames;
-  }
-  Index take(std::span<const float> samples, bool ends) {
-    const Index frames = samples.empty() && ends ? 0 : pushed(stream_, samples);
-    if (ends) stream_.finish();
-    const std::string& said = stream_.text();
-    text_ = before_ + (before_.empty() || said.empty() ? "" : " ") + said;
-    append_words(words_, stream_.words(), begin_, taken_);
-    taken_ = stream_.words().size();
-    return frames;
-  }
-  /// Pushes samples; where the stream is full, the error says which option makes it longer.
-  static Index pushed(SpeechStream& stream, std::span<const float> samples) try {
-    return stream.push(samples);
-  } catch (const Error& error) {
-    const std::string what = error.what();
-    throw Error(what + (what.find("max_frames") == std::string::npos ? "" : " (--max-seconds)"));
-  }
-
-  std::function<SpeechStream()> open_;
-  int rate_;
-  std::function<void()> ended_;
-  SpeechStream stream_;
-  std::optional<VoiceActivity> gate_;
-  bool is_open_ = false, is_used_ = false;  // a stretch; the stream, by a stretch before
-  std::string text_, before_;               // so far, and before the stretch
-  std::vector<Word> words_;
-  std::size_t taken_ = 0;  // of the stream's words
-  double begin_ = 0, end_ = 0;
-};
-
 nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
                            const std::string& file) {
   const RecognizerConfig& config = recognizer.config();
@@ -421,10 +326,10 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;
     if (format == TranscriptFormat::text) line.show(listener.text());
-    if (o.endpoint && stream.is_endpoint()) {
-      if (const std::string said = stream.next_utterance(); !said.empty()) {
+    if (o.endpoint) {
+      if (const std::string said = listener.next_utterance(); !said.empty()) {
         if (format == TranscriptFormat::text) {
-          line.show(listener.text());  // what a beam search has only now decided
+          line.show(listener.text());
           line.end();
         }
         utterances.push_back({{"text", said}, {"end", seconds}});
