@@ -12,13 +12,29 @@ import pathlib
 import random
 import tempfile
 
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
 letters = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 standard = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *letters])}
 blog = {c: i for i, c in enumerate("|abcdefghijklmnopqrstuvwxyz'")} | {"[UNK]": 28, "[PAD]": 29}
 phonemes = {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", "<unk>", "n", "s", "t", "\u0259", "i\u02d0", "a\u026a"])}
 brackets = dict(unk_token="[UNK]", pad_token="[PAD]")
+
+
+def fast_case(name, decoder, model):
+    """tokenizer.json without vocab.json, as the tokenizers library saves it."""
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoder
+    with tempfile.TemporaryDirectory() as temporary:
+        path = pathlib.Path(temporary) / "tokenizer.json"
+        tokenizer.save(str(path))
+        files = {path.name: json.loads(path.read_text())}
+    random.seed(name)
+    frames = [f for f in (random.choice([random.randrange(len(standard)), 0]) for _ in range(80))
+              for _ in range(random.choice([1, 1, 2]))]
+    text = " ".join(PreTrainedTokenizerFast(tokenizer_object=tokenizer).batch_decode([frames])[0].split())
+    return dict(name=name, files=files, pad_token_id=0, classes=len(standard), frames=frames, text=text)
 
 
 def case(name, vocab, options={}, classes=None, kind=Wav2Vec2CTCTokenizer, legacy=False):
@@ -58,6 +74,11 @@ cases = [
          dict(target_lang="deu"), classes=4),
     case("names in a file of their own", blog, brackets, classes=32, legacy=True),
     case("phonemes", phonemes, kind=Wav2Vec2PhonemeCTCTokenizer),
+    case("blank of laconic's name", {t: i for i, t in enumerate(["<s>", "</s>", "<unk>", "<blank>", "|", *letters])},
+         dict(pad_token="<blank>")),
+    fast_case("fast", decoders.CTC(), models.WordLevel(standard, "<unk>")),
+    fast_case("fast without cleanup", decoders.CTC(cleanup=False), models.WordLevel(standard, "<unk>")),
+    fast_case("fast, a sequence", decoders.Sequence([decoders.CTC(), decoders.Fuse()]), models.BPE(standard, [])),
 ]
 path = pathlib.Path(__file__).with_name("hugging_face_tokens.json")
 path.write_text("[\n" + ",\n".join(json.dumps(one, sort_keys=True) for one in cases) + "\n]\n")

@@ -143,6 +143,18 @@ TEST_CASE("a link stays a link, what it points to is replaced", "[io][file]") {
   CHECK(std::filesystem::is_symlink(folder / "link"));
   CHECK(read_file(folder / "a", 10) == "new");
   CHECK(folder.names() == Names{"a", "link"});
+  // What does not exist yet is made where the link, or a link behind it, points.
+  std::filesystem::create_symlink("second", folder / "first");
+  std::filesystem::create_symlink(folder / "b", folder / "second");
+  FolderWriter::check(folder / "first");
+  FolderWriter writer(folder / "first/");
+  write_file(writer.path() / "c", "new");
+  writer.commit();
+  CHECK(read_file(folder / "b/c", 10) == "new");
+  std::filesystem::create_symlink("d", folder / "third");
+  write_file(folder / "third", "new");
+  CHECK(read_file(folder / "d", 10) == "new");
+  CHECK(folder.names() == Names{"a", "b", "d", "first", "link", "second", "third"});
 }
 
 TEST_CASE("reading a file is bounded", "[io][file]") {

@@ -81,6 +81,15 @@ TEST_CASE("JSON is read strictly", "[io][json]") {
   CHECK(parse_message("[" + std::string(100'000, '1') + "x").size() < 300);
 }
 
+TEST_CASE("a pointer of Git LFS in the place of a JSON file is named", "[io][json]") {
+  const TemporaryFolder folder;
+  const auto path = folder / "config.json";
+  write_file(path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2474\n");
+  CHECK(message_of([&] { read_json(path); }) ==
+        path.string() +
+            ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its folder");
+}
+
 TEST_CASE("attack: many objects in one take time as their number, not as its square", "[io][json]") {
   constexpr std::size_t count = 500'000;  // at 0.3 s for 10'000 objects, the square was half an hour
   std::string object = "{", array = "[";

@@ -126,7 +126,7 @@ TEST_CASE("texts are compared as the vocabulary writes them", "[evaluate]") {
 
 TEST_CASE("texts of Hugging Face's vocabularies are those of transformers", "[evaluate][hugging_face]") {
   const auto cases = read_json(std::filesystem::path(LACONIC_GOLDEN_DIR) / "hugging_face_tokens.json");
-  REQUIRE(cases.size() == 13);
+  REQUIRE(cases.size() == 17);
   for (const auto& one : cases) {
     INFO(one["name"]);
     const TemporaryFolder folder;
@@ -166,6 +166,14 @@ TEST_CASE("the files of a folder of Hugging Face that say of features and tokens
                                     ": 'feature_extractor_type' is 'SeamlessM4TFeatureExtractor', "
                                     "'Wav2Vec2FeatureExtractor' expected");
 
+  write_json(path, {{"feature_extractor", nullptr}});
+  CHECK(message_of(features) == path.string() + ": 'feature_extractor' is null, an object expected");
+  write_json(path, {{"feature_extractor", {{"sampling_rate", nullptr}}}});
+  CHECK(message_of(features).starts_with(path.string() + ": 'sampling_rate' is null, an integer from "));
+  std::filesystem::remove(path);
+  std::filesystem::create_symlink("nothing", path);  // as where the cache of the Hub was emptied
+  CHECK(message_of(features) == path.string() + ": cannot open: No such file or directory");
+
   const auto vocabulary = [&](const nlohmann::json& config, Index classes) {
     return detail::HuggingFaceTokens(folder.path).vocabulary(config, "config.json", classes);
   };
@@ -184,7 +192,23 @@ TEST_CASE("the files of a folder of Hugging Face that say of features and tokens
   write_json(folder / "tokenizer.json", other);
   CHECK(message_of([&] { vocabulary({}, 4); }) ==
         (folder / "tokenizer.json").string() + ": 'decoder.type' is 'Metaspace', CTC expected");
+  other["decoder"] = {{"type", "Sequence"}, {"decoders", {{{"type", "CTC"}}, {{"type", "Replace"}}}}};
+  write_json(folder / "tokenizer.json", other);
+  CHECK(message_of([&] { vocabulary({}, 4); }) ==
+        (folder / "tokenizer.json").string() + ": 'decoder.type' is 'CTC, Replace', CTC expected");
+  other["decoder"] = nullptr;
+  write_json(folder / "tokenizer.json", other);
+  CHECK(message_of([&] { vocabulary({}, 4); }) ==
+        (folder / "tokenizer.json").string() + ": no 'decoder', one of type CTC expected");
   write_json(folder / "vocab.json", {{"a", 0}, {"b", 1}});
+  write_json(folder / "tokenizer_config.json", {{"pad_token", "b"}});
+  CHECK(vocabulary({{"pad_token_id", 1}}, 2).blank() == 1);
+  CHECK(message_of([&] {
+          vocabulary({{"pad_token_id", 0}}, 2);
+        }) ==
+        "config.json: 'pad_token_id' is 0, and the pad token of the tokenizer, 'b', has index 1; the same expected: it "
+        "is the CTC blank");
+  std::filesystem::remove(folder / "tokenizer_config.json");
   CHECK(vocabulary({{"pad_token_id", 2}}, 3).token(2) == "<pad>");  // a class without a token is the blank
   CHECK(vocabulary(nlohmann::json::object(), 2).blank() == 0);
   CHECK(message_of([&] {

@@ -237,6 +237,18 @@ TEST_CASE("files of plain samples that were cut off, or never finished", "[audio
   write_file(path, changed);
   CHECK(Heard(path).seconds == 1);
   CHECK(contains(Heard(path).note, "the header says 0 bytes of samples"));
+  // Annotations are no samples.
+  const std::string head = changed.substr(0, changed.find("SSND")), note(
+                                                                        "ANNO\0\0\0\x08"
+                                                                        "the note",
+                                                                        16);
+  for (const std::string& samples :
+       {std::string(), std::string("SSND\0\0\0\0", 8), std::string("SSND\0\0\0\x08\0\0\0\0\0\0\0\0", 16)}) {
+    write_file(path, head + note + samples);
+    CHECK(error_of(path) == name + ": holds no samples");
+    write_file(path, head + samples + note + note);
+    CHECK(error_of(path) == name + ": holds no samples");
+  }
 }
 
 TEST_CASE("an MP3 file that does not tell its length is heard to its end", "[audio]") {
@@ -287,4 +299,157 @@ TEST_CASE("an MP3 file that does not tell its length is heard to its end", "[aud
   const Heard damaged(path);
   CHECK_FALSE(damaged.whole);
   CHECK(contains(damaged.note, " bytes are no frames of MP3"));
+}
+
+TEST_CASE("files that were written one after the other are heard, or said not to be", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a";
+  const std::vector<float> second = tone(440, 16000, 1);
+  for (const int kind : {SF_FORMAT_WAV, SF_FORMAT_RF64, SF_FORMAT_AU, SF_FORMAT_W64, SF_FORMAT_CAF}) {
+    INFO(std::hex << kind);
+    put(path, kind | SF_FORMAT_PCM_16, 1, 16000, second);
+    const std::string whole = bytes_of(path);
+    CHECK(Heard(path).whole);
+    write_file(path, whole + std::string(3000, '\0'));
+    CHECK(Heard(path).whole);
+    write_file(path, whole + whole);
+    const Heard both(path);
+    CHECK(both.seconds == 1);
+    CHECK_FALSE(both.whole);
+    CHECK(contains(both.note, text("after the samples that the header tells of follow ", whole.size())));
+    write_file(path, whole.substr(0, whole.size() - 1000));
+    CHECK(contains(error_of(path), ": cut short: the header says 32"));
+  }
+  put(path, SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 16000, second);
+  const std::string flac = bytes_of(path);
+  const std::vector<float> once = read_audio(path).samples;
+  write_file(path, flac + flac);
+  const Heard both(path);
+  CHECK(both.whole);
+  CHECK(both.note == path.string() + ": 2 streams are heard one after the other");
+  std::vector<float> twice = once;
+  twice.insert(twice.end(), once.begin(), once.end());
+  CHECK(read_audio(path).samples == twice);
+  write_file(path, flac + flac.substr(0, flac.size() / 2));
+  CHECK(error_of(path) != "no error");
+}
+
+TEST_CASE("tags before and after sound are no sound", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a";
+  // An ID3v2 tag of 5000 bytes that look like frames of MP3; an APE tag, of which the footer alone tells; ID3v1.
+  std::string frames;
+  while (frames.size() < 5000) frames += "\xff\xfb\x90\x40";
+  const std::string id3 = std::string("ID3\x04\0\0\0\0\x27\x08", 10) + frames,
+                    ape = frames + "APETAGEX" + detail::wav_size(2000) + detail::wav_size(5032) + detail::wav_size(1) +
+                          std::string(12, '\0'),
+                    id3v1 = "TAG" + std::string(125, ' ');
+  for (const int format : {wav16, SF_FORMAT_FLAC | SF_FORMAT_PCM_16, SF_FORMAT_OGG | SF_FORMAT_VORBIS,
+                           SF_FORMAT_AIFF | SF_FORMAT_PCM_16, SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III}) {
+    INFO(std::hex << format);
+    SF_INFO info{.frames = 0, .samplerate = 16000, .channels = 1, .format = format, .sections = 0, .seekable = 0};
+    if (sf_format_check(&info) == 0) continue;  // no MP3 in an older libsndfile
+    put(path, format, 1, 16000, tone(440, 16000, 2));
+    const std::string bytes = bytes_of(path);
+    const std::vector<float> bare = read_audio(path).samples;
+    for (const std::string& file : {id3 + bytes, bytes + ape, id3 + id3 + bytes + ape + id3v1, bytes + id3v1}) {
+      write_file(path, file);
+      const Heard heard(path);
+      CHECK(heard.whole);
+      CHECK(heard.note.empty());
+      CHECK(read_audio(path).samples == bare);
+    }
+    if ((format & SF_FORMAT_TYPEMASK) != SF_FORMAT_MPEG) continue;
+    write_file(path, id3 + bytes + id3v1 + id3 + bytes + id3v1);  // of two files in a row
+    CHECK(Heard(path).whole);
+    CHECK(Heard(path).seconds == Approx(4).margin(0.2));
+    std::string changed = bytes;  // decoders do not believe this first frame, and estimate the length
+    changed[6] = '\x55';
+    write_file(path, changed);
+    CHECK(Heard(path).seconds == Approx(2).margin(0.1));
+  }
+}
+
+TEST_CASE("a WAV file whose format follows its samples is heard", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.wav";
+  write_wav(path, {tone(440, 16000, 1), 16000});
+  const std::vector<float> all = read_audio(path).samples;
+  const std::string bytes = bytes_of(path), format = bytes.substr(20, 16), pcm = bytes.substr(44);
+  write_file(path, riff(chunk("LIST", "abc") + chunk("data", pcm) + chunk("fmt ", format)));
+  CHECK(Heard(path).whole);
+  CHECK(read_audio(path).samples == all);
+}
+
+TEST_CASE("frames that a FLAC file lacks are noted", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.flac";
+  std::vector<float> noise(40000);
+  std::uint32_t state = 1;
+  for (float& x : noise) x = static_cast<float>((state = state * 1664525 + 1013904223) >> 16) / 131072;
+  put(path, SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 1, 16000, noise);
+  const std::string whole = bytes_of(path);
+  std::vector<std::size_t> frames;
+  std::int64_t block = 0;
+  for (std::size_t at = 42; at + 16 < whole.size(); ++at) {
+    const auto frame = detail::read_flac_header(std::string_view(whole).substr(at, 16), 4096);
+    if (!frame || frame->begin != static_cast<std::int64_t>(frames.size()) * 4096) continue;
+    frames.push_back(at);
+    block = std::max(block, frame->size);
+  }
+  REQUIRE(frames.size() == 10);
+  REQUIRE(block == 4096);
+  CHECK(Heard(path).whole);
+  for (const std::size_t lost : {2U, 8U}) {  // also the last but one
+    write_file(path, whole.substr(0, frames[lost]) + whole.substr(frames[lost + 1]));
+    try {
+      const Heard heard(path);
+      CHECK_FALSE(heard.whole);
+      CHECK(contains(heard.note, ": frames are missing; 0.26 s of what is heard may be silence in their place"));
+    } catch (const Error& error) {  // an older libFLAC
+      CHECK(contains(error.what(), "cut short: the header says 40000 samples"));
+    }
+  }
+  // A header that tells of too little, as where it was written first; and bytes that follow the last frame.
+  std::string changed = whole;
+  changed.replace(22, 4, std::string("\0\0\0\x01", 4));
+  write_file(path, changed);
+  const Heard all(path);
+  CHECK(all.seconds == 2.5);
+  CHECK(all.whole);
+  CHECK(all.note == path.string() + ": the header says 1 samples; all 40000 are heard");
+  write_file(path, whole + std::string(500, 'x'));
+  CHECK(Heard(path).seconds == 2.5);
+  write_file(path, whole + std::string(50000, 'x'));
+  CHECK_FALSE(Heard(path).whole);
+}
+
+TEST_CASE("an MP3 file with something else before it is heard with a note", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.mp3";
+  SF_INFO info{.frames = 0,
+               .samplerate = 16000,
+               .channels = 1,
+               .format = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III,
+               .sections = 0,
+               .seekable = 0};
+  if (sf_format_check(&info) == 0) return;  // an older libsndfile
+  put(path, info.format, 1, 16000, tone(440, 16000, 2));
+  const std::string bytes = bytes_of(path);
+  write_file(path, std::string(3000, 'x') + bytes);
+  const Heard heard(path);
+  CHECK(heard.seconds == Approx(2).margin(0.01));
+  CHECK_FALSE(heard.whole);
+  CHECK(contains(heard.note, "its first 3000 bytes are no frames of MP3"));
+  write_file(path, std::string(3000, 'x'));
+  CHECK(contains(error_of(path), "cannot read as audio"));
+}
+
+TEST_CASE("float samples that no recording has are refused", "[audio]") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a.wav";
+  std::vector<float> samples = tone(440, 16000, 0.1);
+  samples[7] = 1e30F;
+  put(path, SF_FORMAT_WAV | SF_FORMAT_FLOAT, 1, 16000, samples);
+  CHECK(contains(error_of(path), "sample 7 is 1e+30, 1 or less expected, or 2^31 or less where floats hold integers"));
 }

@@ -243,7 +243,9 @@ says out '(50.00%)'
 grep -q '"output_error"' convert.json || fail "convert.json does not hold the error"
 ok eval --model mla --data corpus/test.jsonl --transcripts mla.jsonl --json mla.json
 cmp mha.jsonl mla.jsonl || fail "R = d does not give the same transcripts"
-ok convert --input run --output mla1 --attention mla-simple --latent-dim 1
+ln -s mla1 later # an output that is a link to what does not exist yet
+ok convert --input run --output later --attention mla-simple --latent-dim 1
+[ -L later ] && [ -f mla1/config.json ] || fail "a link to a new folder was not followed"
 ok convert --input run --output low --attention mla-head --latent-dim 8 --v-latent-dim 4 --json low.json
 says low.json '"v_lora_rank": 4'
 says out ' 8/4 '
@@ -580,6 +582,12 @@ fresh # a pipe that nobody writes to
 rm broken/vocab.json
 mkfifo broken/vocab.json
 refused_model broken/vocab.json 'is a pipe, a regular file expected'
+fresh # one that stands for another, in Git LFS
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2474\n' >broken/config.json
+refused_model broken/config.json 'a pointer of Git LFS given' 'git lfs pull'
+fresh # a link to what is gone
+ln -sf gone broken/tokenizer_config.json
+refused_model broken/tokenizer_config.json 'No such file or directory'
 refused nowhere -- eval --model nowhere --data corpus/test.jsonl
 refused corpus config.json -- transcribe --model corpus stereo.wav
 refused nowhere -- convert --input nowhere --output new --latent-dim 4

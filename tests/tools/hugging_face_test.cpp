@@ -111,10 +111,15 @@ TEST_CASE("a folder as transformers 5 saves it after a tutorial is heard and con
   write_folder(folder / "hf", "case3", "module.");  // without positions
   std::filesystem::remove(folder / "hf" / "preprocessor_config.json");
   write_json(folder / "hf" / "processor_config.json", {{"feature_extractor", {{"do_normalize", false}}}});
-  write_json(folder / "hf" / "vocab.json", {{"|", 0}, {"a", 1}, {"b", 2}, {"c", 3}, {"[UNK]", 4}, {"[PAD]", 5}});
+  write_json(folder / "hf" / "vocab.json", {{"|", 0}, {"a", 1}, {"b", 2}, {"c", 3}, {"[UNK]", 4}, {"<blank>", 5}});
   write_json(folder / "hf" / "added_tokens.json", {{"<s>", 6}, {"</s>", 7}});
   write_json(folder / "hf" / "tokenizer_config.json",
-             {{"pad_token", "[PAD]"}, {"unk_token", "[UNK]"}, {"word_delimiter_token", "|"}, {"target_lang", nullptr}});
+             {{"pad_token", "<blank>"},  // laconic's own name for it, and no other names
+              {"unk_token", nullptr},
+              {"bos_token", nullptr},
+              {"eos_token", nullptr},
+              {"word_delimiter_token", "|"},
+              {"target_lang", nullptr}});
   auto config = read_json(folder / "hf" / "config.json");
   config["pad_token_id"] = 5;
   write_json(folder / "hf" / "config.json", config);
@@ -132,7 +137,7 @@ TEST_CASE("a folder as transformers 5 saves it after a tutorial is heard and con
   CHECK(heard("back") == said);
   CHECK(read_json(folder / "back" / "config.json")["pad_token_id"] == 5);
   CHECK(read_json(folder / "back" / "config.json")["position_embeddings_type"].is_null());
-  CHECK(read_json(folder / "back" / "tokenizer_config.json")["pad_token"] == "[PAD]");
+  CHECK(read_json(folder / "back" / "tokenizer_config.json")["pad_token"] == "<blank>");
 }
 
 TEST_CASE("a model of Hugging Face learns on from samples", "[hugging_face]") {

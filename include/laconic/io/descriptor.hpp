@@ -66,8 +66,8 @@ struct OpenFile {
   std::int64_t size = 0;
 };
 
-/// Opens a file to read it. Throws `Error` if that fails and for anything but a regular file: a pipe could block for
-/// ever, and a device may have no end.
+/// Opens a file to read it. Throws `Error` if that fails, for anything but a regular file (a pipe could block for ever,
+/// and a device may have no end) and for a file that only stands for another one, in Git LFS.
 inline OpenFile open_to_read(const std::filesystem::path& path) {
   // Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
   OpenFile out{Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)), 0};
@@ -76,6 +76,13 @@ inline OpenFile open_to_read(const std::filesystem::path& path) {
   if (::fstat(out.descriptor.get(), &status) != 0) fail_system(path, "read");
   require(S_ISREG(status.st_mode), path.string(), ": is ", kind_of_file(status.st_mode), ", a regular file expected");
   out.size = status.st_size;
+  constexpr std::string_view pointer = "version https://git-lfs.github.com/spec/";
+  char start[pointer.size()];
+  const bool may_point = out.size >= static_cast<std::int64_t>(pointer.size()) && out.size < 1024;  // as Git LFS says
+  require(!may_point || ::pread(out.descriptor.get(), start, sizeof start, 0) != static_cast<ssize_t>(sizeof start) ||
+              std::string_view(start, sizeof start) != pointer,
+          path.string(),
+          ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its folder");
   return out;
 }
 
@@ -93,14 +100,28 @@ inline std::filesystem::path absolute_path(const std::filesystem::path& path) {
   return out;
 }
 
-/// Returns the path with links resolved and without a trailing slash, so that the target of a link is replaced, not the
-/// link. Throws `Error` for an empty path and one that cannot be looked at.
+/// Returns the path with links resolved and without a trailing slash, so that the target of a link is replaced or made,
+/// not the link. Throws `Error` for an empty path and one that cannot be looked at.
 inline std::filesystem::path resolved(const std::filesystem::path& path) {
   require(!path.empty(), "an empty path given, the name of a file or folder expected");
   std::error_code error;
-  const std::filesystem::path out = std::filesystem::weakly_canonical(absolute_path(path), error);
+  std::filesystem::path out = std::filesystem::weakly_canonical(absolute_path(path), error);
+  // A link to what does not exist yet is left of it. The system follows 40 links at most.
+  for (int links = 0; !error && links < 40 && std::filesystem::is_symlink(out.has_filename() ? out : out.parent_path());
+       ++links) {
+    if (!out.has_filename()) out = out.parent_path();
+    const std::filesystem::path target = std::filesystem::read_symlink(out, error);
+    if (!error) out = std::filesystem::weakly_canonical(out.parent_path() / target, error);
+  }
   require(!error, path.string(), ": cannot resolve: ", error.message());
   return out.has_filename() ? out : out.parent_path();
+}
+
+/// Says whether a folder has this entry, also if it is a link that points to nothing. To open such a link is an error
+/// that a person should see; a file that may be missing is missing only if this is false.
+inline bool is_listed(const std::filesystem::path& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0;
 }
 
 /// Says whether there is something of this name. Throws `Error` where that cannot be known (a folder above it may not

@@ -62,8 +62,7 @@ inline void require_folder(const std::filesystem::path& folder) {
 inline std::filesystem::path model_file(const std::filesystem::path& folder, std::string_view name) {
   require_folder(folder);
   std::filesystem::path out = folder / name;
-  std::error_code ignored;
-  require(std::filesystem::exists(out, ignored), folder.string(), ": no ", name, model_folder_expected);
+  require(is_listed(out), folder.string(), ": no ", name, model_folder_expected);
   return out;
 }
 
@@ -84,10 +83,7 @@ inline nlohmann::json read_model_vocab(const std::filesystem::path& folder) {
 /// pytorch_model.bin.index.json is opened. Throws `Error` if there is none.
 inline Tensors open_model_tensors(const std::filesystem::path& folder) {
   detail::require_folder(folder);
-  const auto has = [&](std::string_view name) {
-    std::error_code ignored;
-    return std::filesystem::exists(folder / name, ignored);
-  };
+  const auto has = [&](std::string_view name) { return detail::is_listed(folder / name); };
   if (has("model.safetensors")) return SafetensorsFile(folder / "model.safetensors");
   if (has("model.safetensors.index.json"))
     return ShardedTensors<SafetensorsFile>(folder / "model.safetensors.index.json");

@@ -15,11 +15,10 @@ inline namespace LACONIC_ABI {
 
 namespace detail {
 
-/// Returns a member of config.json, or the default of transformers if it is missing or null.
+/// Returns a member of config.json, or the default of transformers if it is missing.
 template <class T>
 T hugging_face_member(const nlohmann::json& config, std::string_view key, const std::string& where, T otherwise) {
-  const auto found = config.find(key);
-  return found == config.end() || found->is_null() ? otherwise : json_member<T>(config, key, where);
+  return config.contains(key) ? json_member<T>(config, key, where) : otherwise;
 }
 
 /// Returns the activation that a member names; "swish" is silu, and a missing one gelu. Throws `Error` for other names.

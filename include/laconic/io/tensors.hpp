@@ -215,17 +215,10 @@ class Tensors {
   /// Makes an empty set of tensors, which `path` names in messages.
   explicit Tensors(std::string path) : path_(std::move(path)) {}
 
-  /// Maps a file, keeps it and returns its bytes. Tensors added next belong to it. Throws `Error` for a file that only
-  /// stands for another one, in Git LFS.
+  /// Maps a file, keeps it and returns its bytes. Tensors added next belong to it.
   std::span<const std::byte> map(const std::filesystem::path& path) {
     files_.push_back({path.string(), MappedFile(path)});
-    const auto bytes = files_.back().map.bytes();
-    constexpr std::string_view pointer = "version https://git-lfs.github.com/spec/";
-    require(bytes.size() < pointer.size() || std::memcmp(bytes.data(), pointer.data(), pointer.size()) != 0,
-            path.string(),
-            ": a pointer of Git LFS given, the file that it stands for expected: run git lfs pull in its "
-            "folder");
-    return bytes;
+    return files_.back().map.bytes();
   }
   /// Adds a tensor of the file mapped last. Throws `Error` if there is one of that name already.
   void add(const std::string& name, TensorInfo info) {

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <laconic/core/extent.hpp>
 #include <laconic/io/file.hpp>
+#include <laconic/speech/flac.hpp>
 #include <laconic/speech/mp3.hpp>
 #include <laconic/speech/ogg.hpp>
 #include <laconic/speech/pcm_files.hpp>
@@ -69,25 +70,33 @@ struct AudioPart {
 /// Integer samples are scaled to [-1, 1); float samples stay as they are. Several threads may have a reader each.
 ///
 /// The reader hears what it can of a damaged file: after the end `note()` says what was not, and `is_whole()` that
-/// something was not. Streams that follow each other in an Ogg file are heard one after the other.
+/// something was not. Streams that follow each other in an Ogg or a FLAC file are heard one after the other.
 class AudioReader {
  public:
   /// Opens a file, or a part of it. Throws `Error` if it is missing, empty, not audio, or a WAV file that is shorter
-  /// than its header says. Reads all of an Ogg file, and of an MP3 file that does not tell its length. Allocates.
+  /// than its header says. Reads all of an Ogg, a FLAC and an MP3 file once. Allocates.
   explicit AudioReader(const std::filesystem::path& path, int sample_rate = 0, AudioPart part = {})
       : path_(path.string()), opened_(detail::open_to_read(path)) {
     require(sample_rate >= 0, path_, ": a sample rate of ", sample_rate, " Hz given, 0 or more expected");
     require(part.offset >= 0 && part.duration >= 0 && part.offset + part.duration < 1e9, path_, ": ", part.duration,
             " s from ", part.offset, " s on given, 0 or more of each expected");
     require(opened_.size > 0, path_, ": an empty file, an audio file expected");
-    std::optional<detail::SoundPlan> plan = detail::read_wav(path, opened_);
-    if (!plan) plan = detail::read_au(path, opened_);
-    if (!plan) plan = detail::read_aiff(path, opened_);
-    if (!plan) plan = detail::read_wav64(path, opened_);
-    if (!plan) plan = detail::read_ogg(opened_);
-    if (!plan) plan = detail::read_mp3(opened_);
-    plan_ = plan ? std::move(*plan) : detail::whole_file(opened_);
-    open_stream();
+    range_ = detail::without_tags(opened_);
+    std::optional<detail::SoundPlan> plan = detail::read_wav(path, range_);
+    if (!plan) plan = detail::read_au(path, range_);
+    if (!plan) plan = detail::read_aiff(path, range_);
+    if (!plan) plan = detail::read_wav64(path, range_);
+    if (!plan) plan = detail::read_caf(path, range_);
+    if (!plan) plan = detail::read_ogg(range_);
+    if (!plan) plan = detail::read_flac(range_);
+    if (!plan) plan = detail::read_mp3(range_);
+    plan_ = plan ? std::move(*plan) : detail::whole_file(range_);
+    try {
+      open_stream();
+    } catch (const Unreadable&) {
+      if (plan || !open_late_mp3()) throw;
+    }
+    note_rest();
     rate_ = info_.samplerate;
     sample_rate_ = sample_rate == 0 ? rate_ : sample_rate;
     if (sample_rate_ != rate_) resampler_.emplace(rate_, sample_rate_, path_ + ": ");
@@ -154,7 +163,7 @@ class AudioReader {
   /// Opens the stream number `stream_`.
   void open_stream() {
     file_.reset();
-    input_ = std::make_unique<detail::SoundInput>(opened_.descriptor.get(), plan_.streams[stream_].bytes);
+    input_ = std::make_unique<detail::SoundInput>(range_, plan_.streams[stream_].bytes);
     info_ = {};
     file_ = input_->open(info_);
     if (file_ == nullptr) {
@@ -169,6 +178,31 @@ class AudioReader {
     require(stream_ == 0 || info_.samplerate == rate_, path_, ": stream ", stream_ + 1, " of ", plan_.streams.size(),
             " has ", info_.samplerate, " Hz, ", rate_, " expected, as the first");
     frames_of_stream_ = 0;
+  }
+
+  /// Opens a file that nobody knows at the first frames of MP3 in it, if there are any.
+  bool open_late_mp3() {
+    const auto begin = detail::find_mp3(range_);
+    if (!begin) return false;
+    range_ = {range_.descriptor, range_.begin + *begin, range_.size - *begin};
+    auto plan = detail::read_mp3(range_);
+    if (!plan) return false;
+    plan_ = std::move(*plan);
+    plan_.is_whole = false;
+    plan_.notes.push_back(text("its first ", *begin, " bytes are no frames of MP3"));
+    open_stream();
+    return true;
+  }
+
+  /// Notes what follows the samples of the header, if that may be sound: a twentieth of a second or more.
+  void note_rest() {
+    if (plan_.rest_bytes == 0 || plan_.sample_bytes == 0 || info_.frames <= 0) return;
+    const double seconds = static_cast<double>(plan_.rest_bytes) / static_cast<double>(plan_.sample_bytes) *
+                           static_cast<double>(info_.frames) / info_.samplerate;
+    if (seconds < 0.05) return;
+    plan_.is_whole = false;
+    plan_.notes.push_back(text("after the samples that the header tells of follow ", plan_.rest_bytes,
+                               " bytes that are not heard (", detail::shown_seconds(seconds), " if they are samples)"));
   }
 
   /// Goes to the beginning of a part.
@@ -200,12 +234,15 @@ class AudioReader {
     const auto channels = static_cast<std::size_t>(info_.channels);
     const std::size_t frames = std::max<std::size_t>(1, 65536 / channels);
     block_.resize(frames * channels);
-    const sf_count_t wanted = std::min<sf_count_t>(static_cast<sf_count_t>(frames), left_);
+    sf_count_t wanted = std::min<sf_count_t>(static_cast<sf_count_t>(frames), left_);
+    // Beyond the end of a FLAC stream libsndfile would look for another frame.
+    if ((info_.format & SF_FORMAT_TYPEMASK) == SF_FORMAT_FLAC && info_.frames > 0)
+      wanted = std::min<sf_count_t>(wanted, info_.frames - frames_of_stream_);
     const sf_count_t count = wanted == 0 ? 0 : sf_readf_float(file_.get(), block_.data(), wanted);
     require(sf_error(file_.get()) == SF_ERR_NO_ERROR, path_, ": cannot read as audio after ", frames_read_,
             " samples: ", std::string_view(sf_strerror(file_.get())));
     if (count <= 0) {
-      ended_ = wanted == 0 || !next_stream();
+      ended_ = left_ == 0 || !next_stream();
       require(!ended_ || frames_read_ > 0, path_, ": holds no samples");
       return;
     }
@@ -216,6 +253,8 @@ class AudioReader {
       float sum = 0;
       for (std::size_t c = 0; c < channels; ++c) sum += block_[i * channels + c];
       require(std::isfinite(sum), path_, ": sample ", frames_read_ + static_cast<Index>(i), " is not a finite number");
+      require(std::abs(sum) < 0x1p40F, path_, ": sample ", frames_read_ + static_cast<Index>(i), " is ", sum,
+              ", 1 or less expected, or 2^31 or less where floats hold integers");
       mono[i] = channels == 1 ? sum : sum * scale;
     }
     waiting_ = mono;
@@ -252,6 +291,7 @@ class AudioReader {
 
   std::string path_;
   detail::OpenFile opened_;  // for as long as input_ reads from it
+  detail::SoundRange range_;
   detail::SoundPlan plan_;
   std::size_t stream_ = 0, unreadable_ = 0;
   SF_INFO info_{};

@@ -46,24 +46,15 @@ inline std::optional<Mp3Frame> read_mp3_header(std::string_view bytes) {
   return out;
 }
 
-/// Returns where sound begins: after a tag ID3v2, if there is one.
-inline std::int64_t after_id3(FileBytes& file) {
-  const std::string head(file.at(0, 10));
-  if (head.size() < 10 || !head.starts_with("ID3")) return 0;
-  std::int64_t size = 0;
-  for (std::size_t i = 6; i < 10; ++i) size = size << 7 | (static_cast<unsigned char>(head[i]) & 0x7F);
-  return size + 10;
-}
-
-/// Returns the number of frames that a first frame tells ("Xing" and "Info" of most programs, "VBRI" of Fraunhofer's),
-/// or nothing if it is a frame of sound.
-inline std::optional<std::int64_t> told_mp3_frames(FileBytes& file, std::int64_t at, const Mp3Frame& frame) {
+/// Returns the number of frames that the first frame tells ("Xing" and "Info" of most programs, "VBRI" of
+/// Fraunhofer's), or nothing if it is a frame of sound.
+inline std::optional<std::int64_t> told_mp3_frames(FileBytes& file, const Mp3Frame& frame) {
   const auto number = [&](std::string_view bytes) {
     std::int64_t out = 0;
     for (const char c : bytes) out = out << 8 | static_cast<unsigned char>(c);
     return out;
   };
-  const std::string start(file.at(at, 4 + 32 + 18));
+  const std::string start(file.at(0, 4 + 32 + 18));
   const std::string xing = start.substr(std::min(start.size(), 4 + frame.side), 12),
                     vbri = start.substr(std::min<std::size_t>(start.size(), 36), 18);
   if (xing.size() == 12 && (xing.starts_with("Xing") || xing.starts_with("Info")))
@@ -87,19 +78,18 @@ inline std::string telling_mp3_frame(std::string_view header, std::int64_t frame
 
 /// Reads the frames of an MP3 file; nothing for other files. If no frame tells how many there are, or what it tells is
 /// not there, libsndfile is shown one that does. What is no frame, it is not shown.
-inline std::optional<SoundPlan> read_mp3(const OpenFile& opened) {
-  FileBytes file(opened);
-  const std::int64_t begin = after_id3(file);
-  const std::string header(file.at(begin, 4));
+inline std::optional<SoundPlan> read_mp3(const SoundRange& range) {
+  FileBytes file(range);
+  const std::string header(file.at(0, 4));
   const std::optional<Mp3Frame> first = read_mp3_header(header);
   const auto is_frame = [&](std::int64_t at) {
     const std::optional<Mp3Frame> frame = read_mp3_header(file.at(at, 4));
     return frame && frame->rate == first->rate ? frame->size : 0;
   };
-  if (!first || (begin + first->size < file.size() && is_frame(begin + first->size) == 0)) return std::nullopt;
-  const std::optional<std::int64_t> told = told_mp3_frames(file, begin, *first);
+  if (!first || (first->size < file.size() && is_frame(first->size) == 0)) return std::nullopt;
+  const std::optional<std::int64_t> told = told_mp3_frames(file, *first);
   std::vector<SoundBytes> stretches;
-  std::int64_t count = 0, at = told ? begin + first->size : begin, lost_bytes = 0;
+  std::int64_t count = 0, at = told ? first->size : 0, known_end = at, lost_bytes = 0;
   bool is_cut = false, in_step = true;
   while (at + 4 <= file.size()) {
     const std::int64_t size = is_frame(at);
@@ -110,30 +100,57 @@ inline std::optional<SoundPlan> read_mp3(const OpenFile& opened) {
       stretches.back().size += size;
       in_step = true;
       ++count;
-      at += size;
+      known_end = at += size;
       continue;
     }
-    if (file.at(at, 3) == "TAG" || file.at(at, 8) == "APETAGEX") break;  // what players show
+    const std::int64_t tag = at == known_end ? tag_size(file, at) : 0;  // of one of several files in a row
     in_step = false;
+    if (tag > 0) {
+      known_end = at += tag;
+      continue;
+    }
     ++lost_bytes;
     ++at;
   }
-  SoundPlan plan = whole_file(opened);
+  SoundPlan plan = whole_file(range);
   const bool is_filled = !is_filled_from(file, at - lost_bytes);  // zeros at the end
-  if (is_filled && !in_step) lost_bytes = 0;
+  if (is_filled && !in_step && lost_bytes > 0) {
+    if (!told)
+      plan.notes.push_back(text("it ends with ", lost_bytes, " zeros, in whose place there may have been sound"));
+    lost_bytes = 0;
+  }
   SoundStream& stream = plan.streams.front();
-  // Some programs count the frame that tells, too.
-  const bool as_told = told && std::abs(count - *told) <= 1 && lost_bytes == 0;
+  // Decoders believe it only if nothing but zeros is before its name.
+  const std::string side(file.at(4, first->side));
+  const bool is_believed = side.find_first_not_of('\0') == std::string::npos;
+  const bool as_told = told && count == *told && lost_bytes == 0 && !is_cut && is_believed;
   if (as_told || count == 0) return plan;
   stream.bytes = {SoundBytes::of(telling_mp3_frame(header, count))};
   stream.bytes.insert(stream.bytes.end(), stretches.begin(), stretches.end());
   stream.seconds = static_cast<double>(std::max(count, told.value_or(0))) * first->samples / first->rate;
-  if (told && *told > 0 && count > *told)
+  if (told && *told > 0 && count > *told + 1)
     plan.notes.push_back(text("its first frame tells of ", *told, " frames; all ", count, " are heard"));
   if (lost_bytes > 0) plan.notes.push_back(text(lost_bytes, " bytes are no frames of MP3"));
   if (is_cut) plan.notes.push_back("it ends within a frame, so that more may be missing");
   plan.is_whole = lost_bytes == 0 && !is_cut;
   return plan;
+}
+
+/// Returns the place of the first of three frames in a row near the beginning of a file, or nothing.
+inline std::optional<std::int64_t> find_mp3(const SoundRange& range) {
+  FileBytes file(range);
+  for (std::int64_t begin = 0; begin < std::min<std::int64_t>(range.size, 1 << 16); ++begin) {
+    std::int64_t at = begin;
+    int frames = 0, rate = 0;
+    for (; frames < 3; ++frames) {
+      const std::optional<Mp3Frame> frame = read_mp3_header(file.at(at, 4));
+      if (!frame || (frames > 0 && frame->rate != rate)) break;
+      rate = frame->rate;
+      at += frame->size;
+    }
+    if (frames == 3) return begin;
+  }
+  return std::nullopt;
 }
 
 }  // namespace detail

@@ -114,7 +114,8 @@ class OggStream {
   /// Takes its next page.
   void add(FileBytes& file, const OggPage& page) {
     if (page.is_intact && page.number + 1 == next_) return;  // the same page once more
-    if (!page.is_intact || page.number != next_) has_gaps_ = true;
+    // A page in which a packet ends has a position.
+    if (!page.is_intact || page.number != next_ || (page.position == -1 && !page.packets.empty())) has_gaps_ = true;
     next_ = page.number + 1;
     if (!page.is_intact) return;
     ended_ = ended_ || page.ends;
@@ -152,8 +153,8 @@ class OggStream {
 
 /// Reads the pages of an Ogg file; nothing for other files. Streams that follow each other are heard one after the
 /// other. Damaged and missing pages, and an end without its mark, are noted.
-inline std::optional<SoundPlan> read_ogg(const OpenFile& opened) {
-  FileBytes file(opened);
+inline std::optional<SoundPlan> read_ogg(const SoundRange& range) {
+  FileBytes file(range);
   if (file.at(0, 4) != "OggS") return std::nullopt;
   SoundPlan plan;
   std::optional<OggStream> stream;
@@ -200,7 +201,7 @@ inline std::optional<SoundPlan> read_ogg(const OpenFile& opened) {
   if (at < file.size()) plan.notes.push_back(text("what follows ", most_streams, " streams is not heard"));
   if (gaps) plan.notes.push_back("pages are missing or damaged");
   if (!all_ended) plan.notes.push_back("it ends before the mark of its end, so that more may be missing");
-  if (lost_bytes > 0 && gaps) plan.notes.push_back(text(lost_bytes, " bytes are no pages"));
+  if (lost_bytes > 0) plan.notes.push_back(text(lost_bytes, " bytes are no pages"));
   if (plan.streams.size() > 1)
     plan.notes.push_back(text(plan.streams.size(), " streams are heard one after the other"));
   return plan;

@@ -10,8 +10,8 @@
 #include <string>
 #include <string_view>
 
-// Headers of files with plain samples but WAV (wav.hpp): AU, AIFF, RF64 and Wave64. libsndfile hears what there is of
-// one that was cut off, without a word.
+// Headers of files with plain samples but WAV (wav.hpp): AU, AIFF, RF64, Wave64 and CAF. libsndfile hears what there is
+// of one that was cut off, without a word.
 
 namespace laconic {
 inline namespace LACONIC_ABI {
@@ -23,67 +23,75 @@ inline void require_samples(const std::filesystem::path& path, std::uint64_t siz
           ": cut short: the header says ", size, " bytes of samples, but ", std::max<std::int64_t>(left, 0), " follow");
 }
 
-/// Returns the unsigned number that four bytes are, the highest first; 0 beyond the end of the file.
-inline std::uint64_t big_endian_32(FileBytes& file, std::int64_t at) {
-  std::uint64_t out = 0;
-  for (const char c : file.at(at, 4)) out = out << 8 | static_cast<unsigned char>(c);
-  return out;
-}
-
 /// Returns the plan of a file in which another size stands at a place of four bytes, and a note why.
-inline SoundPlan with_size_at(const OpenFile& opened, std::int64_t at, std::uint64_t size, std::int64_t left) {
+inline SoundPlan with_size_at(const SoundRange& range, std::int64_t at, std::uint64_t size, std::int64_t left) {
   std::string bytes;
   for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(size >> shift & 0xff);
-  SoundPlan plan = whole_file(opened);
-  plan.streams.front().bytes = {{0, at, {}}, SoundBytes::of(bytes), {at + 4, opened.size - at - 4, {}}};
+  SoundPlan plan = whole_file(range);
+  plan.streams.front().bytes = {{0, at, {}}, SoundBytes::of(bytes), {at + 4, range.size - at - 4, {}}};
   plan.notes.push_back(text("the header says 0 bytes of samples; all ", left, " that follow are heard"));
   return plan;
 }
 
+/// Returns the plan of a file with so many bytes of samples, after which nothing but zeros is expected from `at` on.
+inline SoundPlan with_rest(const SoundRange& range, std::uint64_t size, std::int64_t at) {
+  SoundPlan plan = whole_file(range);
+  FileBytes file(range);
+  plan.sample_bytes = static_cast<std::int64_t>(size);
+  if (at < file.size() && is_filled_from(file, at)) {
+    plan.rest_bytes = file.size() - at;
+    plan.streams.front().bytes = {{0, at, {}}};
+  }
+  return plan;
+}
+
 /// Reads the header of an AU file; nothing for other files. Samples whose size it gives as 0 are heard to the end.
-inline std::optional<SoundPlan> read_au(const std::filesystem::path& path, const OpenFile& opened) {
-  FileBytes file(opened);
+inline std::optional<SoundPlan> read_au(const std::filesystem::path& path, const SoundRange& range) {
+  FileBytes file(range);
   if (file.at(0, 4) != ".snd" || file.size() < 24) return std::nullopt;
-  const std::uint64_t size = big_endian_32(file, 8), rate = big_endian_32(file, 16), channels = big_endian_32(file, 20);
+  const std::uint64_t size = file.big_endian_32(8), rate = file.big_endian_32(16), channels = file.big_endian_32(20);
   require_channels(path, channels, rate);
-  const std::int64_t left = file.size() - static_cast<std::int64_t>(big_endian_32(file, 4));
-  if (size == 0 && left > 0) return with_size_at(opened, 8, 0xffffffff, left);
-  if (size != 0xffffffff) require_samples(path, size, left);  // which stands for "not known"
-  return whole_file(opened);
+  const std::int64_t left = file.size() - static_cast<std::int64_t>(file.big_endian_32(4));
+  if (size == 0 && left > 0) return with_size_at(range, 8, 0xffffffff, left);
+  if (size == 0xffffffff) return whole_file(range);  // which stands for "not known"
+  require_samples(path, size, left);
+  return with_rest(range, size, file.size() - left + static_cast<std::int64_t>(size));
 }
 
 /// Reads the chunks of an AIFF file; nothing for other files. Samples whose size they give as 0 are heard to the end.
-inline std::optional<SoundPlan> read_aiff(const std::filesystem::path& path, const OpenFile& opened) {
-  FileBytes file(opened);
+inline std::optional<SoundPlan> read_aiff(const std::filesystem::path& path, const SoundRange& range) {
+  FileBytes file(range);
   const std::string kind(file.at(8, 4));
   if (file.at(0, 4) != "FORM" || (kind != "AIFF" && kind != "AIFC")) return std::nullopt;
   for (std::int64_t at = 12; at + 8 <= file.size();) {
-    const std::uint64_t size = big_endian_32(file, at + 4);
+    const std::uint64_t size = file.big_endian_32(at + 4);
     if (file.at(at, 4) == "SSND") {
       const std::int64_t left = file.size() - at - 8;
-      if (size <= 8 && left > 16) return with_size_at(opened, at + 4, static_cast<std::uint64_t>(left), left - 8);
+      const std::int64_t end = at + 8 + static_cast<std::int64_t>(size + size % 2);
+      if (size <= 8 && end_of_chunks(file, end, true) >= file.size()) break;
+      if (size <= 8 && left > 16) return with_size_at(range, at + 4, static_cast<std::uint64_t>(left), left - 8);
       require_samples(path, size, left);
-      break;
+      return with_rest(range, size, end_of_chunks(file, end, true));
     }
     at += 8 + static_cast<std::int64_t>(size + size % 2);
   }
-  return whole_file(opened);
+  throw Error(text(path.string(), ": holds no samples"));
 }
 
 /// Reads the chunks of an RF64 or a Wave64 file; nothing for other files.
-inline std::optional<SoundPlan> read_wav64(const std::filesystem::path& path, const OpenFile& opened) {
-  FileBytes file(opened);
+inline std::optional<SoundPlan> read_wav64(const std::filesystem::path& path, const SoundRange& range) {
+  FileBytes file(range);
   if (file.at(0, 4) == "RF64") {
     const std::uint64_t size = file.at(12, 4) == "ds64" ? file.number(28, 8) : 0;
     for (std::int64_t at = 12; at + 8 <= file.size();) {
       const auto chunk = static_cast<std::int64_t>(file.number(at + 4, 4));
       if (file.at(at, 4) == "data") {
         require_samples(path, size, file.size() - at - 8);
-        break;
+        return with_rest(range, size, end_of_chunks(file, at + 8 + static_cast<std::int64_t>(size + size % 2)));
       }
       at += 8 + chunk + chunk % 2;
     }
-    return whole_file(opened);
+    return whole_file(range);
   }
   if (file.at(0, 4) != "riff" || file.at(24, 4) != "wave") return std::nullopt;
   for (std::int64_t at = 40; at + 24 <= file.size();) {  // names of 16 bytes, sizes with names and sizes
@@ -91,11 +99,41 @@ inline std::optional<SoundPlan> read_wav64(const std::filesystem::path& path, co
     if (size < 24 || size > std::uint64_t{1} << 60) break;
     if (file.at(at, 4) == "data") {
       require_samples(path, size - 24, file.size() - at - 24);
-      break;
+      std::int64_t end = at;
+      std::uint64_t next = size;
+      do end += static_cast<std::int64_t>((next + 7) / 8 * 8);
+      while (file.at(end, 4) != "riff" && (next = file.number(end + 16, 8)) >= 24 &&
+             next <= static_cast<std::uint64_t>(file.size() - end));
+      return with_rest(range, size - 24, end);
     }
     at += static_cast<std::int64_t>((size + 7) / 8 * 8);
   }
-  return whole_file(opened);
+  return whole_file(range);
+}
+
+/// Reads the chunks of a CAF file; nothing for other files. Samples whose size they give as -1 go to the end.
+inline std::optional<SoundPlan> read_caf(const std::filesystem::path& path, const SoundRange& range) {
+  FileBytes file(range);
+  if (file.at(0, 4) != "caff") return std::nullopt;
+  const auto size_at = [&](std::int64_t at) { return file.big_endian_32(at + 4) << 32 | file.big_endian_32(at + 8); };
+  const auto is_name = [&](std::int64_t at) {
+    const std::string name(file.at(at, 4));
+    return name.size() == 4 && name != "caff" && std::all_of(name.begin(), name.end(), [](char c) { return c >= ' '; });
+  };
+  std::optional<std::uint64_t> samples;
+  std::int64_t at = 8;
+  for (; at + 12 <= file.size() && is_name(at);) {
+    const std::uint64_t size = size_at(at);
+    const std::int64_t left = file.size() - at - 12;
+    if (file.at(at, 4) == "data") {
+      if (size == ~std::uint64_t{0}) return whole_file(range);
+      require_samples(path, size, left);
+      samples = size;
+    }
+    if (size > static_cast<std::uint64_t>(left)) break;
+    at += 12 + static_cast<std::int64_t>(size);
+  }
+  return samples ? with_rest(range, *samples, at) : whole_file(range);
 }
 
 }  // namespace detail

@@ -31,21 +31,27 @@ namespace detail {
 /// Owns a file of libsndfile and closes it.
 using SoundFile = std::unique_ptr<SNDFILE, int (*)(SNDFILE*)>;
 
-/// Reads the bytes of a file at any place, through a window that moves on.
+/// Names bytes of an open file, which must stay open. Places in them are counted from their first.
+struct SoundRange {
+  int descriptor = -1;               ///< descriptor of the file
+  std::int64_t begin = 0, size = 0;  ///< place in the file, in bytes
+};
+
+/// Reads bytes of a file at any place, through a window that moves on.
 class FileBytes {
  public:
-  /// Reads from an open file, which must stay open.
-  explicit FileBytes(const OpenFile& file) : descriptor_(file.descriptor.get()), size_(file.size) {}
-  /// Returns the size of the file in bytes.
+  /// Reads these bytes.
+  explicit FileBytes(const SoundRange& range) : descriptor_(range.descriptor), start_(range.begin), size_(range.size) {}
+  /// Returns the number of bytes.
   std::int64_t size() const { return size_; }
-  /// Returns up to `count` bytes from `at` on, fewer at the end of the file. They are valid until the next call.
+  /// Returns up to `count` bytes from `at` on, fewer at the end. They are valid until the next call.
   std::string_view at(std::int64_t at, std::size_t count) {
     if (at < 0 || at >= size_) return {};
     count = static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(count), size_ - at));
     if (at < begin_ || at + static_cast<std::int64_t>(count) > begin_ + static_cast<std::int64_t>(window_.size())) {
       window_.resize(std::max(count, std::size_t{1} << 16));
       ssize_t got = 0;
-      do got = ::pread(descriptor_, window_.data(), window_.size(), at);
+      do got = ::pread(descriptor_, window_.data(), window_.size(), start_ + at);
       while (got < 0 && errno == EINTR);
       window_.resize(static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
       begin_ = at;
@@ -54,6 +60,12 @@ class FileBytes {
   }
   /// Returns an unsigned number of `width` bytes at `at`, the lowest first; 0 beyond the end of the file.
   std::uint64_t number(std::int64_t at, std::size_t width) { return little_endian(this->at(at, width), width); }
+  /// Returns an unsigned number of four bytes at `at`, the highest first; 0 beyond the end of the file.
+  std::uint64_t big_endian_32(std::int64_t at) {
+    std::uint64_t out = 0;
+    for (const char c : this->at(at, 4)) out = out << 8 | static_cast<unsigned char>(c);
+    return out;
+  }
   /// Returns the unsigned number that a text of `width` bytes holds, the lowest first; 0 if the text is shorter.
   static std::uint64_t little_endian(std::string_view bytes, std::size_t width) {
     std::uint64_t out = 0;
@@ -64,13 +76,48 @@ class FileBytes {
 
  private:
   int descriptor_;
-  std::int64_t size_, begin_ = 0;
+  std::int64_t start_, size_, begin_ = 0;
   std::string window_;
 };
 
+/// Returns the size of the tag that begins at `at`, 0 if none does: ID3v2 and APE with a header, which stand before
+/// sound or after it, and ID3v1.
+inline std::int64_t tag_size(FileBytes& file, std::int64_t at) {
+  const std::string head(file.at(at, 32));
+  if (head.starts_with("TAG")) return 128;
+  if (head.starts_with("ID3") && head.size() >= 10) {
+    std::int64_t size = 0;
+    for (std::size_t i = 6; i < 10; ++i) size = size << 7 | (static_cast<unsigned char>(head[i]) & 0x7F);
+    return size + ((head[5] & 0x10) != 0 ? 20 : 10);  // with a footer, or without
+  }
+  if (head.size() < 32 || !head.starts_with("APETAGEX")) return 0;
+  return 32 + static_cast<std::int64_t>(file.number(at + 12, 4));
+}
+
+/// Returns the bytes of a file without the tags of players before and after them (ID3v1, ID3v2, APE), which say nothing
+/// of sound, and which decoders take for sound or refuse.
+inline SoundRange without_tags(const OpenFile& opened) {
+  const SoundRange all{opened.descriptor.get(), 0, opened.size};
+  FileBytes file(all);
+  std::int64_t begin = 0, end = all.size;
+  for (std::int64_t size = 0; file.at(begin, 3) != "TAG" && (size = tag_size(file, begin)) > 0 && begin + size < end;)
+    begin += size;
+  while (true) {
+    std::int64_t size = 0;
+    if (file.at(end - 32, 8) == "APETAGEX") {
+      const bool has_header = (file.number(end - 12, 4) >> 31 & 1) != 0;
+      size = static_cast<std::int64_t>(file.number(end - 20, 4)) + (has_header ? 32 : 0);
+    } else if (file.at(end - 128, 3) == "TAG") {
+      size = 128;
+    }
+    if (size <= 0 || end - size <= begin) return {all.descriptor, begin, end - begin};
+    end -= size;
+  }
+}
+
 /// Holds a stretch of what libsndfile is shown: bytes of the file, or others in their place.
 struct SoundBytes {
-  std::int64_t begin = 0, size = 0;  ///< place in the file, in bytes
+  std::int64_t begin = 0, size = 0;  ///< place in the range, in bytes
   std::string instead;               ///< shown if it is not empty, with `size` its length
   /// Returns a stretch with these bytes.
   static SoundBytes of(std::string bytes) {
@@ -90,16 +137,22 @@ struct SoundPlan {
   std::vector<SoundStream> streams;
   std::vector<std::string> notes;  ///< parts of a sentence for a person
   bool is_whole = true;            ///< false: something is missing, and it may not be known how much
+  /// Bytes of samples that the header tells of, and bytes that follow and are not heard.
+  std::int64_t sample_bytes = 0, rest_bytes = 0;
 };
 
 /// Returns the plan for a file of which nothing more is known.
-inline SoundPlan whole_file(const OpenFile& file) { return {{{{{0, file.size, {}}}}}, {}, true}; }
+inline SoundPlan whole_file(const SoundRange& file) {
+  SoundPlan plan;
+  plan.streams.push_back({{{0, file.size, {}}}});
+  return plan;
+}
 
 /// Shows libsndfile the bytes of a stream.
 class SoundInput {
  public:
-  /// Reads from this descriptor, which must stay open.
-  SoundInput(int descriptor, std::vector<SoundBytes> bytes) : descriptor_(descriptor), bytes_(std::move(bytes)) {
+  /// Reads stretches of these bytes.
+  SoundInput(const SoundRange& range, std::vector<SoundBytes> bytes) : range_(range), bytes_(std::move(bytes)) {
     for (const SoundBytes& one : bytes_) {
       begins_.push_back(size_);
       size_ += one.size;
@@ -135,7 +188,7 @@ class SoundInput {
         if (!one.instead.empty()) {
           std::memcpy(out + done, one.instead.data() + from, more);
         } else {
-          const ssize_t got = ::pread(descriptor_, out + done, more, one.begin + from);
+          const ssize_t got = ::pread(range_.descriptor, out + done, more, range_.begin + one.begin + from);
           if (got < 0 && errno == EINTR) continue;
           if (got <= 0) return done;
           more = static_cast<std::size_t>(got);
@@ -147,7 +200,7 @@ class SoundInput {
     return done;
   }
 
-  int descriptor_;
+  SoundRange range_;
   std::vector<SoundBytes> bytes_;
   std::vector<std::int64_t> begins_;  // of the stretches, in the stream
   std::int64_t size_ = 0, at_ = 0;
@@ -156,6 +209,27 @@ class SoundInput {
 /// Says whether there is sound, or anything else but zeros, in the first bytes from `at` on.
 inline bool is_filled_from(FileBytes& file, std::int64_t at) {
   return file.at(at, 4096).find_first_not_of('\0') != std::string_view::npos;
+}
+
+/// Says whether a chunk of a WAV or an AIFF file could begin at `at`: a name of four printable characters, which is not
+/// that of another file, and a size that fits.
+inline bool could_be_chunk(FileBytes& file, std::int64_t at, bool is_aiff = false) {
+  const std::string name(file.at(at, 4));
+  if (name == "RIFF" || name == "RF64" || name == "FORM") return false;
+  for (const char c : name)
+    if (c < ' ' || c > '~') return false;
+  const std::uint64_t size = is_aiff ? file.big_endian_32(at + 4) : file.number(at + 4, 4);
+  return name.size() == 4 && at + 8 + static_cast<std::int64_t>(size) <= file.size() + 1;
+}
+
+/// Returns the place in a WAV or an AIFF file where the chunks from `at` on end: at most 7 bytes before its end if
+/// nothing else follows.
+inline std::int64_t end_of_chunks(FileBytes& file, std::int64_t at, bool is_aiff = false) {
+  while (at + 8 <= file.size() && could_be_chunk(file, at, is_aiff)) {
+    const auto size = static_cast<std::int64_t>(is_aiff ? file.big_endian_32(at + 4) : file.number(at + 4, 4));
+    at += 8 + size + size % 2;
+  }
+  return at;
 }
 
 /// Throws `Error` for a header without channels or without a rate.

@@ -73,6 +73,8 @@ class Vocabulary {
     return kind == Tokens::words ? words(texts) : characters(texts);
   }
 
+  /// Says whether laconic made the vocabulary, which then has the form that the class comment describes.
+  bool is_own() const { return own_; }
   /// Returns what the tokens are.
   Tokens kind() const { return kind_; }
   /// Returns the number of classes, with the blank.
@@ -182,18 +184,17 @@ class Vocabulary {
   /// Returns the vocabulary that `to_json` wrote, or one of Hugging Face. `where` begins the texts of errors (the name
   /// of a file).
   ///
-  /// The blank is `tokenizer.pad_token`. Without a tokenizer it is class 0, "<blank>" or, among characters, "<pad>". If
-  /// the blank is "<blank>", laconic made the vocabulary: its indices must be 0 .. n-1, each once, the blank 0, and
-  /// each token one character or one word. Otherwise tokens beyond the `classes` of the model are left out, and classes
-  /// may be without a token; `classes` = 0 means as many as the indices say. Throws `Error` for anything else, and for
-  /// control characters in a token.
+  /// With a tokenizer the vocabulary is one of Hugging Face, and the blank is `tokenizer.pad_token`. So is one of
+  /// characters in which class 0 is "<pad>". Tokens beyond the `classes` of the model are then left out, and classes
+  /// may be without a token; `classes` = 0 means as many as the indices say. Any other vocabulary is one that laconic
+  /// made: its indices must be 0 .. n-1, each once, the blank 0, and each token one character or one word. Throws
+  /// `Error` for anything else, and for control characters in a token.
   static Vocabulary from_json(Tokens kind, const nlohmann::json& json, const std::string& where = "vocab.json",
                               const TokenizerConfig* tokenizer = nullptr, Index classes = 0) {
     require(json.is_object(), where, ": an object of token to index expected, ", json.type_name(), " given");
-    const bool published =
-        tokenizer == nullptr && kind == Tokens::characters && json.contains("<pad>") && json["<pad>"] == 0;
-    Vocabulary out(kind, tokenizer != nullptr ? *tokenizer : published ? TokenizerConfig() : TokenizerConfig::plain());
-    const bool own = out.is_own();
+    const bool own =
+        tokenizer == nullptr && !(kind == Tokens::characters && json.contains("<pad>") && json["<pad>"] == 0);
+    Vocabulary out(kind, tokenizer != nullptr ? *tokenizer : own ? TokenizerConfig::plain() : TokenizerConfig(), own);
     std::vector<std::string> tokens(own ? json.size() : static_cast<std::size_t>(classes));
     for (const auto& [name, value] : json.items()) {
       require(value.is_number_integer(), where, ": token \"", name, "\" has ", value.type_name(),
@@ -224,9 +225,9 @@ class Vocabulary {
     return out;
   }
 
-  /// Says whether two vocabularies have the same kind, tokens and tokenizer.
+  /// Says whether two vocabularies have the same kind, origin, tokens and tokenizer.
   friend bool operator==(const Vocabulary& a, const Vocabulary& b) {
-    return a.kind_ == b.kind_ && a.tokens_ == b.tokens_ && a.tokenizer_ == b.tokenizer_;
+    return a.kind_ == b.kind_ && a.own_ == b.own_ && a.tokens_ == b.tokens_ && a.tokenizer_ == b.tokenizer_;
   }
 
  private:
@@ -234,18 +235,16 @@ class Vocabulary {
   static constexpr std::int64_t max_index = 1 << 24;
 
   /// Makes a vocabulary to be filled.
-  Vocabulary(Tokens kind, TokenizerConfig tokenizer) : kind_(kind), tokenizer_(std::move(tokenizer)) {}
+  Vocabulary(Tokens kind, TokenizerConfig tokenizer, bool own)
+      : kind_(kind), own_(own), tokenizer_(std::move(tokenizer)) {}
   /// Makes a vocabulary of the blank and these tokens.
   Vocabulary(Tokens kind, const std::set<std::string, std::less<>>& tokens)
-      : Vocabulary(kind, TokenizerConfig::plain()) {
+      : Vocabulary(kind, TokenizerConfig::plain(), true) {
     std::vector<std::string> all{std::string(blank_token)};
     for (const std::string& one : tokens)
       all.push_back(kind == Tokens::characters && one == " " ? tokenizer_.word_delimiter_token : one);
     fill(std::move(all), "vocabulary");
   }
-
-  /// Says whether laconic made the vocabulary.
-  bool is_own() const { return tokenizer_.pad_token == blank_token; }
 
   /// Takes the tokens of all classes, as a file has them.
   void fill(std::vector<std::string> tokens, const std::string& where) {
@@ -372,6 +371,7 @@ class Vocabulary {
   }
 
   Tokens kind_;
+  bool own_;
   TokenizerConfig tokenizer_;
   int blank_ = 0, delimiter_ = -1;
   Case case_ = Case::both;                        // of tokens that are not special

@@ -235,7 +235,7 @@ LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::create(RecognizerConfig config,
 }
 
 LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::path& folder) {
-  const bool is_run = !detail::is_there(folder / "config.json") && detail::is_there(folder / "model" / "config.json");
+  const bool is_run = !detail::is_listed(folder / "config.json") && detail::is_there(folder / "model" / "config.json");
   const auto path = is_run ? folder / "model" : folder;
   const std::string where = (path / "config.json").string();
   const nlohmann::json json = read_model_config(path);
@@ -265,8 +265,11 @@ LACONIC_RECOGNIZER_INLINE Storage Recognizer::storage() const { return parts_->s
 LACONIC_RECOGNIZER_INLINE void Recognizer::save(const std::filesystem::path& folder, Storage weights) const {
   require(!detail::is_there(folder / "model" / "config.json"), folder.string(),
           ": is the folder of a training run, which has a model in it; choose another for this one");
-  parts_->model->save(folder, to_json(parts_->config), parts_->vocabulary.to_json(),
-                      {{"tokenizer_config.json", parts_->vocabulary.tokenizer().to_json()}}, weights);
+  const Vocabulary& vocabulary = parts_->vocabulary;
+  parts_->model->save(folder, to_json(parts_->config), vocabulary.to_json(),
+                      {{"tokenizer_config.json", vocabulary.is_own() ? vocabulary.tokenizer().to_json()
+                                                                     : detail::hugging_face_tokenizer(vocabulary)}},
+                      weights);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesystem::path& folder) const {
@@ -276,12 +279,11 @@ LACONIC_RECOGNIZER_INLINE void Recognizer::export_hugging_face(const std::filesy
                                 {"padding_value", 0},
                                 {"do_normalize", config().features.normalization == Normalization::utterance},
                                 {"return_attention_mask", true}};
-  nlohmann::json tokenizer = parts_->vocabulary.tokenizer().to_json();
-  tokenizer["tokenizer_class"] =
-      config().tokens == Tokens::words ? "Wav2Vec2PhonemeCTCTokenizer" : "Wav2Vec2CTCTokenizer";
   parts_->model->save(folder, hugging_face_config(config().encoder, parts_->vocabulary.blank()),
                       parts_->vocabulary.to_json(),
-                      {{"preprocessor_config.json", features}, {"tokenizer_config.json", tokenizer}}, Storage::full);
+                      {{"preprocessor_config.json", features},
+                       {"tokenizer_config.json", detail::hugging_face_tokenizer(parts_->vocabulary)}},
+                      Storage::full);
 }
 
 LACONIC_RECOGNIZER_INLINE void Recognizer::prepare(int threads) { prepare(parts_->storage, threads); }

@@ -26,8 +26,7 @@ namespace detail {
 /// Returns the JSON in a file of a folder, an empty object if there is no such file. Throws `Error` for anything but an
 /// object.
 inline nlohmann::json object_in(const std::filesystem::path& path) {
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return nlohmann::json::object();
+  if (!is_listed(path)) return nlohmann::json::object();
   nlohmann::json out = read_json(path);
   require(out.is_object(), path.string(), ": ", shown(out), " given, an object expected");
   return out;
@@ -41,6 +40,7 @@ inline FeatureConfig hugging_face_features(const std::filesystem::path& folder) 
   nlohmann::json json = object_in(where);
   if (json.contains("feature_extractor")) {
     json = nlohmann::json(json["feature_extractor"]);
+    require(json.is_object(), where, ": 'feature_extractor' is ", shown(json), ", an object expected");
   } else {
     where = (folder / "preprocessor_config.json").string();
     json = object_in(where);
@@ -70,14 +70,16 @@ class HuggingFaceTokens {
     // Since transformers 4.34 the first file says all, before it the second overrides it.
     const bool complete = config.contains("added_tokens_decoder");
     if (complete) tokenizer.read(special, special_path);
-    const nlohmann::json fast = std::filesystem::exists(folder / "vocab.json") ? nlohmann::json::object()
-                                                                               : object_in(folder / "tokenizer.json");
-    if (!fast.empty()) read_fast(fast, (folder / "tokenizer.json").string());
+    const nlohmann::json fast =
+        is_listed(folder / "vocab.json") ? nlohmann::json::object() : object_in(folder / "tokenizer.json");
     tokenizer.read(config, config_path);
     if (!complete) tokenizer.read(special, special_path);
-    if (hugging_face_member<std::string>(config, "tokenizer_class", config_path, "") == "Wav2Vec2PhonemeCTCTokenizer")
+    if (config.contains("tokenizer_class") && config["tokenizer_class"] == "Wav2Vec2PhonemeCTCTokenizer")
       kind = Tokens::words;  // spaces between all tokens
-    if (fast.empty()) read_vocab(folder, config, config_path);
+    if (fast.empty())
+      read_vocab(folder, config, config_path);
+    else
+      read_fast(fast, (folder / "tokenizer.json").string());
     for (const auto& [name, index] : json.items())
       if (index.is_number_integer()) taken_.insert(index.get<std::int64_t>());
     if (config.contains("added_tokens_decoder"))
@@ -92,11 +94,17 @@ class HuggingFaceTokens {
   }
 
   /// Returns the vocabulary of a model with this config.json, whose `pad_token_id` is the CTC blank; without one the
-  /// tokenizer's pad token is. Throws `Error` if the model has no such class.
+  /// tokenizer's pad token is. Throws `Error` if the model has no such class, and if the two are not the same: the
+  /// model was trained with the one, and transformers leaves out the other.
   Vocabulary vocabulary(const nlohmann::json& config, const std::string& config_path, Index classes) {
-    if (config.contains("pad_token_id") && !config["pad_token_id"].is_null())
-      blank_is(json_member<Index>(config, "pad_token_id", config_path), config_path, classes);
-    else if (tokenizer.pad_token.empty())
+    if (config.contains("pad_token_id") && !config["pad_token_id"].is_null()) {
+      const auto blank = json_member<Index>(config, "pad_token_id", config_path);
+      const auto pad = json.find(tokenizer.pad_token);
+      require(tokenizer.pad_token.empty() || pad == json.end() || *pad == blank, config_path, ": 'pad_token_id' is ",
+              blank, ", and the pad token of the tokenizer, ", in_quotes(tokenizer.pad_token), ", has index ",
+              pad == json.end() ? "" : shown(*pad), "; the same expected: it is the CTC blank");
+      blank_is(blank, config_path, classes);
+    } else if (tokenizer.pad_token.empty())
       blank_is(0, config_path, classes);  // the default of transformers
     return Vocabulary::from_json(kind, json, where, &tokenizer, classes);
   }
@@ -129,10 +137,24 @@ class HuggingFaceTokens {
               "]' is ", shown(tokens[i]), ", an array of a token and its score expected");
       json[tokens[i][0].get<std::string>()] = i;
     }
-    if (!fast.contains("decoder") || fast["decoder"].is_null()) return;
-    const auto type = json_member<std::string>(fast["decoder"], "type", where);
-    require(type == "CTC", where, ": 'decoder.type' is ", in_quotes(type), ", CTC expected");
-    tokenizer.read(fast["decoder"], where);
+    require(fast.contains("decoder") && !fast["decoder"].is_null(), where, ": no 'decoder', one of type CTC expected");
+    // In a sequence, "Fuse" only joins what the CTC decoder before it gives.
+    nlohmann::json steps = fast["decoder"];
+    if (json_member<std::string>(steps, "type", where) == "Sequence") {
+      require(steps.contains("decoders") && steps["decoders"].is_array(), where, ": no array 'decoder.decoders'");
+      steps = nlohmann::json(steps["decoders"]);
+    } else {
+      steps = nlohmann::json::array({steps});
+    }
+    std::string types;
+    for (const nlohmann::json& one : steps)
+      types += (types.empty() ? "" : ", ") + json_member<std::string>(one, "type", where);
+    require(types == "CTC" || types == "CTC, Fuse", where, ": 'decoder.type' is ", in_quotes(types), ", CTC expected");
+    tokenizer.read(steps[0], where);
+    // How text is spelled, only the decoder says. Without cleanup the delimiter stays as it is.
+    const bool cleanup = hugging_face_member(steps[0], "cleanup", where, true);
+    tokenizer.replace_word_delimiter_char = cleanup ? " " : tokenizer.word_delimiter_token;
+    tokenizer.do_lower_case = false;
   }
   /// Adds a token, unless it or its index has an entry already.
   void add(const std::string& name, std::int64_t index) {
@@ -176,6 +198,13 @@ inline std::pair<RecognizerConfig, Vocabulary> hugging_face_recognizer(const std
   return {std::move(out), std::move(vocabulary)};
 }
 
+/// Returns tokenizer_config.json of a vocabulary in a form that transformers reads.
+inline nlohmann::json hugging_face_tokenizer(const Vocabulary& vocabulary) {
+  nlohmann::json out = vocabulary.tokenizer().to_json();
+  out["tokenizer_class"] = vocabulary.kind() == Tokens::words ? "Wav2Vec2PhonemeCTCTokenizer" : "Wav2Vec2CTCTokenizer";
+  return out;
+}
+
 /// Returns the configuration and the vocabulary of a folder that laconic wrote, in which tokenizer_config.json may be
 /// missing.
 inline std::pair<RecognizerConfig, Vocabulary> own_recognizer(const std::filesystem::path& folder,
@@ -185,9 +214,10 @@ inline std::pair<RecognizerConfig, Vocabulary> own_recognizer(const std::filesys
   const nlohmann::json json = object_in(path);
   TokenizerConfig tokenizer;
   tokenizer.read(json, path);
-  const Index classes = json.empty() || tokenizer == TokenizerConfig::plain() ? 0 : out.encoder.vocab_size;
+  // Only vocabularies of Hugging Face are saved with a class of tokenizer, since laconic writes one at all.
+  const bool is_plain = json.empty() || (tokenizer == TokenizerConfig::plain() && !json.contains("tokenizer_class"));
   auto vocabulary = Vocabulary::from_json(out.tokens, read_model_vocab(folder), (folder / "vocab.json").string(),
-                                          json.empty() ? nullptr : &tokenizer, classes);
+                                          is_plain ? nullptr : &tokenizer, is_plain ? 0 : out.encoder.vocab_size);
   return {std::move(out), std::move(vocabulary)};
 }
 
