@@ -9,7 +9,7 @@
 #include <vector>
 
 using namespace laconic;
-using Labels = std::vector<int>;
+using Ids = std::vector<int>;
 using Texts = std::vector<std::string>;
 
 TEST_CASE("a vocabulary of words", "[vocabulary]") {
@@ -19,15 +19,15 @@ TEST_CASE("a vocabulary of words", "[vocabulary]") {
   CHECK(words.token(0) == "<blank>");
   CHECK(words.token(1) == "one");  // in byte order, whatever order the texts have
   CHECK(words == Vocabulary::words(Texts{"three", "two", "one"}));
-  CHECK(words.encode("one two  two three ") == Labels{1, 3, 3, 2});
+  CHECK(words.encode("one two  two three ") == Ids{1, 3, 3, 2});
   CHECK(words.encode("").empty());
-  CHECK(words.decode(Labels{1, 3, 0, 3, 2}) == "one two two three");
+  CHECK(words.decode(Ids{1, 3, 0, 3, 2}) == "one two two three");
   CHECK_THROWS_WITH(words.encode("one four"),
                     "vocabulary: unknown token \"four\" in \"one four\"; known words: one three two");
   CHECK_THROWS_WITH(words.encode("<blank>"),
                     Catch::Matchers::StartsWith("vocabulary: unknown token \"<blank>\" in \"<blank>\"; "));
-  CHECK_THROWS_WITH(words.decode(Labels{4}), "vocabulary: token 4 given, 0 to 3 expected");
-  CHECK_THROWS_WITH(words.decode(Labels{-1}), "vocabulary: token -1 given, 0 to 3 expected");
+  CHECK_THROWS_WITH(words.decode(Ids{4}), "vocabulary: token 4 given, 0 to 3 expected");
+  CHECK_THROWS_WITH(words.decode(Ids{-1}), "vocabulary: token -1 given, 0 to 3 expected");
   CHECK_THROWS_WITH(Vocabulary::words(Texts{"a <blank>"}),
                     "vocabulary: token \"<blank>\" occurs twice or is the blank's name");
 }
@@ -41,10 +41,10 @@ TEST_CASE("a vocabulary of characters", "[vocabulary]") {
   for (const std::string one : {"ab c", "d'a", "\u00e9 \u00e9", ""})
     CHECK(characters.decode(characters.encode(one)) == one);
   CHECK(characters.encode("  a   b ") == characters.encode("a b"));
-  CHECK(characters.decode(Labels{1, 3, 1, 0, 1, 4, 1}) == "a b");
+  CHECK(characters.decode(Ids{1, 3, 1, 0, 1, 4, 1}) == "a b");
   DecodedText parts;  // token by token
   const std::vector<std::string> texts{"", "a", "a", "a", "a", "a b", "a b"};
-  for (std::size_t i = 0; const int label : Labels{1, 3, 1, 0, 1, 4, 1}) {
+  for (std::size_t i = 0; const int label : Ids{1, 3, 1, 0, 1, 4, 1}) {
     characters.decode(std::array{label}, parts);
     CHECK(parts.text == texts[i++]);
   }
@@ -82,8 +82,8 @@ TEST_CASE("a text is written in the letters that the vocabulary has", "[vocabula
   const auto published =
       Vocabulary::from_json(Tokens::characters, {{"<pad>", 0}, {"<unk>", 1}, {"|", 2}, {"A", 3}, {"B", 4}});
   CHECK(published.written("a bad") == "A BAD");
-  CHECK(published.encode("b a") == Labels{4, 2, 3});
-  CHECK(published.decode(Labels{4, 0, 2, 3}) == "B A");
+  CHECK(published.encode("b a") == Ids{4, 2, 3});
+  CHECK(published.decode(Ids{4, 0, 2, 3}) == "B A");
   CHECK_THROWS_WITH(published.encode("a bad"),
                     "vocabulary: unknown token \"D\" in \"A BAD\"; known characters: <unk> | A B");
   CHECK_THROWS_WITH(published.encode("<pad>"),
@@ -128,8 +128,8 @@ TEST_CASE("letters with accents are one token or several", "[vocabulary]") {
   CHECK(Vocabulary::words(Texts{"e\u0301", "\u00e9"}).size() == 2);
   nlohmann::json json{{"<pad>", 0}, {"e", 1}, {"\u0301", 2}, {"|", 3}};
   const auto apart = Vocabulary::from_json(Tokens::characters, json);
-  CHECK(apart.encode("\u00e9 e") == Labels{1, 2, 3, 1});
-  CHECK(apart.errors("\u00c9", apart.decode(Labels{1, 2})) == WordErrors{.reference_words = 1});
+  CHECK(apart.encode("\u00e9 e") == Ids{1, 2, 3, 1});
+  CHECK(apart.errors("\u00c9", apart.decode(Ids{1, 2})) == WordErrors{.reference_words = 1});
   CHECK(apart.unknown("e\u00e8, x\u00e9x,").size() == 3);
   CHECK(apart.unknown("e").empty());
   CHECK(apart.without_punctuation("\u00ab E\u2019e, \u2013 e' \u00bb") == "Ee e");
@@ -148,9 +148,9 @@ TEST_CASE("a vocabulary of Hugging Face may have its blank anywhere, and tokens 
   const Vocabulary v = read(8, names);
   CHECK(v.size() == 8);
   CHECK(v.blank() == 4);
-  CHECK(v.encode("A a\u026a|a") == Labels{1, 0, 2, 3, 1});
-  CHECK(v.decode(Labels{1, 0, 4, 2, 5, 3, 7}) == "a a\u026a[UNK]|[UNK]");
-  CHECK(std::vector<int>(v.labels().begin(), v.labels().end()) == Labels{0, 1, 2, 3, 4, 5, 5, 5});
+  CHECK(v.encode("A a\u026a|a") == Ids{1, 0, 2, 3, 1});
+  CHECK(v.decode(Ids{1, 0, 4, 2, 5, 3, 7}) == "a a\u026a[UNK]|[UNK]");
+  CHECK(std::vector<int>(v.labels().begin(), v.labels().end()) == Ids{0, 1, 2, 3, 4, 5, 5, 5});
   for (const Index special : {4, 5, 6, 7}) CHECK(v.is_special(special));
   for (const Index text : {0, 1, 2, 3}) CHECK_FALSE(v.is_special(text));
   CHECK_THROWS_WITH(v.encode("[UNK]"), Catch::Matchers::StartsWith("vocabulary: unknown token \"[\" in \"[unk]\"; "));
@@ -166,9 +166,9 @@ TEST_CASE("a vocabulary of Hugging Face may have its blank anywhere, and tokens 
   names.replace_word_delimiter_char = "_";
   const Vocabulary lower = read(8, names);
   CHECK(lower.written("\u00c4 A") == "\u00e4 a");
-  CHECK(lower.decode(Labels{1, 0, 5}) == "a_[unk]");
+  CHECK(lower.decode(Ids{1, 0, 5}) == "a_[unk]");
   names.word_delimiter_token = "";
-  CHECK(read(8, names).decode(Labels{1, 0, 1}) == "a\u2581a");
+  CHECK(read(8, names).decode(Ids{1, 0, 1}) == "a\u2581a");
   CHECK_THROWS_WITH(names.read({{"pad_token", 3}}, "DIR/t.json"), "DIR/t.json: 'pad_token' is 3, a token expected");
   CHECK_THROWS_WITH(Vocabulary::from_json(Tokens::words, {{"<blank>", 0}, {"a\x1b[2J", 1}}, "DIR/vocab.json"),
                     "DIR/vocab.json: token 'a?[2J' has a control character, text expected");

@@ -1,11 +1,12 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #pragma once
 
+#include <laconic/core/error.hpp>
+#include <laconic/speech/sound_file.hpp>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <laconic/core/error.hpp>
-#include <laconic/speech/sound_file.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -135,12 +136,11 @@ inline std::optional<SoundPlan> read_flac(const SoundRange& range) {
   if (file.at(0, 4) != "fLaC") return std::nullopt;
   SoundPlan plan;
   constexpr std::size_t look = 1 << 15, max_streams = 10000;
+  constexpr std::string_view begins("\xFF\x66");  // what frames and streams begin with
   FlacStream stream(file, 0);
   for (std::int64_t at = 42; at < file.size();) {
     const std::string_view bytes = file.at(at, look);
-    const std::size_t next = bytes.find_first_of(
-        "\xFF"
-        "f");
+    const std::size_t next = bytes.find_first_of(begins);
     if (next == std::string_view::npos) {
       at += static_cast<std::int64_t>(bytes.size());
       continue;
