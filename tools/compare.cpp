@@ -25,7 +25,7 @@ struct CompareOptions : CommonOptions {
 
 /// Holds the contents of a file that `laconic eval --json` wrote.
 struct Result {
-  std::string file, name, attention;
+  std::string file, name, attention, normalize;
   Index parameters = 0, utterances = 0, reference_words = 0;
   std::optional<Index> peak_memory_bytes;        ///< empty: an older file, which does not say
   double wer = 0, low = 0, high = 0;             ///< percent
@@ -106,6 +106,7 @@ Result read_result(const std::string& file) {
   r.cache_bytes_per_second = number("cache_bytes_per_second", 0);
   r.speed = number("audio_seconds", 0) / number("compute_seconds", 1e-9);
   r.streamed = json.contains("streaming");
+  r.normalize = json.contains("normalize") ? json_member<std::string>(json, "normalize", where) : "none";
   if (json.contains("peak_memory_bytes")) r.peak_memory_bytes = count("peak_memory_bytes", 0);
   const Index errors = count("substitutions", 0) + count("deletions", 0) + count("insertions", 0);
   if (json.contains("utterance_errors")) read_utterances(json, where, errors, r);
@@ -115,6 +116,8 @@ Result read_result(const std::string& file) {
 /// Rates of other utterances say nothing of the systems. Where a file holds no utterances only their number can be
 /// compared.
 void require_same_test(const Result& first, const Result& other) {
+  require(first.normalize == other.normalize, other.file, ": texts compared with --normalize ", other.normalize, ", ",
+          first.normalize, " expected, as in ", first.file);
   require(first.utterances == other.utterances && first.reference_words == other.reference_words, other.file,
           ": tested on ", other.utterances, " utterances of ", other.reference_words, " words, ", first.utterances,
           " of ", first.reference_words, " expected, as in ", first.file);

@@ -8,6 +8,7 @@
 #include "eval_corpus.hpp"
 #include "eval_details.hpp"
 #include "stream_options.hpp"
+#include "unknown_tokens.hpp"
 
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/fingerprint.hpp>
@@ -29,13 +30,14 @@ using namespace laconic;
 using namespace eval_parts;
 
 struct EvalOptions : CommonOptions {
-  std::string model, data, transcripts;
+  std::string model, data, transcripts, normalize = "none";
   StreamOptions stream;
   DecodingOptions decoding;
-  bool normalize = false, cer = false, by_speaker = false, by_word = false;
+  bool cer = false, by_speaker = false, by_word = false;
   Index streams = 16;
   double at_once = 80;  // what a batch holds
 
+  TextNormalization normalization() const { return from_name<TextNormalization>(normalize).value(); }
   /// Seconds of speech in a portion. Streams need more than one utterance each to be busy most of the time.
   double portion_seconds() const { return at_once * static_cast<double>(stream.streaming ? streams : 1); }
 };
@@ -127,6 +129,7 @@ class PartialFile {
       run_["beam"] = {{"search", to_json(o.decoding.beam.config)},
                       {"lm", file_identity(o.decoding.language_model)},
                       {"hotwords", o.decoding.beam.hotwords}};
+    if (o.normalization() != TextNormalization::none) run_["normalize"] = o.normalize;
     if (streaming_)
       run_["streaming"] = {{"streams", o.streams},
                            {"chunk", optional_json(o.stream.chunk)},
@@ -172,20 +175,10 @@ class PartialFile {
   nlohmann::json run_;
 };
 
-/// Adds labels to the examples whose text the vocabulary can write. The others have no loss, but errors in their words.
-void add_labels(Dataset& data, const Vocabulary& vocabulary) {
-  for (Example& e : data.examples) {
-    try {
-      e.labels = vocabulary.encode(e.text);
-    } catch (const Error&) {
-    }
-  }
-}
-
 /// Goes through a corpus in portions, so that memory holds one at a time. Packed utterances are independent of each
 /// other, so that portions change no result.
 Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer, const EvalCorpus& corpus,
-                              const PartialFile& partial) {
+                              const ComparedTexts& texts, const PartialFile& partial) {
   Findings found = sum_of_all_processes(partial.read());
   const double longest = *std::max_element(corpus.seconds.begin(), corpus.seconds.end());
   const auto longest_frames =
@@ -213,8 +206,11 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
       notes.insert(notes.end(), data.notes.begin(), data.notes.end());
       Workspace workspace(o.threads);  // its memory goes with the portion, for the next one has other shapes
       portion.whole = recognizer.evaluate(data, workspace, how);
-      if (o.stream.streaming)
+      texts.count_again(own, portion.whole);
+      if (o.stream.streaming) {
         portion.streamed = recognizer.evaluate_streamed(data, stream, o.stream.block_frames(recognizer.config()), how);
+        texts.count_again(own, portion.streamed);
+      }
     }
     found += sum_of_all_processes(portion);
     if (found.done() == corpus.size()) break;
@@ -234,15 +230,15 @@ Findings evaluate_in_portions(const EvalOptions& o, const Recognizer& recognizer
   return found;
 }
 
-/// One JSON object a line: name, text as it was compared, hypothesis.
-void write_transcripts(const std::filesystem::path& path, const Recognizer& recognizer, const EvalCorpus& corpus,
+/// One JSON object a line: name, text and hypothesis as they were compared.
+void write_transcripts(const std::filesystem::path& path, const ComparedTexts& texts, const EvalCorpus& corpus,
                        const Evaluation& evaluation) {
   std::string out;
   for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
     const Utterance& u = corpus.utterances[i];
     out += json_text({{"name", EvalCorpus::name(u)},
-                      {"text", recognizer.vocabulary().written(u.text)},
-                      {"hypothesis", evaluation.hypotheses[i]}}) +
+                      {"text", texts.reference(u.text)},
+                      {"hypothesis", texts.hypothesis(evaluation.hypotheses[i])}}) +
            '\n';
   }
   write_file(path, out);
@@ -277,15 +273,22 @@ nlohmann::json stream_json(const StreamedEvaluation& e, const Recognizer& recogn
 void eval(const EvalOptions& o) {
   Recognizer recognizer = Recognizer::load(o.model);
   if (o.stream.streaming) recognizer.config().features.require_streamable();
-  const EvalCorpus corpus(o.data, recognizer.vocabulary(), o.normalize);
+  const EvalCorpus corpus(o.data, recognizer.vocabulary(), o.normalization());
+  const ComparedTexts texts(recognizer.vocabulary(), o.normalization());
   say("reading ", corpus.size(), " utterances ...");
   const PartialFile partial(o, recognizer, corpus);
   recognizer.prepare(o.threads);
-  const Findings found = evaluate_in_portions(o, recognizer, corpus, partial);
+  const Findings found = evaluate_in_portions(o, recognizer, corpus, texts, partial);
   if (processes().rank() > 0) return;
-  const UnknownTokens unknown(corpus, recognizer.vocabulary());
-  if (const std::string note = unknown.note(corpus, recognizer.vocabulary()); !note.empty())
-    say(without_controls(note));
+  const UnknownTokens unknown(corpus.utterances, recognizer.vocabulary());
+  if (unknown.texts > 0) {
+    const bool helps =
+        o.normalization() == TextNormalization::none && recognizer.vocabulary().kind() == Tokens::characters;
+    say(without_controls(text("note: ", unknown.sentence(), ". ",
+                              texts.rewrites() ? "These texts have no loss"
+                                               : "Words with them are counted as errors, and these texts have no loss",
+                              helps ? "; --normalize punctuation takes punctuation away" : "")));
+  }
   const Evaluation& evaluation = found.wanted(o.stream.streaming);
   nlohmann::json streaming;
   std::string streaming_lines;
@@ -308,6 +311,7 @@ void eval(const EvalOptions& o) {
   const Interval interval = bootstrap_interval(evaluation.errors, 0.95, 1000, seed);
   nlohmann::json result{{"model", o.model},
                         {"data", o.data},
+                        {"normalize", o.normalize},
                         {"encoder", to_name(recognizer.config().model)},
                         {"attention", to_name(recognizer.config().encoder.attention)},
                         {"utterances", corpus.size()},
@@ -348,10 +352,10 @@ void eval(const EvalOptions& o) {
         fixed(corpus.seconds_from(0), 1), " s of speech in ", fixed(evaluation.compute_seconds, 2), " s (",
         fixed(corpus.seconds_from(0) / evaluation.compute_seconds, 0), " times real time, ", threads_text(o.threads),
         ")\n", Lines{streaming_lines});
-  const EvalDetails details(recognizer, corpus, evaluation, o.cer);
+  const EvalDetails details(texts, corpus, evaluation, o.cer);
   details.add_to(result);
   details.print_wanted(o.cer, o.by_speaker, o.by_word);
-  if (!o.transcripts.empty()) write_transcripts(o.transcripts, recognizer, corpus, evaluation);
+  if (!o.transcripts.empty()) write_transcripts(o.transcripts, texts, corpus, evaluation);
   o.write(result);
   partial.remove();
   require(found.not_whole == 0, o.data, ": ", found.not_whole, " of ", corpus.size(),
@@ -368,16 +372,21 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--data", o->data, "manifest or LibriSpeech folder")->required()->type_name("PATH");
   command
       ->add_option("--transcripts", o->transcripts,
-                   "write texts, as they are compared, and hypotheses to this file, a JSON object a line")
+                   "write texts and hypotheses, as they are compared, to this file, a JSON object a line")
       ->type_name("FILE");
   command
       ->add_option("--at-once", o->at_once,
                    "seconds of speech in memory at once (streamed: for each stream); changes no result")
       ->capture_default_str()
       ->check(between(0.001, 1e6));
-  command->add_flag(
-      "--normalize", o->normalize,
-      "compare without the punctuation that the vocabulary lacks; a typographic apostrophe is a plain one");
+  command
+      ->add_option("--normalize", o->normalize,
+                   "how texts are made equal before they are compared; punctuation: without what of it the vocabulary "
+                   "lacks, a typographic apostrophe is a plain one; basic: any language, in small letters without "
+                   "marks, punctuation and symbols; whisper: English, with numbers in digits, contractions written "
+                   "out, American spelling. The latter two are Whisper's normalisers and rewrite hypotheses, too")
+      ->capture_default_str()
+      ->check(CLI::IsMember(names_of<TextNormalization>()));
   command->get_option("--json")->description(
       "also write the result to this file, as JSON; FILE.partial keeps what is done until then, and the same command "
       "goes on "
@@ -397,6 +406,7 @@ void add_eval_command(CLI::App& app) {
       "Example:\n  laconic eval --model runs/mha --data digits/test.jsonl\n"
       "  laconic eval --model wav2vec2-conformer-rel-pos-large-960h-ft --data LibriSpeech/test-clean --json "
       "clean.json\n"
+      "  laconic eval --model runs/mha --data LibriSpeech/test-clean --normalize whisper\n"
       "  laconic eval --model runs/live --data digits/test.jsonl --streaming --cache int8\n"
       "  mpirun --bind-to none -n 4 laconic eval --model runs/mha --data LibriSpeech/test-clean");
   command->callback([=] {

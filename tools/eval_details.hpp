@@ -4,12 +4,10 @@
 #include "common/cli.hpp"
 #include "eval_corpus.hpp"
 
-#include <laconic/speech/unicode.hpp>
 #include <laconic/speech/wer.hpp>
 
 #include <algorithm>
 #include <map>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,53 +18,15 @@ namespace eval_parts {
 
 using namespace laconic;
 
-/// Characters or words of the texts that the vocabulary does not have, and in how many texts each is.
-struct UnknownTokens {
-  std::map<std::string, Index> in_texts;
-  Index texts = 0;  ///< texts with at least one
-
-  UnknownTokens(const EvalCorpus& corpus, const Vocabulary& vocabulary) {
-    for (const Utterance& u : corpus.utterances) {
-      std::set<std::string, std::less<>> all;
-      try {
-        all = vocabulary.unknown(u.text);
-      } catch (const Error&) {
-        all = {"bytes that are not UTF-8"};
-      }
-      texts += all.empty() ? 0 : 1;
-      for (const std::string& one : all) ++in_texts[one];
-    }
-  }
-  /// Returns what a person should know, the most frequent first; nothing without unknown ones.
-  std::string note(const EvalCorpus& corpus, const Vocabulary& vocabulary) const {
-    if (texts == 0) return "";
-    std::vector<std::pair<Index, std::string>> order;
-    for (const auto& [one, count] : in_texts) order.emplace_back(-count, one);
-    std::sort(order.begin(), order.end());
-    constexpr std::size_t shown = 20;
-    std::string list;
-    for (std::size_t i = 0; i < std::min(order.size(), shown); ++i)
-      list += text(i > 0 ? ", " : "", '"', order[i].second, "\" (", -order[i].first, ')');
-    return text("note: ", texts, " of ", corpus.size(), " texts have ", to_name(vocabulary.kind()),
-                " that the vocabulary lacks: ", list,
-                order.size() > shown ? text(" and ", order.size() - shown, " more") : "",
-                " (in so many texts). Words with them are counted as errors, and these texts have no loss",
-                vocabulary.kind() == Tokens::characters ? "; --normalize takes punctuation away" : "");
-  }
-};
-
 /// Errors of a corpus by characters, speaker and word, for JSON and for a person.
 class EvalDetails {
  public:
-  EvalDetails(const Recognizer& recognizer, const EvalCorpus& corpus, const Evaluation& evaluation,
-              bool with_characters)
+  EvalDetails(const ComparedTexts& texts, const EvalCorpus& corpus, const Evaluation& evaluation, bool with_characters)
       : with_characters_(with_characters) {
-    const Vocabulary& vocabulary = recognizer.vocabulary();
     for (std::size_t i = 0; i < corpus.utterances.size(); ++i) {
       const Utterance& u = corpus.utterances[i];
       if (!u.speaker.empty()) speakers_[u.speaker] += evaluation.errors[i];
-      const std::string reference = vocabulary.written(u.text), &heard = evaluation.hypotheses[i];
-      const std::string hypothesis = detail::is_utf8(heard) ? detail::composed(heard) : heard;  // as errors are counted
+      const std::string reference = texts.reference(u.text), hypothesis = texts.hypothesis(evaluation.hypotheses[i]);
       for (const TextEdit& one : word_edits(reference, hypothesis)) {
         if (one.is_equal()) continue;
         if (one.reference.empty())

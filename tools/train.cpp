@@ -3,6 +3,7 @@
 // laconic train: trains a recogniser, or fine-tunes one.
 #include "commands.hpp"
 #include "common/training_line.hpp"
+#include "unknown_tokens.hpp"
 
 #include <laconic/model/published.hpp>
 #include <laconic/recognition/dataset.hpp>
@@ -23,6 +24,7 @@ struct TrainOptions : CommonOptions {
   std::string data, train, valid, out, init, teacher, name, encoder_name = "conformer", merge = "concat", convolution,
                                                             tokens, normalization, decay = "cosine";
   AttentionOptions attention{"mha"};
+  bool new_head = false;
   int sample_rate = 0, num_mels = 40;
   std::int64_t checkpoint_steps = 0;
   double feature_memory = 0;  // GiB
@@ -65,6 +67,17 @@ void say_infeasible(const Dataset& data, const RecognizerConfig& config) {
         " utterances have more labels than frames after subsampling and teach nothing");
 }
 
+/// Returns the vocabulary of the texts to train on.
+Vocabulary vocabulary_of(const TrainOptions& o, const std::filesystem::path& corpus,
+                         const std::vector<Utterance>& utterances) {
+  const Tokens tokens = o.tokens.empty()     ? corpus_tokens(corpus.parent_path())
+                        : o.tokens == "word" ? Tokens::words
+                                             : Tokens::characters;
+  std::vector<std::string> texts;
+  for (const Utterance& u : utterances) texts.push_back(u.text);
+  return Vocabulary::of(tokens, texts);
+}
+
 Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
   RecognizerConfig config;
   config.model = from_name<EncoderName>(o.encoder_name).value();
@@ -81,12 +94,21 @@ Recognizer begin(TrainOptions& o, const std::filesystem::path& corpus, const std
   config.features.normalization =
       from_name<Normalization>(o.normalization.empty() ? (chunks ? "global" : "utterance") : o.normalization).value();
   if (config.features.normalization == Normalization::global) fit_normalization(utterances, config.features, o.threads);
-  config.tokens = o.tokens.empty()     ? corpus_tokens(corpus.parent_path())
-                  : o.tokens == "word" ? Tokens::words
-                                       : Tokens::characters;
-  std::vector<std::string> texts;
-  for (const Utterance& u : utterances) texts.push_back(u.text);
-  return Recognizer::create(config, Vocabulary::of(config.tokens, texts), Seed(static_cast<std::uint64_t>(o.seed)));
+  const Vocabulary vocabulary = vocabulary_of(o, corpus, utterances);
+  config.tokens = vocabulary.kind();
+  return Recognizer::create(config, vocabulary, Seed(static_cast<std::uint64_t>(o.seed)));
+}
+
+/// Returns the model to go on from, with its own head, which must know all texts to train on, or with a new one.
+Recognizer go_on(const TrainOptions& o, const std::filesystem::path& corpus, const std::vector<Utterance>& utterances) {
+  if (o.new_head)
+    return Recognizer::load_encoder(o.init, vocabulary_of(o, corpus, utterances),
+                                    Seed(static_cast<std::uint64_t>(o.seed)));
+  Recognizer out = Recognizer::load(o.init);
+  const UnknownTokens unknown(utterances, out.vocabulary());
+  require(unknown.texts == 0, "--init: ", unknown.sentence(), ", the first in ", unknown.first,
+          "; texts in its tokens expected, or --new-head, which trains a new head for these texts");
+  return out;
 }
 
 void train(TrainOptions& o) {
@@ -103,7 +125,7 @@ void train(TrainOptions& o) {
   const auto training = read_corpus(corpus);
   const auto validation = read_corpus(o.valid.empty() ? data / "valid.jsonl" : std::filesystem::path(o.valid));
   require(!training.empty(), "train: the training corpus is empty");
-  Recognizer recognizer = o.init.empty() ? begin(o, corpus, training) : Recognizer::load(o.init);
+  Recognizer recognizer = o.init.empty() ? begin(o, corpus, training) : go_on(o, corpus, training);
   std::optional<Recognizer> teacher;
   if (!o.teacher.empty()) {
     teacher = Recognizer::load(o.teacher);
@@ -113,9 +135,13 @@ void train(TrainOptions& o) {
   say("reading ", training.size(), " utterances to train on and ", validation.size(), " to choose a model by ...");
   const Dataset train_set =
       load_dataset(training, recognizer.config().features, &recognizer.vocabulary(), o.threads, o.feature_bytes());
-  const Dataset valid_set = load_dataset(validation, recognizer.config().features, &recognizer.vocabulary(), o.threads);
+  Dataset valid_set = load_dataset(validation, recognizer.config().features, nullptr, o.threads);
+  add_labels(valid_set, recognizer.vocabulary());
   say_notes(train_set.notes);
   say_notes(valid_set.notes);
+  if (const UnknownTokens unknown(validation, recognizer.vocabulary()); unknown.texts > 0)
+    say(without_controls(text("note: of the validation, ", unknown.sentence(),
+                              ". Words with them are counted as errors, and these texts have no loss")));
   say_infeasible(train_set, recognizer.config());
   const auto unkept = std::ranges::count_if(train_set.examples, [](const Example& e) { return e.in_file.has_value(); });
   if (unkept > 0)
@@ -187,6 +213,10 @@ void add_train_command(CLI::App& app) {
       ->type_name("DIR");
   CLI::Option* init =
       command->add_option("--init", o->init, "model folder to go on from (fine-tune)")->type_name("DIR");
+  CLI::Option* new_head = command->add_flag(
+      "--new-head", o->new_head,
+      "take only the encoder of --init, and train a new CTC head for the tokens of the training texts");
+  new_head->needs(init);
   CLI::Option* name =
       command->add_option("--name", o->name, "a published model by its name, as `laconic profile --list` prints it");
   std::vector<CLI::Option*> of_named_models = o->attention.add_to(*command), of_new_models{name};
@@ -244,8 +274,6 @@ void add_train_command(CLI::App& app) {
            command
                ->add_option("--normalization", o->normalization, "of features; default: utterance, with chunks global")
                ->check(CLI::IsMember({"utterance", "global"})),
-           command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")
-               ->check(CLI::IsMember({"word", "char"})),
        })
     of_new_models.push_back(option);
   for (CLI::Option* option : of_named_models) {
@@ -253,6 +281,8 @@ void add_train_command(CLI::App& app) {
     of_new_models.push_back(option);
   }
   for (CLI::Option* option : of_new_models) option->excludes(init);
+  command->add_option("--tokens", o->tokens, "word or char; default: as the corpus says, else char")
+      ->check(CLI::IsMember({"word", "char"}));
   command->add_flag("--dynamic-chunks", o->training.dynamic_chunks,
                     "train each batch with chunks of another size, so that one model serves all");
   command->add_option("--epochs", o->training.epochs, "passes over the data")->capture_default_str();
@@ -322,10 +352,12 @@ void add_train_command(CLI::App& app) {
       "  laconic train --data digits --out runs/small --name conformer_mla_small\n"
       "  laconic train --data digits --out runs/live --chunk 8 --left-context 32 --dynamic-chunks\n"
       "  laconic train --data digits --out runs/mla-tuned --init runs/mla --epochs 4 --lr 5e-4\n"
+      "  laconic train --data german --out runs/german --init wav2vec2-conformer-rel-pos-large --new-head --lr 1e-4\n"
       "  laconic train --data digits --out runs/mla-16 --init runs/mla --ranks 48,32,16 --teacher runs/mha --distill "
       "0.5 --epochs 2 --lr 5e-4");
   command->callback([=] {
     if (data->empty() && train_path->empty()) throw CLI::RequiredError("--data or --train");
+    if (!o->tokens.empty() && !o->init.empty() && !o->new_head) throw CLI::ExcludesError("--tokens", "--init");
     require(!o->data.empty() || !o->valid.empty(), "train: --train needs --valid");
     train(*o);
   });

@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/decode/ctc_beam_search.hpp>
+#include <laconic/io/safetensors.hpp>
 #include <laconic/recognition/beam_decoding.hpp>
 #include <laconic/recognition/dataset.hpp>
 #include <laconic/recognition/encoder_costs.hpp>
@@ -11,6 +12,7 @@
 #include "message_of.hpp"
 #include "temporary_folder.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -84,6 +86,25 @@ TEST_CASE("a recogniser transcribes files and samples alike, before and after it
   }
   CHECK(joined == of_file.text);
   CHECK(end <= of_file.seconds + 0.1);
+}
+
+TEST_CASE("an encoder gets another head", "[recognizer]") {
+  const TemporaryFolder folder;
+  small().save(folder / "model");
+  const Vocabulary letters = Vocabulary::characters(std::vector<std::string>{"one two"});
+  const Recognizer renewed = Recognizer::load_encoder(folder / "model", letters, Seed(1));
+  CHECK(renewed.vocabulary() == letters);
+  CHECK(renewed.config().tokens == Tokens::characters);
+  renewed.save(folder / "renewed");
+  CHECK(Recognizer::load(folder / "renewed").fingerprint() == renewed.fingerprint());
+  const SafetensorsFile before(folder / "model/model.safetensors"), after(folder / "renewed/model.safetensors");
+  REQUIRE(before.names() == after.names());
+  for (const std::string& name : before.names()) {
+    INFO(name);
+    CHECK(std::ranges::equal(before.info(name).bytes, after.info(name).bytes) == !name.starts_with("lm_head."));
+  }
+  CHECK(after.info("lm_head.weight").shape == std::vector<Index>{letters.size(), 32});
+  CHECK(Recognizer::load_encoder(folder / "model", letters, Seed(2)).fingerprint() != renewed.fingerprint());
 }
 
 TEST_CASE("a recogniser hears a stream as the whole utterance", "[recognizer]") {

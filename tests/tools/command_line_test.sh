@@ -662,8 +662,42 @@ cp corpus/train.jsonl odd/
 sed -i 's|wav/|../corpus/wav/|' odd/train.jsonl
 refused odd/corpus.json -- train --train odd/train.jsonl --valid corpus/valid.jsonl --out new
 echo '{"audio_filepath":"stereo.wav","duration":0.4,"text":"one eleven"}' >m.jsonl
-refused '"eleven"' stereo.wav -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
-refused '"eleven"' -- train --init run --train corpus/train.jsonl --valid m.jsonl --out new
+refused '"eleven"' stereo.wav --new-head -- train --init run --train m.jsonl --valid corpus/valid.jsonl --out new
+ok train --init run --train corpus/train.jsonl --valid m.jsonl --out unseen --epochs 1
+says err 'note: of the validation, 1 of 1 texts have words that the vocabulary lacks: "eleven" (1)'
+
+# --- A new head for other words, on an encoder that has learnt already.
+for set in train valid test; do sed 's/one/eins/g; s/two/zwei/g; s/three/drei/g' corpus/$set.jsonl >corpus/german_$set.jsonl; done
+german="--train corpus/german_train.jsonl --valid corpus/german_valid.jsonl"
+# shellcheck disable=SC2086
+refused '"drei"' '--new-head' -- train --init run $german --out new
+# shellcheck disable=SC2086
+ok train --init run --new-head --tokens word $german --out renewed --epochs 8 --lr 1e-2 --batch-frames 400
+grep -q '"drei"' renewed/model/vocab.json || fail "the new head does not have the words of the training texts"
+ok eval --model renewed --data corpus/german_test.jsonl --json renewed.json
+awk -F '[:,]' '/"wer":/ { exit !($2 < 50) }' renewed.json || fail "a new head on a trained encoder learns nothing"
+misused --init train --data corpus --out new --new-head
+misused --tokens train --data corpus --out new --init run --tokens char
+
+# --- Texts that are normalised.
+sed 's/"text": *"\([^"]*\)"/"text":"Uh, \U\1\E [noise]!"/' corpus/test.jsonl >corpus/written.jsonl
+for options in "" "--streaming"; do
+  model=run
+  [ -z "$options" ] || model=live
+  # shellcheck disable=SC2086
+  ok eval --model $model --data corpus/test.jsonl --normalize whisper --json plain.json $options
+  # shellcheck disable=SC2086
+  ok eval --model $model --data corpus/written.jsonl --normalize whisper --json written.json --transcripts written.jsonl $options
+  [ "$(grep '"wer' plain.json)" = "$(grep '"wer' written.json)" ] || fail "what the normaliser takes away counts $options"
+  grep -q '"text":"[0-9]*"' written.jsonl || fail "numbers are not compared in digits"
+done
+says written.json '"normalize": "whisper"'
+says err 'These texts have no loss'
+refused written.json '--normalize whisper' 'none expected' -- compare eval.json written.json
+ok eval --model run --data corpus/written.jsonl --normalize basic --transcripts written.jsonl
+grep -q '"text":"uh [a-z ]*"' written.jsonl || fail "texts are not compared as the basic normaliser writes them"
+ok eval --model run --data corpus/test.jsonl --normalize punctuation
+misused '--normalize' eval --model run --data corpus/test.jsonl --normalize nothing
 
 # --- A language model.
 for _ in 1 2 3 4 5 6; do printf 'a traveller came along\twrapped in a warm cloak \033[31m\xc2\x9b\n'; done >rhyme.txt

@@ -18,13 +18,16 @@ const SafetensorsFile& file() {
 }
 
 /// config.json, vocab.json, preprocessor_config.json and model.safetensors of a golden case, with the tensors that take
-/// no part. The names of tensors begin with `wrapper`; with one, a tensor that need not be there is not.
-void write_folder(const std::filesystem::path& folder, const std::string& name, const std::string& wrapper = "") {
+/// no part. The names of tensors begin with `wrapper`; with one, a tensor that need not be there is not. A folder of
+/// pretraining has no vocabulary and no head, but a quantizer.
+void write_folder(const std::filesystem::path& folder, const std::string& name, const std::string& wrapper = "",
+                  bool pretraining = false) {
   std::filesystem::create_directory(folder);
   auto config = parse_json(file().metadata().at(name + ".config"), name);
   write_json(folder / "config.json", config);
-  write_json(folder / "vocab.json",
-             {{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"E", 5}, {"T", 6}, {"A", 7}});
+  if (!pretraining)
+    write_json(folder / "vocab.json",
+               {{"<pad>", 0}, {"<s>", 1}, {"</s>", 2}, {"<unk>", 3}, {"|", 4}, {"E", 5}, {"T", 6}, {"A", 7}});
   write_json(folder / "preprocessor_config.json", {{"sampling_rate", 16000}, {"do_normalize", false}});
   SafetensorsWriter writer;
   const std::vector<float> unused(6, 1);
@@ -35,8 +38,11 @@ void write_folder(const std::filesystem::path& folder, const std::string& name, 
   const std::string prefix = name + ".param.";
   for (const std::string& one : file().names())
     if (one.starts_with(prefix)) values.emplace_back(one.substr(prefix.size()), tensor<float>(file(), one));
+  for (const char* one : {"quantizer.codevectors", "project_hid.weight", "project_q.bias"})
+    if (pretraining) writer.add(one, shape, std::span<const float>(unused));
   for (const auto& [key, value] : values)
-    if (wrapper.empty() || key != "wav2vec2_conformer.masked_spec_embed")
+    if ((wrapper.empty() || key != "wav2vec2_conformer.masked_spec_embed") &&
+        !(pretraining && key.starts_with("lm_head.")))
       writer.add(wrapper + key, file().info(prefix + key).shape,
                  std::span<const float>(value.data(), static_cast<std::size_t>(value.size())));
   writer.write(folder / "model.safetensors");
@@ -168,6 +174,34 @@ TEST_CASE("a model of Hugging Face learns on from samples", "[hugging_face]") {
   INFO(losses);
   const auto epoch = losses.find(',', losses.rfind('\n', losses.size() - 2)) + 1;  // step,epoch,loss,...
   CHECK(std::stod(losses.substr(losses.find(',', epoch) + 1)) < 0.5);
+}
+
+TEST_CASE("a pretrained model of Hugging Face gets a head for the training texts", "[hugging_face]") {
+  const TemporaryFolder folder;
+  write_folder(folder / "hf", "case0");
+  write_folder(folder / "pretrained", "case0", "", true);
+  std::string manifest;
+  for (const char* spoken : {"\u00f6l ist da", "da ist \u00f6l \u00f6l"}) {
+    const auto name = text(manifest.size(), ".flac");
+    write_sound(folder / name, random_matrix<float>(800, 1, manifest.size(), 0.2), SF_FORMAT_FLAC | SF_FORMAT_PCM_16);
+    manifest += text(R"({"audio_filepath": ")", name, R"(", "text": ")", spoken, "\"}\n");
+  }
+  write_file(folder / "speech.jsonl", manifest);
+  const std::string train = "train --train speech.jsonl --valid speech.jsonl --lr 5e-3 --epochs 1 --out ";
+  CHECK_THAT(run(folder, train + "x --init hf"), Catch::Matchers::Contains("--new-head, which trains a new head"));
+  CHECK_THAT(run(folder, train + "x --init pretrained"), Catch::Matchers::Contains("vocab.json"));
+  for (const char* init : {"hf", "pretrained"})
+    CHECK(run(folder, text(train, "of-", init, " --new-head --train-only lm_head --init ", init)) == "");
+  const SafetensorsFile one(folder / "of-hf" / "model" / "model.safetensors"),
+      other(folder / "of-pretrained" / "model" / "model.safetensors");
+  for (const std::string& key : one.names()) {
+    INFO(key);
+    const auto values = tensor<float>(one, key);
+    CHECK(values == tensor<float>(other, key));  // the head begins with the same random weights
+    if (!key.starts_with("lm_head.")) CHECK(values == tensor<float>(file(), "case0.param." + key));
+  }
+  CHECK(one.info("lm_head.weight").shape[0] == 9);  // the blank, the space and a d i l s t \u00f6
+  CHECK(run(folder, "eval --model of-hf --data speech.jsonl") == "");
 }
 
 TEST_CASE("a folder of Hugging Face that does not fit together is refused by the program", "[hugging_face][errors]") {

@@ -160,5 +160,11 @@ inline bool is_unused_hugging_face_tensor(std::string_view name) {
          name.ends_with(".batch_norm.num_batches_tracked");
 }
 
+/// Says whether a tensor of a checkpoint served pretraining only: the quantizer of `Wav2Vec2ConformerForPreTraining`
+/// and its projections.
+inline bool is_pretraining_hugging_face_tensor(std::string_view name) {
+  return name.starts_with("quantizer.") || name.starts_with("project_hid.") || name.starts_with("project_q.");
+}
+
 }  // namespace LACONIC_ABI
 }  // namespace laconic

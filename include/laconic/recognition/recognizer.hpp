@@ -282,6 +282,10 @@ class Recognizer {
   /// Reads a model folder, the folder of a training run (which has a folder "model" in it), or a folder of Hugging
   /// Face's `Wav2Vec2ConformerForCTC`. Throws `Error` naming the file where something does not fit.
   static Recognizer load(const std::filesystem::path& folder);
+  /// Reads the encoder of such a folder, or of Hugging Face's `Wav2Vec2ConformerForPreTraining`, and gives it a new CTC
+  /// head for this vocabulary, with random weights. The folder needs neither a vocabulary nor a head. Throws `Error`
+  /// naming the file where something does not fit.
+  static Recognizer load_encoder(const std::filesystem::path& folder, const Vocabulary& vocabulary, Seed seed);
 
   /// Copies the recogniser and its model. Weights that can only be run are shared. Allocates.
   Recognizer(const Recognizer&);

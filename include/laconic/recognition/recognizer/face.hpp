@@ -47,12 +47,45 @@ inline std::unique_ptr<RecognizerModel> make_recognizer_model(EncoderName name, 
   }
 }
 
-/// Throws `Error` unless model, features and vocabulary fit each other.
-inline void check_parts(const RecognizerConfig& config, const Vocabulary& vocabulary) {
+/// Throws `Error` unless the vocabulary fits the model.
+inline void check_vocabulary(const RecognizerConfig& config, const Vocabulary& vocabulary) {
   require(vocabulary.size() == config.encoder.vocab_size, "vocab_size is ", config.encoder.vocab_size,
           ", the vocabulary has ", vocabulary.size(), " tokens");
+}
+/// Throws `Error` unless the features fit the model.
+inline void check_features(const RecognizerConfig& config) {
   require(config.encoder.num_mels == config.features.fbank.num_mels, "num_mels: the encoder expects ",
           config.encoder.num_mels, ", the features have ", config.features.fbank.num_mels);
+}
+
+/// Reads the config.json of a model folder, or of the one in the folder of a training run.
+struct ModelFolder {
+  std::filesystem::path path;
+  std::string where;  ///< path of config.json
+  nlohmann::json json;
+  bool is_foreign = false;  ///< as Hugging Face has it
+
+  explicit ModelFolder(const std::filesystem::path& folder) {
+    const bool is_run = !is_listed(folder / "config.json") && is_there(folder / "model" / "config.json");
+    path = is_run ? folder / "model" : folder;
+    where = (path / "config.json").string();
+    json = read_model_config(path);
+    is_foreign = is_hugging_face_config(json);
+  }
+  /// Calls check(), and throws its `Error` in the name of config.json.
+  template <class Check>
+  void checked(Check&& check) const {
+    try {
+      check();
+    } catch (const Error& error) {
+      throw Error(text(where, ": ", error.what()));
+    }
+  }
+};
+/// Throws `Error`, before memory is taken, for a model that the files cannot fill.
+inline void check_filled(const Tensors& tensors, Index described) {
+  require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but ",
+          tensors.path(), " holds ", tensors.count_values());
 }
 
 }  // namespace detail
@@ -228,34 +261,45 @@ LACONIC_RECOGNIZER_INLINE Recognizer::~Recognizer() = default;
 LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::create(RecognizerConfig config, const Vocabulary& vocabulary,
                                                         Seed seed) {
   config.encoder.vocab_size = vocabulary.size();
-  detail::check_parts(config, vocabulary);
+  detail::check_vocabulary(config, vocabulary);
+  detail::check_features(config);
   auto model = detail::make_recognizer_model(config.model, config.encoder, seed);
   config.encoder = model->config();
   return Recognizer(std::make_unique<Parts>(std::move(config), vocabulary, std::move(model)));
 }
 
 LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load(const std::filesystem::path& folder) {
-  const bool is_run = !detail::is_listed(folder / "config.json") && detail::is_there(folder / "model" / "config.json");
-  const auto path = is_run ? folder / "model" : folder;
-  const std::string where = (path / "config.json").string();
-  const nlohmann::json json = read_model_config(path);
-  const bool is_foreign = is_hugging_face_config(json);
-  auto [config, vocabulary] =
-      is_foreign ? detail::hugging_face_recognizer(path, json, where) : detail::own_recognizer(path, json, where);
-  const Tensors tensors = open_model_tensors(path);
-  try {
-    detail::check_parts(config, vocabulary);
-    // Before memory is taken for a model that the file cannot fill.
-    const Index described = EncoderCosts{config.model, config.encoder}.parameters();
-    require(described <= tensors.count_values(), "describes a model of at least ", described, " numbers, but ",
-            tensors.path(), " holds ", tensors.count_values());
-  } catch (const Error& error) {
-    throw Error(text(where, ": ", error.what()));
-  }
-  auto parts = std::make_unique<Parts>(config, std::move(vocabulary),
-                                       detail::make_recognizer_model(config.model, config.encoder, Seed()));
-  parts->storage = parts->model->load(tensors, is_foreign);
+  const detail::ModelFolder from(folder);
+  const auto read = from.is_foreign ? detail::hugging_face_recognizer : detail::own_recognizer;
+  const auto [config, vocabulary] = read(from.path, from.json, from.where);
+  const Tensors tensors = open_model_tensors(from.path);
+  from.checked([&, &config = config, &vocabulary = vocabulary] {
+    detail::check_vocabulary(config, vocabulary);
+    detail::check_features(config);
+    detail::check_filled(tensors, EncoderCosts{config.model, config.encoder}.parameters());
+  });
+  auto parts =
+      std::make_unique<Parts>(config, vocabulary, detail::make_recognizer_model(config.model, config.encoder, Seed()));
+  parts->storage = parts->model->load(tensors, from.is_foreign);
   return Recognizer(std::move(parts));
+}
+
+LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load_encoder(const std::filesystem::path& folder,
+                                                              const Vocabulary& vocabulary, Seed seed) {
+  const detail::ModelFolder from(folder);
+  auto config = from.is_foreign ? detail::hugging_face_encoder(from.path, from.json, from.where)
+                                : json_value<RecognizerConfig>(from.json, from.where);
+  const Tensors tensors = open_model_tensors(from.path);
+  from.checked([&] {
+    detail::check_features(config);
+    const Index head = (config.encoder.d_model + 1) * config.encoder.vocab_size;
+    detail::check_filled(tensors, EncoderCosts{config.model, config.encoder}.parameters() - head);
+  });
+  auto model = detail::make_recognizer_model(config.model, config.encoder, Seed());
+  model->load_encoder(tensors, from.is_foreign, vocabulary.size(), seed);
+  config.encoder.vocab_size = vocabulary.size();
+  config.tokens = vocabulary.kind();
+  return Recognizer(std::make_unique<Parts>(std::move(config), vocabulary, std::move(model)));
 }
 
 LACONIC_RECOGNIZER_INLINE const RecognizerConfig& Recognizer::config() const { return parts_->config; }

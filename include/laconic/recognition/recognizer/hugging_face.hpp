@@ -184,15 +184,23 @@ class HuggingFaceTokens {
   std::set<std::int64_t> taken_;
 };
 
+/// Returns the configuration of a model in a folder of Hugging Face, but for its tokens. Throws `Error`, naming the
+/// file, for what laconic does not compute.
+inline RecognizerConfig hugging_face_encoder(const std::filesystem::path& folder, const nlohmann::json& config,
+                                             const std::string& where) {
+  RecognizerConfig out;
+  out.model = EncoderName::wav2vec2_conformer;
+  out.encoder = wav2vec2_conformer_config(config, where);
+  out.features = hugging_face_features(folder);
+  return out;
+}
+
 /// Returns the configuration and the vocabulary of a model in a folder of Hugging Face. Throws `Error`, naming the
 /// file, for what laconic does not compute.
 inline std::pair<RecognizerConfig, Vocabulary> hugging_face_recognizer(const std::filesystem::path& folder,
                                                                        const nlohmann::json& config,
                                                                        const std::string& where) {
-  RecognizerConfig out;
-  out.model = EncoderName::wav2vec2_conformer;
-  out.encoder = wav2vec2_conformer_config(config, where);
-  out.features = hugging_face_features(folder);
+  RecognizerConfig out = hugging_face_encoder(folder, config, where);
   Vocabulary vocabulary = HuggingFaceTokens(folder).vocabulary(config, where, out.encoder.vocab_size);
   out.tokens = vocabulary.kind();
   return {std::move(out), std::move(vocabulary)};
