@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -55,9 +56,10 @@ class Listener {
     gate_->finish([&](Index at, std::span<const float> part, bool ends) { hear(at, part, ends); });
   }
 
-  /// Ends an utterance where one may end, and returns its text; "" elsewhere, or if nothing was said.
+  /// Says whether the utterance that began last has ended, as SpeechStream does.
+  bool is_endpoint() const { return stream_.is_endpoint(); }
+  /// Ends an utterance and returns its text.
   std::string next_utterance() {
-    if (!stream_.is_endpoint()) return "";
     std::string said = stream_.next_utterance();
     take_text();  // a beam search decides the last words only now
     return said;
@@ -67,8 +69,11 @@ class Listener {
   const std::string& text() const { return text_; }
   const std::vector<Word>& words() const { return words_; }
   /// Returns the text of the stretch, and its begin and end in seconds, while `ended` is called.
-  nlohmann::json stretch() const { return utterance(stream_.text(), begin_, end_); }
-  SpeechStream& stream() { return stream_; }
+  const std::string& stretch() const { return stream_.text(); }
+  double begin() const { return begin_; }
+  double end() const { return end_; }
+  /// Returns the streams that hear the last stretch, for their sizes.
+  const FeatureStreams& streams() const { return stream_.streams(); }
   /// Returns the seconds that were not heard.
   double silence() const { return gate_ ? static_cast<double>(gate_->samples() - gate_->speech()) / rate_ : 0.0; }
 
@@ -78,8 +83,7 @@ class Listener {
     const double seconds = static_cast<double>(at) / rate_;
     if (!is_open_) {
       if (is_used_) stream_ = open_();
-      before_ = text_;
-      taken_ = 0;
+      shown_ = taken_ = 0;
       begin_ = seconds;
       is_open_ = is_used_ = true;
     }
@@ -92,15 +96,17 @@ class Listener {
     return frames;
   }
   Index take(std::span<const float> samples, bool ends) {
-    const Index frames = samples.empty() && ends ? 0 : pushed(stream_, samples);
-    if (ends) stream_.finish();
+    Index frames = samples.empty() && ends ? 0 : pushed(stream_, samples);
+    if (ends) frames += stream_.finish();
     take_text();
     return frames;
   }
   /// Takes what the stream has found since.
   void take_text() {
-    const std::string& said = stream_.text();
-    text_ = before_ + (before_.empty() || said.empty() ? "" : " ") + said;
+    const std::string_view said = stream_.text();  // only grows
+    if (shown_ == 0 && !text_.empty() && !said.empty()) text_ += ' ';
+    text_ += said.substr(shown_);
+    shown_ = said.size();
     append_words(words_, stream_.words(), begin_, taken_);
     taken_ = stream_.words().size();
   }
@@ -118,9 +124,9 @@ class Listener {
   SpeechStream stream_;
   std::optional<VoiceActivity> gate_;
   bool is_open_ = false, is_used_ = false;  // a stretch; the stream, by a stretch before
-  std::string text_, before_;               // so far, and before the stretch
+  std::string text_;
   std::vector<Word> words_;
-  std::size_t taken_ = 0;  // of the stream's words
+  std::size_t shown_ = 0, taken_ = 0;  // bytes of the stream's text, and its words
   double begin_ = 0, end_ = 0;
 };
 

@@ -61,37 +61,37 @@ class LogitsFile {
   SafetensorsWriter writer_;
 };
 
-/// Says what is not heard because no one speaks, after another note of the file or "".
-std::string with_silence(const std::string& note, const std::string& file, double silence, double seconds) {
-  return text(note.empty() ? file + ": " : note + "; ", fixed(silence, 1), " of ", fixed(seconds, 1),
-              " s taken as silence and not heard (--vad)");
+/// Says on standard error what is not heard because no one speaks.
+void say_silence(const std::string& of, double silence, double seconds) {
+  say("note: ", of, ": ", fixed(silence, 1), " of ", fixed(seconds, 1), " s taken as silence and not heard (--vad)");
 }
 
 /// Holds what came of a file.
 struct Heard {
   Transcript transcript;
-  std::vector<float> logits;  ///< (frames, tokens), if they are wanted
-  std::string note,           ///< says what was converted or not heard
-      error;                  ///< says why nothing was heard; empty if it was
-  bool is_whole = true;       ///< false if a part of the file could not be heard
-  nlohmann::json gated{};     ///< with --vad: the utterances, and the seconds of silence
+  std::vector<float> logits;    ///< (frames, tokens), if they are wanted
+  std::string note,             ///< says what was converted or not heard
+      error;                    ///< says why nothing was heard; empty if it was
+  bool is_whole = true;         ///< false if a part of the file could not be heard
+  nlohmann::json utterances{};  ///< with --vad
+  double silence = 0;           ///< seconds that were not heard, with --vad
 };
 
 /// Transcribes the stretches of speech in a file, each by itself.
-void hear_speech(AudioReader& audio, const std::string& file, const Recognizer& recognizer, Workspace& workspace,
-                 const TranscriptionConfig& how, Heard& out) {
+void hear_speech(AudioReader& audio, const Recognizer& recognizer, Workspace& workspace, const TranscriptionConfig& how,
+                 Heard& out) {
   const int rate = audio.sample_rate();
   VoiceActivity gate(rate);
   std::vector<float> stretch;
   Transcript& all = out.transcript;
-  nlohmann::json utterances = nlohmann::json::array();
+  out.utterances = nlohmann::json::array();
   const auto take = [&](Index at, std::span<const float> samples, bool ends) {
     stretch.insert(stretch.end(), samples.begin(), samples.end());
     if (!ends) return;
     const Transcript one = recognizer.transcribe(stretch, rate, workspace, how);
     const double end = static_cast<double>(at) / rate, begin = end - one.seconds;
     append_words(all.words, one.words, begin);
-    if (!one.text.empty()) utterances.push_back(utterance(one.text, begin, end));
+    if (!one.text.empty()) out.utterances.push_back(utterance(one.text, begin, end));
     all.text += (all.text.empty() || one.text.empty() ? "" : " ") + one.text;
     stretch.clear();
   };
@@ -102,9 +102,7 @@ void hear_speech(AudioReader& audio, const std::string& file, const Recognizer& 
   }
   gate.finish(take);
   all.seconds = static_cast<double>(gate.samples()) / rate;
-  const double silence = static_cast<double>(gate.samples() - gate.speech()) / rate;
-  out.gated = {{"utterances", utterances}, {"silence_seconds", silence}};
-  out.note = with_silence(audio.note(), file, silence, all.seconds);
+  out.silence = static_cast<double>(gate.samples() - gate.speech()) / rate;
 }
 
 /// Throws for formats in which several recordings would be mixed.
@@ -148,12 +146,11 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         how.logits = [&](MatrixView<const float> rows) {
           out.logits.insert(out.logits.end(), rows.data(), rows.data() + rows.size());
         };
-      if (o.vad) {
-        hear_speech(audio, file, recognizer, *workspaces[thread], how, out);
-      } else {
+      if (o.vad)
+        hear_speech(audio, recognizer, *workspaces[thread], how, out);
+      else
         out.transcript = recognizer.transcribe(audio, *workspaces[thread], how);
-        out.note = audio.note();
-      }
+      out.note = audio.note();
       out.is_whole = audio.is_whole();
     } catch (const Error& error) {
       out.error = error.what();
@@ -163,8 +160,9 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
 
   nlohmann::json result = nlohmann::json::array();
   LogitsFile logits;
-  std::vector<std::string> notes;
+  std::vector<std::string> notes, notes_of_parts;
   std::size_t failed = 0, parts = 0;
+  double silence = 0, seconds = 0;
   const std::size_t together = deal ? static_cast<std::size_t>(4 * o.threads) : 1;
   for (std::size_t begin = 0; begin < o.files.size(); begin += together) {
     std::vector<Heard> heard(std::min(together, o.files.size() - begin));
@@ -186,16 +184,20 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
         continue;
       }
       result.push_back(to_json(file, one.transcript, one.note, one.is_whole));
-      if (o.vad) result.back().update(one.gated);
+      if (o.vad) result.back().update({{"utterances", std::move(one.utterances)}, {"silence_seconds", one.silence}});
       print_transcript(format, file, one.transcript, result.back());
       parts += one.is_whole ? 0U : 1U;
-      if (!one.note.empty()) notes.push_back(one.note);
+      silence += one.silence;
+      seconds += one.transcript.seconds;
+      if (!one.note.empty()) (one.is_whole ? notes : notes_of_parts).push_back(one.note);
       if (!o.logits.empty()) logits.add(file, std::move(one.logits), recognizer.vocabulary().size());
     }
     flush_result();
     release_free_memory();
   }
+  say_notes(notes_of_parts);
   say_notes(notes);
+  if (o.vad) say_silence(o.files.size() == 1 ? o.files[0] : text(o.files.size(), " files"), silence, seconds);
   if (!o.logits.empty()) logits.write(o.logits);
   o.write(result);
   if (!o.logits.empty()) say("logits: ", o.logits);
@@ -261,13 +263,22 @@ class SampleSource {
   bool begins_ = true;
 };
 
-/// Prints words as they become final.
+/// Prints words as they become final, in lines that begin with a name.
 class TextLine {
  public:
+  explicit TextLine(std::string name) : name_(std::move(name)) {}
+  /// Ends the line that was begun, also where an error ends the work.
+  ~TextLine() {
+    if (!begins_) end();
+  }
+  TextLine(const TextLine&) = delete;
+  TextLine& operator=(const TextLine&) = delete;
+
   void show(std::string_view text) {
     if (text.size() <= shown_) return;
     std::string_view more = text.substr(shown_);
-    if (std::exchange(begins_, false) && more.front() == ' ') more.remove_prefix(1);
+    if (begins_ && more.front() == ' ') more.remove_prefix(1);
+    if (std::exchange(begins_, false)) print(name_);
     print(more);
     flush_result();
     shown_ = text.size();
@@ -276,16 +287,20 @@ class TextLine {
   void end() {
     print("\n");
     flush_result();
-    begins_ = true;
+    begins_ = ends_ = true;
   }
-  /// Ends the line unless another is still to begin.
+  /// Ends the last line. There is at least one.
   void finish() {
-    if (!begins_) end();
+    if (!begins_ || !ends_) {
+      if (begins_) print(name_);
+      end();
+    }
   }
 
  private:
+  std::string name_;
   std::size_t shown_ = 0;
-  bool begins_ = false;
+  bool begins_ = true, ends_ = false;  // the next word begins a line; a line has ended
 };
 
 nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recognizer, const TranscriptionConfig& how,
@@ -297,23 +312,25 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   const StreamConfig streaming = o.stream.config(1, static_cast<Index>(most * config.frames_per_second()), o.threads);
   const auto format = o.transcripts.chosen_format();
   const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
-  TextLine line;
+  TextLine line(o.files.size() > 1 ? file + ": " : "");
   std::size_t printed = 0;  // words of CTM
   std::vector<double> pushes;
-  double compute = 0, seconds = 0;
+  double compute = 0, seconds = 0, last_end = 0;
   nlohmann::json utterances = nlohmann::json::array();
+  const auto show = [&](const std::string& text) {
+    if (format == TranscriptFormat::text) line.show(text);
+  };
+  const auto end_utterance = [&](const std::string& said, double begin, double end) {
+    last_end = end;
+    if (said.empty()) return;
+    utterances.push_back(utterance(said, begin, end));
+    if (format == TranscriptFormat::text) line.end();
+  };
   Listener listener([&] { return recognizer.stream(streaming, how); }, rate, o.vad,
                     [&] {
-                      nlohmann::json one = listener.stretch();
-                      if (one.at("text").get_ref<const std::string&>().empty()) return;
-                      if (format == TranscriptFormat::text) {
-                        line.show(listener.text());
-                        line.end();
-                      }
-                      utterances.push_back(std::move(one));
+                      show(listener.text());
+                      end_utterance(listener.stretch(), listener.begin(), listener.end());
                     });
-  SpeechStream& stream = listener.stream();
-  if (format == TranscriptFormat::text && o.files.size() > 1) print(file, ": ");
   const auto block = std::max<std::size_t>(1, static_cast<std::size_t>(o.stream.block_ms * rate / 1000));
   for (bool more = true; more;) {
     const std::vector<float> samples = source.next(block);
@@ -325,25 +342,19 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
     if (final_frames > 0 || !more) pushes.push_back(took);  // the others only wait for a chunk
     compute += took;
-    if (format == TranscriptFormat::text) line.show(listener.text());
-    if (o.endpoint) {
-      if (const std::string said = listener.next_utterance(); !said.empty()) {
-        if (format == TranscriptFormat::text) {
-          line.show(listener.text());
-          line.end();
-        }
-        utterances.push_back({{"text", said}, {"end", seconds}});
-      }
+    show(listener.text());
+    if (o.endpoint && (listener.is_endpoint() || !more)) {
+      const std::string said = listener.next_utterance();
+      show(listener.text());
+      end_utterance(said, last_end, seconds);
     }
     if (format != TranscriptFormat::ctm) continue;
     print(Lines{to_ctm(std::span(listener.words()).subspan(printed), name)});
     flush_result();
     printed = listener.words().size();
   }
-  if (o.endpoint)
-    if (const std::string said = stream.next_utterance(); !said.empty())
-      utterances.push_back({{"text", said}, {"end", seconds}});
-  const FeatureStreams& streams = stream.streams();
+  if (format == TranscriptFormat::text) line.finish();
+  const FeatureStreams& streams = listener.streams();
   std::sort(pushes.begin(), pushes.end());
   const double chunk = static_cast<double>(streams.chunk_rows()) * config.features.fbank.frame_shift_ms,
                worst = 1e3 * pushes.back();
@@ -354,19 +365,15 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
       fixed(window, 0), " ms of speech, and then up to ", fixed(worst, 1), " ms for the computer (median ",
       fixed(1e3 * pushes[pushes.size() / 2], 1), "); ", streams.attention_bytes(), " bytes of key-value cache");
   const Transcript heard{listener.text(), listener.words(), seconds};
-  const std::string note =
-      o.vad ? with_silence(source.note(), file == "-" ? "standard input" : file, listener.silence(), seconds)
-            : source.note();
+  const std::string note = source.note();
   nlohmann::json result = to_json(file, heard, note, source.is_whole());
   if (o.vad) result["silence_seconds"] = listener.silence();
-  if (o.vad) result["utterances"] = utterances;
-  if (format == TranscriptFormat::text)
-    line.finish();
-  else if (format != TranscriptFormat::ctm)
+  if (o.vad || o.endpoint) result["utterances"] = std::move(utterances);
+  if (format == TranscriptFormat::json || format == TranscriptFormat::srt || format == TranscriptFormat::vtt)
     print_transcript(format, file, heard, result);
   if (!note.empty()) say("note: ", note);
-  result.update({{"utterances", utterances},
-                 {"compute_seconds", compute},
+  if (o.vad) say_silence(file == "-" ? "standard input" : file, listener.silence(), seconds);
+  result.update({{"compute_seconds", compute},
                  {"push_seconds_median", pushes[pushes.size() / 2]},
                  {"push_seconds_most", pushes.back()},
                  {"chunk_ms", chunk},
@@ -393,10 +400,11 @@ void transcribe(const TranscribeOptions& o) {
       result.push_back(stream_file(o, recognizer, how, file));
       parts += result.back().contains("is_whole") ? 1U : 0U;
     } catch (const Error& error) {
-      if (o.transcripts.format == "text") print("\n");  // the line that was begun
       if (o.files.size() == 1) throw;
       say("laconic: ", error.what());
       result.push_back({{"audio_filepath", file}, {"error", error.what()}});
+      if (o.transcripts.chosen_format() == TranscriptFormat::json)
+        print_transcript(TranscriptFormat::json, file, {}, result.back());
       ++failed;
     }
   o.write(result);
@@ -423,7 +431,9 @@ void add_transcribe_command(CLI::App& app) {
           ->type_name("FILE");
   CLI::Option* window = o->transcripts.add_to(
       *command, "text; json: an object a file, with words; srt, vtt: subtitles; ctm: a word a line, with times");
-  command->add_option("--confidence", o->confidence, "what a word's confidence is")
+  command
+      ->add_option("--confidence", o->confidence,
+                   "what a word's confidence is")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));
   o->decoding.add_to(*command);
@@ -443,6 +453,7 @@ void add_transcribe_command(CLI::App& app) {
   logits->excludes("--streaming");
   window->excludes("--streaming");
   command->get_option("--n-best")->excludes("--streaming");
+  command->get_option("--confidence")->excludes("--beam");
   command->add_option("--max-seconds", o->max_seconds, "max seconds of a stream that keeps all frames")
       ->capture_default_str()
       ->check(between(1.0, 1e6));

@@ -144,7 +144,7 @@ Gradients gradients(const Case<Policy, double>& c, AttentionPath path, int threa
 
 /// The greatest difference of two sets of gradients, each tensor relative to itself or to a thousandth of the greatest
 /// of all. Those of biases on keys that no position turns are zero but for rounding.
-double difference(const Gradients& got, const Gradients& expected) {
+double gradient_difference(const Gradients& got, const Gradients& expected) {
   double greatest = 0, worst = 0;
   for (const auto& [name, g] : expected) greatest = std::max(greatest, g.cwiseAbs().maxCoeff());
   for (const auto& [name, g] : expected) {

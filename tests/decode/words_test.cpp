@@ -169,6 +169,22 @@ TEST_CASE("the first word of the next utterance begins after the silence", "[dec
   CHECK_THAT(*two.end, WithinAbs(1.8, 0.011));
 }
 
+TEST_CASE("words have their times after minutes of silence, and where logits come minutes later", "[decode]") {
+  const auto samples = sound(loud_in(15200, {{20, 60}, {15000, 15050}}));
+  for (const bool late : {false, true}) {
+    CAPTURE(late);
+    WordTimes times(0, {0.04, 0}, 1000);
+    times.hear(std::span(samples).first(late ? samples.size() : 15100 * 10));
+    Word one{"one", 0.40, 0.44, {}}, two{"two", 150.2, 150.24, {}};
+    times.correct(one, 150.2);
+    times.correct(two, std::nullopt);
+    CHECK_THAT(*one.begin, WithinAbs(0.2, 0.011));
+    CHECK_THAT(*one.end, WithinAbs(0.6, 0.011));
+    CHECK_THAT(*two.begin, WithinAbs(150, 0.011));
+    CHECK_THAT(*two.end, WithinAbs(150.5, 0.011));
+  }
+}
+
 TEST_CASE("of several silences between words the logits choose one that is long enough", "[decode]") {
   // The first word has a silence inside, from 0.60 to 0.75 s, that is longer than the pause after it.
   const auto vocabulary = Vocabulary::words(std::vector<std::string>{"one two"});

@@ -1,5 +1,6 @@
 // laconic: attention for speech models. SPDX-License-Identifier: MIT
 #include <laconic/decode/ctc_beam_search.hpp>
+#include <laconic/io/json.hpp>
 #include <laconic/io/safetensors.hpp>
 #include <laconic/recognition/beam_decoding.hpp>
 #include <laconic/recognition/dataset.hpp>
@@ -14,7 +15,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -90,7 +94,22 @@ TEST_CASE("a recogniser transcribes files and samples alike, before and after it
 
 TEST_CASE("an encoder gets another head", "[recognizer]") {
   const TemporaryFolder folder;
-  small().save(folder / "model");
+  small().save(folder / "new");
+  // Statistics that no new model has, and a config.json that knows another head, too large to be made.
+  std::filesystem::copy(folder / "new", folder / "model");
+  nlohmann::json config = read_json(folder / "new/config.json");
+  config.at("encoder").at("vocab_size") = 1 << 24;
+  write_json(folder / "model/config.json", config);
+  const SafetensorsFile fresh(folder / "new/model.safetensors");
+  SafetensorsWriter writer;
+  std::list<std::vector<float>> kept;
+  for (const std::string& name : fresh.names()) {
+    std::vector<float>& values = kept.emplace_back(fresh.info(name).bytes.size() / sizeof(float));
+    fresh.read(name, std::span<float>(values));
+    if (name.find("running_") != std::string::npos) std::ranges::for_each(values, [](float& x) { x += 0.5F; });
+    writer.add(name, fresh.info(name).shape, std::span<const float>(values));
+  }
+  writer.write(folder / "model/model.safetensors");
   const Vocabulary letters = Vocabulary::characters(std::vector<std::string>{"one two"});
   const Recognizer renewed = Recognizer::load_encoder(folder / "model", letters, Seed(1));
   CHECK(renewed.vocabulary() == letters);

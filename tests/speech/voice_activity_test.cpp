@@ -131,7 +131,10 @@ TEST_CASE("what is no speech is silence", "[voice]") {
   // Noise that grows by 20 dB is sound for 20 s, and then the background.
   std::vector<float> grows = speech_in(40, {}, -60);
   for (std::size_t i = 10 * rate; i < grows.size(); ++i) grows[i] *= 10;
-  CHECK(stretches(grows, 1000).back().place.end < 31 * rate);
+  const std::vector<Stretch> grown = stretches(grows, 1000);
+  REQUIRE(!grown.empty());
+  CHECK(grown.back().place.end > 25 * rate);
+  CHECK(grown.back().place.end < 31 * rate);
   // A click is shorter than speech.
   std::vector<float> clicks = speech_in(10, {}, -85);
   for (std::size_t i = 3 * rate; i < 3 * rate + 200; ++i) clicks[i] = i % 2 == 0 ? 0.5f : -0.5f;

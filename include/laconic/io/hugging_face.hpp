@@ -133,15 +133,15 @@ inline nlohmann::json hugging_face_config(const EncoderConfig& c, int blank = 0)
 }
 
 /// Returns what a checkpoint has before all names of its tensors: "module." of DataParallel, "_orig_mod." of a compiled
-/// model. Empty if it has no tensor that ends in the name of the CTC head's weight, or more than one.
+/// model. Empty if it has no tensor that ends in the name of the encoder's first weight, or more than one.
 inline std::string hugging_face_prefix(const Tensors& tensors) {
-  constexpr std::string_view head = "lm_head.weight";
+  constexpr std::string_view first = "wav2vec2_conformer.feature_projection.projection.weight";
   std::string out;
   Index found = 0;
   for (const std::string& name : tensors.names())
-    if (name == head || name.ends_with(text('.', head))) {
+    if (name == first || name.ends_with(text('.', first))) {
       ++found;
-      out = name.substr(0, name.size() - head.size());
+      out = name.substr(0, name.size() - first.size());
     }
   return found == 1 ? out : "";
 }

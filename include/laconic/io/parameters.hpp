@@ -85,9 +85,9 @@ inline void check_loadable(const Tensors& tensors, const std::string& name, std:
 
 /// Fills a model from files, converting from single, double and half precision, bfloat16 and bytes with scales. Every
 /// parameter must be among the tensors as `prefix` + its name with the model's shape. Every tensor whose name begins
-/// with `prefix` must be a parameter, or one that `ignored(name)`, without the prefix, says takes no part. All values
-/// must be finite. Otherwise throws `Error` and leaves the model as it was. A parameter that is missing keeps its
-/// values if `may_lack(name)` says so.
+/// with `prefix` must be a parameter. All values must be finite. Otherwise throws `Error` and leaves the model as it
+/// was. Tensors of which `ignored(name)`, without the prefix, says that they take no part count as not there. A
+/// parameter that is missing keeps its values if `may_lack(name)` says so.
 template <class Model, class Ignored, class MayLack>
 void load_parameters(Model& model, const Tensors& tensors, std::string_view prefix, Ignored&& ignored,
                      MayLack&& may_lack) {
@@ -95,10 +95,11 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   std::unordered_set<std::string> known;
   std::vector<std::string> missing, unknown;
   Index parameters = 0;
+  const auto is_given = [&](std::string_view name) { return tensors.contains(text(prefix, name)) && !ignored(name); };
   model.parameters([&](std::string_view name, const auto&) {
     ++parameters;
     std::string full = text(prefix, name);
-    if (!tensors.contains(full) && !may_lack(name)) missing.push_back(full);
+    if (!is_given(name) && !may_lack(name)) missing.push_back(full);
     if (tensors.contains(full) && tensors.info(full).dtype == Dtype::i8)
       known.insert(full + std::string(Tensors::scale_suffix));
     known.insert(std::move(full));
@@ -115,7 +116,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   // Everything is checked before anything is changed.
   model.parameters([&]<class T>(std::string_view name, const Parameter<T>& p) {
     const std::string full = text(prefix, name);
-    if (!tensors.contains(full)) return;
+    if (!is_given(name)) return;
     detail::check_loadable(tensors, full, p.shape());
     std::vector<T> numbers(static_cast<std::size_t>(p.size()));
     tensors.read(full, std::span<T>(numbers));
@@ -124,7 +125,7 @@ void load_parameters(Model& model, const Tensors& tensors, std::string_view pref
   });
   model.parameters([&]<class T>(std::string_view name, Parameter<T>& p) {
     const std::string full = text(prefix, name);
-    if (tensors.contains(full)) tensors.read(full, std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));
+    if (is_given(name)) tensors.read(full, std::span<T>(p.host().data(), static_cast<std::size_t>(p.size())));
   });
 }
 

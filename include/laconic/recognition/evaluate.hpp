@@ -35,13 +35,15 @@ double evaluate_batch(const Model& model, Context& context, const Dataset& data,
   std::vector<std::string> texts(indices.size());
   if (make_decoder) {
     const Matrix<float> rows = context.output(logits.rows).template cast<float>();
-    for (std::size_t n = 0; n < indices.size(); ++n) {
+    int threads = 1;
+    if constexpr (Context::computes_on_host && std::is_constructible_v<Context, int>) threads = context.threads();
+    kernels::parallel_or_throw(threads, static_cast<Index>(indices.size()), [&](std::size_t n, std::size_t) {
       const auto at = static_cast<Index>(n);
       const auto decoder = make_decoder();
       decoder->push(matrix_view(rows.data() + logits.sequences.begin(at) * rows.cols(), logits.sequences.length(at),
                                 rows.cols()));
       texts[n] = decoder->finish();
-    }
+    });
   } else {
     const auto tokens = greedy_ctc(context, logits.rows, logits.sequences, vocabulary.blank(), vocabulary.labels());
     for (std::size_t n = 0; n < indices.size(); ++n) texts[n] = vocabulary.decode(tokens[n]);

@@ -113,7 +113,7 @@ double quietest(Index begin, Index end, auto&& level) {
 /// silence counts only where the rest has no contrast. Where the background is louder than its quantile, steady sound
 /// is silence, too: steps within 2 dB of the quietest 50 ms that are within 0.1 s, if nearer to the background than to
 /// speech. Speech is seldom so steady. (Minima follow a noise floor in Martin 2001, "Noise Power Spectral Density
-/// Estimation Based on Optimal Smoothing and Minimum Statistics".) Keeps the last two minutes.
+/// Estimation Based on Optimal Smoothing and Minimum Statistics".) Keeps the last twenty minutes, 1 MB.
 class SpeechLevel {
  public:
   static constexpr double step = 0.01;  ///< seconds of a step
@@ -142,9 +142,10 @@ class SpeechLevel {
   double level(Index i) const {
     return i < first_ || i >= steps() ? detail::LevelSteps::lowest : levels_[static_cast<std::size_t>(i - first_)];
   }
-  /// Says whether a step is silent. Steps that are forgotten or to come are.
+  /// Says whether a step is silent. Steps to come are, forgotten ones are not.
   bool is_silent(Index i) const {
-    if (i < first_ || i >= steps()) return true;
+    if (i < first_) return false;
+    if (i >= steps()) return true;
     const Index judged = std::min(i + 10 * per_threshold, steps() - 1) / per_threshold - first_threshold_;
     return thresholds_[static_cast<std::size_t>(std::max<Index>(judged, 0))].is_silent(level(i), [&] {
       return detail::quietest(std::max(i - 12, first_), std::min(i + 13, steps()), [&](Index j) { return level(j); });
@@ -153,7 +154,7 @@ class SpeechLevel {
 
  private:
   static constexpr Index per_threshold = 100;  // steps
-  static constexpr std::size_t most = 12000;   // steps
+  static constexpr std::size_t most = 120000;  // steps
 
   void take_level(double level) {
     counts_.push(level);

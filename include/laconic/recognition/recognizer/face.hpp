@@ -295,10 +295,10 @@ LACONIC_RECOGNIZER_INLINE Recognizer Recognizer::load_encoder(const std::filesys
     const Index head = (config.encoder.d_model + 1) * config.encoder.vocab_size;
     detail::check_filled(tensors, EncoderCosts{config.model, config.encoder}.parameters() - head);
   });
-  auto model = detail::make_recognizer_model(config.model, config.encoder, Seed());
-  model->load_encoder(tensors, from.is_foreign, vocabulary.size(), seed);
   config.encoder.vocab_size = vocabulary.size();
   config.tokens = vocabulary.kind();
+  auto model = detail::make_recognizer_model(config.model, config.encoder, seed);
+  model->load_encoder(tensors, from.is_foreign);
   return Recognizer(std::make_unique<Parts>(std::move(config), vocabulary, std::move(model)));
 }
 

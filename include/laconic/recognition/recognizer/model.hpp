@@ -55,8 +55,8 @@ class RecognizerModel {
   /// Fills the model and returns how its weights are rounded in the files. A foreign folder may hold tensors that the
   /// model does not use.
   virtual Storage load(const Tensors& tensors, bool is_foreign) = 0;
-  /// Fills the model but its CTC head, which becomes a random one of `vocab_size` classes. The files need not hold one.
-  virtual void load_encoder(const Tensors& tensors, bool is_foreign, Index vocab_size, Seed seed) = 0;
+  /// Fills the model but its CTC head, which stays as it is. The files need not hold one.
+  virtual void load_encoder(const Tensors& tensors, bool is_foreign) = 0;
   virtual void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
                     const std::map<std::string, nlohmann::json>& others, Storage weights) const = 0;
   virtual void prepare(Storage weights, int threads) = 0;

@@ -101,25 +101,15 @@ class ModelOf final : public RecognizerModel {
     load_parameters(model_, tensors, prefix, is_unused_hugging_face_tensor, may_lack_hugging_face_tensor);
     return stored_weights(model_, tensors, prefix);
   }
-  void load_encoder(const Tensors& tensors, bool is_foreign, Index vocab_size, Seed seed) override {
+  void load_encoder(const Tensors& tensors, bool is_foreign) override {
     const auto is_of_head = [](std::string_view name) { return name.starts_with("lm_head."); };
     load_parameters(
         model_, tensors, is_foreign ? hugging_face_prefix(tensors) : "",
         [&](std::string_view name) {
-          return is_foreign && (is_unused_hugging_face_tensor(name) || is_pretraining_hugging_face_tensor(name));
+          return is_of_head(name) ||
+                 (is_foreign && (is_unused_hugging_face_tensor(name) || is_pretraining_hugging_face_tensor(name)));
         },
         [&](std::string_view name) { return is_of_head(name) || (is_foreign && may_lack_hugging_face_tensor(name)); });
-    EncoderConfig config = model_.config();
-    config.vocab_size = vocab_size;
-    Model renewed(config, seed);
-    std::vector<Parameter<float>*> loaded;
-    model_.parameters([&](std::string_view, Parameter<float>& p) { loaded.push_back(&p); });
-    std::size_t i = 0;
-    renewed.parameters([&](std::string_view name, Parameter<float>& p) {
-      if (!is_of_head(name)) p.host() = std::move(loaded[i]->host());
-      ++i;
-    });
-    model_ = std::move(renewed);
   }
   void save(const std::filesystem::path& folder, const nlohmann::json& config, const nlohmann::json& vocab,
             const std::map<std::string, nlohmann::json>& others, Storage weights) const override {

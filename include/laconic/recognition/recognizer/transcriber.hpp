@@ -102,7 +102,7 @@ class Transcriber {
     if (take_logits_) take_logits_(rows);
     if (beam_) {
       (*beam_)(rows);
-      // Levels are kept for two minutes; words wait for all that is known of them as long as that allows.
+      // Words of a short recording wait for its end, when all is known of them; logits are not kept for longer.
       if (logits_.seconds() > 60) beam_->take_stable(out_.words);
     } else {
       words_(rows, out_.words);
