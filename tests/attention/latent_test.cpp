@@ -263,7 +263,7 @@ TEMPLATE_LIST_TEST_CASE("absorbed attention is expanded attention", "[latent]", 
     check_paths<TestType, float>(n, 1e-5);
     const Case<TestType, double> one(n);
     const Gradients latent = gradients(one, absorbed);
-    CHECK(difference(latent, gradients(one, expanded)) < 1e-10);
+    CHECK(gradient_difference(latent, gradients(one, expanded)) < 1e-10);
     if (n == 0) CHECK(gradients(one, absorbed, 3) == latent);
   }
   const Sequences few{4, 0, 2, 1};
