@@ -21,6 +21,8 @@ class Seeds {
     transcripts();
     audio();
     arpa();
+    tokens();
+    normalized();
   }
 
  private:
@@ -185,6 +187,35 @@ class Seeds {
     put(target, "bad_context", changed("<s> a a", "</s> a a"));
     put(target, "bad_twice", changed("a </s>", "a a"));
     put(target, "bad_kenlm", "mmap lm http://kheafield.com/code format version 5\n");
+  }
+
+  void tokens() const {
+    const char* const target = "tokens";
+    const std::string vocab = R"({"vocab.json": {"<pad>": 0, "<unk>": 3, "|": 4, "e": 5, "t": 6})",
+                      fast = R"({"tokenizer.json": {"model": {"type": "WordLevel", "unk_token": "<unk>",
+  "vocab": {"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}}, "decoder": {"type": "CTC", "pad_token": "<pad>",
+  "word_delimiter_token": "|", "cleanup": true}})";
+    put(target, "good_vocab", vocab + "}");
+    put(target, "good_config", vocab + R"(, "tokenizer_config.json": {"pad_token": "<pad>", "do_lower_case": true,
+  "word_delimiter_token": "|"}, "special_tokens_map.json": {"unk_token": {"content": "<unk>"}},
+  "added_tokens.json": {"<s>": 7, "</s>": 8}, "config.json": {"pad_token_id": 0}})");
+    put(target, "good_features",
+        vocab + R"(, "processor_config.json": {"feature_extractor": {"sampling_rate": 8000}}})");
+    put(target, "good_fast", fast + "}");
+    put(target, "bad_decoder", fast.substr(0, fast.find("CTC")) + "ByteLevel\"}}}");
+    put(target, "bad_blank", vocab + R"(, "config.json": {"pad_token_id": 16}})");
+    put(target, "bad_twice", R"({"vocab.json": {"a": 1, "b": 1}})");
+    put(target, "bad_index", R"({"vocab.json": {"a": 99999999999}})");
+    put(target, "bad_none", "{}");
+  }
+
+  void normalized() const {
+    const char* const target = "text";
+    put(target, "good_numbers",
+        "Twenty-one point five per cent of \u00a32,000,000, and a half; double oh seven minus one");
+    put(target, "good_contractions", "[noise] Mr. O'Neil's won't (hmm) y'all've colour'd 1980s na\u00efve \ufb01");
+    put(target, "good_empty", "");
+    put(target, "bad_half_character", "a \xe2\x82");
   }
 
   /// Some samples through libsndfile.

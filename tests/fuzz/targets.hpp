@@ -17,13 +17,16 @@
 #include <laconic/model/llama.hpp>
 #include <laconic/model/published.hpp>
 #include <laconic/model/wav2vec2_conformer.hpp>
+#include <laconic/recognition/recognizer/hugging_face.hpp>
 #include <laconic/speech/audio.hpp>
 #include <laconic/speech/characters.hpp>
 #include <laconic/speech/corpus.hpp>
 #include <laconic/speech/features.hpp>
+#include <laconic/speech/text_normalization.hpp>
 #include <laconic/speech/vocabulary.hpp>
 
 #include <fstream>
+#include <numeric>
 
 #include "temporary_folder.hpp"
 #include "torch_parts.hpp"
@@ -240,6 +243,37 @@ inline void arpa(std::string_view bytes) {
   }
 }
 
+/// The bytes are a JSON object: the files of a folder of Hugging Face that tell tokens and features, with their
+/// contents.
+inline void tokens(std::string_view bytes) {
+  static const TemporaryFolder files;
+  const nlohmann::json json = parse_json(bytes, "f.json");
+  for (const char* name : {"vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                           "tokenizer.json", "preprocessor_config.json", "processor_config.json"}) {
+    std::filesystem::remove(files / name);
+    if (json.contains(name)) std::ofstream(files / name) << json[name].dump();
+  }
+  const Index classes = 16;
+  const Vocabulary vocabulary =
+      detail::HuggingFaceTokens(files.path)
+          .vocabulary(json.contains("config.json") ? json["config.json"] : nlohmann::json::object(), "config.json",
+                      classes);
+  demand(vocabulary.size() == classes, "another number of tokens than the head has");
+  std::vector<int> all(static_cast<std::size_t>(classes));
+  std::iota(all.begin(), all.end(), 0);
+  const std::string text = vocabulary.decode(all);
+  demand(detail::is_utf8(text), "a text that is not UTF-8");
+  vocabulary.errors(text, text);
+  demand(detail::hugging_face_features(files.path).fbank.sample_rate > 0, "no sample rate");
+}
+/// The bytes are a text to compare.
+inline void normalized(std::string_view bytes) {
+  for (const std::string& one : {basic_normalized(bytes), whisper_normalized(bytes)}) {
+    demand(detail::is_utf8(one), "a text that is not UTF-8");
+    demand(one.find("  ") == std::string::npos && !one.starts_with(' ') && !one.ends_with(' '), "spaces to spare");
+  }
+}
+
 struct Target {
   std::string_view name;
   void (*read)(std::string_view bytes);
@@ -252,7 +286,9 @@ inline constexpr auto targets = std::to_array<Target>({{"safetensors", safetenso
                                                        {"manifest", manifest},
                                                        {"transcripts", transcripts},
                                                        {"audio", audio},
-                                                       {"arpa", arpa}});
+                                                       {"arpa", arpa},
+                                                       {"tokens", tokens},
+                                                       {"text", normalized}});
 
 /// Gives the bytes to a reader. True where it accepts them, and false where it refuses them with one clear line.
 inline bool accepts(const Target& target, std::string_view bytes) {
