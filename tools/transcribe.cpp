@@ -313,7 +313,8 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   const auto format = o.transcripts.chosen_format();
   const std::string name = file == "-" ? "-" : std::filesystem::path(file).stem().string();
   TextLine line(o.files.size() > 1 ? file + ": " : "");
-  std::size_t printed = 0;  // words of CTM
+  std::size_t count = 0,  // samples
+      printed = 0;        // words of CTM
   std::vector<double> pushes;
   double compute = 0, seconds = 0, last_end = 0;
   nlohmann::json utterances = nlohmann::json::array();
@@ -335,7 +336,8 @@ nlohmann::json stream_file(const TranscribeOptions& o, const Recognizer& recogni
   for (bool more = true; more;) {
     const std::vector<float> samples = source.next(block);
     more = samples.size() == block;
-    seconds += static_cast<double>(samples.size()) / rate;
+    count += samples.size();
+    seconds = static_cast<double>(count) / rate;
     const auto start = Clock::now();
     const Index final_frames = listener.push(samples);
     if (!more) listener.finish();
@@ -431,9 +433,7 @@ void add_transcribe_command(CLI::App& app) {
           ->type_name("FILE");
   CLI::Option* window = o->transcripts.add_to(
       *command, "text; json: an object a file, with words; srt, vtt: subtitles; ctm: a word a line, with times");
-  command
-      ->add_option("--confidence", o->confidence,
-                   "what a word's confidence is")
+  command->add_option("--confidence", o->confidence, "what a word's confidence is")
       ->capture_default_str()
       ->check(CLI::IsMember(names_of<ConfidenceMeasure>()));
   o->decoding.add_to(*command);
