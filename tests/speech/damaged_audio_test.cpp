@@ -448,6 +448,8 @@ TEST_CASE("files that were written one after the other are heard, or said not to
     CHECK(Heard(path).whole);
     write_file(path, whole + std::string(3000, '\0'));
     CHECK(Heard(path).whole);
+    write_file(path, whole + std::string(5000, '\0') + whole);
+    CHECK_FALSE(Heard(path).whole);
     write_file(path, whole + whole);
     const Heard both(path);
     CHECK(both.seconds == 1);
