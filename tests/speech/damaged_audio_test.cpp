@@ -422,10 +422,12 @@ TEST_CASE("an MP3 file that does not tell its length is heard to its end", "[aud
   write_file(path, whole + zeros);
   CHECK(Heard(path).note.empty());
   for (const std::string& file : {bare, whole}) {
-    write_file(path, file + zeros + junk);
-    const Heard filled(path);
-    CHECK_FALSE(filled.whole);
-    CHECK(filled.note == path.string() + ": 90000 bytes are no frames of MP3");
+    for (const std::string& rest : {zeros + junk, junk + zeros}) {
+      write_file(path, file + rest);
+      const Heard filled(path);
+      CHECK_FALSE(filled.whole);
+      CHECK(filled.note == path.string() + ": 90000 bytes are no frames of MP3");
+    }
   }
   write_file(path, before + junk + after + zeros);
   CHECK(Heard(path).note == path.string() +

@@ -126,8 +126,8 @@ inline std::optional<SoundPlan> read_mp3(const std::filesystem::path& path, cons
   }
   SoundPlan plan = whole_file(range);
   if (!in_step && !is_cut) {
-    lost_bytes += file.size() - at;  // fewer than a header has
-    const std::int64_t zeros = file.size() - std::max(end, known_end);
+    lost_bytes += file.size() - at;                                             // fewer than a header has
+    const std::int64_t zeros = end <= known_end ? file.size() - known_end : 0;  // nothing but zeros after the frames
     if (zeros > 0 && told.value_or(0) == 0)
       plan.notes.push_back(text("it ends with ", zeros, " zeros, in whose place there may have been sound"));
     lost_bytes -= zeros;
