@@ -11,8 +11,9 @@ agree.
 Exit code 0 says that all was heard. So what matters most are the categories `less heard` (a reference decodes more
 without complaint), `short` (sound is known to be gone, and nobody says so), `unnoticed` (every reference complains or
 refuses) and `another text`; then `crash`, `hang` (20 s) and `memory` (2 GiB). `noted` is exit code 0 with a note of
-what is odd. `doubted` is exit code 1 with as much heard as the references decode, and a note that more may be missing.
-`refused` is an error, or less heard with a note, where a reference reads without complaint."""
+what is odd and no less heard than a reference decodes. `doubted` is exit code 1 with as much heard as the references
+decode, and a note that more may be missing. `refused` is an error, or less heard with a note, where a reference reads
+without complaint."""
 
 import argparse
 import collections

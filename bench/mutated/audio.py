@@ -543,19 +543,16 @@ class AudioStudy:
                 for who, (x, rate, _) in references.items()
                 if abs(seconds[who] - heard) < 0.1
             )
-            category = (
-                "noted"
-                if notes
-                else (
-                    "less heard"
-                    if longest > heard + 0.1
-                    else (
-                        "unnoticed"
-                        if not clean
-                        else "short" if heard < true - 0.1 else "agree" if same else "another text"
-                    )
-                )
-            )
+            if longest > heard + 0.1:
+                category = "less heard"  # also with a note: exit code 0 says that all is there
+            elif notes:
+                category = "noted"
+            elif not clean:
+                category = "unnoticed"
+            elif heard < true - 0.1:
+                category = "short"
+            else:
+                category = "agree" if same else "another text"
         if category == "agree" or not self.args.keep:
             path.unlink()
         else:

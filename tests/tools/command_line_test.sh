@@ -179,6 +179,10 @@ wav slow.wav 10 1 5 1
 for line in 'laconic: slow.wav: ' 'laconic: missing.wav: ' 'laconic: 2 of 4 files could not be transcribed'; do says err "$line"; done
 [ "$(grep -c '"error":' some.json)" -eq 2 ] || fail "some.json does not hold the errors"
 refused missing.wav -- transcribe --model run missing.wav --json new.json
+# Two files in one, with silence between them.
+{ cat recordings/3_tone_0.wav; head -c 9000 /dev/zero; cat recordings/4_tone_0.wav; } >two.wav
+refused '1 of 1 files were not heard whole' -- transcribe --model run two.wav
+says err 'note: two.wav: after the samples that the header tells of follow 109'
 # Words with times, in each format.
 ok transcribe --model run corpus/wav/test_*.wav --format ctm
 [ -s out ] || fail "no words in CTM"

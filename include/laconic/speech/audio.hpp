@@ -85,11 +85,12 @@ class AudioReader {
     std::optional<detail::SoundPlan> plan = detail::read_wav(path, range_);
     if (!plan) plan = detail::read_au(path, range_);
     if (!plan) plan = detail::read_aiff(path, range_);
+    if (!plan) plan = detail::read_rf64(path, range_);
     if (!plan) plan = detail::read_wav64(path, range_);
     if (!plan) plan = detail::read_caf(path, range_);
     if (!plan) plan = detail::read_ogg(range_);
-    if (!plan) plan = detail::read_flac(range_);
-    if (!plan) plan = detail::read_mp3(range_);
+    if (!plan) plan = detail::read_flac(path, range_);
+    if (!plan) plan = detail::read_mp3(path, range_);
     plan_ = plan ? std::move(*plan) : detail::whole_file(range_);
     try {
       open_stream();
@@ -108,8 +109,11 @@ class AudioReader {
   /// Returns the duration in seconds as the header or the container says it, of the part; 0 if they do not.
   double duration() const {
     double all = 0;
-    for (const detail::SoundStream& stream : plan_.streams) all += std::max(stream.seconds, 0.0);
-    if (plan_.streams.size() == 1 && plan_.streams[0].seconds < 0)
+    for (const detail::SoundStream& stream : plan_.streams) {
+      if (stream.seconds < 0 && plan_.streams.size() > 1) return 0;
+      all += std::max(stream.seconds, 0.0);
+    }
+    if (plan_.streams[0].seconds < 0)
       all = info_.frames == SF_COUNT_MAX || info_.frames < 0 ? 0 : static_cast<double>(info_.frames) / rate_;
     if (all == 0) return 0;
     all = std::max(all - part_.offset, 0.0);
@@ -163,7 +167,7 @@ class AudioReader {
   /// Opens the stream number `stream_`.
   void open_stream() {
     file_.reset();
-    input_ = std::make_unique<detail::SoundInput>(range_, plan_.streams[stream_].bytes);
+    input_ = std::make_unique<detail::SoundInput>(range_, std::move(plan_.streams[stream_].bytes));
     info_ = {};
     file_ = input_->open(info_);
     if (file_ == nullptr) {
@@ -185,7 +189,7 @@ class AudioReader {
     const auto begin = detail::find_mp3(range_);
     if (!begin) return false;
     range_ = {range_.descriptor, range_.begin + *begin, range_.size - *begin};
-    auto plan = detail::read_mp3(range_);
+    auto plan = detail::read_mp3(path_, range_);
     if (!plan) return false;
     plan_ = std::move(*plan);
     plan_.is_whole = false;

@@ -6,11 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <laconic/core/error.hpp>
 #include <laconic/speech/sound_file.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 // The frames of MP3 files (ISO 11172-3 and 13818-3, layer III). Where no frame tells how many there are, libsndfile
@@ -77,8 +79,10 @@ inline std::string telling_mp3_frame(std::string_view header, std::int64_t frame
 }
 
 /// Reads the frames of an MP3 file; nothing for other files. If no frame tells how many there are, or what it tells is
-/// not there, libsndfile is shown one that does. What is no frame, it is not shown.
-inline std::optional<SoundPlan> read_mp3(const SoundRange& range) {
+/// not there, libsndfile is shown one that does. What is no frame, it is not shown. A tag between frames, of one of
+/// several files in a row, is one only if a frame, another tag or the end follows it. Throws `Error` for frames in more
+/// than `max_sound_parts` parts.
+inline std::optional<SoundPlan> read_mp3(const std::filesystem::path& path, const SoundRange& range) {
   FileBytes file(range);
   const std::string header(file.at(0, 4));
   const std::optional<Mp3Frame> first = read_mp3_header(header);
@@ -87,37 +91,46 @@ inline std::optional<SoundPlan> read_mp3(const SoundRange& range) {
     return frame && frame->rate == first->rate ? frame->size : 0;
   };
   if (!first || (first->size < file.size() && is_frame(first->size) == 0)) return std::nullopt;
+  const auto begins_frames = [&](std::int64_t at) {  // after other bytes, where a single header may be chance
+    const std::int64_t size = is_frame(at);
+    return size > 0 && (at + size >= file.size() || is_frame(at + size) > 0);
+  };
+  const std::int64_t end = end_without_zeros(file);
   const std::optional<std::int64_t> told = told_mp3_frames(file, *first);
-  std::vector<SoundBytes> stretches;
+  std::vector<SoundBytes> stretches(1);  // the first of which is for a frame that tells their number
   std::int64_t count = 0, at = told ? first->size : 0, known_end = at, lost_bytes = 0;
   bool is_cut = false, in_step = true;
   while (at + 4 <= file.size()) {
     const std::int64_t size = is_frame(at);
-    if (size > 0 && (in_step || at + size >= file.size() || is_frame(at + size) > 0)) {
+    if (in_step ? size > 0 : begins_frames(at)) {
       is_cut = at + size > file.size();
       if (is_cut) break;
-      if (!in_step || stretches.empty()) stretches.push_back({at, 0, {}});
+      if (!in_step || count == 0) {
+        require_few_parts(path, stretches.size() - 1);
+        stretches.push_back({at, 0, {}});
+      }
       stretches.back().size += size;
       in_step = true;
       ++count;
       known_end = at += size;
       continue;
     }
-    const std::int64_t tag = at == known_end ? tag_size(file, at) : 0;  // of one of several files in a row
     in_step = false;
-    if (tag > 0) {
-      known_end = at += tag;
+    const std::int64_t tag = at == known_end ? tag_size(file, at) : 0, after = at + tag;
+    if (tag > 0 && ((after >= end && after <= file.size()) || begins_frames(after) || tag_size(file, after) > 0)) {
+      known_end = at = after;
       continue;
     }
     ++lost_bytes;
     ++at;
   }
   SoundPlan plan = whole_file(range);
-  const bool is_filled = !is_filled_from(file, at - lost_bytes);  // zeros at the end
-  if (is_filled && !in_step && lost_bytes > 0) {
-    if (!told)
-      plan.notes.push_back(text("it ends with ", lost_bytes, " zeros, in whose place there may have been sound"));
-    lost_bytes = 0;
+  if (!in_step && !is_cut) {
+    lost_bytes += file.size() - at;                                             // fewer than a header has
+    const std::int64_t zeros = end <= known_end ? file.size() - known_end : 0;  // nothing but zeros after the frames
+    if (zeros > 0 && told.value_or(0) == 0)
+      plan.notes.push_back(text("it ends with ", zeros, " zeros, in whose place there may have been sound"));
+    lost_bytes -= zeros;
   }
   SoundStream& stream = plan.streams.front();
   // Decoders believe it only if nothing but zeros is before its name.
@@ -125,8 +138,8 @@ inline std::optional<SoundPlan> read_mp3(const SoundRange& range) {
   const bool is_believed = side.find_first_not_of('\0') == std::string::npos;
   const bool as_told = told && count == *told && lost_bytes == 0 && !is_cut && is_believed;
   if (as_told || count == 0) return plan;
-  stream.bytes = {SoundBytes::of(telling_mp3_frame(header, count))};
-  stream.bytes.insert(stream.bytes.end(), stretches.begin(), stretches.end());
+  stretches.front() = SoundBytes::of(telling_mp3_frame(header, count));
+  stream.bytes = std::move(stretches);
   stream.seconds = static_cast<double>(std::max(count, told.value_or(0))) * first->samples / first->rate;
   if (told && *told > 0 && count > *told + 1)
     plan.notes.push_back(text("its first frame tells of ", *told, " frames; all ", count, " are heard"));

@@ -166,7 +166,6 @@ inline std::optional<SoundPlan> read_ogg(const SoundRange& range) {
     gaps = gaps || (is_known && stream->has_gaps());
     all_ended = all_ended && (!is_known || stream->has_ended());
   };
-  constexpr std::size_t most_streams = 10000;
   while (at < file.size()) {
     const std::optional<OggPage> page = read_ogg_page(file, at);
     if (!page) {  // looks for the next one
@@ -180,7 +179,7 @@ inline std::optional<SoundPlan> read_ogg(const SoundRange& range) {
     }
     if (page->begins && page->is_intact) {
       if (!begins && at > 0) {  // after pages of sound: another stream
-        if (plan.streams.size() + 1 == most_streams) break;
+        if (plan.streams.size() + 1 == max_sound_parts) break;
         end_stream(std::min(at, file.size()));
         begin = at;
         stream.reset();
@@ -198,7 +197,7 @@ inline std::optional<SoundPlan> read_ogg(const SoundRange& range) {
   }
   end_stream(at);
   plan.is_whole = all_ended && !gaps && at >= file.size();
-  if (at < file.size()) plan.notes.push_back(text("what follows ", most_streams, " streams is not heard"));
+  if (at < file.size()) plan.notes.push_back(text("what follows ", max_sound_parts, " streams is not heard"));
   if (gaps) plan.notes.push_back("pages are missing or damaged");
   if (!all_ended) plan.notes.push_back("it ends before the mark of its end, so that more may be missing");
   if (lost_bytes > 0) plan.notes.push_back(text(lost_bytes, " bytes are no pages"));

@@ -23,13 +23,13 @@ inline void require_samples(const std::filesystem::path& path, std::uint64_t siz
           ": cut short: the header says ", size, " bytes of samples, but ", std::max<std::int64_t>(left, 0), " follow");
 }
 
-/// Returns the plan of a file in which another size stands at a place of four bytes, and a note why.
+/// Returns the plan of a file in which another size stands at a place of four bytes, the highest first, and a note that
+/// `left` bytes follow it.
 inline SoundPlan with_size_at(const SoundRange& range, std::int64_t at, std::uint64_t size, std::int64_t left) {
   std::string bytes;
   for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(size >> shift & 0xff);
-  SoundPlan plan = whole_file(range);
-  plan.streams.front().bytes = {{0, at, {}}, SoundBytes::of(bytes), {at + 4, range.size - at - 4, {}}};
-  plan.notes.push_back(text("the header says 0 bytes of samples; all ", left, " that follow are heard"));
+  SoundPlan plan = with_bytes_at(range, at, bytes);
+  plan.notes.push_back(note_of_no_size(left));
   return plan;
 }
 
@@ -38,10 +38,8 @@ inline SoundPlan with_rest(const SoundRange& range, std::uint64_t size, std::int
   SoundPlan plan = whole_file(range);
   FileBytes file(range);
   plan.sample_bytes = static_cast<std::int64_t>(size);
-  if (at < file.size() && is_filled_from(file, at)) {
-    plan.rest_bytes = file.size() - at;
-    plan.streams.front().bytes = {{0, at, {}}};
-  }
+  plan.rest_bytes = bytes_without_zeros(file, at);
+  if (plan.rest_bytes > 0) plan.streams.front().bytes = {{0, at, {}}};
   return plan;
 }
 
@@ -78,21 +76,40 @@ inline std::optional<SoundPlan> read_aiff(const std::filesystem::path& path, con
   throw Error(text(path.string(), ": holds no samples"));
 }
 
-/// Reads the chunks of an RF64 or a Wave64 file; nothing for other files.
+/// Reads the chunks of an RF64 file; nothing for other files. If its chunk of sizes (ds64) gives that of the samples as
+/// 0, that of the samples themselves counts; if that is 0 or 2^32 - 1, they are heard to the end.
+inline std::optional<SoundPlan> read_rf64(const std::filesystem::path& path, const SoundRange& range) {
+  FileBytes file(range);
+  if (file.at(0, 4) != "RF64") return std::nullopt;
+  constexpr std::int64_t place = 28;  // of the size in ds64
+  const bool has_sizes = file.at(12, 4) == "ds64";
+  const std::uint64_t told = has_sizes ? file.number(place, 8) : 0;
+  for (std::int64_t at = 12; at + 8 <= file.size();) {
+    const auto chunk = static_cast<std::int64_t>(file.number(at + 4, 4));
+    if (file.at(at, 4) != "data") {
+      at += 8 + chunk + chunk % 2;
+      continue;
+    }
+    const std::int64_t begin = at + 8, left = file.size() - begin;
+    const bool to_end = told == 0 && (chunk == 0xffffffff || (chunk == 0 && end_of_chunks(file, begin) < file.size()));
+    const std::uint64_t size = told != 0 ? told : static_cast<std::uint64_t>(to_end ? left : chunk);
+    require_samples(path, size, left);
+    const std::int64_t end = end_of_chunks(file, begin + static_cast<std::int64_t>(size + size % 2));
+    SoundPlan plan = with_rest(range, size, end);
+    if (told != 0 || size == 0 || !has_sizes) return plan;
+    std::string bytes;
+    for (int shift = 0; shift < 64; shift += 8) bytes += static_cast<char>(size >> shift & 0xff);
+    const std::int64_t shown = plan.rest_bytes > 0 ? end : file.size();
+    plan.streams = with_bytes_at({range.descriptor, range.begin, shown}, place, bytes).streams;
+    if (to_end) plan.notes.push_back(note_of_no_size(left));
+    return plan;
+  }
+  return whole_file(range);
+}
+
+/// Reads the chunks of a Wave64 file; nothing for other files.
 inline std::optional<SoundPlan> read_wav64(const std::filesystem::path& path, const SoundRange& range) {
   FileBytes file(range);
-  if (file.at(0, 4) == "RF64") {
-    const std::uint64_t size = file.at(12, 4) == "ds64" ? file.number(28, 8) : 0;
-    for (std::int64_t at = 12; at + 8 <= file.size();) {
-      const auto chunk = static_cast<std::int64_t>(file.number(at + 4, 4));
-      if (file.at(at, 4) == "data") {
-        require_samples(path, size, file.size() - at - 8);
-        return with_rest(range, size, end_of_chunks(file, at + 8 + static_cast<std::int64_t>(size + size % 2)));
-      }
-      at += 8 + chunk + chunk % 2;
-    }
-    return whole_file(range);
-  }
   if (file.at(0, 4) != "riff" || file.at(24, 4) != "wave") return std::nullopt;
   for (std::int64_t at = 40; at + 24 <= file.size();) {  // names of 16 bytes, sizes with names and sizes
     const std::uint64_t size = file.number(at + 16, 8);

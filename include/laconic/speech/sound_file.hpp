@@ -80,6 +80,17 @@ class FileBytes {
   std::string window_;
 };
 
+/// Returns the place after the last byte that is not 0. Reads the file from its end on, no further than to there.
+inline std::int64_t end_without_zeros(FileBytes& file) {
+  constexpr std::int64_t look = 1 << 16;
+  for (std::int64_t end = file.size(); end > 0; end -= look) {
+    const std::int64_t begin = std::max<std::int64_t>(end - look, 0);
+    const std::size_t last = file.at(begin, static_cast<std::size_t>(end - begin)).find_last_not_of('\0');
+    if (last != std::string_view::npos) return begin + static_cast<std::int64_t>(last) + 1;
+  }
+  return 0;
+}
+
 /// Returns the size of the tag that begins at `at`, 0 if none does: ID3v2 and APE with a header, which stand before
 /// sound or after it, and ID3v1.
 inline std::int64_t tag_size(FileBytes& file, std::int64_t at) {
@@ -95,14 +106,14 @@ inline std::int64_t tag_size(FileBytes& file, std::int64_t at) {
 }
 
 /// Returns the bytes of a file without the tags of players before and after them (ID3v1, ID3v2, APE), which say nothing
-/// of sound, and which decoders take for sound or refuse.
+/// of sound, and which decoders take for sound or refuse. Of those after them, at most 8 are left out.
 inline SoundRange without_tags(const OpenFile& opened) {
   const SoundRange all{opened.descriptor.get(), 0, opened.size};
   FileBytes file(all);
   std::int64_t begin = 0, end = all.size;
   for (std::int64_t size = 0; file.at(begin, 3) != "TAG" && (size = tag_size(file, begin)) > 0 && begin + size < end;)
     begin += size;
-  while (true) {
+  for (int tags = 0; tags < 8; ++tags) {  // going backwards, each costs a read
     std::int64_t size = 0;
     if (file.at(end - 32, 8) == "APETAGEX") {
       const bool has_header = (file.number(end - 12, 4) >> 31 & 1) != 0;
@@ -110,9 +121,19 @@ inline SoundRange without_tags(const OpenFile& opened) {
     } else if (file.at(end - 128, 3) == "TAG") {
       size = 128;
     }
-    if (size <= 0 || end - size <= begin) return {all.descriptor, begin, end - begin};
+    if (size <= 0 || end - size <= begin) break;
     end -= size;
   }
+  return {all.descriptor, begin, end - begin};
+}
+
+/// Bounds the parts of a file that are heard one after the other, each of which takes memory.
+inline constexpr std::size_t max_sound_parts = 10000;
+
+/// Throws `Error` for a file of `parts` parts if one more is too many.
+inline void require_few_parts(const std::filesystem::path& path, std::size_t parts) {
+  require(parts < max_sound_parts, path.string(), ": its sound is in more than ", max_sound_parts, " parts, at most ",
+          max_sound_parts, " expected");
 }
 
 /// Holds a stretch of what libsndfile is shown: bytes of the file, or others in their place.
@@ -132,6 +153,11 @@ struct SoundStream {
   double seconds = -1;  ///< duration as the container tells it; negative: as libsndfile says
 };
 
+/// Returns a note on a header that tells of no samples, though bytes follow it.
+inline std::string note_of_no_size(std::int64_t bytes) {
+  return text("the header says 0 bytes of samples; all ", bytes, " that follow are heard");
+}
+
 /// Describes what is to be heard of a file: streams, one after the other, and what is wrong with it.
 struct SoundPlan {
   std::vector<SoundStream> streams;
@@ -145,6 +171,14 @@ struct SoundPlan {
 inline SoundPlan whole_file(const SoundRange& file) {
   SoundPlan plan;
   plan.streams.push_back({{{0, file.size, {}}}});
+  return plan;
+}
+
+/// Returns the plan for a file in which other bytes stand at a place.
+inline SoundPlan with_bytes_at(const SoundRange& file, std::int64_t at, std::string bytes) {
+  SoundPlan plan;
+  const std::int64_t end = at + static_cast<std::int64_t>(bytes.size());
+  plan.streams.push_back({{{0, at, {}}, SoundBytes::of(std::move(bytes)), {end, file.size - end, {}}}});
   return plan;
 }
 
@@ -206,9 +240,10 @@ class SoundInput {
   std::int64_t size_ = 0, at_ = 0;
 };
 
-/// Says whether there is sound, or anything else but zeros, in the first bytes from `at` on.
-inline bool is_filled_from(FileBytes& file, std::int64_t at) {
-  return file.at(at, 4096).find_first_not_of('\0') != std::string_view::npos;
+/// Returns the number of bytes from `at` to the last one that is not 0. Zeros at the end fill a sector, or a recorder
+/// reserved them.
+inline std::int64_t bytes_without_zeros(FileBytes& file, std::int64_t at) {
+  return at < file.size() ? std::max<std::int64_t>(end_without_zeros(file) - at, 0) : 0;
 }
 
 /// Says whether a chunk of a WAV or an AIFF file could begin at `at`: a name of four printable characters, which is not
