@@ -73,8 +73,8 @@ struct AudioPart {
 /// something was not. Streams that follow each other in an Ogg or a FLAC file are heard one after the other.
 class AudioReader {
  public:
-  /// Opens a file, or a part of it. Throws `Error` if it is missing, empty, not audio, or a WAV file that is shorter
-  /// than its header says. Reads all of an Ogg, a FLAC and an MP3 file once. Allocates.
+  /// Opens a file, or a part of it. Throws `Error` if it is missing, empty, not audio, in more than 10000 parts, or a
+  /// WAV file that is shorter than its header says. Reads all of an Ogg, a FLAC and an MP3 file once. Allocates.
   explicit AudioReader(const std::filesystem::path& path, int sample_rate = 0, AudioPart part = {})
       : path_(path.string()), opened_(detail::open_to_read(path)) {
     require(sample_rate >= 0, path_, ": a sample rate of ", sample_rate, " Hz given, 0 or more expected");
