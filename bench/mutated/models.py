@@ -30,7 +30,7 @@ def transformers_text(folder, audio, pipe):
         while True:
             folder = pathlib.Path(pipe.recv())
             try:
-                config = transformers.AutoConfig.from_pretrained(folder)
+                transformers.AutoConfig.from_pretrained(folder)  # which it must read
                 if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
                     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
                 else:
