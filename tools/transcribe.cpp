@@ -195,7 +195,7 @@ void transcribe_files(const TranscribeOptions& o, const Recognizer& recognizer, 
     flush_result();
     release_free_memory();
   }
-  say_notes(notes_of_parts);
+  for (const std::string& note : notes_of_parts) say("note: ", note);  // all: what is missing is said nowhere else
   say_notes(notes);
   if (o.vad) say_silence(o.files.size() == 1 ? o.files[0] : text(o.files.size(), " files"), silence, seconds);
   if (!o.logits.empty()) logits.write(o.logits);

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import soundfile
 
-from .program import error_of, fatal, run
+from .program import error_of, fatal, row, run
 
 
 def chunk(name, data, size=None, pad=True):
@@ -557,15 +557,12 @@ class AudioStudy:
             path.unlink()
         else:
             shutil.move(path, self.args.keep / path.name)
-        return dict(
-            number=i,
-            kind=kind,
-            of=name,
-            category=category,
-            exit=done["exit"],
-            signal=done["signal"],
-            took=done["seconds"],
-            mib=done["mib"],
+        return row(
+            i,
+            kind,
+            name,
+            category,
+            done,
             heard=round(heard, 2),
             true=round(true, 2),
             error=error_of(done).replace(str(path), "FILE"),

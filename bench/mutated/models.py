@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import soundfile
 
-from .program import error_of, fatal, run
+from .program import error_of, fatal, row, run
 
 
 def transformers_text(folder, audio, pipe):
@@ -594,15 +594,12 @@ class ModelStudy:
         else:
             shutil.rmtree(self.args.keep / folder.name, ignore_errors=True)
             os.rename(folder, self.args.keep / folder.name)
-        return dict(
-            number=i,
-            kind=kind,
-            of=name,
-            category=category,
-            exit=done["exit"],
-            signal=done["signal"],
-            took=done["seconds"],
-            mib=done["mib"],
+        return row(
+            i,
+            kind,
+            name,
+            category,
+            done,
             what=self.models.what,
             error=error_of(done).replace(str(self.work) + "/", ""),
             text=text[:60],

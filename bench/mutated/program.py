@@ -46,5 +46,20 @@ def fatal(done):
     return "memory" if done["mib"] > max_mib else None
 
 
+def row(number, kind, name, category, done, **more):
+    """Returns what is written of a run: what was damaged in which way, what came of it, and what it took."""
+    return dict(
+        number=number,
+        kind=kind,
+        of=name,
+        category=category,
+        exit=done["exit"],
+        signal=done["signal"],
+        took=done["seconds"],
+        mib=done["mib"],
+        **more,
+    )
+
+
 def error_of(done):
     return next((line for line in done["err"].splitlines() if line.startswith("laconic: ")), "")

@@ -2,18 +2,19 @@
 // Speech that comes in pieces: features, decoding and evaluation are those of the whole; and training with chunks of
 // many sizes.
 #include <laconic/attention/any.hpp>
-#include <laconic/decode/ctc_beam_search.hpp>
 #include <laconic/model/branchformer.hpp>
 #include <laconic/model/conformer.hpp>
 #include <laconic/model/e_branchformer.hpp>
 #include <laconic/recognition/evaluate_streamed.hpp>
 #include <laconic/recognition/feature_stream.hpp>
+#include <laconic/recognition/recognizer/beam.hpp>
 #include <laconic/recognition/trainer.hpp>
 
 #include "gradient_check.hpp"
 #include "ridge_speech.hpp"
 #include "temporary_folder.hpp"
 
+#include <memory>
 #include <set>
 
 using namespace laconic;
@@ -55,20 +56,6 @@ TrainConfig dynamic_config() {
 
 const auto silent = [](const TrainProgress&) {};
 
-/// Decodes one utterance by a beam search that prefers one of the words.
-class Beams final : public LogitsDecoder {
- public:
-  explicit Beams(const Vocabulary& vocabulary)
-      : search_(CtcClasses::of(vocabulary),
-                {.beam_width = 20, .beam_prune_logp = -40, .token_min_logp = -20, .hotword_weight = 8}, nullptr,
-                {words[1]}) {}
-  void push(MatrixView<const float> logits) override { search_.push(logits); }
-  std::string finish() override { return search_.finish().front().text; }
-
- private:
-  CtcBeamSearch search_;
-};
-
 template <class Model>
 void check_evaluation() {
   const Vocabulary vocabulary = Vocabulary::words(words);
@@ -83,7 +70,11 @@ void check_evaluation() {
   const Evaluation whole = evaluate(model, cpu, data, vocabulary);
   std::set<std::string> different(whole.hypotheses.begin(), whole.hypotheses.end());
   REQUIRE(different.size() > 8);  // there is something to compare
-  const auto beams = [&] { return std::make_unique<Beams>(vocabulary); };
+  const auto beams = detail::text_decoders(
+      vocabulary, std::make_shared<const BeamDecoding>(BeamDecoding{
+                      {.beam_width = 20, .beam_prune_logp = -40, .token_min_logp = -20, .hotword_weight = 8},
+                      nullptr,
+                      {words[1]}}));
   const Evaluation by_beams = evaluate(model, cpu, data, vocabulary, evaluation_frames, {}, beams);
   REQUIRE(by_beams.hypotheses != whole.hypotheses);  // hotwords make others likelier
   for (const Index capacity : {1, 5, 40})

@@ -50,6 +50,26 @@ inline std::string error_of(const std::filesystem::path& path, int rate = 0) {
   return "no error";
 }
 
+/// Holds what is heard of a file, and what its reader says afterwards.
+struct Heard {
+  explicit Heard(const std::filesystem::path& path) {
+    AudioReader reader(path);
+    std::vector<float> block(10000);
+    std::size_t count = block.size();
+    while (count == block.size()) {
+      count = reader.read(block);
+      seconds += static_cast<double>(count) / reader.sample_rate();
+    }
+    note = reader.note();
+    whole = reader.is_whole();
+    missing = reader.missing_seconds();
+    CHECK(read_audio(path).is_whole == whole);
+  }
+  double seconds = 0, missing = 0;
+  std::string note;
+  bool whole = true;
+};
+
 /// Says whether a text has a part; a failing test shows both.
 inline bool contains(const std::string& all, const std::string& part) {
   if (all.find(part) != std::string::npos) return true;
@@ -65,6 +85,15 @@ inline float difference(const std::vector<float>& a, const std::vector<float>& b
   return most;
 }
 
-inline constexpr int wav16 = SF_FORMAT_WAV | SF_FORMAT_PCM_16;
+inline constexpr int wav16 = SF_FORMAT_WAV | SF_FORMAT_PCM_16, mp3 = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III;
+
+/// Says whether libsndfile writes MP3; older ones do not.
+inline bool writes_mp3() {
+  SF_INFO info{};
+  info.samplerate = 16000;
+  info.channels = 1;
+  info.format = mp3;
+  return sf_format_check(&info) != 0;
+}
 
 }  // namespace laconic

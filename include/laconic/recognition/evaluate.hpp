@@ -109,8 +109,8 @@ inline constexpr Index evaluation_frames = 8000;
 /// `batch_frames` feature frames on all threads together (a longer utterance is a batch of its own), and counts word
 /// errors. Returns texts, errors and losses by example; they do not depend on the batches. With several threads, each
 /// takes batches of its own through the whole model, in a context of its own, if there are enough of them; otherwise
-/// the threads share the kernels of one batch. Several processes share the batches of the same dataset, and each
-/// returns the results of all, but the seconds of its own. Allocates.
+/// the threads share the kernels and the decoders of one batch. Several processes share the batches of the same
+/// dataset, and each returns the results of all, but the seconds of its own. Allocates.
 template <class Model, class Context>
 Evaluation evaluate(const Model& model, Context& context, const Dataset& data, const Vocabulary& vocabulary,
                     Index batch_frames = evaluation_frames, AnyCommunicator communicator = {},

@@ -9,4 +9,5 @@
 #include <laconic/recognition/recognizer/costs.hpp>
 #include <laconic/recognition/recognizer/face.hpp>
 #include <laconic/recognition/recognizer/run.hpp>
+#include <laconic/recognition/recognizer/speech_stream.hpp>
 #include <laconic/recognition/recognizer/train.hpp>

@@ -185,8 +185,7 @@ inline std::optional<SoundPlan> read_flac(const std::filesystem::path& path, con
     ++at;
   }
   stream.add_to(plan, file.size());
-  if (plan.streams.size() > 1)
-    plan.notes.push_back(text(plan.streams.size(), " streams are heard one after the other"));
+  if (plan.streams.size() > 1) plan.notes.push_back(note_of_parts(plan.streams.size(), "streams"));
   return plan;
 }
 

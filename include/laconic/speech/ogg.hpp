@@ -201,8 +201,7 @@ inline std::optional<SoundPlan> read_ogg(const SoundRange& range) {
   if (gaps) plan.notes.push_back("pages are missing or damaged");
   if (!all_ended) plan.notes.push_back("it ends before the mark of its end, so that more may be missing");
   if (lost_bytes > 0) plan.notes.push_back(text(lost_bytes, " bytes are no pages"));
-  if (plan.streams.size() > 1)
-    plan.notes.push_back(text(plan.streams.size(), " streams are heard one after the other"));
+  if (plan.streams.size() > 1) plan.notes.push_back(note_of_parts(plan.streams.size(), "streams"));
   return plan;
 }
 

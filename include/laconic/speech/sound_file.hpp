@@ -158,6 +158,11 @@ inline std::string note_of_no_size(std::int64_t bytes) {
   return text("the header says 0 bytes of samples; all ", bytes, " that follow are heard");
 }
 
+/// Returns a note on several parts of a file, which `what` names.
+inline std::string note_of_parts(std::size_t count, std::string_view what) {
+  return text(count, ' ', what, " are heard one after the other");
+}
+
 /// Describes what is to be heard of a file: streams, one after the other, and what is wrong with it.
 struct SoundPlan {
   std::vector<SoundStream> streams;

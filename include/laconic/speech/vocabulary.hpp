@@ -184,8 +184,8 @@ class Vocabulary {
   /// Returns the vocabulary that `to_json` wrote, or one of Hugging Face. `where` begins the texts of errors (the name
   /// of a file).
   ///
-  /// With a tokenizer the vocabulary is one of Hugging Face, and the blank is `tokenizer.pad_token`. So is one of
-  /// characters in which class 0 is "<pad>". Tokens beyond the `classes` of the model are then left out, and classes
+  /// A vocabulary with a tokenizer is one of Hugging Face, and its blank is `tokenizer.pad_token`. One of characters in
+  /// which class 0 is "<pad>" is so, too. Tokens beyond the `classes` of the model are then left out, and classes
   /// may be without a token; `classes` = 0 means as many as the indices say. Any other vocabulary is one that laconic
   /// made: its indices must be 0 .. n-1, each once, the blank 0, and each token one character or one word. Throws
   /// `Error` for anything else, and for control characters in a token.

@@ -90,7 +90,7 @@ inline std::optional<SoundPlan> read_wav(const std::filesystem::path& path, cons
   const bool as_it_is = samples.size() == 1 && samples.front().begin == first_samples && plan.notes.empty() &&
                         !is_late && plan.rest_bytes == 0;
   if (samples.empty() || as_it_is) return plan;
-  if (samples.size() > 1) plan.notes.push_back(text(samples.size(), " parts of samples are heard one after the other"));
+  if (samples.size() > 1) plan.notes.push_back(note_of_parts(samples.size(), "parts of samples"));
   // The chunks before the samples without the name and the size of the file, then the name of the samples.
   const Chunk head = is_late ? *format : Chunk{12, first_samples - 8 - 12};
   std::vector<SoundBytes>& shown = plan.streams.front().bytes;
